@@ -1,0 +1,25 @@
+"""KDPL: unsupervised prompt learning for CLIP by knowledge distillation.
+
+Importing this package makes `import dassl` work: an installed Dassl is used as it is, and where there is none the
+bundled engine of the same interface (`kdpl/fallback/dassl`) is put at the end of `sys.path`.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from kdpl.config import extend_cfg
+
+__version__ = "0.1.0"
+__all__ = ["dassl_in_use", "extend_cfg"]
+
+_FALLBACK = str(Path(__file__).parent / "fallback")
+
+if find_spec("dassl") is None:
+    sys.path.append(_FALLBACK)
+
+
+def dassl_in_use() -> str:
+    """Return one line that says which Dassl the process uses: the installed one or the bundled engine."""
+    folder = Path(find_spec("dassl").origin).parent
+    return "Dassl: bundled engine of KDPL" if folder.parent == Path(_FALLBACK) else f"Dassl: installed, {folder}"
