@@ -19,7 +19,7 @@ def _defaults() -> CN:
         "PROMPT_DEPTH_TEXT": 9,
     }
     trainer.PROMPTSRC = CN(
-        two_towers | {"TEXT_LOSS_WEIGHT": 25.0, "IMAGE_LOSS_WEIGHT": 10.0, "GPA_MEAN": 15.0, "GPA_STD": 1.0}
+        two_towers | {"TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, "GPA_MEAN": 15, "GPA_STD": 1}
     )
     trainer.IVLP = CN(two_towers | {"N_CTX_VISION": 2, "N_CTX_TEXT": 2})
     trainer.KDPL = CN({
