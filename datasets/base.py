@@ -1,0 +1,84 @@
+"""What every data set of the CoOp family does to its splits: few-shot selection and the base and new halves of the classes."""
+
+import difflib
+import math
+import random
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+from dassl.data.datasets import DatasetBase, Datum
+
+SUBSAMPLES = ("all", "base", "new")
+MAX_VAL_SHOTS = 4
+
+
+def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Datum]]:
+    """Keep the base or the new half of the classes in every split, relabelled from 0 in the order of the old labels.
+
+    The classes are those of the first split. With C of them the first ceil(C / 2) labels are the base classes and the
+    rest the new ones (base-to-new setting of CoCoOp, arXiv:2203.05557).
+
+    Args:
+        splits: lists of `Datum`, the training list first.
+        subsample: "all" (nothing changes), "base" or "new".
+
+    Returns:
+        One list for each split.
+
+    Raises:
+        ValueError: `subsample` is none of the three.
+    """
+    if subsample not in SUBSAMPLES:
+        closest = difflib.get_close_matches(str(subsample).lower(), SUBSAMPLES, n=1)
+        hint = f" Did you mean '{closest[0]}'?" if closest else ""
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES {subsample!r} is not one of all, base, new.{hint}")
+    if subsample == "all":
+        return [list(split) for split in splits]
+
+    labels = sorted({datum.label for datum in splits[0]})
+    half = math.ceil(len(labels) / 2)
+    kept = labels[:half] if subsample == "base" else labels[half:]
+    relabel = {label: new for new, label in enumerate(kept)}
+    return [
+        [Datum(d.impath, relabel[d.label], d.domain, d.classname) for d in split if d.label in relabel]
+        for split in splits
+    ]
+
+
+def fewshot(
+    dataset: DatasetBase, train: Sequence[Datum], val: Sequence[Datum], num_shots: int, seed: int
+) -> tuple[list[Datum], list[Datum]]:
+    """Draw `num_shots` training images and at most four validation images of every class.
+
+    The draw is the forks': the data set's `generate_fewshot_dataset`, training list first, on Python's `random` as it
+    is right after seeding. The state of `random` is put back afterwards, so that neither what ran before nor what runs
+    after depends on this draw.
+
+    Args:
+        dataset: gives `generate_fewshot_dataset`.
+        train, val: the whole lists.
+        num_shots: images a class; below 1 the lists are returned whole.
+        seed: the run's seed; below 0 the draw takes `random` as it stands (the run is not seeded).
+
+    Returns:
+        The two drawn lists; a class with fewer images than shots gives all it has.
+    """
+    if num_shots < 1:
+        return list(train), list(val)
+    with _random_seeded(seed):
+        few_train = dataset.generate_fewshot_dataset(train, num_shots=num_shots)
+        few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS))
+    return few_train, few_val
+
+
+@contextmanager
+def _random_seeded(seed: int):
+    if seed < 0:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
