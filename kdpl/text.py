@@ -1,0 +1,232 @@
+"""The text pass: features of many prompts that share their beginning, without wasted work and without approximation.
+
+Under the causal mask of CLIP's text tower a position depends on earlier positions only. So nothing is computed after the
+end-of-text token (EOT); the tokens that all prompts begin with are run once, and every prompt's own tokens attend to
+their keys and values; and the last layer computes queries and MLP for the EOT positions alone.
+
+All prompts of a class list lie packed in one matrix, the shared prefix first and the suffixes sorted by length behind it, so
+that projections and MLPs are single large matrix products. Only attention is done per group of equal suffix length.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpl.blocks import Block, UnsupportedTowerError
+
+
+def slot(index: int) -> int:
+    """Return the entry that stands in a prompt for the learned context vector `index`, where others are token ids."""
+    return -1 - index
+
+
+class PromptLayout:
+    """The constants of a list of prompts, computed once per class list: packed embeddings, groups of equal length, EOT rows.
+
+    Args:
+        tower: the text tower that will read the prompts.
+        prompts: one sequence per class, `[SOT, ..., EOT]`, of token ids and of `slot(i)` where learned vectors go.
+        class_specific: True where every class has context vectors of its own, `ctx (C, n, w)`.
+
+    Raises:
+        ValueError: no prompt at all, or a prompt longer than the tower's context.
+    """
+
+    def __init__(self, tower: "TextTower", prompts: Sequence[Sequence[int]], class_specific: bool = False):
+        if not prompts:
+            raise ValueError("The list of prompts is empty: expected at least one class name.")
+        longest = max(map(len, prompts))
+        if longest > tower.context_length:
+            raise ValueError(
+                f"A prompt of {longest} tokens is longer than the text tower's {tower.context_length}: "
+                "shorten the class name or the context (N_CTX)."
+            )
+        self.class_specific = class_specific
+        self.prefix = n = _shared_prefix(prompts, class_specific)
+        order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
+        device = tower.device
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        # One row per entry: the prefix, then every prompt's suffix, shortest first.
+        rows = list(prompts[0][:n]) + [e for c in order for e in prompts[c][n:]]
+        positions = list(range(n)) + [p for c in order for p in range(n, len(prompts[c]))]
+        owners = [0] * n + [c for c in order for _ in prompts[c][n:]]
+        self.groups = [(len(list(g)), m) for m, g in groupby(len(prompts[c]) - n for c in order)]
+        self.split = [n, *(count * m for count, m in self.groups)]
+        ends, end = {}, n
+        for c in order:
+            end += len(prompts[c]) - n
+            ends[c] = end - 1
+        self.eot = tensor([ends[c] for c in order])  # (C,) row of each prompt's EOT, in packed order
+        self.original_order = tensor(sorted(range(len(order)), key=order.__getitem__))
+        self.sorted = order == list(range(len(order)))
+
+        slots = [(r, owners[r], -1 - e) for r, e in enumerate(rows) if e < 0]
+        self.slot_rows = tensor([r for r, _, _ in slots])
+        self.slot_owners = tensor([c for _, c, _ in slots])
+        self.slot_index = tensor([i for _, _, i in slots])
+        self.slot_count = 1 + max((i for _, _, i in slots), default=-1)
+        # A slot's row starts as its position alone; the learned vector is added when the prompts are embedded.
+        tokens = tower.embed(tensor([max(e, 0) for e in rows]))  # (N, w)
+        tokens[self.slot_rows] = 0
+        self.rows = tokens + tower.positions[tensor(positions)].to(tokens.dtype)  # (N, w)
+
+    def __len__(self) -> int:
+        return len(self.eot)
+
+    def embed(self, ctx: Tensor | None) -> Tensor:
+        """Return the packed input of the first layer, `(P, N, w)`; P is 1, or B for one context per image."""
+        if ctx is None:
+            if self.slot_count:
+                raise ValueError(f"The prompts have {self.slot_count} context slots: expected ctx, got None.")
+            return self.rows.unsqueeze(0)
+        if ctx.shape[-2] != self.slot_count:
+            raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {self.slot_count} slots.")
+        if self.class_specific:
+            vectors = ctx[self.slot_owners, self.slot_index].unsqueeze(0)  # (1, S, w)
+        else:
+            vectors = (ctx if ctx.dim() == 3 else ctx.unsqueeze(0)).index_select(1, self.slot_index)  # (P, S, w)
+        vectors = vectors.to(self.rows.dtype) + self.rows[self.slot_rows]
+        return self.rows.expand(len(vectors), -1, -1).index_copy(1, self.slot_rows, vectors)
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]], class_specific: bool) -> int:
+    """Length of the beginning that all prompts have in common; at least EOT stays outside, and slots of a class's own."""
+    first, limit = prompts[0], min(map(len, prompts)) - 1
+    for i in range(limit):
+        if any(p[i] != first[i] for p in prompts) or (class_specific and first[i] < 0):
+            return i
+    return limit
+
+
+class TextTower:
+    """The text side of an unmodified CLIP, OpenAI's or open_clip's, as the text pass sees it.
+
+    It holds references, no copies: moving or casting the model moves and casts the tower.
+
+    Args:
+        model: a CLIP whose text tower is a causal transformer read at the EOT position.
+
+    Raises:
+        UnsupportedTowerError: the text tower is of another kind (bidirectional, with a class token, from Hugging Face, ...).
+    """
+
+    def __init__(self, model: nn.Module):
+        text = getattr(model, "text", model)
+        missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
+        causal = getattr(text, "attn_mask", True) is not None and getattr(text, "cls_emb", None) is None
+        pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
+        if missing or not causal or pool not in ("argmax", "eos"):
+            raise UnsupportedTowerError(
+                f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{pool}') is not a causal "
+                "transformer read at its EOT token, as OpenAI's CLIP has it: it can be a teacher, not a student."
+            )
+        self._text = text
+        self.blocks = [Block(b) for b in text.transformer.resblocks]
+
+    @property
+    def device(self) -> torch.device:
+        return self._text.token_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the residual stream: that of the projections' weights."""
+        return self.blocks[0].attn.in_proj_weight.dtype
+
+    @property
+    def positions(self) -> Tensor:
+        """Positional embedding `(context_length, w)`."""
+        return self._text.positional_embedding
+
+    @property
+    def context_length(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
+        return self._text.token_embedding(ids).to(self.dtype)
+
+    def __call__(self, layout: PromptLayout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Return the text features of all prompts, not normalised.
+
+        Args:
+            layout: the prompts.
+            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)` with a
+                class-specific layout. None where the prompts have no slots.
+            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of positions 1..n, which the shared prefix must hold.
+
+        Returns:
+            `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
+        """
+        if len(deep) >= self.depth or any(len(d) >= layout.prefix for d in deep):
+            raise ValueError(
+                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers and a "
+                f"shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, fewer vectors than the prefix."
+            )
+        x = layout.embed(ctx)  # (P, N, w)
+        for l, block in enumerate(self.blocks):
+            if 0 < l <= len(deep):
+                prompt = deep[l - 1].to(x.dtype).expand(len(x), -1, -1)  # (P, n, w)
+                x = torch.cat([x[:, :1], prompt, x[:, 1 + prompt.shape[1] :]], dim=1)
+            if l < self.depth - 1:
+                x = block.finish(x, _attend(layout, block.qkv(x)))
+            else:  # the feature is read at EOT: no other position of the last layer is needed
+                attended = _attend_eot(layout, *block.q_kv(x, layout.eot))
+                x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
+        x = self._project(self._text.ln_final(x))
+        x = x if layout.sorted else x.index_select(1, layout.original_order)
+        return x if ctx is not None and ctx.dim() == 3 and not layout.class_specific else x.squeeze(0)
+
+    def _project(self, x: Tensor) -> Tensor:
+        projection = self._text.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Module) else x.to(projection.dtype) @ projection
+
+
+def _attend(layout: PromptLayout, qkv: Tensor) -> Tensor:
+    """Causal attention of the packed rows: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
+    prefix, *groups = qkv.split(layout.split, dim=1)  # one split, so that the backward pass is one concatenation
+    q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
+    attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
+    for group, (count, m) in zip(groups, layout.groups, strict=True):
+        q, k, v = group.unbind(2)
+        mask = torch.ones(m, layout.prefix + m, dtype=torch.bool, device=q.device).tril(layout.prefix)
+        attended.append(_attend_group(q, _behind(prefix[:, :, 1], k, count), _behind(prefix[:, :, 2], v, count), count, mask))
+    return torch.cat(attended, dim=1)
+
+
+def _attend_eot(layout: PromptLayout, q: Tensor, kv: Tensor) -> Tensor:
+    """The same for the EOT positions alone: q `(P, C, heads, head_dim)` in packed order, kv `(P, N, 2, heads, head_dim)`."""
+    prefix, *groups = kv.split(layout.split, dim=1)
+    attended = []
+    for own_q, group, (count, _) in zip(q.split([c for c, _ in layout.groups], dim=1), groups, layout.groups, strict=True):
+        k, v = (_behind(prefix[:, :, i], group[:, :, i], count) for i in (0, 1))
+        attended.append(_attend_group(own_q, k, v, count, None))
+    return torch.cat(attended, dim=1)
+
+
+def _behind(prefix: Tensor, own: Tensor, count: int) -> Tensor:
+    """Put the shared prefix before each of `count` suffixes: `(P * count, heads, n + m, head_dim)`."""
+    shared = prefix[:, None].expand(-1, count, -1, -1, -1)
+    return torch.cat([shared, own.unflatten(1, (count, -1))], dim=2).flatten(0, 1).transpose(1, 2)
+
+
+def _attend_group(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) -> Tensor:
+    """Attention of `count` suffixes of one length, their queries `(P, count * m, heads, head_dim)` packed."""
+    own = q.unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2)  # (P * count, heads, m, head_dim)
+    return F.scaled_dot_product_attention(own, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape)
