@@ -1,0 +1,141 @@
+"""Saving and loading of weights and training state; files are written whole or not at all and load safely."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdpl.files import atomic_write
+
+BEST = "model-best.pth.tar"
+NEWEST = "checkpoint"  # the text file that names the newest checkpoint of its folder
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Return the name of the checkpoint written after `epoch` epochs."""
+    return f"model.pth.tar-{epoch}"
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Write a checkpoint and, after it, the text file `checkpoint` that names it as the newest.
+
+    Args:
+        state: a dictionary with at least "state_dict" and "epoch" (the number of finished epochs).
+        save_dir: the folder, made if missing.
+        is_best: write a second copy as `model-best.pth.tar`.
+        remove_module_from_keys: drop the prefix "module." that `DataParallel` gives to the names of parameters.
+        model_name: the file's name; by default `model.pth.tar-<epoch>`.
+    """
+    if remove_module_from_keys:
+        state = state | {"state_dict": _without_module_prefix(state["state_dict"])}
+    name = model_name or checkpoint_name(state["epoch"])
+    for target in [name, BEST] if is_best else [name]:
+        path = Path(save_dir, target)
+        with atomic_write(path) as file:
+            torch.save(state, file)
+        print(f"Checkpoint saved to {path}")
+    # Written last: it never names a file that is not complete.
+    with atomic_write(Path(save_dir, NEWEST), "w") as file:
+        file.write(f"{name}\n")
+
+
+def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
+    """Return the contents of a checkpoint, its tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds Python objects, which safe loading refuses.
+    """
+    if not Path(fpath).is_file():
+        raise FileNotFoundError(f"No checkpoint at '{fpath}'.")
+    try:
+        return torch.load(fpath, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'{fpath}' holds more than tensors, numbers and text, and is not loaded because that could run any code. "
+            "If you trust it, save it again with its 'state_dict' alone where it was made."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"'{fpath}' is not a complete checkpoint ({error}). Use another epoch's file.") from error
+
+
+def resume_from_checkpoint(
+    fdir: str | os.PathLike,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+) -> int:
+    """Load the newest checkpoint of a folder into a model, its optimizer and its scheduler.
+
+    Args:
+        fdir: the folder that `save_checkpoint` wrote to.
+
+    Returns:
+        The number of finished epochs.
+
+    Raises:
+        FileNotFoundError: the folder names no checkpoint, or the one it names is gone.
+    """
+    pointer = Path(fdir, NEWEST)
+    if not pointer.is_file():
+        raise FileNotFoundError(f"No text file '{NEWEST}' in '{fdir}' that names the checkpoint to go on from.")
+    path = Path(fdir, pointer.read_text(encoding="utf-8").strip())
+    print(f"Loading checkpoint from {path}")
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if part is not None and checkpoint.get(name) is not None:
+            part.load_state_dict(checkpoint[name])
+    print(f"Finished epochs: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
+    """Load the weights of a file whose names and shapes are those of `model`, and name those that were left out.
+
+    Args:
+        weight_path: a checkpoint, or a state dictionary alone.
+    """
+    checkpoint = load_checkpoint(weight_path)
+    weights = _without_module_prefix(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    if not fitting:
+        warnings.warn(f"'{weight_path}' has no weight whose name and shape fit the model", stacklevel=2)
+        return
+    model.load_state_dict(own | fitting)
+    print(f"Loaded {len(fitting)} of {len(own)} weights from {weight_path}")
+    if left_out := [name for name in weights if name not in fitting]:
+        print(f"Left out, because name or shape does not fit: {left_out}")
+
+
+def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
+    """Count the numbers in a model's parameters, or in `params`: parameters, or groups of them as optimizers take.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if model is not None:
+        params = model.parameters()
+    if params is None:
+        raise ValueError("count_num_param needs a model or parameters, got neither.")
+    return sum(_numel(p["params"]) if isinstance(p, dict) else p.numel() for p in params)
+
+
+def _numel(params: torch.Tensor | Iterable[torch.Tensor]) -> int:
+    return params.numel() if isinstance(params, torch.Tensor) else sum(p.numel() for p in params)
+
+
+def _without_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("module."): value for name, value in state_dict.items()}

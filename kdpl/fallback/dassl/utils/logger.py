@@ -1,0 +1,64 @@
+"""A copy of everything that is printed, in a file."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+
+class Logger:
+    """A text stream that writes to the terminal and to a file.
+
+    Args:
+        fpath: the file, which must not exist yet; its folder is made if missing.
+    """
+
+    def __init__(self, fpath: str | os.PathLike):
+        # A second logger takes the first one's place: lines of the new run do not belong in the old run's file.
+        self.console: IO[str] = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
+        Path(fpath).parent.mkdir(parents=True, exist_ok=True)
+        # Line-buffered, so that the lines before a crash are on disk.
+        self.file: IO[str] = open(fpath, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.console.flush()
+
+    def __getattr__(self, name: str):
+        # encoding, isatty, fileno, ...: those of the terminal
+        if name == "console":
+            raise AttributeError(name)
+        return getattr(self.console, name)
+
+
+def setup_logger(output: str | os.PathLike | None = None) -> None:
+    """Copy everything printed from now on to `log.txt` in the folder `output`.
+
+    A log that exists is kept: the new one's name is then followed by the time.
+
+    Args:
+        output: a folder, or a file whose name ends in .txt or .log; None: no log is written.
+    """
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix not in (".txt", ".log"):
+        path /= "log.txt"
+    sys.stdout = _open_new(path)
+
+
+def _open_new(path: Path) -> Logger:
+    candidates = [path, path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))]
+    while True:
+        try:
+            return Logger(candidates[0])
+        except FileExistsError:
+            if len(candidates) > 1:
+                candidates.pop(0)
+            else:
+                candidates[0] = candidates[0].with_name(candidates[0].name + "-1")
