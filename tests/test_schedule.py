@@ -1,0 +1,134 @@
+"""The learning rate of every epoch, and the scheduler that sets it."""
+
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from yacs.config import CfgNode
+
+from kdpl.schedule import build_schedule, rate
+
+PUBLISHED = {
+    "LR": 0.002,
+    "LR_SCHEDULER": "cosine",
+    "STEPSIZE": (-1,),
+    "GAMMA": 0.1,
+    "MAX_EPOCH": 50,
+    "WARMUP_EPOCH": 1,
+    "WARMUP_TYPE": "constant",
+    "WARMUP_CONS_LR": 1e-5,
+    "WARMUP_MIN_LR": 1e-5,
+    "WARMUP_RECOUNT": True,
+}
+
+
+def optim(**changes) -> CfgNode:
+    return CfgNode(PUBLISHED | changes)
+
+
+def optimizer(*base_rates: float) -> torch.optim.SGD:
+    return torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in base_rates], lr=1.0)
+
+
+def rates_in_use(schedule, sgd, epochs: int) -> list[list[float]]:
+    seen = []
+    for _ in range(epochs):
+        seen.append([group["lr"] for group in sgd.param_groups])
+        sgd.step()
+        schedule.step()
+    return seen
+
+
+def test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_rate():
+    expected = [1e-5] + [0.002 * (1 + math.cos(math.pi * (e - 1) / 50)) / 2 for e in range(1, 50)]
+    assert [rate(e, optim()) for e in range(50)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_scheduler_sets_the_rates_of_the_formula_in_every_group():
+    sgd = optimizer(0.002, 0.0002)
+    seen = rates_in_use(build_schedule(sgd, optim()), sgd, 50)
+    assert seen[0] == [1e-5, 1e-5]
+    assert seen == [[rate(e, optim()), rate(e, optim(), 0.0002)] for e in range(50)]
+
+
+def test_linear_warm_up_rises_from_its_minimum_to_the_base_rate():
+    cfg = optim(WARMUP_EPOCH=4, WARMUP_TYPE="linear", WARMUP_MIN_LR=1e-6)
+    assert [rate(e, cfg) for e in range(5)] == pytest.approx([1e-6, 0.0005, 0.001, 0.0015, 0.002])
+
+
+def test_without_recount_the_epochs_of_the_warm_up_count():
+    cfg = optim(WARMUP_EPOCH=5, WARMUP_RECOUNT=False)
+    assert rate(5, cfg) == pytest.approx(0.002 * (1 + math.cos(math.pi * 5 / 50)) / 2)
+    assert rate(5, optim(WARMUP_EPOCH=5)) == 0.002
+
+
+def test_single_step_falls_every_stepsize_epochs():
+    cfg = optim(LR_SCHEDULER="single_step", STEPSIZE=(10,), WARMUP_EPOCH=-1)
+    assert [rate(e, cfg) for e in (0, 9, 10, 19, 20)] == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4, 2e-5])
+
+
+@pytest.mark.parametrize("stepsize", [(-1,), (0,), [-1], -1])
+def test_a_stepsize_below_one_means_the_whole_training(stepsize):
+    cfg = optim(LR_SCHEDULER="single_step", STEPSIZE=stepsize, WARMUP_EPOCH=-1)
+    assert {rate(e, cfg) for e in range(50)} == {0.002}
+    assert rate(50, cfg) == pytest.approx(0.0002)
+
+
+def test_multi_step_falls_at_each_of_its_epochs():
+    cfg = optim(LR_SCHEDULER="multi_step", STEPSIZE=(10, 30), WARMUP_EPOCH=-1)
+    assert [rate(e, cfg) for e in (9, 10, 29, 30)] == pytest.approx([2e-3, 2e-4, 2e-4, 2e-5])
+
+
+@given(
+    kind=st.sampled_from(["cosine", "single_step", "multi_step"]),
+    warmup_type=st.sampled_from(["constant", "linear"]),
+    warmup=st.integers(-1, 8),
+    recount=st.booleans(),
+    base_lr=st.floats(1e-5, 1.0),
+)
+def test_after_the_warm_up_the_rate_never_rises_and_stays_between_zero_and_the_base_rate(
+    kind, warmup_type, warmup, recount, base_lr
+):
+    cfg = optim(
+        LR=base_lr, LR_SCHEDULER=kind, STEPSIZE=(4, 7), MAX_EPOCH=8, WARMUP_TYPE=warmup_type, WARMUP_EPOCH=warmup,
+        WARMUP_RECOUNT=recount,
+    )  # fmt: skip
+    rates = [rate(e, cfg) for e in range(max(warmup, 0), 8)]
+    assert rates == sorted(rates, reverse=True)
+    assert all(0 <= lr <= base_lr for lr in rates)
+
+
+def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
+    sgd = optimizer(0.002, 0.0002)
+    schedule = build_schedule(sgd, optim())
+    rates_in_use(schedule, sgd, 7)
+    file = io.BytesIO()
+    torch.save({"optimizer": sgd.state_dict(), "scheduler": schedule.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    resumed = optimizer(0.002, 0.0002)
+    resumed_schedule = build_schedule(resumed, optim())
+    resumed.load_state_dict(saved["optimizer"])
+    resumed_schedule.load_state_dict(saved["scheduler"])
+    assert rates_in_use(resumed_schedule, resumed, 43) == rates_in_use(schedule, sgd, 43)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"LR_SCHEDULER": "cosin"}, "OPTIM.LR_SCHEDULER 'cosin' .* Did you mean 'cosine'"),
+        ({"WARMUP_TYPE": "lineer"}, "OPTIM.WARMUP_TYPE 'lineer' .* Did you mean 'linear'"),
+        ({"WARMUP_EPOCH": 51}, "WARMUP_EPOCH 51 is more than OPTIM.MAX_EPOCH 50"),
+        ({"MAX_EPOCH": 0}, "OPTIM.MAX_EPOCH is 0"),
+        ({"LR_SCHEDULER": "multi_step"}, "OPTIM.STEPSIZE .* multi_step"),
+        ({"STEPSIZE": (2.5,)}, "OPTIM.STEPSIZE"),
+        ({"STEPSIZE": ()}, "OPTIM.STEPSIZE"),
+    ],
+)
+def test_an_impossible_schedule_is_refused_when_it_is_built(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedule(optimizer(0.002), optim(**changes))
