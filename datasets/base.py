@@ -1,4 +1,4 @@
-"""What every data set of the CoOp family does to its splits: few-shot selection and the base and new halves of the classes."""
+"""What every data set does to its splits: the few-shot draw, and the base and new halves of the classes."""
 
 import difflib
 import math
