@@ -51,11 +51,16 @@ class Registry:
         return list(self._objects)
 
 
+def check_choice(key: str, value: str, available: Iterable[str]) -> None:
+    """Raise a ValueError that names the configuration key and the closest name unless `value` is one of `available`."""
+    names = list(available)
+    if value not in names:
+        raise ValueError(_unknown(f"{key} '{value}' is not available", value, names))
+
+
 def check_availability(requested: str, available: Iterable[str]) -> None:
     """Raise a ValueError that suggests the closest name unless `requested` is one of `available`."""
-    names = list(available)
-    if requested not in names:
-        raise ValueError(_unknown(f"'{requested}' is not available", requested, names))
+    check_choice("The requested name", requested, available)
 
 
 def tolist_if_not(x: Any) -> list:

@@ -5,7 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from dassl.utils import check_availability
+from dassl.utils.registry import check_choice
 
 
 class Datum:
@@ -138,7 +138,7 @@ class DatasetBase:
             if not chosen:
                 raise ValueError(f"DATASET.{key} is empty. Choose from: {', '.join(self.domains)}.")
             for domain in chosen:
-                check_availability(domain, self.domains)
+                check_choice(f"DATASET.{key}", domain, self.domains)
 
     def generate_fewshot_dataset(
         self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False

@@ -1,7 +1,9 @@
 """The registry of data sets."""
 
-from dassl.utils import Registry, check_availability
 from yacs.config import CfgNode
+
+from dassl.utils import Registry
+from dassl.utils.registry import check_choice
 
 DATASET_REGISTRY = Registry("DATASET")
 
@@ -12,7 +14,7 @@ def build_dataset(cfg: CfgNode):
     Raises:
         ValueError: no data set of that name is registered.
     """
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_choice("DATASET.NAME", cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if cfg.VERBOSE:
         print(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -1,0 +1,204 @@
+"""From the configuration to the loaders of all splits."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
+
+from dassl.data.datasets import Datum, build_dataset
+from dassl.data.samplers import build_sampler
+from dassl.data.seeding import SeededSampler, augmentation_seed
+from dassl.data.transforms import build_transform, interpolation_mode
+from dassl.utils import read_image
+
+Transform = Callable[[Image.Image], Any]
+
+
+class DatasetWrapper(Dataset):
+    """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`.
+
+    Several transforms give `img`, `img2`, `img3`, ... With DATALOADER.K_TRANSFORMS above 1, each of these is a list of
+    that many augmented views, in training only. With DATALOADER.RETURN_IMG0, `img0` is the image without augmentation.
+
+    Args:
+        cfg: the whole configuration.
+        data_source: the images.
+        transform: from a PIL image to a tensor, or several such; None leaves PIL images.
+        is_train: whether the split is trained on.
+
+    Raises:
+        ValueError: K_TRANSFORMS above 1 without a transform.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Transform | Sequence[Transform] | None = None,
+        is_train: bool = False,
+    ):
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(
+                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply that often. Set it to 1, "
+                "or INPUT.NO_TRANSFORM to False."
+            )
+        self.to_tensor = _without_augmentation(cfg)
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        item = self.data_source[idx]
+        image = read_image(item.impath)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
+        with augmentation_seed(idx):
+            output |= self._views(image)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _views(self, image: Image.Image) -> dict[str, Any]:
+        if self.transform is None:
+            return {"img": image}
+        transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
+        return {f"img{i}" if i > 1 else "img": self._augmented(t, image) for i, t in enumerate(transforms, 1)}
+
+    def _augmented(self, transform: Transform, image: Image.Image) -> Any:
+        views = [transform(image) for _ in range(self.k_tfm)]
+        return views if self.k_tfm > 1 else views[0]
+
+
+class DataManager:
+    """The data set that DATASET.NAME names, and a loader for each of its splits.
+
+    Attributes:
+        dataset: the data set.
+        train_loader_x: labelled training images, shuffled; the last short batch is left out if there is a full one.
+        train_loader_u: unlabelled training images, or None.
+        val_loader: validation images, or None.
+        test_loader: test images.
+        num_classes, lab2cname: those of the data set.
+        num_source_domains: the number of DATASET.SOURCE_DOMAINS.
+
+    Args:
+        cfg: the whole configuration.
+        custom_tfm_train: a transform, or several, in place of the configured one.
+        custom_tfm_test: the same, for validation and test.
+        dataset_wrapper: a class in place of `DatasetWrapper`, called with the same arguments.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Transform | Sequence[Transform] | None = None,
+        custom_tfm_test: Transform | Sequence[Transform] | None = None,
+        dataset_wrapper: Callable[..., Dataset] | None = None,
+    ):
+        self.dataset = dataset = build_dataset(cfg)
+        tfm_train = _custom_or_built(cfg, custom_tfm_train, is_train=True)
+        tfm_test = _custom_or_built(cfg, custom_tfm_test, is_train=False)
+        loaders = cfg.DATALOADER
+        node_u = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
+
+        def loader(data_source: list[Datum], node: CfgNode, is_train: bool) -> DataLoader:
+            return build_data_loader(
+                cfg,
+                sampler_type=node.SAMPLER,
+                data_source=data_source,
+                batch_size=node.BATCH_SIZE,
+                n_domain=node.get("N_DOMAIN", 0),
+                n_ins=node.get("N_INS", 16),
+                tfm=tfm_train if is_train else tfm_test,
+                is_train=is_train,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        self.train_loader_x = loader(dataset.train_x, loaders.TRAIN_X, is_train=True)
+        self.train_loader_u = loader(dataset.train_u, node_u, is_train=True) if dataset.train_u else None
+        self.val_loader = loader(dataset.val, loaders.TEST, is_train=False) if dataset.val else None
+        self.test_loader = loader(dataset.test, loaders.TEST, is_train=False)
+
+        self.num_classes: int = dataset.num_classes
+        self.lab2cname: dict[int, str] = dataset.lab2cname
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print a table of the data set's domains, classes and split sizes."""
+        table = [["Dataset", cfg.DATASET.NAME]]
+        for name, domains in (("Source", cfg.DATASET.SOURCE_DOMAINS), ("Target", cfg.DATASET.TARGET_DOMAINS)):
+            if domains:
+                table.append([name, ", ".join(domains)])
+        table.append(["# classes", f"{self.num_classes:,}"])
+        for split in ("train_x", "train_u", "val", "test"):
+            if images := getattr(self.dataset, split):
+                table.append([f"# {split}", f"{len(images):,}"])
+        print(tabulate(table, disable_numparse=True))
+
+
+def build_data_loader(  # noqa: PLR0917
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Transform | Sequence[Transform] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: Callable[..., Dataset] | None = None,
+) -> DataLoader:
+    """Return a loader over `data_source`.
+
+    Args:
+        sampler_type: RandomSampler, SequentialSampler, RandomDomainSampler, SeqDomainSampler or RandomClassSampler.
+        data_source: the images.
+        n_domain: domains in a batch, for RandomDomainSampler.
+        n_ins: images of a class in a batch, for RandomClassSampler.
+        tfm: the transform, or several.
+        is_train: leave out the last short batch, if there is a full one.
+        dataset_wrapper: a class in place of `DatasetWrapper`.
+
+    Raises:
+        ValueError: there are no images, or the sampler is unknown or cannot fill a batch.
+    """
+    if not data_source:
+        split = "training" if is_train else "test or validation"
+        raise ValueError(f"Data set '{cfg.DATASET.NAME}' has no {split} images. Check DATASET.ROOT and the split.")
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    wrapper = dataset_wrapper or DatasetWrapper
+    return DataLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=SeededSampler(sampler) if is_train else sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(sampler) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+    )
+
+
+def _custom_or_built(
+    cfg: CfgNode, custom: Transform | Sequence[Transform] | None, is_train: bool
+) -> Transform | Sequence[Transform] | None:
+    if custom is None:
+        return build_transform(cfg, is_train)
+    print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+    return custom
+
+
+def _without_augmentation(cfg: CfgNode) -> T.Compose:
+    steps = [T.Resize(tuple(cfg.INPUT.SIZE), interpolation_mode(cfg)), T.ToTensor()]
+    if "normalize" in cfg.INPUT.TRANSFORMS:
+        steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+    return T.Compose(steps)

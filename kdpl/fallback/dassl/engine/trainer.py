@@ -1,0 +1,185 @@
+"""The trainers that variants derive from: data, tests and checkpoints of a configured run, and its training epochs."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.data.seeding import seed_epoch
+from dassl.engine.base import TrainerBase
+from dassl.evaluation import build_evaluator
+from dassl.utils import AverageMeter, MetricMeter, load_checkpoint
+from dassl.utils.checkpoint import BEST
+from dassl.utils.registry import check_choice
+
+_SPLITS = ["test", "val"]
+
+
+class SimpleTrainer(TrainerBase):
+    """A run from a configuration: it builds data, model and evaluator, resumes, tests and saves.
+
+    A variant implements `build_model`, which registers a model and sets `self.model` or overrides `model_inference`.
+
+    Args:
+        cfg: the whole configuration.
+
+    Raises:
+        ValueError: TEST.SPLIT, TEST.FINAL_MODEL or TRAIN.PRINT_FREQ has a value that is not possible.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        _check_run(cfg)
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = float("-inf")
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise an error if the variant cannot run with `cfg`."""
+
+    def build_data_loader(self) -> None:
+        """Set `dm`, the loaders of all splits, and the data set's classes."""
+        self.dm = dm = DataManager(self.cfg)
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+
+    def build_model(self) -> None:
+        """Build the model with its optimizer and scheduler and register them; every variant has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no build_model(), which must call register_model().")
+
+    def train(self) -> None:
+        """Run all epochs that are left, then the final test."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        """Go on from the newest checkpoint in RESUME or else OUTPUT_DIR, and open the TensorBoard log."""
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.best_result = self._best_so_far()
+        self.init_writer(Path(self.output_dir, "tensorboard"))
+        self.time_start = time.time()
+
+    def after_train(self) -> None:
+        """Test the last model, or with TEST.FINAL_MODEL best_val the best one, and print the elapsed time."""
+        # The forks' result parsers wait for this line, so it stays as it is.
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        print(f"Elapsed: {timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def after_epoch(self) -> None:
+        """Validate if TEST.FINAL_MODEL is best_val; save every TRAIN.CHECKPOINT_FREQ epochs and after the last."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        finished, every = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if finished == self.max_epoch or (every > 0 and finished % every == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split, print and log the results, and return the first: the accuracy in percent.
+
+        Args:
+            split: "test" or "val" (the test set where there is no validation set); by default TEST.SPLIT.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        check_choice("split", split, _SPLITS)
+        if split == "val" and self.val_loader is None:
+            split = "test"
+        print(f"Evaluate on the *{split}* set")
+        for batch in tqdm(self.val_loader if split == "val" else self.test_loader):
+            images, labels = self.parse_batch_test(batch)
+            self.evaluator.process(self.model_inference(images), labels)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, C) of images (B, 3, H, W)."""
+        return self.model(images)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of a batch, on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def _best_so_far(self) -> float:
+        path = Path(self.output_dir, next(iter(self._models)), BEST)
+        return load_checkpoint(path)["val_result"] if path.is_file() else self.best_result
+
+
+class TrainerX(SimpleTrainer):
+    """A trainer on labelled images: an epoch is one pass over `train_loader_x`, a step `forward_backward(batch)`."""
+
+    def run_epoch(self) -> None:
+        """Train for one epoch; print every TRAIN.PRINT_FREQ batches and log to TensorBoard."""
+        seed_epoch(self.cfg.SEED, self.epoch)
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self.num_batches = len(self.train_loader_x)
+        # A set with fewer batches than that prints each of them.
+        print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
+        end = time.time()
+        for batch_idx, batch in enumerate(self.train_loader_x):
+            self.batch_idx = batch_idx
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(batch))
+            batch_time.update(time.time() - end)
+            if (self.batch_idx + 1) % print_freq == 0:
+                self._print_progress(losses, batch_time, data_time)
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the images, labels and domains of a batch, on the device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+    def _print_progress(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
+        batches_left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+        print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] "
+            f"batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+            f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} "
+            f"lr {self.get_current_lr():.4e} "
+            f"eta {timedelta(seconds=int(batch_time.avg * batches_left))}"
+        )
+
+
+def _check_run(cfg: CfgNode) -> None:
+    check_choice("TEST.SPLIT", cfg.TEST.SPLIT, _SPLITS)
+    check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
+    if cfg.TRAIN.PRINT_FREQ < 1:
+        raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}, expected a number of batches, at least 1.")

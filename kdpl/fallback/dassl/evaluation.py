@@ -1,0 +1,141 @@
+"""Test results: accuracy, macro-averaged F1, results per class and the confusion matrix."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.utils import Registry
+from dassl.utils.registry import check_choice
+from kdpl.files import atomic_write
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def build_evaluator(cfg: CfgNode, **kwargs) -> "EvaluatorBase":
+    """Return the evaluator that TEST.EVALUATOR names.
+
+    Args:
+        kwargs: passed on to it: `lab2cname`, the class name of each label.
+
+    Raises:
+        ValueError: no evaluator of that name is registered.
+    """
+    check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
+    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+
+
+class EvaluatorBase:
+    """What an evaluator does: `reset`, `process` for every batch, `evaluate` at the end."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        raise NotImplementedError
+
+    def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """The evaluator of classification.
+
+    Args:
+        cfg: the whole configuration.
+        lab2cname: the class name of each label, needed for TEST.PER_CLASS_RESULT.
+
+    Raises:
+        ValueError: TEST.PER_CLASS_RESULT without `lab2cname`.
+    """
+
+    def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None):
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname, or set it to False.")
+        self._lab2cname = lab2cname
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._predictions: list[torch.Tensor] = []
+        self._labels: list[torch.Tensor] = []
+        self._num_classes = 0
+
+    def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take in a batch: logits (B, C) and labels (B,)."""
+        labels = labels.cpu()
+        self._labels.append(labels)
+        self._predictions.append(logits.argmax(dim=1).cpu())
+        self._num_classes = max(self._num_classes, logits.shape[1], int(labels.max()) + 1)
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Print and return the results over all batches since `reset`, in percent.
+
+        Returns:
+            accuracy, error_rate and macro_f1 (the mean of F1 over the classes that have images), in this order; then
+            perclass_accuracy (the mean of the classes' accuracies) with TEST.PER_CLASS_RESULT.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if not self._labels:
+            raise ValueError("There is nothing to evaluate: no batch was processed since the last reset().")
+        counts = self._counts()  # (C, C), rows are labels, columns predictions
+        total, correct = int(counts.sum()), int(counts.diagonal().sum())
+        accuracy = 100 * correct / total
+        results = OrderedDict(accuracy=accuracy, error_rate=100 - accuracy, macro_f1=_macro_f1(counts))
+        print(
+            "=> result\n"
+            f"* total: {total:,}\n"
+            f"* correct: {correct:,}\n"
+            f"* accuracy: {accuracy:.1f}%\n"
+            f"* error: {results['error_rate']:.1f}%\n"
+            f"* macro_f1: {results['macro_f1']:.1f}%"
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._per_class(counts)
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save_confusion_matrix(counts)
+        return results
+
+    def _counts(self) -> torch.Tensor:
+        c = self._num_classes
+        pairs = torch.cat(self._labels).long() * c + torch.cat(self._predictions)
+        return torch.bincount(pairs, minlength=c * c).view(c, c)
+
+    def _per_class(self, counts: torch.Tensor) -> float:
+        print("=> per-class result")
+        accuracies = []
+        for label in counts.sum(dim=1).nonzero().flatten().tolist():
+            total, correct = int(counts[label].sum()), int(counts[label, label])
+            accuracies.append(100 * correct / total)
+            print(
+                f"* class: {label} ({self._lab2cname.get(label, 'no name')})\ttotal: {total:,}\tcorrect: {correct:,}\t"
+                f"acc: {accuracies[-1]:.1f}%"
+            )
+        mean = sum(accuracies) / len(accuracies)
+        print(f"* average: {mean:.1f}%")
+        return mean
+
+    def _save_confusion_matrix(self, counts: torch.Tensor) -> None:
+        path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
+        with atomic_write(path) as file:
+            torch.save(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), file)  # rows sum to 1
+        print(f"Confusion matrix is saved to {path}")
+
+
+def _macro_f1(counts: torch.Tensor) -> float:
+    counts = counts.double()
+    images, predicted = counts.sum(dim=1), counts.sum(dim=0)
+    present = images > 0
+    # 2 TP / (2 TP + FP + FN), whose denominator is the images of a class plus the predictions of it
+    f1 = 2 * counts.diagonal()[present] / (images + predicted)[present]
+    return float(100 * f1.mean())

@@ -1,0 +1,110 @@
+"""Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from yacs.config import CfgNode
+
+from dassl.utils.registry import check_choice
+from kdpl.schedule import build_schedule
+
+
+def build_optimizer(
+    model: nn.Module | Iterable, optim_cfg: CfgNode, param_groups: Iterable[dict[str, Any]] | None = None
+) -> Optimizer:
+    """Return the optimizer that OPTIM.NAME names, over all parameters of a model.
+
+    With OPTIM.STAGED_LR, the child modules in NEW_LAYERS learn at LR and all other parameters at LR * BASE_LR_MULT.
+
+    Args:
+        model: a module, or parameters or groups of them as PyTorch's optimizers take.
+        optim_cfg: the OPTIM node of a configuration.
+        param_groups: groups to optimize in place of the model's parameters.
+
+    Raises:
+        ValueError: the optimizer is unknown, or a name in NEW_LAYERS is not one of the model's children.
+        TypeError: STAGED_LR with something else than a module.
+    """
+    check_choice("OPTIM.NAME", optim_cfg.NAME, _OPTIMIZERS)
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("OPTIM.STAGED_LR is ignored, because the parameter groups are given", stacklevel=2)
+        parameters = param_groups
+    elif optim_cfg.STAGED_LR:
+        parameters = _staged(model, optim_cfg)
+    else:
+        parameters = model.parameters() if isinstance(model, nn.Module) else model
+    return _OPTIMIZERS[optim_cfg.NAME](parameters, optim_cfg, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY)
+
+
+def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    """Return the scheduler of `kdpl.schedule.build_schedule`, to be stepped once after every epoch."""
+    return build_schedule(optimizer, optim_cfg)
+
+
+def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"OPTIM.STAGED_LR needs a module whose children NEW_LAYERS names, got {type(model).__name__}. "
+            "Pass the module, or set STAGED_LR to False."
+        )
+    model = model.module if isinstance(model, nn.DataParallel) else model
+    names = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
+    if not names:
+        raise ValueError(
+            "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty. Name the child modules that learn at LR, "
+            "or set STAGED_LR to False."
+        )
+    children = dict(model.named_children())
+    for name in names:
+        check_choice("OPTIM.NEW_LAYERS", name, children)
+    new = [p for name in names for p in children[name].parameters()]
+    new_ids = {id(p) for p in new}
+    base = [p for p in model.parameters() if id(p) not in new_ids]
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
+
+
+def _adam(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    return torch.optim.Adam(parameters, betas=_betas(cfg), **common)
+
+
+def _amsgrad(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    return torch.optim.Adam(parameters, betas=_betas(cfg), amsgrad=True, **common)
+
+
+def _adamw(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    return torch.optim.AdamW(parameters, betas=_betas(cfg), **common)
+
+
+def _radam(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    # Decoupled, as in the authors' code (arXiv:1908.03265), which Dassl has.
+    return torch.optim.RAdam(parameters, betas=_betas(cfg), decoupled_weight_decay=True, **common)
+
+
+def _rmsprop(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    return torch.optim.RMSprop(parameters, alpha=cfg.RMSPROP_ALPHA, momentum=cfg.MOMENTUM, **common)
+
+
+def _sgd(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
+    return torch.optim.SGD(
+        parameters, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV, **common
+    )
+
+
+def _betas(cfg: CfgNode) -> tuple[float, float]:
+    return cfg.ADAM_BETA1, cfg.ADAM_BETA2
+
+
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": _adam,
+    "amsgrad": _amsgrad,
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+    "radam": _radam,
+    "adamw": _adamw,
+}
