@@ -1,0 +1,25 @@
+"""The data sets, registered in Dassl's DATASET_REGISTRY when this package is imported.
+
+A name that is registered already, by a fork that brings its own data sets, is left to it; so import this after them.
+"""
+
+from importlib.util import find_spec
+
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import Registry
+from kdpl.datasets.coop import DATASETS, dataset_dir_check
+
+__all__ = ["dataset_dir_check", "register"]
+
+
+def register(registry: Registry) -> None:
+    """Register the data sets of the CoOp family whose names are still free."""
+    taken = set(registry.registered_names())
+    for name, dataset in DATASETS.items():
+        if name not in taken:
+            registry.register(dataset)
+
+
+register(DATASET_REGISTRY)
+if find_spec("kdpl.datasets.emoji_scenes"):
+    import kdpl.datasets.emoji_scenes

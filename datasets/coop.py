@@ -1,0 +1,65 @@
+"""The data sets of the CoOp family as Dassl data sets, one class for each entry of the catalogue."""
+
+from dassl.data.datasets import DatasetBase
+from kdpl.datasets.base import subsample_classes
+from kdpl.datasets.catalog import CATALOG, Facts
+from kdpl.datasets.fewshot_cache import cached_fewshot
+from kdpl.datasets.folder import DataFolder
+from kdpl.datasets.splits import load_split
+from yacs.config import CfgNode
+
+
+class CoOpDataset(DatasetBase):
+    """A data set in CoOp's folder layout.
+
+    Reads DATASET.ROOT, DATASET.NUM_SHOTS, DATASET.SUBSAMPLE_CLASSES and SEED. A data set that is for testing only
+    gives its test images as training images too, which is where Dassl takes the class names from; NUM_SHOTS has no
+    effect on it.
+
+    Raises:
+        MissingDataError: the data set, a file or an image of it is not under DATASET.ROOT.
+        DamagedDataError: a file of it does not hold what it should.
+    """
+
+    facts: Facts
+
+    def __init__(self, cfg: CfgNode):
+        facts = self.facts
+        data = DataFolder(facts, cfg.DATASET.ROOT)
+        self.dataset_dir = str(data.path)
+        self.image_dir = str(data.images)
+        split = load_split(data)
+        if not facts.test_only:
+            split = cached_fewshot(self, data, split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+
+        test = data.datums(split.test)
+        train = test if facts.test_only else data.datums(split.train)
+        val = data.datums(split.val)
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        if facts.val_is_test:
+            val = test
+        super().__init__(train_x=train, val=val or None, test=test)
+
+
+def dataset_dir_check(cfg: CfgNode) -> None:
+    """Raise MissingDataError if the data set of `cfg` is not under DATASET.ROOT; cheap, and without side effects.
+
+    Only whether files and folders are there is looked at. A data set that is not in the catalogue passes.
+    """
+    facts = CATALOG.get(cfg.DATASET.NAME)
+    if facts is not None:
+        DataFolder(facts, cfg.DATASET.ROOT).require()
+
+
+def _dataset_class(facts: Facts) -> type[CoOpDataset]:
+    members = {
+        "__doc__": f"{facts.name}, in the folder `{facts.folder}`.",
+        "__module__": __name__,
+        "dataset_dir": facts.folder,
+        "facts": facts,
+    }
+    return type(facts.name, (CoOpDataset,), members)
+
+
+DATASETS = {name: _dataset_class(facts) for name, facts in CATALOG.items()}
+globals().update(DATASETS)  # so that a class is found, and pickled, by its name
