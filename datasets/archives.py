@@ -1,0 +1,187 @@
+"""Unpacking archives from elsewhere: nothing is written outside the target folder, and no more than is plausible."""
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+MAX_RATIO = 30  # images hardly compress; the lists and label maps that come with them do, by about ten
+MIN_LIMIT = 64 * 2**20  # bytes that an archive may unpack to however small it is
+MAX_MEMBERS = 1_000_000
+
+_DECOMPRESSORS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+
+class ArchiveError(ValueError):
+    """An archive is unsafe to unpack, or damaged."""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive, the latter possibly compressed."""
+    if zipfile.is_zipfile(path):
+        return True
+    try:
+        with path.open("rb") as raw, _decompressed(raw) as stream:
+            return _looks_like_tar(stream.read(512))
+    except (*_DAMAGE, OSError):
+        return False
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive into an empty folder.
+
+    Only plain files and folders are made. A link inside a tar archive becomes a copy of the file it points to, which
+    must be in the same archive.
+
+    Args:
+        archive: told by its contents, not by its name.
+        folder: must exist; what has been unpacked stays there when an error is raised.
+
+    Raises:
+        ArchiveError: a member has an absolute path, a `..`, or is a link that leads outside, a device, encrypted; the
+            contents are implausibly large for the size of the archive; the archive is damaged or is none.
+        OSError: the files cannot be written.
+    """
+    limit = max(MIN_LIMIT, MAX_RATIO * archive.stat().st_size)
+    try:
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, folder, limit)
+        elif is_archive(archive):
+            _unpack_tar(archive, folder, limit)
+        else:
+            raise ArchiveError(f"{archive} is neither a zip nor a tar archive. Delete it and fetch it again.")
+    except _DAMAGE as error:
+        raise ArchiveError(f"{archive} is damaged ({error}). Delete it and fetch it again.") from None
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise ArchiveError(f"{archive} holds a file and a folder of the same name ({error}).") from None
+
+
+def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
+    with zipfile.ZipFile(archive) as bundle:
+        budget = limit
+        for number, member in enumerate(bundle.infolist()):
+            _check_count(archive, number)
+            target = _target(archive, folder, member.filename)
+            if member.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG) or member.flag_bits & 1:
+                raise ArchiveError(f"{archive}: member {member.filename!r} is a link, a device or encrypted; refused.")
+            try:
+                with bundle.open(member) as source:
+                    budget -= _write(source, target, archive, budget)
+            except NotImplementedError as error:
+                raise ArchiveError(f"{archive}: member {member.filename!r} cannot be unpacked ({error}).") from None
+
+
+def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
+    links: list[tuple[Path, Path]] = []
+    with archive.open("rb") as raw, _decompressed(raw) as decompressed:
+        stream = _Limited(decompressed, limit, archive)  # so that the archive's own headers count too
+        with tarfile.open(fileobj=stream, mode="r|") as bundle:
+            for number, member in enumerate(bundle):
+                _check_count(archive, number)
+                target = _target(archive, folder, member.name)
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                elif member.isreg() and not member.issparse():
+                    written = _write(bundle.extractfile(member), target, archive, limit)
+                    if written != member.size:
+                        raise tarfile.ReadError(f"{member.name} ends early")
+                elif member.islnk() or member.issym():
+                    links.append((target, _link_source(archive, folder, member)))
+                else:
+                    raise ArchiveError(f"{archive}: member {member.name!r} is neither file, folder nor link; refused.")
+                bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
+        _check_end(stream)
+    _copy_links(archive, links, limit)
+
+
+def _check_end(stream: "_Limited") -> None:
+    """Read to the end, which verifies the checksum; tarfile stops without an error at a header that it cannot read."""
+    while chunk := stream.read(2**20):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("a member's header is unreadable")
+
+
+def _copy_links(archive: Path, links: list[tuple[Path, Path]], limit: int) -> None:
+    budget = limit
+    for target, source in links:
+        if not source.is_file():
+            raise ArchiveError(f"{archive}: the link {target.name!r} points to {source.name!r}, which is not in it.")
+        with source.open("rb") as file:
+            budget -= _write(file, target, archive, budget)
+
+
+def _link_source(archive: Path, folder: Path, member: tarfile.TarInfo) -> Path:
+    """Where a link points: hard links count from the archive's top, symbolic ones from the link's own folder."""
+    if member.linkname.startswith("/"):
+        raise ArchiveError(f"{archive}: the link {member.name!r} leads to {member.linkname!r}, outside; refused.")
+    base = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
+    name = os.path.normpath(base / member.linkname)
+    return _target(archive, folder, name)
+
+
+def _target(archive: Path, folder: Path, name: str) -> Path:
+    parts = PurePosixPath(name).parts
+    if not name or name.startswith("/") or ".." in parts or re.search(r"[\0\\]|^[A-Za-z]:", name):
+        raise ArchiveError(f"{archive}: member {name!r} would be written outside the folder; refused.")
+    return folder.joinpath(*parts)
+
+
+def _write(source: IO[bytes], target: Path, archive: Path, budget: int) -> int:
+    """Copy a member to its file and return its size; what the headers say of the size is not relied on."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    limited = _Limited(source, budget, archive)
+    with target.open("wb") as file:
+        shutil.copyfileobj(limited, file, 2**20)
+    return limited.count
+
+
+class _Limited:
+    """A readable stream that raises ArchiveError once more than `limit` bytes have come out of it."""
+
+    def __init__(self, stream: IO[bytes], limit: int, archive: Path):
+        self.stream, self.limit, self.archive, self.count = stream, limit, archive, 0
+
+    def read(self, size: int = -1) -> bytes:
+        room = self.limit - self.count + 1  # one byte past the limit is enough to know
+        chunk = self.stream.read(room if size < 0 else min(size, room))
+        self.count += len(chunk)
+        if self.count > self.limit:
+            raise ArchiveError(
+                f"{self.archive} unpacks to more than {self.limit / 2**20:,.0f} MiB, implausible for its size; refused."
+            )
+        return chunk
+
+
+def _check_count(archive: Path, number: int) -> None:
+    if number >= MAX_MEMBERS:
+        raise ArchiveError(f"{archive} has more than {MAX_MEMBERS:,} members; refused.")
+
+
+def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+    start = raw.read(8)
+    raw.seek(0)
+    for magic, opener in _DECOMPRESSORS:
+        if start.startswith(magic):
+            return opener(raw)
+    return raw
+
+
+def _looks_like_tar(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True

@@ -1,0 +1,247 @@
+"""Fetches the data sets that may be fetched freely, and says what must be fetched by hand and where to put it.
+
+python -m kdpl.datasets.prepare Caltech101 EuroSAT --root DATA    # fetch, unpack, lay out
+python -m kdpl.datasets.prepare --check --root DATA               # report what is there
+"""
+
+import argparse
+import http.client
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from kdpl.datasets.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets.catalog import CATALOG, Facts, Source, facts_of
+from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
+from kdpl.datasets.splits import find_split
+from tabulate import tabulate
+from torchvision.datasets.utils import check_integrity, download_url
+
+from kdpl.files import atomic_write
+
+TIMEOUT = 60.0  # seconds without a byte after which a download is given up
+
+
+class PrepareError(RuntimeError):
+    """A file could not be fetched or put into its place."""
+
+
+class Report(NamedTuple):
+    """What `--check` found out about one data set; `state` is complete, partial, present, damaged or missing."""
+
+    state: str
+    images: str
+    split: str
+    note: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 when every data set asked for is there."""
+    parser = argparse.ArgumentParser(prog="python -m kdpl.datasets.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(CATALOG)}")
+    parser.add_argument("--root", required=True, help="folder that holds all data sets (DATASET.ROOT)")
+    parser.add_argument("--check", action="store_true", help="report what is there; fetch nothing (default: all names)")
+    args = parser.parse_args(argv)
+    try:
+        chosen = [facts_of(name) for name in args.names]
+    except ValueError as error:
+        parser.error(str(error))
+    if not chosen and not args.check:
+        parser.error("name the data sets to prepare, or give --check")
+    if args.check:
+        return _check(chosen or CATALOG.values(), args.root)
+    return max([_prepare(facts, args.root) for facts in chosen])
+
+
+# --- fetching ---
+
+
+def _prepare(facts: Facts, root: str) -> int:
+    data = DataFolder(facts, root)
+    print(f"{facts.name} -> {data.path}")
+    by_hand = []
+    for source in facts.sources:
+        if source.only_without_split and data.has_published_split:
+            continue
+        try:
+            if not provide(source, data):
+                by_hand.append(f"{' '.join(source.gives)}: {_instruction(source, data)}")
+        except (PrepareError, ArchiveError) as error:
+            by_hand.append(str(error))
+    if facts.split_address and not data.has_published_split:
+        by_hand.append(
+            f"{facts.published_split}: download it from {facts.split_address} into {data.path}. Without it a split is "
+            f"made here, and results are not comparable with published ones."
+        )
+    for number, what in enumerate(by_hand, start=1):
+        print(f"  to do {number}: {what}")
+    absent = data.absent()
+    print(f"  missing: {', '.join(absent)}" if absent else "  all files are there; --check looks at the images")
+    return 1 if absent else 0
+
+
+def provide(source: Source, data: DataFolder) -> bool:
+    """Fetch a source, or take the file that was put into the data set's folder by hand, and lay it out.
+
+    Returns:
+        False if a person has to fetch it first.
+
+    Raises:
+        PrepareError: the download failed, the file is not the published one, or it lacks what it should contain.
+        ArchiveError: the archive is unsafe or damaged.
+    """
+    if all((data.path / path).exists() for path in source.gives):
+        return True
+    file = data.path / source.file
+    placed_by_hand = bool(source.file) and file.is_file()
+    if not placed_by_hand:
+        if source.copy_of and (data.root / source.copy_of).is_file():
+            with atomic_write(file) as copy:
+                copy.write((data.root / source.copy_of).read_bytes())
+            return True
+        if not source.url:
+            return False
+        fetch(source, data)
+    elif source.md5 and not check_integrity(file, source.md5):
+        raise PrepareError(
+            f"{file} does not have the MD5 sum {source.md5} of the published file. Delete it and fetch it again, or "
+            f"unpack it there yourself if you trust it."
+        )
+    if source.is_archive:
+        print(f"  unpacking {file.name}")
+        lay_out(file, source, data)
+        if not placed_by_hand:
+            file.unlink()
+    return True
+
+
+def fetch(source: Source, data: DataFolder) -> None:
+    """Download a source's file into the data set's folder; it appears there whole and checked, or not at all.
+
+    Raises:
+        PrepareError: the download failed, with the address, the file and the folder for doing it by hand.
+    """
+    print(f"  fetching {source.url}")
+    data.path.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        with tempfile.TemporaryDirectory(dir=data.path, prefix=".fetch-") as part:
+            download_url(source.url, part, source.file, source.md5 or None)
+            os.replace(Path(part, source.file), data.path / source.file)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        raise PrepareError(
+            f"fetching {source.url} failed ({error or type(error).__name__}). Fetch it another way, put it into "
+            f"{data.path} as {source.file}, and run this command again."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
+    """Unpack an archive and move what it holds into the data set's folder, whatever folder it holds it in.
+
+    Everything beside the first of `source.gives` is moved with it; what is there already stays.
+
+    Raises:
+        PrepareError: the archive does not hold what `source` says, or the files cannot be written.
+        ArchiveError: it is unsafe or damaged.
+    """
+    first = source.gives[0]
+    try:
+        with tempfile.TemporaryDirectory(dir=data.path, prefix=".unpack-") as temporary:
+            unpack(archive, Path(temporary))
+            found = _find(Path(temporary), source.inside or first)
+            if found is not None and found.is_file() and is_archive(found):
+                inner = Path(temporary, "inner-archive")
+                inner.mkdir()
+                unpack(found, inner)
+                found = _find(inner, first)
+            if found is None:
+                raise PrepareError(f"{archive} holds no {source.inside or first}. Is it another archive of that name?")
+            if found.name == first:
+                _move_absent(found.parent.iterdir(), data.path)
+            else:
+                os.replace(found, data.path / first)
+    except ArchiveError:
+        raise
+    except OSError as error:
+        raise PrepareError(f"{archive} could not be unpacked into {data.path}: {error}") from None
+    lacking = [path for path in source.gives if not (data.path / path).exists()]
+    if lacking:
+        raise PrepareError(f"{archive} holds no {', '.join(lacking)}.")
+
+
+def _find(top: Path, name: str) -> Path | None:
+    return min(top.rglob(name), key=lambda path: len(path.parts), default=None)
+
+
+def _move_absent(entries: Iterable[Path], folder: Path) -> None:
+    for entry in list(entries):
+        if not (folder / entry.name).exists():
+            shutil.move(entry, folder / entry.name)
+
+
+def _instruction(source: Source, data: DataFolder) -> str:
+    if source.copy_of:
+        return f"copy {data.root / source.copy_of} into {data.path} once it is there ({source.by_hand})."
+    if source.is_archive:
+        return f"get {source.file} ({source.by_hand}), put it into {data.path}, and run this command again."
+    return f"get it ({source.by_hand}) and put it into {data.path}."
+
+
+# --- reporting ---
+
+
+def _check(chosen: Iterable[Facts], root: str) -> int:
+    reports = {facts.name: inspect(DataFolder(facts, root)) for facts in chosen}
+    rows = [(name, CATALOG[name].folder, *report) for name, report in reports.items()]
+    print(
+        tabulate(
+            rows,
+            headers=["data set", "folder", "state", "images", "split", "missing or wrong"],
+            maxcolwidths=[None, None, None, None, None, 60],
+            disable_numparse=True,
+        )
+    )
+    return 0 if all(report.state == "complete" for report in reports.values()) else 1
+
+
+def inspect(data: DataFolder) -> Report:
+    """Look at a data set as loading it would, and compare the number of its images with the published one."""
+    facts = data.facts
+    published = sum(facts.sizes)
+    absent = data.absent()
+    if absent:
+        there = any((data.path / path).exists() for source in facts.sources for path in source.gives)
+        return Report("partial" if there else "missing", "", "", ", ".join(absent))
+    try:
+        split, origin = find_split(data)
+    except MissingDataError as error:
+        return Report("partial", "", "", _first_line(error, facts))
+    except DamagedDataError as error:
+        return Report("damaged", "", "", _first_line(error, facts))
+    except (ModuleNotFoundError, OSError) as error:
+        return Report("present", "", "", _first_line(error, facts))
+    total = sum(map(len, split))
+    kind = "own lists" if not facts.split_address else "published" if data.has_published_split else "made here"
+    note = f"{facts.published_split}: {facts.split_address}" if kind == "made here" else ""
+    if kind == "made here" and not origin:
+        kind = "to be made"
+    if total < published:
+        note = f"{published - total:,} images. {note}".strip()
+    state = "complete" if total >= published else "partial"
+    return Report(state, f"{total:,} of {published:,}", kind, note)
+
+
+def _first_line(error: Exception, facts: Facts) -> str:
+    return str(error).splitlines()[0].removeprefix(f"{facts.name}: ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
