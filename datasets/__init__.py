@@ -3,6 +3,7 @@
 A name that is registered already, by a fork that brings its own data sets, is left to it; so import this after them.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -22,4 +23,4 @@ def register(registry: Registry) -> None:
 
 register(DATASET_REGISTRY)
 if find_spec("kdpl.datasets.emoji_scenes"):
-    import kdpl.datasets.emoji_scenes
+    import_module("kdpl.datasets.emoji_scenes")

@@ -26,9 +26,7 @@ def load_split(data: DataFolder) -> Split:
         if origin != facts.made_split:
             _save_made(data, split)
         total, published = sum(map(len, split)), sum(facts.sizes)
-        partial = (
-            f" It was made from {total:,} images; the whole data set has {published:,}." if total < published else ""
-        )
+        partial = f" It has {total:,} images, the whole data set {published:,}." if total < published else ""
         warnings.warn(
             f"{facts.name}: results will not be comparable with published ones, because {facts.published_split} is "
             f"not in {data.path} and a split made here is used instead ({facts.made_split}). The published one is at "
