@@ -88,7 +88,7 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
     links: list[tuple[Path, Path]] = []
     with archive.open("rb") as raw, _decompressed(raw) as decompressed:
         stream = _Limited(decompressed, limit, archive)  # so that the archive's own headers count too
-        with tarfile.open(fileobj=stream, mode="r|") as bundle:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as bundle:
             for number, member in enumerate(bundle):
                 _check_count(archive, number)
                 target = _target(archive, folder, member.name)
@@ -103,15 +103,9 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
                 else:
                     raise ArchiveError(f"{archive}: member {member.name!r} is neither file, folder nor link; refused.")
                 bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
-        _check_end(stream)
+        while stream.read(2**20):  # to the end, which is where gzip, bzip2 and xz verify their checksums
+            pass
     _copy_links(archive, links, limit)
-
-
-def _check_end(stream: "_Limited") -> None:
-    """Read to the end, which verifies the checksum; tarfile stops without an error at a header that it cannot read."""
-    while chunk := stream.read(2**20):
-        if chunk.strip(b"\0"):
-            raise tarfile.ReadError("a member's header is unreadable")
 
 
 def _copy_links(archive: Path, links: list[tuple[Path, Path]], limit: int) -> None:
@@ -146,6 +140,17 @@ def _write(source: IO[bytes], target: Path, archive: Path, budget: int) -> int:
     with target.open("wb") as file:
         shutil.copyfileobj(limited, file, 2**20)
     return limited.count
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises for a header that cannot be read, which tarfile would take for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(str(error)) from None
 
 
 class _Limited:
