@@ -12,7 +12,7 @@ import kdpl.datasets
 import pytest
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.utils import Registry, read_image
-from dataset_miniatures import BUILDERS, config
+from dataset_miniatures import BUILDERS, config, load
 from kdpl.datasets.catalog import CATALOG
 from kdpl.datasets.folder import DamagedDataError, MissingDataError
 from yacs.config import CfgNode
@@ -33,13 +33,6 @@ def eurosat(tmp_path):
     """A root with a miniature EuroSAT that the test may damage."""
     BUILDERS["EuroSAT"](tmp_path)
     return tmp_path
-
-
-def load(root, name: str, **dataset):
-    """Build a data set; the warning that a split had to be made is checked elsewhere."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return build_dataset(config(root, name, **dataset))
 
 
 def contents(datums, root) -> list[tuple[str, int, str]]:

@@ -1,0 +1,308 @@
+"""`python -m kdpl.datasets.prepare`: fetching from a server on loopback, laying out, and reporting."""
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from dataset_miniatures import BUILDERS, load
+from kdpl.datasets import prepare
+from kdpl.datasets.catalog import CATALOG, Facts
+from kdpl.datasets.folder import DataFolder
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Yield the folder that is served and its address."""
+    folder = tmp_path_factory.mktemp("served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for build in BUILDERS.values():
+        build(root)
+    return root
+
+
+def pack(file: Path, base: Path, names: tuple[str, ...], prefix: str = "") -> Path:
+    """Pack files and folders of `base`, under a folder `prefix`, as the kind of archive that the file's name tells."""
+    paths = [p for name in names for p in ([base / name] if (base / name).is_file() else (base / name).rglob("*"))]
+    members = [(str(Path(prefix, p.relative_to(base))), p.read_bytes()) for p in sorted(paths) if p.is_file()]
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as bundle:
+            for name, content in members:
+                bundle.writestr(name, content)
+        return file
+    with tarfile.open(file, "w" if file.suffix == ".tar" else "w:gz") as bundle:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            bundle.addfile(info, io.BytesIO(content))
+    return file
+
+
+# the folder that the published archive wraps its contents in
+WRAPPED = {"DescribableTextures": "dtd", "Food101": "food-101", "FGVCAircraft": "fgvc-aircraft-2013b/data"}
+
+
+def serve(facts: Facts, miniatures: Path, served: Path, address: str) -> Facts:
+    """Serve archives made of the miniature as the published ones are, and return facts that point to them."""
+    sources = []
+    for source in facts.sources:
+        if not source.url:
+            sources.append(source)
+            continue
+        folder = served / facts.name
+        folder.mkdir(exist_ok=True)
+        file, base = folder / source.file, miniatures / facts.folder
+        if not source.is_archive:
+            file.write_bytes((base / source.file).read_bytes())
+        elif source.inside:  # Caltech101: a tar archive in a zip archive
+            inner = pack(folder / source.inside, base, source.gives)
+            pack(file, folder, (inner.name,), "caltech-101")
+        else:
+            pack(file, base, source.gives, WRAPPED.get(facts.name, ""))
+        md5 = hashlib.md5(file.read_bytes()).hexdigest()
+        sources.append(replace(source, url=f"{address}/{facts.name}/{source.file}", md5=md5))
+    return replace(facts, sources=tuple(sources))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command on `tmp_path` for data sets of the given facts, and return its exit status and output."""
+
+    def command(*facts: Facts, check: bool = False) -> tuple[int, str]:
+        for entry in facts:
+            monkeypatch.setitem(CATALOG, entry.name, entry)
+        names = [entry.name for entry in facts]
+        status = prepare.main([*names, "--root", str(tmp_path), *(["--check"] if check else [])])
+        return status, capsys.readouterr().out
+
+    return command
+
+
+FETCHED = [name for name, facts in CATALOG.items() if all(source.url for source in facts.sources)]
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_what_may_be_fetched_is_laid_out_so_that_its_loader_reads_it(server, miniatures, tmp_path, run, name):
+    facts = serve(CATALOG[name], miniatures, *server)
+    status, out = run(facts)
+    assert status == 0 and "all files are there" in out
+    dataset, original = load(tmp_path, name), load(miniatures, name)
+    assert dataset.classnames == original.classnames
+    assert len(dataset.train_x) == len(original.train_x)
+    left = {path.name for path in (tmp_path / facts.folder).iterdir()}
+    assert not left & {source.file for source in facts.sources if source.is_archive}, "archives are removed"
+    assert not [entry for entry in left if entry.startswith(".")], "no temporary folder stays"
+
+
+@pytest.mark.parametrize("name", [n for n in CATALOG if CATALOG[n].split_address])
+def test_the_published_split_is_asked_for_with_its_address_and_folder(tmp_path, run, name):
+    facts = CATALOG[name]
+    unreachable = replace(facts, sources=tuple(replace(s, url="") for s in facts.sources))
+    status, out = run(unreachable)
+    assert status == 1
+    assert f"{facts.published_split}: download it from {facts.split_address} into {tmp_path / facts.folder}" in out
+
+
+@pytest.mark.parametrize("name", ["ImageNet", "StanfordCars", "UCF101", "ImageNetV2", "ImageNetA", "ImageNetSketch"])
+def test_what_must_be_fetched_by_hand_is_said_with_where_from_and_where_to(tmp_path, run, name):
+    facts = replace(CATALOG[name], sources=tuple(s for s in CATALOG[name].sources if not s.url))
+    status, out = run(facts)
+    assert status == 1
+    for source in facts.sources:
+        assert source.by_hand in out and all(path in out for path in source.gives)
+    assert f"into {tmp_path / facts.folder}" in out
+
+
+@pytest.mark.parametrize("name", ["ImageNetV2", "ImageNetA", "ImageNetR", "UCF101", "StanfordCars"])
+def test_an_archive_put_there_by_hand_is_laid_out_and_kept(miniatures, tmp_path, run, name):
+    facts = CATALOG[name]
+    folder = tmp_path / facts.folder
+    folder.mkdir()
+    source = facts.sources[0]
+    pack(folder / source.file, miniatures / facts.folder, source.gives)
+    facts = replace(facts, sources=(replace(source, md5=""),))
+    status, _ = run(facts)
+    assert status == 0
+    assert (folder / source.gives[0]).is_dir() and (folder / source.file).is_file()
+
+
+def test_the_folder_of_imagenet_sketch_is_renamed(miniatures, tmp_path, run):
+    facts = CATALOG["ImageNetSketch"]
+    folder, original = tmp_path / facts.folder, miniatures / facts.folder / "images"
+    folder.mkdir()
+    pack(folder / "ImageNet-Sketch.zip", original, tuple(os.listdir(original)), "sketch")
+    run(facts)
+    assert sorted(os.listdir(folder / "images")) == sorted(os.listdir(original))
+
+
+def test_class_names_are_copied_from_imagenet_once_they_are_there(miniatures, tmp_path, run):
+    facts = replace(CATALOG["ImageNetR"], sources=CATALOG["ImageNetR"].sources[1:])
+    status, out = run(facts)
+    assert status == 1 and f"copy {tmp_path}/imagenet/classnames.txt into" in out
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet/classnames.txt").write_bytes((miniatures / "imagenet/classnames.txt").read_bytes())
+    status, _ = run(facts)
+    assert status == 0
+    assert (tmp_path / "imagenet-rendition/classnames.txt").read_text().startswith("n01440764 tench\n")
+
+
+def test_what_is_there_already_is_not_fetched_again(server, miniatures, tmp_path, run):
+    facts = serve(CATALOG["EuroSAT"], miniatures, *server)
+    run(facts)
+    _, out = run(facts)
+    assert "fetching" not in out
+
+
+def test_lists_are_not_fetched_beside_the_published_split(server, miniatures, tmp_path, run):
+    facts = serve(CATALOG["OxfordPets"], miniatures, *server)
+    (tmp_path / "oxford_pets").mkdir()
+    (tmp_path / "oxford_pets" / facts.published_split).write_text("{}")
+    status, out = run(facts)
+    assert status == 0 and "images.tar.gz" in out and "annotations" not in out
+
+
+def eurosat_from(url: str, md5: str = "") -> Facts:
+    facts = CATALOG["EuroSAT"]
+    return replace(facts, sources=(replace(facts.sources[0], url=url, md5=md5),))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/EuroSAT.zip", "{address}/nothing/here.zip", "nonsense://x/y.zip"])
+def test_a_failed_download_ends_in_one_message_with_address_file_and_folder(server, tmp_path, run, url):
+    url = url.format(address=server[1])
+    status, out = run(eurosat_from(url))
+    assert status == 1
+    (line,) = [line for line in out.splitlines() if f"fetching {url} failed" in line]
+    assert url in line and f"put it into {tmp_path / 'eurosat'} as EuroSAT.zip" in line
+    assert os.listdir(tmp_path / "eurosat") == []
+
+
+def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, run):
+    served, address = server
+    (served / "other.zip").write_bytes(b"something else")
+    status, out = run(eurosat_from(f"{address}/other.zip", "0" * 32))
+    assert status == 1 and f"fetching {address}/other.zip failed" in out
+    assert os.listdir(tmp_path / "eurosat") == []
+
+
+def test_a_file_put_there_by_hand_with_another_checksum_is_refused(tmp_path, run):
+    (tmp_path / "eurosat").mkdir()
+    (tmp_path / "eurosat/EuroSAT.zip").write_bytes(b"something else")
+    status, out = run(eurosat_from("http://127.0.0.1:9/", "0" * 32))
+    assert status == 1 and "does not have the MD5 sum 00000000" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>moved</html>", "neither a zip nor a tar archive"),
+        (gzip.compress(b"x" * 5000), "neither a zip nor a tar archive"),
+        (None, "holds no 2750"),
+    ],
+)
+def test_a_wrong_archive_leaves_no_half_of_a_data_set(miniatures, tmp_path, run, content, message):
+    folder = tmp_path / "eurosat"
+    folder.mkdir()
+    if content is None:
+        pack(folder / "EuroSAT.zip", miniatures / "dtd", ("images",))
+    else:
+        (folder / "EuroSAT.zip").write_bytes(content)
+    status, out = run(eurosat_from("http://127.0.0.1:9/"))
+    assert status == 1 and message in out
+    assert os.listdir(folder) == ["EuroSAT.zip"]
+
+
+def test_a_hostile_archive_is_refused_and_nothing_of_it_stays(tmp_path, run):
+    folder = tmp_path / "eurosat"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "EuroSAT.zip", "w") as bundle:
+        bundle.writestr("2750/River/a.jpg", b"1")
+        bundle.writestr("../../evil", b"2")
+    status, out = run(eurosat_from("http://127.0.0.1:9/"))
+    assert status == 1 and "'../../evil' would be written outside" in out
+    assert os.listdir(folder) == ["EuroSAT.zip"] and os.listdir(tmp_path) == ["eurosat"]
+
+
+def test_the_next_data_set_is_prepared_though_one_failed(server, miniatures, tmp_path, run):
+    good = serve(CATALOG["DescribableTextures"], miniatures, *server)
+    status, _ = run(eurosat_from("http://127.0.0.1:9/"), good)
+    assert status == 1 and (tmp_path / "dtd/images/banded").is_dir()
+
+
+# --- the report ---
+
+
+def small(name: str, miniatures: Path) -> Facts:
+    """Facts whose published sizes are those of the miniature."""
+    dataset = load(miniatures, name)
+    facts = CATALOG[name]
+    lists = [[] if facts.test_only else dataset.train_x, [] if facts.val_is_test else dataset.val or [], dataset.test]
+    return replace(facts, sizes=tuple(map(len, lists)))
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_data_set_with_all_its_images_is_complete(miniatures, name):
+    facts = small(name, miniatures)
+    report = prepare.inspect(DataFolder(facts, miniatures))
+    assert report.state == "complete"
+    total = sum(facts.sizes)
+    assert report.images == f"{total:,} of {total:,}"
+    assert report.split == ("made here" if facts.split_address else "own lists")
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_data_set_with_fewer_images_than_published_is_partial(miniatures, name):
+    report = prepare.inspect(DataFolder(CATALOG[name], miniatures))
+    assert report.state == "partial"
+    assert report.images.endswith(f" of {sum(CATALOG[name].sizes):,}")
+
+
+def test_the_report_covers_all_data_sets_and_makes_no_file(tmp_path, run, capsys):
+    BUILDERS["EuroSAT"](tmp_path)
+    BUILDERS["OxfordPets"](tmp_path)
+    (tmp_path / "oxford_pets/images/Abyssinian_1.jpg").unlink()
+    BUILDERS["SUN397"](tmp_path)
+    (tmp_path / "sun397/Training_01.txt").write_text("/x/unheard_of/sun_1.jpg\n")
+    before = {path for path in tmp_path.rglob("*") if "/SUN397/" not in str(path)}
+    status, out = run(replace(CATALOG["EuroSAT"], sizes=(50, 20, 30)), check=True)
+    assert status == 0 and "to be made" in out
+    assert prepare.main(["--check", "--root", str(tmp_path)]) == 1
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert all(name in rows for name in CATALOG)
+    assert " complete " in rows["EuroSAT"] and " missing " in rows["Food101"]
+    assert " partial " in rows["OxfordPets"] and "1 of the 259 images" in rows["OxfordPets"]
+    assert " damaged " in rows["SUN397"]
+    assert {path for path in tmp_path.rglob("*") if "/SUN397/" not in str(path)} == before
+
+
+def test_an_unknown_name_is_answered_with_the_closest(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["Eurosat", "--root", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "'Eurosat'" in (err := capsys.readouterr().err) and "EuroSAT" in err
+
+
+def test_no_name_and_no_check_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["--root", str(tmp_path)])
+    assert "name the data sets to prepare, or give --check" in capsys.readouterr().err
