@@ -1,0 +1,124 @@
+"""Optimizers, the scheduler's place, and accuracy, in the bundled engine."""
+
+import fallback_pieces  # noqa: F401  (before dassl, which it makes importable)
+import pytest
+import torch
+from torch import nn
+
+# isort: split
+from dassl.config import get_cfg_default
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+
+from kdpl.schedule import rate
+
+
+def optim(*overrides):
+    cfg = get_cfg_default()
+    cfg.merge_from_list([f"OPTIM.{x}" if i % 2 == 0 else x for i, x in enumerate(overrides)])
+    return cfg.OPTIM
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 1)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.register_buffer("counter", torch.zeros(1))
+
+    def forward(self, x):
+        return self.scale * self.head(self.backbone(x))
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"])
+def test_every_optimizer_moves_all_parameters_and_lowers_the_loss(name):
+    torch.manual_seed(0)
+    model = TwoParts()
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    optimizer = build_optimizer(model, optim("NAME", name, "LR", 0.01))
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = (model(torch.ones(4, 2)) - 3).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adam", {"betas": (0.8, 0.9), "weight_decay": 0.25, "amsgrad": False}),
+        ("amsgrad", {"betas": (0.8, 0.9), "amsgrad": True}),
+        ("adamw", {"betas": (0.8, 0.9), "weight_decay": 0.25}),
+        ("radam", {"betas": (0.8, 0.9), "weight_decay": 0.25}),
+        ("rmsprop", {"alpha": 0.7, "momentum": 0.6, "weight_decay": 0.25}),
+        ("sgd", {"momentum": 0.6, "weight_decay": 0.25, "nesterov": True, "dampening": 0}),
+    ],
+)
+def test_settings_reach_the_optimizer(name, expected):
+    cfg = optim(
+        "NAME", name, "LR", 0.5, "WEIGHT_DECAY", 0.25, "MOMENTUM", 0.6, "SGD_NESTEROV", True, "RMSPROP_ALPHA", 0.7,
+        "ADAM_BETA1", 0.8, "ADAM_BETA2", 0.9,
+    )  # fmt: skip
+    group = build_optimizer(TwoParts(), cfg).param_groups[0]
+    assert group["lr"] == 0.5
+    assert {key: group[key] for key in expected} == expected
+
+
+def test_new_layers_learn_at_the_full_rate_and_the_rest_at_a_part_of_it():
+    model = TwoParts()
+    cfg = optim("NAME", "sgd", "LR", 0.1, "STAGED_LR", True, "NEW_LAYERS", ("head",), "BASE_LR_MULT", 0.2)
+    rates = {id(p): g["lr"] for g in build_optimizer(model, cfg).param_groups for p in g["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        "backbone.weight": pytest.approx(0.02),
+        "backbone.bias": pytest.approx(0.02),
+        "scale": pytest.approx(0.02),
+        "head.weight": 0.1,
+        "head.bias": 0.1,
+    }
+
+
+def test_given_groups_and_lists_of_parameters_are_optimized_alone():
+    model = TwoParts()
+    groups = [{"params": [model.scale], "lr": 0.3}]
+    assert build_optimizer(model, optim(), param_groups=groups).param_groups[0]["params"] == [model.scale]
+    assert build_optimizer(model.head.parameters(), optim()).param_groups[0]["params"] == list(model.head.parameters())
+    with pytest.warns(UserWarning, match="STAGED_LR is ignored"):
+        build_optimizer(model, optim("STAGED_LR", True), param_groups=groups)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match=r"OPTIM\.NAME 'SDG' .* 'sgd'"):
+        build_optimizer(TwoParts(), optim("NAME", "SDG"))
+    with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS 'heads' .* 'head'"):
+        build_optimizer(TwoParts(), optim("STAGED_LR", True, "NEW_LAYERS", ("heads",)))
+    with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS is empty"):
+        build_optimizer(TwoParts(), optim("STAGED_LR", True))
+    with pytest.raises(TypeError, match=r"OPTIM\.STAGED_LR needs a module"):
+        build_optimizer([nn.Parameter(torch.ones(1))], optim("STAGED_LR", True, "NEW_LAYERS", ("head",)))
+
+
+def test_the_scheduler_is_the_projects_own():
+    cfg = optim("LR_SCHEDULER", "cosine", "WARMUP_EPOCH", 1, "WARMUP_TYPE", "constant")
+    optimizer = build_optimizer(TwoParts(), cfg)
+    scheduler = build_lr_scheduler(optimizer, cfg)
+    seen = []
+    for _ in range(4):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == [rate(epoch, cfg) for epoch in range(4)]
+
+
+def test_accuracy_counts_labels_among_the_highest_logits():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0]])
+    labels = torch.tensor([0, 1, 2, 0])
+    top1, top2, top3 = compute_accuracy(logits, labels, topk=(1, 2, 3))
+    assert (top1.item(), top2.item(), top3.item()) == (50.0, 75.0, 100.0)
+    assert compute_accuracy((logits, "features"), labels)[0].shape == (1,)
+    with pytest.raises(ValueError, match="more classes than the 3"):
+        compute_accuracy(logits, labels, topk=(1, 5))

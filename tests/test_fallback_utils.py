@@ -1,0 +1,395 @@
+"""Registries, files, seeds, logs, meters, checkpoints and the configuration of the bundled engine."""
+
+import json
+import random
+import sys
+
+import fallback_pieces  # noqa: F401  (before dassl, which it makes importable)
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from yacs.config import CfgNode
+
+# isort: split
+from dassl.config import get_cfg_default
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    Registry,
+    check_availability,
+    check_isfile,
+    collect_env_info,
+    count_num_param,
+    listdir_nohidden,
+    load_checkpoint,
+    load_pretrained_weights,
+    mkdir_if_missing,
+    read_image,
+    read_json,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_random_seed,
+    setup_logger,
+    tolist_if_not,
+    write_json,
+)
+
+
+class CoOp:
+    pass
+
+
+# Registry
+
+
+def test_what_is_registered_is_found_by_its_name():
+    registry = Registry("TRAINER")
+
+    @registry.register()
+    class KDPL:
+        pass
+
+    registry.register(CoOp)
+    assert registry.registered_names() == ["KDPL", "CoOp"]
+    assert registry.get("KDPL") is KDPL
+    assert registry.get("CoOp") is CoOp
+
+
+def test_a_name_is_registered_once_unless_forced():
+    registry = Registry("TRAINER")
+    registry.register(CoOp)
+    with pytest.raises(KeyError, match="CoOp"):
+        registry.register(CoOp)
+
+    other = type("CoOp", (), {})
+    assert registry.register(force=True)(other) is other
+    assert registry.get("CoOp") is other
+
+
+def test_an_unknown_name_gets_the_closest_one_suggested():
+    registry = Registry("TRAINER")
+    registry.register(CoOp)
+    registry.register(type("VPT", (), {}))
+    with pytest.raises(KeyError, match=r"TRAINER 'coopp' is not registered\. Did you mean 'CoOp'"):
+        registry.get("coopp")
+    with pytest.raises(ValueError, match=r"'vitb32' is not available\. Did you mean 'ViT-B/32'"):
+        check_availability("vitb32", ["RN50", "ViT-B/32"])
+    check_availability("RN50", ["RN50", "ViT-B/32"])
+
+
+def test_with_nothing_registered_the_error_says_so():
+    with pytest.raises(KeyError, match="Import the module"):
+        Registry("TRAINER").get("CoOp")
+    with pytest.raises(ValueError, match="Import the module"):
+        check_availability("CoOp", [])
+
+
+def test_only_lists_stay_lists():
+    assert tolist_if_not("model") == ["model"]
+    assert tolist_if_not((1, 2)) == [(1, 2)]
+    names = ["a"]
+    assert tolist_if_not(names) is names
+
+
+# Files and images
+
+
+def test_json_survives_the_round_trip_into_a_new_folder(tmp_path):
+    split = {"train": [["a/é.jpg", 0, "été"]], "n": 1}
+    write_json(split, tmp_path / "new" / "split.json")
+    assert read_json(tmp_path / "new" / "split.json") == split
+    assert json.loads((tmp_path / "new" / "split.json").read_text(encoding="utf-8")) == split
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "split.json").write_text('{"train": [')
+    with pytest.raises(ValueError, match=r"split\.json' is not valid JSON"):
+        read_json(tmp_path / "split.json")
+
+
+def test_hidden_names_are_not_listed(tmp_path):
+    for name in ("b", ".DS_Store", "a"):
+        (tmp_path / name).touch()
+    assert listdir_nohidden(tmp_path, sort=True) == ["a", "b"]
+    assert set(listdir_nohidden(tmp_path)) == {"a", "b"}
+
+
+def test_folders_are_made_with_their_parents_and_may_exist(tmp_path):
+    mkdir_if_missing(tmp_path / "a" / "b")
+    mkdir_if_missing(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_missing_file_is_warned_about(tmp_path):
+    (tmp_path / "log.txt").touch()
+    assert check_isfile(tmp_path / "log.txt")
+    with pytest.warns(UserWarning, match="nothing"):
+        assert not check_isfile(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_images_of_any_mode_are_read_as_rgb(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (6, 4), (250, 250, 250)).convert(mode).save(path)
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+    assert np.asarray(image).mean() > 240
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(OSError, match=r"broken\.jpg' cannot be read as an image"):
+        read_image(tmp_path / "broken.jpg")
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg.*DATASET\.ROOT"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    Image.effect_noise((64, 64), 90).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match=r"cut\.png' cannot be read as an image"):
+        read_image(tmp_path / "cut.png")
+
+
+# Seeds and environment
+
+
+def test_one_seed_fixes_all_three_generators():
+    def draw():
+        set_random_seed(7)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_the_environment_names_the_versions_of_pytorch_and_pillow():
+    info = collect_env_info()
+    assert f"PyTorch: {torch.__version__}" in info
+    assert "Pillow: " in info
+
+
+# Log
+
+
+@pytest.fixture
+def restored_stdout(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back at the end of the test
+
+
+def test_what_is_printed_is_also_in_the_log(tmp_path, capsys, restored_stdout):
+    setup_logger(str(tmp_path / "run"))
+    print("* accuracy: 85.3%")
+    assert (tmp_path / "run" / "log.txt").read_text() == "* accuracy: 85.3%\n"
+    assert capsys.readouterr().out == "* accuracy: 85.3%\n"
+
+
+def test_an_old_log_is_never_overwritten(tmp_path, restored_stdout):
+    for run in ("first", "second", "third"):
+        setup_logger(str(tmp_path))
+        print(run)
+    logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert logs.pop("log.txt") == "first\n"
+    assert all(name.startswith("log.txt-20") for name in logs)
+    assert sorted(logs.values()) == ["second\n", "third\n"]
+
+
+def test_a_log_can_be_named_as_a_file_and_none_is_no_log(tmp_path, restored_stdout):
+    before = sys.stdout
+    setup_logger(None)
+    assert sys.stdout is before
+    setup_logger(str(tmp_path / "eval.txt"))
+    print("line")
+    assert (tmp_path / "eval.txt").read_text() == "line\n"
+
+
+# Meters
+
+
+def test_an_average_meter_weighs_by_count():
+    meter = AverageMeter()
+    meter.update(1.0, n=3)
+    meter.update(torch.tensor(5.0))
+    assert (meter.val, meter.avg, meter.count) == (5.0, 2.0, 4)
+    meter.reset()
+    assert (meter.avg, meter.count) == (0, 0)
+
+
+def test_an_exponential_average_follows_slowly():
+    meter = AverageMeter(ema=True)
+    meter.update(10.0)
+    meter.update(10.0)
+    assert meter.avg == pytest.approx(1.9)
+
+
+def test_named_values_print_as_latest_and_average():
+    meter = MetricMeter()
+    meter.update({"loss": 1.0, "loss_kl_forward": torch.tensor(0.25)})
+    meter.update({"loss": 2.0})
+    meter.update(None)
+    assert str(meter) == "loss 2.0000 (1.5000) loss_kl_forward 0.2500 (0.2500)"
+
+
+def test_a_loss_summary_must_be_a_dictionary():
+    with pytest.raises(TypeError, match=r"float.*\{'loss': 0\.5\}"):
+        MetricMeter().update(0.5)
+
+
+# Checkpoints
+
+
+def trained(steps: int):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    for _ in range(steps):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    return model, optimizer, scheduler
+
+
+def checkpoint_of(model, optimizer, scheduler, epoch):
+    return {
+        "state_dict": model.state_dict(),
+        "epoch": epoch,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "val_result": None,
+    }
+
+
+def test_training_resumes_from_the_newest_checkpoint_with_optimizer_and_scheduler(tmp_path, capsys):
+    save_checkpoint(checkpoint_of(*trained(1), 1), tmp_path)
+    model, optimizer, scheduler = trained(2)
+    save_checkpoint(checkpoint_of(model, optimizer, scheduler, 2), tmp_path)
+    assert (tmp_path / "checkpoint").read_text() == "model.pth.tar-2\n"
+
+    fresh = trained(0)
+    assert resume_from_checkpoint(tmp_path, *fresh) == 2
+    assert torch.equal(fresh[0].weight, model.weight)
+    assert fresh[1].state_dict()["state"][0]["momentum_buffer"].equal(optimizer.state[model.weight]["momentum_buffer"])
+    assert fresh[2].get_last_lr() == scheduler.get_last_lr()
+
+
+def test_the_best_checkpoint_is_a_second_copy(tmp_path, capsys):
+    save_checkpoint(checkpoint_of(*trained(1), 3), tmp_path, is_best=True)
+    best, last = (load_checkpoint(tmp_path / name) for name in ("model-best.pth.tar", "model.pth.tar-3"))
+    assert best["epoch"] == last["epoch"] == 3
+    assert best["state_dict"]["weight"].equal(last["state_dict"]["weight"])
+
+
+def test_data_parallel_weights_are_saved_under_the_plain_names(tmp_path, capsys):
+    model = torch.nn.DataParallel(torch.nn.Linear(3, 2))
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, tmp_path)
+    assert set(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == {"weight", "bias"}
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (exec, ("raise AssertionError('code in a checkpoint was run')",))
+
+
+def test_a_checkpoint_that_could_run_code_is_refused_and_named(tmp_path):
+    torch.save({"state_dict": {}, "epoch": 1, "scheduler": RunsCode()}, tmp_path / "evil.pth.tar")
+    with pytest.raises(ValueError, match=r"evil\.pth\.tar' holds more than tensors"):
+        load_checkpoint(tmp_path / "evil.pth.tar")
+
+
+def test_a_missing_or_cut_off_checkpoint_is_named(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match=r"model\.pth\.tar-9"):
+        load_checkpoint(tmp_path / "model.pth.tar-9")
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        resume_from_checkpoint(tmp_path, torch.nn.Linear(1, 1))
+    save_checkpoint(checkpoint_of(*trained(1), 1), tmp_path)
+    whole = (tmp_path / "model.pth.tar-1").read_bytes()
+    (tmp_path / "model.pth.tar-1").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.pth\.tar-1' is not a complete checkpoint"):
+        load_checkpoint(tmp_path / "model.pth.tar-1")
+
+
+def test_pretrained_weights_that_fit_are_loaded_and_the_others_named(tmp_path, capsys):
+    source = torch.nn.Linear(3, 2)
+    weights = {"module.weight": source.weight.data, "bias": torch.zeros(7), "head": torch.zeros(1)}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    model = torch.nn.Linear(3, 2)
+    bias = model.bias.clone()
+    load_pretrained_weights(model, tmp_path / "weights.pth")
+    assert model.weight.equal(source.weight)
+    assert model.bias.equal(bias)
+    assert "['bias', 'head']" in capsys.readouterr().out
+
+
+def test_pretrained_weights_of_another_model_are_warned_about(tmp_path):
+    torch.save({"other": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match=r"weights\.pth"):
+        load_pretrained_weights(torch.nn.Linear(3, 2), tmp_path / "weights.pth")
+
+
+def test_parameters_are_counted_in_models_lists_and_groups():
+    model = torch.nn.Linear(3, 2)
+    assert count_num_param(model) == 8
+    assert count_num_param(params=model.parameters()) == 8
+    assert count_num_param(params=[{"params": [model.weight, model.bias]}, {"params": model.bias}]) == 10
+    with pytest.raises(ValueError, match="a model or parameters"):
+        count_num_param()
+
+
+# Configuration
+
+
+def test_a_configuration_of_the_coop_family_merges():
+    cfg = get_cfg_default()
+    published = """
+        DATALOADER: {TRAIN_X: {BATCH_SIZE: 32}, TEST: {BATCH_SIZE: 100}, NUM_WORKERS: 8}
+        INPUT:
+          SIZE: (224, 224)
+          INTERPOLATION: "bicubic"
+          PIXEL_MEAN: [0.48145466, 0.4578275, 0.40821073]
+          PIXEL_STD: [0.26862954, 0.26130258, 0.27577711]
+          TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]
+        OPTIM:
+          {NAME: "sgd", LR: 0.002, MAX_EPOCH: 50, LR_SCHEDULER: "cosine", WARMUP_EPOCH: 1, WARMUP_TYPE: "constant",
+           WARMUP_CONS_LR: 1e-5}
+        TRAIN: {PRINT_FREQ: 5}
+        MODEL: {BACKBONE: {NAME: "RN50"}}
+    """
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(published))
+    assert cfg.INPUT.TRANSFORMS == ("random_resized_crop", "random_flip", "normalize")
+    assert cfg.OPTIM.WARMUP_CONS_LR == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        ("OUTPUT_DIR", "./output"),
+        ("SEED", -1),
+        ("INPUT.SIZE", (224, 224)),
+        ("INPUT.RRCROP_SCALE", (0.08, 1.0)),
+        ("INPUT.PIXEL_MEAN", [0.485, 0.456, 0.406]),
+        ("DATASET.NUM_SHOTS", -1),
+        ("DATALOADER.TRAIN_U.N_INS", 16),
+        ("DATALOADER.TRAIN_U.SAME_AS_X", True),
+        ("MODEL.HEAD.HIDDEN_LAYERS", ()),
+        ("OPTIM.LR", 0.0003),
+        ("OPTIM.WARMUP_RECOUNT", True),
+        ("TRAIN.CHECKPOINT_FREQ", 0),
+        ("TEST.FINAL_MODEL", "last_step"),
+    ],
+)
+def test_defaults_have_dassls_values_and_types(key, default):
+    value = get_cfg_default()
+    for part in key.split("."):
+        value = value[part]
+    assert value == default
+    assert type(value) is type(default)
+
+
+def test_each_configuration_is_its_own():
+    first = get_cfg_default()
+    first.OPTIM.LR = 1.0
+    first.DATALOADER.TRAIN_U.BATCH_SIZE = 1
+    assert get_cfg_default().OPTIM.LR == 0.0003
+    assert first.DATALOADER.TRAIN_X.BATCH_SIZE == 32
