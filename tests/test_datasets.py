@@ -574,3 +574,17 @@ def test_matlab_files_without_scipy_name_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install scipy.*split_zhou_OxfordFlowers.json"):
         load(tmp_path, "OxfordFlowers")
+
+
+# --- documentation ---
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_the_documentation_gives_folder_sizes_and_addresses_as_the_catalogue_does(name):
+    facts = CATALOG[name]
+    text = (Path(__file__).parents[1] / "docs/datasets.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} | `")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == f"`{facts.folder}`" and cells[4] == f"{facts.classes:,}"
+    assert [f"{size:,}" for size in facts.sizes if size] == [c for c in cells[5:8] if c not in ("", "(test)")]
+    assert not facts.split_address or f"| `{facts.folder}/{facts.published_split}` | {facts.split_address} |" in text
