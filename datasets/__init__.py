@@ -3,14 +3,12 @@
 A name that is registered already, by a fork that brings its own data sets, is left to it; so import this after them.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
+from kdpl.datasets import emoji_scenes
 from kdpl.datasets.coop import DATASETS, dataset_dir_check
 
-__all__ = ["dataset_dir_check", "register"]
+__all__ = ["dataset_dir_check", "emoji_scenes", "register"]
 
 
 def register(registry: Registry) -> None:
@@ -22,5 +20,3 @@ def register(registry: Registry) -> None:
 
 
 register(DATASET_REGISTRY)
-if find_spec("kdpl.datasets.emoji_scenes"):
-    import_module("kdpl.datasets.emoji_scenes")

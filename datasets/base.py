@@ -67,7 +67,7 @@ def fewshot(
         return list(train), list(val)
     with _random_seeded(seed):
         few_train = dataset.generate_fewshot_dataset(train, num_shots=num_shots)
-        few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS))
+        few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS)) if val else []
     return few_train, few_val
 
 

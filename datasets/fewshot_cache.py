@@ -58,6 +58,7 @@ def _digest(split: Split) -> str:
     digest = hashlib.sha256()
     for part in (split.train, split.val):
         for record in part:
-            digest.update(f"{record.impath}\t{record.label}\t{record.classname}\n".encode())
+            line = f"{record.impath}\t{record.label}\t{record.classname}\n"
+            digest.update(line.encode(errors="surrogateescape"))  # a file's name need not be UTF-8
         digest.update(b"\n")
     return digest.hexdigest()[:16]

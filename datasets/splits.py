@@ -70,7 +70,7 @@ def split_text(lists: Iterable[tuple[str, list[Record]]]) -> str:
     """Format named lists of records as a split file."""
     parts = []
     for part, records in lists:
-        rows = ",\n".join(f"    {json.dumps(record, ensure_ascii=False)}" for record in records)
+        rows = ",\n".join(f"    {json.dumps(record)}" for record in records)
         parts.append(f'  "{part}": [\n{rows}\n  ]' if rows else f'  "{part}": []')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
