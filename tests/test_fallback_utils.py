@@ -298,16 +298,17 @@ def test_a_checkpoint_that_could_run_code_is_refused_and_named(tmp_path):
         load_checkpoint(tmp_path / "evil.pth.tar")
 
 
-def test_a_missing_or_cut_off_checkpoint_is_named(tmp_path, capsys):
+def test_a_missing_or_damaged_checkpoint_is_named(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"model\.pth\.tar-9"):
         load_checkpoint(tmp_path / "model.pth.tar-9")
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         resume_from_checkpoint(tmp_path, torch.nn.Linear(1, 1))
     save_checkpoint(checkpoint_of(*trained(1), 1), tmp_path)
     whole = (tmp_path / "model.pth.tar-1").read_bytes()
-    (tmp_path / "model.pth.tar-1").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"model\.pth\.tar-1' is not a complete checkpoint"):
-        load_checkpoint(tmp_path / "model.pth.tar-1")
+    for damaged in (whole[: len(whole) // 2], b"", b"hello world" * 50):
+        (tmp_path / "model.pth.tar-1").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.pth\.tar-1' is not a complete checkpoint"):
+            load_checkpoint(tmp_path / "model.pth.tar-1")
 
 
 def test_pretrained_weights_that_fit_are_loaded_and_the_others_named(tmp_path, capsys):

@@ -66,8 +66,8 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
             f"'{fpath}' holds more than tensors, numbers and text, and is not loaded because that could run any code. "
             "If you trust it, save it again with its 'state_dict' alone where it was made."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"'{fpath}' is not a complete checkpoint ({error}). Use another epoch's file.") from error
+    except Exception as error:  # damaged bytes are read as any instruction, and fail in any way
+        raise ValueError(f"'{fpath}' is not a complete checkpoint ({error!r}). Use another epoch's file.") from error
 
 
 def resume_from_checkpoint(
