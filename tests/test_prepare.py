@@ -299,7 +299,7 @@ def test_an_unknown_name_is_answered_with_the_closest(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         prepare.main(["Eurosat", "--root", str(tmp_path)])
     assert stop.value.code == 2
-    assert "'Eurosat'" in (err := capsys.readouterr().err) and "EuroSAT" in err
+    assert "Eurosat" in (err := capsys.readouterr().err) and "EuroSAT" in err
 
 
 def test_no_name_and_no_check_is_an_error(tmp_path, capsys):
