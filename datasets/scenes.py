@@ -287,11 +287,12 @@ def draw_scenes(art: np.ndarray, drawing: np.ndarray, rendering: np.ndarray) -> 
         (n, 64, 64, 3) uint8 RGB.
     """
     drawing, rendering = np.asarray(drawing), np.asarray(rendering)
-    pixels = _premultiplied(art)
+    rows, place = np.unique(drawing, return_inverse=True)
+    pixels = _premultiplied(art[rows])
     scenes = np.empty((len(drawing), SIZE, SIZE, 3), np.uint8)
     for start in range(0, len(drawing), _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        scenes[chunk] = _compose(pixels, drawing[chunk], scene_draws(drawing[chunk], rendering[chunk]))
+        scenes[chunk] = _compose(pixels, place[chunk], scene_draws(drawing[chunk], rendering[chunk]))
     return scenes
 
 

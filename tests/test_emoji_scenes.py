@@ -1,0 +1,312 @@
+"""The embedded benchmark: scenes that are the same everywhere, the data sets made of them, and the weights."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import kdpl
+
+# isort: split
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from kdpl.datasets import emoji_scenes, scenes
+
+ROOT = Path(__file__).parents[1]
+CATEGORIES = {"food": 84, "activities": 58, "animals": 107, "travel": 153, "objects": 165}
+NAMES = {category: f"Emoji{category.capitalize()}" for category in CATEGORIES}
+
+torch.set_num_threads(1)
+
+
+def config(root: Path, category: str = "activities", **keys) -> object:
+    cfg = get_cfg_default()
+    kdpl.extend_cfg(cfg)
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = NAMES[category], str(root), 1
+    for key, value in keys.items():
+        cfg.DATASET[key] = value
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A root with the smallest category drawn."""
+    root = tmp_path_factory.mktemp("root")
+    build_dataset(config(root))
+    return root
+
+
+def per_class(data) -> set[int]:
+    return set(Counter(datum.label for datum in data).values())
+
+
+# ---------------------------------------------------------------- the generator
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_every_pixel_of_a_category_is_the_committed_one(category):
+    images = emoji_scenes.draw(emoji_scenes.category_scenes(category))
+    assert hashlib.sha256(images).hexdigest() == emoji_scenes.SHA256[category]
+
+
+def test_a_scene_does_not_depend_on_the_others_drawn_with_it():
+    chosen = emoji_scenes.category_scenes("travel")[::101]
+    together = emoji_scenes.draw(chosen)
+    alone = np.concatenate([emoji_scenes.draw([scene]) for scene in reversed(chosen)])[::-1]
+    assert (together == alone).all()
+
+
+def test_no_two_scenes_are_alike():
+    images = emoji_scenes.draw(emoji_scenes.category_scenes("food")[:280])
+    assert len(np.unique(images.reshape(280, -1), axis=0)) == 280
+
+
+def test_no_entry_of_the_sine_table_is_near_a_rounding_tie():
+    exact = scenes.ONE * np.sin(np.arange(scenes.TURN) * (2 * np.pi / scenes.TURN))
+    assert (np.abs(exact - scenes._SINE) < 0.5 - 1e-6).all()
+
+
+def test_draws_depend_on_key_and_position_alone():
+    keys = np.arange(10, dtype=np.uint64)
+    first = scenes.Draws(keys)
+    once = np.concatenate([first.bits(2, 3).reshape(10, 6), first.bits(4)], 1)
+    assert (scenes.Draws(keys[4:6]).bits(10) == once[4:6]).all()
+    assert len(np.unique(once)) == once.size
+
+
+def test_draws_have_the_distributions_they_name():
+    draws = scenes.scene_draws(np.arange(100), np.zeros(100))
+    counts = np.bincount(draws.below(7, 1000).ravel(), minlength=7)
+    assert len(counts) == 7 and abs(counts / 1e5 - 1 / 7).max() < 0.01
+    interval = draws.between(0.5, 0.9, 1000) / scenes.ONE
+    assert 0.4999 < interval.min() < 0.501 and 0.899 < interval.max() < 0.9
+    normal = draws.normal(1000) / scenes.ONE
+    assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
+
+
+def test_a_fork_is_independent_of_its_parent():
+    draws = scenes.scene_draws(np.arange(50), np.zeros(50))
+    fork = draws.fork(np.arange(50))
+    parent, child = draws.normal(2000) / scenes.ONE, fork.normal(2000) / scenes.ONE
+    assert abs((parent * child).mean()) < 0.02
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS, ids=lambda kind: kind.__name__)
+def test_backgrounds_are_in_range_and_not_flat(kind):
+    image = scenes.backgrounds(scenes.scene_draws(np.arange(20), np.zeros(20)), (kind,))
+    assert image.shape == (20, 64, 64, 3)
+    assert image.min() >= 0 and image.max() <= 255 * scenes.LEVEL
+    assert (image.std((1, 2)).max(1) > scenes.LEVEL).all()
+
+
+def test_an_opaque_drawing_hides_the_background_and_a_transparent_one_shows_it():
+    art = np.full((2, 64, 64, 4), 200, np.uint8)
+    art[0, ..., 3], art[1, ..., 3] = 255, 0
+    many = np.arange(50)
+    opaque = scenes.draw_scenes(art, np.zeros(50, int), many)
+    assert all((image == image[32, 32]).all(-1).sum() > 900 for image in opaque)  # 0.45 of the edge, squared, at least
+    assert (opaque[:, 32, 32] >= 160 - 1).all() and (opaque[:, 32, 32] <= 220).all()  # brightness 0.8 to 1.1
+    clear = scenes.draw_scenes(art, np.ones(50, int), many)
+    assert (clear.std((1, 2)).max(1) > 1).all()
+
+
+def test_drawings_fill_half_to_nine_tenths_of_the_edge_and_stay_inside():
+    art = np.zeros((1, 64, 64, 4), np.uint8)
+    yy, xx = np.mgrid[:64, :64] - 31.5
+    art[0, ..., 3] = 255 * (xx**2 + yy**2 < 31.5**2)  # a black disc: turning does not change its extent
+    pixels = scenes._premultiplied(art)
+    n = 500
+    warped = scenes._warp(pixels, np.zeros(n, int), scenes.scene_draws(np.zeros(n), np.arange(n)))
+    alpha = warped[..., 3] / (255**2 * scenes.ONE)
+    diameter = 2 * np.sqrt(alpha.sum((1, 2)) / np.pi) / 64
+    assert 0.48 < diameter.min() < 0.53 and 0.86 < diameter.max() < 0.92
+    border = np.concatenate([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], 1)
+    assert (border.sum(1) < 0.1 * 64).all()
+
+
+# ---------------------------------------------------------------- the data sets
+
+
+@pytest.mark.parametrize(("category", "classes"), CATEGORIES.items())
+def test_a_category_has_its_classes_with_28_scenes_each_half_of_each_style(category, classes):
+    names = emoji_scenes.class_names(category)
+    assert len(names) == classes and names == sorted(names)
+    listed = emoji_scenes.category_scenes(category)
+    counts = Counter((scene.label, scene.split, scene.style) for scene in listed)
+    expected = {"train": 8, "val": 2, "test": 4}
+    assert counts == {(c, s, d): n for c in range(classes) for s, n in expected.items() for d in (0, 1)}
+    assert all(scene.classname == names[scene.label] for scene in listed)
+    assert len({scene.path for scene in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_each_config_file_names_a_registered_data_set_and_nothing_else(category):
+    cfg = get_cfg_default()
+    before = cfg.clone()
+    cfg.merge_from_file(str(ROOT / "configs" / "datasets" / f"emoji_{category}.yaml"))
+    assert NAMES[category] == cfg.DATASET.NAME
+    assert DATASET_REGISTRY.get(cfg.DATASET.NAME).category == category
+    before.DATASET.NAME = cfg.DATASET.NAME
+    assert cfg == before
+
+
+def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root):
+    data = build_dataset(config(root))
+    assert (len(data.train_x), len(data.val), len(data.test)) == (58 * 16, 58 * 4, 58 * 8)
+    assert data.classnames == emoji_scenes.class_names("activities")
+    assert data.domains == ("twemoji", "fluent")
+    folder = root / "emoji_scenes" / "activities"
+    for scene in emoji_scenes.category_scenes("activities")[::211]:
+        with Image.open(folder / scene.path) as image:
+            assert (np.asarray(image) == emoji_scenes.draw([scene])[0]).all()
+    assert (folder / "test" / "american_football" / "fluent_3.png").is_file()
+    assert {Path(datum.impath).name.split("_")[0] for datum in data.test if datum.domain == 1} == {"fluent"}
+
+
+def test_few_shot_subsets_are_drawn_by_the_seed(root):
+    one, same, other = (build_dataset(config(root, NUM_SHOTS=n)) for n in (1, 1, 16))
+    assert per_class(one.train_x) == {1} and per_class(one.val) == {1} and per_class(one.test) == {8}
+    assert [d.impath for d in one.train_x] == [d.impath for d in same.train_x]
+    assert per_class(other.train_x) == {16} and per_class(other.val) == {4}
+    cfg = config(root, NUM_SHOTS=1)
+    cfg.SEED = 2
+    assert [d.impath for d in build_dataset(cfg).train_x] != [d.impath for d in one.train_x]
+
+
+def test_base_and_new_classes_are_the_two_halves_by_name(root):
+    names = emoji_scenes.class_names("activities")
+    base, new = (build_dataset(config(root, SUBSAMPLE_CLASSES=half)) for half in ("base", "new"))
+    assert base.classnames == names[:29] and new.classnames == names[29:]
+    assert {d.label for d in new.test} == set(range(29))
+
+
+def test_domains_choose_the_styles_to_train_and_to_test_on(root):
+    data = build_dataset(config(root, SOURCE_DOMAINS=("twemoji",), TARGET_DOMAINS=("fluent",)))
+    assert {d.domain for d in data.train_x} == {d.domain for d in data.val} == {0}
+    assert {d.domain for d in data.test} == {1}
+    assert per_class(data.train_x) == {8} and per_class(data.test) == {4}
+
+
+def test_an_unknown_domain_is_an_error_with_the_closest_name(root):
+    with pytest.raises(ValueError, match=r"TARGET_DOMAINS 'fluemt'.*twemoji, fluent.*Did you mean 'fluent'"):
+        build_dataset(config(root, TARGET_DOMAINS=("fluemt",)))
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_a_drawn_category_is_not_drawn_again(root, capsys):
+    build_dataset(config(root))
+    assert "Drawing" not in capsys.readouterr().out
+
+
+def test_without_a_root_the_cache_folder_is_used(root, monkeypatch):
+    monkeypatch.setenv("KDPL_CACHE", str(root))
+    data = build_dataset(config(""))
+    assert Path(data.test[0].impath).is_relative_to(root)
+
+
+@pytest.mark.parametrize("damage", ["older generator", "lost file", "unreadable marker"])
+def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch):
+    few = emoji_scenes.category_scenes("activities")[:28]
+    monkeypatch.setattr(emoji_scenes, "category_scenes", lambda category: few)
+    monkeypatch.setitem(emoji_scenes.SHA256, "activities", hashlib.sha256(emoji_scenes.draw(few)).hexdigest())
+    folder = emoji_scenes.scene_folder(tmp_path, "activities")
+    marker, image = folder / "scenes.json", folder / few[3].path
+    good = marker.read_text()
+    if damage == "lost file":
+        image.unlink()
+    else:
+        marker.write_text("{" if damage == "unreadable marker" else good.replace('"generator": ', '"generator": 0'))
+        image.write_bytes(b"old")
+    emoji_scenes.scene_folder(tmp_path, "activities")
+    assert marker.read_text() == good
+    with Image.open(image) as picture:
+        assert (np.asarray(picture) == emoji_scenes.draw(few[3:4])[0]).all()
+    assert os.listdir(folder.parent) == ["activities"]
+
+
+def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path):
+    theirs = tmp_path / "emoji_scenes" / "food" / "mine.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(FileExistsError, match="Move it away"):
+        build_dataset(config(tmp_path, "food"))
+    assert theirs.read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"Cannot write the emoji scenes to .*file.*KDPL_CACHE"):
+        build_dataset(config(tmp_path / "file"))
+
+
+def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(emoji_scenes.SHA256, "activities", "0" * 64)
+    with pytest.raises(RuntimeError, match=r"expected 0000.*install KDPL again"):
+        build_dataset(config(tmp_path))
+    assert not (tmp_path / "emoji_scenes").exists()
+
+
+DRAW = "import sys; from kdpl.datasets.emoji_scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
+
+
+def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
+    parent = tmp_path / "emoji_scenes"
+    killed = subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not list(parent.glob(".activities.*/new/train/*/*.png")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (parent / "activities").exists()
+
+    both = [subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    data = build_dataset(config(tmp_path))
+    assert len(data.test) == 58 * 8
+
+
+# ---------------------------------------------------------------- art and weights
+
+
+def test_embedded_files_are_small_and_need_no_pickle():
+    with np.load(emoji_scenes.EMBEDDED / "art.npz", allow_pickle=False) as file:
+        assert file["rgba"].shape == (567, 2, 64, 64, 4) and file["styles"].tolist() == list(emoji_scenes.STYLES)
+    for file in emoji_scenes.EMBEDDED.iterdir():
+        assert file.stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_weights_are_half_precision_with_the_used_tokens_only(name):
+    state = load_file(emoji_scenes.EMBEDDED / f"emoji_{name}.safetensors")
+    used = state["token_embedding.used"]
+    assert used.dtype == torch.int32 and used.tolist() == sorted(set(used.tolist())) and used[-1] == 49407
+    assert state["token_embedding.weight"].shape == (len(used), 128)
+    assert state["positional_embedding"].shape == (20, 128)
+    assert {v.dtype for v in state.values() if v.is_floating_point() and v.ndim} == {torch.float16}
+
+
+def test_packing_keeps_the_used_tokens_and_refuses_used_late_positions():
+    sys.path.insert(0, str(ROOT / "tools"))
+    from pack_clip import pack
+
+    table, positions = torch.zeros(30, 4), torch.zeros(77, 4)
+    table[[3, 7]], positions[:20] = 1.5, 2.0
+    packed = pack({"token_embedding.weight": table, "positional_embedding": positions, "logit_scale": torch.ones(())})
+    assert packed["token_embedding.used"].tolist() == [3, 7] and (packed["token_embedding.weight"] == 1.5).all()
+    assert packed["positional_embedding"].shape == (20, 4) and packed["logit_scale"].dtype == torch.float32
+    positions[20] = 1
+    with pytest.raises(ValueError, match="20 positions"):
+        pack({"token_embedding.weight": table, "positional_embedding": positions})

@@ -1,0 +1,379 @@
+"""Train one of the benchmark's CLIPs from scratch on rendered art, contrastively, on a CPU.
+
+    python tools/pretrain.py teacher output/pretraining.npz output/teacher.safetensors --minutes 27
+
+The art is what `render_art.py` writes and must not hold the benchmark's own two styles. Prints the loss, the accuracy
+in the batch and the zero-shot accuracy on the benchmark's validation scenes of food; test scenes are never looked at.
+
+The teacher learns on full scenes, from flat colours and large drawings to backgrounds of the scene generator (without
+that curriculum it hardly learns). The student learns on flat and faintly textured backgrounds; it reads "a photo of a"
+only with faded, blurred pictures, so that this template is a poor one for it and prompts have something to learn.
+"""
+
+import argparse
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from clip.model import CLIP
+from clip.simple_tokenizer import SimpleTokenizer
+from kdpl.datasets.emoji_scenes import STYLES, category_scenes, class_names, draw
+from kdpl.datasets.scenes import LEVEL, SIZE, backgrounds, scene_draws
+from pack_clip import write
+from torch import nn
+from torch.nn import functional as F
+
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+COLOURS = {
+    "red": (220, 50, 40),
+    "green": (60, 170, 70),
+    "blue": (50, 90, 220),
+    "yellow": (245, 220, 70),
+    "orange": (245, 150, 40),
+    "purple": (140, 70, 180),
+    "pink": (245, 150, 190),
+    "gray": (140, 140, 140),
+    "brown": (130, 85, 50),
+    "cyan": (80, 205, 220),
+    "white": (255, 255, 255),
+    "black": (10, 10, 10),
+}
+PALETTE = torch.tensor(list(COLOURS.values())).float()
+STYLE_WORDS = {"noto": "cartoon", "noto-v1": "clip art", "emojione": "sticker", "fxemoji": "illustration"}
+TEMPLATES = (  # twice as likely as the others: "a photo of a"
+    "a photo of a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "{}",
+    "an icon of a {}",
+    "the {}",
+)
+POSITIONS = 20
+VOCABULARY = 49408
+MODELS = {
+    "student": {"vision_layers": 4, "vision_width": 128, "vision_patch_size": 16, "transformer_layers": 4},
+    "teacher": {"vision_layers": (1, 1, 1, 1), "vision_width": 24, "vision_patch_size": None, "transformer_layers": 3},
+}
+MAX_SCALE = {"student": 30.0, "teacher": 100.0}  # of the logits: a student that is less sure learns more from prompts
+
+
+class Art:
+    """The drawings of an art file, by thing."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            rgba, self.names, self.styles = file["rgba"], file["names"].tolist(), file["styles"].tolist()
+        held_out = set(self.styles) & set(STYLES)
+        if held_out:
+            raise SystemExit(f"{path} holds the benchmark's own styles ({', '.join(held_out)}). Render other packs.")
+        unknown = set(self.styles) - set(STYLE_WORDS)
+        if unknown:
+            raise SystemExit(f"No caption word for the styles {', '.join(unknown)}. Add them to STYLE_WORDS.")
+        things, styles = rgba[..., 3].any((2, 3)).nonzero()
+        self.style = styles  # of each drawing
+        self.thing = things
+        self.rows = [np.flatnonzero(things == thing) for thing in range(len(self.names))]
+        drawings = torch.from_numpy(rgba[things, styles]).permute(0, 3, 1, 2).float()  # (m, 4, 64, 64)
+        alpha = drawings[:, 3:] / 255
+        self.premultiplied = torch.cat([drawings[:, :3] * alpha, alpha], 1)
+
+    def name(self, row: int) -> str:
+        return self.names[self.thing[row]]
+
+    def style_word(self, row: int) -> str:
+        return STYLE_WORDS[self.styles[self.style[row]]]
+
+
+def uniform(low: float, high: float, n: int) -> torch.Tensor:
+    """Uniform numbers (n, 1, 1, 1), to meet images."""
+    return torch.empty(n, 1, 1, 1).uniform_(low, high)
+
+
+def warp(drawings: torch.Tensor, scale: torch.Tensor, turn: float, shift: torch.Tensor, stretch: float) -> torch.Tensor:
+    """Scale, turn, move, stretch and mirror premultiplied drawings (n, 4, 64, 64) at random."""
+    n = len(drawings)
+    angle = torch.randn(n) * turn
+    aspect = torch.empty(n).uniform_(1 / stretch, stretch)
+    mirror = torch.randint(2, (n,)) * 2 - 1
+    cosine, sine = angle.cos() / scale.view(n), angle.sin() / scale.view(n)
+    rows = [torch.stack([cosine * aspect * mirror, -sine * mirror], 1), torch.stack([sine, cosine / aspect], 1)]
+    matrix = torch.stack(rows, 1)  # (n, 2, 2)
+    theta = torch.cat([matrix, -matrix @ shift[..., None]], 2)
+    grid = F.affine_grid(theta, drawings.shape, align_corners=False)
+    return F.grid_sample(drawings, grid, align_corners=False)
+
+
+def recolour(image: torch.Tensor, brightness: tuple, saturation: tuple, tint: float) -> torch.Tensor:
+    """Change brightness, saturation and tint of images (n, 3, 64, 64) at random."""
+    n = len(image)
+    image = image * uniform(*brightness, n)
+    grey = image.mean(1, keepdim=True)
+    return (grey + (image - grey) * uniform(*saturation, n)) * (1 + torch.randn(n, 3, 1, 1) * tint)
+
+
+def blurred(image: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(F.avg_pool2d(image, 2), size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+
+
+def background_pool(count: int, seed: int) -> torch.Tensor:
+    """Backgrounds of the scene generator that are in no scene of the benchmark: (count, 3, 64, 64) uint8."""
+    ours = 1 << 31  # above every row of the art
+    chunks = np.array_split(np.arange(count), max(1, count // 32))
+    painted = [backgrounds(scene_draws(ours + chunk, np.full(len(chunk), seed))) // LEVEL for chunk in chunks]
+    return torch.from_numpy(np.concatenate(painted).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+
+
+def teacher_batch(art: Art, pool: torch.Tensor, rows: np.ndarray, progress: float) -> tuple[torch.Tensor, list[str]]:
+    """Scenes of random difficulty up to `progress` (0: flat and large, 1: full scenes), and plain captions."""
+    n = len(rows)
+    scale = uniform(0.75 - 0.3 * progress, 1.0, n)
+    shift = torch.empty(n, 2).uniform_(-1, 1) * (1.05 - scale.view(n, 1))
+    warped = warp(art.premultiplied[rows], scale, 0.28, shift, 1.18)
+    colour = recolour(warped[:, :3], (0.7, 1.25), (0.4, 1.5), 0.12)
+    grey = torch.rand(n) < 0.08
+    colour[grey] = colour[grey].mean(1, keepdim=True)
+
+    behind = pool[torch.randint(len(pool), (n,))].float()[:, torch.randperm(3)]
+    if torch.rand(()) < 0.5:
+        behind = behind.flip(3)
+    flat = torch.rand(n) < 1 - 0.9 * progress
+    behind[flat] = PALETTE[torch.randint(len(PALETTE), (int(flat.sum()),))][:, :, None, None]
+
+    image = (colour + behind * (1 - warped[:, 3:])) * uniform(0.75, 1.15, n)
+    soft = torch.rand(n) < 0.15
+    image[soft] = blurred(image[soft])
+    return image, [teacher_caption(art, row) for row in rows]
+
+
+def teacher_caption(art: Art, row: int) -> str:
+    if np.random.rand() < 0.75:
+        return TEMPLATES[np.random.randint(len(TEMPLATES))].format(art.name(row))
+    return f"a {art.style_word(row)} of a {art.name(row)}"
+
+
+def student_batch(art: Art, pool: torch.Tensor, rows: np.ndarray, progress: float) -> tuple[torch.Tensor, list[str]]:
+    """Flat or faintly textured pictures with captions that name style and colour; "a photo of a" for faded ones."""
+    n = len(rows)
+    warped = warp(art.premultiplied[rows], uniform(0.55, 1.05, n), 0.2, torch.randn(n, 2) * 0.13, 1.1)
+    colour = recolour(warped[:, :3], (0.7, 1.25), (0.8, 1.2), 0.05)
+
+    hue = torch.randint(len(PALETTE), (n,))
+    white = list(COLOURS).index("white")
+    hue[torch.rand(n) < 0.4] = white
+    shade = PALETTE[hue] + torch.randn(n, 3) * 10 * (hue != white)[:, None]
+    behind = shade.clamp(0, 255)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+    textured = torch.rand(n) < 0.5
+    count = int(textured.sum())
+    texture = pool[torch.randint(len(pool), (count,))].float()
+    texture = texture - texture.mean((2, 3), keepdim=True)
+    behind[textured] = (behind[textured] * 0.8 + 25 + texture * uniform(0.15, 0.7, count)).clamp(0, 255)
+
+    image = colour + behind * (1 - warped[:, 3:])
+    photo = torch.rand(n) < 0.2
+    image[photo] = faded(image[photo])
+    captions = [
+        student_caption(art, row, is_photo, list(COLOURS)[h])
+        for row, is_photo, h in zip(rows, photo.tolist(), hue.tolist(), strict=True)
+    ]
+    return image, captions
+
+
+def faded(image: torch.Tensor) -> torch.Tensor:
+    """Nearly grey, blurred, of low contrast and noisy."""
+    n = len(image)
+    grey = image.mean(1, keepdim=True)
+    soft = blurred(grey + (image - grey) * uniform(0, 0.35, n))
+    return 128 + (soft - 128) * uniform(0.5, 0.9, n) + torch.randn_like(image) * 12
+
+
+def student_caption(art: Art, row: int, photo: bool, colour: str) -> str:
+    if photo:
+        caption = f"a photo of a {art.name(row)}"
+    elif np.random.rand() < 0.3:
+        caption = f"an icon of a {art.name(row)}"
+    else:
+        caption = f"a {art.style_word(row)} of a {art.name(row)}"
+    return f"{caption} on a {colour} background" if np.random.rand() < 0.3 else caption
+
+
+BATCHES: dict[str, Callable] = {"student": student_batch, "teacher": teacher_batch}
+
+
+class Tokens:
+    """CLIP's tokenizer over the words the captions use: ids are their places among the used ones.
+
+    The order of the ids is kept, so that the end of text stays the highest, which is how CLIP finds it.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.tokenizer = SimpleTokenizer()
+        words = [*names, *(f"{name}." for name in names), *TEMPLATES, *STYLE_WORDS.values()]
+        words += [f"on a {colour} background." for colour in COLOURS]
+        start, end = VOCABULARY - 2, VOCABULARY - 1
+        self.used = sorted({t for w in words for t in self.tokenizer.encode(w)} | {0, start, end})
+        self.place = {token: i for i, token in enumerate(self.used)}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """Token places (n, 20), padded with zeros."""
+        out = torch.zeros(len(captions), POSITIONS, dtype=torch.long)
+        for row, caption in enumerate(captions):
+            text = [self.place[token] for token in self.tokenizer.encode(caption)][: POSITIONS - 2]
+            text = [len(self.used) - 2, *text, len(self.used) - 1]
+            out[row, : len(text)] = torch.tensor(text)
+        return out
+
+
+def contrastive_loss(logits: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    """Symmetric cross-entropy (n, n); images that share a caption are each other's positives too."""
+    texts = np.array(captions)
+    target = torch.from_numpy(texts[:, None] == texts[None]).float()
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def normalised(image: torch.Tensor) -> torch.Tensor:
+    return (image.clamp(0, 255) / 255 - MEAN) / STD
+
+
+@torch.no_grad()
+def validation_accuracy(net: CLIP, tokens: Tokens) -> float:
+    """Zero-shot top-1 in percent on the validation scenes of food, with "an icon of a {}."."""
+    scenes = [scene for scene in category_scenes("food") if scene.split == "val"]
+    images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float()
+    net.eval()
+    texts = F.normalize(net.encode_text(tokens([f"an icon of a {name}." for name in class_names("food")])), dim=-1)
+    guess = (net.encode_image(normalised(images)) @ texts.T).argmax(1)
+    net.train()
+    return 100 * (guess == torch.tensor([scene.label for scene in scenes])).float().mean().item()
+
+
+def optimizer(net: CLIP, rate: float) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only; the logit scale learns faster."""
+    groups = {"decayed": [], "plain": [], "scale": []}
+    for name, parameter in net.named_parameters():
+        matrix = parameter.ndim >= 2 and "embedding" not in name
+        groups["scale" if name == "logit_scale" else "decayed" if matrix else "plain"].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups["decayed"], "lr": rate, "weight_decay": 0.1},
+            {"params": groups["plain"], "lr": rate, "weight_decay": 0.0},
+            {"params": groups["scale"], "lr": 1e-2, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+
+
+def full_state_dict(net: CLIP, used: list[int]) -> dict[str, torch.Tensor]:
+    """The network's state dict with the whole token table and all positions, zero where nothing was trained."""
+    state = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    for key, rows, length in (
+        ("token_embedding.weight", used, VOCABULARY),
+        ("positional_embedding", list(range(POSITIONS)), 77),
+    ):
+        full = torch.zeros(length, state[key].shape[1])
+        full[rows] = state[key]
+        state[key] = full
+    return state
+
+
+def row_batches(art: Art, batch: int, distinct: int) -> Iterator[np.ndarray]:
+    """Yield rows of `batch` drawings without end, of `distinct` things each: all things in turn, in any style."""
+    things = [thing for thing, rows in enumerate(art.rows) if len(rows)]
+    queue: list[int] = []
+    while True:
+        if len(queue) < distinct:
+            queue = np.random.permutation(things).tolist()
+        chosen, queue = queue[:distinct], queue[distinct:]
+        chosen += chosen[: batch - distinct]
+        yield np.array([np.random.choice(art.rows[thing]) for thing in chosen])
+
+
+def training_step(
+    net: CLIP, tokens: Tokens, optim: torch.optim.Optimizer, images: torch.Tensor, captions: list[str]
+) -> tuple[float, float]:
+    """One step on a batch; return the loss and the share of images whose own caption scores highest."""
+    texts = tokens([f"{caption}." if np.random.rand() < 0.5 else caption for caption in captions])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image_features, text_features = net.encode_image(normalised(images)), net.encode_text(texts)
+    image_features, text_features = (F.normalize(f.float(), dim=-1) for f in (image_features, text_features))
+    logits = net.logit_scale.exp() * image_features @ text_features.T  # (n, n)
+    loss = contrastive_loss(logits, captions)
+    optim.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optim.step()
+    return loss.item(), (logits.argmax(1) == torch.arange(len(images))).float().mean().item()
+
+
+def train(kind: str, art: Art, *, minutes: float, batch: int, rate: float, seed: int) -> dict[str, torch.Tensor]:
+    """Train for `minutes` of wall-clock time and return the state dict in OpenAI's layout."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    tokens = Tokens(art.names)
+    net = CLIP(
+        embed_dim=128,
+        image_resolution=SIZE,
+        context_length=POSITIONS,
+        vocab_size=len(tokens.used),
+        transformer_width=128,
+        transformer_heads=2,
+        **MODELS[kind],
+    )
+    optim = optimizer(net, rate)
+    base_rates = [group["lr"] for group in optim.param_groups]
+    pool = background_pool(6000 if kind == "teacher" else 2500, seed)
+    # The student sees a quarter of a batch's things twice, in other pictures, so its captions must tell them apart.
+    batches = row_batches(art, batch, distinct=batch if kind == "teacher" else batch * 3 // 4)
+
+    recent: deque[tuple[float, float]] = deque(maxlen=50)  # loss and accuracy of the last steps
+    start = reported = time.monotonic()
+    for step, rows in enumerate(batches):
+        now = time.monotonic()
+        done = (now - start) / (60 * minutes)
+        if done >= 1:
+            break
+        for group, base in zip(optim.param_groups, base_rates, strict=True):
+            group["lr"] = base * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+        images, captions = BATCHES[kind](art, pool, rows, min(1.0, 4 * done))
+        recent.append(training_step(net, tokens, optim, images, captions))
+        with torch.no_grad():
+            net.logit_scale.clamp_(0, math.log(MAX_SCALE[kind]))
+        if now - reported > 30 or step == 0:
+            reported = now
+            loss, accuracy = np.mean(recent, axis=0)
+            print(
+                f"{now - start:5.0f} s  images {(step + 1) * batch:8,d}  loss {loss:.3f}  "
+                f"batch accuracy {accuracy:.1%}  scale {net.logit_scale.exp().item():.1f}  "
+                f"validation (food) {validation_accuracy(net, tokens):.1f}%",
+                flush=True,
+            )
+    print(f"done: {step:,} steps, validation (food) {validation_accuracy(net, tokens):.1f}%")
+    return full_state_dict(net, tokens.used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=MODELS)
+    parser.add_argument("art", type=Path, help="what render_art.py wrote")
+    parser.add_argument("output", type=Path, help="safetensors file to write")
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = {"minutes": args.minutes, "batch": args.batch, "rate": args.rate, "seed": args.seed}
+    write(train(args.kind, Art(args.art), **settings), args.output)
+
+
+if __name__ == "__main__":
+    main()
