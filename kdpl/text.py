@@ -121,7 +121,7 @@ class TextTower:
         missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
         causal = getattr(text, "attn_mask", True) is not None and getattr(text, "cls_emb", None) is None
         pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        if missing or not causal or pool not in ("argmax", "eos"):
+        if missing or not causal or pool != "argmax":
             raise UnsupportedTowerError(
                 f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{pool}') is not a causal "
                 "transformer read at its EOT token, as OpenAI's CLIP has it: it can be a teacher, not a student."

@@ -1,0 +1,11 @@
+"""The closest valid name, for error messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(value: object, names: Iterable[str]) -> str:
+    """Return " Did you mean 'X'?" with the name closest to `value`, regardless of case; empty if none is close."""
+    by_folded_name = {name.casefold(): name for name in names}
+    closest = get_close_matches(str(value).casefold(), by_folded_name, n=1, cutoff=0.4)
+    return f" Did you mean '{by_folded_name[closest[0]]}'?" if closest else ""
