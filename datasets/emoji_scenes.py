@@ -4,7 +4,6 @@ Art, licences and the two CLIPs that belong to it lie in `embedded`; what it is 
 """
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from kdpl.paths import cache_dir
+from kdpl.suggest import did_you_mean
 
 EMBEDDED = Path(__file__).parent / "embedded"
 STYLES = ("twemoji", "fluent")
@@ -205,9 +205,10 @@ class EmojiScenes(DatasetBase):
 def _style_indices(key: str, chosen: Sequence[str]) -> list[int]:
     for style in chosen:
         if style not in STYLES:
-            closest = difflib.get_close_matches(str(style).lower(), STYLES, n=1)
-            hint = f" Did you mean '{closest[0]}'?" if closest else ""
-            raise ValueError(f"DATASET.{key} {style!r} is not a style of the emoji scenes: {', '.join(STYLES)}.{hint}")
+            raise ValueError(
+                f"DATASET.{key} {style!r} is not a style of the emoji scenes: {', '.join(STYLES)}."
+                f"{did_you_mean(style, STYLES)}"
+            )
     return [STYLES.index(style) for style in chosen or STYLES]
 
 

@@ -1,6 +1,7 @@
 """The embedded benchmark: scenes that are the same everywhere, the data sets made of them, and the weights."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.functional import normalize
 
 import kdpl
 
@@ -21,6 +23,8 @@ import kdpl
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from kdpl.datasets import emoji_scenes, scenes
+
+from kdpl.clips import load_clip
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = {"food": 84, "activities": 58, "animals": 107, "travel": 153, "objects": 165}
@@ -227,7 +231,8 @@ def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch)
     if damage == "lost file":
         image.unlink()
     else:
-        marker.write_text("{" if damage == "unreadable marker" else good.replace('"generator": ', '"generator": 0'))
+        older = json.dumps(json.loads(good) | {"generator": 0})
+        marker.write_text("{" if damage == "unreadable marker" else older)
         image.write_bytes(b"old")
     emoji_scenes.scene_folder(tmp_path, "activities")
     assert marker.read_text() == good
@@ -296,6 +301,25 @@ def test_weights_are_half_precision_with_the_used_tokens_only(name):
     assert state["token_embedding.weight"].shape == (len(used), 128)
     assert state["positional_embedding"].shape == (20, 128)
     assert {v.dtype for v in state.values() if v.is_floating_point() and v.ndim} == {torch.float16}
+
+
+@torch.no_grad()
+def test_the_teacher_reads_scenes_better_than_the_student_and_the_icon_template_better_than_the_photo_one():
+    listed = [scene for scene in emoji_scenes.category_scenes("activities") if scene.split == "val"]
+    images = torch.from_numpy(emoji_scenes.draw(listed)).permute(0, 3, 1, 2) / 255
+    labels = torch.tensor([scene.label for scene in listed])
+
+    def accuracy(name: str, template: str) -> float:
+        clip = load_clip(name)
+        mean, std = (torch.tensor(channels)[:, None, None] for channels in (clip.mean, clip.std))
+        names = emoji_scenes.class_names("activities")
+        texts = clip.model.encode_text(clip.tokenize([template.format(name) for name in names]))
+        scores = clip.image_features((images - mean) / std) @ normalize(texts, dim=-1).T
+        return (scores.argmax(1) == labels).float().mean().item()
+
+    photo, icon = accuracy("emoji_student", "a photo of a {}."), accuracy("emoji_student", "an icon of a {}.")
+    teacher = accuracy("emoji_teacher", "a photo of a {}.")
+    assert 10 / 58 < photo < icon < 0.5 < teacher  # chance is 1 / 58
 
 
 def test_packing_keeps_the_used_tokens_and_refuses_used_late_positions():

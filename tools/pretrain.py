@@ -27,8 +27,9 @@ from pack_clip import write
 from torch import nn
 from torch.nn import functional as F
 
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+from kdpl.clips import EOT, OPENAI_MEAN, OPENAI_STD, SOT, VOCABULARY
+
+MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (OPENAI_MEAN, OPENAI_STD))
 COLOURS = {
     "red": (220, 50, 40),
     "green": (60, 170, 70),
@@ -56,7 +57,6 @@ TEMPLATES = (  # twice as likely as the others: "a photo of a"
     "the {}",
 )
 POSITIONS = 20
-VOCABULARY = 49408
 MODELS = {
     "student": {"vision_layers": 4, "vision_width": 128, "vision_patch_size": 16, "transformer_layers": 4},
     "teacher": {"vision_layers": (1, 1, 1, 1), "vision_width": 24, "vision_patch_size": None, "transformer_layers": 3},
@@ -216,8 +216,7 @@ class Tokens:
         self.tokenizer = SimpleTokenizer()
         words = [*names, *(f"{name}." for name in names), *TEMPLATES, *STYLE_WORDS.values()]
         words += [f"on a {colour} background." for colour in COLOURS]
-        start, end = VOCABULARY - 2, VOCABULARY - 1
-        self.used = sorted({t for w in words for t in self.tokenizer.encode(w)} | {0, start, end})
+        self.used = sorted({t for w in words for t in self.tokenizer.encode(w)} | {0, SOT, EOT})
         self.place = {token: i for i, token in enumerate(self.used)}
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
@@ -225,7 +224,7 @@ class Tokens:
         out = torch.zeros(len(captions), POSITIONS, dtype=torch.long)
         for row, caption in enumerate(captions):
             text = [self.place[token] for token in self.tokenizer.encode(caption)][: POSITIONS - 2]
-            text = [len(self.used) - 2, *text, len(self.used) - 1]
+            text = [self.place[SOT], *text, self.place[EOT]]
             out[row, : len(text)] = torch.tensor(text)
         return out
 
