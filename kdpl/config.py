@@ -28,8 +28,14 @@ def _defaults() -> CN:
         "K_MAX": 1000,
         "CTX_INIT": "a photo of a",
         "PREC": "fp16",
+        "VOCABULARY": "imagenet21k",
+        "EXCLUDE_CLASSNAMES": False,
+        "SHOTS": "class",
+        "LOSS": "symmetric",
+        "TEMPERATURE": 1.0,
+        "TEACHER_LOGIT_SCALE": "student",
     })
-    dataset = CN({"SUBSAMPLE_CLASSES": "all"})
+    dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": ""})
     return CN({"TRAINER": trainer, "DATASET": dataset})
 
 

@@ -155,6 +155,14 @@ class TextTower:
     def depth(self) -> int:
         return len(self.blocks)
 
+    @property
+    def embed_dim(self) -> int:
+        """Width d of the text features."""
+        projection = self._text.text_projection
+        if projection is None:
+            return self.width
+        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""

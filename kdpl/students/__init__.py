@@ -1,0 +1,11 @@
+"""The prompt learners: what each learns, and how images and class names become logits."""
+
+from kdpl.students.base import Output, Student
+from kdpl.students.cocoop import CoCoOp
+from kdpl.students.coop import CoOp
+from kdpl.students.ivlp import IVLP
+from kdpl.students.maple import MaPLe
+from kdpl.students.promptsrc import PromptSRC
+from kdpl.students.vpt import VPT
+
+__all__ = ["IVLP", "VPT", "CoCoOp", "CoOp", "MaPLe", "Output", "PromptSRC", "Student"]

@@ -1,0 +1,46 @@
+"""MaPLe (arXiv:2210.03117): deep text prompts, and visual prompts that are their projections."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from kdpl.clips import Clip
+from kdpl.students.base import (
+    Student,
+    TextContext,
+    VisualPrompts,
+    normalized_text,
+    random_prompts,
+)
+from kdpl.text import PromptLayout
+
+
+class MaPLe(VisualPrompts, Student):
+    """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and for each deeper layer `(n, w_t)` with a Linear(w_t, w_v) of its own."""
+
+    node = "MAPLE"
+    model_name = "MultiModalPromptLearner"
+
+    def __init__(self, clip: Clip, options: CfgNode):
+        super().__init__(clip, options)
+        self.context = TextContext(clip, options.CTX_INIT, options.N_CTX, True)
+        n, w_t, w_v, deeper = options.N_CTX, clip.text.width, self.vision.width, options.PROMPT_DEPTH - 1
+        self.learned.prompt_learner = learner = nn.Module()
+        learner.ctx = nn.Parameter(self.context.initial())
+        learner.proj = nn.Linear(w_t, w_v)
+        learner.compound_prompts_text = nn.ParameterList(nn.Parameter(random_prompts(n, w_t)) for _ in range(deeper))
+        learner.compound_prompt_projections = nn.ModuleList(nn.Linear(w_t, w_v) for _ in range(deeper))
+
+    def prepare(self, names: Sequence[str]) -> PromptLayout:
+        return self.context.layout(names)
+
+    def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
+        learner = self.learned.prompt_learner
+        return normalized_text(self.clip.text(prepared, learner.ctx, list(learner.compound_prompts_text)))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        learner = self.learned.prompt_learner
+        pairs = zip(learner.compound_prompt_projections, learner.compound_prompts_text, strict=True)
+        deep = [project(prompt) for project, prompt in pairs]  # (n, w_v) each
+        return self.prompted_image_features(images, learner.proj(learner.ctx), deep)

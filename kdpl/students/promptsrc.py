@@ -1,0 +1,81 @@
+"""PromptSRC (arXiv:2307.06948): IVLP kept near the frozen CLIP, and averaged over epochs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from kdpl.clips import Clip
+from kdpl.prompts import ensemble_features
+from kdpl.students.base import Output
+from kdpl.students.ivlp import IVLP
+from kdpl.templates import imagenet_templates
+
+FROZEN_TEMPLATES = 60
+
+
+class PromptSRC(IVLP):
+    """IVLP with three regularisers towards the frozen CLIP and Gaussian-weighted prompt aggregation over epochs."""
+
+    node = "PROMPTSRC"
+
+    def __init__(self, clip: Clip, options: CfgNode):
+        super().__init__(clip, options)
+        self._frozen_text: dict[str, Tensor] = {}  # (d,) by class name, filled as names are met
+        self.average: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, options: CfgNode, architecture, name: str) -> None:
+        super().check(options, architecture, name)
+        if options.GPA_STD <= 0:
+            raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {options.GPA_STD}, expected a positive number of epochs.")
+
+    def regularisers(self, output: Output, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return `loss_text`, `loss_image` and `loss_logits`, with their weights."""
+        g0 = self.frozen_text_features(names)  # (C, d)
+        f0 = self.frozen_image_features(images)  # (B, d)
+        log_s0 = F.log_softmax(self.logit_scale * f0 @ g0.T, dim=-1)
+        log_s = F.log_softmax(output.logits.float(), dim=-1)  # (B, C)
+        return {
+            "loss_text": self.options.TEXT_LOSS_WEIGHT * F.l1_loss(output.text_features, g0),
+            "loss_image": self.options.IMAGE_LOSS_WEIGHT * F.l1_loss(output.image_features, f0),
+            "loss_logits": (log_s0.exp() * (log_s0 - log_s)).mean(),  # the sum over all entries, divided by B * C
+        }
+
+    def frozen_text_features(self, names: Sequence[str]) -> Tensor:
+        """Return the normalised mean over 60 templates of the frozen CLIP's unnormalised text features, `(C, d)`."""
+        new = [n for n in dict.fromkeys(names) if n not in self._frozen_text]
+        if new:
+            templates = imagenet_templates(FROZEN_TEMPLATES)
+            features = ensemble_features(self.clip, new, templates, normalize=False)
+            self._frozen_text.update(zip(new, features, strict=True))
+        return torch.stack([self._frozen_text[n] for n in names])
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, max_epoch: int) -> None:
+        """Add this epoch's parameters to the weighted sum; after the last epoch the sum is the model."""
+        weight = gaussian_weights(max_epoch, self.options.GPA_MEAN, self.options.GPA_STD)[epoch]
+        for name, parameter in self.learned.named_parameters():
+            previous = self.average.get(name, torch.zeros_like(parameter))
+            self.average[name] = previous + weight * parameter
+        if epoch == max_epoch - 1:
+            self.learned.load_state_dict(self.average)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"average": self.average} if self.average else {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        device = self.text_prompts[0].device
+        self.average = {name: value.to(device) for name, value in state.get("average", {}).items()}
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """Return the weights N(epoch; mean, std) of epochs 1..E, normalised to sum 1."""
+    exponents = [-0.5 * ((epoch - mean) / std) ** 2 for epoch in range(1, epochs + 1)]
+    largest = max(exponents)  # taken out, so that the weights do not all underflow where the mean is far away
+    weights = [math.exp(e - largest) for e in exponents]
+    return [w / sum(weights) for w in weights]
