@@ -1,6 +1,17 @@
-"""The configuration nodes that KDPL adds to a Dassl configuration."""
+"""The configuration nodes that KDPL adds to a Dassl configuration, and the merging and checking of values."""
 
+import ast
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 from yacs.config import CfgNode as CN
+
+from kdpl.suggest import did_you_mean
+
+LOSSES = ("symmetric", "forward", "reverse")
 
 
 def _defaults() -> CN:
@@ -56,3 +67,151 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
             cfg[key] = value
         elif isinstance(value, CN):
             _add_missing(cfg[key], value)
+
+
+# Whole-number defaults of the forks that may well be fractions.
+_FRACTIONAL = ("TEXT_LOSS_WEIGHT", "IMAGE_LOSS_WEIGHT", "GPA_MEAN", "GPA_STD")
+STUDENT_PRECISIONS = ("fp16", "fp32", "amp", "bf16")
+SHOTS = ("class", "random")
+
+
+class ConfigError(ValueError):
+    """A configuration has an unknown key or a value that is not possible."""
+
+
+def merge_file(cfg: CN, path: str | os.PathLike) -> None:
+    """Merge a YAML configuration file into `cfg`, in place.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or a key or value of it does not fit; the closest is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent
+        names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not readable YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"'{path}' holds a {type(content).__name__}, expected keys and values such as 'OPTIM: ...'.")
+    _merge(cfg, content or {}, "", f" (in '{path}')")
+
+
+def merge_options(cfg: CN, options: Sequence[str]) -> None:
+    """Merge `KEY VALUE` pairs of the command line into `cfg`, in place.
+
+    Raises:
+        ConfigError: a key without value, an unknown key, or a value that does not fit.
+    """
+    if len(options) % 2:
+        raise ConfigError(f"'{options[-1]}' has no value: expected pairs such as 'OPTIM.LR 0.002' after the flags.")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        nested: Any = _literal(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(cfg, nested, "", " (on the command line)")
+
+
+def _merge(cfg: CN, content: dict, prefix: str, where: str, root: CN | None = None) -> None:
+    root = cfg if root is None else root
+    for key, value in content.items():
+        full = f"{prefix}{key}"
+        if key not in cfg:
+            hint = did_you_mean(full, _keys(root, ""))
+            raise ConfigError(f"'{full}' is not a configuration key{where}.{hint}")
+        if isinstance(cfg[key], CN):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{full} is a group of keys, got {value!r}{where}: set one of {', '.join(cfg[key])}.")
+            _merge(cfg[key], value, f"{full}.", where, root)
+        else:
+            cfg[key] = _coerce(value, cfg[key], full, where)
+
+
+def _keys(cfg: CN, prefix: str) -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, CN):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _literal(value: Any) -> Any:
+    """Read a string that spells a Python value as that value, as yacs does: '1e-5', which YAML takes for a word, too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
+    """Return `value` as the type of `default` where nothing is lost by it."""
+    wanted = type(default)
+    if wanted is not str:
+        value = _literal(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted in (tuple, list):
+        if isinstance(value, str):
+            value = (value,)
+        if isinstance(value, tuple | list):
+            return wanted(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is int and isinstance(value, float) and (value.is_integer() or key.rpartition(".")[2] in _FRACTIONAL):
+        return int(value) if value.is_integer() else value
+    if wanted is float and key.rpartition(".")[2] in _FRACTIONAL and isinstance(value, int):
+        return value
+    if type(value) is not wanted:
+        raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.")
+    return value
+
+
+def check_config(cfg: CN, node: str = "") -> None:
+    """Refuse values that no trainer, or not the one that reads `TRAINER.<node>`, can run with.
+
+    Raises:
+        ConfigError: the message names the key, its value and what was expected.
+    """
+    if cfg.INPUT.NO_TRANSFORM or "normalize" not in cfg.INPUT.TRANSFORMS:
+        raise ConfigError(
+            f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} has no 'normalize': CLIP takes normalised images. Use a trainer "
+            "configuration (--config-file configs/trainers/...)."
+        )
+    options = cfg.TRAINER[node] if node else CN()
+    if "PREC" in options:
+        _check_choice(f"TRAINER.{node}.PREC", options.PREC, STUDENT_PRECISIONS)
+    if node == "KDPL":
+        _check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
+        _check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
+        parse_logit_scale(options.TEACHER_LOGIT_SCALE)
+        if options.K_MAX < 1:
+            raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 1 name a batch.")
+        if not 0 < options.TEMPERATURE < float("inf"):
+            raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} '{value}' is not one of {', '.join(choices)}.{did_you_mean(value, choices)}")
+
+
+def parse_logit_scale(value: str | float) -> str | float:
+    """Return "student", "own" or a positive number, from TRAINER.KDPL.TEACHER_LOGIT_SCALE.
+
+    Raises:
+        ConfigError: the value is none of these.
+    """
+    if value in ("student", "own"):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"TRAINER.KDPL.TEACHER_LOGIT_SCALE '{value}' is not 'student', 'own' or a positive number.")
+    return number

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSSES = ("symmetric", "forward", "reverse")
+from kdpl.config import LOSSES
 
 
 def distillation_loss(

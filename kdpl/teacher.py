@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clips import Clip
+from kdpl.config import parse_logit_scale
 from kdpl.prompts import sentence_features
 from kdpl.templates import fill
 
@@ -18,6 +19,7 @@ class Teacher:
         template: a sentence with `{}` for the name.
         input_mean, input_std: normalisation of the images it will be given, the student's.
         logit_scale: "student" (as published), "own", or a number.
+        text_features: the normalised features `(C, d)` of the names where they are known already, from a cache.
 
     Raises:
         ValueError: `logit_scale` is none of these.
@@ -31,9 +33,12 @@ class Teacher:
         input_mean: tuple[float, ...],
         input_std: tuple[float, ...],
         logit_scale: str | float = "student",
+        text_features: Tensor | None = None,
     ):
         self.clip = clip
-        self.text_features = sentence_features(clip, fill(template, names))  # (C, d)
+        if text_features is None:
+            text_features = sentence_features(clip, fill(template, names))
+        self.text_features = text_features.to(clip.device)  # (C, d)
         self.logit_scale = parse_logit_scale(logit_scale)
 
         # Images come normalised the student's way: x * std + mean, then (· - mean') / std', as one multiply and add.
@@ -69,20 +74,3 @@ class Teacher:
         if self.logit_scale == "student":
             return student_scale
         return self.clip.logit_scale if self.logit_scale == "own" else self.logit_scale
-
-
-def parse_logit_scale(value: str | float) -> str | float:
-    """Return "student", "own" or a positive number.
-
-    Raises:
-        ValueError: the value is none of these.
-    """
-    if value in ("student", "own"):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise ValueError(f"TRAINER.KDPL.TEACHER_LOGIT_SCALE '{value}' is not 'student', 'own' or a positive number.")
-    return number

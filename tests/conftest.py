@@ -1,0 +1,38 @@
+"""What the tests share: `dassl` made importable, small real CLIPs with random weights, and configurations."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import kdpl  # first: it makes `dassl` importable
+
+import pytest  # isort: skip
+import torch  # isort: skip
+from support import save_clip  # isort: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden_clips(tmp_path_factory):
+    """Files of the golden student and teacher: `(student, teacher)`."""
+    folder = tmp_path_factory.mktemp("clips")
+    student = save_clip(folder / "student.safetensors", 11, 64, 64, 3, 768, 16, 77, 49408, 512, 8, 3)
+    teacher = save_clip(folder / "teacher.safetensors", 12, 96, 64, 4, 128, 8, 77, 49408, 128, 2, 4)
+    return str(student), str(teacher)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """The caches of a test run are its own."""
+    previous = os.environ.get("KDPL_CACHE")
+    os.environ["KDPL_CACHE"] = previous or str(tmp_path_factory.mktemp("cache"))
+    yield
+    if previous is None:
+        del os.environ["KDPL_CACHE"]
+
+
+__all__ = ["kdpl"]

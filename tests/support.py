@@ -1,0 +1,86 @@
+"""Small real parts that tests build on: random CLIPs in files, configurations, an in-memory data set, the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from clip.model import CLIP
+from safetensors.torch import save_file
+
+import kdpl
+
+ROOT = Path(__file__).resolve().parent.parent
+EMOJI = ("emoji_food", "emoji_activities", "emoji_animals", "emoji_travel", "emoji_objects")
+LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+
+
+def random_clip(seed: int, *sizes) -> CLIP:
+    """Return OpenAI's CLIP of these constructor arguments with random fp32 weights."""
+    torch.manual_seed(seed)
+    return CLIP(*sizes).float().eval()
+
+
+def save_clip(path: Path, seed: int, *sizes) -> Path:
+    """Write such a CLIP as a safetensors state dict."""
+    save_file({k: v.contiguous() for k, v in random_clip(seed, *sizes).state_dict().items()}, path)
+    return path
+
+
+def config(trainer: str, dataset: str, output: str | os.PathLike, *options: object, config_file: str = ""):
+    """Return the configuration that the command line would build, not frozen."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import train
+    finally:
+        sys.path.pop(0)
+    import kdpl.datasets
+    import kdpl.trainers.baselines  # noqa: F401
+
+    file = config_file or f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
+    args = train.parse_args(
+        ["--trainer", trainer, "--config-file", file, "--output-dir", str(output), *map(str, options)]
+    )
+    cfg = train.build_cfg(args, f"{ROOT}/configs/datasets/{dataset}.yaml" if dataset else "")
+    cfg.defrost()
+    return cfg
+
+
+def run_train(*args: object, check: bool = True, cwd: str | os.PathLike | None = None, **env: str):
+    """Run `train.py` in a process of its own and return it, with its output as text."""
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **env},
+        timeout=400,
+    )
+    assert not check or process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    return process
+
+
+def emoji_args(trainer: str, output: str | os.PathLike, dataset: str = "emoji_food", seed: int = 1) -> list[str]:
+    """Return the command line of a run on the embedded benchmark."""
+    config_name = trainer if (ROOT / f"configs/trainers/{trainer}").is_dir() else "CoOp"
+    if trainer.startswith("Zeroshot"):
+        config_name = "KDPL_CoOp"
+    return [
+        "--trainer", trainer, "--seed", str(seed), "--output-dir", str(output),
+        "--dataset-config-file", f"{ROOT}/configs/datasets/{dataset}.yaml",
+        "--config-file", f"{ROOT}/configs/trainers/{config_name}/emoji.yaml",
+    ]  # fmt: skip
+
+
+def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
+    """Write a random RGB image."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+__all__ = ["EMOJI", "LEARNERS", "ROOT", "config", "emoji_args", "image_file", "kdpl", "random_clip", "run_train", "save_clip"]

@@ -1,0 +1,87 @@
+"""Our trainers give the numbers of the published ones: see tests/golden/README.md."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import config, image_file
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = [
+    "tabby cat", "golden_retriever", "fire truck", "acoustic guitar", "snow-covered mountain",
+    "apple pie", "Boeing 747", "sea turtle", "spider", "hot-air balloon",
+]  # fmt: skip
+OURS = {"loss symmetric KL": "loss", "loss KL forward": "loss_kl_forward", "loss KL reverse": "loss_kl_reverse"}
+
+
+@pytest.fixture(scope="module")
+def golden_dataset(tmp_path_factory):
+    """A data set of the golden class names, registered as GoldenPets; its images are not what the steps see."""
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+    folder = tmp_path_factory.mktemp("images")
+
+    class GoldenPets(DatasetBase):
+        def __init__(self, cfg):
+            data = [Datum(str(image_file(folder / f"{i}.png")), i, 0, name) for i, name in enumerate(NAMES)]
+            super().__init__(train_x=data, val=data, test=data)
+
+    DATASET_REGISTRY.register(force=True)(GoldenPets)
+    return "GoldenPets"
+
+
+def build(name, golden, clips, dataset, output):
+    from dassl.engine import build_trainer
+
+    learner, distilled, _ = (*name.split("_"), "", "")[:3]
+    trainer = f"KDPL_{learner}" if distilled else learner
+    options = [
+        "DATASET.NAME", dataset, "DATASET.TEMPLATE", "a photo of a {}, a type of pet.",
+        "MODEL.BACKBONE.NAME", clips[0], "TRAINER.KDPL.TEACHER", clips[1], "TRAINER.KDPL.PREC", "fp32",
+        "OPTIM.NAME", "sgd", "OPTIM.LR", golden["lr"], "OPTIM.WARMUP_EPOCH", -1, "OPTIM.MAX_EPOCH", 2, "INPUT.SIZE", "(64, 64)",
+        "TRAINER.KDPL.CLASS_AGNOSTIC", golden["class_agnostic"], "TRAINER.KDPL.K_MAX", 20,
+        "TRAINER.KDPL.VOCABULARY", GOLDEN / "vocab120.txt",
+    ]  # fmt: skip
+    node = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE"}[learner]
+    options += [f"TRAINER.{node}.N_CTX", 2 if node == "MAPLE" else 4, f"TRAINER.{node}.PREC", "fp32"]
+    if node == "MAPLE":
+        options += ["TRAINER.MAPLE.PROMPT_DEPTH", 3]
+    return build_trainer(config(trainer, "", output, *options))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.json")))
+def test_losses_logits_and_parameters_are_the_published_ones(name, golden_clips, golden_dataset, tmp_path):
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    trainer = build(name, golden, golden_clips, golden_dataset, tmp_path)
+
+    learned = trainer._models[golden["model_name"]]
+    parameters = dict(learned.named_parameters())
+    assert {n: list(p.shape) for n, p in parameters.items()} == golden["params"]
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for key in sorted(parameters):
+            parameters[key].copy_(0.02 * torch.randn(parameters[key].shape, generator=generator))
+    generator = torch.Generator().manual_seed(7)
+    batches = [
+        {"img": torch.randn(4, 3, 64, 64, generator=generator), "label": torch.randint(0, 10, (4,), generator=generator)}
+        for _ in range(4)
+    ]
+    test_images = torch.randn(6, 3, 64, 64, generator=generator)
+
+    def assert_logits(expected):
+        if not golden["class_agnostic"]:  # the published code evaluates on the vocabulary there
+            assert torch.allclose(trainer.model_inference(test_images), torch.tensor(expected), atol=1e-3)
+
+    assert_logits(golden["logits_before"])
+    trainer.set_model_mode("train")
+    trainer.epoch, trainer.num_batches = 0, len(batches) + 1
+    for trainer.batch_idx, (batch, expected) in enumerate(zip(batches, golden["losses"], strict=True)):
+        summary = trainer.forward_backward(batch)
+        for key, value in expected.items():
+            assert summary[OURS.get(key, key)] == pytest.approx(value, rel=1e-4), key
+    trainer.set_model_mode("eval")
+    assert_logits(golden["logits_after"])
+    for key, (total, absolute) in golden["param_sums_after"].items():
+        assert parameters[key].sum().item() == pytest.approx(total, rel=1e-3, abs=1e-3 * absolute), key
+        assert parameters[key].abs().sum().item() == pytest.approx(absolute, rel=1e-3), key

@@ -1,0 +1,20 @@
+"""Registering trainers beside those that a fork has already."""
+
+from dassl.engine import TRAINER_REGISTRY
+
+
+def register(trainer: type) -> type:
+    """Register a trainer class under its name, as a decorator; a name that a fork holds already is left to the fork.
+
+    A fork's own copy of a file of this package takes the place of the installed trainer.
+    """
+    name = trainer.__name__
+    if name not in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.register()(trainer)
+    elif not _is_ours(trainer) and _is_ours(TRAINER_REGISTRY.get(name)):
+        TRAINER_REGISTRY.register(force=True)(trainer)
+    return trainer
+
+
+def _is_ours(trainer: type) -> bool:
+    return trainer.__module__.startswith("kdpl.trainers.")

@@ -1,0 +1,93 @@
+"""CLIP without training: the student with hand-written sentences, and the teacher."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from kdpl.clips import Clip, describe, load_clip
+from kdpl.config import check_config
+from kdpl.prompts import ensemble_features, sentence_features
+from kdpl.teacher import Teacher
+from kdpl.templates import fill, imagenet_templates, template_for
+from kdpl.trainers.base import EvaluatedTrainer
+from kdpl.trainers.registry import register
+
+
+class ZeroshotTrainer(EvaluatedTrainer):
+    """Evaluates a frozen CLIP; there is nothing to train, save or load."""
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        check_config(cfg)
+        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        describe(self.clip_name(cfg))
+
+    def clip_name(self, cfg: CfgNode) -> str:
+        """The CLIP that is evaluated: the student's."""
+        return cfg.MODEL.BACKBONE.NAME
+
+    def template(self) -> str:
+        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
+
+    def build_model(self) -> None:
+        name = self.clip_name(self.cfg)
+        weights, _ = self.precision("TRAINER.COOP.PREC", self.cfg.TRAINER.COOP.PREC)
+        print(f"Loading CLIP (backbone: {name})")
+        self.clip = load_clip(name, weights, self.device)
+        self.use_class_names()
+
+    def use_class_names(self) -> None:
+        self.text_features = self.encode_names(self.clip)  # (C, d)
+
+    def encode_names(self, clip: Clip) -> Tensor:
+        """Return the normalised text features (C, d) of the class names."""
+        return sentence_features(clip, fill(self.template(), self.class_names))
+
+    def logits(self, images: Tensor) -> Tensor:
+        features = F.normalize(self.clip.image_features(images).float(), dim=-1)
+        return self.clip.logit_scale * features @ self.text_features.T
+
+    def train(self) -> None:
+        print("A zero-shot CLIP has nothing to train: it is evaluated")
+        self.test()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load nothing: a zero-shot CLIP has no learned prompts."""
+
+
+@register
+class ZeroshotCLIP(ZeroshotTrainer):
+    """The student with the data set's hand-written sentence, or with DATASET.TEMPLATE."""
+
+
+@register
+class ZeroshotCLIP2(ZeroshotTrainer):
+    """The student with the mean over the hand-written sentence and OpenAI's 80 ImageNet templates."""
+
+    def encode_names(self, clip: Clip) -> Tensor:
+        templates = list(dict.fromkeys([*imagenet_templates(), self.template()]))
+        return ensemble_features(clip, self.class_names, templates)
+
+
+@register
+class ZeroshotTeacher(ZeroshotTrainer):
+    """The teacher's own accuracy, on the student's test images resized and normalised its way."""
+
+    def clip_name(self, cfg: CfgNode) -> str:
+        return cfg.TRAINER.KDPL.TEACHER
+
+    def teacher_name(self) -> str:
+        return self.cfg.TRAINER.KDPL.TEACHER
+
+    def build_model(self) -> None:
+        weights, _ = self.precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)
+        print(f"Loading teacher CLIP (backbone: {self.teacher_name()})")
+        self.clip = load_clip(self.teacher_name(), weights, self.device)
+        self.use_class_names()
+
+    def use_class_names(self) -> None:
+        mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.teacher = Teacher(self.clip, self.class_names, self.template(), mean, std, logit_scale="own")
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.teacher.logits(images, torch.ones(()))
