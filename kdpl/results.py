@@ -55,9 +55,9 @@ class NewerSchemaError(ResultsError):
 def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
     """Add the result of one test to `output_dir/results.json`.
 
-    An earlier result of the same data set, split, classes and domains is replaced. A file that is damaged, or of another
-    run (trainer, backbone, teacher, seed or shots differ), is moved aside and a line says so: the new result is never
-    lost over it.
+    An earlier result of the same data set, split, classes and domains is replaced. A file that is damaged, or of
+    another run (trainer, backbone, teacher, seed or shots differ), is moved aside and a line says so: the new result
+    is never lost over it.
 
     Args:
         output_dir: the run's output folder; it is made if missing.
@@ -119,7 +119,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         raise ResultsError(f"'{path}' is damaged, it is not JSON ({error}). Move it away and test again.") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
-        raise ResultsError(f"'{path}' is of schema {schema}, this version reads up to {SCHEMA}: use a newer kdpl.")
+        raise NewerSchemaError(f"'{path}' is of schema {schema}, this version reads up to {SCHEMA}: use a newer kdpl.")
     problem = f"'schema' is {schema!r}, expected {SCHEMA}" if schema != SCHEMA else _problem(content)
     if problem:
         raise ResultsError(f"'{path}' is damaged: {problem}. Move it away and test again.")
