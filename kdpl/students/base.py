@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from kdpl.clips import Architecture, Clip
-from kdpl.prompts import context_prompts, init_tokens, sentence_features
-from kdpl.templates import fill
+from kdpl.prompts import context_prompts, init_tokens
 from kdpl.text import PromptLayout
 from kdpl.vision import VisionTower
 
@@ -180,11 +179,6 @@ class VisualPrompts:
 
 def normalized_text(tower_output: Tensor) -> Tensor:
     return F.normalize(tower_output.float(), dim=-1)
-
-
-def fixed_text(clip: Clip, names: Sequence[str], template: str) -> Tensor:
-    """Return the frozen CLIP's normalised features `(C, d)` of the names in a template."""
-    return sentence_features(clip, fill(template, list(names)))
 
 
 def random_prompts(*shape: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.clips import Clip
-from kdpl.prompts import ensemble_features
+from kdpl.feature_cache import CachedEnsemble
 from kdpl.students.base import Output
 from kdpl.students.ivlp import IVLP
 from kdpl.templates import imagenet_templates
@@ -25,7 +26,6 @@ class PromptSRC(IVLP):
 
     def __init__(self, clip: Clip, options: CfgNode):
         super().__init__(clip, options)
-        self._frozen_text: dict[str, Tensor] = {}  # (d,) by class name, filled as names are met
         self.average: dict[str, Tensor] = {}
 
     @classmethod
@@ -48,16 +48,16 @@ class PromptSRC(IVLP):
 
     def frozen_text_features(self, names: Sequence[str]) -> Tensor:
         """Return the normalised mean over 60 templates of the frozen CLIP's unnormalised text features, `(C, d)`."""
-        new = [n for n in dict.fromkeys(names) if n not in self._frozen_text]
-        if new:
-            templates = imagenet_templates(FROZEN_TEMPLATES)
-            features = ensemble_features(self.clip, new, templates, normalize=False)
-            self._frozen_text.update(zip(new, features, strict=True))
-        return torch.stack([self._frozen_text[n] for n in names])
+        return self._frozen_text(names)
+
+    @cached_property
+    def _frozen_text(self) -> CachedEnsemble:
+        return CachedEnsemble(self.clip, imagenet_templates(FROZEN_TEMPLATES))
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
         """Add this epoch's parameters to the weighted sum; after the last epoch the sum is the model."""
+        self._frozen_text.flush()
         weight = gaussian_weights(max_epoch, self.options.GPA_MEAN, self.options.GPA_STD)[epoch]
         for name, parameter in self.learned.named_parameters():
             previous = self.average.get(name, torch.zeros_like(parameter))

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from kdpl.clips import Clip
-from kdpl.students.base import Student, VisualPrompts, fixed_text, put_parameter, random_prompts
+from kdpl.feature_cache import CachedEnsemble
+from kdpl.students.base import Student, VisualPrompts, put_parameter, random_prompts
 
 
 def deep_visual_prompts(learned: nn.Module, n: int, width: int, depth: int) -> list[nn.Parameter]:
@@ -26,9 +27,11 @@ class VPT(VisualPrompts, Student):
         self.visual_prompts = deep_visual_prompts(
             self.learned, options.N_CTX_VISION, self.vision.width, options.PROMPT_DEPTH_VISION
         )
+        # The text is fixed, so that class-agnostic steps, each with other names, need not encode them again.
+        self._text = CachedEnsemble(clip, [f"{options.CTX_INIT.replace('_', ' ')} {{}}.".lstrip()])
 
     def prepare(self, names: Sequence[str]) -> Tensor:
-        return fixed_text(self.clip, names, f"{self.options.CTX_INIT.replace('_', ' ')} {{}}.".lstrip())
+        return self._text(names)
 
     def text_features(self, prepared: Tensor, image_features: Tensor | None = None) -> Tensor:
         return prepared
@@ -36,3 +39,6 @@ class VPT(VisualPrompts, Student):
     def image_features(self, images: Tensor) -> Tensor:
         first, *deep = self.visual_prompts
         return self.prompted_image_features(images, first, deep)
+
+    def end_epoch(self, epoch: int, max_epoch: int) -> None:
+        self._text.flush()
