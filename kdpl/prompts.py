@@ -1,6 +1,7 @@
 """Prompts as token sequences: class names behind learned context, and plain sentences."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from kdpl.text import PromptLayout, slot
 
 POSITIONS = ("end", "middle", "front")
 SENTENCES_AT_ONCE = 1024  # bounds the memory of long lists
+REMEMBERED_PROMPTS = 2**17  # more than any vocabulary holds often: class-agnostic steps ask for the same names again
 
 
 def encode(text: str) -> list[int]:
@@ -27,7 +29,7 @@ def encode(text: str) -> list[int]:
     return tokens
 
 
-def context_prompts(names: Sequence[str], n_ctx: int, words: str = "", position: str = "end") -> list[list[int]]:
+def context_prompts(names: Sequence[str], n_ctx: int, words: str = "", position: str = "end") -> list[tuple[int, ...]]:
     """Return the prompts `[SOT] [ctx_1..ctx_n] name . [EOT]` with slots where learned vectors go.
 
     Args:
@@ -44,16 +46,18 @@ def context_prompts(names: Sequence[str], n_ctx: int, words: str = "", position:
             f"CLASS_TOKEN_POSITION '{position}' is not one of {', '.join(POSITIONS)}.{did_you_mean(position, POSITIONS)}"
         )
     words = words.replace("_", " ") or " ".join(["X"] * n_ctx)
+    return [_context_prompt(n.replace("_", " "), n_ctx, words, position) for n in names]
+
+
+@lru_cache(maxsize=REMEMBERED_PROMPTS)
+def _context_prompt(name: str, n_ctx: int, words: str, position: str) -> tuple[int, ...]:
+    if not name.strip():
+        raise ValueError(f"Class name '{name}' is empty: give every class a name.")
     slots = [slot(i) for i in range(n_ctx)]
-    first, second = {"end": (slots, []), "middle": (slots[: n_ctx // 2], slots[n_ctx // 2 :]), "front": ([], slots)}[position]
-    prompts = []
-    for name in (n.replace("_", " ") for n in names):
-        if not name.strip():
-            raise ValueError(f"Class name '{name}' is empty: give every class a name.")
-        rest = encode(f"{words} {name}.")[n_ctx:]
-        end = len(encode(name)) if position != "end" else 0
-        prompts.append([SOT, *first, *rest[:end], *second, *rest[end:], EOT])
-    return prompts
+    half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # of the slots stand before the name
+    rest = encode(f"{words} {name}.")[n_ctx:]
+    end = len(encode(name)) if position != "end" else 0
+    return (SOT, *slots[:half], *rest[:end], *slots[half:], *rest[end:], EOT)
 
 
 def init_tokens(words: str) -> list[int]:
