@@ -41,17 +41,18 @@ def cached_text_features(clip: Clip, names: list[str], template: str, progress: 
         clip: a teacher; the features are on its device, in fp32.
         names: a vocabulary.
         template: a sentence with `{}` for the name.
-        progress: show a progress bar while computing.
+        progress: show a progress bar while computing, where somebody watches (on a terminal).
     """
     key = _key(weights_digest(clip), template, names)
     path = _folder() / f"{key}.safetensors"
     features = _features_on_disk(path, key, (len(names), _width(clip)))
     if features is None:
+        print(f"Computing the text features of {len(names):,} names, once for this teacher and template")
         starts = range(0, len(names), SENTENCES_AT_ONCE)
         with _own_precision(clip):
             chunks = [
                 sentence_features(clip, fill(template, names[i : i + SENTENCES_AT_ONCE])).cpu()
-                for i in tqdm(starts, desc=f"Text features of {len(names):,} names", disable=not progress)
+                for i in tqdm(starts, desc="text features", disable=None if progress else True)
             ]
         features = torch.cat(chunks)  # (V, d)
         _write(path, key, features)
