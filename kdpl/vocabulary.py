@@ -196,7 +196,7 @@ def _read_file(path: Path) -> Iterator[str]:
     if path.suffix.lower() != ".csv":
         yield from _lines(path)
         return
-    rows = csv.reader(_lines(path), strict=True)
+    rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
     try:
         header = [column.strip() for column in next(rows, [])]
         column = next((header.index(c) for c in COLUMNS if c in header), None)

@@ -1,0 +1,205 @@
+"""Vocabularies: which names come out of each kind of source, and what is said about sources that are no good."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kdpl import vocabulary
+from kdpl.prompts import encode
+from kdpl.vocabulary import VocabularyError, check_vocabulary, load_vocabulary
+
+TABLE = b'LabelName,DisplayName\r\n/m/01,Tulip\r\n/m/02,"Hat, straw"\r\n/m/03,tulip\r\n'
+
+
+def names_file(tmp_path, content, name="names.txt"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def error_of(path, **kwargs):
+    with pytest.raises(VocabularyError) as caught:
+        load_vocabulary(path, **kwargs)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- built in
+
+
+def test_imagenet21k_is_about_twenty_thousand_distinct_nouns_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
+    names = load_vocabulary("imagenet21k")
+    assert 19_000 < len(names) < 22_000
+    assert {"tench", "great white shark", "goldfish"} <= set(names)
+    assert not any("," in n or "_" in n or "\t" in n for n in names)
+    assert len({tuple(encode(n)) for n in names}) == len(names)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def open_images(tmp_path, monkeypatch):
+    """A server on loopback that stands for Open Images; its `content` is what it answers, its `asked` counts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(self.server.announced or len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.announced, server.asked = TABLE, 0, 0
+    server.cached = tmp_path / "vocabularies" / "oidv7-class-descriptions.csv"
+    monkeypatch.setenv("KDPL_CACHE", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(vocabulary, "OPENIMAGES_URL", f"http://127.0.0.1:{server.server_port}/{server.cached.name}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_openimages_is_downloaded_once(open_images):
+    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
+    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
+    assert open_images.asked == 1
+
+
+def test_openimages_put_there_by_hand_needs_no_download(open_images):
+    open_images.cached.parent.mkdir()
+    open_images.cached.write_bytes(TABLE)
+    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
+    assert open_images.asked == 0
+
+
+def test_openimages_that_changed_since_its_first_use_is_refused(open_images):
+    load_vocabulary("openimages")
+    open_images.cached.write_bytes(TABLE + b"/m/04,Impostor\r\n")
+    message = error_of("openimages")
+    assert "has changed" in message and "Delete" in message
+    open_images.cached.with_name(open_images.cached.name + ".sha256").unlink()
+    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw", "Impostor"]
+
+
+@pytest.mark.parametrize(
+    ("content", "announced", "why"),
+    [(b"<html>please log in</html>", 0, "not a table"), (TABLE[:30], len(TABLE), "30 of"), (b"", 0, "not a table")],
+)
+def test_an_answer_that_is_not_the_table_is_not_kept(open_images, content, announced, why):
+    open_images.content, open_images.announced = content, announced
+    message = error_of("openimages")
+    assert why in message or "IncompleteRead" in message
+    assert not open_images.cached.exists()
+
+
+def test_offline_openimages_names_the_address_and_the_place_for_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDPL_CACHE", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(vocabulary, "OPENIMAGES_URL", "http://127.0.0.1:9/oidv7-class-descriptions.csv")
+    message = error_of("openimages")
+    assert "http://127.0.0.1:9/oidv7-class-descriptions.csv" in message
+    assert str(tmp_path / "vocabularies") in message
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_text_file_holds_one_name_a_line(tmp_path):
+    assert load_vocabulary(names_file(tmp_path, "red_fox\n\n  hot  dog \r\nHat, straw")) == [
+        "red fox",
+        "hot dog",
+        "Hat, straw",
+    ]
+
+
+def test_a_csv_file_gives_its_column_of_names(tmp_path):
+    content = 'id,ClassName\n1,red_fox\n2,"Hat, ""straw"""\n\n3,"two\nlines"\n'
+    assert load_vocabulary(names_file(tmp_path, content, "v.CSV")) == ["red fox", 'Hat, "straw"', "two lines"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    assert load_vocabulary(names_file(tmp_path, b"\xef\xbb\xbffox\ndog\n")) == ["fox", "dog"]
+    assert load_vocabulary(names_file(tmp_path, b"\xef\xbb\xbfClassName\nfox\n", "v.csv")) == ["fox"]
+
+
+def test_names_the_towers_cannot_tell_apart_are_merged_and_the_first_spelling_wins(tmp_path):
+    assert load_vocabulary(names_file(tmp_path, "Red Fox\nred_fox\nRED  FOX\nred fox.\nR&amp;B\nR&B\n")) == [
+        "Red Fox",
+        "red fox.",
+        "R&amp;B",
+    ]
+
+
+def test_the_data_sets_own_names_are_left_out_whatever_their_spelling(tmp_path, capsys):
+    path = names_file(tmp_path, "Red Fox\nhot dog\ncat\n")
+    assert load_vocabulary(path, exclude=["red_fox", "CAT", "zebra"]) == ["hot dog"]
+    assert "left out 2 names" in capsys.readouterr().out
+    assert "EXCLUDE_CLASSNAMES" in error_of(path, exclude=["red_fox", "CAT", "hot dog"])
+
+
+def test_names_too_long_for_a_prompt_are_left_out_and_counted(tmp_path, capsys):
+    path = names_file(tmp_path, "fox\n" + "\n".join(f"{'very ' * 60}{i}" for i in range(5)))
+    assert load_vocabulary(path) == ["fox"]
+    line = capsys.readouterr().out
+    assert "left out 5 names" in line and "very very" in line and len(line) < 400
+    assert "at most 3 tokens" in error_of(names_file(tmp_path, "a b c d\n"), context_length=10, reserve=7)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "parts"),
+    [
+        ("", "v.txt", ["empty"]),
+        ("\n \n", "v.txt", ["empty"]),
+        ("", "v.csv", ["empty", "ClassName"]),
+        ("ClassName\n", "v.csv", ["empty"]),
+        ("id,label\n1,fox\n", "v.csv", ["no column ClassName", "id, label"]),
+        ("id,ClassName\n1,fox\n2\n", "v.csv", ["line 3", "1 fields"]),
+        ('ClassName\nfox\n"open\n', "v.csv", ["line 3", "not a CSV file"]),
+        (b"fox\ncaf\xe9\n", "v.txt", ["not UTF-8", "line 2", "byte 7", "0xe9"]),
+        ("fox\n".encode("utf-16"), "v.txt", ["not UTF-8", "line 1", "byte 0"]),
+        ("n01440764\ttench\n", "v.txt", ["line 1", "U+0009"]),
+        (b"ClassName\nPK\x03\x04\x00\n", "v.csv", ["line 2", "U+0003"]),
+        ("fox\n<|endoftext|>\n", "v.txt", ["<|endoftext|>", "end token"]),
+    ],
+)
+def test_a_file_that_is_no_list_of_names_is_told_where_and_why(tmp_path, content, name, parts):
+    message = error_of(names_file(tmp_path, content, name))
+    assert name in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_name_close_to_a_built_in_vocabulary_gets_that_suggestion():
+    with pytest.raises(VocabularyError, match="Did you mean 'imagenet21k'"):
+        check_vocabulary("ImageNet-21k")
+    with pytest.raises(VocabularyError, match="Did you mean 'openimages'"):
+        check_vocabulary("open_images")
+
+
+def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(VocabularyError, match="no file"):
+        check_vocabulary(str(tmp_path / "missing.txt"))
+    with pytest.raises(VocabularyError, match="folder"):
+        check_vocabulary(str(tmp_path))
+    check_vocabulary("openimages")
+    check_vocabulary(names_file(tmp_path, b"\xff"))
+
+
+def test_more_names_than_the_limit_are_refused_but_repetitions_are_not_counted(tmp_path):
+    many = "\n".join(map(str, range(1_000_000)))
+    assert f"{vocabulary.MAX_NAMES:,}" in error_of(names_file(tmp_path, many))
+    assert len(load_vocabulary(names_file(tmp_path, "fox\nFOX\ndog\n" * 300_000))) == 2
+
+
+def test_a_file_larger_than_any_list_is_not_read(tmp_path):
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as file:
+        file.truncate(2**30)  # a sparse gigabyte of zeros in one line
+    assert "bytes" in error_of(str(path))
