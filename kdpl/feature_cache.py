@@ -188,8 +188,8 @@ def _read(path: Path, key: str) -> tuple[Tensor, list[str]]:
         with safe_open(path, "pt") as file:
             metadata, features = file.metadata() or {}, file.get_tensor("features")
         names = json.loads(metadata.get("names", "[]"))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise _UnusableFile(f"{error or type(error).__name__}") from None
     if metadata.get("key") != key:

@@ -1,0 +1,261 @@
+"""The cache of text features: what it holds is what would be computed, whatever happened to its files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from support import save_clip
+from torch import nn
+
+from kdpl import feature_cache
+from kdpl.clips import load_clip
+from kdpl.feature_cache import CachedEnsemble, cached_text_features, weights_digest
+from kdpl.prompts import ensemble_features, sentence_features
+from kdpl.templates import fill
+
+NAMES = ["red fox", "hot dog", "hat", "fire truck", "tench"]
+TEMPLATE = "a photo of a {}."
+TEMPLATES = [TEMPLATE, "itap of the {}.", "a {} in a video game."]
+SIZES = (32, 32, 1, 64, 16, 77, 49408, 64, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "clip.safetensors", 5, *SIZES)
+
+
+@pytest.fixture(scope="module")
+def clip(weights):
+    return load_clip(str(weights))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of a cache that is empty."""
+    monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "text_features"
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------- a vocabulary's features
+
+
+def test_cold_and_warm_runs_see_the_very_values_that_are_computed_without_a_cache(clip, cache, capsys):
+    computed = sentence_features(clip, fill(TEMPLATE, NAMES))
+    cold = cached_text_features(clip, NAMES, TEMPLATE)
+    assert "Computing" in capsys.readouterr().out
+    warm = cached_text_features(clip, NAMES, TEMPLATE)
+    assert capsys.readouterr().out == ""
+    assert torch.equal(cold, computed) and torch.equal(warm, computed)
+    assert len(files(cache)) == 1
+
+
+def test_a_long_list_is_computed_in_pieces(clip, monkeypatch):
+    whole = sentence_features(clip, fill(TEMPLATE, NAMES))
+    monkeypatch.setattr(feature_cache, "SENTENCES_AT_ONCE", 2)
+    assert torch.allclose(cached_text_features(clip, NAMES, TEMPLATE), whole, atol=1e-6)
+
+
+def test_features_do_not_depend_on_the_callers_autocast(clip):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = cached_text_features(clip, NAMES, TEMPLATE)
+        ensemble = CachedEnsemble(clip, TEMPLATES)(NAMES)
+    assert torch.equal(features, sentence_features(clip, fill(TEMPLATE, NAMES)))
+    assert torch.equal(ensemble, ensemble_features(clip, NAMES, TEMPLATES, normalize=False))
+
+
+def test_other_names_another_order_and_another_template_are_kept_apart(clip, cache):
+    cached_text_features(clip, NAMES, TEMPLATE)
+    for names, template in ((NAMES[:-1], TEMPLATE), (NAMES[::-1], TEMPLATE), (NAMES, "{}.")):
+        assert torch.equal(cached_text_features(clip, names, template), sentence_features(clip, fill(template, names)))
+    assert len(files(cache)) == 4
+
+
+def test_the_key_follows_the_text_tower_and_nothing_else(weights):
+    def digest_after(change):
+        clip = load_clip(str(weights))
+        with torch.no_grad():
+            change(clip.model)
+        return weights_digest(clip)
+
+    unchanged = digest_after(lambda model: None)
+    assert digest_after(lambda model: model.visual.conv1.weight.add_(1)) == unchanged
+    assert digest_after(lambda model: model.logit_scale.add_(1)) == unchanged
+    assert digest_after(lambda model: model.token_embedding.weight[7, 3].add_(1e-3)) != unchanged
+    assert digest_after(lambda model: model.text_projection[0, 0].add_(1e-3)) != unchanged
+    assert digest_after(lambda model: model.transformer.half()) != unchanged
+    # the same weights with another activation give other features
+    assert digest_after(lambda model: setattr(model.transformer.resblocks[1].mlp, "gelu", nn.GELU())) != unchanged
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        good, key, names = file.get_tensor("features"), file.metadata()["key"], json.loads(file.metadata()["names"])
+    if how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "one byte changed":
+        path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    elif how == "not safetensors":
+        path.write_text("features")
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "for another key":
+        feature_cache._write(path, "0" * 32, good, names)
+    elif how == "other names count":
+        feature_cache._write(path, key, good[:-1], names)
+    elif how == "other width":
+        feature_cache._write(path, key, good[:, :-1], names)
+    elif how == "not a matrix":
+        feature_cache._write(path, key, good[None], names)
+    else:
+        feature_cache._write(path, key, good.clone().index_fill_(0, torch.tensor([2]), torch.nan), names)
+    assert path.is_dir() or path.read_bytes() != data
+
+
+DAMAGE = ["truncated", "empty", "one byte changed", "not safetensors", "for another key", "other names count",
+          "other width", "not a matrix", "nan"]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_what_is_damaged_or_foreign_is_told_in_one_line_and_computed_again(clip, cache, capsys, how):
+    good = cached_text_features(clip, NAMES, TEMPLATE)
+    (path,) = files(cache)
+    damage(path, how)
+    capsys.readouterr()
+    assert torch.equal(cached_text_features(clip, NAMES, TEMPLATE), good)
+    told = [line for line in capsys.readouterr().out.splitlines() if "not usable" in line]
+    assert len(told) == 1 and str(path) in told[0]
+    assert torch.equal(cached_text_features(clip, NAMES, TEMPLATE), good)
+    assert "not usable" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("obstacle", ["the cache is a file", "the entry is a folder"])
+def test_where_nothing_can_be_written_the_run_goes_on(clip, cache, capsys, obstacle):
+    good = cached_text_features(clip, NAMES, TEMPLATE)
+    (path,) = files(cache)
+    if obstacle == "the entry is a folder":
+        damage(path, "a folder")
+    else:
+        path.unlink()
+        cache.rmdir()
+        cache.write_text("")
+    assert torch.equal(cached_text_features(clip, NAMES, TEMPLATE), good)
+    assert "cannot be written" in capsys.readouterr().out
+    ensemble = CachedEnsemble(clip, TEMPLATES)
+    ensemble(NAMES)
+    ensemble.flush()
+
+
+def test_runs_at_the_same_time_agree(clip, cache):
+    with ThreadPoolExecutor(4) as pool:
+        results = [f.result() for f in [pool.submit(cached_text_features, clip, NAMES, TEMPLATE) for _ in range(8)]]
+    assert all(torch.equal(r, results[0]) for r in results)
+    assert [path.suffix for path in files(cache)] == [".safetensors"]
+
+
+def test_a_run_killed_while_writing_leaves_nothing_that_counts(weights, clip, cache, capsys):
+    script = f"""
+import os, signal
+from kdpl.clips import load_clip
+from kdpl.feature_cache import cached_text_features
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+cached_text_features(load_clip({str(weights)!r}), {NAMES!r}, {TEMPLATE!r})
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], check=False, env=os.environ, cwd=Path(__file__).parent.parent, timeout=120
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert files(cache) and not list(cache.glob("*.safetensors"))  # the part that was written is not taken for a file
+    features = cached_text_features(clip, NAMES, TEMPLATE)
+    assert torch.equal(features, sentence_features(clip, fill(TEMPLATE, NAMES)))
+    assert "not usable" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------ ensembles
+
+
+def test_an_ensemble_is_the_mean_over_templates_in_the_order_of_the_names_asked(clip):
+    ensemble = CachedEnsemble(clip, TEMPLATES)
+    expected = ensemble_features(clip, NAMES, TEMPLATES, normalize=False)
+    assert torch.equal(ensemble(NAMES), expected)
+    assert torch.equal(ensemble([NAMES[3], NAMES[0], NAMES[3]]), expected[[3, 0, 3]])
+
+
+def test_names_met_one_after_the_other_keep_their_features(clip):
+    ensemble = CachedEnsemble(clip, TEMPLATES)
+    one_by_one = torch.cat([ensemble([name]) for name in NAMES])
+    assert torch.allclose(one_by_one, ensemble_features(clip, NAMES, TEMPLATES, normalize=False), atol=1e-6)
+    assert torch.equal(ensemble(NAMES), one_by_one)
+
+
+def test_a_second_run_finds_what_the_first_one_computed(clip, cache):
+    first = CachedEnsemble(clip, TEMPLATES)
+    features = torch.cat([first(NAMES[:2]), first(NAMES[2:])])
+    assert not files(cache)
+    first.flush()
+    kept = files(cache)
+    assert len(kept) == 1
+    second = CachedEnsemble(clip, TEMPLATES)
+    assert torch.equal(second(NAMES), features)
+    second.flush()
+    assert files(cache) == kept
+
+
+def test_many_new_names_are_written_without_waiting_for_a_flush(clip, cache, monkeypatch):
+    monkeypatch.setattr(feature_cache, "NAMES_PER_SHARD", 3)
+    ensemble = CachedEnsemble(clip, TEMPLATES)
+    ensemble(NAMES[:2])
+    assert len(files(cache)) == 0
+    ensemble(NAMES[:4])
+    assert len(files(cache)) == 1
+
+
+def test_runs_at_the_same_time_add_to_each_others_names(clip, cache):
+    runs = [CachedEnsemble(clip, TEMPLATES) for _ in range(3)]
+    for run, names in zip(runs, (NAMES[:3], NAMES[2:], NAMES[:3]), strict=True):
+        run(names)
+    for run in runs:
+        run.flush()
+    kept = files(cache)
+    assert len(kept) == 2  # the same names are the same file
+    last = CachedEnsemble(clip, TEMPLATES)
+    assert torch.allclose(last(NAMES), ensemble_features(clip, NAMES, TEMPLATES, normalize=False), atol=1e-6)
+    last.flush()
+    assert files(cache) == kept
+
+
+def test_other_templates_have_names_of_their_own(clip):
+    first = CachedEnsemble(clip, TEMPLATES)
+    first(NAMES)
+    first.flush()
+    expected = ensemble_features(clip, NAMES, TEMPLATES[:2], normalize=False)
+    assert torch.equal(CachedEnsemble(clip, TEMPLATES[:2])(NAMES), expected)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_shard_is_told_and_its_names_computed_again(clip, cache, capsys, how):
+    first = CachedEnsemble(clip, TEMPLATES)
+    good = first(NAMES)
+    first.flush()
+    (path,) = files(cache)
+    damage(path, how)
+    second = CachedEnsemble(clip, TEMPLATES)
+    assert torch.equal(second(NAMES), good)
+    assert capsys.readouterr().out.count("not usable") == 1
+    second.flush()
+    assert torch.equal(CachedEnsemble(clip, TEMPLATES)(NAMES), good)
+    assert "not usable" not in capsys.readouterr().out
