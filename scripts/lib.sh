@@ -104,10 +104,11 @@ names_in() {
     for file in "$1"/*.yaml; do printf ' %s' "$(basename "$file" .yaml)"; done
 }
 
-# The configuration file of a trainer. The zero-shot trainers use those of CoOp.
+# The configuration file of a trainer. The zero-shot trainers use those of CoOp and, for the teacher's name, KDPL_CoOp.
 config_of() {
     local folder=$ROOT/configs/trainers/$1 file found=()
     [[ $1 == Zeroshot* ]] && folder=$ROOT/configs/trainers/CoOp
+    [ "$1" = ZeroshotTeacher ] && folder=$ROOT/configs/trainers/KDPL_CoOp
     [ -d "$folder" ] || die "there is no trainer '$1' in configs/trainers. There are: $(ls -x -w 0 "$ROOT/configs/trainers")"
     if [ -f "$folder/$CFG.yaml" ]; then
         echo "$folder/$CFG.yaml"

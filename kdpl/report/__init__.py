@@ -1,0 +1,1 @@
+"""Tables and figures of finished runs: base-to-new, cross-dataset, domain generalisation and few-shot."""

@@ -1,0 +1,87 @@
+"""The `log.txt` of a run, as Dassl and its forks write it: arguments, configuration and test results."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_SETTING = re.compile(r"( *)([A-Za-z_]\w*):(?: (.*))?$")
+_METRIC = re.compile(r"\* (total|accuracy|error|macro_f1): ([\d.,eE+-]+)%?$")
+_TESTED = re.compile(r"Evaluate on the \*(\w+)\* set")
+
+
+@dataclass
+class Log:
+    """What a run's logs tell.
+
+    Attributes:
+        arguments: of the command line, as text.
+        config: the configuration, dotted keys to text.
+        metrics: the last result of each split: accuracy, error and macro_f1 in percent, total in images. Of a training
+            run only what follows its end; tests in between are of an unfinished model.
+    """
+
+    arguments: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def evaluates_only(self) -> bool:
+        """Whether the run tested a model that another run had trained."""
+        return self.arguments.get("eval_only") == "True"
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Return the logs in a folder, oldest first: a run that went on after an interruption has one for each start."""
+    return sorted(path for path in folder.glob("log.txt*") if path.is_file())
+
+
+def read_logs(folder: Path) -> Log:
+    """Read all logs of a run; what a later one says counts."""
+    log = Log()
+    for path in log_files(folder):
+        _read_into(log, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return log
+
+
+def as_list(value: str) -> list[str]:
+    """Return the words of a printed list or tuple, such as "('twemoji',)"."""
+    return re.findall(r"[^\s\[\]()'\",]+", value)
+
+
+def _read_into(log: Log, lines: list[str]) -> None:
+    stripped = [line.strip() for line in lines]
+    for title, settings in (("** Arguments **", log.arguments), ("** Config **", log.config)):
+        if title in stripped:
+            settings.clear()
+            settings.update(_settings(lines[stripped.index(title) + 1 :]))
+    finished, split, metrics = log.evaluates_only, "test", {}
+    for line in stripped:
+        if line == "Finish training":
+            finished = True
+        elif match := _TESTED.match(line):
+            split = match[1]
+        elif line == "=> result":
+            metrics = {}
+        elif finished and (match := _METRIC.match(line)):
+            metrics[match[1]] = float(match[2].replace(",", ""))
+            if "accuracy" in metrics:
+                log.metrics[split] = metrics
+
+
+def _settings(lines: list[str]) -> dict[str, str]:
+    """Return the printed settings, dotted keys to text, from the first line to the first one that is none."""
+    settings: dict[str, str] = {}
+    nodes: list[tuple[int, str]] = []  # the indents and names of what the line lies in
+    for line in lines:
+        if set(line.strip()) == {"*"}:  # the frame that Dassl draws around titles
+            continue
+        if not (match := _SETTING.match(line.rstrip())):
+            break
+        indent, name, value = len(match[1]), match[2], match[3]
+        while nodes and nodes[-1][0] >= indent:
+            nodes.pop()
+        if value is None:
+            nodes.append((indent, name))
+        else:
+            settings[".".join([*(node for _, node in nodes), name])] = value.strip().strip("'\"")
+    return settings
