@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.files import atomic_write
+from kdpl.suggest import gist
 
 NEWEST = "checkpoint"
 BEST = "model-best.pth.tar"
@@ -91,7 +92,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, from inside the unpickler
         raise CheckpointError(
-            f"'{path}' is not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): "
+            f"'{path}' is not a readable checkpoint ({gist(error)}): "
             "it is damaged, or not of torch.save. Delete it, or choose another with --load-epoch."
         ) from error
     if refused:

@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from kdpl.suggest import did_you_mean
+from kdpl.suggest import did_you_mean, gist
 from kdpl.text import TextTower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -342,7 +342,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(
-            f"'{path}' cannot be read as a CLIP checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"'{path}' cannot be read as a CLIP checkpoint ({gist(error)}). "
             "Expected a safetensors file, a PyTorch state dict of tensors alone, or OpenAI's JIT archive; "
             "if it was downloaded, delete it and download it again."
         ) from error
@@ -412,7 +412,7 @@ def _load_open_clip(name: str, architecture: str, weights: str) -> Clip:
         model = open_clip.create_model(architecture, pretrained=weights, force_quick_gelu=quick_gelu)
     except Exception as error:  # of many kinds, from deep inside: shapes, pickles, truncated files
         raise WeightsError(
-            f"'{weights}' cannot be loaded as {architecture} ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"'{weights}' cannot be loaded as {architecture} ({gist(error)}). "
             "Expected a checkpoint of this open_clip architecture that holds tensors alone."
         ) from error
     resolution = model.visual.image_size

@@ -72,7 +72,7 @@ class EvaluatedTrainer(TrainerX):
         loader = self.val_loader if split == "val" else self.test_loader
         print(f"Evaluate on the *{split}* set")
         images_seen = 0
-        for batch in tqdm(loader, desc=split, leave=False):
+        for batch in tqdm(loader, desc=split, leave=False, disable=None):
             images, labels = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(images), labels)
             images_seen += len(labels)

@@ -1,0 +1,102 @@
+"""The distillation objective and the teacher."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import random_clip
+
+from kdpl.clips import OPENAI_MEAN, OPENAI_STD, Clip, load_clip
+from kdpl.config import ConfigError
+from kdpl.distill import distillation_loss, select_names
+from kdpl.teacher import Teacher
+
+logits = st.integers(0, 2**31).map(lambda s: 5 * torch.randn(3, 7, generator=torch.Generator().manual_seed(s)))
+
+
+@settings(deadline=None)
+@given(student=logits, teacher=logits)
+def test_the_loss_is_the_mean_of_both_divergences(student, teacher):
+    terms = distillation_loss(student, teacher)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    torch.testing.assert_close(terms["loss_kl_forward"], (p * (p / q).log()).sum(-1).mean(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(terms["loss_kl_reverse"], (q * (q / p).log()).sum(-1).mean(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(terms["loss"], (terms["loss_kl_forward"] + terms["loss_kl_reverse"]) / 2)
+    swapped = distillation_loss(teacher, student)
+    torch.testing.assert_close(terms["loss"], swapped["loss"], atol=1e-5, rtol=1e-5)
+
+
+def test_forward_and_reverse_choose_one_divergence():
+    s, t = torch.randn(2, 4), torch.randn(2, 4)
+    both = distillation_loss(s, t)
+    assert distillation_loss(s, t, "forward")["loss"] == both["loss_kl_forward"]
+    assert distillation_loss(s, t, "reverse")["loss"] == both["loss_kl_reverse"]
+    with pytest.raises(ValueError, match="'backward' is not one of symmetric, forward, reverse"):
+        distillation_loss(s, t, "backward")
+
+
+def test_half_precision_logits_give_a_loss_in_fp32():
+    s, t = torch.randn(2, 5), torch.randn(2, 5)
+    terms = distillation_loss(s.half(), t.half())
+    assert terms["loss"].dtype == torch.float32
+    assert terms["loss"] == distillation_loss(s.half().float(), t.half().float())["loss"]
+
+
+def test_temperature_flattens_both_and_keeps_the_size_of_gradients():
+    s, t = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
+    expected = distillation_loss(s / 3, t / 3)["loss"] * 9
+    torch.testing.assert_close(distillation_loss(s, t, temperature=3.0)["loss"], expected)
+
+
+def test_selection_takes_the_names_of_highest_mean_probability():
+    teacher = torch.tensor([[4.0, 0.0, 3.0, -1.0], [0.0, 1.0, 3.0, -1.0]])
+    indices, probabilities = select_names(teacher, 2)
+    mean = teacher.softmax(-1).mean(0)
+    assert indices.tolist() == mean.argsort(descending=True)[:2].tolist() == [2, 0]
+    torch.testing.assert_close(probabilities, mean[indices])
+    assert len(select_names(teacher, 100)[0]) == 4
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_clip("emoji_student")
+
+
+@pytest.fixture(scope="module")
+def teacher_clip():
+    return load_clip("emoji_teacher")
+
+
+def make_teacher(clip: Clip, **kwargs) -> Teacher:
+    return Teacher(clip, ["pizza", "hot dog"], "a photo of a {}.", OPENAI_MEAN, OPENAI_STD, **kwargs)
+
+
+def test_the_teacher_uses_the_students_scale_its_own_or_a_number(student, teacher_clip):
+    images = torch.randn(2, 3, 64, 64)
+    scale = {s: make_teacher(teacher_clip, logit_scale=s).logits(images, student.logit_scale) for s in ("student", "own", "7.5")}
+    torch.testing.assert_close(scale["student"] / student.logit_scale, scale["own"] / teacher_clip.logit_scale)
+    torch.testing.assert_close(scale["student"] / student.logit_scale, scale["7.5"] / 7.5)
+    with pytest.raises(ConfigError, match="TEACHER_LOGIT_SCALE 'big' is not 'student', 'own' or a positive number"):
+        make_teacher(teacher_clip, logit_scale="big")
+
+
+def test_the_teacher_sees_the_same_view_normalised_its_own_way(teacher_clip):
+    pixels = torch.rand(2, 3, 64, 64)
+    ours = (pixels - torch.tensor(OPENAI_MEAN).view(3, 1, 1)) / torch.tensor(OPENAI_STD).view(3, 1, 1)
+    other = Clip(teacher_clip.model, teacher_clip.name, 64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), teacher_clip.tokenize)
+    expected = (pixels - torch.tensor(other.mean).view(3, 1, 1)) / torch.tensor(other.std).view(3, 1, 1)
+    torch.testing.assert_close(make_teacher(other).adapt(ours), expected, atol=1e-5, rtol=1e-5)
+    assert make_teacher(teacher_clip).adapt(ours) is ours
+
+
+def test_the_teacher_resizes_to_its_own_resolution(teacher_clip):
+    model = random_clip(3, 128, 96, 1, 64, 32, 77, 49408, 64, 1, 1)
+    other = Clip(model, "random", 96, OPENAI_MEAN, OPENAI_STD, teacher_clip.tokenize)
+    assert make_teacher(other).logits(torch.randn(2, 3, 64, 64), torch.tensor(30.0)).shape == (2, 2)
+
+
+def test_teacher_text_features_are_those_of_its_sentences(teacher_clip):
+    ids = teacher_clip.tokenize(["a photo of a pizza.", "a photo of a hot dog."])
+    expected = F.normalize(teacher_clip.model.encode_text(ids), dim=-1)
+    torch.testing.assert_close(make_teacher(teacher_clip).text_features, expected, atol=1e-5, rtol=1e-5)

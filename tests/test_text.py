@@ -1,0 +1,180 @@
+"""The text pass gives what the full-length tower gives, features and gradients, for every kind of prompt."""
+
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import random_clip
+
+from kdpl.blocks import UnsupportedTowerError
+from kdpl.clips import EOT, SOT
+from kdpl.prompts import context_prompts
+from kdpl.text import PromptLayout, TextTower, slot
+
+CONTEXT = 77
+NAMES = st.lists(
+    st.lists(st.integers(1, 900), min_size=1, max_size=12), min_size=1, max_size=7
+)  # token ids of class names, of very different lengths
+
+
+def openai_model(width: int = 64, heads: int = 2, depth: int = 3):
+    return random_clip(0, 32, 32, 1, 64, 16, CONTEXT, 1000, width, heads, depth)
+
+
+def open_clip_model(width: int = 48, heads: int = 3, depth: int = 3):
+    torch.manual_seed(1)
+    text = {"context_length": CONTEXT, "vocab_size": 1000, "width": width, "heads": heads, "layers": depth}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    return open_clip.model.CLIP(40, vision, text).eval()
+
+
+MODELS = {"openai": openai_model(), "openai_wide": openai_model(128, 8, 2), "open_clip": open_clip_model()}
+for _model in MODELS.values():
+    _model.requires_grad_(False)
+
+
+def full_length(model, prompts, ctx, deep=()):
+    """Features of 77-token prompts by the model's own blocks: what every published implementation computes."""
+    ids = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
+    for i, prompt in enumerate(prompts):
+        ids[i, : len(prompt)] = torch.tensor([max(e, 0) for e in prompt])
+    x = model.token_embedding(ids)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        own = None if ctx is None else (ctx[i] if ctx.dim() == 3 else ctx)
+        rows.append(torch.stack([own[-1 - e] if e < 0 else x[i, j] for j, e in enumerate(prompt)]))
+    x = torch.stack([torch.cat([row, x[i, len(row) :]]) for i, row in enumerate(rows)]) + model.positional_embedding
+    is_openai = not hasattr(model, "text_pool_type")
+    for l, block in enumerate(model.transformer.resblocks):
+        if 0 < l <= len(deep):
+            n = len(deep[l - 1])
+            x = torch.cat([x[:, :1], deep[l - 1].expand(len(x), -1, -1), x[:, 1 + n :]], dim=1)
+        x = block(x.transpose(0, 1)).transpose(0, 1) if is_openai else block(x, attn_mask=model.attn_mask)
+    x = model.ln_final(x)[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
+    return x @ model.text_projection
+
+
+def assert_equal(features, expected, parameters):
+    """Equal to 1e-5, and so are the gradients of a loss that weighs every entry differently."""
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5))
+    ours = torch.autograd.grad((features * weights).sum(), parameters, retain_graph=True)
+    theirs = torch.autograd.grad((expected * weights).sum(), parameters)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * max(1.0, b.abs().max().item()), rtol=1e-5)
+
+
+def learned(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).mul_(0.1).requires_grad_()
+
+
+def prompt_of(name, n_ctx, position="end"):
+    slots, half = [slot(i) for i in range(n_ctx)], n_ctx // 2
+    middle = {"end": [*slots, *name], "middle": [*slots[:half], *name, *slots[half:]], "front": [*name, *slots]}[position]
+    return [998, *middle, 269, 999]
+
+
+@settings(max_examples=25, deadline=None)
+@given(names=NAMES, model=st.sampled_from(sorted(MODELS)))
+def test_plain_sentences_equal_encode_text(names, model):
+    model = MODELS[model]
+    prompts = [[998, 5, 6, *name, 999] for name in names]
+    ids = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    tower = TextTower(model)
+    torch.testing.assert_close(tower(PromptLayout(tower, prompts)), model.encode_text(ids), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    names=NAMES,
+    model=st.sampled_from(sorted(MODELS)),
+    n_ctx=st.integers(1, 6),
+    position=st.sampled_from(["end", "middle", "front"]),
+    class_specific=st.booleans(),
+)
+def test_learned_context_equals_the_full_length_pass(names, model, n_ctx, position, class_specific):
+    tower = TextTower(MODELS[model])
+    prompts = [prompt_of(name, n_ctx, position) for name in names]
+    ctx = learned(*([len(names)] if class_specific else []), n_ctx, tower.width)
+    features = tower(PromptLayout(tower, prompts, class_specific), ctx)
+    assert_equal(features, full_length(MODELS[model], prompts, ctx), [ctx])
+
+
+@settings(max_examples=25, deadline=None)
+@given(names=NAMES, model=st.sampled_from(sorted(MODELS)), n_ctx=st.integers(1, 4), deeper=st.integers(0, 2))
+def test_deep_prompts_equal_the_full_length_pass(names, model, n_ctx, deeper):
+    tower = TextTower(MODELS[model])
+    deep = [learned(n_ctx, tower.width, seed=l) for l in range(1, min(deeper, tower.depth - 1) + 1)]
+    prompts = [prompt_of(name, n_ctx) for name in names]
+    ctx = learned(n_ctx, tower.width)
+    features = tower(PromptLayout(tower, prompts), ctx, deep)
+    assert_equal(features, full_length(MODELS[model], prompts, ctx, deep), [ctx, *deep])
+
+
+@settings(max_examples=20, deadline=None)
+@given(names=NAMES, model=st.sampled_from(sorted(MODELS)), n_ctx=st.integers(1, 4), images=st.integers(1, 4))
+def test_a_context_for_each_image_equals_one_pass_for_each_image(names, model, n_ctx, images):
+    tower = TextTower(MODELS[model])
+    prompts = [prompt_of(name, n_ctx) for name in names]
+    ctx = learned(images, n_ctx, tower.width)
+    features = tower(PromptLayout(tower, prompts), ctx)
+    assert features.shape[:2] == (images, len(names))
+    assert_equal(features, torch.stack([full_length(MODELS[model], prompts, c) for c in ctx]), [ctx])
+
+
+def test_the_shared_beginning_is_run_once_and_nothing_after_eot():
+    tower = TextTower(MODELS["openai"])
+    layout = PromptLayout(tower, [prompt_of([7, 8], 4), prompt_of([9], 4), prompt_of([7], 4)])
+    assert layout.prefix == 5
+    assert len(layout.rows) == 5 + (2 + 2) + (1 + 2) + (1 + 2)
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match="A prompt of 80 tokens is longer than the text tower's 77"):
+        PromptLayout(TextTower(MODELS["openai"]), [prompt_of([5] * 73, 4)])
+
+
+def test_context_of_the_wrong_length_is_refused_with_its_shape():
+    tower = TextTower(MODELS["openai"])
+    with pytest.raises(ValueError, match=r"ctx has 3 vectors \(3, 64\): the prompts have 4 slots"):
+        tower(PromptLayout(tower, [prompt_of([7], 4)]), learned(3, 64))
+
+
+def test_deep_prompts_beyond_the_tower_are_refused():
+    tower = TextTower(MODELS["openai"])
+    layout = PromptLayout(tower, [prompt_of([7], 2), prompt_of([8], 2)])
+    with pytest.raises(ValueError, match="3 deep prompts of 2 vectors do not fit a text tower of 3 layers"):
+        tower(layout, learned(2, 64), [learned(2, 64)] * 3)
+
+
+def test_a_bidirectional_text_tower_is_refused():
+    config = open_clip.get_model_config("ViT-B-16-SigLIP")
+    text = config["text_cfg"] | {"width": 64, "heads": 2, "layers": 1, "vocab_size": 100}
+    text = {k: v for k, v in text.items() if k not in ("hf_tokenizer_name", "tokenizer_kwargs")}
+    model = open_clip.model.CustomTextCLIP(64, {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}, text)
+    with pytest.raises(UnsupportedTowerError, match="it can be a teacher, not a student"):
+        TextTower(model)
+
+
+def test_prompts_read_as_the_published_ones():
+    a, b = map(list, context_prompts(["tabby_cat", "dog"], 4, "a photo of a"))
+    assert a[:5] == [SOT, *(slot(i) for i in range(4))] and a[-1] == EOT
+    assert len(a) == 1 + 4 + 3 + 1 and len(b) == 1 + 4 + 2 + 1
+    front = list(context_prompts(["tabby cat"], 4, "a photo of a", "front")[0])
+    assert front == [SOT, *a[5:7], *a[1:5], *a[7:]]
+    middle = list(context_prompts(["tabby cat"], 4, "", "middle")[0])
+    assert middle == [SOT, *a[1:3], *a[5:7], *a[3:5], *a[7:]]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "_"])
+def test_an_empty_class_name_is_refused(name):
+    with pytest.raises(ValueError, match="is empty: give every class a name"):
+        context_prompts([name], 4)
+
+
+def test_a_name_that_spells_the_end_token_is_refused():
+    with pytest.raises(ValueError, match="contains CLIP's start or end token"):
+        context_prompts(["cat <|endoftext|> dog"], 4)

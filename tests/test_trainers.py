@@ -1,0 +1,296 @@
+"""Every trainer through its whole life on the embedded benchmark, in this process: train, save, resume, evaluate."""
+
+import json
+import random
+
+import pytest
+import torch
+from support import LEARNERS, config
+
+from kdpl.checkpoint import CheckpointError
+from kdpl.clips import ModelNameError
+from kdpl.config import ConfigError
+
+TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
+KDPL = [f"KDPL_{learner}" for learner in LEARNERS]
+ALL = [*LEARNERS, *KDPL]
+
+
+def build(trainer, output, *options, dataset="emoji_food", seed=1):
+    from dassl.engine import build_trainer
+    from dassl.utils import set_random_seed
+
+    cfg = config(trainer, dataset, output, "--seed", seed, *TINY, "OPTIM.MAX_EPOCH", 2, *options)
+    set_random_seed(seed)
+    return build_trainer(cfg)
+
+
+def parameters(trainer):
+    return {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a), [k for k in a if not torch.equal(a[k], b[k])]
+
+
+def train(trainer, output, *options, **kwargs):
+    run = build(trainer, output, *options, **kwargs)
+    before = parameters(run)
+    run.train()
+    after = parameters(run)
+    assert all(not torch.equal(before[k], after[k]) for k in before), "every learned parameter moves"
+    return run, after
+
+
+@pytest.mark.parametrize("trainer", ALL)
+def test_it_trains_saves_and_is_evaluated_on_new_classes(trainer, tmp_path):
+    run, learned = train(trainer, tmp_path / "train")
+    folder = tmp_path / "train" / run.student.model_name
+    checkpoint = folder / "model.pth.tar-2"
+    assert checkpoint.stat().st_size < 3e6
+    assert (folder / "checkpoint").read_text().strip() == checkpoint.name
+
+    new = build(trainer, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new")
+    new.load_model(str(tmp_path / "train"), epoch=2)
+    assert_same(parameters(new), learned)
+    accuracy = new.test()
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results["results"][0]["accuracy"] == accuracy
+    assert (results["results"][0]["classes"], results["results"][0]["num_classes"]) == ("new", 42)
+    assert results["learned_parameters"] == sum(p.numel() for p in learned.values())
+
+
+def expected_count(learner, w_t=128, w_v=128, d=128):
+    if learner == "CoOp":
+        return 4 * w_t
+    if learner == "CoCoOp":
+        return 4 * w_t + (d + 1) * (d // 16) + (d // 16 + 1) * w_t
+    if learner == "VPT":
+        return 4 * 8 * w_v
+    if learner == "MaPLe":
+        return 3 * (2 * w_t + (w_t + 1) * w_v)
+    return 3 * 4 * w_t + 3 * 4 * w_v
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_count_of_learned_parameters_is_printed_and_follows_the_formula(learner, tmp_path, capsys):
+    run = build(f"KDPL_{learner}", tmp_path)
+    count = expected_count(learner)
+    assert run.learned_parameters == count == sum(p.numel() for p in run.student.learned.parameters())
+    assert f"Learned parameters: {count:,}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainer", KDPL)
+def test_labels_never_reach_the_gradient(trainer, tmp_path):
+    """With random labels the prompts come out bit-identical."""
+    _, with_labels = train(trainer, tmp_path / "a", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    run = build(trainer, tmp_path / "b", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    numbers = random.Random(0)
+    step = run.forward_backward
+
+    def with_random_labels(batch):
+        return step({**batch, "label": torch.tensor([numbers.randrange(42) for _ in batch["label"]])})
+
+    run.forward_backward = with_random_labels
+    run.train()
+    assert_same(with_labels, parameters(run))
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "KDPL_PromptSRC"])
+def test_the_same_seed_gives_the_same_prompts_twice_and_another_seed_others(trainer, tmp_path):
+    _, first = train(trainer, tmp_path / "a")
+    _, again = train(trainer, tmp_path / "b")
+    _, other = train(trainer, tmp_path / "c", seed=2)
+    assert_same(first, again)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC", "PromptSRC", "CoCoOp"])
+def test_a_run_that_stops_after_an_epoch_and_is_resumed_ends_bit_identical(trainer, tmp_path):
+    epochs = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
+    _, unbroken = train(trainer, tmp_path / "a", *epochs)
+
+    stopped = build(trainer, tmp_path / "b", *epochs)
+    finish = stopped.after_epoch
+
+    def stop_after_the_second():
+        finish()
+        if stopped.epoch == 1:
+            raise KeyboardInterrupt
+
+    stopped.after_epoch = stop_after_the_second
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = build(trainer, tmp_path / "b", *epochs)
+    resumed.train()
+    assert_same(unbroken, parameters(resumed))
+
+
+def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
+    run, last = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1.0)
+    best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
+    assert_same(parameters(run), best["state_dict"])
+    assert best["val_result"] == run.best_result
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("csc", [False, True])
+def test_coop_takes_every_class_token_position_and_class_specific_context(position, csc, tmp_path):
+    options = ("TRAINER.COOP.CLASS_TOKEN_POSITION", position, "TRAINER.COOP.CSC", csc, "TRAINER.COOP.CTX_INIT", "")
+    run, learned = train("KDPL_CoOp", tmp_path, *options, "TRAINER.COOP.N_CTX", 3, "OPTIM.MAX_EPOCH", 1)
+    assert tuple(learned["ctx"].shape) == ((42, 3, 128) if csc else (3, 128))
+
+
+def test_class_specific_context_is_refused_for_other_classes(tmp_path):
+    run, _ = train("CoOp", tmp_path / "a", "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    with pytest.raises(CheckpointError, match=r"ctx is \(42, 4, 128\) in the checkpoint, \(29, 4, 128\) in this model"):
+        build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_activities").load_model(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("trainer", KDPL)
+def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
+    node = build(trainer, tmp_path / "x").student_class.node
+    runs = [build(trainer, tmp_path / p, f"TRAINER.{node}.PREC", p) for p in ("fp32", "bf16")]
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for run in runs:
+        run.batch_idx, run.num_batches = 0, 2
+        torch.manual_seed(0)
+        run.student.learned.load_state_dict(runs[0].student.learned.state_dict())
+        losses.append(run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "amp"])
+def test_gpu_precisions_become_fp32_on_a_cpu_with_one_line(precision, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("for machines without a GPU")
+    run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.PREC", precision)
+    assert f"TRAINER.COOP.PREC {precision} is for GPUs: on this CPU it is fp32\n" in capsys.readouterr().out
+    assert run.clip.dtype == torch.float32
+
+
+def test_gaussian_aggregation_is_the_weighted_sum_over_epochs(tmp_path):
+    from kdpl.students.promptsrc import gaussian_weights
+
+    run = build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 3, "TRAINER.PROMPTSRC.GPA_MEAN", 2, "TEST.NO_TEST", True)
+    seen, end_epoch = [], run.student.end_epoch
+
+    def record(epoch, max_epoch):
+        seen.append(parameters(run))
+        end_epoch(epoch, max_epoch)
+
+    run.student.end_epoch = record
+    run.train()
+    weights = gaussian_weights(3, 2, 1)
+    assert sum(weights) == pytest.approx(1) and weights[1] == max(weights) and weights[0] == pytest.approx(weights[2])
+    for key, value in parameters(run).items():
+        expected = sum(w * epoch[key] for w, epoch in zip(weights, seen, strict=True))
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss(tmp_path):
+    run = build("KDPL_PromptSRC", tmp_path)
+    run.batch_idx, run.num_batches = 0, 2
+    summary = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
+    own = [summary[k] for k in ("loss_text", "loss_image", "loss_logits")]
+    assert all(value > 0 for value in own)
+    assert summary["loss_total"] == pytest.approx(summary["loss"] + sum(own), rel=1e-5)
+    assert summary["loss"] == pytest.approx((summary["loss_kl_forward"] + summary["loss_kl_reverse"]) / 2, rel=1e-5)
+
+
+def test_zero_shot_trainers_need_no_training_and_the_teacher_is_the_better_one(tmp_path):
+    from dassl.engine import build_trainer
+
+    accuracy = {}
+    for name in ("ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher"):
+        cfg = config("KDPL_CoOp", "emoji_activities", tmp_path / name, "TRAINER.NAME", name)
+        run = build_trainer(cfg)
+        run.load_model("")
+        accuracy[name] = run.test()
+    assert accuracy["ZeroshotTeacher"] > 1.5 * accuracy["ZeroshotCLIP"] > 20
+
+
+def test_a_template_replaces_the_hand_written_sentence(tmp_path):
+    from dassl.engine import build_trainer
+
+    runs = [
+        build_trainer(config("KDPL_CoOp", "emoji_food", tmp_path / str(i), "TRAINER.NAME", "ZeroshotCLIP", "DATASET.TEMPLATE", t))
+        for i, t in enumerate(("", "an icon of a {}."))
+    ]
+    assert not torch.equal(runs[0].text_features, runs[1].text_features)
+    with pytest.raises(ValueError, match=r"DATASET.TEMPLATE 'an icon' must hold one '\{\}'"):
+        build("KDPL_CoOp", tmp_path / "c", "DATASET.TEMPLATE", "an icon")
+
+
+def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
+    run, _ = train("KDPL_MaPLe", tmp_path, "OPTIM.MAX_EPOCH", 1)
+    cfg = config("KDPL_MaPLe", "emoji_activities", tmp_path)
+    run.use_dataset(cfg)
+    run.test()
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiFood", 42), ("EmojiActivities", 58)]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "error", "message"),
+    [
+        ("KDPL_VPT", ("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(224, 224)"), ValueError, "needs a ViT, but .*'RN50' is a ResNet"),
+        ("VPT", ("TRAINER.VPT.PROMPT_DEPTH_VISION", 5), ValueError, "PROMPT_DEPTH_VISION is 5, but .* has 4 layers: expected 1 to 4"),
+        ("KDPL_MaPLe", ("TRAINER.MAPLE.PROMPT_DEPTH", 0), ValueError, "PROMPT_DEPTH is 0, but .* expected 1 to 4"),
+        ("KDPL_IVLP", ("TRAINER.IVLP.PROMPT_DEPTH_TEXT", 9), ValueError, "PROMPT_DEPTH_TEXT is 9"),
+        ("KDPL_CoOp", ("INPUT.SIZE", "(224, 224)"), ValueError, r"INPUT.SIZE \(224, 224\) is not what .* expected \(64, 64\)"),
+        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "Did you mean 'ViT-B/32'"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER", "emoji_techer"), ModelNameError, "Did you mean 'emoji_teacher'"),
+        ("KDPL_CoOp", ("TRAINER.COOP.PREC", "fp8"), ConfigError, "TRAINER.COOP.PREC 'fp8' is not one of"),
+        ("KDPL_CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "ende"), ValueError, "Did you mean 'end'"),
+        ("KDPL_CoOp", ("TRAINER.COOP.N_CTX", 0), ValueError, "N_CTX is 0, expected at least 1"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.LOSS", "symetric"), ConfigError, "Did you mean 'symmetric'"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.K_MAX", 0), ConfigError, "K_MAX is 0"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.TEMPERATURE", 0.0), ConfigError, "TEMPERATURE is 0.0"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", -3), ConfigError, "TEACHER_LOGIT_SCALE '-3'"),
+        ("KDPL_CoOp", ("INPUT.TRANSFORMS", "('random_flip',)"), ConfigError, "has no 'normalize'"),
+        ("KDPL_PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), ValueError, "GPA_STD is 0"),
+        ("KDPL_CoOp", ("TRAINER.COOP.CSC", True, "TRAINER.KDPL.CLASS_AGNOSTIC", True), ValueError, "contradict each other"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_model_is_loaded(trainer, options, error, message, tmp_path, monkeypatch):
+    import kdpl.trainers.base
+
+    monkeypatch.setattr(kdpl.trainers.base, "load_clip", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(error, match=message):
+        build(trainer, tmp_path, *options)
+
+
+def test_prompts_of_another_variant_are_refused(tmp_path):
+    train("CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
+    with pytest.raises(CheckpointError, match=r"meta_net.linear1.weight \(8, 128\) is missing"):
+        build("CoCoOp", tmp_path / "b").load_model(str(tmp_path / "a"))
+
+
+def test_a_checkpoint_of_the_public_code_is_evaluated(tmp_path):
+    """Whole-model state dicts with class-dependent buffers, as the public MaPLe and PromptSRC write them."""
+    run, learned = train("PromptSRC", tmp_path / "ours", "OPTIM.MAX_EPOCH", 1)
+    public = dict(learned)
+    public |= {"prompt_learner.token_prefix": torch.zeros(99, 1, 128), "prompt_learner.token_suffix": torch.zeros(99, 72, 128)}
+    public |= {f"image_encoder.{k}": v for k, v in run.clip.model.visual.state_dict().items()}
+    public |= {f"prompt_learner.ZS_image_encoder.{k}": v for k, v in run.clip.model.visual.state_dict().items()}
+    folder = tmp_path / "public" / "VLPromptLearner"
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": {k: v.half() for k, v in public.items()}, "epoch": 20, "optimizer": {}, "scheduler": {}}, folder / "model.pth.tar-20")
+    other = build("PromptSRC", tmp_path / "b", "DATASET.SUBSAMPLE_CLASSES", "new")
+    other.load_model(str(tmp_path / "public"), epoch=20)
+    for key, value in parameters(other).items():
+        assert torch.equal(value, learned[key].half().float())
+
+
+def test_prompts_of_a_run_without_optimizer_state_cannot_be_resumed(tmp_path):
+    run, learned = train("CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
+    folder = tmp_path / "b" / "prompt_learner"
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": learned, "epoch": 1, "optimizer": None}, folder / "model.pth.tar-1")
+    (folder / "checkpoint").write_text("model.pth.tar-1\n")
+    with pytest.raises(CheckpointError, match="start a new training"):
+        build("CoOp", tmp_path / "b").train()
