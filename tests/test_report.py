@@ -1,0 +1,419 @@
+"""The report's tables, from trees of results whose numbers are worked out by hand."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from kdpl.report.__main__ import main
+from kdpl.report.cells import Cell, average, combine, difference, harmonic_mean
+from kdpl.report.runs import read_scores
+from kdpl.report.tables import Table, all_tables, published
+from kdpl.results import write_results
+
+
+def add(
+    folder: Path,
+    dataset: str,
+    accuracy: float,
+    classes: str = "all",
+    *,
+    trainer: str = "CoOp",
+    backbone: str = "ViT-B/32",
+    seed: int = 1,
+    shots: int = 16,
+    split: str = "test",
+    teacher: str | None = None,
+    class_agnostic: bool = False,
+    domains: tuple[str, str] | None = None,
+    model_dir: str | None = None,
+    template: str = "",
+) -> None:
+    run = {
+        "trainer": trainer,
+        "backbone": backbone,
+        "teacher": teacher or ("ViT-H-14-quickgelu" if trainer.startswith("KDPL") else None),
+        "class_agnostic": class_agnostic,
+        "seed": seed,
+        "shots": shots,
+        "config": {"DATASET": {"TEMPLATE": template}},
+        "model_dir": model_dir,
+    }
+    source, target = domains or ("", "")
+    result = {
+        "dataset": dataset,
+        "split": split,
+        "classes": classes,
+        "source_domains": [source] if source else [],
+        "target_domains": [target] if target else [],
+        "num_classes": 10,
+        "num_images": 100,
+        "accuracy": accuracy,
+        "error_rate": 100 - accuracy,
+        "macro_f1": accuracy,
+    }
+    write_results(folder, run, result)
+
+
+def add_base_to_new(root: Path, dataset: str, base: float, new: float | None, seed: int = 1, **run) -> None:
+    method = run.get("trainer", "CoOp") + ("-CA" if run.get("class_agnostic") else "")
+    common = f"{dataset}/shots_16/{method}/vit_b32_ctxv1/seed{seed}"
+    add(root / "base2new/train_base" / common, dataset, base, "base", seed=seed, **run)
+    if new is not None:
+        add(root / "base2new/test_new" / common, dataset, new, "new", seed=seed, **run)
+
+
+def tables(root: Path, seeds: tuple[int, ...] = (), split: str = "test") -> dict[str, Table]:
+    return {table.title: table for table in all_tables(read_scores([root], split)[0], seeds)}
+
+
+def texts(table: Table) -> dict[tuple[str, ...], list[str]]:
+    return {
+        row.labels: ["—" if c is None else c.text(table.seeds, row.kind == "difference") for c in row.cells]
+        for row in table.rows
+    }
+
+
+B2N = "Base-to-new: student ViT-B/32, 16 shots"
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_harmonic_mean_is_that_of_the_two_means():
+    h = harmonic_mean(Cell({1: 80.0, 2: 60.0}), Cell({1: 40.0, 2: 60.0}))
+    assert h.mean == pytest.approx(2 * 70 * 50 / 120)  # 58.33, not the mean of 53.33 and 60
+    assert h.std == pytest.approx((60 - 2 * 80 * 40 / 120) / 2)
+
+
+def test_harmonic_mean_of_nothing_right_is_zero():
+    assert harmonic_mean(Cell({1: 0.0}), Cell({1: 0.0})).mean == 0
+
+
+def test_cells_are_combined_over_the_seeds_that_both_have():
+    assert difference(Cell({1: 70.0, 2: 80.0}), Cell({2: 75.0, 3: 99.0})).values == {2: 5.0}
+    assert difference(Cell({1: 70.0}), Cell({2: 75.0})) is None
+
+
+def test_an_average_with_a_hole_is_none():
+    assert average([Cell({1: 70.0}), None]) is None
+    assert average([]) is None
+    assert average([Cell({1: 70.0, 2: 80.0}), Cell({1: 50.0, 2: 40.0})]).values == {1: 60.0, 2: 60.0}
+
+
+def test_a_value_without_a_seed_goes_with_every_seed():
+    cell = combine([Cell({None: 10.0}), Cell({1: 1.0, 2: 3.0})], sum)
+    assert cell.values == {1: 11.0, 2: 13.0}
+    assert cell.mean == 12.0
+
+
+def test_the_deviation_is_that_of_the_population_as_the_forks_compute_it():
+    assert Cell({1: 70.0, 2: 72.0, 3: 74.0}).text([1, 2, 3]) == "72.00 ± 1.63"
+
+
+# ------------------------------------------------------------------------------------------------------ base-to-new
+
+
+def test_base_to_new_over_three_seeds_beside_the_supervised_twin(tmp_path):
+    for seed, base, new in ((1, 80.0, 60.0), (2, 82.0, 62.0), (3, 84.0, 64.0)):
+        add_base_to_new(tmp_path, "OxfordPets", base, new, seed)
+        add_base_to_new(tmp_path, "OxfordPets", base - 1, new + 3, seed, trainer="KDPL_CoOp")
+    table = tables(tmp_path)[B2N]
+    assert table.columns == ("base", "new", "H")
+    assert texts(table) == {
+        # 2 * 82 * 62 / 144 = 70.61; by seed 68.57, 70.61, 72.65. KDPL: 2 * 81 * 65 / 146 = 72.12
+        ("OxfordPets", "CoOp"): ["82.00 ± 1.63", "62.00 ± 1.63", "70.61 ± 1.66"],
+        ("OxfordPets", "KDPL_CoOp"): ["81.00 ± 1.63", "65.00 ± 1.63", "72.12 ± 1.65"],
+        ("OxfordPets", "minus CoOp"): ["-1.00 ± 0.00", "+3.00 ± 0.00", "+1.51 ± 0.01"],
+    }
+
+
+def test_the_average_over_data_sets_comes_first_and_its_h_is_of_the_averages(tmp_path):
+    add_base_to_new(tmp_path, "EuroSAT", 90.0, 50.0)
+    add_base_to_new(tmp_path, "Caltech101", 96.0, 94.0)
+    rows = texts(tables(tmp_path)[B2N])
+    assert [labels[0] for labels in rows] == ["average", "Caltech101", "EuroSAT"]
+    assert rows["average", "CoOp"] == ["93.00", "72.00", "81.16"]  # 2 * 93 * 72 / 165
+
+
+def test_a_missing_seed_is_marked(tmp_path):
+    for seed in (1, 2, 3):
+        add_base_to_new(tmp_path, "DTD", 70.0 + seed, None if seed == 2 else 50.0 + seed, seed)
+    table = tables(tmp_path)[B2N]
+    base, new, h = texts(table)["DTD", "CoOp"]
+    assert base == "72.00 ± 0.82"
+    assert new == "52.00 ± 1.00 (2/3 seeds)"
+    assert h.endswith("(2/3 seeds)")
+    assert table.rows[0].cells[2].mean == pytest.approx(2 * 72 * 52 / 124)  # base of seeds 1 and 3 only
+
+
+def test_seeds_nobody_has_are_missing_when_they_are_expected(tmp_path):
+    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
+    assert texts(tables(tmp_path)[B2N])["DTD", "CoOp"][0] == "70.00"
+    assert texts(tables(tmp_path, seeds=(1, 2, 3))[B2N])["DTD", "CoOp"][0] == "70.00 (1/3 seeds)"
+
+
+def test_an_average_over_data_sets_is_not_made_without_one_of_them(tmp_path):
+    add_base_to_new(tmp_path, "EuroSAT", 90.0, 50.0)
+    add_base_to_new(tmp_path, "EuroSAT", 88.0, 55.0, trainer="MaPLe")
+    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
+    rows = texts(tables(tmp_path)[B2N])
+    assert rows["average", "MaPLe"] == ["—", "—", "—"]
+    assert rows["DTD", "MaPLe"] == ["—", "—", "—"]
+    assert rows["average", "CoOp"][0] == "80.00"
+
+
+def test_class_agnostic_runs_are_a_method_of_their_own(tmp_path):
+    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
+    add_base_to_new(tmp_path, "DTD", 68.0, 54.0, trainer="KDPL_CoOp")
+    add_base_to_new(tmp_path, "DTD", 66.0, 52.0, trainer="KDPL_CoOp", class_agnostic=True)
+    rows = [row.labels[1] for row in tables(tmp_path)[B2N].rows]
+    assert rows == ["CoOp", "KDPL_CoOp", "minus CoOp", "KDPL_CoOp-CA", "minus CoOp"]
+
+
+def test_a_class_agnostic_run_is_told_by_its_folder_where_its_test_does_not_say(tmp_path):
+    add(tmp_path / "base2new/train_base/dtd/shots_16/KDPL_CoOp-CA/x/seed1", "DTD", 66.0, "base", trainer="KDPL_CoOp")
+    assert read_scores([tmp_path])[0][0].method.name == "KDPL_CoOp-CA"
+
+
+def test_zero_shot_rows_need_no_seed_and_no_training(tmp_path):
+    for seed in (1, 2):
+        add_base_to_new(tmp_path, "DTD", 70.0 + seed, 50.0, seed)
+    add_base_to_new(tmp_path, "DTD", 60.0, 55.0, trainer="ZeroshotCLIP")
+    add_base_to_new(tmp_path, "EuroSAT", 10.0, 10.0, trainer="ZeroshotCLIP")  # where nothing is trained: not shown
+    rows = texts(tables(tmp_path)[B2N])
+    assert rows["DTD", "ZeroshotCLIP"] == ["60.00", "55.00", "57.39"]
+    assert {labels[0] for labels in rows} == {"DTD"}
+
+
+def test_zero_shot_rows_with_another_sentence_are_told_apart(tmp_path):
+    for i, template in enumerate(("", "an icon of a {}.")):
+        add(tmp_path / str(i), "DTD", 60.0 + i, "base", trainer="ZeroshotCLIP", template=template)
+    names = {row.labels[1] for row in tables(tmp_path)["Base-to-new: student ViT-B/32"].rows}
+    assert names == {"ZeroshotCLIP", 'ZeroshotCLIP ("an icon of a {}.")'}
+
+
+def test_settings_of_the_same_trainer_are_told_apart_and_find_their_twin(tmp_path):
+    for trainer in ("CoOp", "KDPL_CoOp"):
+        for config in ("a", "b"):
+            folder = tmp_path / f"base2new/train_base/dtd/shots_16/{trainer}/{config}/seed1"
+            add(folder, "DTD", 70.0 if config == "a" else 60.0, "base", trainer=trainer)
+    assert [row.labels[1] for row in tables(tmp_path)[B2N].rows] == [
+        "CoOp (a)",
+        "CoOp (b)",
+        "KDPL_CoOp (a)",
+        "minus CoOp (a)",
+        "KDPL_CoOp (b)",
+        "minus CoOp (b)",
+    ]
+
+
+def test_students_and_shots_have_tables_of_their_own(tmp_path):
+    add(tmp_path / "1", "DTD", 1.0, "base", backbone="RN50")
+    add(tmp_path / "2", "DTD", 2.0, "base", shots=4)
+    assert list(tables(tmp_path)) == ["Base-to-new: student RN50, 16 shots", "Base-to-new: student ViT-B/32, 4 shots"]
+
+
+def test_validation_results_stay_out_of_the_table_of_test_results(tmp_path):
+    add(tmp_path, "DTD", 99.0, "base", split="val")
+    add(tmp_path, "DTD", 70.0, "base")
+    assert texts(tables(tmp_path)[B2N])["DTD", "CoOp"][0] == "70.00"
+    assert texts(tables(tmp_path, split="val")[B2N])["DTD", "CoOp"][0] == "99.00"
+
+
+# ------------------------------------------------------------------------------- cross-dataset, domain generalisation
+
+
+def add_transfer(root: Path, source: str, folder: str, scores: dict[str, float], **run) -> None:
+    tail = f"{run.get('trainer', 'CoOp')}/vit_b32_ctxv1_16shots/seed{run.get('seed', 1)}"
+    for dataset, accuracy in scores.items():
+        add(root / (source if dataset == source else folder) / tail, dataset, accuracy, **run)
+
+
+def test_transfer_from_imagenet_makes_two_tables(tmp_path):
+    scores = {"ImageNet": 66.0, "DTD": 40.0, "Food101": 80.0, "ImageNetV2": 58.0, "ImageNetR": 66.0}
+    add_transfer(tmp_path, "ImageNet", "evaluation", scores)
+    found = tables(tmp_path)
+    subject = "student ViT-B/32, source ImageNet, 16 shots"
+    assert list(found) == [f"Cross-dataset: {subject}", f"Domain generalisation: {subject}"]
+    cross, shift = found.values()
+    assert cross.columns == ("ImageNet (source)", "Food101", "DTD", "average")
+    assert texts(cross)["CoOp",] == ["66.00", "80.00", "40.00", "60.00"]
+    assert shift.columns == ("ImageNet (source)", "ImageNetV2", "ImageNetR", "average")
+    assert texts(shift)["CoOp",] == ["66.00", "58.00", "66.00", "62.00"]
+
+
+def test_published_values_stand_beside_ours(tmp_path):
+    ours = {"ImageNet": 66.0, "ImageNetV2": 58.0, "ImageNetSketch": 42.0, "ImageNetA": 31.0, "ImageNetR": 67.0}
+    add_transfer(tmp_path, "ImageNet", "evaluation", ours, trainer="KDPL_CoOp")
+    (table,) = tables(tmp_path).values()
+    assert texts(table) == {
+        ("KDPL_CoOp",): ["66.00", "58.00", "42.00", "31.00", "67.00", "49.50"],
+        ("as published",): ["65.97", "58.10", "42.50", "31.63", "67.37", "49.90"],
+    }
+
+
+@pytest.mark.parametrize("run", [{"teacher": "RN50"}, {"backbone": "ViT-B/16"}, {"shots": 4}, {"class_agnostic": True}])
+def test_published_values_are_of_the_published_settings_only(tmp_path, run):
+    settings = {"trainer": "KDPL_CoOp"} | run
+    add_transfer(tmp_path, "ImageNet", "evaluation", {"ImageNet": 66.0, "ImageNetV2": 58.0}, **settings)
+    assert {row.kind for table in tables(tmp_path).values() for row in table.rows} == {"method"}
+
+
+def test_the_means_in_the_committed_table_of_the_paper_are_those_of_its_columns():
+    assert len(published()) == 15
+    for values in published().values():
+        four = [values[name] for name in ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")]
+        assert values["mean"] == pytest.approx(sum(four) / 4, abs=0.011)
+
+
+def test_the_source_is_told_by_the_training_run_before_the_folders_name(tmp_path):
+    # Folder names that mean something else, as after a move.
+    add(tmp_path / "a/evaluation/x", "EmojiFood", 50.0)
+    (tmp_path / "a/evaluation/x/log.txt").write_text(
+        f"** Arguments **\neval_only: False\noutput_dir: old/place\n** Config **\nDATASET:\n  NAME: EmojiFood\n"
+        f"  SUBSAMPLE_CLASSES: all\nOUTPUT_DIR: {tmp_path}/a/evaluation/x\n"
+    )
+    add(tmp_path / "b/train_base", "EmojiTravel", 20.0, model_dir=f"{tmp_path}/a/evaluation/x")
+    (table,) = tables(tmp_path).values()
+    assert table.title == "Cross-dataset: student ViT-B/32, source EmojiFood, 16 shots"
+    assert texts(table)["CoOp",] == ["50.00", "20.00", "20.00"]
+
+
+def test_a_source_other_than_imagenet_is_in_the_folders_name(tmp_path):
+    add_transfer(tmp_path, "EmojiObjects", "evaluation_emoji_objects", {"EmojiObjects": 20.0, "EmojiFood": 30.0})
+    (table,) = tables(tmp_path).values()
+    assert table.columns == ("EmojiObjects (source)", "EmojiFood", "average")
+
+
+def test_training_on_one_style_and_testing_on_the_other_is_domain_generalisation(tmp_path):
+    add(tmp_path / "1", "EmojiFood", 50.0, domains=("twemoji", "twemoji"))
+    add(tmp_path / "2", "EmojiFood", 40.0, domains=("twemoji", "fluent"))
+    (table,) = tables(tmp_path).values()
+    assert table.protocol == "domain generalisation"
+    assert table.columns == ("EmojiFood (twemoji) (source)", "EmojiFood (fluent)", "average")
+    assert texts(table)["CoOp",] == ["50.00", "40.00", "40.00"]
+
+
+# --------------------------------------------------------------------------------------------------------- few-shot
+
+
+def test_few_shot_columns_are_the_shots_with_zero_shot_first(tmp_path):
+    for shots, accuracy in ((16, 60.0), (1, 40.0), (4, 50.0)):
+        add(tmp_path / f"DTD/CoOp/x_{shots}shots/seed1", "DTD", accuracy, shots=shots)
+    add(tmp_path / "DTD/KDPL_CoOp/x_4shots/seed1", "DTD", 52.0, shots=4, trainer="KDPL_CoOp")
+    add(tmp_path / "DTD/ZeroshotCLIP/x_16shots/seed1", "DTD", 35.0, trainer="ZeroshotCLIP")
+    (table,) = tables(tmp_path).values()
+    assert table.columns == ("0", "1", "4", "16")
+    assert texts(table) == {
+        ("DTD", "ZeroshotCLIP"): ["35.00", "—", "—", "—"],
+        ("DTD", "CoOp"): ["—", "40.00", "50.00", "60.00"],
+        ("DTD", "KDPL_CoOp"): ["—", "—", "52.00", "—"],
+        ("DTD", "minus CoOp"): ["—", "—", "+2.00", "—"],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ files and printing
+
+
+def test_a_damaged_file_is_named_and_the_rest_reported(tmp_path, capsys):
+    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
+    add(tmp_path / "broken", "DTD", 70.0, "base", seed=2)
+    (tmp_path / "broken" / "results.json").write_text('{"schema": 1, "tra')
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "70.00" in out
+    assert "broken/results.json' is damaged" in err
+
+
+def test_of_two_results_for_the_same_the_newer_counts_and_it_is_said(tmp_path, capsys):
+    for name, time, accuracy in (("a", "2026-01-02", 80.0), ("b", "2026-01-01", 10.0)):
+        add(tmp_path / name, "DTD", accuracy, "base")
+        content = json.loads((tmp_path / name / "results.json").read_text())
+        content["results"][0]["time"] = time
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "80.00" in out
+    assert "Two results for the same" in err
+
+
+def test_a_folder_given_twice_counts_once(tmp_path, capsys):
+    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
+    assert main([str(tmp_path), str(tmp_path / "base2new")]) == 0
+    assert "Two results" not in capsys.readouterr().err
+
+
+def test_folders_without_runs_are_an_error_that_names_them(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert f"no log.txt under '{tmp_path}'" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+
+
+def filled(root: Path) -> str:
+    for seed in (1, 2):
+        add_base_to_new(root, "OxfordPets", 80.0 + seed, 60.0, seed)
+        add_base_to_new(root, "OxfordPets", 80.0, 62.0 + seed, seed, trainer="KDPL_CoOp")
+    return str(root)
+
+
+def test_the_terminal_table_says_seeds_and_names_the_data_set_once(tmp_path, capsys):
+    assert main([filled(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(B2N + "\n")
+    assert out.count("OxfordPets") == 1
+    assert "81.50 ± 0.50" in out
+    assert "over seeds 1, 2." in out
+
+
+def test_markdown_rows_have_as_many_cells_as_the_header(tmp_path, capsys):
+    assert main([filled(tmp_path), "--format", "markdown"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {6}
+    assert len(lines) == 2 + 3
+
+
+def test_latex_is_escaped(tmp_path, capsys):
+    assert main([filled(tmp_path), "--format", "latex"]) == 0
+    body = capsys.readouterr().out.split(r"\midrule")[1]
+    assert r"KDPL\_CoOp" in body
+    assert r"81.50 $\pm$ 0.50" in body
+    assert "$-$1.50" in body
+    assert "±" not in body and body.count("\\\\") == 3
+    assert body.index(r"\bottomrule") < body.index(r"\end{tabular}")
+
+
+def test_csv_has_numbers_for_every_cell(tmp_path, capsys):
+    assert main([filled(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 9
+    cell = next(r for r in rows if (r["method"], r["column"]) == ("CoOp", "base"))
+    assert (cell["mean"], cell["std"], cell["seeds"], cell["expected_seeds"]) == ("81.5000", "0.5000", "2", "2")
+    assert cell["dataset"] == "OxfordPets"
+
+
+def test_figures_are_drawn_for_every_protocol(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for dataset in ("OxfordPets", "EuroSAT", "DTD"):
+        add_base_to_new(tmp_path / "runs", dataset, 80.0, 60.0)
+    add(tmp_path / "runs/x", "Food101", 80.0, shots=4)
+    add_transfer(tmp_path / "runs", "ImageNet", "evaluation", {"ImageNet": 66.0, "DTD": 40.0})
+    assert main([str(tmp_path / "runs"), "--plot", str(tmp_path / "figures")]) == 0
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert figures == [
+        "base-to-new-student-ViT-B-32-16-shots-bars.png",
+        "base-to-new-student-ViT-B-32-16-shots-radar.png",
+        "cross-dataset-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
+        "domain-generalisation-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
+        "few-shot-student-ViT-B-32-all-classes-by-training-images-of-each-class-Food101.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
+
+
+def test_without_matplotlib_the_way_out_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)  # as if it were not installed
+    assert main([filled(tmp_path), "--plot", str(tmp_path / "figures")]) == 2
+    assert "pip install 'kdpl[plot]'" in capsys.readouterr().err
