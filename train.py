@@ -6,7 +6,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import kdpl  # first: it makes `dassl` importable
 from kdpl.config import ConfigError, extend_cfg, merge_file, merge_options
 from kdpl.suggest import did_you_mean
 
@@ -15,7 +14,8 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16"
+        description=__doc__,
+        epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",
     )
     parser.add_argument("--root", default="", help="folder of the data sets")
     parser.add_argument("--output-dir", default="", help="folder for log, checkpoints and results")
@@ -64,16 +64,12 @@ def build_cfg(args: argparse.Namespace, dataset_config_file: str):
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
     }
-    merge_options(cfg, [part for key, value in flags.items() if value for part in (key, _option(value))])
+    merge_options(cfg, [part for key, value in flags.items() if value for part in (key, repr(value))])
     if args.seed is not None:
         cfg.SEED = args.seed
     merge_options(cfg, args.opts)
     cfg.freeze()
     return cfg
-
-
-def _option(value: str | list[str]) -> str:
-    return repr(value)
 
 
 def check_names(cfg) -> None:
@@ -131,6 +127,7 @@ def prepare(args: argparse.Namespace):
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, kdpl {kdpl.__version__}. {kdpl.dassl_in_use()}")
 
     trainer = build_trainer(cfg)
+    trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     return trainer, others

@@ -5,6 +5,7 @@ A name that is registered already, by a fork that brings its own data sets, is l
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
+
 from kdpl.datasets import emoji_scenes
 from kdpl.datasets.coop import DATASETS, dataset_dir_check
 

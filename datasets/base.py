@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from dassl.data.datasets import DatasetBase, Datum
+from yacs.config import CfgNode
 
 SUBSAMPLES = ("all", "base", "new")
 MAX_VAL_SHOTS = 4
@@ -39,10 +40,7 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Dat
     half = math.ceil(len(labels) / 2)
     kept = labels[:half] if subsample == "base" else labels[half:]
     relabel = {label: new for new, label in enumerate(kept)}
-    return [
-        [Datum(d.impath, relabel[d.label], d.domain, d.classname) for d in split if d.label in relabel]
-        for split in splits
-    ]
+    return [[Datum(d.impath, relabel[d.label], d.domain, d.classname) for d in split if d.label in relabel] for split in splits]
 
 
 def fewshot(
@@ -69,6 +67,51 @@ def fewshot(
         few_train = dataset.generate_fewshot_dataset(train, num_shots=num_shots)
         few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS)) if val else []
     return few_train, few_val
+
+
+def blind_draw(train: Sequence[Datum], num_shots: int, seed: int) -> list[Datum]:
+    """Draw as many training images as `num_shots` a class would be, without looking at their labels.
+
+    Args:
+        train: the whole list; its labels are counted, nothing else is done with them.
+        num_shots: below 1 the list is returned whole.
+        seed: the run's seed; below 0 the draw takes `random` as it stands.
+
+    Returns:
+        The drawn images in the order of the list; all of them where there are fewer.
+    """
+    count = num_shots * len({datum.label for datum in train})
+    if num_shots < 1 or count >= len(train):
+        return list(train)
+    with _random_seeded(seed):
+        chosen = sorted(random.sample(range(len(train)), count))
+    return [train[i] for i in chosen]
+
+
+def draws_blindly(cfg: CfgNode) -> bool:
+    """Whether `TRAINER.KDPL.SHOTS` is "random" and the run is one of KDPL: supervised runs draw by class."""
+    options = cfg.TRAINER.get("KDPL")
+    return options is not None and options.get("SHOTS") == "random" and cfg.TRAINER.NAME.startswith("KDPL_")
+
+
+class ClassListDataset(DatasetBase):
+    """A data set with the class names of `named`, whichever of them the drawn training images show."""
+
+    def __init__(self, named: Sequence[Datum], train_x: list[Datum], val: list[Datum] | None, test: list[Datum]):
+        super().__init__(train_x=train_x, val=val, test=test)
+        self._named, self._names = self.get_lab2cname(named)
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self._named
+
+    @property
+    def classnames(self) -> list[str]:
+        return self._names
+
+    @property
+    def num_classes(self) -> int:
+        return 1 + max(self._named)
 
 
 @contextmanager

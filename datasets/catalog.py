@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dassl.utils import check_availability
+
 from kdpl.datasets import readers
 from kdpl.datasets.folder import DataFolder, Split
 
@@ -211,9 +212,7 @@ _ALL = (
         read=readers.oxford_flowers,
         split_address=_drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
         sources=(
-            Source(
-                ("jpg",), "102flowers.tgz", f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
-            ),
+            Source(("jpg",), "102flowers.tgz", f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"),
             Source(
                 ("imagelabels.mat",),
                 "imagelabels.mat",
@@ -330,8 +329,7 @@ _ALL = (
             Source(
                 ("2750",),
                 "EuroSAT.zip",
-                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
-                "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
                 "c8fa014336c82ac7804f0398fcb19387",
             ),
         ),
@@ -345,9 +343,7 @@ _ALL = (
         read=readers.ucf101,
         split_address=_drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
         sources=(
-            Source(
-                ("UCF-101-midframes",), "UCF-101-midframes.zip", by_hand=_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O")
-            ),
+            Source(("UCF-101-midframes",), "UCF-101-midframes.zip", by_hand=_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O")),
             Source(
                 ("ucfTrainTestlist",),
                 "UCF101TrainTestSplits-RecognitionTask.zip",

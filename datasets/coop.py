@@ -1,15 +1,15 @@
 """The data sets of the CoOp family as Dassl data sets, one class for each entry of the catalogue."""
 
-from dassl.data.datasets import DatasetBase
-from kdpl.datasets.base import subsample_classes
+from yacs.config import CfgNode
+
+from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
 from kdpl.datasets.catalog import CATALOG, Facts
 from kdpl.datasets.fewshot_cache import cached_fewshot
 from kdpl.datasets.folder import DataFolder
 from kdpl.datasets.splits import load_split
-from yacs.config import CfgNode
 
 
-class CoOpDataset(DatasetBase):
+class CoOpDataset(ClassListDataset):
     """A data set in CoOp's folder layout.
 
     Reads DATASET.ROOT, DATASET.NUM_SHOTS, DATASET.SUBSAMPLE_CLASSES and SEED. A data set that is for testing only
@@ -29,7 +29,8 @@ class CoOpDataset(DatasetBase):
         self.dataset_dir = str(data.path)
         self.image_dir = str(data.images)
         split = load_split(data)
-        if not facts.test_only:
+        blind = draws_blindly(cfg) and not facts.test_only
+        if not facts.test_only and not blind:
             split = cached_fewshot(self, data, split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
 
         test = data.datums(split.test)
@@ -38,7 +39,8 @@ class CoOpDataset(DatasetBase):
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         if facts.val_is_test:
             val = test
-        super().__init__(train_x=train, val=val or None, test=test)
+        drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
+        super().__init__(train, train_x=drawn, val=val or None, test=test)
 
 
 def dataset_dir_check(cfg: CfgNode) -> None:

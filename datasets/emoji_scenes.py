@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from kdpl.datasets.base import fewshot, subsample_classes
-from kdpl.datasets.scenes import GENERATOR_VERSION, draw_scenes
+from dassl.data.datasets import DATASET_REGISTRY, Datum
 from PIL import Image
 from yacs.config import CfgNode
 
+from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
+from kdpl.datasets.scenes import GENERATOR_VERSION, draw_scenes
 from kdpl.paths import cache_dir
 from kdpl.suggest import did_you_mean
 
@@ -109,8 +109,7 @@ def scene_folder(root: str | os.PathLike, category: str) -> Path:
         return folder
     if folder.exists() and not (folder / _MARKER).is_file():
         raise FileExistsError(
-            f"'{folder}' was not drawn by KDPL: it has no {_MARKER}. "
-            "Move it away, or set DATASET.ROOT to another folder."
+            f"'{folder}' was not drawn by KDPL: it has no {_MARKER}. Move it away, or set DATASET.ROOT to another folder."
         )
     scenes = category_scenes(category)
     print(f"Drawing {len(scenes):,} emoji scenes into {folder}")
@@ -144,9 +143,7 @@ def _is_current(folder: Path, category: str) -> bool:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return marker == _marker(category) and all(
-        os.path.isfile(folder / scene.path) for scene in category_scenes(category)
-    )
+    return marker == _marker(category) and all(os.path.isfile(folder / scene.path) for scene in category_scenes(category))
 
 
 def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, category: str) -> None:
@@ -169,7 +166,7 @@ def _install(new: Path, folder: Path, stale: Path, category: str) -> None:
             raise
 
 
-class EmojiScenes(DatasetBase):
+class EmojiScenes(ClassListDataset):
     """One category of the embedded benchmark: 16 training, 4 validation and 8 test images a class, half of each style.
 
     Reads DATASET.ROOT (where the images are drawn at first use; empty: the cache folder), DATASET.NUM_SHOTS,
@@ -197,17 +194,20 @@ class EmojiScenes(DatasetBase):
             if scene.style in styles[scene.split]:
                 datum = Datum(str(folder / scene.path), scene.label, scene.style, scene.classname)
                 splits[scene.split].append(datum)
-        train, val = fewshot(self, splits["train"], splits["val"], cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val = splits["train"], splits["val"]
+        blind = draws_blindly(cfg)
+        if not blind:
+            train, val = fewshot(self, train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = subsample_classes(train, val, splits["test"], subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=train, val=val, test=test)
+        drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
+        super().__init__(train, train_x=drawn, val=val, test=test)
 
 
 def _style_indices(key: str, chosen: Sequence[str]) -> list[int]:
     for style in chosen:
         if style not in STYLES:
             raise ValueError(
-                f"DATASET.{key} {style!r} is not a style of the emoji scenes: {', '.join(STYLES)}."
-                f"{did_you_mean(style, STYLES)}"
+                f"DATASET.{key} {style!r} is not a style of the emoji scenes: {', '.join(STYLES)}.{did_you_mean(style, STYLES)}"
             )
     return [STYLES.index(style) for style in chosen or STYLES]
 

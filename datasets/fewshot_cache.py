@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 
 from dassl.data.datasets import DatasetBase
+
 from kdpl.datasets.base import fewshot
 from kdpl.datasets.folder import DamagedDataError, DataFolder, Record, Split
 from kdpl.datasets.splits import read_split, split_text
-
 from kdpl.files import atomic_write
 
 CACHE_FOLDER = "split_fewshot"

@@ -91,9 +91,7 @@ def sun397(data: DataFolder) -> Split:
 def ucf101(data: DataFolder) -> Split:
     """Actions from the first split of the recognition task; `YoYo` is called "Yo_Yo", its images are middle frames."""
     lists = "ucfTrainTestlist"
-    labels = {
-        action: _number(data, place, number) - 1 for place, (number, action) in data.fields(f"{lists}/classInd.txt", 2)
-    }
+    labels = {action: _number(data, place, number) - 1 for place, (number, action) in data.fields(f"{lists}/classInd.txt", 2)}
 
     def read(name: str) -> list[Record]:
         records = []

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterable
 
 from kdpl.datasets.folder import DataFolder, Record, Split
-
 from kdpl.files import atomic_write
 
 
@@ -127,9 +126,7 @@ def _check_classes(data: DataFolder, split: Split) -> None:
     """Raise MissingDataError if a split about to be made, which will be kept, lacks classes."""
     classes = len({record.label for record in split.train})
     if classes != data.facts.classes:
-        raise data.missing(
-            f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part."
-        )
+        raise data.missing(f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part.")
 
 
 def _save_made(data: DataFolder, split: Split) -> None:

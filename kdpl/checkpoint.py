@@ -1,7 +1,7 @@
 """Checkpoints of learned prompts: written atomically, read without running code, refused where they do not fit.
 
-The layout is the forks': `<folder>/<model name>/model.pth.tar-<epoch>` holds a dictionary with `state_dict`, `epoch`, `optimizer`,
-`scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest.
+The layout is the forks': `<folder>/<model name>/model.pth.tar-<epoch>` holds a dictionary with `state_dict`, `epoch`,
+`optimizer`, `scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest.
 """
 
 import os
@@ -22,7 +22,7 @@ BEST = "model-best.pth.tar"
 
 # What published checkpoints hold beside tensors: schedulers and the optimizers inside them, as whole objects. They are
 # replaced by inert stand-ins; any other object, and so any code, is refused.
-_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.", "collections.defaultdict", "collections.Counter")
+_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.", "collections.", "builtins.dict", "__builtin__.dict")
 _LEARNED = re.compile(r"(^|\.)(ctx|VPT\w*|meta_net\..+|proj\.(weight|bias)|compound_prompt\w*\..+)$")
 
 
@@ -134,7 +134,9 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
         for k, p in own.items()
         if k in found and found[k].shape != p.shape
     ]
-    problems += [f"{k} {tuple(v.shape)} has no place in this model" for k, v in found.items() if k not in own and _LEARNED.search(k)]
+    problems += [
+        f"{k} {tuple(v.shape)} has no place in this model" for k, v in found.items() if k not in own and _LEARNED.search(k)
+    ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise CheckpointError(

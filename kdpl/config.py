@@ -29,23 +29,23 @@ def _defaults() -> CN:
         "PROMPT_DEPTH_VISION": 9,
         "PROMPT_DEPTH_TEXT": 9,
     }
-    trainer.PROMPTSRC = CN(
-        two_towers | {"TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, "GPA_MEAN": 15, "GPA_STD": 1}
-    )
+    trainer.PROMPTSRC = CN(two_towers | {"TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, "GPA_MEAN": 15, "GPA_STD": 1})
     trainer.IVLP = CN(two_towers | {"N_CTX_VISION": 2, "N_CTX_TEXT": 2})
-    trainer.KDPL = CN({
-        "TEACHER": "ViT-H-14-quickgelu",
-        "CLASS_AGNOSTIC": False,
-        "K_MAX": 1000,
-        "CTX_INIT": "a photo of a",
-        "PREC": "fp16",
-        "VOCABULARY": "imagenet21k",
-        "EXCLUDE_CLASSNAMES": False,
-        "SHOTS": "class",
-        "LOSS": "symmetric",
-        "TEMPERATURE": 1.0,
-        "TEACHER_LOGIT_SCALE": "student",
-    })
+    trainer.KDPL = CN(
+        {
+            "TEACHER": "ViT-H-14-quickgelu",
+            "CLASS_AGNOSTIC": False,
+            "K_MAX": 1000,
+            "CTX_INIT": "a photo of a",
+            "PREC": "fp16",
+            "VOCABULARY": "imagenet21k",
+            "EXCLUDE_CLASSNAMES": False,
+            "SHOTS": "class",
+            "LOSS": "symmetric",
+            "TEMPERATURE": 1.0,
+            "TEACHER_LOGIT_SCALE": "student",
+        }
+    )
     dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": ""})
     return CN({"TRAINER": trainer, "DATASET": dataset})
 

@@ -27,7 +27,9 @@ def distillation_loss(
     if kind not in LOSSES:
         raise ValueError(f"TRAINER.KDPL.LOSS '{kind}' is not one of {', '.join(LOSSES)}.")
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"Student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ.")
+        raise ValueError(
+            f"Student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ."
+        )
     log_s = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     difference = log_t - log_s  # (B, C)

@@ -123,9 +123,7 @@ class CachedEnsemble:
                 print(f"Cached features {path} are not usable ({error}): deleted, computed again where needed")
                 path.unlink(missing_ok=True)
                 continue
-            new = [
-                i for i, n in enumerate(names) if n not in self._rows
-            ]  # runs at the same time may have found the same
+            new = [i for i, n in enumerate(names) if n not in self._rows]  # runs at the same time may have found the same
             self._add([names[i] for i in new], features[new].to(self._table.device))
 
 

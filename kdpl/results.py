@@ -86,9 +86,7 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
         "git": git_state(),
         "time": now,
     }
-    earlier = [
-        entry for entry in _earlier_results(path, header) if _identity(entry, _ENTRY) != _identity(result, _ENTRY)
-    ]
+    earlier = [entry for entry in _earlier_results(path, header) if _identity(entry, _ENTRY) != _identity(result, _ENTRY)]
     with atomic_write(path, "w") as file:
         json.dump({**header, "results": [*earlier, {**result, "time": now}]}, file, indent=2, default=str)
         file.write("\n")

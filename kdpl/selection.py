@@ -23,9 +23,7 @@ class SelectionReport:
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
         self.batches = 0
-        self._times = torch.zeros(
-            len(self.names), dtype=torch.float64
-        )  # float: its sums are deterministic on a GPU too
+        self._times = torch.zeros(len(self.names), dtype=torch.float64)  # float: its sums are deterministic on a GPU too
         self._probability = torch.zeros(len(self.names), dtype=torch.float64)  # sum over the batches that selected it
 
     @torch.no_grad()

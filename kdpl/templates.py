@@ -1,6 +1,5 @@
 """Hand-written sentences about a class name."""
 
-
 DEFAULT = "a photo of a {}."
 
 # The teacher's sentence for each data set, as published (CoOp, arXiv:2109.01134, and KDPL, arXiv:2407.03056).

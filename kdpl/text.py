@@ -173,17 +173,19 @@ class TextTower:
 
         Args:
             layout: the prompts.
-            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)` with a
-                class-specific layout. None where the prompts have no slots.
-            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of positions 1..n, which the shared prefix must hold.
+            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)`
+                with a class-specific layout. None where the prompts have no slots.
+            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of positions 1..n, which the shared prefix
+                must hold.
 
         Returns:
             `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
         """
         if len(deep) >= self.depth or any(len(d) >= layout.prefix for d in deep):
             raise ValueError(
-                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers and a "
-                f"shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, fewer vectors than the prefix."
+                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
+                f"and a shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, and fewer vectors "
+                "than the prefix."
             )
         x = layout.embed(ctx)  # (P, N, w)
         for l, block in enumerate(self.blocks):

@@ -45,9 +45,7 @@ def check_vocabulary(name: str) -> None:
         )
 
 
-def load_vocabulary(
-    name: str, exclude: Sequence[str] = (), context_length: int = 77, reserve: int = RESERVE
-) -> list[str]:
+def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int = 77, reserve: int = RESERVE) -> list[str]:
     """Return the names of a vocabulary, in its order, each once.
 
     Underscores are read as spaces. Of names that the text towers cannot tell apart, because they differ in case alone
@@ -66,9 +64,7 @@ def load_vocabulary(
             names; the message says where and why.
     """
     check_vocabulary(name)
-    names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(
-        name, lambda: _read_file(Path(name).expanduser())
-    )()
+    names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(name, lambda: _read_file(Path(name).expanduser()))()
     by_ids: dict[tuple[int, ...], str] = {}
     longest, too_long = context_length - reserve, []
     for n in _distinct(names, name):
@@ -112,9 +108,7 @@ def _distinct(names: Iterable[str], source: str) -> list[str]:
     for name in map(_normalized, names):
         by_lower.setdefault(name.lower(), name)
         if len(by_lower) > MAX_NAMES:
-            raise VocabularyError(
-                f"Vocabulary '{source}' holds more than {MAX_NAMES:,} names, which is the most: shorten it."
-            )
+            raise VocabularyError(f"Vocabulary '{source}' holds more than {MAX_NAMES:,} names, which is the most: shorten it.")
     by_lower.pop("", None)
     return list(by_lower.values())
 
@@ -240,9 +234,7 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
             offset += len(line)
             text = text.rstrip("\r\n")
-            if (
-                not text.isprintable()
-            ):  # quick for almost all lines; what it finds may also be a harmless format character
+            if not text.isprintable():  # quick for almost all lines; what it finds may also be a harmless format character
                 for character in text:
                     if unicodedata.category(character) == "Cc":
                         raise VocabularyError(

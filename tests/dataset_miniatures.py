@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import kdpl.datasets
 import numpy as np
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 from PIL import Image
 from scipy.io import savemat
+
+import kdpl.datasets
 
 
 class Expected(NamedTuple):

@@ -8,14 +8,15 @@ import sys
 import warnings
 from pathlib import Path
 
-import kdpl.datasets
 import pytest
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.utils import Registry, read_image
 from dataset_miniatures import BUILDERS, config, load
+from yacs.config import CfgNode
+
+import kdpl.datasets
 from kdpl.datasets.catalog import CATALOG
 from kdpl.datasets.folder import DamagedDataError, MissingDataError
-from yacs.config import CfgNode
 
 CONFIGS = Path(__file__).parents[1] / "configs/datasets"
 MADE = [name for name, facts in CATALOG.items() if facts.split_address]
@@ -79,9 +80,7 @@ def test_imagenet_validates_on_its_test_images(shared):
 def test_a_label_of_a_file_is_the_label_its_annotation_gives(shared):
     root, _ = shared
     flowers = {
-        Path(d.impath).name: d
-        for part in ("train_x", "val", "test")
-        for d in getattr(load(root, "OxfordFlowers"), part)
+        Path(d.impath).name: d for part in ("train_x", "val", "test") for d in getattr(load(root, "OxfordFlowers"), part)
     }
     assert flowers["image_00001.jpg"].label == 101
     assert flowers["image_00102.jpg"].classname == "pink primrose"
@@ -135,9 +134,7 @@ def test_the_published_split_decides_when_it_is_there(shared, tmp_path, name):
 @pytest.mark.parametrize("name", MADE)
 def test_a_split_that_had_to_be_made_is_warned_of_each_time_it_is_used(shared, name):
     for _ in range(2):
-        with pytest.warns(
-            UserWarning, match=f"not be comparable.*split_zhou_{name}.json.*{CATALOG[name].split_address}"
-        ):
+        with pytest.warns(UserWarning, match=f"not be comparable.*split_zhou_{name}.json.*{CATALOG[name].split_address}"):
             build_dataset(config(shared[0], name))
     assert (shared[0] / CATALOG[name].folder / f"split_kdpl_{name}.json").is_file()
 

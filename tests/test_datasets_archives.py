@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
+
 from kdpl.datasets import archives
 from kdpl.datasets.archives import ArchiveError, is_archive, unpack
 

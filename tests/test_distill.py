@@ -74,7 +74,9 @@ def make_teacher(clip: Clip, **kwargs) -> Teacher:
 
 def test_the_teacher_uses_the_students_scale_its_own_or_a_number(student, teacher_clip):
     images = torch.randn(2, 3, 64, 64)
-    scale = {s: make_teacher(teacher_clip, logit_scale=s).logits(images, student.logit_scale) for s in ("student", "own", "7.5")}
+    scale = {
+        s: make_teacher(teacher_clip, logit_scale=s).logits(images, student.logit_scale) for s in ("student", "own", "7.5")
+    }
     torch.testing.assert_close(scale["student"] / student.logit_scale, scale["own"] / teacher_clip.logit_scale)
     torch.testing.assert_close(scale["student"] / student.logit_scale, scale["7.5"] / 7.5)
     with pytest.raises(ConfigError, match="TEACHER_LOGIT_SCALE 'big' is not 'student', 'own' or a positive number"):

@@ -22,9 +22,9 @@ import kdpl
 # isort: split
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from kdpl.datasets import emoji_scenes, scenes
 
 from kdpl.clips import load_clip
+from kdpl.datasets import emoji_scenes, scenes
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = {"food": 84, "activities": 58, "animals": 107, "travel": 153, "objects": 165}

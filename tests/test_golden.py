@@ -64,7 +64,10 @@ def test_losses_logits_and_parameters_are_the_published_ones(name, golden_clips,
             parameters[key].copy_(0.02 * torch.randn(parameters[key].shape, generator=generator))
     generator = torch.Generator().manual_seed(7)
     batches = [
-        {"img": torch.randn(4, 3, 64, 64, generator=generator), "label": torch.randint(0, 10, (4,), generator=generator)}
+        {
+            "img": torch.randn(4, 3, 64, 64, generator=generator),
+            "label": torch.randint(0, 10, (4,), generator=generator),
+        }
         for _ in range(4)
     ]
     test_images = torch.randn(6, 3, 64, 64, generator=generator)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from dataset_miniatures import BUILDERS, load
+
 from kdpl.datasets import prepare
 from kdpl.datasets.catalog import CATALOG, Facts
 from kdpl.datasets.folder import DataFolder

@@ -157,9 +157,7 @@ def test_base_to_new_of_the_forks_layout(tmp_path, capsys):
         common = f"oxford_pets/shots_16/{trainer}/vit_b32_ep50_ctxv1/seed1"
         trained = f"output/base2new/train_base/{common}"
         write_log(tmp_path, trained, base, trainer=trainer)
-        write_log(
-            tmp_path, f"output/base2new/test_new/{common}", new, trainer=trainer, classes="new", model_dir=trained
-        )
+        write_log(tmp_path, f"output/base2new/test_new/{common}", new, trainer=trainer, classes="new", model_dir=trained)
     assert main([str(tmp_path / "output")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["OxfordPets", "CoOp", "93.00", "95.00", "93.99"] in lines

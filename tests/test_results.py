@@ -131,9 +131,7 @@ def test_a_missing_file_is_told_from_a_damaged_one(tmp_path):
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
     write_results(tmp_path, RUN, result())
-    writer = threading.Thread(
-        target=lambda: [write_results(tmp_path, RUN, result(accuracy=float(a))) for a in range(20)]
-    )
+    writer = threading.Thread(target=lambda: [write_results(tmp_path, RUN, result(accuracy=float(a))) for a in range(20)])
     writer.start()
     while writer.is_alive():
         assert len(read_results(tmp_path)["results"]) == 1

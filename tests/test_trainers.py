@@ -128,7 +128,7 @@ def test_a_run_that_stops_after_an_epoch_and_is_resumed_ends_bit_identical(train
 
 
 def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
-    run, last = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1.0)
+    run, _ = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1.0)
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
     assert_same(parameters(run), best["state_dict"])
     assert best["val_result"] == run.best_result
@@ -138,12 +138,12 @@ def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
 @pytest.mark.parametrize("csc", [False, True])
 def test_coop_takes_every_class_token_position_and_class_specific_context(position, csc, tmp_path):
     options = ("TRAINER.COOP.CLASS_TOKEN_POSITION", position, "TRAINER.COOP.CSC", csc, "TRAINER.COOP.CTX_INIT", "")
-    run, learned = train("KDPL_CoOp", tmp_path, *options, "TRAINER.COOP.N_CTX", 3, "OPTIM.MAX_EPOCH", 1)
+    _, learned = train("KDPL_CoOp", tmp_path, *options, "TRAINER.COOP.N_CTX", 3, "OPTIM.MAX_EPOCH", 1)
     assert tuple(learned["ctx"].shape) == ((42, 3, 128) if csc else (3, 128))
 
 
 def test_class_specific_context_is_refused_for_other_classes(tmp_path):
-    run, _ = train("CoOp", tmp_path / "a", "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    train("CoOp", tmp_path / "a", "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
     with pytest.raises(CheckpointError, match=r"ctx is \(42, 4, 128\) in the checkpoint, \(29, 4, 128\) in this model"):
         build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_activities").load_model(str(tmp_path / "a"))
 
@@ -217,7 +217,9 @@ def test_a_template_replaces_the_hand_written_sentence(tmp_path):
     from dassl.engine import build_trainer
 
     runs = [
-        build_trainer(config("KDPL_CoOp", "emoji_food", tmp_path / str(i), "TRAINER.NAME", "ZeroshotCLIP", "DATASET.TEMPLATE", t))
+        build_trainer(
+            config("KDPL_CoOp", "emoji_food", tmp_path / str(i), "TRAINER.NAME", "ZeroshotCLIP", "DATASET.TEMPLATE", t)
+        )
         for i, t in enumerate(("", "an icon of a {}."))
     ]
     assert not torch.equal(runs[0].text_features, runs[1].text_features)
@@ -227,8 +229,7 @@ def test_a_template_replaces_the_hand_written_sentence(tmp_path):
 
 def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
     run, _ = train("KDPL_MaPLe", tmp_path, "OPTIM.MAX_EPOCH", 1)
-    cfg = config("KDPL_MaPLe", "emoji_activities", tmp_path)
-    run.use_dataset(cfg)
+    run.use_dataset(config("KDPL_MaPLe", "emoji_activities", tmp_path, "--seed", 1, "DATASET.NUM_SHOTS", 1))
     run.test()
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiFood", 42), ("EmojiActivities", 58)]
@@ -237,11 +238,26 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "options", "error", "message"),
     [
-        ("KDPL_VPT", ("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(224, 224)"), ValueError, "needs a ViT, but .*'RN50' is a ResNet"),
-        ("VPT", ("TRAINER.VPT.PROMPT_DEPTH_VISION", 5), ValueError, "PROMPT_DEPTH_VISION is 5, but .* has 4 layers: expected 1 to 4"),
+        (
+            "KDPL_VPT",
+            ("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(224, 224)"),
+            ValueError,
+            "needs a ViT, but .*'RN50' is a ResNet",
+        ),
+        (
+            "VPT",
+            ("TRAINER.VPT.PROMPT_DEPTH_VISION", 5),
+            ValueError,
+            "PROMPT_DEPTH_VISION is 5, but .* has 4 layers: expected 1 to 4",
+        ),
         ("KDPL_MaPLe", ("TRAINER.MAPLE.PROMPT_DEPTH", 0), ValueError, "PROMPT_DEPTH is 0, but .* expected 1 to 4"),
         ("KDPL_IVLP", ("TRAINER.IVLP.PROMPT_DEPTH_TEXT", 9), ValueError, "PROMPT_DEPTH_TEXT is 9"),
-        ("KDPL_CoOp", ("INPUT.SIZE", "(224, 224)"), ValueError, r"INPUT.SIZE \(224, 224\) is not what .* expected \(64, 64\)"),
+        (
+            "KDPL_CoOp",
+            ("INPUT.SIZE", "(224, 224)"),
+            ValueError,
+            r"INPUT.SIZE \(224, 224\) is not what .* expected \(64, 64\)",
+        ),
         ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "Did you mean 'ViT-B/32'"),
         ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER", "emoji_techer"), ModelNameError, "Did you mean 'emoji_teacher'"),
         ("KDPL_CoOp", ("TRAINER.COOP.PREC", "fp8"), ConfigError, "TRAINER.COOP.PREC 'fp8' is not one of"),
@@ -253,7 +269,12 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
         ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", -3), ConfigError, "TEACHER_LOGIT_SCALE '-3'"),
         ("KDPL_CoOp", ("INPUT.TRANSFORMS", "('random_flip',)"), ConfigError, "has no 'normalize'"),
         ("KDPL_PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), ValueError, "GPA_STD is 0"),
-        ("KDPL_CoOp", ("TRAINER.COOP.CSC", True, "TRAINER.KDPL.CLASS_AGNOSTIC", True), ValueError, "contradict each other"),
+        (
+            "KDPL_CoOp",
+            ("TRAINER.COOP.CSC", True, "TRAINER.KDPL.CLASS_AGNOSTIC", True),
+            ValueError,
+            "contradict each other",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_model_is_loaded(trainer, options, error, message, tmp_path, monkeypatch):
@@ -274,12 +295,18 @@ def test_a_checkpoint_of_the_public_code_is_evaluated(tmp_path):
     """Whole-model state dicts with class-dependent buffers, as the public MaPLe and PromptSRC write them."""
     run, learned = train("PromptSRC", tmp_path / "ours", "OPTIM.MAX_EPOCH", 1)
     public = dict(learned)
-    public |= {"prompt_learner.token_prefix": torch.zeros(99, 1, 128), "prompt_learner.token_suffix": torch.zeros(99, 72, 128)}
+    public |= {
+        "prompt_learner.token_prefix": torch.zeros(99, 1, 128),
+        "prompt_learner.token_suffix": torch.zeros(99, 72, 128),
+    }
     public |= {f"image_encoder.{k}": v for k, v in run.clip.model.visual.state_dict().items()}
     public |= {f"prompt_learner.ZS_image_encoder.{k}": v for k, v in run.clip.model.visual.state_dict().items()}
     folder = tmp_path / "public" / "VLPromptLearner"
     folder.mkdir(parents=True)
-    torch.save({"state_dict": {k: v.half() for k, v in public.items()}, "epoch": 20, "optimizer": {}, "scheduler": {}}, folder / "model.pth.tar-20")
+    torch.save(
+        {"state_dict": {k: v.half() for k, v in public.items()}, "epoch": 20, "optimizer": {}, "scheduler": {}},
+        folder / "model.pth.tar-20",
+    )
     other = build("PromptSRC", tmp_path / "b", "DATASET.SUBSAMPLE_CLASSES", "new")
     other.load_model(str(tmp_path / "public"), epoch=20)
     for key, value in parameters(other).items():
@@ -287,7 +314,7 @@ def test_a_checkpoint_of_the_public_code_is_evaluated(tmp_path):
 
 
 def test_prompts_of_a_run_without_optimizer_state_cannot_be_resumed(tmp_path):
-    run, learned = train("CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
+    _, learned = train("CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
     folder = tmp_path / "b" / "prompt_learner"
     folder.mkdir(parents=True)
     torch.save({"state_dict": learned, "epoch": 1, "optimizer": None}, folder / "model.pth.tar-1")

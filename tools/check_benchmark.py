@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 import torch
-from kdpl.datasets.emoji_scenes import SHA256, category_scenes, class_names, draw
 from tabulate import tabulate
 from torch.nn import functional as F
 
 from kdpl.clips import Clip, load_clip
+from kdpl.datasets.emoji_scenes import SHA256, category_scenes, class_names, draw
 
 
 @torch.no_grad()

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from clip.model import CLIP
 from clip.simple_tokenizer import SimpleTokenizer
-from kdpl.datasets.emoji_scenes import STYLES, category_scenes, class_names, draw
-from kdpl.datasets.scenes import LEVEL, SIZE, backgrounds, scene_draws
 from pack_clip import write
 from torch import nn
 from torch.nn import functional as F
 
 from kdpl.clips import EOT, OPENAI_MEAN, OPENAI_STD, SOT, VOCABULARY
+from kdpl.datasets.emoji_scenes import STYLES, category_scenes, class_names, draw
+from kdpl.datasets.scenes import LEVEL, SIZE, backgrounds, scene_draws
 
 MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (OPENAI_MEAN, OPENAI_STD))
 COLOURS = {

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 import resvg_py
-from kdpl.datasets.emoji_scenes import EMBEDDED
 from PIL import Image
 
+from kdpl.datasets.emoji_scenes import EMBEDDED
 from kdpl.files import atomic_write
 
 SIZE = 64

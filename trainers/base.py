@@ -6,7 +6,10 @@ neither's schedulers nor its loading.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from kdpl.config import check_config
 from kdpl.distill import distillation_loss, select_names
 from kdpl.results import write_results
 from kdpl.schedule import build_schedule
+from kdpl.selection import SelectionReport
 from kdpl.students import Student
 from kdpl.teacher import Teacher
 from kdpl.templates import DEFAULT, template_for
@@ -36,6 +40,7 @@ class EvaluatedTrainer(TrainerX):
     epoch = 0
     learned_parameters = 0
     train_seconds = 0.0
+    command: Mapping[str, Any] = MappingProxyType({})  # what results.json says of the command line: config_name, model_dir
 
     @property
     def class_names(self) -> list[str]:
@@ -96,6 +101,7 @@ class EvaluatedTrainer(TrainerX):
             "train_seconds": round(self.train_seconds, 2),
             "epoch": self.epoch,
             "config": cfg.dump(),
+            **self.command,
         }
         result = {
             "dataset": cfg.DATASET.NAME,
@@ -247,6 +253,7 @@ class PromptTrainer(EvaluatedTrainer):
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
                 "train_seconds": self.train_seconds,
+                "trainer": self.extra_state(),
                 "best_result": None if self.best_result == float("-inf") else float(self.best_result),
             },
         }
@@ -272,6 +279,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.sched.load_state_dict(state["scheduler"])
         ours = state["kdpl"]
         self.student.load_extra_state(ours["student"])
+        self.load_extra_state(ours["trainer"])
         self.scaler.load_state_dict(ours["scaler"])
         checkpoint.set_random_state(ours["random"])
         self.train_seconds = ours["train_seconds"]
@@ -290,6 +298,13 @@ class PromptTrainer(EvaluatedTrainer):
         self.epoch = state["epoch"]
         self.train_seconds = state.get("kdpl", {}).get("train_seconds", 0.0)
         print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.epoch})')
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what an exact resume needs beyond prompts, optimizer, schedule and random generators."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` returned."""
 
     def _load(self, path: Any) -> dict[str, Any]:
         state = checkpoint.load_checkpoint(path)
@@ -333,6 +348,8 @@ class DistillTrainer(PromptTrainer):
                     "class cannot be learned when the classes are unknown. Set one of them to False."
                 )
 
+    selection: SelectionReport | None = None  # of a class-agnostic run
+
     def teacher_name(self) -> str:
         return self.cfg.TRAINER.KDPL.TEACHER
 
@@ -343,7 +360,11 @@ class DistillTrainer(PromptTrainer):
         weights, self.teacher_autocast = self.precision("TRAINER.KDPL.PREC", options.PREC)
         print(f"Loading teacher CLIP (backbone: {options.TEACHER})")
         clip = load_clip(options.TEACHER, weights, self.device)
-        self.training_names, features, template = self.class_names, None, template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        self.training_names, features, template = (
+            self.class_names,
+            None,
+            template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
+        )
         if options.CLASS_AGNOSTIC:
             from kdpl.feature_cache import cached_text_features
             from kdpl.vocabulary import load_vocabulary
@@ -352,6 +373,7 @@ class DistillTrainer(PromptTrainer):
             exclude = self.class_names if options.EXCLUDE_CLASSNAMES else ()
             self.training_names = load_vocabulary(options.VOCABULARY, exclude=exclude)
             features = cached_text_features(clip, self.training_names, template)
+            self.selection = SelectionReport(self.training_names)
             print(f"Class-agnostic: {len(self.training_names):,} names, {options.K_MAX:,} at most chosen for each batch")
         self.teacher = Teacher(
             clip,
@@ -374,7 +396,7 @@ class DistillTrainer(PromptTrainer):
         names, prepared = self.training_names, self.prepared
         if options.CLASS_AGNOSTIC:
             chosen, probabilities = select_names(teacher_logits, options.K_MAX)  # (K,)
-            self.report_selection(chosen, probabilities)
+            self.selection.add(chosen, probabilities)
             teacher_logits = teacher_logits[:, chosen]
             names = [self.training_names[i] for i in chosen.tolist()]
             prepared = self.student.prepare(names)
@@ -384,5 +406,25 @@ class DistillTrainer(PromptTrainer):
         total = terms["loss"] + sum(own.values())
         return total, {**terms, **own, **({"loss_total": total} if own else {})}
 
-    def report_selection(self, chosen: Tensor, probabilities: Tensor) -> None:
-        """Take note of the names that a batch selected."""
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.cfg.TRAINER.KDPL.SHOTS == "random" and self.cfg.DATASET.NUM_SHOTS > 0:
+            from kdpl.datasets.base import ClassListDataset
+
+            if not isinstance(self.dm.dataset, ClassListDataset):
+                raise ValueError(
+                    f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(self.dm.dataset).__name__}, which is not "
+                    "one of kdpl.datasets: set SHOTS to 'class', or import kdpl.datasets before the fork's own."
+                )
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"selection": self.selection.state()} if self.selection else {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self.selection and "selection" in state:
+            self.selection.load_state(state["selection"])
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        if self.selection:
+            self.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))

@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", help="output folders, of one run or of many")
     parser.add_argument("--format", choices=FORMATS, default="terminal")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[], help="expected seeds (default: all that a table has)"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="expected seeds (default: all that a table has)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="images that were tested on (default: test)")
     parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there, as PNG (needs matplotlib)")
     args = parser.parse_args(argv)

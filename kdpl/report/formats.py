@@ -80,9 +80,7 @@ def _latex(text: str) -> str:
 def _csv(tables: Sequence[Table]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"]
-    )
+    writer.writerow(["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"])
     for table in tables:
         for row in table.rows:
             dataset = row.labels[0] if len(row.labels) > 1 else ""

@@ -202,9 +202,7 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
             continue
         source, target = " ".join(entry["source_domains"]), " ".join(entry["target_domains"])
         tested = Data(entry["dataset"], entry["classes"], target)
-        trained = (
-            None if method.is_zero_shot else _trained_on(run, origin, Data(tested.dataset, tested.classes, source))
-        )
+        trained = None if method.is_zero_shot else _trained_on(run, origin, Data(tested.dataset, tested.classes, source))
         shots = 0 if method.is_zero_shot else _shots(origin)
         scores.append(
             Score(

@@ -168,9 +168,7 @@ def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list
     origins = {(s.trained, s.shots) for s in whole if s.trained}
     for source, shots in sorted(origins, key=lambda o: (_dataset_key(str(o[0])), o[1])):
         targets = {s.tested for s in whole if (s.trained, s.shots) == (source, shots) and s.tested != source}
-        shifted = {
-            t for t in targets if t.dataset == source.dataset or (source == Data(SOURCE) and t.dataset in SHIFTED)
-        }
+        shifted = {t for t in targets if t.dataset == source.dataset or (source == Data(SOURCE) and t.dataset in SHIFTED)}
         for protocol, chosen in (("cross-dataset", targets - shifted), (SHIFT, shifted)):
             # The paper's table begins with the source itself, so it is worth showing alone.
             if chosen or (protocol == SHIFT and source == Data(SOURCE)):
@@ -184,9 +182,7 @@ def _transfer_table(
 ) -> Table:
     """The table of prompts trained on the first of the columns."""
     source, *targets = columns
-    chosen = [
-        s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))
-    ]
+    chosen = [s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))]
     by_method = {}
     for method in _methods(chosen):
         cells = [_cell(s for s in chosen if s.method == method and s.tested == column) for column in columns]

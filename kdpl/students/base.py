@@ -195,4 +195,3 @@ def put_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
         module = getattr(module, part)
     module.register_parameter(last, nn.Parameter(value))
     return getattr(module, last)
-

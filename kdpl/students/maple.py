@@ -17,7 +17,7 @@ from kdpl.text import PromptLayout
 
 
 class MaPLe(VisualPrompts, Student):
-    """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and for each deeper layer `(n, w_t)` with a Linear(w_t, w_v) of its own."""
+    """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and the same pair again for each deeper layer."""
 
     node = "MAPLE"
     model_name = "MultiModalPromptLearner"

@@ -91,9 +91,7 @@ def _rmsprop(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
 
 
 def _sgd(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.SGD(
-        parameters, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV, **common
-    )
+    return torch.optim.SGD(parameters, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV, **common)
 
 
 def _betas(cfg: CfgNode) -> tuple[float, float]:

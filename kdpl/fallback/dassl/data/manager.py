@@ -148,7 +148,7 @@ class DataManager:
         print(tabulate(table, disable_numparse=True))
 
 
-def build_data_loader(  # noqa: PLR0917
+def build_data_loader(
     cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
     data_source: Sequence[Datum] | None = None,

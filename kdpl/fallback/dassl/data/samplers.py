@@ -115,7 +115,7 @@ class RandomClassSampler(_GroupSampler):
         super().__init__(enough, batch_size // n_ins, n_ins)
 
 
-def build_sampler(  # noqa: PLR0917
+def build_sampler(
     sampler_type: str,
     cfg=None,
     data_source: Sequence[Datum] = (),
