@@ -1,0 +1,256 @@
+"""Class-agnostic training: names of a vocabulary in training, the data set's own names in evaluation."""
+
+import csv
+import json
+
+import pytest
+import torch
+from support import LEARNERS, ROOT, config, emoji_args, run_train
+from yacs.config import CfgNode
+
+import kdpl.students
+from kdpl.clips import load_clip
+from kdpl.config import extend_cfg
+from kdpl.distill import distillation_loss, select_names
+from kdpl.feature_cache import CachedEnsemble, cached_text_features
+from kdpl.prompts import context_prompts, sentence_features
+from kdpl.selection import COLUMNS, SelectionReport
+from kdpl.teacher import Teacher
+from kdpl.templates import DEFAULT, fill
+from kdpl.vocabulary import VocabularyError, load_vocabulary
+
+EMBEDDED = ROOT / "datasets" / "embedded" / "vocabulary.txt"
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return load_clip("emoji_student"), load_clip("emoji_teacher")
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """A sixth of the embedded vocabulary."""
+    return load_vocabulary(str(EMBEDDED))[::6]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """An empty cache of text features; the drawn scenes stay shared."""
+    folder = tmp_path_factory.mktemp("features")
+    monkeypatch.setattr("kdpl.feature_cache.cache_dir", lambda: folder)
+    return folder / "text_features"
+
+
+def build_student(learner, clip):
+    cfg = CfgNode()
+    extend_cfg(cfg)
+    options = cfg.TRAINER[learner.upper()]
+    for key in options:
+        if key.startswith("PROMPT_DEPTH"):
+            options[key] = 3
+    torch.manual_seed(1)
+    return getattr(kdpl.students, learner).build(clip, options, [])
+
+
+def images(batch=4, seed=0):
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+# -------------------------------------------------------------------------------------------------------- the objective
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_step_is_the_class_aware_step_over_the_names_that_were_selected(clips, vocabulary, learner):
+    """Selecting is all that is new: the same loss and gradient as with the selected names as class names."""
+    student, (_, teacher_clip) = build_student(learner, clips[0]), clips
+    x, mean, std = images(), teacher_clip.mean, teacher_clip.std
+
+    def loss_and_gradients(names, logits):
+        output = student(x, student.prepare(names))
+        loss = distillation_loss(output.logits, logits)["loss"] + sum(student.regularisers(output, x, names).values())
+        return loss.detach(), torch.autograd.grad(loss, list(student.learned.parameters()))
+
+    features = cached_text_features(teacher_clip, vocabulary, DEFAULT)
+    logits = Teacher(teacher_clip, vocabulary, DEFAULT, mean, std, text_features=features).logits(x, student.logit_scale)
+    chosen, _ = select_names(logits, 20)
+    names = [vocabulary[i] for i in chosen.tolist()]
+    agnostic = loss_and_gradients(names, logits[:, chosen])
+    aware = loss_and_gradients(names, Teacher(teacher_clip, names, DEFAULT, mean, std).logits(x, student.logit_scale))
+    assert torch.allclose(agnostic[0], aware[0], rtol=1e-4)
+    for a, b in zip(agnostic[1], aware[1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-2, atol=1e-5 + 1e-3 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_names_of_a_step_are_in_the_order_in_which_they_were_selected(clips, vocabulary, learner):
+    student, names = build_student(learner, clips[0]), vocabulary[:12]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.no_grad():
+        whole = student(images(), student.prepare(names)).logits
+        permuted = student(images(), student.prepare([names[i] for i in order])).logits
+    assert torch.allclose(permuted, whole[:, order], atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- what is computed only once
+
+
+def test_prompts_that_were_tokenised_before_are_the_same(vocabulary):
+    first = context_prompts(vocabulary, 4, "a photo of a")
+    assert context_prompts(vocabulary, 4, "a photo of a") == first
+    assert context_prompts(vocabulary[::-1], 4, "a photo of a") == first[::-1]
+    assert context_prompts(vocabulary, 4, "a drawing of a") == first  # the learned vectors take the words' place
+    assert context_prompts(vocabulary, 3, "a photo of a") != first
+    assert context_prompts(vocabulary, 4, "a photo of a", "front") != first
+
+
+def test_vpts_fixed_text_is_that_of_its_sentences_and_is_encoded_once(clips, vocabulary, cache):
+    student = build_student("VPT", clips[0])
+    names = vocabulary[:10]
+    expected = sentence_features(clips[0], fill(DEFAULT, names))
+    assert torch.allclose(student.prepare(names[:6]), expected[:6], atol=1e-6)
+    assert torch.allclose(student.prepare(names[::-1]), expected.flip(0), atol=1e-6)
+    student.end_epoch(0, 2)
+    assert shard_names(cache) == sorted(names)
+
+
+def test_promptsrcs_frozen_features_survive_the_run(clips, vocabulary, cache):
+    student, names = build_student("PromptSRC", clips[0]), vocabulary[:5]
+    features = student.frozen_text_features(names)
+    student.end_epoch(0, 2)
+    assert shard_names(cache) == sorted(names)
+    again = build_student("PromptSRC", clips[0])
+    assert torch.equal(again.frozen_text_features(names), features)
+    again.end_epoch(0, 2)
+    assert len(list(cache.rglob("*.safetensors"))) == 1
+
+
+def shard_names(cache):
+    """All names in the shards of the cache, as many times as they are there."""
+    from safetensors import safe_open
+
+    names = []
+    for path in cache.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names += json.loads(file.metadata()["names"])
+    return sorted(names)
+
+
+def test_asking_a_thousand_names_of_a_filled_store_reads_no_name_twice(clips, vocabulary):
+    store = CachedEnsemble(clips[0], [DEFAULT])
+    features = store(vocabulary)
+    repeated = vocabulary * (1 + 1000 // len(vocabulary))
+    assert torch.equal(store(repeated), features.repeat(1 + 1000 // len(vocabulary), 1))
+
+
+# ------------------------------------------------------------------------------------------------- selected_classes.csv
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_counts_what_was_selected_and_orders_it(tmp_path):
+    report = SelectionReport(["cat", 'hat, "straw"', "never", "dog"])
+    report.add(torch.tensor([1, 0]), torch.tensor([0.5, 0.25]))
+    report.add(torch.tensor([1, 3]), torch.tensor([0.3, 0.5]))
+    report.write(tmp_path / "out" / "selected_classes.csv")
+    assert (tmp_path / "out" / "selected_classes.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    rows = read(tmp_path / "out" / "selected_classes.csv")
+    assert [r["name"] for r in rows] == ['hat, "straw"', "dog", "cat"]
+    assert [(r["times_selected"], r["share_of_batches"]) for r in rows] == [
+        ("2", "1.0000"),
+        ("1", "0.5000"),
+        ("1", "0.5000"),
+    ]
+    assert [float(r["mean_probability"]) for r in rows] == pytest.approx([0.4, 0.5, 0.25], abs=1e-6)
+
+
+def test_a_report_without_a_batch_has_a_header_alone(tmp_path):
+    SelectionReport(["cat"]).write(tmp_path / "selected.csv")
+    assert (tmp_path / "selected.csv").read_text().splitlines() == [",".join(COLUMNS)]
+
+
+def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    batches = [select_names(torch.randn(4, 30, generator=generator), 7) for _ in range(6)]
+    names = [f"name {i}" for i in range(30)]
+    whole, first, second = (SelectionReport(names) for _ in range(3))
+    for batch in batches:
+        whole.add(*batch)
+    for batch in batches[:3]:
+        first.add(*batch)
+    torch.save(first.state(), tmp_path / "state")
+    second.load_state(torch.load(tmp_path / "state", weights_only=True))
+    first.add(*batches[0])  # the state is a copy
+    for batch in batches[3:]:
+        second.add(*batch)
+    for report in (whole, second):
+        report.write(tmp_path / f"{id(report)}.csv")
+    assert (tmp_path / f"{id(whole)}.csv").read_bytes() == (tmp_path / f"{id(second)}.csv").read_bytes()
+
+
+def test_a_report_of_another_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=r"3 names.*2.*VOCABULARY"):
+        SelectionReport(["a", "b"]).load_state(SelectionReport(["a", "b", "c"]).state())
+
+
+# ------------------------------------------------------------------------------------------------------- whole trainers
+
+
+def options(tmp_path, vocabulary, *more):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(vocabulary))
+    return [
+        "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1,
+        "TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.K_MAX", 10, "TRAINER.KDPL.VOCABULARY", path, *more,
+    ]  # fmt: skip
+
+
+def build(learner, tmp_path, vocabulary, *more):
+    from dassl.engine import build_trainer
+    from dassl.utils import set_random_seed
+
+    cfg = config(f"KDPL_{learner}", "emoji_food", tmp_path / "out", "--seed", 1, *options(tmp_path, vocabulary, *more))
+    set_random_seed(1)
+    return build_trainer(cfg)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_names(learner, tmp_path, vocabulary):
+    trainer = build(learner, tmp_path, vocabulary)
+    before = {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}
+    trainer.train()
+    after = trainer.student.learned.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["class_agnostic"] is True
+    assert results["results"][0]["num_classes"] == len(trainer.class_names) == 42
+    rows = read(tmp_path / "out" / "selected_classes.csv")
+    assert {r["name"] for r in rows} <= set(vocabulary)
+    assert len(rows) >= 10 and max(float(r["share_of_batches"]) for r in rows) <= 1
+    assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.selection.batches
+
+
+def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
+    everything = load_vocabulary(str(EMBEDDED))
+    with_them = build("VPT", tmp_path, everything)
+    without = build("VPT", tmp_path, everything, "TRAINER.KDPL.EXCLUDE_CLASSNAMES", True)
+    own = {n.replace("_", " ") for n in with_them.class_names}
+    assert own <= set(with_them.training_names)
+    assert set(without.training_names) == set(everything) - own
+    assert len(without.teacher.text_features) == len(everything) - 42
+
+
+def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabulary, capsys):
+    with pytest.raises(VocabularyError, match="Did you mean 'openimages'"):
+        build("CoOp", tmp_path, vocabulary, "TRAINER.KDPL.VOCABULARY", "openimage")
+    assert "Loading student" not in capsys.readouterr().out
+
+
+def test_the_command_line_trains_class_agnostic(tmp_path, vocabulary):
+    run = run_train(*emoji_args("KDPL_CoOp", tmp_path / "out"), *options(tmp_path, vocabulary))
+    assert f"Class-agnostic: {len(vocabulary)} names, 10 at most" in run.stdout
+    assert (tmp_path / "out" / "selected_classes.csv").is_file()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["class_agnostic"] is True
