@@ -1,0 +1,178 @@
+"""The sweeps, run for real on the embedded benchmark with one short epoch."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdpl.report.runs import read_scores
+from kdpl.results import missing_datasets, read_results
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "42"]
+EMOJI = ["--trainer", "CoOp", "--cfg", "emoji", "--datasets", "emoji_food", "--seeds", "1", "--shots", "1"]
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the sweeps are bash scripts")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cache_for_all_sweeps(tmp_path_factory):
+    os.environ.setdefault("KDPL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def start(script: str, *args: str, cwd: Path, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [SCRIPTS / script, *args],
+        cwd=cwd,
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(script: str, *args: str, cwd: Path, **env: str) -> tuple[int, str]:
+    process = start(script, *args, cwd=cwd, **env)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def accuracies(root: Path) -> dict[str, float]:
+    return {f"{s.path.relative_to(root)} {s.tested.dataset} {s.tested.classes}": s.accuracy for s in read_scores([root])[0]}
+
+
+def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path):
+    broken = tmp_path / "output/base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
+    broken.mkdir(parents=True)
+    (broken / "prompt_learner").write_text("a file where a folder belongs")
+    args = [*EMOJI, "--seeds", "1", "2", *QUICK]
+
+    status, output = run("base2new/all.sh", *args, cwd=tmp_path, OUTPUT="output", JOBS="2")
+    assert status == 1, output
+    assert "CoOp emoji_food, 1 shots, seed 2: done" in output
+    assert "2 tried, 1 failed, 0 skipped" in output
+    assert output.splitlines()[-1].startswith("  CoOp emoji_food, 1 shots, seed 1: ")
+    common = Path("emoji_food/shots_1/CoOp/emoji/seed2")
+    base = read_results(tmp_path / "output/base2new/train_base" / common)["results"]
+    new = read_results(tmp_path / "output/base2new/test_new" / common)["results"]
+    assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 42), ("new", 42)]
+
+    (broken / "prompt_learner").unlink()
+    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT="output")
+    assert status == 0, output
+    assert "skipped CoOp emoji_food, 1 shots, seed 2: finished before" in output
+    assert "1 tried, 0 failed, 1 skipped" in output
+    assert len(accuracies(tmp_path / "output")) == 3
+
+
+def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path):
+    args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "21"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(whole))
+    assert status == 0, output
+
+    folder = killed / "base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
+    sweep = start("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
+    wait_for((folder / "prompt_learner/checkpoint").is_file, sweep)
+    os.kill(sweep.pid, signal.SIGTERM)
+    output, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "the same command goes on" in output
+    assert missing_datasets(folder, classes="base"), "the run was over before it was killed"
+
+    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
+    assert status == 0, output
+    assert "Resume from" in (folder / "console.txt").read_text()
+    assert accuracies(killed) == accuracies(whole)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path):
+    args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_food", "--seeds", "1", "--shots", "1"]
+    targets = ["--datasets", "emoji_activities"]
+    status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
+    assert status == 1
+    assert "its training has not finished, run train.sh or all.sh first" in output
+
+    assert run("xd/train.sh", *args, *QUICK, cwd=tmp_path, OUTPUT="o")[0] == 0
+    status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
+    assert status == 0, output
+    folder = tmp_path / "o/evaluation_emoji_food/CoOp/emoji_1shots/seed1"
+    first = json.loads((folder / "results.json").read_text())["results"]
+    assert [r["dataset"] for r in first] == ["EmojiActivities"]
+
+    status, output = run("xd/test.sh", *args, *targets, "emoji_animals", cwd=tmp_path, OUTPUT="o")
+    assert status == 0, output
+    both = read_results(folder)["results"]
+    assert both[0] == first[0], "tested again"
+    assert both[1]["dataset"] == "EmojiAnimals"
+    scores, _ = read_scores([tmp_path / "o"])
+    assert {score.trained.dataset for score in scores} == {"EmojiFood"}
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--trianer", "CoOp"], "'--trianer' is not a setting"),
+        (["CoOp"], "'CoOp' belongs to no setting"),
+        (["--seeds"], "--seeds needs a value"),
+        (["--seeds", "one"], "'one' in SEEDS, SHOTS or JOBS is not a number"),
+        (["--jobs", "0"], "JOBS is 0, expected at least 1"),
+        (["--class-agnostic", "maybe"], "CLASS_AGNOSTIC is 'maybe', expected 0 or 1"),
+        (["--trainer", "CoOp", "--class-agnostic", "1"], "CLASS_AGNOSTIC is for the KDPL trainers, not for 'CoOp'"),
+        (["--trainer", "CoOps"], "there is no trainer 'CoOps'"),
+        (["--datasets", "pets"], "there is no data set 'pets'"),
+        (["--cfg", "vit_l14"], "KDPL_CoOp has no configuration 'vit_l14'"),
+        (["--python", "no-such-python"], "there is no command 'no-such-python'"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["base2new", "xd"])
+def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, protocol, args, complaint):
+    status, output = run(f"{protocol}/all.sh", *args, cwd=tmp_path, OUTPUT="o")
+    assert status == 2
+    assert complaint in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "script", [f"{protocol}/{step}.sh" for protocol in ("base2new", "xd") for step in ("train", "test", "all")]
+)
+def test_help_lists_the_settings(tmp_path, script):
+    status, output = run(script, "--help", cwd=tmp_path)
+    assert status == 0
+    assert f"Usage: scripts/{script}" in output
+    assert "--seeds NUMBERS" in output
+
+
+def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
+    command = '. "$0/$1/steps.sh"; settings --trainer KDPL_PromptSRC --datasets emoji_food; config_name KDPL_PromptSRC'
+    names = [
+        subprocess.run(
+            ["bash", "-c", command, str(SCRIPTS), protocol],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHON": sys.executable},
+            check=True,
+        ).stdout.strip()
+        for protocol in ("base2new", "xd")
+    ]
+    assert names[1] == f"{names[0]}_cross_datasets"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_sweeps_have_no_shellcheck_findings():
+    scripts = [str(SCRIPTS / "lib.sh"), *map(str, sorted(SCRIPTS.glob("*/*.sh")))]
+    found = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
