@@ -190,7 +190,7 @@ sweep() {
     STATE=$(mktemp -d)
     trap 'stop_runs; exit 130' INT TERM HUP
     trap 'rm -rf "$STATE"' EXIT
-    local n=${#todo[@]} next=0 finished=0 start=$SECONDS i
+    local n=${#todo[@]} next=0 finished=0 spent=0 i
     PIDS=()
     set -m # every run becomes a process group, which can be stopped as a whole
     while [ $finished -lt "$n" ]; do
@@ -232,9 +232,10 @@ account_for() {
     local args status=137 seconds=0 reason="it was killed" left=$((n - finished)) line
     eval "args=($2)"
     [ -f "$STATE/$1" ] && read -r status seconds reason <"$STATE/$1"
+    spent=$((spent + seconds))
     line="[$finished/$n] ${args[0]}: done in $(clock "$seconds")"
     [ "$status" = 0 ] || line="[$finished/$n] ${args[0]}: FAILED after $(clock "$seconds")"
-    [ $left -gt 0 ] && line+=", $left left, about $(clock $(((SECONDS - start) * left / finished)))"
+    [ $left -gt 0 ] && line+=", $left left, about $(clock $((spent * left / finished / (left < JOBS ? left : JOBS))))"
     echo "$line"
     if [ "$status" != 0 ]; then
         echo "    $reason"
