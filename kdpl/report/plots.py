@@ -12,6 +12,7 @@ from kdpl.report.cells import Cell
 from kdpl.report.tables import AVERAGE, Row, Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LEAST_AXES = 3  # with two data sets a radar chart is a line
@@ -67,7 +68,8 @@ def _figures(table: Table) -> list[tuple[str, "Figure"]]:
         radar = {method: cells[1:-1] for method, cells in bars.items()}
         title, groups, axes = table.title, table.columns, table.columns[1:-1]
     figures = [("bars", _bars(title, groups, bars))]
-    if len(axes) >= _LEAST_AXES:
+    radar = {method: cells for method, cells in radar.items() if any(cells)}
+    if len(axes) >= _LEAST_AXES and radar:
         what = "accuracy on new classes" if table.protocol == "base-to-new" else "accuracy"
         figures.append(("radar", _radar(f"{table.title}, {what}", axes, radar)))
     return figures
@@ -78,12 +80,13 @@ def _methods(table: Table) -> list[Row]:
 
 
 def _radar(title: str, axes: Sequence[str], methods: dict[str, Sequence[Cell | None]]) -> "Figure":
-    figure, plot = _new(title, subplot_kw={"projection": "polar"}, figsize=(6, 6))
+    figure, plot = _new(title, figsize=(6, 6), projection="polar")
     angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
     for (method, cells), style in zip(methods.items(), _styles(methods), strict=True):
         values = [_mean(cell) for cell in cells]
         plot.plot([*angles, 2 * math.pi], [*values, values[0]], label=method, **style)
     plot.set_xticks(angles, axes)
+    plot.tick_params(axis="x", pad=14)
     plot.legend(loc="upper left", bbox_to_anchor=(1.1, 1))
     return figure
 
@@ -133,13 +136,11 @@ def _curves(table: Table, dataset: str) -> "Figure":
     return figure
 
 
-def _new(title: str, **settings) -> "tuple[Figure, object]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _new(title: str, figsize: tuple[float, float], **settings: str) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=settings.pop("figsize"))
-    FigureCanvasAgg(figure)
-    plot = figure.add_subplot(**settings.get("subplot_kw", {}))
+    figure = Figure(figsize=figsize)
+    plot = figure.add_subplot(**settings)
     plot.set_title(title, fontsize=9)
     return figure, plot
 

@@ -87,7 +87,7 @@ class _Run:
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
     """Read every run under the folders: its results.json, or else the result at the end of its log.txt.
 
-    Of several results for the same thing the newest counts.
+    Of several results for the same thing the newest counts, and where they differ a line says so.
 
     Args:
         folders: output folders, of one run or of many.
@@ -113,7 +113,7 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
         for score in _scores(run, by_output_dir, split):
             key = (score.method, score.backbone, score.shots, score.seed, score.trained, score.tested)
             other = scores.get(key)
-            if other is not None:
+            if other is not None and other.accuracy != score.accuracy:
                 notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
             if other is None or score.time >= other.time:
                 scores[key] = score
