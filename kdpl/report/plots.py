@@ -35,16 +35,15 @@ def draw(tables: Sequence[Table], folder: str | os.PathLike) -> list[Path]:
         ModuleNotFoundError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        import matplotlib.figure  # noqa: F401 - asked for before anything is drawn
     except ModuleNotFoundError:
         message = "--plot needs matplotlib, which is not installed: pip install 'kdpl[plot]', or leave --plot out."
         raise ModuleNotFoundError(message) from None
-    matplotlib.use("Agg")  # no display is needed
     paths = []
     for table in tables:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.protocol}-{table.subject}").strip("-")
         for name, figure in _figures(table):
-            path = Path(folder, f"{slug}-{name}.png")
+            slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.protocol}-{table.subject}-{name}")
+            path = Path(folder, f"{slug}.png")
             with atomic_write(path) as file:
                 figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
             paths.append(path)
@@ -137,9 +136,9 @@ def _curves(table: Table, dataset: str) -> "Figure":
 
 
 def _new(title: str, figsize: tuple[float, float], **settings: str) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
-    figure = Figure(figsize=figsize)
+    figure = matplotlib.figure.Figure(figsize=figsize)
     plot = figure.add_subplot(**settings)
     plot.set_title(title, fontsize=9)
     return figure, plot
