@@ -1,0 +1,72 @@
+"""The command line: the forks' flags, from process start to results."""
+
+import json
+
+import pytest
+import torch
+from support import ROOT, emoji_args, run_train
+
+TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run_train(*emoji_args("KDPL_CoOp", folder), *TINY, cwd=folder).stdout
+
+
+def test_a_run_leaves_log_checkpoint_results_and_curves(trained):
+    folder, printed = trained
+    assert "Dassl: bundled engine of KDPL" in printed or "Dassl: installed" in printed
+    assert "* accuracy: " in (folder / "log.txt").read_text()
+    assert (folder / "prompt_learner" / "model.pth.tar-2").is_file()
+    assert list((folder / "tensorboard").iterdir())
+    results = json.loads((folder / "results.json").read_text())
+    assert results["trainer"] == "KDPL_CoOp" and results["teacher"] == "emoji_teacher" and results["seed"] == 1
+    assert results["learned_parameters"] == 4 * 128 and results["train_seconds"] > 0
+    assert f"* accuracy: {results['results'][0]['accuracy']:.1f}%" in printed
+
+
+def test_eval_only_tests_trained_prompts_on_new_classes_and_other_data_sets(trained, tmp_path):
+    folder, _ = trained
+    args = emoji_args("KDPL_CoOp", tmp_path)
+    common = ["--eval-only", "--model-dir", folder, "--load-epoch", 2]
+    run_train(*args, *common, "DATASET.SUBSAMPLE_CLASSES", "new")
+    run_train(*args, *common, "--eval-datasets", "emoji_activities", "emoji_travel", "--seed", 1)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [(r["dataset"], r["classes"], r["num_classes"]) for r in results] == [
+        ("EmojiFood", "new", 42),
+        ("EmojiActivities", "all", 58),
+        ("EmojiTravel", "all", 153),
+    ]
+
+
+def test_the_same_command_again_does_not_train_what_is_trained(trained):
+    folder, _ = trained
+    before = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
+    printed = run_train(*emoji_args("KDPL_CoOp", folder), *TINY).stdout
+    assert "Resume from" in printed and "epoch [1/2]" not in printed
+    after = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
+    assert torch.equal(before["ctx"], after["ctx"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--trainer", "KDPL_Coop"], "TRAINER.NAME (--trainer) 'KDPL_Coop' is not one of"),
+        (["--trainer", "KDPL_Coop"], "Did you mean 'KDPL_CoOp'?"),
+        (["--backbone", "emoji_studnet"], "Did you mean 'emoji_student'?"),
+        (["--dataset-config-file", f"{ROOT}/configs/datasets/emoji_foot.yaml"], "Did you mean 'emoji_food.yaml'?"),
+        (["--eval-datasets", "emoji_activity"], "Did you mean 'emoji_activities'?"),
+        (["OPTIM.LRR", "1"], "Did you mean 'OPTIM.LR'?"),
+        (["DATASET.SUBSAMPLE_CLASSES", "bass"], "Did you mean 'base'?"),
+        (["--eval-only", "--model-dir", "/nowhere"], "Expected the output folder of a run in --model-dir"),
+        (["--dataset-config-file", f"{ROOT}/configs/datasets/oxford_pets.yaml", "--root", "/nowhere"], "kdpl.datasets.prepare"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(change, message, tmp_path):
+    process = run_train(*emoji_args("KDPL_CoOp", tmp_path), *change, check=False)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,73 @@
+"""KDPL's trainers register beside a fork's, in either order."""
+
+import subprocess
+import sys
+import textwrap
+
+from support import ROOT
+
+
+def run(code: str, tmp_path) -> str:
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_a_name_that_a_fork_holds_stays_the_forks(tmp_path):
+    printed = run(
+        """
+        import kdpl
+        from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+        @TRAINER_REGISTRY.register()
+        class CoOp(TrainerX):
+            pass
+
+        import kdpl.trainers, kdpl.trainers.baselines
+        print(TRAINER_REGISTRY.get("CoOp").__module__, TRAINER_REGISTRY.get("KDPL_CoOp").__module__)
+        """,
+        tmp_path,
+    )
+    assert printed.split() == ["__main__", "kdpl.trainers.kdpl_coop"]
+
+
+def test_importing_the_kdpl_trainers_leaves_the_baselines_to_the_fork(tmp_path):
+    printed = run(
+        """
+        import kdpl.trainers
+        from dassl.engine import TRAINER_REGISTRY
+        print(*sorted(TRAINER_REGISTRY.registered_names()))
+        """,
+        tmp_path,
+    )
+    assert printed.split() == [f"KDPL_{n}" for n in ("CoCoOp", "CoOp", "IVLP", "MaPLe", "PromptSRC", "VPT")]
+
+
+def test_a_file_copied_into_a_forks_own_folder_takes_the_place_of_the_installed_one(tmp_path):
+    (tmp_path / "trainers").mkdir()
+    source = (ROOT / "trainers" / "kdpl_coop.py").read_text()
+    (tmp_path / "trainers" / "kdpl_coop.py").write_text(source)
+    printed = run(
+        """
+        import sys; sys.path.insert(0, "")
+        import kdpl
+        import trainers.kdpl_coop
+        from dassl.engine import TRAINER_REGISTRY
+        print(TRAINER_REGISTRY.get("KDPL_CoOp").__module__)
+        """,
+        tmp_path,
+    )
+    assert printed.split() == ["trainers.kdpl_coop"]
+
+
+def test_an_installed_dassl_wins_over_the_bundled_one(tmp_path):
+    (tmp_path / "dassl").mkdir()
+    (tmp_path / "dassl" / "__init__.py").write_text("")
+    code = """
+        import sys; sys.path.insert(0, "")
+        import kdpl, dassl
+        print(kdpl.dassl_in_use())
+        """
+    assert run(code, tmp_path).strip() == f"Dassl: installed, {tmp_path / 'dassl'}"
