@@ -340,6 +340,18 @@ def test_of_two_results_for_the_same_the_newer_counts_and_it_is_said(tmp_path, c
     assert "Two results for the same" in err
 
 
+def test_runs_of_one_configuration_with_different_settings_are_pointed_out(tmp_path, capsys):
+    for seed, rate in ((1, 0.01), (2, 0.01), (3, 0.005)):
+        folder = tmp_path / f"base2new/train_base/dtd/shots_16/CoOp/x/seed{seed}"
+        add(folder, "DTD", 70.0, "base", seed=seed)
+        content = json.loads((folder / "results.json").read_text())
+        content["config"] = f"OPTIM:\n  LR: {rate}\nSEED: {seed}\nDATASET:\n  NAME: DTD\n"
+        (folder / "results.json").write_text(json.dumps(content))
+    assert main([str(tmp_path)]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note == "Note: CoOp (x, student ViT-B/32): runs differ in OPTIM.LR, which is 0.005 or 0.01."
+
+
 def test_a_folder_given_twice_counts_once(tmp_path, capsys):
     add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
     assert main([str(tmp_path), str(tmp_path / "base2new")]) == 0

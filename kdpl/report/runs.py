@@ -12,6 +12,9 @@ import yaml
 from kdpl.report.logs import Log, as_list, log_files, read_logs
 from kdpl.results import FILE_NAME, ResultsError, read_results, same_dataset
 
+# Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.
+_SHARED = ("INPUT.", "OPTIM.", "TRAINER.", "DATALOADER.TRAIN_X.")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -82,6 +85,7 @@ class _Run:
     facts: dict[str, Any]
     entries: list[dict[str, Any]]
     log: Log = field(default_factory=Log)
+    settings: dict[str, str] = field(default_factory=dict)  # that all runs of a method should share
 
 
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
@@ -117,7 +121,25 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
                 notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
             if other is None or score.time >= other.time:
                 scores[key] = score
-    return list(scores.values()), notes
+    return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
+
+
+def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
+    """Say where runs that may stand in one row were trained with different settings under one configuration's name."""
+    values: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for run in runs:
+        if run.path in used and not run.log.evaluates_only and not run.facts["trainer"].startswith("Zeroshot"):
+            trainer = _trainer_name(run.facts["trainer"], _is_class_agnostic(run))
+            of_method = values.setdefault((trainer, _config_name(run), run.facts["backbone"]), {})
+            for key, value in run.settings.items():
+                of_method.setdefault(key, set()).add(value)
+    notes = []
+    for (trainer, config, backbone), of_method in values.items():
+        for key, found in of_method.items():
+            if len(found) > 1:
+                method = f"{trainer} ({config or 'configuration not known'}, student {backbone})"
+                notes.append(f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}.")
+    return notes
 
 
 def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
@@ -147,10 +169,17 @@ def _read_run(path: Path, notes: list[str]) -> _Run | None:
     if content is None:
         return _run_from_log(path, log)
     config = content["config"]
-    if isinstance(config, str):
-        config = yaml.safe_load(config)
-    template = ((config or {}).get("DATASET") or {}).get("TEMPLATE") or ""
-    return _Run(path, content | {"template": template}, content["results"], log)
+    config = _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {})
+    settings = {key: value for key, value in config.items() if key.startswith(_SHARED)}
+    return _Run(path, content | {"template": config.get("DATASET.TEMPLATE", "")}, content["results"], log, settings)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested configuration as dotted keys with text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
 
 
 def _run_from_log(path: Path, log: Log) -> _Run | None:
