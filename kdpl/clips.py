@@ -117,6 +117,22 @@ class Clip:
         return self.model.encode_image(images.to(self.dtype))
 
 
+def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Return scale times the products of features, in fp32 under any autocast.
+
+    Args:
+        image_features: `(B, d)`, normalised.
+        text_features: `(C, d)`, or `(B, C, d)` where every image has its own, normalised.
+
+    Returns:
+        Logits `(B, C)`.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        if text_features.dim() == 2:
+            return scale * image_features.float() @ text_features.float().T
+        return scale * torch.einsum("bd,bcd->bc", image_features.float(), text_features.float())
+
+
 def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "cpu") -> Clip:
     """Load the CLIP that `name` tells (see the module's docstring), frozen, in eval mode.
 

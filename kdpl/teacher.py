@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.clips import Clip
+from kdpl.clips import Clip, similarity_logits
 from kdpl.config import parse_logit_scale
 from kdpl.prompts import sentence_features
 from kdpl.templates import fill
@@ -67,7 +67,8 @@ class Teacher:
             student_scale: exp(logit_scale) of the student, used where `logit_scale` is "student".
         """
         # The clone of an inference tensor may take part in autograd.
-        return self.scale(student_scale) * self.image_features(images).clone() @ self.text_features.T
+        features = self.image_features(images).clone()
+        return similarity_logits(self.scale(student_scale), features, self.text_features)
 
     def scale(self, student_scale: Tensor) -> Tensor | float:
         """Return the factor of the logits."""

@@ -58,6 +58,8 @@ class PromptLayout:
         owners = [0] * n + [c for c in order for _ in prompts[c][n:]]
         self.groups = [(len(list(g)), m) for m, g in groupby(len(prompts[c]) - n for c in order)]
         self.split = [n, *(count * m for count, m in self.groups)]
+        # A suffix sees the whole prefix and itself causally: (m, n + m) for each group.
+        self.masks = [torch.ones(m, n + m, dtype=torch.bool, device=device).tril(n) for _, m in self.groups]
         ends, end = {}, n
         for c in order:
             end += len(prompts[c]) - n
@@ -213,9 +215,8 @@ def _attend(layout: PromptLayout, qkv: Tensor) -> Tensor:
     prefix, *groups = qkv.split(layout.split, dim=1)  # one split, so that the backward pass is one concatenation
     q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
     attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
-    for group, (count, m) in zip(groups, layout.groups, strict=True):
+    for group, (count, _), mask in zip(groups, layout.groups, layout.masks, strict=True):
         q, k, v = group.unbind(2)
-        mask = torch.ones(m, layout.prefix + m, dtype=torch.bool, device=q.device).tril(layout.prefix)
         attended.append(_attend_group(q, _behind(prefix[:, :, 1], k, count), _behind(prefix[:, :, 2], v, count), count, mask))
     return torch.cat(attended, dim=1)
 

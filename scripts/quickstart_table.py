@@ -62,7 +62,8 @@ def main() -> None:
         f'classes over the default sentence "a photo of a". Against the best hand-written sentence, "an icon of a": '
         f"{kdpl[0] - icon[0]:+.1f} and {kdpl[1] - icon[1]:+.1f}. Against CoOp, which uses the labels: "
         f"{kdpl[0] - coop[0]:+.1f} and {kdpl[1] - coop[1]:+.1f}.\n"
-        "The embedded benchmark shows that the system works end to end; the paper's comparison needs real CLIPs (docs/benchmark.md)."
+        "The embedded benchmark shows that the system works end to end; the paper's comparison needs real CLIPs "
+        "(docs/benchmark.md)."
     )
 
 

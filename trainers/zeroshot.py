@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clips import Clip, describe, load_clip
+from kdpl.clips import Clip, describe, load_clip, similarity_logits
 from kdpl.config import check_config
 from kdpl.prompts import ensemble_features, sentence_features
 from kdpl.teacher import Teacher
@@ -45,7 +45,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
 
     def logits(self, images: Tensor) -> Tensor:
         features = F.normalize(self.clip.image_features(images).float(), dim=-1)
-        return self.clip.logit_scale * features @ self.text_features.T
+        return similarity_logits(self.clip.logit_scale, features, self.text_features)
 
     def train(self) -> None:
         print("A zero-shot CLIP has nothing to train: it is evaluated")

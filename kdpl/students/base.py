@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from kdpl.clips import Architecture, Clip
+from kdpl.clips import Architecture, Clip, similarity_logits
 from kdpl.prompts import context_prompts, init_tokens
 from kdpl.text import PromptLayout
 from kdpl.vision import VisionTower
@@ -110,8 +110,7 @@ class Student(nn.Module):
         """
         f = self.image_features(images)  # (B, d)
         g = self.text_features(prepared, f) if text_features is None else text_features
-        logits = self.logit_scale * (f @ g.T if g.dim() == 2 else torch.einsum("bd,bcd->bc", f, g))
-        return Output(logits, f, g)
+        return Output(similarity_logits(self.logit_scale, f, g), f, g)
 
     def regularisers(self, output: Output, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the variant's own terms of the loss by name, weights included; they are added to the main loss."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clips import Clip
+from kdpl.clips import Architecture, Clip, similarity_logits
 from kdpl.feature_cache import CachedEnsemble
 from kdpl.students.base import Output
 from kdpl.students.ivlp import IVLP
@@ -29,7 +29,7 @@ class PromptSRC(IVLP):
         self.average: dict[str, Tensor] = {}
 
     @classmethod
-    def check(cls, options: CfgNode, architecture, name: str) -> None:
+    def check(cls, options: CfgNode, architecture: Architecture, name: str) -> None:
         super().check(options, architecture, name)
         if options.GPA_STD <= 0:
             raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {options.GPA_STD}, expected a positive number of epochs.")
@@ -38,7 +38,7 @@ class PromptSRC(IVLP):
         """Return `loss_text`, `loss_image` and `loss_logits`, with their weights."""
         g0 = self.frozen_text_features(names)  # (C, d)
         f0 = self.frozen_image_features(images)  # (B, d)
-        log_s0 = F.log_softmax(self.logit_scale * f0 @ g0.T, dim=-1)
+        log_s0 = F.log_softmax(similarity_logits(self.logit_scale, f0, g0), dim=-1)
         log_s = F.log_softmax(output.logits.float(), dim=-1)  # (B, C)
         return {
             "loss_text": self.options.TEXT_LOSS_WEIGHT * F.l1_loss(output.text_features, g0),
