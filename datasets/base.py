@@ -3,7 +3,7 @@
 import difflib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -95,23 +95,36 @@ def draws_blindly(cfg: CfgNode) -> bool:
 
 
 class ClassListDataset(DatasetBase):
-    """A data set with the class names of `named`, whichever of them the drawn training images show."""
+    """A data set whose class names are given, whichever of them its training images show.
 
-    def __init__(self, named: Sequence[Datum], train_x: list[Datum], val: list[Datum] | None, test: list[Datum]):
+    Args:
+        names: class names by label, or a list of images that shows them all.
+        train_x, val, test: as Dassl's `DatasetBase` takes them.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str] | Sequence[Datum],
+        train_x: list[Datum],
+        val: list[Datum] | None,
+        test: list[Datum] | None,
+    ):
         super().__init__(train_x=train_x, val=val, test=test)
-        self._named, self._names = self.get_lab2cname(named)
+        if not isinstance(names, Mapping):
+            names, _ = self.get_lab2cname(names)
+        self._names = {label: names[label] for label in sorted(names)}
 
     @property
     def lab2cname(self) -> dict[int, str]:
-        return self._named
-
-    @property
-    def classnames(self) -> list[str]:
         return self._names
 
     @property
+    def classnames(self) -> list[str]:
+        return list(self._names.values())
+
+    @property
     def num_classes(self) -> int:
-        return 1 + max(self._named)
+        return 1 + max(self._names)
 
 
 @contextmanager
