@@ -130,6 +130,8 @@ def prepare(args: argparse.Namespace):
     trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    elif not args.no_train:
+        trainer.load_for_training()
     return trainer, others
 
 

@@ -321,3 +321,12 @@ def test_prompts_of_a_run_without_optimizer_state_cannot_be_resumed(tmp_path):
     (folder / "checkpoint").write_text("model.pth.tar-1\n")
     with pytest.raises(CheckpointError, match="start a new training"):
         build("CoOp", tmp_path / "b").train()
+
+
+def test_an_evaluation_loads_no_teacher(tmp_path, capsys):
+    train("KDPL_CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
+    capsys.readouterr()
+    run = build("KDPL_CoOp", tmp_path / "b")
+    run.load_model(str(tmp_path / "a"))
+    run.test()
+    assert "teacher" not in capsys.readouterr().out

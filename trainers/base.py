@@ -8,6 +8,7 @@ neither's schedulers nor its loading.
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,6 +58,9 @@ class EvaluatedTrainer(TrainerX):
     def use_class_names(self) -> None:
         """Compute what depends on `class_names`."""
         raise NotImplementedError
+
+    def load_for_training(self) -> None:
+        """Load what training needs and evaluation does not, so that what is missing is told before the run starts."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, 3, H, W) over `class_names`."""
@@ -348,51 +352,56 @@ class DistillTrainer(PromptTrainer):
                     "class cannot be learned when the classes are unknown. Set one of them to False."
                 )
 
-    selection: SelectionReport | None = None  # of a class-agnostic run
-
     def teacher_name(self) -> str:
         return self.cfg.TRAINER.KDPL.TEACHER
 
-    def build_model(self) -> None:
-        super().build_model()
-        cfg = self.cfg
-        options = cfg.TRAINER.KDPL
+    selection: SelectionReport | None = None  # of a class-agnostic run
+
+    @cached_property
+    def training_names(self) -> list[str]:
+        """The names that the teacher gives a distribution over: the data set's, or a vocabulary's."""
+        options = self.cfg.TRAINER.KDPL
+        if not options.CLASS_AGNOSTIC:
+            return self.class_names
+        from kdpl.vocabulary import load_vocabulary
+
+        names = load_vocabulary(options.VOCABULARY, exclude=self.class_names if options.EXCLUDE_CLASSNAMES else ())
+        print(f"Class-agnostic: {len(names):,} names, {options.K_MAX:,} at most chosen for each batch")
+        return names
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher over `training_names`, loaded when it is first needed: an evaluation does without."""
+        cfg, options = self.cfg, self.cfg.TRAINER.KDPL
         weights, self.teacher_autocast = self.precision("TRAINER.KDPL.PREC", options.PREC)
         print(f"Loading teacher CLIP (backbone: {options.TEACHER})")
-        clip = load_clip(options.TEACHER, weights, self.device)
-        self.training_names, features, template = (
-            self.class_names,
-            None,
-            template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
-        )
-        if options.CLASS_AGNOSTIC:
-            from kdpl.feature_cache import cached_text_features
-            from kdpl.vocabulary import load_vocabulary
+        with torch.autocast(self.device.type, enabled=False):  # whoever asks first
+            clip = load_clip(options.TEACHER, weights, self.device)
+            template, features = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE), None
+            if options.CLASS_AGNOSTIC:
+                from kdpl.feature_cache import cached_text_features
 
-            template = f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
-            exclude = self.class_names if options.EXCLUDE_CLASSNAMES else ()
-            self.training_names = load_vocabulary(options.VOCABULARY, exclude=exclude)
-            features = cached_text_features(clip, self.training_names, template)
-            self.selection = SelectionReport(self.training_names)
-            print(f"Class-agnostic: {len(self.training_names):,} names, {options.K_MAX:,} at most chosen for each batch")
-        self.teacher = Teacher(
-            clip,
-            self.training_names,
-            template,
-            tuple(cfg.INPUT.PIXEL_MEAN),
-            tuple(cfg.INPUT.PIXEL_STD),
-            options.TEACHER_LOGIT_SCALE,
-            text_features=features,
-        )
+                template = f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
+                features = cached_text_features(clip, self.training_names, template)
+                self.selection = SelectionReport(self.training_names)
+            mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+            return Teacher(clip, self.training_names, template, mean, std, options.TEACHER_LOGIT_SCALE, features)
+
+    def before_train(self) -> None:
+        self.load_for_training()
+        super().before_train()
+
+    def load_for_training(self) -> None:
+        _ = self.teacher
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.to_device(batch["img"])
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         options = self.cfg.TRAINER.KDPL
-        images = self.parse_batch_train(batch)
+        images, teacher = self.parse_batch_train(batch), self.teacher
         with self.autocast(self.teacher_autocast):
-            teacher_logits = self.teacher.logits(images, self.student.logit_scale)  # (B, C), or (B, V)
+            teacher_logits = teacher.logits(images, self.student.logit_scale)  # (B, C), or (B, V)
         names, prepared = self.training_names, self.prepared
         if options.CLASS_AGNOSTIC:
             chosen, probabilities = select_names(teacher_logits, options.K_MAX)  # (K,)
