@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -41,7 +42,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="data sets to test on in the same process after the run: names or paths of data set configurations",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="single settings")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
+        # Lists take every word up to the next flag; KEY VALUE pairs behind them are given back.
+        values = getattr(args, name) or []
+        first = next((i for i, v in enumerate(values) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", v)), None)
+        if first is not None:
+            setattr(args, name, values[:first])
+            args.opts = values[first:] + args.opts
+    return args
 
 
 def build_cfg(args: argparse.Namespace, dataset_config_file: str):

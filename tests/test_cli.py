@@ -24,6 +24,7 @@ def test_a_run_leaves_log_checkpoint_results_and_curves(trained):
     assert list((folder / "tensorboard").iterdir())
     results = json.loads((folder / "results.json").read_text())
     assert results["trainer"] == "KDPL_CoOp" and results["teacher"] == "emoji_teacher" and results["seed"] == 1
+    assert results["epoch"] == 2 and results["config_name"] == "emoji" and results["model_dir"] is None
     assert results["learned_parameters"] == 4 * 128 and results["train_seconds"] > 0
     assert f"* accuracy: {results['results'][0]['accuracy']:.1f}%" in printed
 
@@ -33,8 +34,10 @@ def test_eval_only_tests_trained_prompts_on_new_classes_and_other_data_sets(trai
     args = emoji_args("KDPL_CoOp", tmp_path)
     common = ["--eval-only", "--model-dir", folder, "--load-epoch", 2]
     run_train(*args, *common, "DATASET.SUBSAMPLE_CLASSES", "new")
-    run_train(*args, *common, "--eval-datasets", "emoji_activities", "emoji_travel", "--seed", 1)
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    run_train(*args, *common, "--eval-datasets", "emoji_activities", "emoji_travel", "OPTIM.LR", "0.1")
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["epoch"] == 2 and written["model_dir"] == str(folder)
+    results = written["results"]
     assert [(r["dataset"], r["classes"], r["num_classes"]) for r in results] == [
         ("EmojiFood", "new", 42),
         ("EmojiActivities", "all", 58),

@@ -38,7 +38,8 @@ from kdpl.templates import DEFAULT, template_for
 class EvaluatedTrainer(TrainerX):
     """Evaluation shared by everything that gives logits over the data set's class names."""
 
-    epoch = 0
+    epoch = 0  # the running one, from 0
+    finished_epochs = 0  # of the prompts that are evaluated
     learned_parameters = 0
     train_seconds = 0.0
     command: Mapping[str, Any] = MappingProxyType({})  # what results.json says of the command line: config_name, model_dir
@@ -103,7 +104,7 @@ class EvaluatedTrainer(TrainerX):
             "shots": cfg.DATASET.NUM_SHOTS,
             "learned_parameters": self.learned_parameters,
             "train_seconds": round(self.train_seconds, 2),
-            "epoch": self.epoch,
+            "epoch": self.finished_epochs,
             "config": cfg.dump(),
             **self.command,
         }
@@ -216,6 +217,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.train_seconds += time.perf_counter() - start
 
     def after_epoch(self) -> None:
+        self.finished_epochs = self.epoch + 1
         self.student.end_epoch(self.epoch, self.max_epoch)
         super().after_epoch()
 
@@ -299,9 +301,8 @@ class PromptTrainer(EvaluatedTrainer):
             return
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
         state = self._load(path)
-        self.epoch = state["epoch"]
         self.train_seconds = state.get("kdpl", {}).get("train_seconds", 0.0)
-        print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.epoch})')
+        print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
 
     def extra_state(self) -> dict[str, Any]:
         """Return what an exact resume needs beyond prompts, optimizer, schedule and random generators."""
@@ -313,6 +314,7 @@ class PromptTrainer(EvaluatedTrainer):
     def _load(self, path: Any) -> dict[str, Any]:
         state = checkpoint.load_checkpoint(path)
         checkpoint.load_learned(self.student.learned, state["state_dict"], path)
+        self.finished_epochs = state["epoch"]
         return state
 
 
