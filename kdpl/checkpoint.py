@@ -22,7 +22,8 @@ BEST = "model-best.pth.tar"
 
 # What published checkpoints hold beside tensors: schedulers and the optimizers inside them, as whole objects. They are
 # replaced by inert stand-ins; any other object, and so any code, is refused.
-_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.", "collections.", "builtins.dict", "__builtin__.dict")
+_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.")
+_PLAIN_DICTS = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
 _LEARNED = re.compile(r"(^|\.)(ctx|VPT\w*|meta_net\..+|proj\.(weight|bias)|compound_prompt\w*\..+)$")
 
 
@@ -85,9 +86,9 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"No checkpoint at '{path}'.")
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in unsafe if not name.startswith(_IGNORED_OBJECTS)]
+        refused = [name for name in unsafe if not name.startswith(_IGNORED_OBJECTS) and name not in _PLAIN_DICTS]
         if not refused:
-            stand_ins = [(type("Ignored", (_Ignored,), {}), name) for name in unsafe]
+            stand_ins = [(_empty_dict if name in _PLAIN_DICTS else _Ignored, name) for name in unsafe]
             with torch.serialization.safe_globals(stand_ins):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, from inside the unpickler
@@ -103,6 +104,10 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"'{path}' has no 'state_dict': it is not a checkpoint of prompts.")
     return state
+
+
+def _empty_dict(*args: Any) -> dict:
+    return {}
 
 
 class _Ignored:

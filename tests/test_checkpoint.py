@@ -58,15 +58,16 @@ def test_a_published_checkpoint_with_whole_scheduler_objects_is_read(tmp_path):
     module.ConstantWarmupScheduler = ConstantWarmupScheduler
     prompts = learned()
     optim = torch.optim.SGD(prompts.parameters(), lr=0.1, momentum=0.9)
+    prompts.ctx.sum().backward()
+    optim.step()  # from now on the optimizer has a state, which is a defaultdict
     inner = torch.optim.lr_scheduler.CosineAnnealingLR(optim, 5)
     state = {
         "state_dict": OrderedDict(prompts.state_dict(), token_prefix=torch.zeros(3, 1, 8), token_suffix=torch.zeros(3, 72, 8)),
         "epoch": 50,
         "optimizer": optim.state_dict(),
-        "scheduler": {"successor": ConstantWarmupScheduler(optim), "last_epoch": 3},
+        "scheduler": {"successor": inner, "other": ConstantWarmupScheduler(optim), "last_epoch": 3},
         "val_result": 71.5,
     }
-    del inner
     previous = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
