@@ -1,6 +1,7 @@
 """Print the quickstart's table from the results in its output folder."""
 
 import argparse
+import textwrap
 from pathlib import Path
 from statistics import mean
 
@@ -57,14 +58,14 @@ def main() -> None:
     print(tabulate(table, headers=headers, floatfmt=formats, intfmt=","))
 
     photo, icon, kdpl, coop = (values_of(values, args.datasets, name) for name, _ in ROWS[:4])
-    print(
-        f"\nPrompts learned without a label gain {kdpl[0] - photo[0]:+.1f} points on base and {kdpl[1] - photo[1]:+.1f} on new "
+    text = (
+        f"Prompts learned without a label gain {kdpl[0] - photo[0]:+.1f} points on base and {kdpl[1] - photo[1]:+.1f} on new "
         f'classes over the default sentence "a photo of a". Against the best hand-written sentence, "an icon of a": '
         f"{kdpl[0] - icon[0]:+.1f} and {kdpl[1] - icon[1]:+.1f}. Against CoOp, which uses the labels: "
-        f"{kdpl[0] - coop[0]:+.1f} and {kdpl[1] - coop[1]:+.1f}.\n"
-        "The embedded benchmark shows that the system works end to end; the paper's comparison needs real CLIPs "
-        "(docs/benchmark.md)."
+        f"{kdpl[0] - coop[0]:+.1f} and {kdpl[1] - coop[1]:+.1f}. The embedded benchmark shows that the system works end to "
+        "end; the paper's comparison needs real CLIPs (docs/benchmark.md)."
     )
+    print(f"\n{textwrap.fill(text, 95)}")
 
 
 def values_of(values: dict, datasets: list[str], name: str) -> tuple[float, float]:
