@@ -13,7 +13,12 @@ from kdpl.config import extend_cfg
 __version__ = "0.1.0"
 __all__ = ["dassl_in_use", "extend_cfg"]
 
-_FALLBACK = str(Path(__file__).parent / "fallback")
+_HERE = Path(__file__).parent
+if not (_HERE / "trainers").is_dir() and (_HERE.parent / "setup.py").is_file():
+    # A source checkout that is not installed, or that shadows an installed copy: kdpl.trainers and kdpl.datasets lie beside.
+    __path__.append(str(_HERE.parent))
+
+_FALLBACK = str(_HERE / "fallback")
 
 if find_spec("dassl") is None:
     sys.path.append(_FALLBACK)
