@@ -330,3 +330,28 @@ def test_an_evaluation_loads_no_teacher(tmp_path, capsys):
     run.load_model(str(tmp_path / "a"))
     run.test()
     assert "teacher" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp"])
+def test_text_prompts_are_learned_on_a_resnet_student(trainer, tmp_path):
+    sentence = ("DATASET.TEMPLATE", "an icon of a {}.")  # with its own sentence the teacher would be the student: no loss
+    options = ("MODEL.BACKBONE.NAME", "emoji_teacher", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, *sentence)
+    run, _ = train(trainer, tmp_path, *options)
+    assert type(run.clip.model.visual).__name__ == "ModifiedResNet"
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC"])
+def test_an_open_clip_student_of_unusual_widths_and_heads_is_prompted(trainer, tmp_path):
+    import open_clip
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny-student.json").write_text(
+        '{"embed_dim": 40, "vision_cfg": {"image_size": 64, "layers": 3, "width": 96, "head_width": 32, "patch_size": 16},'
+        ' "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 3}}'
+    )
+    open_clip.add_model_config(tmp_path / "configs")
+    weights = tmp_path / "weights.bin"
+    torch.save(open_clip.create_model("tiny-student").state_dict(), weights)
+    options = ("MODEL.BACKBONE.NAME", f"tiny-student:{weights}", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    _, learned = train(trainer, tmp_path, *options)
+    assert {value.shape[-1] for key, value in learned.items() if key.endswith(("ctx", "VPT"))} <= {48, 96}
