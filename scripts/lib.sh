@@ -150,7 +150,8 @@ train_py() {
     mkdir -p "$dir"
     (
         # Two processes that train in one folder would overwrite each other's checkpoints.
-        if command -v flock >/dev/null && ! flock -n 9; then
+        # A run that was just stopped may need a moment to go.
+        if command -v flock >/dev/null && ! flock -w 10 9; then
             echo "error: another process is at work in $dir"
             exit 3
         fi
