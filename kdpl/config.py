@@ -164,8 +164,6 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
         return float(value)
     if wanted is int and isinstance(value, float) and (value.is_integer() or key.rpartition(".")[2] in _FRACTIONAL):
         return int(value) if value.is_integer() else value
-    if wanted is float and key.rpartition(".")[2] in _FRACTIONAL and isinstance(value, int):
-        return value
     if type(value) is not wanted:
         raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.")
     return value
