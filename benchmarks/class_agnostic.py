@@ -107,7 +107,7 @@ def make_step(args: argparse.Namespace, kind: str) -> Callable[[], None]:
 
     def step() -> None:
         images = torch.randn(args.batch, 3, 224, 224, generator=generator).to(args.device)
-        teacher_logits = teacher.logits(images, student.logit_scale)
+        teacher_logits = teacher.logits(teacher.image_features(images), student.logit_scale)
         step_names, step_prepared = names, prepared
         if agnostic:
             chosen, probabilities = select_names(teacher_logits, args.names)
@@ -115,9 +115,10 @@ def make_step(args: argparse.Namespace, kind: str) -> Callable[[], None]:
             teacher_logits = teacher_logits[:, chosen]
             step_names = [names[i] for i in chosen.tolist()]
             step_prepared = student.prepare(step_names)
-        output = student(images, step_prepared)
+        frozen = student.frozen_image_features(images) if student.reads_frozen_image_features else None
+        output = student(images, step_prepared, frozen=frozen)
         terms = distillation_loss(output.logits, teacher_logits)
-        loss = terms["loss"] + sum(student.regularisers(output, images, step_names).values())
+        loss = terms["loss"] + sum(student.regularisers(output, frozen, step_names).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -60,8 +60,8 @@ def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
     return Path(folder, Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name)
 
 
-def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str) -> Path:
-    """Write `state` to `folder/name` and name it in the text file `checkpoint`; BEST is not named there.
+def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str, newest: bool = True) -> Path:
+    """Write `state` to `folder/name` and name it in the text file `checkpoint`, if it is the `newest`; BEST is not named there.
 
     Raises:
         OSError: it could not be written; what was there before is untouched.
@@ -69,7 +69,7 @@ def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str)
     path = Path(folder, name)
     with atomic_write(path) as file:
         torch.save(state, file)
-    if name != BEST:
+    if newest and name != BEST:
         with atomic_write(path.with_name(NEWEST), "w") as file:
             file.write(name + "\n")
     return path

@@ -25,8 +25,10 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from kdpl.blocks import UnsupportedTowerError
 from kdpl.suggest import did_you_mean, gist
 from kdpl.text import TextTower
+from kdpl.vision import VisionTower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -107,14 +109,44 @@ class Clip:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    @cached_property
+    def embed_dim(self) -> int:
+        """Width d of its features."""
+        try:
+            return self.text.embed_dim
+        except UnsupportedTowerError:
+            return self.model.encode_text(self.tokenize(["a"]).to(self.device)).shape[1]
+
     @property
     def logit_scale(self) -> Tensor:
         """exp(logit_scale), a scalar in fp32."""
         return self.model.logit_scale.detach().float().exp().squeeze()
 
+    @cached_property
+    def vision(self) -> VisionTower:
+        """Its image tower for the prompted pass; UnsupportedTowerError where it is not a ViT as CLIP has it."""
+        return VisionTower(self.model.visual)
+
     def image_features(self, images: Tensor) -> Tensor:
         """Return the image features `(B, d)`, not normalised, of normalised images `(B, 3, resolution, resolution)`."""
-        return self.model.encode_image(images.to(self.dtype))
+        return self._encode_image(images.to(self.dtype))
+
+    @cached_property
+    def _encode_image(self) -> Callable[[Tensor], Tensor]:
+        try:
+            return self.vision
+        except UnsupportedTowerError:
+            return self.model.encode_image
+
+    def compile(self) -> None:
+        """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
+        self._encode_image = torch.compile(self._encode_image)
+
+
+def cpu_likes_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(check() for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None)
 
 
 def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -44,10 +44,16 @@ def _defaults() -> CN:
             "LOSS": "symmetric",
             "TEMPERATURE": 1.0,
             "TEACHER_LOGIT_SCALE": "student",
+            "VIEWS": 0,
+            "VIEW_SEED": 0,
+            "CACHE_DIR": "",
+            "COMPILE": False,
+            "MAX_TEXT_ROWS": 8192,
         }
     )
     dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": ""})
-    return CN({"TRAINER": trainer, "DATASET": dataset})
+    train = CN({"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False})
+    return CN({"TRAINER": trainer, "DATASET": dataset, "TRAIN": train})
 
 
 def extend_cfg(cfg: CN) -> None:
@@ -189,6 +195,14 @@ def check_config(cfg: CN, node: str = "") -> None:
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
         if options.K_MAX < 1:
             raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 1 name a batch.")
+        for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):
+            if options[key] < 0:
+                raise ConfigError(f"TRAINER.KDPL.{key} is {options[key]}, expected 0 or more.")
+        if options.CACHE_DIR and not options.VIEWS:
+            raise ConfigError(
+                f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to keep with VIEWS 0 (augmented afresh each time): "
+                "set TRAINER.KDPL.VIEWS to the number of fixed views an image shall have."
+            )
         if not 0 < options.TEMPERATURE < float("inf"):
             raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
 

@@ -45,7 +45,7 @@ def cached_text_features(clip: Clip, names: list[str], template: str, progress: 
     """
     key = _key(weights_digest(clip), template, names)
     path = _folder() / f"{key}.safetensors"
-    features = _features_on_disk(path, key, (len(names), _width(clip)))
+    features = _features_on_disk(path, key, (len(names), clip.embed_dim))
     if features is None:
         print(f"Computing the text features of {len(names):,} names, once for this teacher and template")
         starts = range(0, len(names), SENTENCES_AT_ONCE)
@@ -79,7 +79,7 @@ class CachedEnsemble:
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Return the features `(C, d)` of these names, in fp32."""
         if self._table is None:
-            self._table = torch.empty(0, _width(self.clip), device=self.clip.device)
+            self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
             self._key = _key(weights_digest(self.clip), self.templates, [])
             self._read_shards()
         new = [n for n in dict.fromkeys(names) if n not in self._rows]
@@ -127,14 +127,15 @@ class CachedEnsemble:
             self._add([names[i] for i in new], features[new].to(self._table.device))
 
 
-def weights_digest(clip: Clip) -> str:
-    """Return a digest of the text tower of a CLIP: its design, and types, shapes and values of its parameters."""
-    digest = hashlib.sha256()
+def weights_digest(clip: Clip, tower: str = "text") -> str:
+    """Return a digest of the text or the image tower of a CLIP: its design, and types, shapes and values of its parameters."""
+    image, digest = tower == "image", hashlib.sha256()
     for name, module in clip.model.named_modules():
-        if not name.startswith("visual"):  # activations and heads change the features and have no weights
+        if name.startswith("visual") == image:  # activations and heads change the features and have no weights
             digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())
-    for name, value in clip.model.named_parameters():
-        if not name.startswith(("visual", "logit_")):
+    weights = [*clip.model.named_parameters(), *(clip.model.visual.named_buffers("visual") if image else ())]
+    for name, value in weights:
+        if name.startswith("visual") == image and not name.startswith("logit_"):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(_bytes(value))
     return digest.hexdigest()
@@ -155,11 +156,6 @@ def _key(*parts: object) -> str:
 
 def _folder() -> Path:
     return cache_dir() / "text_features"
-
-
-def _width(clip: Clip) -> int:
-    """Width d of the features, which not every kind of tower tells before it is run."""
-    return sentence_features(clip, ["a"]).shape[1]
 
 
 def _features_on_disk(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:

@@ -54,20 +54,19 @@ class Teacher:
             images = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
         return images if self._same_normalization else images * self._gain + self._bias
 
-    @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
         """Return the normalised image features `(B, d)` in fp32 of images normalised the student's way."""
-        return F.normalize(self.clip.image_features(self.adapt(images)).float(), dim=-1)
+        with torch.inference_mode():
+            features = F.normalize(self.clip.image_features(self.adapt(images)).float(), dim=-1)
+        return features.clone()  # of an inference tensor: it may take part in autograd
 
     @torch.no_grad()
-    def logits(self, images: Tensor, student_scale: Tensor) -> Tensor:
-        """Return the logits `(B, C)` in fp32 of images normalised the student's way.
+    def logits(self, features: Tensor, student_scale: Tensor) -> Tensor:
+        """Return the logits `(B, C)` in fp32 of image features `(B, d)`.
 
         Args:
             student_scale: exp(logit_scale) of the student, used where `logit_scale` is "student".
         """
-        # The clone of an inference tensor may take part in autograd.
-        features = self.image_features(images).clone()
         return similarity_logits(self.scale(student_scale), features, self.text_features)
 
     def scale(self, student_scale: Tensor) -> Tensor | float:

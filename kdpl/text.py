@@ -14,6 +14,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kdpl.blocks import Block, UnsupportedTowerError
 
@@ -44,6 +45,8 @@ class PromptLayout:
                 f"A prompt of {longest} tokens is longer than the text tower's {tower.context_length}: "
                 "shorten the class name or the context (N_CTX)."
             )
+        self.prompts = prompts
+        self._parts: tuple[int, list[tuple[int, PromptLayout]]] | None = None
         self.class_specific = class_specific
         self.prefix = n = _shared_prefix(prompts, class_specific)
         order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
@@ -81,6 +84,20 @@ class PromptLayout:
     def __len__(self) -> int:
         return len(self.eot)
 
+    def parts(self, tower: "TextTower", max_rows: int) -> list[tuple[int, "PromptLayout"]]:
+        """Return layouts of consecutive prompts, each of at most `max_rows` tokens where one prompt is no longer than that,
+        with the number of their first prompt; they are computed once."""
+        if self._parts is None or self._parts[0] != max_rows:
+            starts, rows = [0], self.prefix
+            for c, prompt in enumerate(self.prompts):
+                rows += len(prompt) - self.prefix
+                if rows > max_rows and c > starts[-1]:
+                    starts.append(c)
+                    rows = len(prompt)
+            spans = zip(starts, [*starts[1:], len(self)], strict=True)
+            self._parts = max_rows, [(a, PromptLayout(tower, self.prompts[a:b], self.class_specific)) for a, b in spans]
+        return self._parts[1]
+
     def embed(self, ctx: Tensor | None) -> Tensor:
         """Return the packed input of the first layer, `(P, N, w)`; P is 1, or B for one context per image."""
         if ctx is None:
@@ -111,6 +128,9 @@ class TextTower:
 
     It holds references, no copies: moving or casting the model moves and casts the tower.
 
+    The attribute `max_rows` bounds the tokens in flight at a time, and with them the memory (0: no bound). What exceeds it, by
+    many classes or by a context for each of many images, is computed piece by piece and again in the backward pass.
+
     Args:
         model: a CLIP whose text tower is a causal transformer read at the EOT position.
 
@@ -130,6 +150,7 @@ class TextTower:
             )
         self._text = text
         self.blocks = [Block(b) for b in text.transformer.resblocks]
+        self.max_rows = 0
 
     @property
     def device(self) -> torch.device:
@@ -189,6 +210,34 @@ class TextTower:
                 f"and a shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, and fewer vectors "
                 "than the prefix."
             )
+        pieces = self._pieces(layout, ctx)
+        if len(pieces) == 1 and len(pieces[0]) == 1:
+            return self._encode(layout, ctx, deep)
+        return torch.cat([torch.cat([self._again(*p, deep) for p in images]) for images in pieces], dim=-2)
+
+    def _pieces(self, layout: PromptLayout, ctx: Tensor | None) -> list[list[tuple[PromptLayout, Tensor | None]]]:
+        """Return layouts of some of the classes, each with contexts of some of the images, of at most `max_rows` tokens."""
+        images = len(ctx) if ctx is not None and ctx.dim() == 3 and not layout.class_specific else 1
+        if not self.max_rows or images * len(layout.rows) <= self.max_rows:
+            return [[(layout, ctx)]]
+        pieces = []
+        for start, part in layout.parts(self, self.max_rows):
+            if layout.class_specific:
+                pieces.append([(part, ctx[start : start + len(part)])])
+            elif images == 1:
+                pieces.append([(part, ctx)])
+            else:
+                at_once = max(1, self.max_rows // len(part.rows))
+                pieces.append([(part, some) for some in ctx.split(at_once)])
+        return pieces
+
+    def _again(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        """Encode, keeping nothing for the backward pass, which encodes again."""
+        if not torch.is_grad_enabled():
+            return self._encode(layout, ctx, deep)
+        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
+
+    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         x = layout.embed(ctx)  # (P, N, w)
         for l, block in enumerate(self.blocks):
             if 0 < l <= len(deep):

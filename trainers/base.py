@@ -5,10 +5,11 @@ A trainer is a student class (what is learned) times an objective: `DistillTrain
 neither's schedulers nor its loading.
 """
 
+import os
+import random
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,20 +20,23 @@ from dassl.engine import TrainerX
 from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
+from dassl.utils import AverageMeter, MetricMeter
 from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from kdpl import checkpoint
-from kdpl.clips import describe, load_clip
+from kdpl import checkpoint, lock
+from kdpl.clips import cpu_likes_bf16, describe, load_clip
 from kdpl.config import check_config
-from kdpl.distill import distillation_loss, select_names
+from kdpl.history import History
+from kdpl.loading import EpochLoader
+from kdpl.pixels import Normalize, bytes_transform
 from kdpl.results import write_results
 from kdpl.schedule import build_schedule
-from kdpl.selection import SelectionReport
+from kdpl.seeding import SEEDS
+from kdpl.signals import Interrupted, StopRequest
+from kdpl.steps import DivergenceError, Steps
 from kdpl.students import Student
-from kdpl.teacher import Teacher
-from kdpl.templates import DEFAULT, template_for
 
 
 class EvaluatedTrainer(TrainerX):
@@ -48,6 +52,14 @@ class EvaluatedTrainer(TrainerX):
     def class_names(self) -> list[str]:
         """The data set's class names, in the order of their labels."""
         return [self.lab2cname[label] for label in sorted(self.lab2cname)]
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.normalize = Normalize(mean, std)
+        for loader in (self.train_loader_x, self.val_loader, self.test_loader):
+            if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
+                loader.dataset.transform = transform
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Evaluate on another data set from now on: its images and class names, the same model."""
@@ -83,6 +95,7 @@ class EvaluatedTrainer(TrainerX):
         print(f"Evaluate on the *{split}* set")
         images_seen = 0
         for batch in tqdm(loader, desc=split, leave=False, disable=None):
+            self.stop_if_asked()
             images, labels = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(images), labels)
             images_seen += len(labels)
@@ -91,6 +104,9 @@ class EvaluatedTrainer(TrainerX):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         self.record(split, images_seen, results)
         return next(iter(results.values()))
+
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` where a signal has come and nothing is left to be saved."""
 
     def record(self, split: str, images: int, metrics: dict[str, float]) -> None:
         """Add the result of a test to `results.json` in the output folder."""
@@ -125,27 +141,50 @@ class EvaluatedTrainer(TrainerX):
         return None
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.to_device(batch["img"]), self.to_device(batch["label"])
+        return self.images(batch), self.to_device(batch["label"])
+
+    def images(self, batch: dict[str, Any]) -> Tensor:
+        """Return the batch's images (B, 3, H, W) on the device, normalised; where they can, they travel as bytes."""
+        return self.normalize(self.to_device(batch["img"]))
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def precision(self, key: str, value: str) -> tuple[str, torch.dtype | None]:
-        """Return the precision of the frozen weights and the type of autocast for a PREC; on a CPU fp16 becomes fp32."""
+    def precision(self, key: str, value: str, frozen: bool = False) -> tuple[str, torch.dtype | None]:
+        """Return the precision of the frozen weights and the type of autocast for a PREC.
+
+        On a CPU, fp16 becomes fp32, or for a tower that nothing is learned in bf16 where the CPU has it.
+        """
         if value in ("fp16", "amp") and self.device.type == "cpu":
-            print(f"{key} {value} is for GPUs: on this CPU it is fp32")
-            value = "fp32"
+            here = "bf16" if frozen and cpu_likes_bf16() else "fp32"
+            print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
+            value = here
         autocast = {"amp": torch.float16, "bf16": torch.bfloat16}.get(value)
         return ("fp16" if value == "fp16" else "fp32"), autocast
 
-    def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager:
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+    def autocast(self, dtype: torch.dtype | None) -> torch.autocast:
+        """Return the context of one precision, whatever the one around it."""
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+RESUME = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 
 
 class PromptTrainer(EvaluatedTrainer):
     """Training of a student's prompts. Subclasses give `student_class` and `compute_loss`."""
 
     student_class: type[Student]
+
+    def __init__(self, cfg: CfgNode):
+        self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
+        self.first_batch = 0  # at which the running epoch begins: a resumed one goes on in its middle
+        self.steps, self.history, self.stop = Steps(), History(), StopRequest()
+        self.last_saved = time.monotonic()
+        if cfg.TRAIN.DETERMINISTIC:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        super().__init__(cfg)
 
     @property
     def options(self) -> CfgNode:
@@ -164,12 +203,23 @@ class PromptTrainer(EvaluatedTrainer):
             )
         self.student_class.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
 
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.train_loader_x is not None:
+            self.train_loader_x = EpochLoader(self.train_loader_x, self.seed)
+
     def build_model(self) -> None:
         cfg = self.cfg
         key = f"TRAINER.{self.student_class.node}.PREC"
         weights, self.autocast_dtype = self.precision(key, self.options.PREC)
+        self.frozen_autocast_dtype = self.autocast_dtype
+        if self.device.type == "cpu" and cpu_likes_bf16() and self.student_class.reads_frozen_image_features:
+            _, self.frozen_autocast_dtype = self.precision(key, self.options.PREC, frozen=True)
         print(f"Loading student CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         self.clip = load_clip(cfg.MODEL.BACKBONE.NAME, weights, self.device)
+        self.clip.text.max_rows = cfg.TRAINER.KDPL.MAX_TEXT_ROWS
+        if cfg.TRAINER.KDPL.COMPILE:
+            self.clip.compile()
         self.student = self.student_class.build(self.clip, self.options, self.class_names)
         learned = self.student.learned.float().to(self.device)
         self.learned_parameters = sum(p.numel() for p in learned.parameters())
@@ -180,12 +230,19 @@ class PromptTrainer(EvaluatedTrainer):
         self.optim = build_optimizer(learned, cfg.OPTIM)
         self.sched = build_schedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
-        self.scaler = torch.amp.GradScaler(enabled=self.autocast_dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype == torch.float16)
         self.evaluation_text: Tensor | None = None
         self.use_class_names()
 
     def use_class_names(self) -> None:
         self.prepared = self.student.prepare(self.class_names)
+
+    def frozen_features(self, images: Tensor) -> Tensor | None:
+        """Return the frozen CLIP's features (B, d) of a batch, where the student reads them."""
+        if not self.student.reads_frozen_image_features:
+            return None
+        with self.autocast(self.frozen_autocast_dtype):
+            return self.student.frozen_image_features(images)
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -194,43 +251,128 @@ class PromptTrainer(EvaluatedTrainer):
         raise NotImplementedError
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Take one step on a batch and return its terms; the last batch of an epoch steps the schedule."""
+        """Take one step on a batch and return its terms."""
+        terms = self.train_step(batch)
+        values = torch.stack([term.float() for term in terms.values()]).tolist()  # one transfer for all
+        return dict(zip(terms, values, strict=True))
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Take one step on a batch; the last batch of an epoch steps the schedule.
+
+        Returns:
+            The terms as scalars on the device, so that no step waits for it: `run_epoch` reads many at a time.
+        """
         with self.autocast(self.autocast_dtype):
             loss, terms = self.compute_loss(batch)
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        values = torch.stack([term.detach().float() for term in terms.values()]).tolist()  # one transfer for all
-        return dict(zip(terms, values, strict=True))
+        return {name: term.detach() for name, term in terms.items()}
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
-        """Step the optimizer along the gradient of the loss, which must be finite."""
-        self.detect_anomaly(loss)
+        """Step the optimizer along the gradient of the loss."""
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optim)
         self.scaler.update()
 
     def run_epoch(self) -> None:
-        start = time.perf_counter()
-        super().run_epoch()
-        self.train_seconds += time.perf_counter() - start
+        """Train for one epoch, or for the rest of one that was interrupted; print every TRAIN.PRINT_FREQ batches."""
+        started = time.perf_counter()
+        self.set_model_mode("train")
+        loader = self.train_loader_x
+        loader.epoch, loader.start = self.epoch, self.first_batch
+        self.num_batches = len(loader)
+        # A set with fewer batches than that prints each of them.
+        print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
+        self.meters, self.batch_time, self.data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self.batch_idx = self.first_batch - 1
+        for name, (total, count, value) in (self.resumed_meters if self.first_batch else {}).items():
+            meter = self.meters.meters[name]
+            meter.sum, meter.count, meter.val, meter.avg = total, count, value, total / count
+        end = time.perf_counter()
+        for i, batch in enumerate(loader, self.first_batch):
+            self.batch_idx = i
+            self.data_time.update(time.perf_counter() - end)
+            lr = self.get_current_lr()
+            self.steps.add(self.batch_idx, lr, batch["impath"], self.train_step(batch))
+            self.batch_time.update(time.perf_counter() - end)
+            if (self.batch_idx + 1) % print_freq == 0:
+                self.read_steps()
+                self.print_progress()
+            if self.stop.signal or self.is_time_to_save():
+                self.train_seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                self.save_inside_epoch()
+            end = time.perf_counter()
+        self.read_steps()
+        self.first_batch = 0
+        self.train_seconds += time.perf_counter() - started
+
+    def read_steps(self) -> None:
+        """Read the terms of the steps since the last time from the device, for the meters and the logs.
+
+        Raises:
+            DivergenceError: a term is not finite; it names the images of the batch.
+        """
+        for step in self.steps.read():
+            self.meters.update(step.values)
+            self.history.add(step)
+            n = self.epoch * self.num_batches + step.batch
+            for name, meter in self.meters.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, n)
+            self.write_scalar("train/lr", step.lr, n)
+
+    def print_progress(self) -> None:
+        """Print a line about the running epoch in the form that the forks' parsers read."""
+        batches_left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+        print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+            f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+            f"{self.meters} lr {self.get_current_lr():.4e} eta {timedelta(seconds=int(self.batch_time.avg * batches_left))}"
+        )
+
+    def is_time_to_save(self) -> bool:
+        minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
+        return minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes
+
+    def stop_if_asked(self) -> None:
+        if self.stop.signal and self.finished_epochs == self.max_epoch:  # all is saved; else the next step saves
+            self.leave()
+
+    def leave(self) -> None:
+        """End the run, which has saved its state, on the signal that came."""
+        self.close_writer()
+        message = f"Stopped by {self.stop.signal} after saving: the same command again goes on from here"
+        print(message, flush=True)
+        raise Interrupted(message)
 
     def after_epoch(self) -> None:
         self.finished_epochs = self.epoch + 1
         self.student.end_epoch(self.epoch, self.max_epoch)
+        self.history.end_epoch(self.finished_epochs)
         super().after_epoch()
+        self.history.write(self.output_dir)
+        if self.finished_epochs == self.max_epoch:  # its checkpoint holds all that the state inside the epoch did
+            Path(self.output_dir, self.student.model_name, RESUME).unlink(missing_ok=True)
 
     def train(self) -> None:
         if self.train_loader_x is None or len(self.train_loader_x) == 0:
             raise ValueError(f"DATASET.NAME '{self.cfg.DATASET.NAME}' has no training images: it can only be evaluated.")
-        super().train()
+        lock.occupy(self.output_dir)
+        self.stop.install()
+        try:
+            super().train()
+        finally:
+            self.stop.uninstall()
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def logits(self, images: Tensor) -> Tensor:
+        frozen = self.frozen_features(images) if self.student.image_features_are_frozen else None
         with self.autocast(self.autocast_dtype):
-            return self.student(images, self.prepared, self.evaluation_text).logits
+            return self.student(images, self.prepared, self.evaluation_text, frozen).logits
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -248,13 +390,44 @@ class PromptTrainer(EvaluatedTrainer):
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write the learned parameters and all that an exact resume needs, in the forks' layout."""
-        state = {
-            "state_dict": self.student.learned.state_dict(),
-            "epoch": epoch + 1,
+        state = self._state(epoch + 1, 0, val_result)
+        folder = f"{directory}/{self.student.model_name}"
+        path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
+        if is_best:
+            checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
+        self.last_saved = time.monotonic()
+        print(f"Checkpoint saved to {path}")
+
+    def save_inside_epoch(self) -> None:
+        """Write the state after the batch that has just been trained on, and end the run if a signal asked for it."""
+        self.read_steps()  # what diverged is not saved
+        state = self._state(self.epoch, self.batch_idx + 1, None)
+        folder = f"{self.output_dir}/{self.student.model_name}"
+        checkpoint.save_checkpoint(state, folder, RESUME, newest=False)
+        self.last_saved = time.monotonic()
+        if self.stop.signal:
+            self.leave()
+
+    def _state(self, epochs: int, batches: int, val_result: float | None) -> dict[str, Any]:
+        learned = self.student.learned.state_dict()
+        broken = [name for name, value in learned.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise DivergenceError(
+                f"{', '.join(broken)} became NaN or infinite in epoch {self.epoch + 1}, and is not saved: lower OPTIM.LR, "
+                "lengthen the warm-up, or set PREC fp32."
+            )
+        return {
+            "state_dict": learned,
+            "epoch": epochs,
             "optimizer": self.optim.state_dict(),
             "scheduler": self.sched.state_dict(),
             "val_result": None if val_result is None else float(val_result),
             "kdpl": {
+                "batch": batches,  # of the epoch after these
+                "num_batches": len(self.train_loader_x),
+                "seed": self.seed,
+                "meters": {n: [m.sum, m.count, m.val] for n, m in self.meters.meters.items()} if batches else {},
+                "history": self.history.state(),
                 "student": self.student.extra_state(),
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
@@ -263,36 +436,64 @@ class PromptTrainer(EvaluatedTrainer):
                 "best_result": None if self.best_result == float("-inf") else float(self.best_result),
             },
         }
-        folder = f"{directory}/{self.student.model_name}"
-        path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
-        if is_best:
-            checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
-        print(f"Checkpoint saved to {path}")
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Go on from the newest checkpoint in `directory`, if there is one; return the number of finished epochs."""
-        path = checkpoint.newest_checkpoint(f"{directory}/{self.student.model_name}")
+        """Go on from the newest state in `directory`, if there is one; return the number of finished epochs."""
+        path, state = self._newest_state(Path(directory, self.student.model_name))
         if path is None:
             print("No checkpoint found, train from scratch")
             return 0
-        state = self._load(path)
-        if "kdpl" not in state or state.get("optimizer") is None:
+        ours = state.get("kdpl", {})
+        if "history" not in ours or state.get("optimizer") is None:
             raise checkpoint.CheckpointError(
-                f"'{path}' was not written by this trainer: it can be evaluated (--eval-only --model-dir) or start a new "
-                "training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
+                f"'{path}' was not written by this trainer, or by another version of it: it can be evaluated (--eval-only "
+                "--model-dir) or start a new training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
             )
+        self._check_same_run(path, ours)
+        self._take(path, state)
         self.optim.load_state_dict(state["optimizer"])
         self.sched.load_state_dict(state["scheduler"])
-        ours = state["kdpl"]
         self.student.load_extra_state(ours["student"])
         self.load_extra_state(ours["trainer"])
+        self.history.load_state(ours["history"])
         self.scaler.load_state_dict(ours["scaler"])
         checkpoint.set_random_state(ours["random"])
         self.train_seconds = ours["train_seconds"]
+        self.first_batch, self.resumed_meters = ours["batch"], ours["meters"]
         if ours["best_result"] is not None:
             self.best_result = ours["best_result"]
-        print(f"Resume from {path} (epoch={state['epoch']})")
+        inside = f", batch={self.first_batch}" if self.first_batch else ""
+        print(f"Resume from {path} (epoch={state['epoch']}{inside})")
         return state["epoch"]
+
+    def _newest_state(self, folder: Path) -> tuple[Path | None, dict[str, Any]]:
+        """Return the state that is furthest, of the newest whole epoch or inside one, and its path."""
+        path = checkpoint.newest_checkpoint(folder)
+        state = {} if path is None else checkpoint.load_checkpoint(path)
+        inside = folder / RESUME
+        if inside.is_file():
+            try:
+                other = checkpoint.load_checkpoint(inside)
+            except checkpoint.CheckpointError as error:
+                print(f"Warning: {error} The run goes on from the last whole epoch.")
+            else:
+                if other["epoch"] >= state.get("epoch", 0):
+                    return inside, other
+        return path, state
+
+    def _check_same_run(self, path: Path, ours: dict[str, Any]) -> None:
+        """Refuse to go on with other batches than those the run was begun with."""
+        if self.cfg.SEED < 0:
+            self.seed = self.train_loader_x.seed = ours["seed"]
+        for what, then, now in (
+            ("SEED (--seed)", ours["seed"], self.seed),
+            ("batches in an epoch", ours["num_batches"], len(self.train_loader_x)),
+        ):
+            if then != now:
+                raise checkpoint.CheckpointError(
+                    f"'{path}' is of a run with {then} as {what}, this one has {now}: go on with the settings it was begun "
+                    "with, or choose another --output-dir."
+                )
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
@@ -300,7 +501,8 @@ class PromptTrainer(EvaluatedTrainer):
             print("No prompts are loaded, because no folder is given (--model-dir): the initial ones are evaluated")
             return
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
-        state = self._load(path)
+        state = checkpoint.load_checkpoint(path)
+        self._take(path, state)
         self.train_seconds = state.get("kdpl", {}).get("train_seconds", 0.0)
         print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
 
@@ -311,11 +513,9 @@ class PromptTrainer(EvaluatedTrainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what `extra_state` returned."""
 
-    def _load(self, path: Any) -> dict[str, Any]:
-        state = checkpoint.load_checkpoint(path)
+    def _take(self, path: Path, state: dict[str, Any]) -> None:
         checkpoint.load_learned(self.student.learned, state["state_dict"], path)
         self.finished_epochs = state["epoch"]
-        return state
 
 
 class SupervisedTrainer(PromptTrainer):
@@ -323,119 +523,11 @@ class SupervisedTrainer(PromptTrainer):
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = self.parse_batch_train(batch)
-        output = self.student(images, self.prepared)
-        own = self.student.regularisers(output, images, self.class_names)
+        frozen = self.frozen_features(images)
+        output = self.student(images, self.prepared, frozen=frozen)
+        own = self.student.regularisers(output, frozen, self.class_names)
         loss = F.cross_entropy(output.logits.float(), labels) + sum(own.values())
         return loss, {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0].squeeze(), **own}
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.to_device(batch["img"]), self.to_device(batch["label"])
-
-
-class DistillTrainer(PromptTrainer):
-    """Unsupervised distillation from a frozen teacher (KDPL, arXiv:2407.03056); labels are never read.
-
-    `loss` is the distillation loss, as in the published logs. A variant's own terms are reported beside it, with their sum
-    with `loss`, which is what is minimised, as `loss_total`.
-    """
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_config(cfg, "KDPL")
-        describe(cfg.TRAINER.KDPL.TEACHER)
-        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-        if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
-            from kdpl.vocabulary import check_vocabulary
-
-            check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
-            if cfg.TRAINER[self.student_class.node].get("CSC", False):
-                raise ValueError(
-                    "TRAINER.COOP.CSC True and TRAINER.KDPL.CLASS_AGNOSTIC True contradict each other: a context for each "
-                    "class cannot be learned when the classes are unknown. Set one of them to False."
-                )
-
-    def teacher_name(self) -> str:
-        return self.cfg.TRAINER.KDPL.TEACHER
-
-    selection: SelectionReport | None = None  # of a class-agnostic run
-
-    @cached_property
-    def training_names(self) -> list[str]:
-        """The names that the teacher gives a distribution over: the data set's, or a vocabulary's."""
-        options = self.cfg.TRAINER.KDPL
-        if not options.CLASS_AGNOSTIC:
-            return self.class_names
-        from kdpl.vocabulary import load_vocabulary
-
-        names = load_vocabulary(options.VOCABULARY, exclude=self.class_names if options.EXCLUDE_CLASSNAMES else ())
-        print(f"Class-agnostic: {len(names):,} names, {options.K_MAX:,} at most chosen for each batch")
-        return names
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        """The teacher over `training_names`, loaded when it is first needed: an evaluation does without."""
-        cfg, options = self.cfg, self.cfg.TRAINER.KDPL
-        weights, self.teacher_autocast = self.precision("TRAINER.KDPL.PREC", options.PREC)
-        print(f"Loading teacher CLIP (backbone: {options.TEACHER})")
-        with torch.autocast(self.device.type, enabled=False):  # whoever asks first
-            clip = load_clip(options.TEACHER, weights, self.device)
-            template, features = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE), None
-            if options.CLASS_AGNOSTIC:
-                from kdpl.feature_cache import cached_text_features
-
-                template = f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
-                features = cached_text_features(clip, self.training_names, template)
-                self.selection = SelectionReport(self.training_names)
-            mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
-            return Teacher(clip, self.training_names, template, mean, std, options.TEACHER_LOGIT_SCALE, features)
-
-    def before_train(self) -> None:
-        self.load_for_training()
-        super().before_train()
-
-    def load_for_training(self) -> None:
-        _ = self.teacher
-
-    def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
-        return self.to_device(batch["img"])
-
-    def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        options = self.cfg.TRAINER.KDPL
-        images, teacher = self.parse_batch_train(batch), self.teacher
-        with self.autocast(self.teacher_autocast):
-            teacher_logits = teacher.logits(images, self.student.logit_scale)  # (B, C), or (B, V)
-        names, prepared = self.training_names, self.prepared
-        if options.CLASS_AGNOSTIC:
-            chosen, probabilities = select_names(teacher_logits, options.K_MAX)  # (K,)
-            self.selection.add(chosen, probabilities)
-            teacher_logits = teacher_logits[:, chosen]
-            names = [self.training_names[i] for i in chosen.tolist()]
-            prepared = self.student.prepare(names)
-        output = self.student(images, prepared)
-        terms = distillation_loss(output.logits, teacher_logits, options.LOSS, options.TEMPERATURE)
-        own = self.student.regularisers(output, images, names)
-        total = terms["loss"] + sum(own.values())
-        return total, {**terms, **own, **({"loss_total": total} if own else {})}
-
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        if self.cfg.TRAINER.KDPL.SHOTS == "random" and self.cfg.DATASET.NUM_SHOTS > 0:
-            from kdpl.datasets.base import ClassListDataset
-
-            if not isinstance(self.dm.dataset, ClassListDataset):
-                raise ValueError(
-                    f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(self.dm.dataset).__name__}, which is not "
-                    "one of kdpl.datasets: set SHOTS to 'class', or import kdpl.datasets before the fork's own."
-                )
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"selection": self.selection.state()} if self.selection else {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        if self.selection and "selection" in state:
-            self.selection.load_state(state["selection"])
-
-    def after_epoch(self) -> None:
-        super().after_epoch()
-        if self.selection:
-            self.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))
+        return self.images(batch), self.to_device(batch["label"])

@@ -1,7 +1,7 @@
 """KDPL_CoOp: CoOp's prompts learned from a teacher, without labels (arXiv:2407.03056)."""
 
 from kdpl.students import CoOp
-from kdpl.trainers.base import DistillTrainer
+from kdpl.trainers.distill import DistillTrainer
 from kdpl.trainers.registry import register
 
 

@@ -90,4 +90,4 @@ class ZeroshotTeacher(ZeroshotTrainer):
         self.teacher = Teacher(self.clip, self.class_names, self.template(), mean, std, logit_scale="own")
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.teacher.logits(images, torch.ones(()))
+        return self.teacher.logits(self.teacher.image_features(images), torch.ones(()))

@@ -43,6 +43,7 @@ class Student(nn.Module):
     node: str  # the configuration node of its options
     model_name: str = "prompt_learner"  # under which the forks register and save it
     image_features_are_frozen = False  # True where nothing learned touches the vision tower
+    reads_frozen_image_features = False  # True where they are needed at all: as its own, or in its regularisers
     text_depends_on_images = False  # True where every image has its own text features
 
     def __init__(self, clip: Clip, options: CfgNode):
@@ -95,25 +96,34 @@ class Student(nn.Module):
         """Return normalised image features `(B, d)` of images `(B, 3, H, W)`; by default the frozen CLIP's."""
         return self.frozen_image_features(images)
 
-    @torch.no_grad()
     def frozen_image_features(self, images: Tensor) -> Tensor:
-        """Return the frozen CLIP's normalised image features `(B, d)` in fp32."""
-        return F.normalize(self.clip.image_features(images).float(), dim=-1)
+        """Return the frozen CLIP's normalised image features `(B, d)` in fp32, without gradient."""
+        with torch.inference_mode():
+            features = F.normalize(self.clip.image_features(images).float(), dim=-1)
+        return features.clone()  # of an inference tensor: it may take part in autograd
 
-    def forward(self, images: Tensor, prepared: Any, text_features: Tensor | None = None) -> Output:
+    def forward(
+        self, images: Tensor | None, prepared: Any, text_features: Tensor | None = None, frozen: Tensor | None = None
+    ) -> Output:
         """Return logits and features of a batch.
 
         Args:
-            images: `(B, 3, H, W)`, normalised.
+            images: `(B, 3, H, W)`, normalised; None where `frozen` is given and `image_features_are_frozen`.
             prepared: what `prepare` returned for the class names.
             text_features: already computed by `text_features`, in an evaluation.
+            frozen: already computed by `frozen_image_features`, `(B, d)`.
         """
-        f = self.image_features(images)  # (B, d)
+        own = frozen is None or not self.image_features_are_frozen
+        f = self.image_features(images) if own else frozen  # (B, d)
         g = self.text_features(prepared, f) if text_features is None else text_features
         return Output(similarity_logits(self.logit_scale, f, g), f, g)
 
-    def regularisers(self, output: Output, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the variant's own terms of the loss by name, weights included; they are added to the main loss."""
+    def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the variant's own terms of the loss by name, weights included; they are added to the main loss.
+
+        Args:
+            frozen: `frozen_image_features` of the batch `(B, d)`, where `reads_frozen_image_features`.
+        """
         return {}
 
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
@@ -171,9 +181,7 @@ class VisualPrompts:
 
     @property
     def vision(self) -> VisionTower:
-        if "_vision" not in self.__dict__:
-            self.__dict__["_vision"] = VisionTower(self.clip.model.visual)
-        return self.__dict__["_vision"]
+        return self.clip.vision
 
 
 def normalized_text(tower_output: Tensor) -> Tensor:

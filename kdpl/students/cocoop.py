@@ -16,6 +16,7 @@ class CoCoOp(Student):
 
     node = "COCOOP"
     image_features_are_frozen = True
+    reads_frozen_image_features = True
     text_depends_on_images = True
 
     def __init__(self, clip: Clip, options: CfgNode):

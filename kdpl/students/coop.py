@@ -17,6 +17,7 @@ class CoOp(Student):
 
     node = "COOP"
     image_features_are_frozen = True
+    reads_frozen_image_features = True
 
     def __init__(self, clip: Clip, options: CfgNode, classes: int | None = None):
         super().__init__(clip, options)

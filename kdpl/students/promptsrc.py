@@ -23,6 +23,7 @@ class PromptSRC(IVLP):
     """IVLP with three regularisers towards the frozen CLIP and Gaussian-weighted prompt aggregation over epochs."""
 
     node = "PROMPTSRC"
+    reads_frozen_image_features = True
 
     def __init__(self, clip: Clip, options: CfgNode):
         super().__init__(clip, options)
@@ -34,15 +35,14 @@ class PromptSRC(IVLP):
         if options.GPA_STD <= 0:
             raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {options.GPA_STD}, expected a positive number of epochs.")
 
-    def regularisers(self, output: Output, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def regularisers(self, output: Output, frozen: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return `loss_text`, `loss_image` and `loss_logits`, with their weights."""
         g0 = self.frozen_text_features(names)  # (C, d)
-        f0 = self.frozen_image_features(images)  # (B, d)
-        log_s0 = F.log_softmax(similarity_logits(self.logit_scale, f0, g0), dim=-1)
+        log_s0 = F.log_softmax(similarity_logits(self.logit_scale, frozen, g0), dim=-1)  # (B, C)
         log_s = F.log_softmax(output.logits.float(), dim=-1)  # (B, C)
         return {
             "loss_text": self.options.TEXT_LOSS_WEIGHT * F.l1_loss(output.text_features, g0),
-            "loss_image": self.options.IMAGE_LOSS_WEIGHT * F.l1_loss(output.image_features, f0),
+            "loss_image": self.options.IMAGE_LOSS_WEIGHT * F.l1_loss(output.image_features, frozen),
             "loss_logits": (log_s0.exp() * (log_s0 - log_s)).mean(),  # the sum over all entries, divided by B * C
         }
 

@@ -5,31 +5,14 @@ The image's augmentation draws from generators seeded with that alone. A run's b
 the run, not on how many workers load them.
 """
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from dassl.utils import set_random_seed
-
-_SEEDS = 2**31  # seeds lie below this: NumPy's are 32 bits wide
-
-
-class SeededIndex(int):
-    """An index into a data set that carries the seed of the image's augmentation."""
-
-    seed: int
-
-    def __new__(cls, index: int, seed: int):
-        self = super().__new__(cls, index)
-        self.seed = seed
-        return self
-
-    def __getnewargs__(self) -> tuple[int, int]:
-        return int(self), self.seed  # for the way to a worker process
+from kdpl.seeding import SEEDS, SeededIndex, epoch_seed, seeded
 
 
 class SeededSampler(Sampler[SeededIndex]):
@@ -40,30 +23,17 @@ class SeededSampler(Sampler[SeededIndex]):
 
     def __iter__(self) -> Iterator[SeededIndex]:
         # A generator of its own: workers fetch indices ahead, while the training draws from the global one.
-        generator = torch.Generator().manual_seed(int(torch.randint(_SEEDS, (1,))))
+        generator = torch.Generator().manual_seed(int(torch.randint(SEEDS, (1,))))
         for index in self.sampler:
-            yield SeededIndex(index, int(torch.randint(_SEEDS, (1,), generator=generator)))
+            yield SeededIndex(index, int(torch.randint(SEEDS, (1,), generator=generator)))
 
     def __len__(self) -> int:
         return len(self.sampler)
 
 
-@contextmanager
-def augmentation_seed(index: int) -> Iterator[None]:
+def augmentation_seed(index: int) -> AbstractContextManager[None]:
     """Draw from generators seeded for this image, then put the global ones back; a plain int changes nothing."""
-    if not isinstance(index, SeededIndex):
-        yield
-        return
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(index.seed)
-    np.random.seed(index.seed)
-    torch.default_generator.manual_seed(index.seed)  # torch.manual_seed would reseed the GPUs too
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    return seeded(index.seed) if isinstance(index, SeededIndex) else nullcontext()
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
@@ -74,4 +44,4 @@ def seed_epoch(seed: int, epoch: int) -> None:
         epoch: counted from 0.
     """
     if seed >= 0:
-        set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % _SEEDS)
+        set_random_seed(epoch_seed(seed, epoch))
