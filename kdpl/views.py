@@ -233,7 +233,7 @@ class ViewFeatures:
             pixels: normalised images `(len(rows), 3, H, W)`; None where nothing is missing.
         """
         missing = self.missing(index, view).nonzero().squeeze(1)
-        for new in missing.split(self.chunk):
+        for new in missing.split(self.chunk) if len(missing) else ():
             images = pixels[torch.searchsorted(rows, new).to(pixels.device)]
             blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
             features = self.compute(torch.cat([images, blank]))[: len(new)]

@@ -72,7 +72,7 @@ class VisionTower:
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1:  # the feature is read at CLS: no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
-                x = block.finish(x[:, :1], _attention(q, *kv.unbind(2)))
+                x = block.finish(x[:, :1], _attend_one(q, *kv.unbind(2)))
             else:
                 q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
                 if l < len(deep):  # the prompts' outputs are replaced
@@ -85,3 +85,10 @@ class VisionTower:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+
+def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one query, q `(B, 1, heads, head_dim)`, whose result for an image does not depend on its place in the batch,
+    as that of a batch of small matrix products may in the last bit."""
+    weights = ((q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(1)  # (B, L, heads, 1)
+    return (weights.to(v.dtype) * v).sum(1, keepdim=True)

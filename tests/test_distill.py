@@ -96,7 +96,7 @@ def test_the_teacher_sees_the_same_view_normalised_its_own_way(teacher_clip):
 def test_the_teacher_resizes_to_its_own_resolution(teacher_clip):
     model = random_clip(3, 128, 96, 1, 64, 32, 77, 49408, 64, 1, 1)
     other = Clip(model, "random", 96, OPENAI_MEAN, OPENAI_STD, teacher_clip.tokenize)
-    assert make_teacher(other).image_features(torch.randn(2, 3, 64, 64)).shape == (2, 64)
+    assert make_teacher(other).image_features(torch.randn(2, 3, 64, 64)).shape == (2, 128)
 
 
 def test_teacher_text_features_are_those_of_its_sentences(teacher_clip):

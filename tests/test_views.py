@@ -1,0 +1,204 @@
+"""Fixed views and the features kept of them: the same to the last bit as computing them afresh, found again, never trusted blindly."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_trainers import assert_same, build, parameters
+
+from kdpl.config import ConfigError
+from kdpl.pixels import Normalize, bytes_transform
+from kdpl.views import FeatureTable, ImageFile, RowStore
+
+VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 5, "TEST.NO_TEST", True)
+
+
+def run(trainer, output, *options, **kwargs):
+    run = build(trainer, output, *VIEWS, *options, **kwargs)
+    run.train()
+    return run
+
+
+def losses(run):
+    return [[row[k] for k in row] for row in run.history.rows]
+
+
+def forget(monkeypatch):
+    """Have every feature computed afresh whenever it is asked for."""
+    get = FeatureTable.get
+
+    def get_once(self, index, view):
+        features = get(self, index, view)
+        self.known[:] = False
+        return features
+
+    monkeypatch.setattr(FeatureTable, "get", get_once)
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp", "KDPL_PromptSRC", "KDPL_MaPLe"])
+def test_warm_views_give_the_same_losses_as_the_same_views_computed_afresh(trainer, tmp_path, monkeypatch):
+    warm = run(trainer, tmp_path / "warm")
+    forget(monkeypatch)
+    fresh = run(trainer, tmp_path / "fresh")
+    assert losses(warm) == losses(fresh)
+    assert_same(parameters(warm), parameters(fresh))
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp"])
+def test_after_the_first_pass_neither_a_vision_tower_nor_an_image_is_touched(trainer, tmp_path):
+    kdpl = build(trainer, tmp_path, *VIEWS)
+    run_epoch = kdpl.run_epoch
+
+    def epoch():
+        run_epoch()
+        if kdpl.epoch == 1:  # both views of every image were seen, those that short batches leave out too
+            kdpl.train_loader_x.dataset.__class__.__getitem__ = None
+            kdpl.clip.image_features = kdpl.teacher.clip.image_features = None
+
+    item = kdpl.train_loader_x.dataset.__class__.__getitem__
+    kdpl.run_epoch = epoch
+    try:
+        kdpl.train()
+    finally:
+        kdpl.train_loader_x.dataset.__class__.__getitem__ = item
+    assert kdpl.finished_epochs == 5
+
+
+def test_views_are_augmented_and_differ_between_images_views_and_view_seeds(tmp_path):
+    pixels = {}
+    for seed in (0, 1):
+        kdpl = build("KDPL_VPT", tmp_path, *VIEWS, "TRAINER.KDPL.VIEW_SEED", seed)
+        for epoch in (0, 1, 2):
+            kdpl.train_loader_x.epoch = epoch
+            for batch in kdpl.train_loader_x:
+                for i, v, image in zip(batch["index"].tolist(), batch["view"].tolist(), batch["img"], strict=True):
+                    pixels.setdefault((seed, i, v), []).append(image)
+    assert any(len(views) > 1 for views in pixels.values())
+    assert all(torch.equal(views[0], other) for views in pixels.values() for other in views)
+    i = next(i for seed, i, view in pixels if (1, i, 0) in pixels and (0, i, 1) in pixels)
+    first, second, other = pixels[0, i, 0][0], pixels[0, i, 1][0], pixels[1, i, 0][0]
+    assert not torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, capsys, monkeypatch, workers):
+    kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "DATALOADER.NUM_WORKERS", workers)
+    cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
+    capsys.readouterr()
+    for name in ("teacher_features", "frozen_features"):
+        monkeypatch.setattr(type(cold), name, None)
+    warm = run("KDPL_CoOp", tmp_path / "warm", *kept)
+    assert losses(warm) == losses(cold)
+    assert_same(parameters(warm), parameters(cold))
+    count = warm.view_features[0].table.known.numel()
+    assert f"Features of {count} of {count} views found for emoji_teacher\n" in capsys.readouterr().out
+    monkeypatch.undo()
+    other = build("KDPL_CoCoOp", tmp_path / "other", *VIEWS, *kept)
+    other.load_for_training()
+    assert all(features.table.known.all() for features in other.view_features)
+
+
+@pytest.mark.parametrize("damage", ["rotten", "cut off", "empty"])
+def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
+    kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
+    for shard in (tmp_path / "cache").rglob("*.rows"):
+        data = bytearray(shard.read_bytes())
+        if damage == "rotten":
+            data[40] ^= 1
+        shard.write_bytes(data if damage == "rotten" else data[:-7] if damage == "cut off" else b"")
+    capsys.readouterr()
+    warm = run("KDPL_CoOp", tmp_path / "warm", *kept)
+    assert ("1 rows in" in capsys.readouterr().out) == (damage == "rotten")
+    assert losses(warm) == losses(cold)
+
+
+def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path):
+    kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    run("KDPL_CoOp", tmp_path / "cold", *kept)
+
+    def known(*options):
+        other = build("KDPL_CoOp", tmp_path / "other", *VIEWS, *kept, *options)
+        other.load_for_training()
+        return [int(f.table.known.sum()) for f in other.view_features]
+
+    teacher, student = known()
+    assert teacher == student > 0
+    assert known("TRAINER.KDPL.TEACHER", "emoji_student") == [student, student], "the weights count, not the role"
+    assert known("INPUT.RRCROP_SCALE", (0.3, 1.0)) == [0, 0]
+    assert known("TRAINER.KDPL.VIEW_SEED", 1) == [0, 0]
+    assert ImageFile("a", 1, 2).key(0) != ImageFile("a", 1, 3).key(0) != ImageFile("a", 1, 3).key(1)
+
+
+def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, monkeypatch, capsys):
+    memory = run("KDPL_CoOp", tmp_path / "memory")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    kept = run("KDPL_CoOp", tmp_path / "full", "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    assert losses(kept) == losses(memory)
+    assert "kept in memory alone from now on" in capsys.readouterr().out
+
+
+def test_a_cache_folder_without_views_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has nothing to keep with VIEWS 0"):
+        build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.CACHE_DIR", tmp_path)
+    with pytest.raises(ConfigError, match="VIEWS is -1, expected 0 or more"):
+        build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.VIEWS", -1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_store_gives_back_what_was_put_in_whoever_wrote_it(tmp_path_factory, data):
+    images, views, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
+    dtype = data.draw(st.sampled_from([torch.float16, torch.float32]))
+    folder = tmp_path_factory.mktemp("store")
+    files = [ImageFile(f"image {i}", i, i) for i in range(images)]
+    values = torch.randn(images, views, width).to(dtype)
+    pairs = [(i, v) for i in range(images) for v in range(views)]
+    written = set()
+    for _ in range(data.draw(st.integers(1, 3))):  # processes, one after the other
+        table = FeatureTable(files, views, width, dtype, RowStore(folder, width, str(dtype).removeprefix("torch.")))
+        assert {(i, v) for i, v in pairs if table.known[i, v]} == written
+        new = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=4))
+        if new:
+            index, view = torch.tensor(new).T
+            table.put(index, view, values[index, view].float())
+        written |= set(new)
+        if written:
+            index, view = torch.tensor(sorted(written)).T
+            assert torch.equal(table.get(index, view), values[index, view])
+
+
+def test_a_feature_that_is_not_finite_is_not_kept(tmp_path):
+    table = FeatureTable([ImageFile("a", 1, 1)], 2, 3, torch.float32, RowStore(tmp_path, 3, "float32"))
+    table.put(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]))
+    assert table.known.tolist() == [[True, False]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 20))
+def test_bytes_normalised_later_are_the_same_floats(seed, height, width):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    floats = T.Compose([T.RandomHorizontalFlip(1.0), T.ToTensor(), T.Normalize(mean, std)])
+    image = Image.fromarray(pixels)
+    later = bytes_transform(floats, mean, std)(image)
+    assert later.dtype == torch.uint8
+    assert torch.equal(Normalize(mean, std)(later[None])[0], floats(image))
+
+
+def test_what_only_floats_can_carry_is_left_alone():
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    normalize = T.Normalize(mean, std)
+    for steps in ([T.ToTensor()], [T.ToTensor(), T.RandomErasing(), normalize], [T.ToTensor(), normalize, T.RandomErasing()]):
+        assert bytes_transform(T.Compose(steps), mean, std) is None
+    assert bytes_transform(T.Compose([T.ToTensor(), normalize]), mean, (0.1, 0.2, 0.2)) is None
+    assert bytes_transform(None, mean, std) is None
