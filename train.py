@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from kdpl import exits, lock
 from kdpl.config import ConfigError, extend_cfg, merge_file, merge_options
 from kdpl.suggest import did_you_mean
 
@@ -119,6 +120,8 @@ def prepare(args: argparse.Namespace):
     for other in others:
         check_names(other)
 
+    lock.occupy(cfg.OUTPUT_DIR)  # before the log of a run that is going on is moved
+
     import torch
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed, setup_logger
@@ -148,20 +151,33 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         trainer, others = prepare(args)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        if os.environ.get("KDPL_DEBUG"):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.eval_only:
-        if not others:
+    except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
+        return report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
+    try:
+        if args.eval_only:
+            if not others:
+                trainer.test()
+        elif not args.no_train:
+            trainer.train()
+        for cfg in others:
+            trainer.use_dataset(cfg)
             trainer.test()
-    elif not args.no_train:
-        trainer.train()
-    for cfg in others:
-        trainer.use_dataset(cfg)
-        trainer.test()
+    except FloatingPointError as error:
+        return report(error, exits.DIVERGED)
+    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
+        return report(error, exits.FAILED)
     return 0
+
+
+def report(error: Exception, status: int) -> int:
+    """Print what went wrong in one message, with the traceback if KDPL_DEBUG is set, and return the exit status."""
+    if os.environ.get("KDPL_DEBUG"):
+        traceback.print_exc()
+    message = str(error)
+    if "Original Traceback" in message:  # of a data-loader worker: its own message is at the end
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 if __name__ == "__main__":

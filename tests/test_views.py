@@ -1,4 +1,4 @@
-"""Fixed views and the features kept of them: the same to the last bit as computing them afresh, found again, never trusted blindly."""
+"""Fixed views and the features kept of them: the same to the last bit as computing them afresh, and found again."""
 
 import errno
 

@@ -1,0 +1,127 @@
+"""Kill a training at random moments, start it again with the same command, and compare its end with that of an unbroken run.
+
+    python tests/faults/kill.py --kills 50
+
+Every round is a short training on the embedded benchmark in real processes: SIGKILL to the whole process group after a random
+time, again and again until a start survives to its end. Rounds take turns with different trainers, with fresh augmentations
+and with views kept on disk, with and without loader workers. What is compared, to the last bit: prompts, optimizer and schedule,
+results, the course of losses and learning rates, and the features of the views. The exit status is 0 if nothing differs.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import ROOT, emoji_args
+
+from kdpl.checkpoint import load_checkpoint
+from kdpl.results import read_results
+
+EPOCHS = 4
+COMMON = (
+    *("OPTIM.MAX_EPOCH", EPOCHS, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9),
+)
+KINDS = {
+    "KDPL_CoOp": ("DATALOADER.NUM_WORKERS", 0),
+    "KDPL_PromptSRC": ("DATALOADER.NUM_WORKERS", 0),
+    "KDPL_CoOp, views": ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.VIEWS", 2),
+    "KDPL_CoOp, 2 workers": ("DATALOADER.NUM_WORKERS", 2),
+}
+
+
+def command(kind: str, output: Path) -> list[str]:
+    trainer = kind.partition(",")[0]
+    kept = ("TRAINER.KDPL.CACHE_DIR", output / "views") if "views" in kind else ()
+    options = (*COMMON, *KINDS[kind], *kept)
+    return [sys.executable, str(ROOT / "train.py"), *emoji_args(trainer, output), *map(str, options)]
+
+
+def start(kind: str, output: Path) -> subprocess.Popen:
+    log = open(output.parent / f"{output.name}.txt", "a", encoding="utf-8")  # noqa: SIM115  it belongs to the process
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    process = subprocess.Popen(command(kind, output), stdout=log, stderr=log, env=environment, start_new_session=True)
+    log.close()
+    return process
+
+
+def end_state(output: Path) -> dict[str, object]:
+    """Return all that must not differ."""
+    (path,) = output.rglob(f"model.pth.tar-{EPOCHS}")
+    state = load_checkpoint(path)
+    state["kdpl"].pop("train_seconds")
+    results = [{k: v for k, v in entry.items() if k != "time"} for entry in read_results(output)["results"]]
+    rows = sorted({row for shard in output.rglob("*.rows") for row in sound_rows(shard.read_bytes())})
+    return {"state": state, "results": results, "history": (output / "history.csv").read_bytes(), "views": rows}
+
+
+def sound_rows(shard: bytes, size: int = 16 + 4 * 128 + 4) -> list[bytes]:
+    """Return the whole rows of a shard of the embedded models' features: key, 128 floats, checksum."""
+    return [shard[i : i + size] for i in range(0, len(shard) - size + 1, size)]
+
+
+def differences(a: object, b: object, where: str = "") -> list[str]:
+    """Return where two nested states differ."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{where}/{i}")]
+    return [] if type(a) is type(b) and a == b else [where]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how many in all")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    args = parser.parse_args()
+    generator, kills, rounds, problems = random.Random(args.seed), 0, 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        unbroken, seconds = {}, {}
+        for kind in args.kinds:
+            output = Path(folder, f"unbroken {kind}")
+            began = time.monotonic()
+            if start(kind, output).wait() != 0:
+                print((output.parent / f"{output.name}.txt").read_text()[-3000:])
+                return 1
+            unbroken[kind], seconds[kind] = end_state(output), time.monotonic() - began
+            print(f"{kind}: {seconds[kind]:.0f} s unbroken", flush=True)
+        while kills < args.kills:
+            kind = args.kinds[rounds % len(args.kinds)]
+            output = Path(folder, f"round {rounds}")
+            kills_here = 0
+            while True:
+                process = start(kind, output)
+                # The start of a process takes most of its time, so the moments are drawn a little beyond its whole length; after
+                # a few kills in a round it is left to end.
+                limit = generator.uniform(0, 1.1 * seconds[kind]) if kills < args.kills and kills_here < 8 else 600
+                try:
+                    status = process.wait(limit)
+                    break
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    kills, kills_here = kills + 1, kills_here + 1
+            rounds += 1
+            found = [f"exit status {status}"] if status else differences(end_state(output), unbroken[kind])
+            problems += [f"round {rounds} ({kind}): {what}" for what in found]
+            print(f"round {rounds} ({kind}): {kills_here} kills, {'; '.join(found) or 'the same'}; {kills} in all", flush=True)
+            if status:
+                print((output.parent / f"{output.name}.txt").read_text()[-3000:])
+    print(f"{kills} kills in {rounds} rounds, {len(problems)} differences", *problems, sep="\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""A run that is killed, told to stop, or started twice: nothing is lost, and the end is the same to the last bit."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from support import ROOT, emoji_args, run_train
+from test_trainers import assert_same, build, parameters
+
+from kdpl import exits, lock
+from kdpl.checkpoint import CheckpointError, load_checkpoint
+from kdpl.steps import DivergenceError, Steps
+
+SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
+EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
+
+NOUNS = ["apple", "bread", "cake", "fish", "horse", "house", "lamp", "mushroom", "onion", "pizza", "shoe", "train", "tree"]
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two operations."""
+
+
+def die_at(run, step):
+    """Have a run end before its `step`-th training step, counted from 0."""
+    train_step, taken = run.train_step, []
+
+    def counted(batch):
+        if len(taken) == step:
+            raise Killed
+        taken.append(None)
+        return train_step(batch)
+
+    run.train_step = counted
+
+
+CASES = {
+    "KDPL_CoOp": (),
+    "KDPL_PromptSRC": (),
+    "KDPL_CoCoOp": ("TRAINER.KDPL.VIEWS", 2),
+    "MaPLe": (),
+    "CoOp": ("OPTIM.NAME", "adam", "DATALOADER.NUM_WORKERS", 2),
+}
+
+
+@pytest.mark.parametrize("trainer", CASES)
+def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
+    options = (*SMALL, *CASES[trainer])
+    unbroken = build(trainer, tmp_path / "unbroken", *options)
+    unbroken.train()
+    for step in (3, 4, 2):  # the run dies three times, in two epochs
+        broken = build(trainer, tmp_path / "broken", *options, *EVERY_STEP)
+        die_at(broken, step)
+        with pytest.raises(Killed):
+            broken.train()
+    last = build(trainer, tmp_path / "broken", *options)
+    last.train()
+    assert_same(parameters(last), parameters(unbroken))
+    assert last.history.rows == unbroken.history.rows and len(last.history.rows) == 3
+    history = [(tmp_path / name / "history.csv").read_bytes() for name in ("broken", "unbroken")]
+    assert history[0] == history[1]
+    assert not list((tmp_path / "broken").rglob("resume*")), "what a finished run needs no more is gone"
+
+
+def test_class_agnostic_counts_go_on_inside_an_epoch(tmp_path):
+    (tmp_path / "nouns.txt").write_text("\n".join(f"{word} {noun}" for word in ["red", "green", "blue"] for noun in NOUNS))
+    nouns = ("TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt")
+    options = (*SMALL, "TRAINER.KDPL.CLASS_AGNOSTIC", True, *nouns, "TRAINER.KDPL.K_MAX", 20)
+    unbroken, broken = (build("KDPL_CoOp", tmp_path / name, *options, *EVERY_STEP) for name in ("unbroken", "broken"))
+    unbroken.train()
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    build("KDPL_CoOp", tmp_path / "broken", *options).train()
+    selected = [(tmp_path / name / "selected_classes.csv").read_bytes() for name in ("broken", "unbroken")]
+    assert selected[0] == selected[1]
+
+
+def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, capsys):
+    unbroken = build("KDPL_CoOp", tmp_path / "unbroken", *SMALL)
+    unbroken.train()
+    broken = build("KDPL_CoOp", tmp_path / "broken", *SMALL, *EVERY_STEP, "TRAIN.CHECKPOINT_FREQ", 1)
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    (state,) = (tmp_path / "broken").rglob("resume*")
+    state.write_bytes(state.read_bytes()[:500])
+    capsys.readouterr()
+    last = build("KDPL_CoOp", tmp_path / "broken", *SMALL)
+    last.train()
+    assert "The run goes on from the last whole epoch" in capsys.readouterr().out
+    assert_same(parameters(last), parameters(unbroken))
+
+
+def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP, "SEED", -1)
+    die_at(run, 3)
+    with pytest.raises(Killed):
+        run.train()
+    other = build("KDPL_CoOp", tmp_path, *SMALL, "SEED", -1)
+    assert other.seed != run.seed
+    other.train()
+    assert other.seed == run.seed
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(("SEED", 2), "1 as SEED .*this one has 2"), (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "5 as batches in an epoch.*has 10")],
+)
+def test_a_run_is_not_gone_on_with_under_other_settings(option, message, tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP)
+    die_at(run, 3)
+    with pytest.raises(Killed):
+        run.train()
+    with pytest.raises(CheckpointError, match=message):
+        build("KDPL_CoOp", tmp_path, *SMALL, *option).train()
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def command(output, *options):
+    return [sys.executable, str(ROOT / "train.py"), *emoji_args("KDPL_CoOp", output), *map(str, options)]
+
+
+def start(output, *options):
+    """Start a training in a process group of its own and return it when it has taken its first steps."""
+    process = subprocess.Popen(
+        command(output, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch [1/"):
+            return process
+    raise AssertionError("".join(lines[-20:]))
+
+
+LONG = (
+    *("OPTIM.MAX_EPOCH", 6, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new"),
+    *("TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 16),
+)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    run_train(*emoji_args("KDPL_CoOp", folder), *LONG)
+    return folder
+
+
+def end_state(folder):
+    (path,) = folder.rglob("model.pth.tar-6")
+    results = json.loads((folder / "results.json").read_text())["results"]
+    numbers = [{k: v for k, v in r.items() if k != "time"} for r in results]
+    return load_checkpoint(path)["state_dict"], numbers, (folder / "history.csv").read_bytes()
+
+
+def assert_same_end(a, b):
+    (prompts, *rest), (other_prompts, *other_rest) = end_state(a), end_state(b)
+    assert_same(prompts, other_prompts)
+    assert rest == other_rest
+
+
+@pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 2), ("SIGUSR1", 0)])
+def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(name, workers, unbroken, tmp_path):
+    output = tmp_path / "run"
+    process = start(output, *LONG, "DATALOADER.NUM_WORKERS", workers)
+    os.killpg(process.pid, getattr(signal, name))
+    text = process.stdout.read()
+    assert process.wait(60) == exits.INTERRUPTED == 75, text
+    assert f"Stopped by {name} after saving: the same command again goes on from here\n" in text
+    assert "Traceback" not in text
+    again = run_train(*emoji_args("KDPL_CoOp", output), *LONG, "DATALOADER.NUM_WORKERS", workers)
+    assert "Resume from" in again.stdout
+    assert_same_end(output, unbroken)
+
+
+def test_a_second_run_on_an_output_folder_is_refused_and_a_dead_ones_lock_is_taken_over(unbroken, tmp_path):
+    output = tmp_path / "run"
+    first = start(output, *LONG, *EVERY_STEP, "DATALOADER.NUM_WORKERS", 1)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = run_train(*emoji_args("KDPL_CoOp", output), *LONG, check=False)
+    assert second.returncode == exits.OCCUPIED == 4
+    assert f"in use by process {first.pid} on host {socket.gethostname()}, started 20" in second.stderr
+    assert "Traceback" not in second.stderr
+    first.kill()
+    first.wait(60)
+    third = run_train(*emoji_args("KDPL_CoOp", output), *LONG)
+    assert f"Taking over '{output}' from process {first.pid}" in third.stdout
+    assert_same_end(output, unbroken)
+
+
+def test_a_diverging_run_names_the_images_keeps_the_last_good_state_and_fails(tmp_path):
+    output = tmp_path / "run"
+    options = (*LONG, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR", 1e38, "OPTIM.WARMUP_EPOCH", 2)
+    process = run_train(*emoji_args("KDPL_CoOp", output), *options, check=False)
+    assert process.returncode == exits.DIVERGED == 3, process.stderr
+    assert "The training diverged at batch" in process.stderr and "Traceback" not in process.stderr
+    images = [line.strip() for line in process.stderr.splitlines() if line.startswith("  ")]
+    assert len(images) == 16 and all(os.path.isfile(path) for path in images)
+    (newest,) = output.rglob("checkpoint")
+    kept = load_checkpoint(newest.parent / newest.read_text().strip())
+    assert kept["epoch"] == 2 and all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+# -------------------------------------------------------------------------------------------------------- the pieces
+
+
+def test_steps_are_read_in_one_transfer_and_the_first_broken_one_is_named():
+    steps = Steps()
+    for i, value in enumerate([1.0, 2.0, float("inf"), float("nan")]):
+        steps.add(i, 0.1, [f"image {i}"], {"loss": torch.tensor(value), "acc": torch.tensor(5)})
+    with pytest.raises(DivergenceError, match=r"at batch 3 of the epoch: loss is inf. Images of the batch:\n  image 2\n"):
+        steps.read()
+    steps.add(4, 0.1, [], {"loss": torch.tensor(3.0)})
+    assert [(s.batch, s.lr, s.values) for s in steps.read()] == [(4, 0.1, {"loss": 3.0})]
+    assert steps.read() == []
+
+
+def test_nothing_that_is_not_finite_is_saved(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *SMALL)
+    run.train()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("model*")}
+    with torch.no_grad():
+        next(run.student.learned.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(DivergenceError, match="ctx became NaN or infinite in epoch 3, and is not saved"):
+        run.save_model(2, str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("model*")} == before
+
+
+def test_a_lock_is_held_until_it_is_given_back(tmp_path):
+    holder = (
+        f"import time\nfrom kdpl import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
+        "print('held', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(lock.OccupiedError, match=f"process {process.pid} on host"):
+            lock.occupy(tmp_path)
+        process.kill()
+    lock.occupy(tmp_path)
+    lock.release(tmp_path)
+    assert (tmp_path / lock.FILE_NAME).read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("holder", "lives"),
+    [
+        ({"host": socket.gethostname(), "pid": os.getpid()}, False),  # of that number, but begun at another time
+        ({"host": socket.gethostname(), "pid": 2**22 + 1, "born": ""}, False),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "born": lock._birth(os.getpid())}, True),
+        ({"host": "another", "pid": 1, "born": ""}, True),
+    ],
+)
+def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, lives, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "_lock", lambda file: None)
+    (tmp_path / lock.FILE_NAME).write_text(json.dumps({"started": "then", **holder}))
+    if lives:
+        with pytest.raises(lock.OccupiedError, match="started then"):
+            lock.occupy(tmp_path)
+    else:
+        lock.occupy(tmp_path)
+        lock.release(tmp_path)
+        assert "Taking over" in capsys.readouterr().out
+
+
+def test_the_course_of_a_training_is_written_epoch_by_epoch(tmp_path):
+    run = build("KDPL_PromptSRC", tmp_path, *SMALL)
+    run.train()
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[0]["lr"]) == 1e-5 < float(rows[2]["lr"]) < float(rows[1]["lr"])
+    assert float(rows[1]["loss_total"]) > float(rows[1]["loss"]) > 0
+
+
+def test_results_do_not_depend_on_the_number_of_loader_workers(tmp_path):
+    runs = [build("KDPL_CoOp", tmp_path / str(n), *SMALL, "DATALOADER.NUM_WORKERS", n) for n in (0, 1, 3)]
+    for run in runs:
+        run.train()
+    assert all(run.history.rows == runs[0].history.rows for run in runs)
+
+
+def test_the_state_is_saved_by_the_clock(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *SMALL, "TRAIN.CHECKPOINT_EVERY_MINUTES", 10)
+    assert not run.is_time_to_save()
+    run.last_saved = time.monotonic() - 601
+    assert run.is_time_to_save()
+    never = build("KDPL_CoOp", tmp_path, *SMALL, "TRAIN.CHECKPOINT_EVERY_MINUTES", 0)
+    never.last_saved = time.monotonic() - 1e6
+    assert not never.is_time_to_save()
