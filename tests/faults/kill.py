@@ -3,9 +3,11 @@
     python tests/faults/kill.py --kills 50
 
 Every round is a short training on the embedded benchmark in real processes: SIGKILL to the whole process group after a random
-time, again and again until a start survives to its end. Rounds take turns with different trainers, with fresh augmentations
-and with views kept on disk, with and without loader workers. What is compared, to the last bit: prompts, optimizer and schedule,
-results, the course of losses and learning rates, and the features of the views. The exit status is 0 if nothing differs.
+time, again and again until a start survives to its end. One kill in five falls anywhere, the others from the first step of
+training on, which is short beside the start of a process. Rounds take turns with different trainers, with fresh
+augmentations and with views kept on disk, with and without loader workers. What is compared, to the last bit: prompts,
+optimizer and schedule, results, the course of losses and learning rates, and the features of the views. The exit status is 0 if
+nothing differs.
 """
 
 import argparse
@@ -50,8 +52,17 @@ def start(kind: str, output: Path) -> subprocess.Popen:
     log = open(output.parent / f"{output.name}.txt", "a", encoding="utf-8")  # noqa: SIM115  it belongs to the process
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     process = subprocess.Popen(command(kind, output), stdout=log, stderr=log, env=environment, start_new_session=True)
+    process.log_size = log.tell()  # where its own part of the log begins
     log.close()
     return process
+
+
+def wait_for_training(process: subprocess.Popen, output: Path) -> None:
+    """Wait until a start has taken a step, or has ended."""
+    log = output.parent / f"{output.name}.txt"
+    earlier = process.log_size
+    while process.poll() is None and b"\nepoch [" not in log.read_bytes()[earlier:]:
+        time.sleep(0.01)
 
 
 def end_state(output: Path) -> dict[str, object]:
@@ -88,24 +99,30 @@ def main() -> int:
     args = parser.parse_args()
     generator, kills, rounds, problems = random.Random(args.seed), 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
-        unbroken, seconds = {}, {}
+        unbroken, seconds, training_seconds = {}, {}, {}
         for kind in args.kinds:
             output = Path(folder, f"unbroken {kind}")
             began = time.monotonic()
-            if start(kind, output).wait() != 0:
+            process = start(kind, output)
+            wait_for_training(process, output)
+            training = time.monotonic()
+            if process.wait() != 0:
                 print((output.parent / f"{output.name}.txt").read_text()[-3000:])
                 return 1
             unbroken[kind], seconds[kind] = end_state(output), time.monotonic() - began
-            print(f"{kind}: {seconds[kind]:.0f} s unbroken", flush=True)
+            training_seconds[kind] = time.monotonic() - training
+            print(f"{kind}: {seconds[kind]:.0f} s unbroken, {training_seconds[kind]:.1f} s of it training", flush=True)
         while kills < args.kills:
             kind = args.kinds[rounds % len(args.kinds)]
             output = Path(folder, f"round {rounds}")
             kills_here = 0
             while True:
                 process = start(kind, output)
-                # The start of a process takes most of its time, so the moments are drawn a little beyond its whole length; after
-                # a few kills in a round it is left to end.
-                limit = generator.uniform(0, 1.1 * seconds[kind]) if kills < args.kills and kills_here < 8 else 600
+                spared = kills >= args.kills or kills_here >= 8
+                limit = 600.0 if spared else generator.uniform(0, 1.1 * seconds[kind])
+                if not spared and generator.random() < 0.8:
+                    wait_for_training(process, output)
+                    limit = generator.uniform(0, training_seconds[kind])
                 try:
                     status = process.wait(limit)
                     break
