@@ -11,26 +11,14 @@ import time
 import torch
 from common import in_own_process, machine, peak_memory, print_rows, random_clip, seconds_per_call
 from open_clip import IMAGENET_CLASSNAMES
+from published import full_length_text
 from torch import Tensor, nn
 
-from kdpl.clips import Clip
 from kdpl.prompts import context_prompts
 from kdpl.text import PromptLayout
 
 WIDTHS = {"vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
 N_CTX = 4
-
-
-def full_length(clip: Clip, prompts: list[tuple[int, ...]], ctx: Tensor) -> Tensor:
-    """Return the features of 77-token prompts `(C, d)`, every position of every layer computed."""
-    ids = torch.zeros(len(prompts), clip.text.context_length, dtype=torch.long)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor([max(e, 0) for e in prompt])
-    model = clip.model
-    tokens = model.token_embedding(ids)
-    x = torch.cat([tokens[:, :1], ctx.expand(len(ids), -1, -1), tokens[:, 1 + N_CTX :]], dim=1) + model.positional_embedding
-    x = model.transformer(x.transpose(0, 1)).transpose(0, 1)
-    return model.ln_final(x)[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
 
 
 def peak_flops() -> float:
@@ -60,7 +48,7 @@ def prepare(args: argparse.Namespace, classes: int):
 
     def step(kind: str) -> tuple[Tensor, Tensor]:
         ctx.grad = None
-        features = clip.text(layout, ctx) if kind == "ours" else full_length(clip, prompts, ctx)
+        features = clip.text(layout, ctx) if kind == "ours" else full_length_text(clip, prompts, ctx)
         features.pow(3).sum().backward()
         return features.detach(), ctx.grad.clone()
 

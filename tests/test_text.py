@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import random_clip
+from support import ROOT, random_clip
 
 from kdpl.blocks import UnsupportedTowerError
-from kdpl.clips import EOT, SOT
+from kdpl.clips import EOT, SOT, load_clip
 from kdpl.prompts import context_prompts
 from kdpl.text import PromptLayout, TextTower, slot
 
@@ -178,3 +178,43 @@ def test_an_empty_class_name_is_refused(name):
 def test_a_name_that_spells_the_end_token_is_refused():
     with pytest.raises(ValueError, match="contains CLIP's start or end token"):
         context_prompts(["cat <|endoftext|> dog"], 4)
+
+
+@pytest.mark.parametrize("learner", ["CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC"])
+def test_the_published_way_that_benchmarks_compare_with_gives_the_same_logits_and_gradients(learner, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from published import take_the_published_way
+    from test_class_agnostic import build_student
+
+    student, names = build_student(learner, load_clip("emoji_student")), ["pizza", "hot dog", "ice cream cone"]
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for published in (False, True):
+        if published:
+            take_the_published_way(student)
+        student.zero_grad()
+        logits = student(images, student.prepare(names)).logits
+        logits.logsumexp(-1).sum().backward()
+        found.append([logits.detach(), *(p.grad.clone() for p in student.learned.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_a_bound_on_tokens_in_flight_changes_nothing_but_the_memory():
+    clip = load_clip("emoji_student")
+    tower, generator = clip.text, torch.Generator().manual_seed(0)
+    names = ["pizza", "hot dog", "ice cream cone", "green salad", "tea", "a rather long name of a dish"]
+    for shape, position, class_specific in (((4,), "end", False), ((3, 4), "end", False), ((6, 4), "middle", True)):
+        ctx = torch.randn(*shape, tower.width, generator=generator).mul_(0.02).requires_grad_()
+        found = []
+        for max_rows in (0, 25, 1):
+            tower.max_rows = max_rows
+            layout = PromptLayout(tower, context_prompts(names, 4, "", position), class_specific)
+            features = tower(layout, ctx)
+            (gradient,) = torch.autograd.grad(features.pow(3).sum(), ctx)
+            with torch.no_grad():
+                torch.testing.assert_close(tower(layout, ctx), features.detach(), atol=1e-5, rtol=1e-5)
+            found.append((features.detach(), gradient))
+        for features, gradient in found[1:]:
+            torch.testing.assert_close(features, found[0][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(gradient, found[0][1], atol=1e-5 * float(gradient.abs().max()), rtol=1e-3)

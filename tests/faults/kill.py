@@ -122,7 +122,7 @@ def main() -> int:
                 limit = 600.0 if spared else generator.uniform(0, 1.1 * seconds[kind])
                 if not spared and generator.random() < 0.8:
                     wait_for_training(process, output)
-                    limit = generator.uniform(0, training_seconds[kind])
+                    limit = generator.uniform(0, 0.4 * training_seconds[kind])
                 try:
                     status = process.wait(limit)
                     break

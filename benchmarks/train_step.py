@@ -1,0 +1,214 @@
+"""A training step of a KDPL trainer, part by part: with fresh augmentations, with warm views, and the published way.
+
+The trainer is the real one, on JPEG files of random content and ImageNet's class names; student and teacher have a real model's
+sizes and random weights. Each kind of step runs in a process of its own, which gives its peak memory; "ratio" is the
+published step's time over that of the row.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT, in_own_process, machine, peak_memory, print_rows, random_clip
+from open_clip import IMAGENET_CLASSNAMES
+from PIL import Image
+from published import full_image_features, take_the_published_way
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+import kdpl.trainers.base
+import kdpl.trainers.distill
+from kdpl.clips import OPENAI_MODELS
+from kdpl.config import extend_cfg, merge_file
+from kdpl.datasets.base import ClassListDataset
+
+from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable
+from dassl.data.datasets import DATASET_REGISTRY, Datum  # isort: skip
+from dassl.engine import build_trainer  # isort: skip
+
+KINDS = ("published", "views 0", "views warm")
+PARTS = ("data", "teacher image", "student image", "text", "backward", "optimiser")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trainer", default="KDPL_CoOp", help="a KDPL trainer")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--student", default="ViT-B/32", help="the OpenAI ViT whose sizes the student has")
+    parser.add_argument("--teacher", default="ViT-L/14", help="the OpenAI ViT whose sizes the teacher has")
+    parser.add_argument("--views", type=int, default=2, help="fixed views of an image, in the row of warm views")
+    parser.add_argument("--reference", action="store_true", help="take the step the published way, too")
+    parser.add_argument("--steps", type=int, default=3, help="of which the median counts, after one that does not")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", help="PREC of student and teacher: fp32, fp16, amp or bf16")
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
+    parser.add_argument("--measure", choices=KINDS, help="one kind alone, in this process")
+    args = parser.parse_args()
+    if args.measure:
+        print_rows([measure(args, args.measure)], True)
+        return
+    print(
+        f"{machine(args.device)}; {args.trainer}, {args.classes} classes, batch {args.batch}, {args.student}-sized student, "
+        f"{args.teacher}-sized teacher, {args.precision}"
+    )
+    skipped = ("json", "measure", "reference")
+    own = [x for k, v in vars(args).items() if k not in skipped for x in (f"--{k}", v)]
+    rows = [in_own_process(__file__, *own, "--measure", kind)["rows"][0] for kind in KINDS[not args.reference :]]
+    for row in rows:
+        if args.reference:
+            row["ratio"] = rows[0]["step s"] / row["step s"]
+    print_rows(rows, args.json)
+
+
+def measure(args: argparse.Namespace, kind: str) -> dict:
+    """Return the times of a step's parts and of the whole in seconds, its loss, and this process's peak memory in GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(args, kind, Path(folder))
+        steps = step_forever(trainer)
+        loss = float(next(steps)["loss"])  # of the same images and augmentations, but for fixed views
+        if kind == "views warm":
+            while not all(features.table.known.all() for features in trainer.view_features):
+                next(steps)
+        whole = sorted(seconds(lambda: next(steps), args.device) for _ in range(args.steps))
+        spent = time_parts(trainer, args.device)
+        next(steps)
+        spent.clear()
+        started = time.perf_counter()
+        for _ in range(args.steps):
+            next(steps)
+        parts = {part: spent[part] / args.steps for part in PARTS}
+        rest = (time.perf_counter() - started) / args.steps - sum(parts.values())
+        return {
+            "step": kind,
+            **parts,
+            "rest": rest,
+            "first loss": loss,
+            "step s": whole[len(whole) // 2],
+            "peak GB": peak_memory(),
+        }
+
+
+def build(args: argparse.Namespace, kind: str, folder: Path):
+    """Return a trainer of the command line's, ready to train."""
+    files = photos(folder, 2 * args.batch)
+    names = [str(name) for name in IMAGENET_CLASSNAMES[: args.classes]]
+
+    class Photos(ClassListDataset):
+        def __init__(self, cfg):
+            images = [Datum(impath=str(path), label=i % len(names)) for i, path in enumerate(files)]
+            super().__init__(dict(enumerate(names)), train_x=images, val=None, test=images)
+
+    DATASET_REGISTRY.register(force=True)(Photos)
+    clips = {"student": random_clip(args.student, 1, args.device), "teacher": random_clip(args.teacher, 2, args.device)}
+    kdpl.trainers.base.load_clip = kdpl.trainers.distill.load_clip = lambda name, *_: clips[name]
+    kdpl.trainers.base.describe = kdpl.trainers.distill.describe = lambda name: OPENAI_MODELS[getattr(args, name)]
+
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_file(cfg, str(min((ROOT / "configs/trainers" / args.trainer).glob("vit_b32*.yaml"))))
+    learner = args.trainer.removeprefix("KDPL_").upper()
+    cfg.merge_from_list(
+        [
+            *("TRAINER.NAME", args.trainer, "DATASET.NAME", "Photos", "OUTPUT_DIR", str(folder / "out"), "SEED", 1),
+            *("MODEL.BACKBONE.NAME", "student", "TRAINER.KDPL.TEACHER", "teacher", "DATALOADER.NUM_WORKERS", 0),
+            *("DATALOADER.TRAIN_X.BATCH_SIZE", args.batch, "USE_CUDA", args.device == "cuda", "VERBOSE", False),
+            *("TRAINER.KDPL.PREC", args.precision, f"TRAINER.{learner}.PREC", args.precision),
+            *("TRAINER.KDPL.VIEWS", args.views if kind == "views warm" else 0),
+        ]
+    )
+    trainer = build_trainer(cfg)
+    trainer.load_for_training()
+    if kind == "published":
+        take_the_published_way(trainer.student)
+        teacher = trainer.teacher
+        trainer.teacher_features = lambda images: full_image_features(teacher.clip, teacher.adapt(images))
+        images, steps = trainer.train_loader_x.dataset, trainer.train_loader_x.dataset.transform.transforms[:-1]
+        images.transform = Compose([*steps, ToTensor(), Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)])
+    return trainer
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    """Write JPEG files of 500 x 375 pixels, of smooth random content."""
+    paths = []
+    for i in range(count):
+        coarse = np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        paths.append(folder / f"{i}.jpg")
+        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+    return paths
+
+
+def step_forever(trainer):
+    """Take a training step at each `next`, epoch after epoch."""
+    trainer.set_model_mode("train")
+    loader = trainer.train_loader_x
+    trainer.num_batches = len(loader) + 1  # the schedule is never stepped
+    while True:
+        batches = iter(loader)
+        while True:
+            batch = trainer.next_batch(batches) if hasattr(trainer, "next_batch") else next(batches, None)
+            if batch is None:
+                break
+            trainer.batch_idx = 0
+            yield trainer.train_step(batch)
+        loader.epoch += 1
+
+
+def time_parts(trainer, device: str) -> dict[str, float]:
+    """Have the trainer's parts add up the time they take, in seconds, in the dictionary that is returned."""
+    spent: dict[str, float] = defaultdict(float)
+    inside: list[str] = []
+
+    def timed(owner: object, name: str, part: str) -> None:
+        call = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            if inside:  # a part within a part is counted once
+                return call(*args, **kwargs)
+            inside.append(part)
+            started = now(device)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[part] += now(device) - started
+                inside.pop()
+
+        setattr(owner, name, wrapper)
+
+    student = trainer.student
+    trainer.next_batch = lambda batches: next(batches, None)
+    timed(trainer, "next_batch", "data")
+    timed(trainer, "teacher_features", "teacher image")
+    timed(student, "frozen_image_features", "student image")
+    timed(student, "image_features", "student image")
+    timed(student, "text_features", "text")
+    timed(trainer.optim, "step", "optimiser")
+    backward = torch.Tensor.backward
+
+    def timed_backward(*args, **kwargs):
+        started = now(device)
+        backward(*args, **kwargs)
+        spent["backward"] += now(device) - started
+
+    torch.Tensor.backward = timed_backward
+    return spent
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    started = now(device)
+    call()
+    return now(device) - started
+
+
+if __name__ == "__main__":
+    main()
