@@ -120,16 +120,21 @@ def prepare(args: argparse.Namespace):
     for other in others:
         check_names(other)
 
-    lock.occupy(cfg.OUTPUT_DIR)  # before the log of a run that is going on is moved
+    if os.environ.get("RANK", "0") == "0":
+        lock.occupy(cfg.OUTPUT_DIR)  # before the log of a run that is going on is moved
 
     import torch
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed, setup_logger
 
+    from kdpl import distributed
+
+    distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    setup_logger(cfg.OUTPUT_DIR)
+    if distributed.is_main():
+        setup_logger(cfg.OUTPUT_DIR)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print("** Arguments **")

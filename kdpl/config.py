@@ -49,6 +49,7 @@ def _defaults() -> CN:
             "CACHE_DIR": "",
             "COMPILE": False,
             "MAX_TEXT_ROWS": 8192,
+            "SHARD_CLASSES": False,
         }
     )
     dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": ""})

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdpl import distributed
 from kdpl.config import LOSSES
 
 
@@ -40,16 +41,17 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def select_names(teacher_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def select_names(teacher_logits: Tensor, k: int, weight: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return the k names that the teacher finds most probable in the mean over the batch, and these probabilities.
 
     Args:
         teacher_logits: `(B, V)` over a vocabulary; the softmax over it is computed in fp32.
         k: how many names; more than V means all.
+        weight: the share of the whole batch that these images are, in a job of several ranks.
 
     Returns:
         Indices `(k,)` by falling probability, and mean probabilities `(k,)`.
     """
-    mean = teacher_logits.float().softmax(-1).mean(0)  # (V,)
+    mean = distributed.total(teacher_logits.float().softmax(-1).mean(0) * weight)  # (V,)
     values, indices = mean.topk(min(k, len(mean)))
     return indices, values

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kdpl import distributed
 from kdpl.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
 from kdpl.signals import leave_signals_to_the_parent
 
@@ -21,6 +22,9 @@ class EpochLoader:
     With views, every image has that many fixed augmented views instead of a fresh augmentation each time; an epoch shows one
     of each image, and as many epochs show them all. Batches then have `index` and `view` `(B,)`, and pixels for those
     images alone that `wanted` asks for: `rows` says which they are.
+
+    In a job of several ranks a batch is the rank's share of the whole, whose length is `size`; `counts` are the lengths of all
+    shares, and with views `all_index` and `all_view` are those of the whole batch.
 
     Args:
         loader: a loader of Dassl's; its data set, order of batches, workers and collation are used.
@@ -74,21 +78,25 @@ class EpochLoader:
         return (self.epoch + index) % self.views
 
     def _load(self, batches: list[list[SeededIndex]]) -> Iterator[dict[str, Any]]:
+        shares = [batch[distributed.share(len(batch))] for batch in batches]
+        facts = [{"size": len(batch), "counts": _share_lengths(len(batch))} for batch in batches]
         if not self.views:
-            yield from self._loader(batches)
+            for loaded, fact in zip(self._loader(shares), facts, strict=True):
+                yield {**loaded, **fact}
             return
         plan = []
-        for batch in batches:
-            index = torch.tensor([int(i) for i in batch])
-            view = self._view(index)
-            rows = torch.arange(len(batch))
-            plan.append((index, view, rows if self.wanted is None else rows[self.wanted(index, view)]))
-        wanted = [[batch[r] for r in rows.tolist()] for batch, (*_, rows) in zip(batches, plan, strict=True)]
-        loaded = iter(self._loader([batch for batch in wanted if batch]))
-        for index, view, rows in plan:
-            batch = next(loaded) if len(rows) else {}
+        for batch, own, fact in zip(batches, shares, facts, strict=True):
+            index = torch.tensor([int(i) for i in own], dtype=torch.long)
+            everyone = torch.tensor([int(i) for i in batch])
+            rows = torch.arange(len(own))
+            rows = rows if self.wanted is None else rows[self.wanted(index, self._view(index))]
             paths = [self.dataset.data_source[i].impath for i in index.tolist()]
-            yield {**batch, "index": index, "view": view, "rows": rows, "impath": paths}
+            views = {"view": self._view(index), "all_index": everyone, "all_view": self._view(everyone)}
+            plan.append({**fact, **views, "index": index, "rows": rows, "impath": paths})
+        wanted = [[own[r] for r in item["rows"].tolist()] for own, item in zip(shares, plan, strict=True)]
+        loaded = iter(self._loader([own for own in wanted if own]))
+        for item in plan:
+            yield {**(next(loaded) if len(item["rows"]) else {}), **item}
 
     def _loader(self, batches: list[list[SeededIndex]]) -> DataLoader | list:
         if not batches:
@@ -102,6 +110,11 @@ class EpochLoader:
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # of the workers' own seeds, which nothing depends on
         )
+
+
+def _share_lengths(count: int) -> list[int]:
+    shares = [distributed.share(count, rank) for rank in range(distributed.world())]
+    return [share.stop - share.start for share in shares]
 
 
 class _SeededImages(Dataset):

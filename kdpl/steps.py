@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdpl import distributed
+
 
 class DivergenceError(FloatingPointError):
     """A loss or a learned parameter became NaN or infinite."""
@@ -26,7 +28,7 @@ class Steps:
     def __init__(self):
         self._waiting: list[tuple[int, float, Sequence[str], tuple[str, ...], Tensor]] = []
 
-    def add(self, batch: int, lr: float, paths: Sequence[str], terms: dict[str, Tensor]) -> None:
+    def add(self, batch: int, lr: float, paths: Sequence[str], terms: dict[str, Tensor], weight: float = 1.0) -> None:
         """Take note of a step.
 
         Args:
@@ -34,8 +36,9 @@ class Steps:
             lr: the learning rate.
             paths: of the batch's images.
             terms: scalars on the device, by name.
+            weight: the share of the batch that they are the mean of, in a job of several ranks.
         """
-        values = torch.stack([term.detach().float() for term in terms.values()])
+        values = torch.stack([term.detach().float() for term in terms.values()]) * weight
         self._waiting.append((batch, lr, paths, tuple(terms), values))
 
     def read(self) -> list[Step]:
@@ -48,7 +51,7 @@ class Steps:
         if not waiting:
             return []
         steps = []
-        rows = torch.stack([values for *_, values in waiting]).tolist()
+        rows = distributed.total(torch.stack([values for *_, values in waiting])).tolist()
         for (batch, lr, paths, names, _), row in zip(waiting, rows, strict=True):
             broken = [f"{name} is {value}" for name, value in zip(names, row, strict=True) if not math.isfinite(value)]
             if broken:

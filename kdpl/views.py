@@ -14,10 +14,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kdpl import distributed
 
 FORMAT = 1  # of the rows; raised whenever other features come out of the same key
 KEY_BYTES = 16
@@ -129,7 +132,7 @@ class FeatureTable:
         self._segment, self._row = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.long)
         self._memory: Tensor | None = None  # (N * V, d), in place: pages that nothing is put into take no memory
         self._own: np.ndarray | None = None
-        self._writable = store is not None
+        self.writable = store is not None
         self._shards: list[np.ndarray] = []
         if store is not None:
             self._find()
@@ -160,14 +163,14 @@ class FeatureTable:
             self.store.sync()
 
     def _write(self, index: Tensor, view: Tensor, features: Tensor) -> tuple[int, Tensor]:
-        if self._writable:
+        if self.writable:
             keys = [self.images[i].key(v) for i, v in zip(index.tolist(), view.tolist(), strict=True)]
             try:
                 first = self.store.append(keys, features.numpy())
                 return _OWN_SHARD, torch.arange(first, first + len(keys))
             except OSError as error:
                 print(f"Features of views are kept in memory alone from now on: '{self.store.folder}' ({error})")
-                self._writable = False
+                self.writable = False
         if self._memory is None:
             self._memory = torch.empty(self.known.numel(), self.width, dtype=self.dtype)
         rows = index * self.known.shape[1] + view
@@ -224,24 +227,39 @@ class ViewFeatures:
         """Return which images' pixels are needed, `(B,)`."""
         return ~self.table.known[index, view]
 
-    def __call__(self, index: Tensor, view: Tensor, rows: Tensor, pixels: Tensor | None) -> Tensor:
+    def agree(self) -> None:
+        """Forget what not every rank has found, so that all know the same from now on; rank 0 alone writes to the disk."""
+        if distributed.world() > 1:
+            self.table.known &= distributed.total(self.table.known.int()) == distributed.world()
+            self.table.writable &= distributed.is_main()
+
+    def __call__(self, batch: dict[str, Any], pixels: Tensor | None) -> Tensor:
         """Return the features `(B, d)` in fp32.
 
         Args:
-            index, view: `(B,)`, on the CPU.
-            rows: which of the batch `pixels` are of, rising; at least those that are `missing`.
-            pixels: normalised images `(len(rows), 3, H, W)`; None where nothing is missing.
+            batch: of an `EpochLoader` with views.
+            pixels: normalised images `(len(batch["rows"]), 3, H, W)`; None where nothing is missing.
         """
+        index, view, rows = batch["index"], batch["view"], batch["rows"]
         missing = self.missing(index, view).nonzero().squeeze(1)
+        new_features = [torch.empty(0, self.table.width)]
         for new in missing.split(self.chunk) if len(missing) else ():
             images = pixels[torch.searchsorted(rows, new).to(pixels.device)]
             blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
-            features = self.compute(torch.cat([images, blank]))[: len(new)]
-            self.table.put(index[new], view[new], features.float().cpu())
+            new_features.append(self.compute(torch.cat([images, blank]))[: len(new)].float().cpu())
+        self._put_for_all(batch, torch.cat(new_features))
         features = self.table.get(index, view)
         if self.device.type == "cuda":
             features = features.pin_memory()
         return features.to(self.device, non_blocking=True).float()
+
+    def _put_for_all(self, batch: dict[str, Any], features: Tensor) -> None:
+        """Take in what this rank has computed and what the others have, in the order of the whole batch."""
+        index, view = batch["all_index"], batch["all_view"]
+        missing = self.missing(index, view)
+        if missing.any():
+            counts = [int(part.sum()) for part in missing.split(batch["counts"])]
+            self.table.put(index[missing], view[missing], distributed.gather_rows(features, counts))
 
 
 def store_folder(folder: str | os.PathLike, meaning: dict) -> Path:

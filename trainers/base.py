@@ -8,11 +8,11 @@ neither's schedulers nor its loading.
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,11 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from dassl.utils import AverageMeter, MetricMeter
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from kdpl import checkpoint, lock
+from kdpl import checkpoint, distributed, lock
 from kdpl.clips import cpu_likes_bf16, describe, load_clip
 from kdpl.config import check_config
 from kdpl.history import History
@@ -94,10 +95,8 @@ class EvaluatedTrainer(TrainerX):
         loader = self.val_loader if split == "val" else self.test_loader
         print(f"Evaluate on the *{split}* set")
         images_seen = 0
-        for batch in tqdm(loader, desc=split, leave=False, disable=None):
-            self.stop_if_asked()
-            images, labels = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(images), labels)
+        for logits, labels in self.predictions(loader, split):
+            self.evaluator.process(logits, labels)
             images_seen += len(labels)
         results = self.evaluator.evaluate()
         for name, value in results.items():
@@ -105,11 +104,35 @@ class EvaluatedTrainer(TrainerX):
         self.record(split, images_seen, results)
         return next(iter(results.values()))
 
+    def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the logits (B, C) and labels (B,) of a loader's batches; several ranks take turns and all get all."""
+        batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
+        workers = min(loader.num_workers, len(batches[rank::n]))
+        own = DataLoader(
+            loader.dataset, batch_sampler=batches[rank::n], num_workers=workers, collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )  # fmt: skip
+        own = iter(own if batches[rank::n] else ())
+        for start in tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True):
+            self.stop_if_asked()
+            counts = [len(batch) for batch in batches[start : start + n]]
+            counts += [0] * (n - len(counts))
+            if counts[rank]:
+                images, labels = self.parse_batch_test(next(own))
+                logits = self.model_inference(images)
+            else:
+                logits = torch.empty(0, len(self.class_names), device=self.device)
+                labels = torch.empty(0, dtype=torch.long, device=self.device)
+            shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
+            yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
+
     def stop_if_asked(self) -> None:
         """Raise `Interrupted` where a signal has come and nothing is left to be saved."""
 
     def record(self, split: str, images: int, metrics: dict[str, float]) -> None:
         """Add the result of a test to `results.json` in the output folder."""
+        if not distributed.is_main():
+            return
         cfg = self.cfg
         run = {
             "trainer": cfg.TRAINER.NAME,
@@ -167,6 +190,13 @@ class EvaluatedTrainer(TrainerX):
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+class Shard(NamedTuple):
+    """A rank's share of the class names."""
+
+    prepared: Any  # the student's constants of them
+    counts: list[int]  # how many names each rank has
+
+
 RESUME = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 
 
@@ -184,6 +214,8 @@ class PromptTrainer(EvaluatedTrainer):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
+        distributed.start(cfg.USE_CUDA)
+        self.seed = distributed.from_main(self.seed)
         super().__init__(cfg)
 
     @property
@@ -202,11 +234,23 @@ class PromptTrainer(EvaluatedTrainer):
                 f"expected ({architecture.resolution}, {architecture.resolution})."
             )
         self.student_class.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
+        if cfg.TRAINER.KDPL.SHARD_CLASSES and (self.student_class.text_depends_on_images or options.get("CSC", False)):
+            reason = "learns a context for each class" if options.get("CSC", False) else "encodes the names anew for each image"
+            raise ValueError(
+                f"TRAINER.KDPL.SHARD_CLASSES True: {self.student_class.__name__} {reason}, which is shared among the processes "
+                "by image alone. Set it to False."
+            )
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
         if self.train_loader_x is not None:
             self.train_loader_x = EpochLoader(self.train_loader_x, self.seed)
+            smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
+            if smallest < distributed.world():
+                raise ValueError(
+                    f"A batch of {smallest} images cannot be shared by {distributed.world()} processes: raise "
+                    "DATALOADER.TRAIN_X.BATCH_SIZE, the images in a batch of all processes together, or start fewer."
+                )
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -222,6 +266,7 @@ class PromptTrainer(EvaluatedTrainer):
             self.clip.compile()
         self.student = self.student_class.build(self.clip, self.options, self.class_names)
         learned = self.student.learned.float().to(self.device)
+        distributed.same_as_main(learned.parameters())
         self.learned_parameters = sum(p.numel() for p in learned.parameters())
         print(f"Learned parameters: {self.learned_parameters:,}")
         if cfg.MODEL.INIT_WEIGHTS:
@@ -235,7 +280,25 @@ class PromptTrainer(EvaluatedTrainer):
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        self.prepared = self.student.prepare(self.class_names)
+        self.prepared = self.prepare_names(self.class_names)
+
+    def prepare_names(self, names: Sequence[str]) -> Any:
+        """Return the constants of class names; with TRAINER.KDPL.SHARD_CLASSES of this rank's share of them."""
+        if distributed.world() == 1 or not self.cfg.TRAINER.KDPL.SHARD_CLASSES:
+            return self.student.prepare(names)
+        if len(names) < distributed.world():
+            raise ValueError(
+                f"TRAINER.KDPL.SHARD_CLASSES True cannot share {len(names)} class names among {distributed.world()} processes: "
+                "set it to False."
+            )
+        counts = [len(names[distributed.share(len(names), rank)]) for rank in range(distributed.world())]
+        return Shard(self.student.prepare(names[distributed.share(len(names))]), counts)
+
+    def text_features(self, prepared: Any) -> Tensor | None:
+        """Return the text features (C, d) where they must be asked of all ranks, else None: the student has its own."""
+        if not isinstance(prepared, Shard):
+            return None
+        return distributed.gather_with_gradient(self.student.text_features(prepared.prepared), prepared.counts)
 
     def frozen_features(self, images: Tensor) -> Tensor | None:
         """Return the frozen CLIP's features (B, d) of a batch, where the student reads them."""
@@ -264,17 +327,22 @@ class PromptTrainer(EvaluatedTrainer):
         """
         with self.autocast(self.autocast_dtype):
             loss, terms = self.compute_loss(batch)
-        self.model_backward_and_update(loss)
+        self.model_backward_and_update(loss * self.weight(batch))
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return {name: term.detach() for name, term in terms.items()}
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
-        """Step the optimizer along the gradient of the loss."""
+        """Step the optimizer along the gradient of the loss, or of the sum of all ranks' losses."""
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()
+        distributed.sum_gradients(self.student.learned.parameters())
         self.scaler.step(self.optim)
         self.scaler.update()
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        """Return the share of the whole batch that this rank has."""
+        return batch["counts"][distributed.rank()] / batch["size"] if distributed.world() > 1 else 1.0
 
     def run_epoch(self) -> None:
         """Train for one epoch, or for the rest of one that was interrupted; print every TRAIN.PRINT_FREQ batches."""
@@ -295,12 +363,13 @@ class PromptTrainer(EvaluatedTrainer):
             self.batch_idx = i
             self.data_time.update(time.perf_counter() - end)
             lr = self.get_current_lr()
-            self.steps.add(self.batch_idx, lr, batch["impath"], self.train_step(batch))
+            self.steps.add(self.batch_idx, lr, batch["impath"], self.train_step(batch), self.weight(batch))
             self.batch_time.update(time.perf_counter() - end)
-            if (self.batch_idx + 1) % print_freq == 0:
+            to_read = (self.batch_idx + 1) % print_freq == 0
+            if to_read:
                 self.read_steps()
                 self.print_progress()
-            if self.stop.signal or self.is_time_to_save():
+            if self.is_time_to_save(to_read):
                 self.train_seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self.save_inside_epoch()
@@ -333,18 +402,21 @@ class PromptTrainer(EvaluatedTrainer):
             f"{self.meters} lr {self.get_current_lr():.4e} eta {timedelta(seconds=int(self.batch_time.avg * batches_left))}"
         )
 
-    def is_time_to_save(self) -> bool:
+    def is_time_to_save(self, to_read: bool = True) -> bool:
+        """Whether a signal or the clock wants the state saved; several ranks agree about it, at steps that are read alone."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
-        return minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes
+        due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+        return due if distributed.world() == 1 else to_read and distributed.any_rank(due)
 
     def stop_if_asked(self) -> None:
-        if self.stop.signal and self.finished_epochs == self.max_epoch:  # all is saved; else the next step saves
+        # When all epochs are trained, all is saved; else the next step saves.
+        if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
             self.leave()
 
     def leave(self) -> None:
         """End the run, which has saved its state, on the signal that came."""
         self.close_writer()
-        message = f"Stopped by {self.stop.signal} after saving: the same command again goes on from here"
+        message = f"Stopped by {self.stop.signal or 'a signal'} after saving: the same command again goes on from here"
         print(message, flush=True)
         raise Interrupted(message)
 
@@ -353,14 +425,23 @@ class PromptTrainer(EvaluatedTrainer):
         self.student.end_epoch(self.epoch, self.max_epoch)
         self.history.end_epoch(self.finished_epochs)
         super().after_epoch()
-        self.history.write(self.output_dir)
-        if self.finished_epochs == self.max_epoch:  # its checkpoint holds all that the state inside the epoch did
+        if distributed.is_main():
+            self.history.write(self.output_dir)
+        if (
+            self.finished_epochs == self.max_epoch and distributed.is_main()
+        ):  # its checkpoint holds all that the state inside the epoch did
             Path(self.output_dir, self.student.model_name, RESUME).unlink(missing_ok=True)
+        distributed.barrier()  # whoever reads a checkpoint finds it whole
+
+    def init_writer(self, log_dir: Any) -> None:
+        if distributed.is_main():
+            super().init_writer(log_dir)
 
     def train(self) -> None:
         if self.train_loader_x is None or len(self.train_loader_x) == 0:
             raise ValueError(f"DATASET.NAME '{self.cfg.DATASET.NAME}' has no training images: it can only be evaluated.")
-        lock.occupy(self.output_dir)
+        if distributed.is_main():
+            lock.occupy(self.output_dir)
         self.stop.install()
         try:
             super().train()
@@ -372,13 +453,15 @@ class PromptTrainer(EvaluatedTrainer):
     def logits(self, images: Tensor) -> Tensor:
         frozen = self.frozen_features(images) if self.student.image_features_are_frozen else None
         with self.autocast(self.autocast_dtype):
-            return self.student(images, self.prepared, self.evaluation_text, frozen).logits
+            text = self.evaluation_text if self.evaluation_text is not None else self.text_features(self.prepared)
+            return self.student(images, self.prepared, text, frozen).logits
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         if not self.student.text_depends_on_images:  # once for the whole evaluation
             with self.autocast(self.autocast_dtype):
-                self.evaluation_text = self.student.text_features(self.prepared)
+                text = self.text_features(self.prepared)
+                self.evaluation_text = self.student.text_features(self.prepared) if text is None else text
         try:
             return super().test(split)
         finally:
@@ -391,11 +474,13 @@ class PromptTrainer(EvaluatedTrainer):
     ) -> None:
         """Write the learned parameters and all that an exact resume needs, in the forks' layout."""
         state = self._state(epoch + 1, 0, val_result)
+        self.last_saved = time.monotonic()
+        if not distributed.is_main():
+            return
         folder = f"{directory}/{self.student.model_name}"
         path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
         if is_best:
             checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
-        self.last_saved = time.monotonic()
         print(f"Checkpoint saved to {path}")
 
     def save_inside_epoch(self) -> None:
@@ -403,9 +488,11 @@ class PromptTrainer(EvaluatedTrainer):
         self.read_steps()  # what diverged is not saved
         state = self._state(self.epoch, self.batch_idx + 1, None)
         folder = f"{self.output_dir}/{self.student.model_name}"
-        checkpoint.save_checkpoint(state, folder, RESUME, newest=False)
+        if distributed.is_main():
+            checkpoint.save_checkpoint(state, folder, RESUME, newest=False)
         self.last_saved = time.monotonic()
-        if self.stop.signal:
+        distributed.barrier()
+        if distributed.any_rank(bool(self.stop.signal)):
             self.leave()
 
     def _state(self, epochs: int, batches: int, val_result: float | None) -> dict[str, Any]:
@@ -524,7 +611,7 @@ class SupervisedTrainer(PromptTrainer):
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = self.parse_batch_train(batch)
         frozen = self.frozen_features(images)
-        output = self.student(images, self.prepared, frozen=frozen)
+        output = self.student(images, self.prepared, self.text_features(self.prepared), frozen)
         own = self.student.regularisers(output, frozen, self.class_names)
         loss = F.cross_entropy(output.logits.float(), labels) + sum(own.values())
         return loss, {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0].squeeze(), **own}

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor
 from yacs.config import CfgNode
 
+from kdpl import distributed
 from kdpl.clips import describe, load_clip
 from kdpl.config import check_config
 from kdpl.distill import distillation_loss, select_names
@@ -131,7 +132,9 @@ class DistillTrainer(PromptTrainer):
             table = FeatureTable(self.image_files, loader.views, width, dtype, store)
             if store is not None:
                 print(f"Features of {int(table.known.sum()):,} of {table.known.numel():,} views found for {clip.name}")
-            features.append(ViewFeatures(compute, table, loader.loader.batch_size, self.device))
+            chunk = -(-loader.loader.batch_size // distributed.world())
+            features.append(ViewFeatures(compute, table, chunk, self.device))
+            features[-1].agree()
         return features
 
     def load_for_training(self) -> None:
@@ -160,7 +163,7 @@ class DistillTrainer(PromptTrainer):
         images = self.parse_batch_train(batch) if "img" in batch else None
         if not self.train_loader_x.views:
             return images, self.teacher_features(images), self.frozen_features(images)
-        teacher, *student = (f(batch["index"], batch["view"], batch["rows"], images) for f in self.view_features)
+        teacher, *student = (view_features(batch, images) for view_features in self.view_features)
         return images, teacher, student[0] if student else None
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -169,12 +172,12 @@ class DistillTrainer(PromptTrainer):
         teacher_logits = self.teacher.logits(teacher_features, self.student.logit_scale)  # (B, C), or (B, V)
         names, prepared = self.training_names, self.prepared
         if options.CLASS_AGNOSTIC:
-            chosen, probabilities = select_names(teacher_logits, options.K_MAX)  # (K,)
+            chosen, probabilities = select_names(teacher_logits, options.K_MAX, self.weight(batch))  # (K,)
             self.selection.add(chosen, probabilities)
             teacher_logits = teacher_logits[:, chosen]
             names = [self.training_names[i] for i in chosen.tolist()]
-            prepared = self.student.prepare(names)
-        output = self.student(images, prepared, frozen=frozen)
+            prepared = self.prepare_names(names)
+        output = self.student(images, prepared, self.text_features(prepared), frozen)
         terms = distillation_loss(output.logits, teacher_logits, options.LOSS, options.TEMPERATURE)
         own = self.student.regularisers(output, frozen, names)
         total = terms["loss"] + sum(own.values())
@@ -190,7 +193,7 @@ class DistillTrainer(PromptTrainer):
 
     def after_epoch(self) -> None:
         super().after_epoch()
-        if self.selection:
+        if self.selection and distributed.is_main():
             self.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))
 
     def extra_state(self) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""Several processes, started by the real torchrun on the CPU, train and evaluate as one does."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT, emoji_args, run_train
+
+from kdpl.checkpoint import load_checkpoint
+from kdpl.exits import INTERRUPTED
+
+# 84 images in batches of 10: a rank of four has 2 or 3 of them. 336 test images in batches of 50, the last of 36.
+SMALL = (
+    *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 4),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", 10, "DATALOADER.TEST.BATCH_SIZE", 50, "DATALOADER.NUM_WORKERS", 0),
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def torchrun(ranks: int, *command: object) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+    return [*launcher, *map(str, command)]
+
+
+def train(ranks, trainer, output, *options, check=True):
+    command = torchrun(ranks, ROOT / "train.py", *emoji_args(trainer, output), *SMALL, *options)
+    process = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    assert not check or process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    return process
+
+
+def end(output):
+    (path,) = Path(output).rglob("model.pth.tar-2")
+    (result,) = json.loads((Path(output) / "results.json").read_text())["results"]
+    history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader((Path(output) / "history.csv").open())]
+    return load_checkpoint(path)["state_dict"], result, history
+
+
+def assert_close(a, b, bound=1e-5):
+    (prompts, result, history), (other_prompts, other_result, other_history) = end(a), end(b)
+    for row, other in zip(history, other_history, strict=True):
+        assert row == pytest.approx(other, abs=bound)
+    for name, value in prompts.items():
+        torch.testing.assert_close(value, other_prompts[name], atol=bound, rtol=1e-4)
+    assert (result["num_images"], result["num_classes"]) == (other_result["num_images"], other_result["num_classes"]) == (336, 42)
+    assert result["accuracy"] == pytest.approx(other_result["accuracy"], abs=100 / 336 + 1e-9)  # one image at the border
+
+
+CASES = [
+    (2, "KDPL_CoOp", ()),
+    (4, "KDPL_PromptSRC", ("TRAINER.KDPL.SHARD_CLASSES", True)),
+    (2, "KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.SHARD_CLASSES", True)),
+    (2, "KDPL_CoCoOp", ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", "{nouns}", "TRAINER.KDPL.K_MAX", 5)),
+]
+
+
+@pytest.mark.parametrize(("ranks", "trainer", "options"), CASES)
+def test_ranks_train_and_evaluate_as_one_process_does(ranks, trainer, options, tmp_path):
+    nouns = tmp_path / "nouns.txt"
+    nouns.write_text("apple\nbread\ncake\nfish\nhorse\nlamp\nonion\npizza\ntrain\ntree\n")
+    options = [str(o).format(nouns=nouns) for o in options]
+    process = train(ranks, trainer, tmp_path / "ranks", *options)
+    run_train(*emoji_args(trainer, tmp_path / "one"), *SMALL, *options, OMP_NUM_THREADS="1")
+    assert_close(tmp_path / "ranks", tmp_path / "one")
+    assert process.stdout.count("Finish training") == 1, "one rank prints"
+    assert [p.name for p in (tmp_path / "ranks").glob("log.txt*")] == ["log.txt"], "one rank writes"
+
+
+def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_path):
+    options = ("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
+    train(2, "KDPL_CoOp", tmp_path / "unbroken", *options)
+    output = tmp_path / "run"
+    command = torchrun(2, ROOT / "train.py", *emoji_args("KDPL_CoOp", output), *SMALL, *options)
+
+    def start():
+        log = output.parent / "log.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=ENVIRONMENT)
+        while "\nepoch [" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.05)
+        return process, log
+
+    def ranks_of(process):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        return [int(pid) for pid in children]
+
+    process, log = start()
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)  # to one of them: they agree
+    assert process.wait(60) != 0
+    assert "Stopped by" in log.read_text() and f"exitcode  : {INTERRUPTED}" in log.read_text()
+
+    process, log = start()
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    died = time.monotonic()
+    assert process.wait(60) != 0
+    assert time.monotonic() - died < 60
+
+    process, log = start()
+    assert process.wait(120) == 0, log.read_text()[-3000:]
+    assert "Resume from" in log.read_text()
+    assert_close(output, tmp_path / "unbroken")
+
+
+def test_a_batch_too_small_for_the_ranks_is_refused(tmp_path):
+    process = train(2, "KDPL_CoOp", tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", 1, check=False)
+    assert "A batch of 1 images cannot be shared by 2 processes: raise DATALOADER.TRAIN_X.BATCH_SIZE" in process.stderr
