@@ -32,8 +32,8 @@ def free_port() -> int:
 
 
 def torchrun(ranks: int, *command: object) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    return [*launcher, *map(str, command)]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port()]
+    return [sys.executable, *map(str, (*launcher, *command))]
 
 
 def train(ranks, trainer, output, *options, check=True):
@@ -56,7 +56,8 @@ def assert_close(a, b, bound=1e-5):
         assert row == pytest.approx(other, abs=bound)
     for name, value in prompts.items():
         torch.testing.assert_close(value, other_prompts[name], atol=bound, rtol=1e-4)
-    assert (result["num_images"], result["num_classes"]) == (other_result["num_images"], other_result["num_classes"]) == (336, 42)
+    counts = [(r["num_images"], r["num_classes"]) for r in (result, other_result)]
+    assert counts == [(336, 42), (336, 42)]
     assert result["accuracy"] == pytest.approx(other_result["accuracy"], abs=100 / 336 + 1e-9)  # one image at the border
 
 

@@ -427,9 +427,8 @@ class PromptTrainer(EvaluatedTrainer):
         super().after_epoch()
         if distributed.is_main():
             self.history.write(self.output_dir)
-        if (
-            self.finished_epochs == self.max_epoch and distributed.is_main()
-        ):  # its checkpoint holds all that the state inside the epoch did
+        if self.finished_epochs == self.max_epoch and distributed.is_main():
+            # The checkpoint of the last epoch holds all that the state inside the epoch did.
             Path(self.output_dir, self.student.model_name, RESUME).unlink(missing_ok=True)
         distributed.barrier()  # whoever reads a checkpoint finds it whole
 
