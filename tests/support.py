@@ -31,13 +31,9 @@ def save_clip(path: Path, seed: int, *sizes) -> Path:
 
 def config(trainer: str, dataset: str, output: str | os.PathLike, *options: object, config_file: str = ""):
     """Return the configuration that the command line would build, not frozen."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        import train
-    finally:
-        sys.path.pop(0)
     import kdpl.datasets
     import kdpl.trainers.baselines  # noqa: F401
+    from kdpl import train
 
     file = config_file or f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
     args = train.parse_args(["--trainer", trainer, "--config-file", file, "--output-dir", str(output), *map(str, options)])
