@@ -1,50 +1,109 @@
-"""Fill the cache of a data set's views: `python -m kdpl.cache`, with the flags of train.py, or on many ranks `torchrun -m kdpl.cache`.
+"""Fill the cache of a training set's views, as a job of its own.
 
-Every view of every training image is run through the teacher and the frozen student once, and kept under
-TRAINER.KDPL.CACHE_DIR, where later runs of all variants and seeds find it. What is there already is not computed again, so
-that a job that was stopped goes on with the same command.
+    python -m kdpl.cache --trainer KDPL_CoOp ... TRAINER.KDPL.VIEWS 8 TRAINER.KDPL.CACHE_DIR views
+    torchrun --nproc-per-node 8 -m kdpl.cache ...
+
+The flags are those of train.py. Every view of every training image goes through the teacher once, and through the student's
+image tower where that is frozen, and the features stay in TRAINER.KDPL.CACHE_DIR, where later runs of all variants, seeds
+and shots find them. What is there is not computed again: a job that was stopped goes on with the same command.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from kdpl import exits
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from kdpl import distributed, exits, train
+from kdpl.config import ConfigError
+
+
+def check(cfg: CfgNode) -> None:
+    """Refuse a configuration that keeps nothing.
+
+    Raises:
+        ConfigError: the trainer has no teacher, or TRAINER.KDPL.VIEWS or CACHE_DIR is not set.
+    """
+    if not cfg.TRAINER.NAME.startswith("KDPL_"):
+        raise ConfigError(
+            f"TRAINER.NAME (--trainer) '{cfg.TRAINER.NAME}' has no teacher: expected one of KDPL, such as KDPL_CoOp."
+        )
+    if cfg.TRAINER.KDPL.VIEWS < 1:
+        raise ConfigError(f"TRAINER.KDPL.VIEWS is {cfg.TRAINER.KDPL.VIEWS}, expected how many views of each image to keep.")
+    if not cfg.TRAINER.KDPL.CACHE_DIR:
+        raise ConfigError("TRAINER.KDPL.CACHE_DIR is not set, expected the folder to keep the features in.")
 
 
 def fill(trainer) -> tuple[int, int]:
     """Compute and keep what is missing of a KDPL trainer's views; several ranks share the images.
 
+    Args:
+        trainer: a `DistillTrainer` with views, which has loaded what training needs.
+
     Returns:
-        How many features were missing when this rank began, and how many features there are.
+        How many features were missing, and how many there are.
+
+    Raises:
+        FloatingPointError: a feature is not finite.
+        OSError: the features could not be written.
     """
-    import torch
-    from tqdm import tqdm
-
-    from kdpl import distributed
-
     loader, features = trainer.train_loader_x, trainer.view_features
-    missing = sum(int((~f.table.known).sum()) for f in features)
-    total = sum(f.table.known.numel() for f in features)
+    size = loader.loader.batch_size
+    missing, total = sum(f.table.missing for f in features), sum(f.table.known.numel() for f in features)
     loader.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
     for f in features:
-        f.table.writable = True  # every rank keeps what it has computed, in a shard of its own
-    own = torch.arange(len(loader.dataset))[distributed.rank() :: distributed.world()]
-    for epoch in tqdm(range(loader.views), desc="views", disable=None if distributed.is_main() else True):
-        loader.epoch = epoch
-        for batch in loader.missing(own):
-            trainer.features(batch)
-        for f in features:
-            f.table.sync()
-    distributed.barrier()
+        f.chunk = size  # as one process computes them
+    with tqdm(total=missing, unit="feature", disable=None if distributed.is_main() else True) as progress:
+        for view in range(loader.views):
+            loader.epoch = view
+            for batch in loader.wanted_of(range(len(loader.dataset)), size * distributed.world()):
+                trainer.features(batch)
+                progress.update(missing - sum(f.table.missing for f in features) - progress.n)
+            for f in features:
+                f.table.sync()
+    left = sum(f.table.missing for f in features)
+    if left:
+        raise FloatingPointError(
+            f"{left:,} features of {total:,} are NaN or infinite and are not kept: set TRAINER.KDPL.PREC fp32."
+        )
+    lost = [f.table.store.folder for f in features if distributed.is_main() and not f.table.writable]
+    if distributed.any_rank(bool(lost)):
+        raise OSError(f"The features could not be kept in {', '.join(map(str, lost))}: see above. Make room, and start again.")
     return missing, total
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.cache", description=__doc__.split("\n\n")[1], add_help=False)
-    parser.parse_known_args(argv)
-    return exits.FAILED
+    args = train.parse_args(argv, __doc__.splitlines()[0])
+    try:
+        import kdpl.datasets
+        import kdpl.trainers  # noqa: F401
+
+        cfg = train.build_cfg(args, args.dataset_config_file)
+        train.check_names(cfg)
+        check(cfg)
+
+        from dassl.engine import build_trainer
+        from dassl.utils import set_random_seed
+
+        distributed.start(cfg.USE_CUDA)
+        if cfg.SEED >= 0:
+            set_random_seed(cfg.SEED)
+        trainer = build_trainer(cfg)
+        if trainer.train_loader_x is None:
+            raise ConfigError(f"DATASET.NAME '{cfg.DATASET.NAME}' has no training images.")
+        trainer.load_for_training()
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        return train.report(error, exits.BAD_INPUT)
+    try:
+        missing, total = fill(trainer)
+    except FloatingPointError as error:
+        return train.report(error, exits.DIVERGED)
+    except (ValueError, OSError) as error:
+        return train.report(error, exits.FAILED)
+    print(
+        f"{cfg.TRAINER.KDPL.CACHE_DIR} has all {total:,} features of {cfg.TRAINER.KDPL.VIEWS} views; {missing:,} were missing"
+    )
+    return 0
 
 
 if __name__ == "__main__":

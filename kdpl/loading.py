@@ -61,11 +61,13 @@ class EpochLoader:
     def rest(self) -> Iterator[dict[str, Any]]:
         """Give, in batches, the images that the epoch leaves out and whose pixels are wanted nevertheless."""
         seen = {int(i) for batch in self.batches() for i in batch}
-        left = torch.tensor([i for i in range(len(self.dataset)) if i not in seen], dtype=torch.long)
-        left = left[self.wanted(left, self._view(left))] if self.wanted and len(left) else left[:0]
-        size = self.loader.batch_size or 1
-        chunks = [left[i : i + size].tolist() for i in range(0, len(left), size)]
-        return self._load([[self._seeded_index(i, None) for i in chunk] for chunk in chunks])
+        return self.wanted_of([i for i in range(len(self.dataset)) if i not in seen], self.loader.batch_size)
+
+    def wanted_of(self, images: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
+        """Give, in batches of `size`, those of some images whose pixels are wanted in this epoch's view."""
+        index = torch.tensor(images, dtype=torch.long)
+        index = index[self.wanted(index, self._view(index))] if self.wanted and len(index) else index[:0]
+        return self._load([[self._seeded_index(i, None) for i in chunk.tolist()] for chunk in index.split(size) if len(chunk)])
 
     def _seeded_index(self, index: int, generator: torch.Generator | None) -> SeededIndex:
         if self.views:

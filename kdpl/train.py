@@ -14,9 +14,12 @@ from kdpl.suggest import did_you_mean
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."
+
+
+def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Train and evaluate prompt learners, with the flags of CoOp and its forks.",
+        description=description,
         epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",
     )
     parser.add_argument("--root", default="", help="folder of the data sets")

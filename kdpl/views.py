@@ -137,12 +137,17 @@ class FeatureTable:
         if store is not None:
             self._find()
 
+    @property
+    def missing(self) -> int:
+        """How many features are not known."""
+        return int((~self.known).sum())
+
     def get(self, index: Tensor, view: Tensor) -> Tensor:
-        """Return the features `(B, d)`, which must be known, on the CPU."""
-        features = torch.empty(len(index), self.width, dtype=self.dtype)
-        segments, rows = self._segment[index, view], self._row[index, view]
-        for segment in segments.unique().tolist():
-            here = segments == segment
+        """Return the features `(B, d)` on the CPU; those that are not known are NaN."""
+        features = torch.full((len(index), self.width), torch.nan, dtype=self.dtype)
+        known, segments, rows = self.known[index, view], self._segment[index, view], self._row[index, view]
+        for segment in segments[known].unique().tolist():
+            here = known & (segments == segment)
             features[here] = self._values(segment, rows[here])
         return features
 

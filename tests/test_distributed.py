@@ -22,7 +22,10 @@ SMALL = (
     *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 4),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", 10, "DATALOADER.TEST.BATCH_SIZE", 50, "DATALOADER.NUM_WORKERS", 0),
 )
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def free_port() -> int:
@@ -38,7 +41,7 @@ def torchrun(ranks: int, *command: object) -> list[str]:
 
 def train(ranks, trainer, output, *options, check=True):
     command = torchrun(ranks, ROOT / "train.py", *emoji_args(trainer, output), *SMALL, *options)
-    process = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
     assert not check or process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     return process
 
@@ -90,7 +93,7 @@ def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_
     def start():
         log = output.parent / "log.txt"
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=ENVIRONMENT)
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment())
         while "\nepoch [" not in log.read_text():
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.05)

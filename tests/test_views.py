@@ -181,6 +181,8 @@ def test_a_feature_that_is_not_finite_is_not_kept(tmp_path):
     table = FeatureTable([ImageFile("a", 1, 1)], 2, 3, torch.float32, RowStore(tmp_path, 3, "float32"))
     table.put(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]))
     assert table.known.tolist() == [[True, False]]
+    kept = table.get(torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert kept[0].tolist() == [1.0, 2.0, 3.0] and kept[1].isnan().all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,65 @@
+"""`python -m kdpl.cache` fills the cache of views, on any number of ranks, and goes on where it was stopped."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support import emoji_args
+from test_distributed import environment, torchrun
+from test_trainers import build
+
+from kdpl import cache, exits
+
+VIEWS = ("TRAINER.KDPL.VIEWS", 2, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.NUM_WORKERS", 0)
+
+
+def fill(folder, *launcher):
+    command = [*(launcher or [sys.executable, "-m"]), "kdpl.cache", *emoji_args("KDPL_CoOp", ""), *VIEWS]
+    options = ("TRAINER.KDPL.CACHE_DIR", folder, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    process = subprocess.run(
+        [*map(str, (*command, *options))],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout.splitlines()[-1].removeprefix(f"{folder} ")
+
+
+def loaded(trainer, folder, output, **kwargs):
+    run = build(trainer, output, *VIEWS, "TRAINER.KDPL.CACHE_DIR", folder, **kwargs)
+    run.load_for_training()
+    return run.view_features
+
+
+def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_stopped(tmp_path):
+    ranks, one = tmp_path / "ranks", tmp_path / "one"
+    assert fill(ranks, *torchrun(2, "-m")) == "has all 168 features of 2 views; 168 were missing"
+    assert fill(one) == "has all 168 features of 2 views; 168 were missing"
+    teacher, student = loaded("KDPL_CoCoOp", ranks, tmp_path / "out")
+    alone = loaded("KDPL_CoOp", one, tmp_path / "out")
+    for features, other in zip((teacher, student), alone, strict=True):
+        index, view = other.table.known.nonzero().T
+        assert len(index) == features.table.known.sum() == 84
+        assert features.table.get(index, view).equal(other.table.get(index, view)), "the same on 1 rank and on 2"
+    shard = next(ranks.rglob("*.rows"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    assert fill(ranks) == "has all 168 features of 2 views; 42 were missing"
+    assert not any(p.name == "log.txt" for p in tmp_path.rglob("*")), "a cache needs no output folder"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "message"),
+    [
+        ("CoOp", (), "TRAINER.NAME (--trainer) 'CoOp' has no teacher"),
+        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected how many views"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 2), "TRAINER.KDPL.CACHE_DIR is not set"),
+    ],
+)
+def test_a_configuration_that_keeps_nothing_is_refused(trainer, options, message, capsys):
+    assert cache.main([*emoji_args(trainer, ""), *map(str, options)]) == exits.BAD_INPUT
+    assert message in capsys.readouterr().err
