@@ -22,9 +22,10 @@ class SeededSampler(Sampler[SeededIndex]):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[SeededIndex]:
+        order = list(self.sampler)  # first, so that it is the order the sampler gives without this
         # A generator of its own: workers fetch indices ahead, while the training draws from the global one.
         generator = torch.Generator().manual_seed(int(torch.randint(SEEDS, (1,))))
-        for index in self.sampler:
+        for index in order:
             yield SeededIndex(index, int(torch.randint(SEEDS, (1,), generator=generator)))
 
     def __len__(self) -> int:
