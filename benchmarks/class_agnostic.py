@@ -47,13 +47,13 @@ def main() -> None:
         figures = {}  # the vocabulary first: its features are found by the others
         for what in ("vocabulary", "time", *KINDS):
             figures |= in_own_process(__file__, *own, "--measure", what)["rows"][0]
-    aware, agnostic = (figures[f"{kind} seconds"] for kind in KINDS)
+    aware, agnostic = (figures[f"{kind}_seconds"] for kind in KINDS)
     rows = [
         {"what": "step, class-aware", "names": args.names, "seconds": aware, "ratio": 1.0},
         {"what": "step, class-agnostic", "names": args.vocabulary, "seconds": agnostic, "ratio": agnostic / aware},
     ]
     for row, kind in zip(rows, KINDS, strict=True):
-        row["peak GB"] = figures[f"{kind} GB"]
+        row["peak_gb"] = figures[f"{kind}_gb"]
     rows += [
         {"what": f"vocabulary features, {state}", "names": args.vocabulary, "seconds": figures[state]}
         for state in ("cold", "warm")
@@ -66,9 +66,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         return vocabulary_seconds(args)
     if args.measure == "time":
         seconds = seconds_per_call(args.steps, *(make_step(args, kind) for kind in KINDS))
-        return {f"{kind} seconds": s for kind, s in zip(KINDS, seconds, strict=True)}
+        return {f"{kind}_seconds": s for kind, s in zip(KINDS, seconds, strict=True)}
     seconds_per_call(1, make_step(args, args.measure))
-    return {f"{args.measure} GB": peak_memory()}
+    return {f"{args.measure}_gb": peak_memory()}
 
 
 def vocabulary_names(args: argparse.Namespace) -> list[str]:

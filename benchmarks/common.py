@@ -89,7 +89,7 @@ def _cpuinfo() -> list[str]:
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows as a table, and as one JSON object on the last line if asked."""
-    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    """Print rows as a table, its headings with spaces for underscores, and as one JSON object on the last line if asked."""
+    print(tabulate([{key.replace("_", " "): value for key, value in row.items()} for row in rows], "keys", floatfmt=".3g"))
     if as_json:
         print(json.dumps({"rows": rows}))

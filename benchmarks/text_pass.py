@@ -57,23 +57,23 @@ def prepare(args: argparse.Namespace, classes: int):
 
 def measure_time(args: argparse.Namespace, classes: int) -> dict:
     clip, prompts, layout, step = prepare(args, classes)
-    row = {"classes": classes, "tokens": len(layout.rows), "full tokens": 77 * len(prompts)}
+    row = {"classes": classes, "tokens": len(layout.rows), "full_tokens": 77 * len(prompts)}
     compare = classes <= args.full_up_to
     calls = [lambda: step("ours"), *([lambda: step("full")] if compare else [])]
     seconds = seconds_per_call(args.steps, *calls)
-    row["ours s"] = seconds[0]
+    row["ours_s"] = seconds[0]
     if compare:
         (f, g), (f_full, g_full) = step("ours"), step("full")
-        row |= {"full s": seconds[1], "speedup": seconds[1] / seconds[0]}
-        row["max error"] = max((f - f_full).abs().max().item(), ((g - g_full).abs().max() / g_full.abs().max()).item())
-    row["share of peak"] = matrix_flops(layout, clip.text.width, clip.text.depth) / seconds[0] / peak_flops()
+        row |= {"full_s": seconds[1], "speedup": seconds[1] / seconds[0]}
+        row["max_error"] = max((f - f_full).abs().max().item(), ((g - g_full).abs().max() / g_full.abs().max()).item())
+    row["share_of_peak"] = matrix_flops(layout, clip.text.width, clip.text.depth) / seconds[0] / peak_flops()
     return row
 
 
 def measure_memory(args: argparse.Namespace, classes: int, kind: str) -> dict:
     *_, step = prepare(args, classes)
     step(kind)
-    return {f"{kind} GB": peak_memory()}
+    return {f"{kind}_gb": peak_memory()}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A training step of a KDPL trainer, part by part: with fresh augmentations, with warm views, and the published way.
 
 The trainer is the real one, on JPEG files of random content and ImageNet's class names; student and teacher have a real model's
-sizes and random weights. Each kind of step runs in a process of its own, which gives its peak memory; "ratio" is the
+sizes and random weights. Each kind of step runs in a process of its own, which gives its peak memory; "speedup" is the
 published step's time over that of the row.
 """
 
@@ -31,7 +31,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum  # isort: skip
 from dassl.engine import build_trainer  # isort: skip
 
 KINDS = ("published", "views 0", "views warm")
-PARTS = ("data", "teacher image", "student image", "text", "backward", "optimiser")
+PARTS = ("data", "teacher_image", "student_image", "text", "backward", "optimiser")
 
 
 def main() -> None:
@@ -61,14 +61,14 @@ def main() -> None:
     rows = [in_own_process(__file__, *own, "--measure", kind)["rows"][0] for kind in KINDS[not args.reference :]]
     for row in rows:
         if args.reference:
-            row["ratio"] = rows[0]["step s"] / row["step s"]
+            row["speedup"] = rows[0]["step_s"] / row["step_s"]
     print_rows(rows, args.json)
 
 
 def measure(args: argparse.Namespace, kind: str) -> dict:
     """Return the times of a step's parts and of the whole in seconds, its loss, and this process's peak memory in GB."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(args, kind, Path(folder))
+        trainer = build(args, kind, Path(folder), images=2 * args.batch)
         steps = step_forever(trainer)
         loss = float(next(steps)["loss"])  # of the same images and augmentations, but for fixed views
         if kind == "views warm":
@@ -87,21 +87,21 @@ def measure(args: argparse.Namespace, kind: str) -> dict:
             "step": kind,
             **parts,
             "rest": rest,
-            "first loss": loss,
-            "step s": whole[len(whole) // 2],
-            "peak GB": peak_memory(),
+            "first_loss": loss,
+            "step_s": whole[len(whole) // 2],
+            "peak_gb": peak_memory(),
         }
 
 
-def build(args: argparse.Namespace, kind: str, folder: Path):
+def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
     """Return a trainer of the command line's, ready to train."""
-    files = photos(folder, 2 * args.batch)
+    files = photos(folder, images)
     names = [str(name) for name in IMAGENET_CLASSNAMES[: args.classes]]
 
     class Photos(ClassListDataset):
         def __init__(self, cfg):
-            images = [Datum(impath=str(path), label=i % len(names)) for i, path in enumerate(files)]
-            super().__init__(dict(enumerate(names)), train_x=images, val=None, test=images)
+            items = [Datum(impath=str(path), label=i % len(names)) for i, path in enumerate(files)]
+            super().__init__(dict(enumerate(names)), train_x=items, val=None, test=items)
 
     DATASET_REGISTRY.register(force=True)(Photos)
     clips = {"student": random_clip(args.student, 1, args.device), "teacher": random_clip(args.teacher, 2, args.device)}
@@ -127,8 +127,8 @@ def build(args: argparse.Namespace, kind: str, folder: Path):
         take_the_published_way(trainer.student)
         teacher = trainer.teacher
         trainer.teacher_features = lambda images: full_image_features(teacher.clip, teacher.adapt(images))
-        images, steps = trainer.train_loader_x.dataset, trainer.train_loader_x.dataset.transform.transforms[:-1]
-        images.transform = Compose([*steps, ToTensor(), Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)])
+        dataset, steps = trainer.train_loader_x.dataset, trainer.train_loader_x.dataset.transform.transforms[:-1]
+        dataset.transform = Compose([*steps, ToTensor(), Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)])
     return trainer
 
 
@@ -182,9 +182,9 @@ def time_parts(trainer, device: str) -> dict[str, float]:
     student = trainer.student
     trainer.next_batch = lambda batches: next(batches, None)
     timed(trainer, "next_batch", "data")
-    timed(trainer, "teacher_features", "teacher image")
-    timed(student, "frozen_image_features", "student image")
-    timed(student, "image_features", "student image")
+    timed(trainer, "teacher_features", "teacher_image")
+    timed(student, "frozen_image_features", "student_image")
+    timed(student, "image_features", "student_image")
     timed(student, "text_features", "text")
     timed(trainer.optim, "step", "optimiser")
     backward = torch.Tensor.backward
