@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
 from kdpl.datasets.scenes import GENERATOR_VERSION, draw_scenes
+from kdpl.files import rename_folder
 from kdpl.paths import cache_dir
 from kdpl.suggest import did_you_mean
 
@@ -160,7 +161,7 @@ def _install(new: Path, folder: Path, stale: Path, category: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process was first to move it
             os.rename(folder, stale)
     try:
-        os.rename(new, folder)  # never replaces a folder that has files in it
+        rename_folder(new, folder)  # never replaces a folder that has files in it
     except OSError:
         if not _is_current(folder, category):
             raise

@@ -6,8 +6,6 @@ python -m kdpl.datasets.prepare --check --root DATA               # report what 
 
 import argparse
 import http.client
-import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from kdpl.datasets.archives import ArchiveError, is_archive, unpack
 from kdpl.datasets.catalog import CATALOG, Facts, Source, facts_of
 from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.splits import find_split
-from kdpl.files import atomic_write
+from kdpl.files import atomic_write, rename_folder, replace
 
 TIMEOUT = 60.0  # seconds without a byte after which a download is given up
 
@@ -133,7 +131,7 @@ def fetch(source: Source, data: DataFolder) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=data.path, prefix=".fetch-") as part:
             download_url(source.url, part, source.file, source.md5 or None)
-            os.replace(Path(part, source.file), data.path / source.file)
+            replace(Path(part, source.file), data.path / source.file)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise PrepareError(
             f"fetching {source.url} failed ({error or type(error).__name__}). Fetch it another way, put it into "
@@ -167,7 +165,7 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
             if found.name == first:
                 _move_absent(found.parent.iterdir(), data.path)
             else:
-                os.replace(found, data.path / first)
+                rename_folder(found, data.path / first)
     except ArchiveError:
         raise
     except OSError as error:
@@ -184,7 +182,7 @@ def _find(top: Path, name: str) -> Path | None:
 def _move_absent(entries: Iterable[Path], folder: Path) -> None:
     for entry in list(entries):
         if not (folder / entry.name).exists():
-            shutil.move(entry, folder / entry.name)
+            rename_folder(entry, folder / entry.name)
 
 
 def _instruction(source: Source, data: DataFolder) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdpl.files import atomic_write
+from kdpl.files import atomic_write, write_torch
 from kdpl.suggest import gist
 
 NEWEST = "checkpoint"
@@ -67,8 +67,7 @@ def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str,
         OSError: it could not be written; what was there before is untouched.
     """
     path = Path(folder, name)
-    with atomic_write(path) as file:
-        torch.save(state, file)
+    write_torch(state, path)
     if newest and name != BEST:
         with atomic_write(path.with_name(NEWEST), "w") as file:
             file.write(name + "\n")

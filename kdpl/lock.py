@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from kdpl.files import naming_full_disks
+
 FILE_NAME = ".run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: dict[str, IO[str]] = {}  # by folder; as long as the process lives
@@ -46,8 +48,9 @@ def occupy(folder: str | os.PathLike) -> None:
         if holder:
             print(f"Taking over '{path.parent}' from {_describe(holder)}, which ended without giving it back")
         file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}, file)
-        file.flush()
+        with naming_full_disks(path):
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}, file)
+            file.flush()
     except BaseException:
         file.close()
         raise

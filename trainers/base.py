@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -128,6 +129,24 @@ class EvaluatedTrainer(TrainerX):
 
     def stop_if_asked(self) -> None:
         """Raise `Interrupted` where a signal has come and nothing is left to be saved."""
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a value to the TensorBoard log if it is open; a log that cannot be written ends, not the run."""
+        with self._outliving_the_curves():
+            super().write_scalar(tag, scalar_value, global_step)
+
+    def close_writer(self) -> None:
+        """Close the TensorBoard log if it is open."""
+        with self._outliving_the_curves():
+            super().close_writer()
+
+    @contextmanager
+    def _outliving_the_curves(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            print(f"The TensorBoard curves end here, because they cannot be written any more: {error}")
 
     def record(self, split: str, images: int, metrics: dict[str, float]) -> None:
         """Add the result of a test to `results.json` in the output folder."""

@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from dassl.utils import Registry
 from dassl.utils.registry import check_choice
-from kdpl.files import atomic_write
+from kdpl.files import write_torch
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -127,8 +127,7 @@ class Classification(EvaluatorBase):
 
     def _save_confusion_matrix(self, counts: torch.Tensor) -> None:
         path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
-        with atomic_write(path) as file:
-            torch.save(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), file)  # rows sum to 1
+        write_torch(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), path)  # rows sum to 1
         print(f"Confusion matrix is saved to {path}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpl.files import atomic_write
+from kdpl.files import atomic_write, write_torch
 
 BEST = "model-best.pth.tar"
 NEWEST = "checkpoint"  # the text file that names the newest checkpoint of its folder
@@ -42,8 +42,7 @@ def save_checkpoint(
     name = model_name or checkpoint_name(state["epoch"])
     for target in [name, BEST] if is_best else [name]:
         path = Path(save_dir, target)
-        with atomic_write(path) as file:
-            torch.save(state, file)
+        write_torch(state, path)
         print(f"Checkpoint saved to {path}")
     # Written last: it never names a file that is not complete.
     with atomic_write(Path(save_dir, NEWEST), "w") as file:

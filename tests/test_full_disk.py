@@ -1,0 +1,178 @@
+"""A full disk, or a limit on the size of files: the previous version stays, and the message names the file and the way out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from dataset_miniatures import BUILDERS, load
+from support import ROOT, emoji_args, save_clip
+from test_results import RUN, result
+
+from kdpl import exits
+from kdpl.checkpoint import load_checkpoint, save_checkpoint
+from kdpl.clips import load_clip
+from kdpl.datasets.catalog import CATALOG
+from kdpl.feature_cache import cached_text_features
+from kdpl.files import NoRoomError, atomic_write
+from kdpl.history import History
+from kdpl.results import read_results, write_results
+from kdpl.views import RowStore
+
+# One process, so that PyTorch is imported once: the limit on the size of files is moved between its runs.
+STORY = """
+import json, resource, sys
+from kdpl import train
+
+def run(limit, *options):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    print(json.dumps({"status": train.main([*sys.argv[1:], *options])}), file=sys.stderr, flush=True)
+
+run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "1")
+run(15_000, "OPTIM.MAX_EPOCH", "2")   # less than a checkpoint
+run(3_000, "OPTIM.MAX_EPOCH", "1")    # less than results.json, and than the log
+run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "2")
+"""
+
+
+def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tmp_path):
+    options = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "new", "TRAIN.CHECKPOINT_FREQ", 1)
+    process = subprocess.run(
+        [sys.executable, "-c", STORY, *emoji_args("KDPL_CoOp", tmp_path), *map(str, options), "DATALOADER.NUM_WORKERS", "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=400,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Traceback" not in process.stderr
+    told = [line for line in process.stderr.splitlines() if line.startswith(("error: ", "{"))]
+    statuses = [json.loads(line)["status"] for line in told if line.startswith("{")]
+    assert statuses == [0, exits.FAILED, exits.FAILED, 0]
+    no_checkpoint, no_results = (line for line in told if line.startswith("error: "))
+    folder = tmp_path / "prompt_learner"
+    assert f"'{folder / 'model.pth.tar-2'}' cannot be written: File too large" in no_checkpoint
+    assert f"'{tmp_path / 'results.json'}' cannot be written: File too large" in no_results
+    assert all("What was there before is untouched. Make room on its disk" in line for line in (no_checkpoint, no_results))
+    assert f"{tmp_path / 'log.txt'}" in process.stdout and "ends here, because it cannot be written any more" in process.stdout
+    assert process.stdout.count(f"Resume from {folder / 'model.pth.tar-1'}") == 3
+    assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == 2
+    assert len(read_results(tmp_path)["results"]) == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A file system of 256 kB."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "kdpl-test", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk(small_disk):
+    """It, empty."""
+    for path in small_disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return small_disk
+
+
+def fill(disk):
+    """Leave no room for another page."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+
+
+def history(rows):
+    full = History()
+    full.rows = [{"epoch": i, "loss": 0.5} for i in range(rows)]
+    return full
+
+
+WRITERS = {
+    "model.pth.tar-1": lambda folder, size: save_checkpoint(
+        {"state_dict": {"ctx": torch.zeros(size)}}, folder, "model.pth.tar-1"
+    ),
+    "results.json": lambda folder, size: write_results(folder, {**RUN, "config": " " * size}, result()),
+    "history.csv": lambda folder, size: history(size // 8).write(folder),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_previous_version_outlives_a_full_disk(name, disk):
+    write = WRITERS[name]
+    write(disk, 10)
+    before = (disk / name).read_bytes()
+    fill(disk)
+    with pytest.raises(
+        NoRoomError, match=rf"{name}' cannot be written: No space left on device\. What was there before is unt"
+    ):
+        write(disk, 50_000)
+    assert (disk / name).read_bytes() == before
+    assert not list(disk.glob(".*"))
+    (disk / "filler").unlink()
+    write(disk, 10_000)
+    assert (disk / name).read_bytes() != before
+
+
+def test_text_features_and_rows_that_find_no_room_end_the_keeping_alone(disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KDPL_CACHE", str(disk))
+    clip = load_clip(str(save_clip(tmp_path / "s.safetensors", 3, 32, 32, 1, 64, 16, 77, 49408, 64, 1, 1)))
+    fill(disk)
+    features = cached_text_features(clip, ["cat", "dog"], "a photo of a {}.")
+    printed = capsys.readouterr().out
+    assert "The text features are not kept, because" in printed and "No space left on device" in printed
+    assert not list((disk / "text_features").iterdir())
+    (disk / "filler").unlink()
+    assert torch.equal(cached_text_features(clip, ["cat", "dog"], "a photo of a {}."), features)
+    assert len(list((disk / "text_features").iterdir())) == 1
+
+    store = RowStore(disk / "views", 64, "f4")
+    store.append([b"a" * 16], features.numpy()[:1].repeat(64)[None, :64])
+    fill(disk)
+    with pytest.raises(OSError, match="No space left"):
+        store.append([bytes([i]) * 16 for i in range(200)], torch.zeros(200, 64).numpy())
+    (disk / "filler").unlink()
+    store.append([b"b" * 16], torch.ones(1, 64).numpy())
+    rows = RowStore(disk / "views", 64, "f4").shards()[0]
+    sound = {bytes(row["key"]) for row in rows if store.is_sound(row)}
+    assert {b"a" * 16, b"b" * 16} <= sound
+
+
+def test_a_split_that_finds_no_room_is_made_again(tmp_path, disk, capsys):
+    BUILDERS["EuroSAT"](tmp_path)
+    folder = tmp_path / CATALOG["EuroSAT"].folder
+    images = folder.rename(tmp_path / "elsewhere")
+    os.symlink(disk / "eurosat", folder)
+    (disk / "eurosat").mkdir()
+    for entry in images.iterdir():
+        os.symlink(entry, disk / "eurosat" / entry.name)
+    fill(disk)
+    first = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
+    printed = capsys.readouterr().out
+    assert "The split is not saved: " in printed and "The few-shot split is not saved: " in printed
+    assert not [p for p in (disk / "eurosat").rglob("*") if p.suffix in (".json", ".part")]
+    (disk / "filler").unlink()
+    again = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
+    assert [d.impath for d in again.train_x] == [d.impath for d in first.train_x]
+    assert "Saved few-shot split to" in capsys.readouterr().out
+
+
+def test_another_error_keeps_its_own_kind_and_the_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(PermissionError), atomic_write(tmp_path / "a", "w") as file:
+        file.write("new")
+        raise PermissionError("another")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
