@@ -12,6 +12,7 @@ Nothing is unpickled but tensors (`weights_only`). `describe` tells a model's ar
 
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import urllib.request
@@ -34,6 +35,7 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 EMBEDDED = ("emoji_student", "emoji_teacher")
 PRECISIONS = ("fp32", "fp16")
+AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
 VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 
@@ -149,6 +151,16 @@ def cpu_likes_bf16() -> bool:
     return any(check() for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None)
 
 
+def precision_here(value: str, device_type: str, frozen: bool = False) -> str:
+    """Return what a PREC becomes on a device: the same on a GPU.
+
+    On a CPU, fp16 becomes fp32, or for a tower that nothing is learned in bf16 where the CPU has it.
+    """
+    if value in ("fp16", "amp") and device_type == "cpu":
+        return "bf16" if frozen and cpu_likes_bf16() else "fp32"
+    return value
+
+
 def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return scale times the products of features, in fp32 under any autocast.
 
@@ -187,6 +199,28 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
     if precision == "fp16":
         _to_fp16(clip.model)
     clip.model.requires_grad_(False).eval().to(device)
+    return clip
+
+
+def outline_clip(name: str, precision: str = "fp32") -> Clip:
+    """Return the CLIP that `name` tells with shapes and types in place of weights, on the meta device; nothing is downloaded.
+
+    Raises:
+        ModelNameError, WeightsError: as `describe`; or open_clip cannot build the model without its weights.
+    """
+    kind, architecture, weights = _resolve(name)
+    if kind == "open_clip":
+        clip = _outline_open_clip(name, architecture)
+    elif kind == "openai":
+        a = OPENAI_MODELS[name]
+        clip = _as_clip(_openai_model(a, a.vision_depth or _openai_resnet_layers(name), VOCABULARY), name, a)
+    else:
+        shapes = _read_shapes(Path(weights))
+        clip = _build_openai(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    clip.model.float()
+    if precision == "fp16":
+        _to_fp16(clip.model)
+    clip.model.requires_grad_(False).eval()
     return clip
 
 
@@ -309,13 +343,8 @@ def _build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     """Build OpenAI's model around a state dict, without giving up its precision as `clip.build_model` does."""
     state = _expand_compact({k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")})
     a = _architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
-    clip_model = importlib.import_module(f"{openai_clip().__name__}.model")
     layers = a.vision_depth if a.is_vit else _resnet_layers(state)
-    with torch.device("meta"):  # no time is lost on random weights
-        model = clip_model.CLIP(
-            a.embed_dim, a.resolution, layers, a.vision_width, a.patch_size or None, a.context_length,
-            state["token_embedding.weight"].shape[0], a.text_width, a.text_width // 64, a.text_depth,
-        )  # fmt: skip
+    model = _openai_model(a, layers, state["token_embedding.weight"].shape[0])
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -323,6 +352,20 @@ def _build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     mask = model.build_attention_mask()
     for block in model.transformer.resblocks:
         block.attn_mask = mask
+    return _as_clip(model, name, a)
+
+
+def _openai_model(a: Architecture, layers: int | tuple[int, ...], vocabulary: int) -> nn.Module:
+    """Return OpenAI's model of these sizes on the meta device, so that no time is lost on random weights."""
+    clip_model = importlib.import_module(f"{openai_clip().__name__}.model")
+    with torch.device("meta"):
+        return clip_model.CLIP(
+            a.embed_dim, a.resolution, layers, a.vision_width, a.patch_size or None, a.context_length,
+            vocabulary, a.text_width, a.text_width // 64, a.text_depth,
+        )  # fmt: skip
+
+
+def _as_clip(model: nn.Module, name: str, a: Architecture) -> Clip:
     return Clip(model, name, a.resolution, OPENAI_MEAN, OPENAI_STD, lambda texts: _tokenize(texts, a.context_length))
 
 
@@ -473,6 +516,30 @@ def _load_open_clip(name: str, architecture: str, weights: str) -> Clip:
         tuple(preprocess.get("std") or OPENAI_STD),
         tokenizer,
     )
+
+
+def _outline_open_clip(name: str, architecture: str) -> Clip:
+    import open_clip
+
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it warns that the weights are random
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(architecture, pretrained=None, device="meta")
+    except Exception as error:  # of many kinds, from deep inside
+        raise ModelNameError(f"'{name}' cannot be laid out without weights ({gist(error)}): choose another CLIP.") from error
+    finally:
+        logging.root.setLevel(level)
+    resolution = model.visual.image_size
+    side = resolution[0] if isinstance(resolution, tuple) else resolution
+    return Clip(model, name, side, OPENAI_MEAN, OPENAI_STD, open_clip.get_tokenizer(architecture))
+
+
+def _openai_resnet_layers(name: str) -> tuple[int, ...]:
+    """Return the blocks of each stage of an OpenAI ResNet; open_clip knows it by the same name."""
+    import open_clip
+
+    return tuple(open_clip.get_model_config(name)["vision_cfg"]["layers"])
 
 
 def _open_clip_weights(name: str, pretrained: dict) -> str:

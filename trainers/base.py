@@ -28,7 +28,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl import checkpoint, distributed, lock
-from kdpl.clips import cpu_likes_bf16, describe, load_clip
+from kdpl.clips import AUTOCAST, cpu_likes_bf16, describe, load_clip, precision_here
 from kdpl.config import check_config
 from kdpl.history import History
 from kdpl.loading import EpochLoader
@@ -193,16 +193,11 @@ class EvaluatedTrainer(TrainerX):
         return tensor.to(self.device, non_blocking=True)
 
     def precision(self, key: str, value: str, frozen: bool = False) -> tuple[str, torch.dtype | None]:
-        """Return the precision of the frozen weights and the type of autocast for a PREC.
-
-        On a CPU, fp16 becomes fp32, or for a tower that nothing is learned in bf16 where the CPU has it.
-        """
-        if value in ("fp16", "amp") and self.device.type == "cpu":
-            here = "bf16" if frozen and cpu_likes_bf16() else "fp32"
+        """Return the precision of the frozen weights and the type of autocast for a PREC."""
+        here = precision_here(value, self.device.type, frozen)
+        if here != value:
             print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
-            value = here
-        autocast = {"amp": torch.float16, "bf16": torch.bfloat16}.get(value)
-        return ("fp16" if value == "fp16" else "fp32"), autocast
+        return ("fp16" if here == "fp16" else "fp32"), AUTOCAST.get(here)
 
     def autocast(self, dtype: torch.dtype | None) -> torch.autocast:
         """Return the context of one precision, whatever the one around it."""

@@ -1,0 +1,268 @@
+"""What a training step costs: the operations of the very code that trains, counted while it runs without numbers.
+
+The towers are laid out from their names alone (`outline_clip`), and a step of teacher, student, loss, gradient and update runs
+on fake tensors, which have shapes and types and no values. So nothing is loaded, a step takes seconds whatever the model, and
+the counts follow the implementation by themselves.
+"""
+
+import contextlib
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import conv_flop_count
+
+from kdpl.clips import AUTOCAST, Clip, outline_clip, similarity_logits
+from kdpl.distill import distillation_loss
+from kdpl.students import Output, Student
+from kdpl.teacher import Teacher
+
+aten = torch.ops.aten
+PARTS = ("teacher image", "student image", "text", "loss", "optimiser")
+ALLOCATION = 512  # bytes that PyTorch's allocator on a GPU rounds up to
+_GATHERS = {aten.index_select.default, aten.index.Tensor, aten.gather.default, aten.embedding.default}  # read what they give
+# What computes more than it moves on a CPU: exponentials, and sums over rows.
+_MATH = ("silu", "gelu", "softmax", "sigmoid", "exp", "layer_norm", "linalg_vector_norm", "upsample", "pow", "tanh")
+
+
+class Op(NamedTuple):
+    """A kind of operation of one size."""
+
+    part: str  # of the step, one of PARTS
+    kind: str  # "matmul", "attention", "math" or "move"
+    dtype: torch.dtype
+    flops: int  # multiplications and additions of matrix products
+    bytes: int  # read and written
+    rows: int  # of the output of a matrix product; else 0
+
+
+class Tally(TorchDispatchMode):
+    """Counts what runs inside it, part by part, and how much memory is alive at the same time.
+
+    Attributes:
+        ops: how often each operation ran.
+        part: the part of the step that runs.
+        peak: the most bytes that were alive of what was made inside it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.ops: Counter[Op] = Counter()
+        self.part = PARTS[0]
+        self.alive = self.peak = 0
+        self._seen: dict[int, weakref.ref] = {}
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Count what runs inside as a part of the step."""
+        previous, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = previous
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        with self:  # what is made of other operations counts as these
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        old = {t.untyped_storage()._cdata for t in inputs}
+        new = [t for t in outputs if t.untyped_storage()._cdata not in old]
+        if new or (outputs and func._schema.is_mutable):  # else a view, which costs nothing
+            self._count(func, args, inputs, outputs)
+        for tensor in new:
+            self._follow(tensor)
+        return result
+
+    def _count(self, func: Any, args: Sequence, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        name = func._schema.name
+        kind, flops, rows = "math" if any(word in name for word in _MATH) else "move", 0, 0
+        if func in (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default):
+            a, b = args[-2:]
+            kind, rows = "matmul", a.shape[-2]
+            flops = 2 * math.prod(a.shape) * b.shape[-1]
+        elif func is aten.convolution.default:
+            kind, rows = "matmul", math.prod(outputs[0].shape) // outputs[0].shape[1]
+            flops = conv_flop_count(args[0].shape, args[1].shape, outputs[0].shape, transposed=args[6])
+        elif "scaled_dot_product" in name or "flash_attention" in name:
+            backward = "backward" in name
+            q, k = args[backward : backward + 2]  # (batch, heads, L, head_dim); the gradient of the output comes first
+            kind, rows = "attention", q.shape[-2]
+            # Two products; the gradients are four, and the fused kernels compute the first product again.
+            flops = (5 if backward else 2) * 2 * math.prod(q.shape) * k.shape[-2]
+        read = outputs if func in _GATHERS else inputs
+        self.ops[Op(self.part, kind, outputs[0].dtype, flops, sum(map(_bytes, read)) + sum(map(_bytes, outputs)), rows)] += 1
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = -(-storage.nbytes() // ALLOCATION) * ALLOCATION
+
+        def end(_: object) -> None:
+            self.alive -= size
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, end)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+    def flops(self, *parts: str) -> int:
+        """Return the FLOP of the given parts, of all by default."""
+        return sum(op.flops * n for op, n in self.ops.items() if not parts or op.part in parts)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes that reading a tensor touches: an expanded one has fewer than its shape says."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+class Settings(NamedTuple):
+    """What one rank's step is made of."""
+
+    learner: type[Student]
+    options: Any  # the learner's configuration node
+    student: str
+    teacher: str  # empty: with labels
+    names: Sequence[str]
+    batch: int
+    student_precision: str = "fp32"  # as PREC, on the device: fp16, fp32, amp or bf16
+    frozen_precision: str = "fp32"  # of the student's image tower where nothing learned touches it
+    teacher_precision: str = "fp32"
+    max_text_rows: int = 8192
+    cached: bool = False  # the features of frozen towers are known
+    size: int = 0  # side of the images; 0: the student's resolution
+
+
+class StepCost(NamedTuple):
+    """Counts of one training step."""
+
+    tally: Tally
+    student_bytes: int  # weights
+    teacher_bytes: int
+    learned_bytes: int  # learned parameters
+    text_rows: int  # tokens that the text pass runs: the class names' prompts, their shared beginning once
+
+
+def count_step(settings: Settings) -> StepCost:
+    """Run one training step without numbers and return its counts.
+
+    Raises:
+        ModelNameError, WeightsError, ValueError: an unknown CLIP, or one that the learner cannot take.
+    """
+    s = settings
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    clip = _laid_out(s.student, s.student_precision, mode)
+    clip.text.max_rows = s.max_text_rows
+    with mode:
+        student = s.learner.build(clip, s.options, s.names)
+    text_is_fixed = s.learner.node == "VPT"
+    with mode:
+        text0 = torch.empty(len(s.names), clip.embed_dim)  # what the student's frozen CLIP says of the names, from a cache
+    student.frozen_text_features = lambda names: text0
+    if text_is_fixed:
+        prepared, rows = text0, 0
+    else:
+        prepared = student.prepare(s.names)
+        rows = len(prepared.rows)
+    teacher = None
+    if s.teacher:
+        teacher_clip = _laid_out(s.teacher, s.teacher_precision, mode)
+        with mode:
+            known = torch.empty(len(s.names), _embed_dim(teacher_clip))
+        teacher = Teacher(teacher_clip, list(s.names), "{}", clip.mean, clip.std, text_features=known)
+    learned = list(student.learned.parameters())
+    optimiser = torch.optim.SGD(learned, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    with mode:
+        for parameter in learned:  # from the second step on the momentum is there
+            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+        tally = Tally()
+        with tally:
+            _take_step(s, student, teacher, prepared, optimiser, tally)
+    teacher_bytes = _size(teacher.clip.model.parameters()) if teacher else 0
+    return StepCost(tally, _size(clip.model.parameters()), teacher_bytes, _size(learned), rows)
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _take_step(
+    s: Settings, student: Student, teacher: Teacher | None, prepared: Any, optimiser: torch.optim.Optimizer, tally: Tally
+) -> None:
+    """Do what `train_step` of a trainer does, with the gradients of text and images one after the other, to tell them apart."""
+    side, width = s.size or student.clip.resolution, student.clip.embed_dim
+    needs_pixels = not (s.cached and student.image_features_are_frozen)
+    images = torch.empty(s.batch, 3, side, side) if needs_pixels else None
+    with tally.of("teacher image"):
+        if teacher is None:
+            target = torch.empty(s.batch, len(s.names))
+        else:
+            with _autocast(s.teacher_precision):
+                known = torch.empty(s.batch, teacher.text_features.shape[1])
+                f_teacher = known if s.cached else teacher.image_features(images)
+            target = teacher.logits(f_teacher, student.logit_scale)
+    with tally.of("student image"):
+        frozen = None
+        if student.reads_frozen_image_features:
+            with _autocast(s.frozen_precision):
+                frozen = torch.empty(s.batch, width) if s.cached else student.frozen_image_features(images)
+        with _autocast(s.student_precision):
+            f = frozen if student.image_features_are_frozen else student.image_features(images)  # (B, d)
+    with tally.of("text"), _autocast(s.student_precision):
+        g = student.text_features(prepared, f)  # (C, d), or (B, C, d)
+    with tally.of("loss"), _autocast(s.student_precision):
+        f_leaf, g_leaf = (t.detach().requires_grad_(t.requires_grad) for t in (f, g))
+        output = Output(similarity_logits(student.logit_scale, f_leaf, g_leaf), f_leaf, g_leaf)
+        if teacher is None:
+            loss = F.cross_entropy(output.logits.float(), torch.zeros(s.batch, dtype=torch.long))
+        else:
+            loss = distillation_loss(output.logits, target)["loss"]
+        loss = loss + sum(student.regularisers(output, frozen, s.names).values())
+        optimiser.zero_grad()
+        loss.backward()
+    for part, features, leaf in (("text", g, g_leaf), ("student image", f, f_leaf)):
+        if features.requires_grad:
+            with tally.of(part):
+                features.backward(leaf.grad)
+    with tally.of("optimiser"):
+        optimiser.step()
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+
+
+def _laid_out(name: str, precision: str, mode: FakeTensorMode) -> Clip:
+    """Return the CLIP of a name with fake tensors for weights."""
+    clip = outline_clip(name, "fp16" if precision == "fp16" else "fp32")
+    with mode:
+        for module in clip.model.modules():
+            for key, value in module._parameters.items():
+                if value is not None:
+                    module._parameters[key] = nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False)
+            for key, value in module._buffers.items():
+                if value is not None:
+                    module._buffers[key] = torch.empty(value.shape, dtype=value.dtype)
+    return clip
+
+
+def _embed_dim(clip: Clip) -> int:
+    """Width of a teacher's features: asked of its image tower, since its text tower may be of any kind."""
+    with torch.no_grad():
+        return clip.image_features(clip.model.logit_scale.new_empty(1, 3, clip.resolution, clip.resolution)).shape[1]
