@@ -115,7 +115,7 @@ def merge_options(cfg: CN, options: Sequence[str]) -> None:
     if len(options) % 2:
         raise ConfigError(f"'{options[-1]}' has no value: expected pairs such as 'OPTIM.LR 0.002' after the flags.")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        nested: Any = _literal(value)
+        nested: Any = literal(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(cfg, nested, "", " (on the command line)")
@@ -145,7 +145,7 @@ def _keys(cfg: CN, prefix: str) -> list[str]:
     return keys
 
 
-def _literal(value: Any) -> Any:
+def literal(value: Any) -> Any:
     """Read a string that spells a Python value as that value, as yacs does: '1e-5', which YAML takes for a word, too."""
     if not isinstance(value, str):
         return value
@@ -159,7 +159,7 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
     """Return `value` as the type of `default` where nothing is lost by it."""
     wanted = type(default)
     if wanted is not str:
-        value = _literal(value)
+        value = literal(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if wanted in (tuple, list):

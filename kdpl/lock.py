@@ -40,7 +40,7 @@ def occupy(folder: str | os.PathLike) -> None:
         locked = _lock(file)
         file.seek(0)
         holder = _read(file.read())
-        if locked is False or (locked is None and holder and _lives(holder)):
+        if locked is False or (locked is None and holder and lives(holder)):
             raise OccupiedError(
                 f"The output folder '{path.parent}' is in use by {_describe(holder)}. Wait until it ends, stop it, or choose "
                 "another --output-dir."
@@ -49,7 +49,7 @@ def occupy(folder: str | os.PathLike) -> None:
             print(f"Taking over '{path.parent}' from {_describe(holder)}, which ended without giving it back")
         file.truncate(0)
         with naming_full_disks(path):
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}, file)
+            json.dump(this_process(), file)
             file.flush()
     except BaseException:
         file.close()
@@ -64,6 +64,19 @@ def release(folder: str | os.PathLike) -> None:
         with contextlib.suppress(OSError):
             file.truncate(0)  # nobody's any more: the file itself stays, else two could each lock a file of that name
         file.close()
+
+
+def holder(folder: str | os.PathLike) -> dict:
+    """Return which process took an output folder last and has not given it back, if any: see `this_process` and `lives`."""
+    try:
+        return _read((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def this_process() -> dict:
+    """Return what tells this process from any other: its host, process id and start."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}
 
 
 def _lock(file: IO[str]) -> bool | None:
@@ -95,7 +108,7 @@ def _describe(holder: dict) -> str:
     return f"process {holder.get('pid')} on host {holder.get('host')}, started {holder.get('started')}"
 
 
-def _lives(holder: dict) -> bool:
+def lives(holder: dict) -> bool:
     """Whether the process may still be there; on another host nobody can tell, so that it counts as living."""
     if holder.get("host") != socket.gethostname():
         return True

@@ -1,0 +1,347 @@
+"""Sweeps from one file: what it may say, the commands and folders of the bash scripts, and eight real runs on this machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from kdpl import exits, lock
+from kdpl.results import write_results
+from kdpl.sweep import plan, status, work
+from kdpl.sweep.__main__ import main
+from kdpl.sweep.plan import SweepError, minutes, read_sweep, runs_of
+
+SHORT = """
+protocol: base2new
+trainers: [CoOp, KDPL_CoOp]
+datasets: [emoji_food]
+seeds: [1, 2]
+shots: 1
+config: emoji
+"""
+
+
+def sweep_file(folder: Path, text: str = SHORT, **changes: str) -> Path:
+    """Write a sweep's file, with keys changed, added, or left out where the value is empty."""
+    lines = [line for line in text.strip().splitlines() if line.partition(":")[0] not in changes]
+    path = folder / "some.yaml"
+    path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in changes.items() if value)]) + "\n")
+    return path
+
+
+def finish(step: plan.Step) -> None:
+    """Write the results of a step as if it had run."""
+    for dataset in step.datasets:
+        result = {
+            **dict.fromkeys(("num_classes", "num_images"), 42),
+            **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
+            **{"accuracy": 40.0 + step.seed, "split": "test", "source_domains": [], "target_domains": []},
+        }
+        run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
+        run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
+        name = "".join(word.capitalize() for word in dataset.split("_"))
+        write_results(step.folder, run, {**result, "dataset": name, "classes": step.classes})
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "configs/sweeps").glob("*.yaml")))
+def test_the_examples_are_sweeps(example, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sweep = read_sweep(ROOT / "configs/sweeps" / example)
+    runs = runs_of(sweep)
+    sources = sweep.source if sweep.protocol == "xd" else sweep.datasets
+    assert len(runs) == len(sweep.trainers) * len(sources) * len(sweep.seeds) * len(sweep.shots) > 1
+    assert all(step.folder.is_absolute() and tmp_path in step.folder.parents for run in runs for step in run.steps)
+    assert sweep.executor.time >= 30 and sweep.executor.memory.endswith("G")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": "[CoOp]"}, "'trainer' is not a key of a sweep.*Did you mean 'trainers'"),
+        ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
+        ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
+        ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
+        ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_food'"),
+        ({"datasets": ""}, "has no 'datasets'"),
+        ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
+        ({"seeds": "[1, 1]"}, "given twice"),
+        ({"config": "emojis"}, "CoOp has no configuration 'emojis'.*Did you mean 'emoji'"),
+        ({"options": "{OPTIM.MAX_EPOCHS: 1}"}, "'OPTIM.MAX_EPOCHS' is not a configuration key.*Did you mean 'OPTIM.MAX_EPOCH'"),
+        ({"options": "{OPTIM: {LR: fast}}"}, "OPTIM.LR is 'fast'"),
+        ({"options": "[OPTIM.LR]"}, "options: is .*expected settings"),
+        ({"class_agnostic": "true"}, "class_agnostic: 'CoOp' knows no class-agnostic mode"),
+        ({"class_agnostic": "perhaps"}, "class_agnostic is 'perhaps', expected true or false"),
+        ({"source": "imagenet"}, "expected 'source' with xd alone"),
+        ({"executor": "{time: soon}"}, "executor.time is 'soon'"),
+        ({"executor": "{memory: much}"}, "executor.memory is 'much'"),
+        ({"executor": "{gpus: 4}"}, "executor.gpus is 4"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_the_closest(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_sweep(sweep_file(tmp_path, **changes))
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_one_line(tmp_path, capsys):
+    sweep_file(tmp_path)
+    assert main([str(tmp_path / "same.yaml")]) == exits.BAD_INPUT
+    assert "Did you mean 'some.yaml'?" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("- CoOp\n")
+    with pytest.raises(SweepError, match="holds no keys"):
+        read_sweep(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1:30:00", 90), ("5:30", 6), ("0:00:30", 1), ("2-0", 2880), ("1-01:30", 1530), ("1-00:00:01", 1441)],
+)
+def test_times_are_read_as_slurm_reads_them(text, expected, tmp_path):
+    assert minutes(text) == expected
+    assert read_sweep(sweep_file(tmp_path, executor=f"{{time: {text}}}")).executor.time == expected
+
+
+def test_zero_shot_trainers_are_those_that_are_registered():
+    from dassl.engine import TRAINER_REGISTRY
+
+    import kdpl.trainers.baselines  # noqa: F401
+
+    assert set(plan.ZERO_SHOT) == {n for n in TRAINER_REGISTRY.registered_names() if n.startswith("Zeroshot")}
+
+
+def test_values_of_options_reach_the_command_line_as_they_are_written(tmp_path):
+    text = "{OPTIM.LR: 1e-5, INPUT.TRANSFORMS: [normalize], TRAINER: {KDPL: {CLASS_AGNOSTIC: false}}}"
+    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, options=text)))
+    for step in run.steps:
+        assert step.command()[-6:] == [
+            "OPTIM.LR", "1e-5", "INPUT.TRANSFORMS", "['normalize']", "TRAINER.KDPL.CLASS_AGNOSTIC", "False",
+        ]  # fmt: skip
+
+
+# The bash scripts with a Python that prints its arguments, and takes every result for there.
+STUB = """#!/usr/bin/env bash
+if [ "$1" = -m ]; then printf '%s\\n' emoji_animals emoji_travel; else printf '%s\\n' "$0" "$@"; fi
+"""
+BASE2NEW = """
+train "$T" emoji_food 2 4 && echo {} >"$(run_dir train_base "$T" emoji_food 2 4)/results.json"
+test_new "$T" emoji_food 2 4
+"""
+XD = """
+train "$T" "$S" 2 4 && echo {} >"$(train_dir "$T" "$S" 2 4)/results.json"
+test_others "$T" "$S" 2 4
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("protocol", "trainer", "config", "source", "agnostic"),
+    [
+        ("base2new", "CoOp", "emoji", "", False),
+        ("base2new", "KDPL_PromptSRC", "vit_b32", "", True),
+        ("base2new", "ZeroshotTeacher", "emoji", "", False),
+        ("xd", "KDPL_PromptSRC", "vit_b32", "imagenet", True),
+        ("xd", "ZeroshotCLIP", "rn50", "emoji_food", False),
+        ("few_shot", "PromptSRC", "vit_b16", "emoji_food", False),
+    ],
+)
+def test_commands_and_folders_are_those_of_the_bash_scripts(tmp_path, protocol, trainer, config, source, agnostic):
+    python = tmp_path / "python"
+    python.write_text(STUB)
+    python.chmod(0o755)
+    folder = "base2new" if protocol == "base2new" else "xd"
+    datasets = {"base2new": ["emoji_food"], "xd": ["emoji_animals", "emoji_travel"], "few_shot": [source]}[protocol]
+    arguments = ["--trainer", trainer, "--cfg", config, "--output", str(tmp_path / "bash"), "--data", str(tmp_path / "data")]
+    arguments += ["--class-agnostic", str(int(agnostic)), "--python", str(python), "--datasets", *datasets]
+    script = f'. "$0/{folder}/steps.sh"; T={trainer} S={source}; settings "$@"; {BASE2NEW if folder == "base2new" else XD}'
+    command = ["bash", "-c", script, str(ROOT / "scripts"), *arguments, "--", "OPTIM.MAX_EPOCH", "3"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+
+    text = f"protocol: {protocol}\ntrainers: {trainer}\ndatasets: [{', '.join(datasets)}]\nseeds: 2\nshots: 4\n"
+    text += f"config: {config}\nclass_agnostic: {agnostic}\noptions: {{OPTIM.MAX_EPOCH: 3}}\n"
+    text += f"source: {source}\n" if protocol == "xd" else ""
+    sweep = read_sweep(sweep_file(tmp_path, text), data=str(tmp_path / "data"), output=str(tmp_path / "bash"))
+    (run,) = runs_of(sweep)
+    assert len(run.steps) == (1 if protocol == "few_shot" else 2)
+    for step in run.steps:
+        printed = (step.folder / "console.txt").read_text().splitlines()
+        assert [str(python), *step.command()[1:]] == printed
+
+
+def test_a_dry_run_prints_the_commands_of_what_is_not_finished(tmp_path, capsys):
+    file = sweep_file(tmp_path, output=str(tmp_path / "out"))
+    first, second, *_ = runs = runs_of(read_sweep(file))
+    for step in (*first.steps, second.steps[0]):
+        finish(step)
+    assert main([str(file), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"# {first.label}" not in printed
+    commands = [line for line in printed.splitlines() if line.startswith(sys.executable)]
+    assert len(commands) == 5 and "--eval-only" in commands[0]
+    assert printed.endswith(f"# {len(runs) - 1} to do, 1 finished before\n")
+    assert not (tmp_path / "out/sweeps").exists()
+
+
+def test_status_is_of_files_processes_and_records(tmp_path, capsys):
+    file = sweep_file(tmp_path, output=str(tmp_path / "out"))
+    sweep = read_sweep(file)
+    finished, failed, running, killed = runs = runs_of(sweep)
+    for step in finished.steps:
+        finish(step)
+    work.write_record(sweep, failed, "failed", "a full disk (all of it: console.txt)")
+    work.write_record(sweep, running, "running")
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    work.write_record(sweep, killed, "running")
+    record = work.record_file(sweep, killed)
+    record.write_text(record.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}'))
+    states = status.states_of(sweep, runs)
+    assert [state.name for state in states] == ["finished", "failed", "running", "waiting"]
+    assert [state.active for state in states] == [False, False, True, False]
+    assert main(["status", str(file)]) == exits.FAILED
+    printed = capsys.readouterr().out
+    assert "a full disk (all of it: console.txt)" in printed and "it was killed" in printed
+    assert printed.endswith("1 finished, 1 running, 1 failed, 1 waiting\n")
+
+    lock.occupy(killed.steps[0].folder)  # by a bash sweep, say
+    assert status.states_of(sweep, [killed])[0].name == "running"
+    lock.release(killed.steps[0].folder)
+    assert status.states_of(sweep, [killed])[0].name == "waiting"
+
+
+def fake_run(tmp_path: Path, monkeypatch, *codes: str) -> plan.Run:
+    """Return a run whose process ends, one time after the other, as the given lines of Python say; then it is finished."""
+    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, output=str(tmp_path / "out"))))
+    run = replace(run, steps=run.steps[:1])
+    left = list(codes)
+    monkeypatch.setattr(plan.Step, "missing", lambda step: ["emoji_food"] if left else [])
+    monkeypatch.setattr(plan.Step, "command", lambda step: [sys.executable, "-c", left.pop(0)])
+    return run
+
+
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "status", "reason"),
+    [
+        (("exit(75)", KILLED, ""), 2, 0, ""),
+        (("exit(75)", KILLED, ""), 1, exits.INTERRUPTED, "it was killed by SIGUSR1"),
+        (("exit(4)", "exit(4)", ""), 0, 0, ""),
+        (("print('error: no')\nexit(2)", ""), 5, exits.BAD_INPUT, "error: no"),
+        (("import os; os.kill(os.getpid(), 9)", ""), 5, -9, "it was killed by SIGKILL"),
+        (("", ""), 5, exits.FAILED, "without a result on emoji_food"),
+    ],
+)
+def test_what_is_interrupted_or_occupied_is_tried_again_and_a_failure_is_not(
+    codes, restarts, status, reason, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(work, "RETRY_S", 0.01)
+    run = fake_run(tmp_path, monkeypatch, *codes)
+    outcome = work.work(run, work.Stop(), os.environ, restarts)
+    assert outcome.status == status and reason in outcome.reason
+
+
+def test_a_run_that_stays_occupied_is_left_to_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "RETRY_S", 0.01)
+    monkeypatch.setattr(work, "OCCUPIED_S", 0.02)
+    run = fake_run(tmp_path, monkeypatch, *["print('in use'); exit(4)"] * 9)
+    outcome = work.work(run, work.Stop(), os.environ)
+    assert outcome.status == exits.OCCUPIED and outcome.reason.startswith("in use (all of it: ")
+    assert work.state_of(outcome) == "occupied" and work.status_of(["finished", "occupied"]) == exits.OCCUPIED
+
+
+def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tmp_path, monkeypatch, capsys):
+    file = sweep_file(tmp_path, output=str(tmp_path / "out"), trainers="[CoOp]")
+    first, second = runs = runs_of(read_sweep(file))
+    broken = [first.steps[0].folder]
+
+    def command(step):
+        if step.folder in broken:
+            return [sys.executable, "-c", "print('error: no disk'); exit(2)"]
+        finish(step)
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr(plan, "_check", lambda sweep: None)  # it reads the commands
+    monkeypatch.setattr(plan.Step, "command", command)
+    assert main([str(file)]) == exits.FAILED
+    printed = capsys.readouterr().out
+    assert f"{second.label}: finished after" in printed and "2 tried, 1 failed, 0 skipped" in printed
+    assert f"  {first.label}: error: no disk (all of it: {broken[0]}/console.txt)" in printed
+    report = tmp_path / "out/sweeps/some/report.txt"
+    assert "(1/2 seeds)" in report.read_text()
+    broken.clear()
+    assert main([str(file)]) == 0
+    assert "1 tried, 1 skipped" in capsys.readouterr().out
+    assert "41.50 ± 0.50" in report.read_text()
+    assert [state.name for state in status.states_of(read_sweep(file), runs)] == ["finished"] * 2
+
+
+# ------------------------------------------------------------------------------------------------------- real runs
+
+EIGHT = """
+protocol: few_shot
+trainers: [CoOp, KDPL_CoOp]
+datasets: [emoji_food, emoji_activities]
+seeds: [1, 2]
+shots: 1
+config: emoji
+options:
+  OPTIM.MAX_EPOCH: 1
+  OPTIM.WARMUP_EPOCH: -1
+  TRAIN.PRINT_FREQ: 1
+  DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}}
+executor: {jobs: 2, gpus: 0}
+"""
+
+
+def start(file: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdpl.sweep", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for_training(step: plan.Step, sweep: subprocess.Popen) -> None:
+    console = step.folder / "console.txt"
+    while not (console.is_file() and "epoch [1/1]" in console.read_text()):
+        assert sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path):
+    file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"))
+    sweep = read_sweep(file)
+    first, _, third, *_ = runs = runs_of(sweep)
+
+    process = start(file)
+    wait_for_training(first.steps[0], process)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == exits.INTERRUPTED, printed
+    assert "the same command goes on from here" in printed
+    console = first.steps[0].folder / "console.txt"
+    assert "Stopped by SIGTERM after saving" in console.read_text()
+    assert status.states_of(sweep, [first])[0] == status.State("waiting", work.read_record(sweep, first)["reason"])
+
+    process = start(file)
+    wait_for_training(third.steps[0], process)
+    os.kill(lock.holder(third.steps[0].folder)["pid"], signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert printed.count(": finished after") == len(runs) == 8
+    for run in (first, third):
+        assert "Resume from" in (run.steps[0].folder / "console.txt").read_text()
+    report = (sweep.folder / "report.txt").read_text()
+    assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
+    assert (sweep.folder / "report.csv").is_file() and "| data set" in (sweep.folder / "report.md").read_text()
+    assert {state.name for state in status.states_of(sweep, runs)} == {"finished"}
