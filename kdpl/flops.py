@@ -37,7 +37,7 @@ class Op(NamedTuple):
     """A kind of operation of one size."""
 
     part: str  # of the step, one of PARTS
-    kind: str  # "matmul", "attention", "math" or "move"
+    kind: str  # "matmul", "attention", "attention backward", "math" or "move"
     dtype: torch.dtype
     flops: int  # multiplications and additions of matrix products
     bytes: int  # read and written
@@ -51,23 +51,26 @@ class Tally(TorchDispatchMode):
         ops: how often each operation ran.
         part: the part of the step that runs.
         peak: the most bytes that were alive of what was made inside it.
+        kept: bytes by which each part grew what is alive when it first ran: what it keeps for its gradient.
     """
 
     def __init__(self):
         super().__init__()
         self.ops: Counter[Op] = Counter()
         self.part = PARTS[0]
+        self.kept: dict[str, int] = {}
         self.alive = self.peak = 0
         self._seen: dict[int, weakref.ref] = {}
 
     @contextlib.contextmanager
     def of(self, part: str) -> Iterator[None]:
         """Count what runs inside as a part of the step."""
-        previous, self.part = self.part, part
+        previous, self.part, before = self.part, part, self.alive
         try:
             yield
         finally:
             self.part = previous
+            self.kept.setdefault(part, self.alive - before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -101,7 +104,7 @@ class Tally(TorchDispatchMode):
         elif "scaled_dot_product" in name or "flash_attention" in name:
             backward = "backward" in name
             q, k = args[backward : backward + 2]  # (batch, heads, L, head_dim); the gradient of the output comes first
-            kind, rows = "attention", q.shape[-2]
+            kind, rows = "attention backward" if backward else "attention", q.shape[-2]
             # Two products; the gradients are four, and the fused kernels compute the first product again.
             flops = (5 if backward else 2) * 2 * math.prod(q.shape) * k.shape[-2]
         read = outputs if func in _GATHERS else inputs

@@ -1,12 +1,14 @@
 """The calculator counts what the code does, and its arithmetic is that of its table."""
 
+import json
+
 import pytest
 import torch
 from support import LEARNERS, ROOT, config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdpl import flops, students
+from kdpl import estimate, exits, flops, machines, students
 from kdpl.clips import load_clip
 from kdpl.distill import distillation_loss
 from kdpl.teacher import Teacher
@@ -66,7 +68,7 @@ def test_the_memory_of_a_step_without_numbers_is_that_of_a_real_one(learner, tmp
 
 
 def test_tokens_in_flight_are_bounded_at_the_price_of_a_second_forward_pass(tmp_path):
-    free, bound = (flops.count_step(settings("CoCoOp", tmp_path, batch=8, max_text_rows=rows)) for rows in (0, 50))
+    free, bound = (flops.count_step(settings("CoCoOp", tmp_path, batch=4, max_text_rows=rows)) for rows in (0, 50))
     assert bound.tally.peak < free.tally.peak
     assert 1.2 < bound.tally.flops("text") / free.tally.flops("text") < 1.6
 
@@ -90,3 +92,86 @@ def test_published_sizes_are_counted_without_loading_them(tmp_path):
     assert cost.tally.flops("teacher image") == pytest.approx(2 * (whole + 256 * 2 * 3 * 14**2 * w), rel=0.01)
     assert cost.teacher_bytes == pytest.approx(2 * 986e6, rel=0.06), "986 million parameters, almost all halved"
     assert cost.tally.flops("student image") == pytest.approx(2 * 12.2e9, rel=0.1), "RN50 with attention pooling"
+
+
+def calculated(capsys, *flags, trainer="KDPL_CoOp"):
+    """Return what the calculator says of a run on the embedded models."""
+    config_file = f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
+    command = ["--trainer", trainer, "--config-file", config_file, "--classes", 5, "--images", 40, "--json", *flags]
+    assert estimate.main([str(word) for word in command]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    return json.loads(printed[-1]), "\n".join(printed[:-1])
+
+
+def test_the_run_is_the_sum_of_its_epochs_with_and_without_known_views(capsys):
+    result, printed = calculated(capsys, "--batch", 8, "--epochs", 9, "--views", 2, "--workers", 0, "--gpu", "t4")
+    assert printed.startswith("ESTIMATE for KDPL_CoOp, student emoji_student, teacher emoji_teacher")
+    assert result["steps an epoch"] == 5 and result["epochs"] == {"fresh": 2, "known": 7}
+    fresh, known = (result["steps of"][kind] for kind in ("fresh", "known"))
+    assert result["run s"] == pytest.approx(5 * (2 * fresh["step"] + 7 * known["step"]))
+    assert fresh["step"] == pytest.approx(sum(fresh["parts"].values())) and known["parts"]["data"] == 0
+    assert fresh["parts"]["data"] == pytest.approx(8 * machines.IMAGE_SECONDS)
+    assert result["peak GB"] == pytest.approx(sum(fresh["memory"].values()) / 1e9)
+    warm, _ = calculated(capsys, "--batch", 8, "--epochs", 9, "--views", 2, "--workers", 0, "--gpu", "t4", "--warm")
+    assert warm["run s"] == pytest.approx(45 * known["step"])
+
+
+def test_ranks_share_images_and_class_names(capsys):
+    def text_and_teacher(*flags):
+        result, _ = calculated(capsys, "--batch", 8, *flags)
+        return (result["steps of"]["fresh"]["flops"][part] for part in ("text", "teacher image"))
+
+    text, teacher = text_and_teacher()
+    for_two, teacher_of_two = text_and_teacher("--gpus", 2)
+    assert (text, teacher) == (for_two, pytest.approx(2 * teacher_of_two, rel=0.01))
+    sharded, _ = text_and_teacher("--gpus", 2, "TRAINER.KDPL.SHARD_CLASSES", "True")
+    assert 0.4 * text < sharded < 0.8 * text
+
+
+def test_a_machine_of_ones_own_is_as_fast_as_its_figures(capsys):
+    def compute(tflops, bandwidth):
+        flags = ("--gpu", "mine", "--tflops", tflops, "--bandwidth", bandwidth, "--memory", 1)
+        return calculated(capsys, "--precision", "fp32", *flags)[0]
+
+    slow, slower = compute(0.01, 0.5), compute(0.005, 0.25)  # so slow that no launch of a kernel counts
+    parts, other = (r["steps of"]["fresh"]["parts"] for r in (slow, slower))
+    assert 2 * parts["teacher image"] == pytest.approx(other["teacher image"], rel=0.1)
+    assert slow["fits"] and not calculated(capsys, "--gpu", "t4", "--memory", 0.1)[0]["fits"]
+
+
+def test_supervised_runs_have_no_teacher(capsys):
+    result, _ = calculated(capsys, trainer="CoOp")
+    memory = result["steps of"]["fresh"]["memory"]
+    assert memory["teacher"] == 0 < memory["student"]
+
+
+def test_a_cpu_is_measured_and_more_work_takes_it_longer():
+    cpu = machines.measure_cpu(repeat=1)
+    op = flops.Op("text", "matmul", torch.float32, 10**9, 10**6, 64)
+    assert cpu.seconds(op) < cpu.seconds(op._replace(flops=2 * 10**9))
+    assert cpu.seconds(op._replace(kind="move", flops=0)) < cpu.seconds(op._replace(kind="move", flops=0, bytes=10**8))
+    assert machines.interpolate([(1, 10.0), (100, 1000.0)], 10) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--gpu", "a10O"), "--gpu 'a10O' is not one of h100, h200, a100, "),
+        (("--gpu", "a10O"), "Did you mean 'a10'? For a machine of your own give its figures, too (--tflops, --bandwidth"),
+        (("--trainer", "KDPL_Coop"), "Did you mean 'KDPL_CoOp'?"),
+        (("--gpus", "64"), "A batch of 32 images cannot be shared by 64 GPUs"),
+        (("--memory", "-1"), "--memory is -1.0, expected a positive number"),
+        (("--classes", "0", "--images", "0"), "--classes is 0, expected at least 1."),
+        (("--backbone", "RN50", "--trainer", "KDPL_VPT"), "needs a ViT"),
+        (("DATASET.NAME", "EmojiFood"), "DATASET.NAME 'EmojiFood' has an unknown number of classes: give --classes."),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(flags, message, capsys):
+    assert estimate.main(list(flags)) == exits.BAD_INPUT
+    assert message in capsys.readouterr().err
+
+
+def test_a_data_set_tells_its_classes(capsys):
+    flags = ("--dataset-config-file", f"{ROOT}/configs/datasets/oxford_pets.yaml", "DATASET.SUBSAMPLE_CLASSES", "new")
+    run = estimate.read_run(estimate.parse_args(list(flags)))
+    assert (run.classes, run.images, run.batch, run.steps) == (18, 288, 32, 9)
