@@ -5,13 +5,18 @@ bundled engine of the same interface (`kdpl/fallback/dassl`) is put at the end o
 """
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdpl.config import extend_cfg
 
+if TYPE_CHECKING:
+    from kdpl.classifier import Classifier, load
+
 __version__ = "0.1.0"
-__all__ = ["dassl_in_use", "extend_cfg"]
+__all__ = ["Classifier", "dassl_in_use", "extend_cfg", "load"]
 
 _HERE = Path(__file__).parent
 if not (_HERE / "trainers").is_dir() and (_HERE.parent / "setup.py").is_file():
@@ -28,3 +33,9 @@ def dassl_in_use() -> str:
     """Return one line that says which Dassl the process uses: the installed one or the bundled engine."""
     folder = Path(find_spec("dassl").origin).parent
     return "Dassl: bundled engine of KDPL" if folder.parent == Path(_FALLBACK) else f"Dassl: installed, {folder}"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Classifier", "load"):  # only now, so that `import kdpl` stays quick
+        return getattr(import_module("kdpl.classifier"), name)
+    raise AttributeError(f"module 'kdpl' has no attribute '{name}'")

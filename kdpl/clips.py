@@ -161,6 +161,17 @@ def precision_here(value: str, device_type: str, frozen: bool = False) -> str:
     return value
 
 
+def resolve_precision(value: str, device_type: str, frozen: bool = False) -> tuple[str, torch.dtype | None]:
+    """Return the precision of a CLIP's weights on a device, for `load_clip`, and the type of autocast, for a PREC."""
+    here = precision_here(value, device_type, frozen)
+    return ("fp16" if here == "fp16" else "fp32"), AUTOCAST.get(here)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context of one precision, whatever the one around it; None: that of the weights."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return scale times the products of features, in fp32 under any autocast.
 

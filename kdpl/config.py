@@ -176,6 +176,20 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
     return value
 
 
+def student_options(node: str, values: dict[str, Any]) -> CN:
+    """Return the configuration node of a student, TRAINER.<node>, from plain values.
+
+    Raises:
+        ConfigError: a key is not one of the node's, or a value does not fit.
+    """
+    cfg = CN()
+    extend_cfg(cfg)
+    if node not in cfg.TRAINER:  # of a student from elsewhere, whose defaults are not known here
+        return CN(values)
+    _merge(cfg.TRAINER[node], values, f"TRAINER.{node}.", " (in the bundle)", cfg)
+    return cfg.TRAINER[node]
+
+
 def check_config(cfg: CN, node: str = "") -> None:
     """Refuse values that no trainer, or not the one that reads `TRAINER.<node>`, can run with.
 

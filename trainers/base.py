@@ -28,7 +28,8 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl import checkpoint, distributed, lock
-from kdpl.clips import AUTOCAST, cpu_likes_bf16, describe, load_clip, precision_here
+from kdpl.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.clips import autocast, cpu_likes_bf16, describe, load_clip, precision_here, resolve_precision
 from kdpl.config import check_config
 from kdpl.history import History
 from kdpl.loading import EpochLoader
@@ -39,6 +40,7 @@ from kdpl.seeding import SEEDS
 from kdpl.signals import Interrupted, StopRequest
 from kdpl.steps import DivergenceError, Steps
 from kdpl.students import Student
+from kdpl.templates import template_for
 
 
 class EvaluatedTrainer(TrainerX):
@@ -48,6 +50,7 @@ class EvaluatedTrainer(TrainerX):
     finished_epochs = 0  # of the prompts that are evaluated
     learned_parameters = 0
     train_seconds = 0.0
+    last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # what results.json says of the command line: config_name, model_dir
 
     @property
@@ -177,6 +180,7 @@ class EvaluatedTrainer(TrainerX):
             **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
         }
         write_results(cfg.OUTPUT_DIR, run, result)
+        self.last_result = result
 
     def teacher_name(self) -> str | None:
         """The teacher that the numbers depend on, or None."""
@@ -197,11 +201,11 @@ class EvaluatedTrainer(TrainerX):
         here = precision_here(value, self.device.type, frozen)
         if here != value:
             print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
-        return ("fp16" if here == "fp16" else "fp32"), AUTOCAST.get(here)
+        return resolve_precision(value, self.device.type, frozen)
 
     def autocast(self, dtype: torch.dtype | None) -> torch.autocast:
         """Return the context of one precision, whatever the one around it."""
-        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return autocast(self.device, dtype)
 
 
 class Shard(NamedTuple):
@@ -241,6 +245,7 @@ class PromptTrainer(EvaluatedTrainer):
         """Refuse a configuration before data or models are touched."""
         options = cfg.TRAINER[self.student_class.node]
         check_config(cfg, self.student_class.node)
+        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         architecture = describe(cfg.MODEL.BACKBONE.NAME)
         if tuple(cfg.INPUT.SIZE) != (architecture.resolution,) * 2:
             raise ValueError(
@@ -460,6 +465,43 @@ class PromptTrainer(EvaluatedTrainer):
             super().train()
         finally:
             self.stop.uninstall()
+
+    def after_train(self) -> None:
+        self.last_result = None  # what was measured on the way was of other prompts
+        try:
+            super().after_train()
+        finally:  # a test that fails, at an image say, does not cost the training
+            if distributed.is_main():
+                print(f"Prompts written to {write_bundle(self.output_dir, self.bundle())}")
+
+    def template(self) -> str:
+        """The teacher's sentence."""
+        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
+
+    def bundle(self) -> Bundle:
+        """Return the prompts as they are, with what is needed to use them."""
+        cfg = self.cfg
+        pixels = cfg.INPUT
+        preprocessing = Preprocessing(
+            tuple(pixels.SIZE), pixels.INTERPOLATION, tuple(pixels.PIXEL_MEAN), tuple(pixels.PIXEL_STD)
+        )
+        return Bundle(
+            parameters=self.student.learned.state_dict(),
+            variant=self.student_class.__name__,
+            trainer=cfg.TRAINER.NAME,
+            backbone=cfg.MODEL.BACKBONE.NAME,
+            backbone_sha256=backbone_digest(self.clip),
+            options=dict(self.options),
+            preprocessing=preprocessing,
+            dataset=cfg.DATASET.NAME,
+            template=self.template(),
+            classnames=self.class_names,
+            teacher=self.teacher_name(),
+            class_agnostic=self.teacher_name() is not None and cfg.TRAINER.KDPL.CLASS_AGNOSTIC,
+            epoch=self.finished_epochs,
+            results=[] if self.last_result is None else [dict(self.last_result)],
+            config=cfg.dump(),
+        )
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

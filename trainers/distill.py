@@ -18,7 +18,7 @@ from kdpl.feature_cache import weights_digest
 from kdpl.loading import EpochLoader
 from kdpl.selection import SelectionReport
 from kdpl.teacher import Teacher
-from kdpl.templates import DEFAULT, template_for
+from kdpl.templates import DEFAULT
 from kdpl.trainers.base import PromptTrainer
 from kdpl.views import FeatureTable, ImageFile, RowStore, ViewFeatures, store_folder
 
@@ -36,7 +36,6 @@ class DistillTrainer(PromptTrainer):
         super().check_cfg(cfg)
         check_config(cfg, "KDPL")
         describe(cfg.TRAINER.KDPL.TEACHER)
-        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
             from kdpl.vocabulary import check_vocabulary
 
@@ -49,6 +48,12 @@ class DistillTrainer(PromptTrainer):
 
     def teacher_name(self) -> str:
         return self.cfg.TRAINER.KDPL.TEACHER
+
+    def template(self) -> str:
+        options = self.cfg.TRAINER.KDPL
+        if not options.CLASS_AGNOSTIC:
+            return super().template()
+        return f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
 
     # ------------------------------------------------------------------------------------------------- what is loaded
 
@@ -72,11 +77,10 @@ class DistillTrainer(PromptTrainer):
         print(f"Loading teacher CLIP (backbone: {options.TEACHER})")
         with self.autocast(None):  # whoever asks first
             clip = load_clip(options.TEACHER, weights, self.device)
-            template, features = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE), None
+            template, features = self.template(), None
             if options.CLASS_AGNOSTIC:
                 from kdpl.feature_cache import cached_text_features
 
-                template = f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
                 features = cached_text_features(clip, self.training_names, template)
                 self.selection = SelectionReport(self.training_names)
             mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)

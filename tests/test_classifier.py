@@ -1,0 +1,175 @@
+"""`kdpl.load` gives the trainer's own logits, for images of any kind, in memory that does not grow with their number."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import LEARNERS, config, image_file
+
+import kdpl
+from kdpl.bundle import write_bundle
+from kdpl.images import BadImageError
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A function that gives a trainer whose prompts have moved, and the folder of their bundle."""
+    from dassl.engine import build_trainer
+
+    runs = {}
+
+    def run_of(name, *options):
+        if (name, options) not in runs:
+            folder = tmp_path_factory.mktemp(name)
+            small = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TEST.BATCH_SIZE", 24)
+            run = build_trainer(config(name, "emoji_activities", folder, *small, *options))
+            torch.manual_seed(1)
+            for parameter in run.student.learned.parameters():
+                parameter.data += 0.02 * torch.randn_like(parameter)
+            run.set_model_mode("eval")
+            write_bundle(folder, run.bundle())
+            runs[name, options] = run, folder
+        return runs[name, options]
+
+    return run_of
+
+
+@pytest.fixture
+def coop(learned):
+    """A fresh classifier of KDPL_CoOp's prompts, and the trainer."""
+    run, output = learned("KDPL_CoOp")
+    return kdpl.load(output), run
+
+
+def paths_of(run, count=20):
+    return [item.impath for item in run.dm.dataset.test[:count]]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_logits_are_those_of_the_trainers_evaluation(learner, learned):
+    run, output = learned(f"KDPL_{learner}")
+    batch = next(iter(run.test_loader))
+    expected = run.model_inference(run.parse_batch_test(batch)[0])
+    clf = kdpl.load(output)
+    assert torch.equal(clf.logits(batch["impath"], batch_size=len(batch["impath"])), expected)
+    assert clf.classnames == run.class_names
+
+
+@pytest.mark.parametrize("precision", ["bf16", "amp"])
+def test_the_logits_are_those_of_the_evaluation_in_other_precisions(precision, learned):
+    run, output = learned("KDPL_CoOp", "TRAINER.COOP.PREC", precision)
+    batch = next(iter(run.test_loader))
+    expected = run.model_inference(run.parse_batch_test(batch)[0])
+    assert torch.equal(kdpl.load(output).logits(batch["impath"], batch_size=len(batch["impath"])), expected)
+
+
+def test_new_class_names_give_the_logits_of_an_evaluation_on_them(coop):
+    clf, run = coop
+    assert torch.allclose(clf.text_features, run.student.text_features(run.prepared), atol=1e-6)
+    names = ["red balloon", "trophy", "🎈 party, with cake"]
+    clf.classnames = names
+    images = run.parse_batch_test(next(iter(run.test_loader)))[0][:5]
+    expected = run.student(images, run.student.prepare(names)).logits.softmax(-1)
+    probabilities = clf(paths_of(run, 5))
+    assert torch.allclose(probabilities, expected, atol=1e-6)
+    assert clf.text_features.shape == (3, 128) and clf.image_features(paths_of(run, 5)).shape == (5, 128)
+
+
+def test_one_image_and_several_in_any_form_give_the_same(coop):
+    clf, run = coop
+    paths = paths_of(run, 4)
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    expected = clf(paths, batch_size=3)
+    assert expected.shape == (4, len(clf.classnames))
+    assert torch.allclose(expected.sum(1), torch.ones(4))
+    forms = [
+        (path for path in paths),
+        [Image.open(path) for path in paths],
+        np.stack(arrays),
+        torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2),
+        [a.astype(np.float32) / 255 for a in arrays],
+    ]
+    for form in forms:
+        assert torch.allclose(clf(form), expected, atol=1e-6)
+    assert torch.allclose(clf(paths[0]), expected[:1], atol=1e-6)
+    assert clf([]).shape == (0, len(clf.classnames))
+    (expected * 2).sum().item()
+    expected.add_(1)  # an ordinary tensor, which may be changed
+
+
+def test_images_are_taken_when_their_turn_comes(coop):
+    clf, run = coop
+    path, taken = paths_of(run, 1)[0], []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield path
+
+    batches = clf.predict(endless(), batch_size=2, workers=2)
+    for i in range(1, 6):
+        assert next(batches).shape == (2, len(clf.classnames))
+        assert len(taken) <= 2 * i + 4
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_images_that_cannot_be_read_are_told_and_left_out(workers, coop, tmp_path):
+    clf, run = coop
+    good, bad = paths_of(run, 5), []
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    mixed = [good[0], str(tmp_path / "broken.jpg"), *good[1:], "nowhere.png"]
+    stream = clf.stream(mixed, batch_size=2, workers=workers, on_bad=lambda image, error: bad.append((image, str(error))))
+    batches = list(stream)
+    assert [path for paths, _ in batches for path in paths] == good
+    assert [len(p) for _, p in batches] == [2, 2, 1]
+    assert torch.allclose(torch.cat([p for _, p in batches]), clf(good), atol=1e-6)
+    assert [image for image, _ in bad] == [mixed[1], "nowhere.png"] and "no such file" in bad[1][1]
+    with pytest.raises(BadImageError, match=r"broken\.jpg"):
+        clf(mixed)
+    assert clf.seconds["decoding"] > 0 and clf.seconds["model"] > 0
+
+
+def test_cocoop_has_no_text_features_without_an_image(learned):
+    clf = kdpl.load(learned("KDPL_CoCoOp")[1])
+    with pytest.raises(ValueError, match=r"CoCoOp has no text features .* every image has text features of its own"):
+        _ = clf.text_features
+
+
+def test_class_specific_prompts_are_used_with_their_own_names_alone(learned):
+    run, output = learned("CoOp", "TRAINER.COOP.CSC", True)
+    clf = kdpl.load(output)
+    batch = next(iter(run.test_loader))
+    expected = run.model_inference(run.parse_batch_test(batch)[0]).softmax(-1)
+    assert torch.allclose(clf(batch["impath"]), expected, atol=1e-6)
+    clf.classnames = clf.classnames
+    with pytest.raises(ValueError, match=r"class-specific \(TRAINER.COOP.CSC True\)"):
+        clf.classnames = clf.classnames[::-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "at least one name"),
+        (["a", " "], "none of them empty"),
+        ("cat", "expected a list of names"),
+        ([1], "list of names"),
+        (["a", "b", "a"], "'a' twice"),
+    ],
+)
+def test_class_names_that_cannot_be_are_refused(names, message, coop):
+    before = coop[0].classnames
+    with pytest.raises(ValueError, match=message):
+        coop[0].classnames = names
+    assert coop[0].classnames == before
+
+
+def test_numbers_that_cannot_be_are_refused(coop, tmp_path):
+    path = image_file(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="batch_size 0"):
+        coop[0](path, batch_size=0)
+    with pytest.raises(ValueError, match="workers -1"):
+        next(coop[0].predict(path, workers=-1))
