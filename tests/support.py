@@ -78,6 +78,41 @@ def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
     return path
 
 
+def untrained_bundle(folder: Path, variant: str, names: list[str], **options: object) -> Path:
+    """Write the prompts of a new student on the embedded CLIP as a training would; options are of the variant's node."""
+    from kdpl import students
+    from kdpl.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+    from kdpl.clips import load_clip
+    from kdpl.config import student_options
+
+    clip = load_clip("emoji_student")
+    student_class = getattr(students, variant)
+    options = {"CTX_INIT": "a photo of a", "PREC": "fp32", **options}
+    student = student_class.build(clip, student_options(student_class.node, options), names)
+    side = clip.resolution
+    write_bundle(
+        folder,
+        Bundle(
+            parameters=student.learned.state_dict(),
+            variant=variant,
+            trainer=f"KDPL_{variant}",
+            backbone=clip.name,
+            backbone_sha256=backbone_digest(clip),
+            options=dict(student.options),
+            preprocessing=Preprocessing((side, side), "bicubic", clip.mean, clip.std),
+            dataset="",
+            template="a photo of a {}.",
+            classnames=names,
+            teacher="emoji_teacher",
+            class_agnostic=False,
+            epoch=0,
+            results=[],
+            config="",
+        ),
+    )
+    return folder
+
+
 __all__ = [
     "EMOJI",
     "LEARNERS",
@@ -89,4 +124,5 @@ __all__ = [
     "random_clip",
     "run_train",
     "save_clip",
+    "untrained_bundle",
 ]

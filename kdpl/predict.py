@@ -1,0 +1,232 @@
+"""The command line of `predict.py`: the likeliest class names of images, by learned prompts.
+
+One line an image is printed: the path, then names with their probabilities, with tabs between. Images that cannot be read are
+listed on stderr and left out; the exit status (kdpl/exits.py) then is 5, and 0 where all were read.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from kdpl import exits
+from kdpl.classnames import read_classnames
+from kdpl.files import atomic_write
+from kdpl.suggest import gist
+from kdpl.train import report
+
+if TYPE_CHECKING:
+    from kdpl.classifier import Classifier
+
+Sink = Callable[[str, list[str], list[float]], None]  # takes an image's path and its likeliest names with probabilities
+_AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0}
+
+
+class InputError(ValueError):
+    """A flag or an image path cannot be used."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="predict.py",
+        description="Name what is on images with learned prompts.",
+        epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
+        "2, the command or a file is wrong; 1, a failure on the way, such as a full disk.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, and folders of images at any depth")
+    parser.add_argument("--prompts", required=True, metavar="OUT", help="output folder of a training, or prompts.safetensors")
+    parser.add_argument("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="names for each image (default: 5)")
+    parser.add_argument("--csv", metavar="FILE", help="also write a table: path, name, probability, name_2, ...")
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON object a line: path, names, probabilities")
+    parser.add_argument("--html", metavar="FILE", help="also write a gallery of the images, to sort and to filter")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time in the model (default: 64)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read images; 0: none")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """Refuse what cannot work before anything is loaded, and return the paths of the images, each once."""
+    from kdpl.images import find_images
+
+    for name, least in _AT_LEAST.items():
+        if getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    missing = [path for path in args.images if not os.path.exists(path)]
+    if missing:
+        shown = ", ".join(f"'{path}'" for path in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InputError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
+    images: dict[str, None] = {}
+    for path in args.images:
+        if not os.path.isdir(path):
+            images[path] = None
+            continue
+        found, others = find_images(path)
+        if not found:
+            raise InputError(
+                f"'{path}' holds no image, at any depth ({others:,} other files). "
+                "Name files one by one if their suffix is unusual."
+            )
+        images |= dict.fromkeys(map(str, found))
+    outputs = [Path(path).absolute() for path in (args.csv, args.json, args.html) if path]
+    for path in outputs:
+        if path.is_dir():
+            raise InputError(f"The output '{path}' is a folder: expected the path of a file.")
+        if outputs.count(path) > 1:
+            raise InputError(f"'{path}' stands for two outputs: --csv, --json and --html need a file each.")
+    if taken := {str(path) for path in outputs} & {os.path.abspath(path) for path in images}:
+        raise InputError(f"The output '{min(taken)}' is one of the images: choose another path for it.")
+    return list(images)
+
+
+def load(args: argparse.Namespace) -> "Classifier":
+    """Return the classifier with the class names asked for.
+
+    Raises:
+        ValueError, OSError: the prompts, the names or the device cannot be used.
+    """
+    names = read_classnames(args.classnames, "--classnames") if args.classnames else None
+
+    import torch
+
+    from kdpl.classifier import load
+
+    if args.device:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"--device '{args.device}' cannot be used ({gist(error)}): expected cpu, cuda, cuda:1, ..., "
+                "as this machine has it."
+            ) from None
+    classifier = load(args.prompts, args.device, args.backbone)
+    if names:
+        classifier.classnames = names
+    if not classifier.classnames:
+        raise InputError("The prompts were learned without class names: give yours, one a line, as --classnames FILE.")
+    return classifier
+
+
+def predict(classifier: "Classifier", images: list[str], args: argparse.Namespace) -> int:
+    """Predict all images, print and write what is asked for, and return how many could not be read."""
+    names, unread = classifier.classnames, 0
+    top = min(args.top, len(names))
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(images), unit="image", smoothing=0.05, disable=None))
+        sinks = [_print_lines]
+        sinks += [stack.enter_context(_csv(args.csv, top))] if args.csv else []
+        sinks += [stack.enter_context(_json(args.json))] if args.json else []
+        gallery = stack.enter_context(_gallery(args, classifier)) if args.html else None
+
+        def on_bad(image: str, error: ValueError) -> None:
+            nonlocal unread
+            unread += 1
+            bar.update()
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+
+        for paths, probabilities in classifier.stream(images, args.batch_size, args.workers, on_bad):
+            values, indices = probabilities.topk(top)  # (B, top)
+            likeliest = [[names[i] for i in row] for row in indices.tolist()]
+            rows = list(zip(paths, likeliest, values.tolist(), strict=True))
+            for sink in sinks:
+                for row in rows:
+                    sink(*row)
+            if gallery:
+                gallery(rows)
+            bar.update(len(paths))
+    return unread
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+def _print_lines(path: str, names: list[str], probabilities: list[float]) -> None:
+    fields = [path, *(f"{name} {p:.4f}" for name, p in zip(names, probabilities, strict=True))]
+    line = "\t".join(_on_one_line(field) for field in fields)
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; files are still written to the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c >= " " and c != "\x7f" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _csv(path: str, top: int) -> Iterator[Sink]:
+    # A file name that is not UTF-8 is written with backslashes, so that the table is.
+    with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        later = (column for k in range(2, top + 1) for column in (f"name_{k}", f"probability_{k}"))
+        writer.writerow(["path", "name", "probability", *later])
+        yield lambda image, names, probabilities: writer.writerow(
+            [image, *(field for name, p in zip(names, probabilities, strict=True) for field in (name, f"{p:.6f}"))]
+        )
+
+
+@contextmanager
+def _json(path: str) -> Iterator[Sink]:
+    with atomic_write(path, "w", errors="backslashreplace") as file:
+
+        def write(image: str, names: list[str], probabilities: list[float]) -> None:
+            row = {"path": image, "names": names, "probabilities": [round(p, 6) for p in probabilities]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        yield write
+
+
+@contextmanager
+def _gallery(args: argparse.Namespace, classifier: "Classifier") -> Iterator[Callable[[list[tuple]], None]]:
+    from kdpl.gallery import read_thumbnail, write_gallery
+
+    title = f"{classifier.bundle.trainer}, {classifier.bundle.backbone}"
+    with write_gallery(args.html, title) as add, ThreadPoolExecutor(max(1, args.workers)) as pool:
+
+        def add_rows(rows: list[tuple]) -> None:
+            for row, picture in zip(rows, pool.map(read_thumbnail, [path for path, *_ in rows]), strict=True):
+                add(*row, picture)
+
+        yield add_rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names and paths that the terminal cannot show
+    try:
+        images = check(args)
+        classifier = load(args)
+    except (ValueError, OSError, ImportError) as error:
+        return report(error, exits.BAD_INPUT)
+    start = time.perf_counter()
+    try:
+        unread = predict(classifier, images, args)
+    except ValueError as error:  # a class name too long for the text tower
+        return report(error, exits.BAD_INPUT)
+    except OSError as error:
+        return report(error, exits.FAILED)
+    seconds = time.perf_counter() - start
+    print(
+        f"{len(images) - unread:,} images in {seconds:.1f} s, {classifier.seconds['model'] / seconds:.0%} of it in the model; "
+        f"{unread:,} could not be read",
+        file=sys.stderr,
+    )
+    return exits.SOME_UNREAD if unread else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
