@@ -13,6 +13,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from kdpl.files import NoRoomError
+
 MAX_RATIO = 30  # images hardly compress; the lists and label maps that come with them do, by about ten
 MIN_LIMIT = 64 * 2**20  # bytes that an archive may unpack to however small it is
 MAX_MEMBERS = 1_000_000
@@ -49,14 +51,14 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ArchiveError: a member has an absolute path, a `..`, or is a link that leads outside, a device, encrypted; the
             contents are implausibly large for the size of the archive; the archive is damaged or is none.
+        NoRoomError: the contents are larger than the room on the disk.
         OSError: the files cannot be written.
     """
-    limit = max(MIN_LIMIT, MAX_RATIO * archive.stat().st_size)
     try:
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, folder, limit)
+            _unpack_zip(archive, folder)
         elif is_archive(archive):
-            _unpack_tar(archive, folder, limit)
+            _unpack_tar(archive, folder)
         else:
             raise ArchiveError(f"{archive} is neither a zip nor a tar archive. Delete it and fetch it again.")
     except _DAMAGE as error:
@@ -65,9 +67,10 @@ def unpack(archive: Path, folder: Path) -> None:
         raise ArchiveError(f"{archive} holds a file and a folder of the same name ({error}).") from None
 
 
-def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
+def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as bundle:
-        budget = limit
+        _Budget(archive, folder).spend(sum(member.file_size for member in bundle.infolist()))  # as it says itself
+        budget = _Budget(archive, folder)
         for number, member in enumerate(bundle.infolist()):
             _check_count(archive, number)
             target = _target(archive, folder, member.filename)
@@ -79,15 +82,15 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
                 raise ArchiveError(f"{archive}: member {member.filename!r} is a link, a device or encrypted; refused.")
             try:
                 with bundle.open(member) as source:
-                    budget -= _write(source, target, archive, budget)
+                    _write(_Limited(source, budget), target)
             except NotImplementedError as error:
                 raise ArchiveError(f"{archive}: member {member.filename!r} cannot be unpacked ({error}).") from None
 
 
-def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
+def _unpack_tar(archive: Path, folder: Path) -> None:
     links: list[tuple[Path, Path]] = []
     with archive.open("rb") as raw, _decompressed(raw) as decompressed:
-        stream = _Limited(decompressed, limit, archive)  # so that the archive's own headers count too
+        stream = _Limited(decompressed, _Budget(archive, folder))  # so that the archive's own headers count too
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as bundle:
             for number, member in enumerate(bundle):
                 _check_count(archive, number)
@@ -95,8 +98,7 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
                 elif member.isreg() and not member.issparse():
-                    written = _write(bundle.extractfile(member), target, archive, limit)
-                    if written != member.size:
+                    if _write(bundle.extractfile(member), target) != member.size:
                         raise tarfile.ReadError(f"{member.name} ends early")
                 elif member.islnk() or member.issym():
                     links.append((target, _link_source(archive, folder, member)))
@@ -105,16 +107,12 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
                 bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
         while stream.read(2**20):  # to the end, which is where gzip, bzip2 and xz verify their checksums
             pass
-    _copy_links(archive, links, limit)
-
-
-def _copy_links(archive: Path, links: list[tuple[Path, Path]], limit: int) -> None:
-    budget = limit
+    budget = _Budget(archive, folder)
     for target, source in links:
-        if not source.is_file():
+        if not source.is_file() or source == target:
             raise ArchiveError(f"{archive}: the link {target.name!r} points to {source.name!r}, which is not in it.")
         with source.open("rb") as file:
-            budget -= _write(file, target, archive, budget)
+            _write(_Limited(file, budget), target)
 
 
 def _link_source(archive: Path, folder: Path, member: tarfile.TarInfo) -> Path:
@@ -133,13 +131,12 @@ def _target(archive: Path, folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _write(source: IO[bytes], target: Path, archive: Path, budget: int) -> int:
+def _write(source: IO[bytes], target: Path) -> int:
     """Copy a member to its file and return its size; what the headers say of the size is not relied on."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    limited = _Limited(source, budget, archive)
     with target.open("wb") as file:
-        shutil.copyfileobj(limited, file, 2**20)
-    return limited.count
+        shutil.copyfileobj(source, file, 2**20)
+        return file.tell()
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -153,20 +150,34 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from None
 
 
-class _Limited:
-    """A readable stream that raises ArchiveError once more than `limit` bytes have come out of it."""
+class _Budget:
+    """How many bytes an archive may still unpack to: what is plausible for its size, and at most the room on the disk."""
 
-    def __init__(self, stream: IO[bytes], limit: int, archive: Path):
-        self.stream, self.limit, self.archive, self.count = stream, limit, archive, 0
+    def __init__(self, archive: Path, folder: Path):
+        plausible, free = max(MIN_LIMIT, MAX_RATIO * archive.stat().st_size), shutil.disk_usage(folder).free
+        self.left = min(plausible, free)
+        self.error = ArchiveError(
+            f"{archive} unpacks to more than {plausible / 2**20:,.0f} MiB, implausible for its size; refused."
+        )
+        if free < plausible:
+            self.error = NoRoomError(f"{archive} unpacks to more than the {free / 2**20:,.0f} MiB free in {folder}: make room.")
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise self.error
+
+
+class _Limited:
+    """A readable stream whose bytes are spent from a budget."""
+
+    def __init__(self, stream: IO[bytes], budget: _Budget):
+        self.stream, self.budget = stream, budget
 
     def read(self, size: int = -1) -> bytes:
-        room = self.limit - self.count + 1  # one byte past the limit is enough to know
+        room = self.budget.left + 1  # one byte past the limit is enough to know
         chunk = self.stream.read(room if size < 0 else min(size, room))
-        self.count += len(chunk)
-        if self.count > self.limit:
-            raise ArchiveError(
-                f"{self.archive} unpacks to more than {self.limit / 2**20:,.0f} MiB, implausible for its size; refused."
-            )
+        self.budget.spend(len(chunk))
         return chunk
 
 

@@ -7,6 +7,7 @@ The layout is the forks': `<folder>/<model name>/model.pth.tar-<epoch>` holds a 
 import os
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from kdpl.files import atomic_write, write_torch
 from kdpl.suggest import gist
+from kdpl.tensor_files import TensorFileError, check_tensors, load_torch
 
 NEWEST = "checkpoint"
 BEST = "model-best.pth.tar"
@@ -24,6 +26,7 @@ BEST = "model-best.pth.tar"
 # replaced by inert stand-ins; any other object, and so any code, is refused.
 _IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.")
 _PLAIN_DICTS = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEARNED = re.compile(r"(^|\.)(ctx|VPT\w*|meta_net\..+|proj\.(weight|bias)|compound_prompt\w*\..+)$")
 
 
@@ -84,25 +87,30 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at '{path}'.")
     try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in unsafe if not name.startswith(_IGNORED_OBJECTS) and name not in _PLAIN_DICTS]
-        if not refused:
-            stand_ins = [(_empty_dict if name in _PLAIN_DICTS else _Ignored, name) for name in unsafe]
-            with torch.serialization.safe_globals(stand_ins):
-                state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch(path, _stand_in)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            check_tensors((k, v) for k, v in state["state_dict"].items() if isinstance(v, Tensor))
+    except TensorFileError as error:
+        raise CheckpointError(
+            f"'{path}' is refused: {error}. A checkpoint of prompts holds tensors and numbers alone."
+        ) from error
     except Exception as error:  # of many kinds, from inside the unpickler
         raise CheckpointError(
             f"'{path}' is not a readable checkpoint ({gist(error)}): "
             "it is damaged, or not of torch.save. Delete it, or choose another with --load-epoch."
         ) from error
-    if refused:
-        raise CheckpointError(
-            f"'{path}' is refused: it holds {', '.join(sorted(refused))}, which could run code when loaded. "
-            "A checkpoint of prompts holds tensors and numbers alone."
-        )
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"'{path}' has no 'state_dict': it is not a checkpoint of prompts.")
+    for key, kind in (("epoch", int), ("kdpl", dict)):
+        if not isinstance(state.setdefault(key, kind()), kind):
+            raise CheckpointError(f"'{path}' has {str(state[key])[:80]!r} as '{key}': it is not a checkpoint of prompts.")
     return state
+
+
+def _stand_in(name: str) -> type | Callable | None:
+    if name in _PLAIN_DICTS:
+        return _empty_dict
+    return _Ignored if name.startswith(_IGNORED_OBJECTS) else None
 
 
 def _empty_dict(*args: Any) -> dict:
@@ -138,6 +146,7 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
         for k, p in own.items()
         if k in found and found[k].shape != p.shape
     ]
+    problems += [f"{k} holds {found[k].dtype}" for k in own if k in found and found[k].dtype not in _FLOATS]
     problems += [
         f"{k} {tuple(v.shape)} has no place in this model" for k, v in found.items() if k not in own and _LEARNED.search(k)
     ]

@@ -7,7 +7,8 @@ A name is one of
 - a checkpoint file of OpenAI's architecture: state dict (.pt, .safetensors) or JIT archive;
 - an open_clip architecture with a checkpoint file, "ViT-H-14-quickgelu:/path/open_clip_pytorch_model.bin".
 
-Nothing is unpickled but tensors (`weights_only`). `describe` tells a model's architecture without loading its weights.
+Nothing is unpickled but tensors, and nothing of a JIT archive is run (`kdpl.tensor_files`). `describe` tells a model's
+architecture without loading its weights.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ import logging
 import os
 import sys
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from kdpl.blocks import UnsupportedTowerError
 from kdpl.suggest import did_you_mean, gist
+from kdpl.tensor_files import check_tensors, check_zip, is_torchscript, load_torch, load_torchscript
 from kdpl.text import TextTower
 from kdpl.vision import VisionTower
 
@@ -37,6 +40,7 @@ EMBEDDED = ("emoji_student", "emoji_teacher")
 PRECISIONS = ("fp32", "fp16")
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
+_LONGEST_CONTEXT, _DEEPEST = 8192, 256  # of a CLIP from a file: far more than any has
 VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 
 
@@ -206,6 +210,7 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
     else:
         state = _read_state_dict(_openai_weights(name) if kind == "openai" else Path(weights))
         clip = _build_openai(name, state)
+    _check_finite(clip)
     clip.model.float()
     if precision == "fp16":
         _to_fp16(clip.model)
@@ -233,6 +238,17 @@ def outline_clip(name: str, precision: str = "fp32") -> Clip:
         _to_fp16(clip.model)
     clip.model.requires_grad_(False).eval()
     return clip
+
+
+def _check_finite(clip: Clip) -> None:
+    broken = [
+        key
+        for key, value in clip.model.state_dict().items()
+        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all()
+    ]
+    if broken:
+        shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+        raise WeightsError(f"'{clip.name}' holds NaN or infinite weights in {shown}: fetch it again, or choose another file.")
 
 
 def describe(name: str) -> Architecture:
@@ -352,13 +368,14 @@ def _download_help(name: str, file: str, url: str, folder: Path, error: object) 
 
 def _build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     """Build OpenAI's model around a state dict, without giving up its precision as `clip.build_model` does."""
-    state = _expand_compact({k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")})
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     a = _architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
-    layers = a.vision_depth if a.is_vit else _resnet_layers(state)
-    model = _openai_model(a, layers, state["token_embedding.weight"].shape[0])
     try:
+        state = _expand_compact(state)
+        layers = a.vision_depth if a.is_vit else _resnet_layers(state)
+        model = _openai_model(a, layers, state["token_embedding.weight"].shape[0])
         model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
+    except Exception as error:  # of many kinds: a tensor is missing or of another shape
         raise WeightsError(f"'{name}' does not hold the weights of an OpenAI CLIP: {error}") from error
     mask = model.build_attention_mask()
     for block in model.transformer.resblocks:
@@ -420,13 +437,21 @@ def _architecture_of(shapes: dict[str, tuple[int, ...]], name: str) -> Architect
             side = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
             vision = (32 * side, 0, shapes["visual.layer1.0.conv1.weight"][0], 0)
         text_width, embed_dim = shapes["text_projection"]
+        _, embedded_width = shapes["token_embedding.weight"]
         context = 77 if "token_embedding.used" in shapes else shapes["positional_embedding"][0]
-        return Architecture(*vision, text_width, depth("transformer.resblocks."), context, embed_dim)
-    except (KeyError, ValueError) as error:
+        square = shapes["transformer.resblocks.0.attn.in_proj_weight"]
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise WeightsError(
-            f"'{name}' is not a checkpoint of an OpenAI CLIP: {error} is missing among {len(shapes)} tensors "
-            f"({', '.join(list(shapes)[:3])}, ...). For an open_clip model of another design write 'MODEL:FILE'."
+            f"'{name}' is not a checkpoint of an OpenAI CLIP: {error} is missing, or has another number of dimensions, among "
+            f"{len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...). For an open_clip model of another design write "
+            "'MODEL:FILE'."
         ) from error
+    architecture = Architecture(*vision, text_width, depth("transformer.resblocks."), context, embed_dim)
+    # What is built has these sizes: without a look at them a small file could ask for any amount of memory.
+    fits = embedded_width == text_width and square == (3 * text_width, text_width) and text_width >= 64
+    if not fits or context > _LONGEST_CONTEXT or max(architecture.vision_depth, architecture.text_depth) > _DEEPEST:
+        raise WeightsError(f"'{name}' is not a checkpoint of an OpenAI CLIP: its sizes do not fit together ({architecture}).")
+    return architecture
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -439,16 +464,17 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        if _is_jit(path):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = _tensors(load_torchscript(path) if is_torchscript(path) else load_torch(path), path)
+        check_tensors(state.items())
+        return state
+    except WeightsError:
+        raise
+    except Exception as error:  # of many kinds, from inside the unpickler
         raise WeightsError(
             f"'{path}' cannot be read as a CLIP checkpoint ({gist(error)}). "
             "Expected a safetensors file, a PyTorch state dict of tensors alone, or OpenAI's JIT archive; "
             "if it was downloaded, delete it and download it again."
         ) from error
-    return _tensors(state, path)
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -464,21 +490,12 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in _read_state_dict(path).items()}
 
 
-def _is_jit(path: Path) -> bool:
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(n.endswith("/constants.pkl") for n in archive.namelist())
-
-
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ open_clip
@@ -510,6 +527,8 @@ def _load_open_clip(name: str, architecture: str, weights: str) -> Clip:
         preprocess = open_clip.get_pretrained_cfg(architecture, weights)
         weights = _open_clip_weights(name, preprocess)
     try:
+        if zipfile.is_zipfile(weights):
+            check_zip(Path(weights))
         quick_gelu = bool(preprocess.get("quick_gelu"))  # a tag may ask for it where the architecture's name does not
         model = open_clip.create_model(architecture, pretrained=weights, force_quick_gelu=quick_gelu)
     except Exception as error:  # of many kinds, from deep inside: shapes, pickles, truncated files

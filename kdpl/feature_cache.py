@@ -184,10 +184,14 @@ def _read(path: Path, key: str) -> tuple[Tensor, list[str]]:
         names = json.loads(metadata.get("names", "[]"))
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _UnusableFile(f"{error or type(error).__name__}") from None
     if metadata.get("key") != key:
         raise _UnusableFile("written for other weights, sentences or names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _UnusableFile("its names are none")
+    if features.dtype != torch.float32:
+        raise _UnusableFile(f"of {features.dtype}, expected torch.float32")
     if metadata.get("sha256") != hashlib.sha256(_bytes(features)).hexdigest():
         raise _UnusableFile("its values have changed")
     if features.dim() != 2 or not torch.isfinite(features).all():

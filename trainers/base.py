@@ -40,6 +40,7 @@ from kdpl.seeding import SEEDS
 from kdpl.signals import Interrupted, StopRequest
 from kdpl.steps import DivergenceError, Steps
 from kdpl.students import Student
+from kdpl.suggest import gist
 from kdpl.templates import template_for
 
 
@@ -585,12 +586,27 @@ class PromptTrainer(EvaluatedTrainer):
         if path is None:
             print("No checkpoint found, train from scratch")
             return 0
-        ours = state.get("kdpl", {})
+        ours = state["kdpl"]
         if "history" not in ours or state.get("optimizer") is None:
             raise checkpoint.CheckpointError(
                 f"'{path}' was not written by this trainer, or by another version of it: it can be evaluated (--eval-only "
                 "--model-dir) or start a new training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
             )
+        try:
+            self._go_on_from(path, state, ours)
+        except checkpoint.CheckpointError:
+            raise
+        except Exception as error:  # of many kinds, from inside PyTorch: a part of the state is missing or of another kind
+            raise checkpoint.CheckpointError(
+                f"'{path}' cannot be gone on from ({gist(error)}): it is damaged, or of other settings. Go on with the "
+                "settings that the run was begun with, delete the file to go on from an earlier one, or choose another "
+                "--output-dir."
+            ) from error
+        inside = f", batch={self.first_batch}" if self.first_batch else ""
+        print(f"Resume from {path} (epoch={state['epoch']}{inside})")
+        return state["epoch"]
+
+    def _go_on_from(self, path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
         self._check_same_run(path, ours)
         self._take(path, state)
         self.optim.load_state_dict(state["optimizer"])
@@ -604,9 +620,6 @@ class PromptTrainer(EvaluatedTrainer):
         self.first_batch, self.resumed_meters = ours["batch"], ours["meters"]
         if ours["best_result"] is not None:
             self.best_result = ours["best_result"]
-        inside = f", batch={self.first_batch}" if self.first_batch else ""
-        print(f"Resume from {path} (epoch={state['epoch']}{inside})")
-        return state["epoch"]
 
     def _newest_state(self, folder: Path) -> tuple[Path | None, dict[str, Any]]:
         """Return the state that is furthest, of the newest whole epoch or inside one, and its path."""
@@ -645,7 +658,7 @@ class PromptTrainer(EvaluatedTrainer):
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
         state = checkpoint.load_checkpoint(path)
         self._take(path, state)
-        self.train_seconds = state.get("kdpl", {}).get("train_seconds", 0.0)
+        self.train_seconds = state["kdpl"].get("train_seconds", 0.0)
         print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
 
     def extra_state(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdpl.files import atomic_write, write_torch
+from kdpl.tensor_files import TensorFileError, load_torch
 
 BEST = "model-best.pth.tar"
 NEWEST = "checkpoint"  # the text file that names the newest checkpoint of its folder
@@ -59,8 +60,8 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     if not Path(fpath).is_file():
         raise FileNotFoundError(f"No checkpoint at '{fpath}'.")
     try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return load_torch(Path(fpath))
+    except (pickle.UnpicklingError, TensorFileError) as error:
         raise ValueError(
             f"'{fpath}' holds more than tensors, numbers and text, and is not loaded because that could run any code. "
             "If you trust it, save it again with its 'state_dict' alone where it was made."

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from kdpl.files import atomic_write
 
@@ -61,5 +61,5 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # of many kinds: decoders meet damaged bytes with ValueError, SyntaxError, struct.error, ...
         raise OSError(f"'{path}' cannot be read as an image ({error}). Extract or download it again.") from error

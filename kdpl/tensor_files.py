@@ -1,0 +1,129 @@
+"""Reading files of tensors from elsewhere: no code of theirs runs, and no more memory is taken than they are long.
+
+PyTorch's `weights_only` unpickler builds tensors, numbers and text alone. What it leaves open is closed here: zip members
+that are compressed, or claim to be larger than the file; tensors that stand for more numbers than they store; and
+TorchScript archives, which `torch.jit.load` would run.
+"""
+
+import mmap
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SCRIPT_MARK = b"constants.pkl"  # the member by which PyTorch tells a TorchScript archive
+
+
+class TensorFileError(ValueError):
+    """A file is no file of tensors, is damaged, or is refused."""
+
+
+def load_torch(path: Path, stand_in: Callable[[str], type | Callable | None] = lambda name: None) -> Any:
+    """Return what `torch.save` wrote to a file, its tensors on the CPU.
+
+    Args:
+        path: a zip archive, or for tensors alone the format of PyTorch before 1.6.
+        stand_in: gives what stands in for a class or function that the file names, or None where it is refused.
+
+    Raises:
+        TensorFileError: the file holds objects that could run code, or claims more than it has.
+        Exception: of many kinds, from inside PyTorch, where the file is damaged or of another kind.
+    """
+    if not zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    check_zip(path)
+    return _load_zip(path, stand_in)
+
+
+def load_torchscript(path: Path) -> dict[str, Tensor]:
+    """Return parameters and buffers of a TorchScript archive by name, without running anything of it.
+
+    Raises:
+        TensorFileError, Exception: as `load_torch`.
+    """
+    check_zip(path)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        with zipfile.ZipFile(path) as archive:
+            directory = view[archive.start_dir :]
+        # PyTorch reads an archive that it does not take for TorchScript as one of tensors; only the view changes.
+        view[-len(directory) :] = directory.replace(_SCRIPT_MARK, b"-" * len(_SCRIPT_MARK))
+        module = _load_zip(view, lambda name: _Scripted if name.startswith(("__torch__.", "torch.jit._pickle.")) else None)
+    state: dict[str, Tensor] = {}
+    modules, seen = [("", module)], set()
+    while modules:
+        prefix, module = modules.pop()
+        if not isinstance(module, _Scripted) or id(module) in seen or not isinstance(module.attributes, dict):
+            continue
+        seen.add(id(module))
+        for name, value in module.attributes.items():
+            if isinstance(value, Tensor) and name != "attn_mask":  # the one tensor of CLIP that is no weight
+                state[f"{prefix}{name}"] = value
+            modules.append((f"{prefix}{name}.", value))
+    return state
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/" + _SCRIPT_MARK.decode()) for name in archive.namelist())
+
+
+def check_zip(path: Path) -> None:
+    """Refuse a zip archive that is not stored plainly, as PyTorch stores its own.
+
+    Raises:
+        TensorFileError: a member is compressed, or the members claim more bytes than the file has.
+        zipfile.BadZipFile: it is no zip archive.
+    """
+    size, claimed = path.stat().st_size, 0
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if PurePosixPath(member.filename).parts[1:2] == ("code",):  # TorchScript's, compressed, never read
+                continue
+            claimed += member.file_size
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise TensorFileError(f"its member {member.filename!r} is compressed, which PyTorch never does")
+            if claimed > size:
+                raise TensorFileError(f"its members claim more than the {size:,} bytes that it has")
+
+
+def check_tensors(tensors: Iterable[tuple[Any, Tensor]]) -> None:
+    """Refuse tensors that are not plain: dense, on the CPU, with as many stored numbers as their shape says.
+
+    Raises:
+        TensorFileError: it names the first that is not.
+    """
+    for name, tensor in tensors:
+        plain = isinstance(name, str) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or type(tensor) not in (Tensor, torch.nn.Parameter):
+            raise TensorFileError(f"{name!r} is not a plain dense tensor with a name")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise TensorFileError(f"{name!r} {tuple(tensor.shape)} stands for more numbers than the file has")
+
+
+def _load_zip(source: Path | mmap.mmap, stand_in: Callable[[str], type | Callable | None]) -> Any:
+    stand_ins = {name: stand_in(name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(source)}
+    refused = sorted(name for name, value in stand_ins.items() if value is None)
+    if refused:
+        raise TensorFileError(f"it holds {', '.join(refused)}, which could run code when loaded")
+    if isinstance(source, mmap.mmap):
+        source.seek(0)
+    with torch.serialization.safe_globals([(value, name) for name, value in stand_ins.items()]):
+        return torch.load(source, map_location="cpu", weights_only=True)
+
+
+class _Scripted:
+    """Stands in for a module of a TorchScript archive."""
+
+    attributes: Any = None
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
