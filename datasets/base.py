@@ -1,6 +1,5 @@
 """What every data set does to its splits: the few-shot draw, and the base and new halves of the classes."""
 
-import difflib
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,8 @@ from contextlib import contextmanager
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
-SUBSAMPLES = ("all", "base", "new")
+from kdpl.config import SUBSAMPLES, check_choice
+
 MAX_VAL_SHOTS = 4
 
 
@@ -29,10 +29,7 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Dat
     Raises:
         ValueError: `subsample` is none of the three.
     """
-    if subsample not in SUBSAMPLES:
-        closest = difflib.get_close_matches(str(subsample).lower(), SUBSAMPLES, n=1)
-        hint = f" Did you mean '{closest[0]}'?" if closest else ""
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES {subsample!r} is not one of all, base, new.{hint}")
+    check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, SUBSAMPLES)
     if subsample == "all":
         return [list(split) for split in splits]
 

@@ -2,7 +2,7 @@
 
 import ast
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,34 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
 _FRACTIONAL = ("TEXT_LOSS_WEIGHT", "IMAGE_LOSS_WEIGHT", "GPA_MEAN", "GPA_STD")
 STUDENT_PRECISIONS = ("fp16", "fp32", "amp", "bf16")
 SHOTS = ("class", "random")
+SUBSAMPLES = ("all", "base", "new")
 
 
 class ConfigError(ValueError):
     """A configuration has an unknown key or a value that is not possible."""
+
+
+class _Text(str):
+    """A number as it is written: what it means depends on the key, '1e5' may be a name, '1.10' a version."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are kept as they are written, and whose keys are not given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if lines.setdefault(key.value, line) != line:
+                    raise ConfigError(
+                        f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}: keep one."
+                    )
+        return super().construct_mapping(node, deep)
+
+
+for _tag in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: _Text(node.value))
 
 
 def merge_file(cfg: CN, path: str | os.PathLike) -> None:
@@ -93,17 +117,21 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
         ConfigError: the file is missing or no YAML mapping, or a key or value of it does not fit; the closest is named.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
     if not path.is_file():
         folder = path.parent
         names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not readable YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"'{path}' holds a {type(content).__name__}, expected keys and values such as 'OPTIM: ...'.")
-    _merge(cfg, content or {}, "", f" (in '{path}')")
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
+        raise ConfigError(f"'{path}' is not readable YAML: {error}{hint}") from error
+    if not isinstance(content, dict):
+        what = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"'{path}' holds {what}, expected keys and values such as 'OPTIM: ...'.")
+    _merge(cfg, content, "", f" (in '{path}')")
 
 
 def merge_options(cfg: CN, options: Sequence[str]) -> None:
@@ -112,10 +140,15 @@ def merge_options(cfg: CN, options: Sequence[str]) -> None:
     Raises:
         ConfigError: a key without value, an unknown key, or a value that does not fit.
     """
+    flag = next((key for key in options[::2] if key.startswith("--")), None)
+    if flag:
+        raise ConfigError(f"'{flag}' stands behind the first KEY VALUE pair: put the flags before them.")
     if len(options) % 2:
         raise ConfigError(f"'{options[-1]}' has no value: expected pairs such as 'OPTIM.LR 0.002' after the flags.")
     for key, value in zip(options[::2], options[1::2], strict=True):
         nested: Any = literal(value)
+        if not isinstance(nested, str | bool | None) and not (nested and isinstance(nested, dict)):
+            nested = _Text(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(cfg, nested, "", " (on the command line)")
@@ -160,20 +193,30 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
     wanted = type(default)
     if wanted is not str:
         value = literal(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, _Text | int | float) and not isinstance(value, bool):
         return str(value)
     if wanted in (tuple, list):
         if isinstance(value, str):
             value = (value,)
         if isinstance(value, tuple | list):
-            return wanted(value)
+            return wanted(literal(v) if isinstance(v, _Text) else v for v in value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = _as_float(value)
     if wanted is int and isinstance(value, float) and (value.is_integer() or key.rpartition(".")[2] in _FRACTIONAL):
         return int(value) if value.is_integer() else value
     if type(value) is not wanted:
-        raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.")
+        hint = ""
+        if wanted is str and isinstance(value, bool | None):
+            hint = f" Text that reads '{value}' is written in quotes, \"'{value}'\"."
+        raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.{hint}")
     return value
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def student_options(node: str, values: dict[str, Any]) -> CN:
@@ -203,10 +246,10 @@ def check_config(cfg: CN, node: str = "") -> None:
         )
     options = cfg.TRAINER[node] if node else CN()
     if "PREC" in options:
-        _check_choice(f"TRAINER.{node}.PREC", options.PREC, STUDENT_PRECISIONS)
+        check_choice(f"TRAINER.{node}.PREC", options.PREC, STUDENT_PRECISIONS)
     if node == "KDPL":
-        _check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
-        _check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
+        check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
+        check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
         if options.K_MAX < 1:
             raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 1 name a batch.")
@@ -222,7 +265,8 @@ def check_config(cfg: CN, node: str = "") -> None:
             raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ConfigError that names a key, its value, what it can be, and the closest of that, unless `value` is one of it."""
     if value not in choices:
         raise ConfigError(f"{key} '{value}' is not one of {', '.join(choices)}.{did_you_mean(value, choices)}")
 

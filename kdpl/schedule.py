@@ -3,12 +3,13 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
+
+from kdpl.config import check_choice
 
 
 def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
@@ -44,7 +45,7 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
     Raises:
         ValueError: a key of the schedule has a value that is not possible.
     """
-    _check(optim_cfg)
+    check_schedule(optim_cfg)
     base_lr = optim_cfg.LR if base_lr is None else base_lr
     warmup = max(optim_cfg.WARMUP_EPOCH, 0)
     if epoch < warmup:
@@ -95,8 +96,9 @@ _WARMUPS: dict[str, Callable] = {"constant": _constant, "linear": _linear}
 _FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
 
 
-def _check(optim_cfg: CfgNode) -> None:
-    _check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, _FACTORS)
+def check_schedule(optim_cfg: CfgNode) -> None:
+    """Raise a ValueError that names the key where a key of the schedule has a value that is not possible."""
+    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, _FACTORS)
     if optim_cfg.MAX_EPOCH < 1:
         raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, but a schedule needs at least 1 epoch.")
     steps = _steps(optim_cfg)
@@ -108,15 +110,9 @@ def _check(optim_cfg: CfgNode) -> None:
             "the rate falls, such as (30, 60)."
         )
     if optim_cfg.WARMUP_EPOCH > 0:
-        _check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, _WARMUPS)
+        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, _WARMUPS)
         if optim_cfg.WARMUP_EPOCH > optim_cfg.MAX_EPOCH:
             raise ValueError(
                 f"OPTIM.WARMUP_EPOCH {optim_cfg.WARMUP_EPOCH} is more than OPTIM.MAX_EPOCH {optim_cfg.MAX_EPOCH}: "
                 "the warm-up would outlast the training. Shorten it, or set WARMUP_EPOCH to -1 for none."
             )
-
-
-def _check_choice(key: str, value: str, choices: dict[str, Callable]) -> None:
-    if value not in choices:
-        closest = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
-        raise ValueError(f"{key} '{value}' is not one of {', '.join(choices)}. Did you mean '{closest}'?")

@@ -8,7 +8,8 @@ import traceback
 from pathlib import Path
 
 from kdpl import exits, lock
-from kdpl.config import ConfigError, extend_cfg, merge_file, merge_options
+from kdpl.checks import check_flags, check_values
+from kdpl.config import ConfigError, check_choice, extend_cfg, merge_file, merge_options
 from kdpl.suggest import did_you_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -46,7 +47,10 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
         help="data sets to test on in the same process after the run: names or paths of data set configurations",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="single settings")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
     for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
         # Lists take every word up to the next flag; KEY VALUE pairs behind them are given back.
         values = getattr(args, name) or []
@@ -81,6 +85,7 @@ def build_cfg(args: argparse.Namespace, dataset_config_file: str):
     if args.seed is not None:
         cfg.SEED = args.seed
     merge_options(cfg, args.opts)
+    check_values(cfg)
     cfg.freeze()
     return cfg
 
@@ -94,9 +99,24 @@ def check_names(cfg) -> None:
         ("TRAINER.NAME (--trainer)", cfg.TRAINER.NAME, TRAINER_REGISTRY),
         ("DATASET.NAME (--dataset-config-file)", cfg.DATASET.NAME, DATASET_REGISTRY),
     ):
-        names = sorted(registry.registered_names())
-        if value not in names:
-            raise ConfigError(f"{key} '{value}' is not one of {', '.join(names)}.{did_you_mean(value, names)}")
+        check_choice(key, value, sorted(registry.registered_names()))
+
+
+def check_model(args: argparse.Namespace, cfg) -> None:
+    """Refuse an evaluation of a prompt learner whose prompts are not there, before its CLIP is loaded."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    from kdpl.checkpoint import checkpoint_path
+
+    student = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "student_class", None)
+    if not args.eval_only or student is None:
+        return
+    if not args.model_dir:
+        raise ConfigError(
+            f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
+            "--model-dir. Without any, the hand-written sentences are evaluated by --trainer ZeroshotCLIP."
+        )
+    checkpoint_path(args.model_dir, student.model_name, args.load_epoch)
 
 
 def find_dataset_config(name: str, dataset_config_file: str) -> str:
@@ -114,14 +134,16 @@ def find_dataset_config(name: str, dataset_config_file: str) -> str:
 
 def prepare(args: argparse.Namespace):
     """Check everything that can be checked, then build the trainer."""
+    check_flags(args)
+    cfg = build_cfg(args, args.dataset_config_file)
+    others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
+
     import kdpl.datasets
     import kdpl.trainers.baselines
 
-    cfg = build_cfg(args, args.dataset_config_file)
-    check_names(cfg)
-    others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
-    for other in others:
-        check_names(other)
+    for each in (cfg, *others):
+        check_names(each)
+    check_model(args, cfg)
 
     if os.environ.get("RANK", "0") == "0":
         lock.occupy(cfg.OUTPUT_DIR)  # before the log of a run that is going on is moved

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from dassl.engine import TrainerX
-from dassl.evaluation import build_evaluator
+from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from dassl.utils import AverageMeter, MetricMeter
@@ -29,13 +29,14 @@ from yacs.config import CfgNode
 
 from kdpl import checkpoint, distributed, lock
 from kdpl.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.checks import check_values
 from kdpl.clips import autocast, cpu_likes_bf16, describe, load_clip, precision_here, resolve_precision
-from kdpl.config import check_config
+from kdpl.config import check_choice, check_config
 from kdpl.history import History
 from kdpl.loading import EpochLoader
 from kdpl.pixels import Normalize, bytes_transform
 from kdpl.results import write_results
-from kdpl.schedule import build_schedule
+from kdpl.schedule import build_schedule, check_schedule
 from kdpl.seeding import SEEDS
 from kdpl.signals import Interrupted, StopRequest
 from kdpl.steps import DivergenceError, Steps
@@ -58,6 +59,14 @@ class EvaluatedTrainer(TrainerX):
     def class_names(self) -> list[str]:
         """The data set's class names, in the order of their labels."""
         return [self.lab2cname[label] for label in sorted(self.lab2cname)]
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse a configuration before data or models are touched."""
+        check_values(cfg)
+        check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
+        known = transform_names()
+        for name in cfg.INPUT.TRANSFORMS:
+            check_choice("INPUT.TRANSFORMS", name, known)
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
@@ -209,6 +218,13 @@ class EvaluatedTrainer(TrainerX):
         return autocast(self.device, dtype)
 
 
+def transform_names() -> list[str]:
+    """Return what INPUT.TRANSFORMS may hold in the engine that is in use."""
+    from dassl.data import transforms
+
+    return list(transforms.AVAILABLE if hasattr(transforms, "AVAILABLE") else transforms.transforms.AVAI_CHOICES)
+
+
 class Shard(NamedTuple):
     """A rank's share of the class names."""
 
@@ -245,8 +261,10 @@ class PromptTrainer(EvaluatedTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
         options = cfg.TRAINER[self.student_class.node]
+        super().check_cfg(cfg)
         check_config(cfg, self.student_class.node)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        check_schedule(cfg.OPTIM)
         architecture = describe(cfg.MODEL.BACKBONE.NAME)
         if tuple(cfg.INPUT.SIZE) != (architecture.resolution,) * 2:
             raise ValueError(

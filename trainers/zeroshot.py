@@ -18,6 +18,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
     """Evaluates a frozen CLIP; there is nothing to train, save or load."""
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
         check_config(cfg)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         describe(self.clip_name(cfg))

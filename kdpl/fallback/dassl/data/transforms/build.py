@@ -42,7 +42,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] 
         return None
     chosen = cfg.INPUT.TRANSFORMS if choices is None else choices
     for name in chosen:
-        check_choice("INPUT.TRANSFORMS", name, [*_ON_IMAGES, *_ON_TENSORS, *_IN_EVERY_TEST])
+        check_choice("INPUT.TRANSFORMS", name, AVAILABLE)
     steps = _train_steps(cfg, chosen) if is_train else _test_steps(cfg, chosen)
     print(f"Building transform_{'train' if is_train else 'test'}")
     for step in steps:
@@ -97,3 +97,4 @@ _ON_TENSORS: dict[str, Callable[[CfgNode], Callable]] = {
 }
 # Older configurations name what has become part of every test transform.
 _IN_EVERY_TEST = ["center_crop"]
+AVAILABLE = (*_ON_IMAGES, *_ON_TENSORS, *_IN_EVERY_TEST)
