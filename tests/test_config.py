@@ -106,7 +106,7 @@ def test_no_text_ends_in_another_error_than_ours(key, value):
 def test_every_committed_configuration_merges():
     from support import ROOT
 
-    files = sorted(ROOT.glob("configs/**/*.yaml"))
+    files = sorted([*ROOT.glob("configs/datasets/*.yaml"), *ROOT.glob("configs/trainers/**/*.yaml")])
     assert len(files) > 50
     for file in files:
         merge_file(default(), file)
