@@ -6,10 +6,10 @@ A name that is registered already, by a fork that brings its own data sets, is l
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
 
-from kdpl.datasets import emoji_scenes
+from kdpl.datasets import emoji_scenes, image_folder
 from kdpl.datasets.coop import DATASETS, dataset_dir_check
 
-__all__ = ["dataset_dir_check", "emoji_scenes", "register"]
+__all__ = ["dataset_dir_check", "emoji_scenes", "image_folder", "register"]
 
 
 def register(registry: Registry) -> None:

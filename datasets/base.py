@@ -77,8 +77,16 @@ def blind_draw(train: Sequence[Datum], num_shots: int, seed: int) -> list[Datum]
     Returns:
         The drawn images in the order of the list; all of them where there are fewer.
     """
-    count = num_shots * len({datum.label for datum in train})
-    if num_shots < 1 or count >= len(train):
+    return draw_images(train, num_shots * len({datum.label for datum in train}), seed)
+
+
+def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
+    """Draw `count` images in the order of the list; below 1, or where there are no more, all of them.
+
+    Args:
+        seed: the run's seed; below 0 the draw takes `random` as it stands.
+    """
+    if not 0 < count < len(train):
         return list(train)
     with _random_seeded(seed):
         chosen = sorted(random.sample(range(len(train)), count))
@@ -121,7 +129,7 @@ class ClassListDataset(DatasetBase):
 
     @property
     def num_classes(self) -> int:
-        return 1 + max(self._names)
+        return 1 + max(self._names, default=-1)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def _defaults() -> CN:
             "SHARD_CLASSES": False,
         }
     )
-    dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": ""})
+    dataset = CN({"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"})
     train = CN({"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False})
     return CN({"TRAINER": trainer, "DATASET": dataset, "TRAIN": train})
 
@@ -81,6 +81,7 @@ _FRACTIONAL = ("TEXT_LOSS_WEIGHT", "IMAGE_LOSS_WEIGHT", "GPA_MEAN", "GPA_STD")
 STUDENT_PRECISIONS = ("fp16", "fp32", "amp", "bf16")
 SHOTS = ("class", "random")
 SUBSAMPLES = ("all", "base", "new")
+ON_BAD_IMAGE = ("skip", "error")
 
 
 class ConfigError(ValueError):
@@ -244,6 +245,7 @@ def check_config(cfg: CN, node: str = "") -> None:
             f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} has no 'normalize': CLIP takes normalised images. Use a trainer "
             "configuration (--config-file configs/trainers/...)."
         )
+    check_choice("DATASET.ON_BAD_IMAGE", cfg.DATASET.ON_BAD_IMAGE, ON_BAD_IMAGE)
     options = cfg.TRAINER[node] if node else CN()
     if "PREC" in options:
         check_choice(f"TRAINER.{node}.PREC", options.PREC, STUDENT_PRECISIONS)

@@ -5,18 +5,22 @@ A plain RGB file without an EXIF orientation gives the very pixels of `Image.ope
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from kdpl.files import atomic_write
 from kdpl.suggest import gist
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+BAD_IMAGES = "bad_images.txt"  # in the output folder: the images that cannot be read
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -32,10 +36,14 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     Raises:
         BadImageError: it is missing, empty, truncated, too large to be true or no image; the message names path and reason.
     """
+    return _read(path, to_rgb)
+
+
+def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
     _register_heif()
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            return take(image)
     except Exception as error:  # Pillow's decoders have no common one
         raise BadImageError(f"'{path}' cannot be read as an image: {_reason(path, error)}") from error
 
@@ -111,6 +119,42 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(folder / entry.name)
         else:
             yield folder / entry.name
+
+
+def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
+    """Return those of some files that cannot be read as images, each with the reason.
+
+    Args:
+        decode: read them whole; False: their headers, which is quick and does not find those that are cut off.
+    """
+
+    def reason(path: Path) -> str:
+        try:
+            _read(path, to_rgb if decode else Image.Image.getbands)
+        except BadImageError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
+
+
+def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bool = False) -> None:
+    """Write the list of images that cannot be read into an output folder, one a line; no file where there are none.
+
+    Args:
+        more: add to a list that is there.
+    """
+    path = Path(folder, BAD_IMAGES)
+    lines = "".join(f"{' '.join(reason.splitlines())}\n" for reason in reasons)
+    if more:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(lines)
+    elif lines:
+        with atomic_write(path, "w", errors="surrogateescape") as file:
+            file.write(lines)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _leads_back(link: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TrainerX
 from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
 from dassl.metrics import compute_accuracy
@@ -33,6 +34,7 @@ from kdpl.checks import check_values
 from kdpl.clips import autocast, cpu_likes_bf16, describe, load_clip, precision_here, resolve_precision
 from kdpl.config import check_choice, check_config
 from kdpl.history import History
+from kdpl.images import write_bad_images
 from kdpl.loading import EpochLoader
 from kdpl.pixels import Normalize, bytes_transform
 from kdpl.results import write_results
@@ -52,6 +54,7 @@ class EvaluatedTrainer(TrainerX):
     finished_epochs = 0  # of the prompts that are evaluated
     learned_parameters = 0
     train_seconds = 0.0
+    told: frozenset[str] = frozenset()  # which images cannot be read
     last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # what results.json says of the command line: config_name, model_dir
 
@@ -69,12 +72,35 @@ class EvaluatedTrainer(TrainerX):
             check_choice("INPUT.TRANSFORMS", name, known)
 
     def build_data_loader(self) -> None:
-        super().build_data_loader()
+        name = self.cfg.DATASET.NAME
+        dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+        if manager := getattr(dataset, "data_manager", None):  # of a data set that reads images its own way
+            self.dm = dm = manager(self.cfg)
+            self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+            self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+            self.num_classes, self.lab2cname, self.num_source_domains = dm.num_classes, dm.lab2cname, dm.num_source_domains
+        else:
+            super().build_data_loader()
+        if self.test_loader is None:
+            self.do_without_test()
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
+
+    def do_without_test(self) -> None:
+        """Have a run without labelled images end with the training."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val":
+            raise ValueError(
+                f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{self.cfg.DATASET.NAME}' has none to "
+                "test: set it to 'last_step'."
+            )
+        print("There are no labelled images to test: no accuracy will be measured")
+        self.cfg = self.cfg.clone()
+        self.cfg.defrost()
+        self.cfg.TEST.NO_TEST = True
+        self.cfg.freeze()
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Evaluate on another data set from now on: its images and class names, the same model."""
@@ -107,6 +133,11 @@ class EvaluatedTrainer(TrainerX):
         if split == "val" and self.val_loader is None:
             split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise ValueError(
+                f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled images to test. For an accuracy, put some into "
+                "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
+            )
         print(f"Evaluate on the *{split}* set")
         images_seen = 0
         for logits, labels in self.predictions(loader, split):
@@ -201,6 +232,10 @@ class EvaluatedTrainer(TrainerX):
 
     def images(self, batch: dict[str, Any]) -> Tensor:
         """Return the batch's images (B, 3, H, W) on the device, normalised; where they can, they travel as bytes."""
+        if new := sorted({*batch.get("unreadable", ())} - self.told - {""}):
+            self.told = self.told.union(new)
+            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
+            print("\n".join(["Images that cannot be read, with others in their place:", *new]))
         return self.normalize(self.to_device(batch["img"]))
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -318,7 +353,8 @@ class PromptTrainer(EvaluatedTrainer):
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        self.prepared = self.prepare_names(self.class_names)
+        # a class-agnostic training may know no names at all
+        self.prepared = self.prepare_names(self.class_names) if self.class_names else None
 
     def prepare_names(self, names: Sequence[str]) -> Any:
         """Return the constants of class names; with TRAINER.KDPL.SHARD_CLASSES of this rank's share of them."""
@@ -532,7 +568,7 @@ class PromptTrainer(EvaluatedTrainer):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        if not self.student.text_depends_on_images:  # once for the whole evaluation
+        if self.class_names and not self.student.text_depends_on_images:  # once for the whole evaluation
             with self.autocast(self.autocast_dtype):
                 text = self.text_features(self.prepared)
                 self.evaluation_text = self.student.text_features(self.prepared) if text is None else text

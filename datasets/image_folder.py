@@ -1,0 +1,233 @@
+"""Any folder of photos as a data set: class names from a text file or none, labels only where there is something to test."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl.data import DataManager
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from torch.utils.data import Dataset
+from yacs.config import CfgNode
+
+from kdpl import distributed
+from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
+from kdpl.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
+from kdpl.suggest import did_you_mean
+
+LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training
+SHOWN = 10  # images that cannot be read, in the log; the file has all
+
+
+class Photos(Dataset):
+    """The images of a split, read by `open_image`.
+
+    With DATASET.ON_BAD_IMAGE "skip" the next image that can be read takes the place of one that cannot, and the entry
+    `unreadable` says why; it is empty for all others.
+
+    Args:
+        cfg: the whole configuration.
+        data_source: the images.
+        transform: from a PIL image to a tensor.
+        is_train: taken as Dassl's wrappers are; only training images are replaced, for others would change the result.
+    """
+
+    def __init__(self, cfg: CfgNode, data_source: Sequence[Datum], transform: Any = None, is_train: bool = False):
+        self.data_source, self.transform = data_source, transform
+        self.replace = is_train and cfg.DATASET.ON_BAD_IMAGE == "skip"
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        reason = ""
+        for place in range(len(self)):
+            item = self.data_source[(index + place) % len(self)]
+            try:
+                image = open_image(item.impath)
+                break
+            except BadImageError as error:
+                if not self.replace:
+                    raise
+                reason = reason or str(error)
+        else:
+            raise BadImageError(f"Not one of the {len(self):,} training images can be read, the first because: {reason}")
+        facts = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(index)}
+        return {**facts, "img": self.transform(image), "unreadable": reason}
+
+
+class FolderManager(DataManager):
+    """The loaders of an `ImageFolder`; None for a split that it does not have."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg, dataset_wrapper=Photos)
+        if not self.dataset.has_train:
+            self.train_loader_x = None
+        if not self.dataset.has_test:
+            self.test_loader = None
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print how many images there are, and of what."""
+        dataset, val = self.dataset, len(self.dataset.val or ())
+        train, test = len(dataset.train_x) * dataset.has_train, len(dataset.test) * dataset.has_test
+        print(f"{dataset.dataset_dir}: {train:,} images to train on, {val:,} to validate, {test:,} to test")
+        print(f"{dataset.num_classes:,} class names" if dataset.num_classes else "No class names")
+
+
+class ImageFolder(ClassListDataset):
+    """Images at any depth below DATASET.ROOT, with or without subfolders.
+
+    All images are for training but those in the folders `test` and `val` of the root, which are evaluated and never trained
+    on: their subfolders are classes. A KDPL trainer gets label 0 for every training image; for a supervised one the nearest
+    folder that is named like a class is the label.
+
+    Reads DATASET.ROOT, DATASET.CLASSNAMES (a text file with a class name in each line; empty: none are known, for
+    class-agnostic training), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all images) and SEED.
+
+    Raises:
+        FileNotFoundError: the folder or the file of names is not there, or the folder has no images.
+        BadImageError: an image cannot be read, and DATASET.ON_BAD_IMAGE is "error".
+        ValueError: no class names and a training that needs them, or a folder that is no class.
+    """
+
+    data_manager = FolderManager
+
+    def __init__(self, cfg: CfgNode):
+        root = cfg.DATASET.ROOT
+        if not root or not os.path.isdir(os.path.expanduser(root)):
+            raise FileNotFoundError(f"DATASET.ROOT (--root) '{root}' is not a folder: expected the folder with your images.")
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))
+        self.dataset_dir = str(self.root)
+        if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise ValueError(
+                f"DATASET.SUBSAMPLE_CLASSES '{cfg.DATASET.SUBSAMPLE_CLASSES}' is for labelled benchmarks: an ImageFolder takes "
+                "'all'. Give other class names in DATASET.CLASSNAMES instead."
+            )
+        self.names = read_class_names(cfg.DATASET.CLASSNAMES) if cfg.DATASET.CLASSNAMES else []
+        self._check_names(cfg)
+        paths, others = find_images(self.root)
+        splits = {name: [p for p in paths if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
+        splits["train"] = [p for p in paths if p.relative_to(self.root).parts[0] not in LABELLED]
+        if not paths:
+            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth, and {others:,} other files.")
+        if others and distributed.is_main():
+            print(f"{others:,} files in {self.root} are hidden or no images: passed over")
+        self._leave_out_unreadable(splits, cfg)
+        evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
+        train = self._training_images(splits["train"], cfg)
+        self.has_train, self.has_test = bool(train), bool(evaluated["test"])
+        if not train and not self.has_test:
+            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image to train on or to test that can be read.")
+        # Dassl needs both lists: one that is missing is stood in for by the other, and `FolderManager` makes no use of it
+        test = evaluated["test"] or train
+        super().__init__(dict(enumerate(self.names)), train_x=train or test, val=evaluated["val"] or None, test=test)
+
+    def _check_names(self, cfg: CfgNode) -> None:
+        agnostic = cfg.TRAINER.NAME.startswith("KDPL_") and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+        if not self.names and not agnostic:
+            raise ValueError(
+                f"{cfg.TRAINER.NAME or 'The trainer'} needs class names: set DATASET.CLASSNAMES to a text file with a name in "
+                "each line, or train without names by a KDPL trainer with TRAINER.KDPL.CLASS_AGNOSTIC True."
+            )
+
+    def _leave_out_unreadable(self, splits: dict[str, list[Path]], cfg: CfgNode) -> None:
+        """Take the images out that cannot be read: for training by their headers, to be tested by all they hold."""
+        bad = {path: reason for name, paths in splits.items() for path, reason in unreadable(paths, name in LABELLED).items()}
+        if distributed.is_main():
+            write_bad_images(cfg.OUTPUT_DIR, list(bad.values()))
+        if not bad:
+            return
+        first = "\n".join([*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])])
+        if cfg.DATASET.ON_BAD_IMAGE == "error":
+            raise BadImageError(
+                f"{len(bad):,} images in {self.root} cannot be read:\n{first}\n"
+                "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."
+            )
+        for name, paths in splits.items():
+            splits[name] = [path for path in paths if path not in bad]
+        if distributed.is_main():
+            print(f"{len(bad):,} images cannot be read and are left out (all in {BAD_IMAGES}):\n{first}")
+
+    def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
+        """Return the images of a labelled folder, class by class in the order of the names."""
+        if paths and not self.names:
+            raise ValueError(
+                f"'{self.root / split}' is a folder of labelled images, and there are no class names to match its subfolders "
+                "with: set DATASET.CLASSNAMES, or move the folder away."
+            )
+        by_label: dict[int, list[Datum]] = {label: [] for label in range(len(self.names))}
+        for path in paths:
+            folder = path.relative_to(self.root / split).parts[0]
+            if path.parent == self.root / split:
+                raise ValueError(f"'{path}' has no class: put it into a subfolder of '{split}' named like its class.")
+            label = self._label(folder)
+            if label is None:
+                raise ValueError(
+                    f"The folder '{self.root / split / folder}' is named like none of the {len(self.names)} class names."
+                    f"{did_you_mean(folder.replace('_', ' '), self.names)}"
+                )
+            by_label[label].append(Datum(str(path), label, classname=self.names[label]))
+        return [datum for datums in by_label.values() for datum in datums]
+
+    def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
+        shots = cfg.DATASET.NUM_SHOTS
+        if cfg.TRAINER.NAME.startswith(("KDPL_", "Zeroshot")):  # no label is within reach
+            if shots > 0 and not self.names:
+                raise ValueError(
+                    f"DATASET.NUM_SHOTS {shots} counts images for each class, and no class names are known: set it to 0 for "
+                    "all images, or give DATASET.CLASSNAMES."
+                )
+            name = self.names[0] if self.names else ""
+            return draw_images([Datum(str(path), classname=name) for path in paths], shots * len(self.names), cfg.SEED)
+        datums = []
+        for path in paths:
+            folders = reversed(path.relative_to(self.root).parts[:-1])
+            label = next((label for folder in folders if (label := self._label(folder)) is not None), None)
+            if label is None:
+                raise ValueError(
+                    f"'{path}' has no label, and the trainer {cfg.TRAINER.NAME} learns from labels: put it into a folder named "
+                    f"like its class, or choose KDPL_{cfg.TRAINER.NAME}, which needs none."
+                )
+            datums.append(Datum(str(path), label, classname=self.names[label]))
+        return fewshot(self, datums, [], shots, cfg.SEED)[0]
+
+    def _label(self, folder: str) -> int | None:
+        """Return the label of a folder named like a class: exactly, or but for case and what stands for a space."""
+        if folder in self.names:
+            return self.names.index(folder)
+        similar = [label for label, name in enumerate(self.names) if _plain(name) == _plain(folder)]
+        return similar[0] if len(similar) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
+
+
+def read_class_names(path: str | os.PathLike) -> list[str]:
+    """Return the class names of a text file, one a line; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text, has no name, or one of them twice.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file of class names '{path}'.{did_you_mean(path.name, near)}")
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text ({error.reason}): expected a class name in each line.") from None
+    if not names:
+        raise ValueError(f"'{path}' is empty: expected a class name in each line.")
+    first: dict[str, str] = {}
+    for name in names:
+        spoken = " ".join(name.replace("_", " ").split())  # as the prompts say it
+        if spoken in first:
+            raise ValueError(f"'{path}' has the class name '{name}' twice ('{first[spoken]}'): give every class one line.")
+        first[spoken] = name
+    return names
+
+
+if ImageFolder.__name__ not in DATASET_REGISTRY.registered_names():
+    DATASET_REGISTRY.register(ImageFolder)
