@@ -44,10 +44,10 @@ def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | Non
     path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
     if epoch is None and not path.is_file():
         path = newest_checkpoint(folder) or path
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for a name that no file can have
         present = sorted(p.name for p in folder.glob("model*")) if folder.is_dir() else []
         raise CheckpointError(
-            f"No model at '{path}'. "
+            f"No model at '{str(path)[:1000]}'. "
             + (f"Its folder has {', '.join(present)}: choose one with --load-epoch." if present else
                f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it.")
         )  # fmt: skip
@@ -84,7 +84,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, of another kind, or holds objects that could run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"No checkpoint at '{path}'.")
     try:
         state = load_torch(path, _stand_in)
