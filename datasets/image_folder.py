@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
 from kdpl import distributed
+from kdpl.classnames import read_class_names
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 from kdpl.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
 from kdpl.suggest import did_you_mean
@@ -201,32 +202,6 @@ class ImageFolder(ClassListDataset):
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
-
-
-def read_class_names(path: str | os.PathLike) -> list[str]:
-    """Return the class names of a text file, one a line; blank lines are passed over.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no text, has no name, or one of them twice.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"There is no file of class names '{path}'.{did_you_mean(path.name, near)}")
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not UTF-8 text ({error.reason}): expected a class name in each line.") from None
-    if not names:
-        raise ValueError(f"'{path}' is empty: expected a class name in each line.")
-    first: dict[str, str] = {}
-    for name in names:
-        spoken = " ".join(name.replace("_", " ").split())  # as the prompts say it
-        if spoken in first:
-            raise ValueError(f"'{path}' has the class name '{name}' twice ('{first[spoken]}'): give every class one line.")
-        first[spoken] = name
-    return names
 
 
 if ImageFolder.__name__ not in DATASET_REGISTRY.registered_names():

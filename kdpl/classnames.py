@@ -4,39 +4,32 @@ import os
 import unicodedata
 from pathlib import Path
 
-
-class ClassNamesError(ValueError):
-    """A file is no list of class names."""
+from kdpl.suggest import did_you_mean
 
 
-def read_classnames(path: str | os.PathLike, what: str) -> list[str]:
+def read_class_names(path: str | os.PathLike) -> list[str]:
     """Return the class names of a UTF-8 text file, one a line, in its order; blank lines are passed over.
 
-    Args:
-        what: the setting that names the file, for messages: "--classnames", "DATASET.CLASSNAMES".
-
     Raises:
-        ClassNamesError: there is no such file, it is not UTF-8, holds no name, or one twice.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text, has no name, or one of them twice.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ClassNamesError(f"{what} '{path}' is not a file: expected a text file with one class name a line.")
+        near = [p.name for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file of class names '{path}'.{did_you_mean(path.name, near)}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise ClassNamesError(f"{what} '{path}' is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
-    first_line: dict[str, int] = {}
-    for number, name in enumerate(map(str.strip, lines), 1):
-        if name and name in first_line:
-            raise ClassNamesError(
-                f"{what} '{path}' has '{name}' on lines {first_line[name]} and {number}: expected each name once. Remove one."
-            )
+        raise ValueError(f"'{path}' is not UTF-8 text ({error.reason}): expected a class name in each line.") from None
+    if not names:
+        raise ValueError(f"'{path}' is empty: expected a class name in each line.")
+    first: dict[str, str] = {}
+    for name in names:
         if any(unicodedata.category(character) == "Cc" for character in name):
-            raise ClassNamesError(
-                f"{what} '{path}', line {number}: {name[:40]!r} has control characters. Expected a name alone."
-            )
-        if name:
-            first_line[name] = number
-    if not first_line:
-        raise ClassNamesError(f"{what} '{path}' holds no name: expected one a line.")
-    return list(first_line)
+            raise ValueError(f"'{path}' has control characters in {name[:40]!r}: expected a class name in each line.")
+        spoken = " ".join(name.replace("_", " ").split())  # as the prompts say it
+        if spoken in first:
+            raise ValueError(f"'{path}' has the class name '{name}' twice ('{first[spoken]}'): give every class one line.")
+        first[spoken] = name
+    return names

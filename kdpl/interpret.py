@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from kdpl import exits
-from kdpl.classnames import read_classnames
+from kdpl.classnames import read_class_names
 from kdpl.clips import SOT, VOCABULARY, bpe
 from kdpl.files import atomic_write
 from kdpl.prompts import sentence_features
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check(args)
-        names = read_classnames(args.classnames, "--classnames") if args.classnames else None
+        names = read_class_names(args.classnames) if args.classnames else None
 
         from kdpl.classifier import load
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from kdpl import exits
-from kdpl.classnames import read_classnames
+from kdpl.classnames import read_class_names
 from kdpl.files import atomic_write
 from kdpl.suggest import gist
 from kdpl.train import report
@@ -96,7 +97,7 @@ def load(args: argparse.Namespace) -> "Classifier":
     Raises:
         ValueError, OSError: the prompts, the names or the device cannot be used.
     """
-    names = read_classnames(args.classnames, "--classnames") if args.classnames else None
+    names = read_class_names(args.classnames) if args.classnames else None
 
     import torch
 
@@ -133,7 +134,7 @@ def predict(classifier: "Classifier", images: list[str], args: argparse.Namespac
             nonlocal unread
             unread += 1
             bar.update()
-            tqdm.write(f"left out: {error}", file=sys.stderr)
+            tqdm.write(_on_one_line(f"left out: {error}"), file=sys.stderr)
 
         for paths, probabilities in classifier.stream(images, args.batch_size, args.workers, on_bad):
             values, indices = probabilities.topk(top)  # (B, top)
@@ -162,7 +163,8 @@ def _print_lines(path: str, names: list[str], probabilities: list[float]) -> Non
 
 
 def _on_one_line(text: str) -> str:
-    return "".join(c if c >= " " and c != "\x7f" else c.encode("unicode_escape").decode() for c in text)
+    """Return text with its control characters, of which a terminal would take orders, spelt out."""
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 @contextmanager

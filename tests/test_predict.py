@@ -1,19 +1,24 @@
 """predict.py: any names for any images, checked first, broken ones left out, and whole files or none."""
 
 import csv
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from support import ROOT, image_file, untrained_bundle
+from PIL import Image
+from support import ROOT, image_file, run_train, untrained_bundle
 
 import kdpl
 from kdpl import exits
-from kdpl.classnames import ClassNamesError, read_classnames
+from kdpl.classnames import read_class_names
+from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.images import ORIENTATION
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -85,7 +90,10 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
         (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
         (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "stands for two outputs"),
         (["{photos}", "--csv", "{photos}/0.png"], "is one of the images"),
-        (["{photos}", "--classnames", "{photos}/no.txt"], r"--classnames '.*no\.txt' is not a file"),
+        (
+            ["{photos}", "--classnames", "{photos}/no.txt"],
+            r"There is no file of class names '.*no\.txt'\. Did you mean 'notes\.txt'",
+        ),
         (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected cpu"),
         (["{photos}", "--prompts", "{empty}"], r"There is no '.*prompts\.safetensors'"),
     ],
@@ -139,13 +147,91 @@ def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, 
 def test_files_of_class_names_are_read_as_people_write_them(tmp_path):
     file = tmp_path / "names.txt"
     for text, message in (
-        (b"cat\ndog\n cat\n", r"has 'cat' on lines 1 and 3"),
-        (b"\n \n", "holds no name"),
-        (b"caf\xe9\n", r"not UTF-8 text \(byte 3\)"),
+        (b"red_cat\ndog\n red cat\n", r"'red cat' twice \('red_cat'\)"),
+        (b"\n \n", "is empty"),
+        (b"caf\xe9\n", "not UTF-8 text"),
         (b"cat\x00dog", "control characters"),
     ):
         file.write_bytes(text)
-        with pytest.raises(ClassNamesError, match=message):
-            read_classnames(file, "--classnames")
+        with pytest.raises(ValueError, match=message):
+            read_class_names(file)
     file.write_bytes("salt, pepper\n👩\u200d🚀 astronaut\n".encode())
-    assert read_classnames(file, "--classnames") == ["salt, pepper", "👩\u200d🚀 astronaut"]
+    assert read_class_names(file) == ["salt, pepper", "👩\u200d🚀 astronaut"]
+
+
+# -------------------------------------------------------------------------------------- from a folder to predictions
+
+
+def odd_photos(folder):
+    """Write one scene of the embedded benchmark as every kind of file that people have, and what is no image; return how
+    many are images."""
+    (scene,) = draw(category_scenes("food")[:1])
+    image = Image.fromarray(scene)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif)
+    image.convert("L").save(folder / "grey.png")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("CMYK").save(folder / "printed.jpg")
+    image.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    image.save(folder / "Capital.WEBP")
+    (folder / "album, 2024").mkdir()
+    image.save(folder / "album, 2024" / "ordinary.jpg")
+    images = 8
+    try:
+        importlib.import_module("pillow_heif").from_pillow(image).save(folder / "phone.heic")
+        images += 1
+    except ImportError:
+        pass
+    (folder / "truncated.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:700])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    image.save(folder / ".hidden.jpg")
+    (folder / ".thumbnails").mkdir()
+    image.save(folder / ".thumbnails" / "small.png")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    return images
+
+
+def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    count = odd_photos(tmp_path / "photos")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    run_train(
+        "--trainer", "KDPL_CoOp", "--seed", 1, "--root", tmp_path / "photos", "--output-dir", tmp_path / "out",
+        "--dataset-config-file", ROOT / "configs/datasets/image_folder.yaml",
+        "--config-file", ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml",
+        "DATASET.CLASSNAMES", tmp_path / "names.txt", "OPTIM.MAX_EPOCH", 2,
+    )  # fmt: skip
+    argv = ["--prompts", str(tmp_path / "out"), str(tmp_path / "photos"), "--top", str(len(NAMES))]
+    assert main([*argv, "--json", str(tmp_path / "p.jsonl")]) == exits.SOME_UNREAD
+    err = capsys.readouterr().err
+    assert all(f"{name}.jpg' cannot be read" in err for name in ("truncated", "empty", "text")) and "hidden" not in err
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == count
+
+    classifier = kdpl.load(tmp_path / "out")
+    assert classifier.classnames == NAMES
+    expected = classifier([row["path"] for row in rows])
+    found = torch.tensor([[dict(zip(row["names"], row["probabilities"], strict=True))[n] for n in NAMES] for row in rows])
+    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    upright, turned = (next(i for i, row in enumerate(rows) if n in row["path"]) for n in ("ordinary", "turned"))
+    (lying,) = classifier(np.asarray(Image.open(rows[turned]["path"])))
+    far, near = ((expected[upright] - other).abs().sum() for other in (lying, expected[turned]))
+    assert near < far / 2
+
+
+def test_the_guides_script_does_it_all(tmp_path, capfd):
+    spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
+    guide = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guide)
+    assert guide.main(["--output", str(tmp_path), "--classes", "5", "--epochs", "1"]) == 0
+    out = capfd.readouterr().out
+    table = re.findall(r"^(.+?) {2,}(\d+\.\d)$", out, re.M)
+    assert [name for name, _ in table] == ['"a photo of a {}."', '"an icon of a {}."', "prompts learned without labels"]
+    predictions = list(csv.DictReader((tmp_path / "predictions.csv").open(encoding="utf-8", newline="")))
+    assert len(predictions) == 40 and len(list((tmp_path / "photos").iterdir())) == 80
+    names = (tmp_path / "names.txt").read_text(encoding="utf-8").split("\n")
+    assert {row["name"] for row in predictions} <= set(names)
+    assert all(re.fullmatch(r"IMG_\d{4}\.png", p.name) for p in (tmp_path / "photos").rglob("*"))  # nothing tells a label

@@ -1,0 +1,94 @@
+"""docs/your_photos.md from beginning to end, on images that come with KDPL: no label is read before the last step.
+
+Writes a folder of photos without labels, learns prompts from it, predicts other photos, and only then compares the predictions
+with the truth, beside hand-written sentences.
+"""
+
+import argparse
+import csv
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tabulate import tabulate
+
+import kdpl
+from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.prompts import sentence_features
+from kdpl.templates import fill
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCES = ("a photo of a {}.", "an icon of a {}.")  # the default, and the best known one for these images
+
+
+def write_photos(folder: Path, category: str, classes: int, split: str) -> dict[str, str]:
+    """Write the images of a split in random order, under names that say nothing, and return the truth by path."""
+    scenes = [s for s in category_scenes(category) if s.split == split and s.label < classes]
+    random.Random(0).shuffle(scenes)
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = {}
+    for number, (scene, pixels) in enumerate(zip(scenes, draw(scenes), strict=True), 1):
+        path = folder / f"IMG_{number:04d}.png"
+        Image.fromarray(pixels).save(path)
+        truth[str(path)] = scene.classname
+    return truth
+
+
+def run(*command: str) -> None:
+    print("\n$ python", shlex.join(command), flush=True)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def accuracy(predicted: dict[str, str], truth: dict[str, str]) -> float:
+    return 100 * sum(predicted[path] == name for path, name in truth.items()) / len(truth)
+
+
+def by_sentence(classifier: kdpl.Classifier, paths: list[str], sentence: str) -> dict[str, str]:
+    """Return what the CLIP without learned prompts says, by a hand-written sentence."""
+    text = sentence_features(classifier.clip, fill(sentence, classifier.classnames))  # (C, d)
+    best = (classifier.image_features(paths) @ text.cpu().T).argmax(dim=1).tolist()
+    return {path: classifier.classnames[i] for path, i in zip(paths, best, strict=True)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/your_photos"), help="folder for everything")
+    parser.add_argument("--category", default="activities", help="food, activities, animals, travel or objects")
+    parser.add_argument("--classes", type=int, default=1000, help="take the first ones alone")
+    parser.add_argument("--epochs", type=int, help="of the training (default: those of the embedded settings)")
+    args = parser.parse_args(argv)
+    photos, new, out = (args.output / name for name in ("photos", "new_photos", "prompts"))
+
+    write_photos(photos, args.category, args.classes, "train")
+    truth = write_photos(new, args.category, args.classes, "test")
+    names = args.output / "names.txt"
+    names.write_text("\n".join(sorted(set(truth.values()))) + "\n", encoding="utf-8")
+
+    run(
+        f"{ROOT}/train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--root", str(photos), "--output-dir", str(out),
+        "--dataset-config-file", f"{ROOT}/configs/datasets/image_folder.yaml",
+        "--config-file", f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml",
+        "DATASET.CLASSNAMES", str(names), *(["OPTIM.MAX_EPOCH", str(args.epochs)] if args.epochs else []),
+    )  # fmt: skip
+    run(
+        f"{ROOT}/predict.py", "--prompts", str(out), str(new), "--top", "3",
+        "--csv", str(args.output / "predictions.csv"), "--html", str(args.output / "predictions.html"),
+    )  # fmt: skip
+
+    with open(args.output / "predictions.csv", encoding="utf-8", newline="") as file:
+        predicted = {row["path"]: row["name"] for row in csv.DictReader(file)}
+    classifier = kdpl.load(out)
+    rows = [[f'"{s}"', accuracy(by_sentence(classifier, list(truth), s), truth)] for s in SENTENCES]
+    rows.append(["prompts learned without labels", accuracy(predicted, truth)])
+    print(f"\nAccuracy on {len(truth):,} new photos of {len(classifier.classnames)} classes, in percent\n")
+    print(tabulate(rows, floatfmt=".1f"))
+    print(f"\nLook at {args.output / 'predictions.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
