@@ -1,5 +1,6 @@
 """Learned prompts as a classifier of images: `kdpl.load(folder)`."""
 
+import dataclasses
 import os
 import time
 from collections import deque
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -241,6 +243,25 @@ class Classifier:
         frozen = self.student.image_features_are_frozen
         with autocast(self.device, self._frozen_autocast if frozen else self._autocast):
             return self.student.image_features(images)
+
+    def export_onnx(self, path: str | os.PathLike) -> Path:
+        """Write an ONNX file for the class names as they are, in fp32, and return its path.
+
+        Its input `pixels` (N, 3, R, R) is RGB in 0..1, resized and cut out as the metadata's `preprocessing` says; it
+        normalises them itself. Its output `probabilities` (N, C) is in the order of the metadata's `classnames`, a JSON list.
+
+        Raises:
+            ValueError: the variant has other text features for each image (CoCoOp).
+            ImportError: the package onnx is not installed.
+            OSError: the file could not be written.
+        """
+        self._refuse_conditional("cannot be exported with a fixed list of class names")
+        from kdpl.export import export
+
+        options = {**self.bundle.options, **({"PREC": "fp32"} if "PREC" in self.bundle.options else {})}
+        plain = Classifier(dataclasses.replace(self.bundle, options=options), "cpu", self.clip.name)
+        plain._classnames = self._classnames
+        return export(plain, path)
 
     def _batches(
         self, images: Any, batch_size: int, workers: int = WORKERS, on_bad: OnBad | None = None

@@ -63,11 +63,11 @@ class VisionTower:
         v = self.visual
         with torch.no_grad():  # nothing learned yet: no graph over the patches
             x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, grid * grid, w)
-            cls = v.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+            cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([cls, x], dim=1) + v.positional_embedding.to(x.dtype)  # (B, 1 + grid * grid, w)
         own = x.shape[1]
         if prompts is not None:
-            x = torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)  # (B, L, w)
+            x = torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)  # (B, L, w)
         x = v.ln_pre(x)
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1:  # the feature is read at CLS: no other position of the last layer is needed
@@ -79,7 +79,7 @@ class VisionTower:
                     x, q = x[:, :own], q[:, :own]
                 x = block.finish(x, _attention(q, k, v_))
                 if l < len(deep):
-                    x = torch.cat([x, deep[l].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+                    x = torch.cat([x, deep[l].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         return v.ln_post(x[:, 0]) @ v.proj if v.proj is not None else v.ln_post(x[:, 0])
 
 

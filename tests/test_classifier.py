@@ -1,5 +1,6 @@
 """`kdpl.load` gives the trainer's own logits, for images of any kind, in memory that does not grow with their number."""
 
+import json
 import threading
 
 import numpy as np
@@ -137,6 +138,43 @@ def test_cocoop_has_no_text_features_without_an_image(learned):
     clf = kdpl.load(learned("KDPL_CoCoOp")[1])
     with pytest.raises(ValueError, match=r"CoCoOp has no text features .* every image has text features of its own"):
         _ = clf.text_features
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options"),
+    [
+        ("KDPL_CoOp", ()),
+        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "emoji_teacher")),  # a ResNet
+        ("KDPL_VPT", ()),
+        ("KDPL_MaPLe", ()),
+        ("KDPL_PromptSRC", ()),
+    ],
+)
+def test_the_exported_onnx_gives_the_same_probabilities(trainer, options, learned, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    run, folder = learned(trainer, *options)
+    clf = kdpl.load(folder)
+    names = ["trophy", "red balloon", "🎈 party, with cake"]
+    clf.classnames = names
+    path = clf.export_onnx(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classnames"]) == names and facts["template"] == "a photo of a {}."
+    assert json.loads(facts["preprocessing"])["size"] == [64, 64]
+    paths = paths_of(run, 5)  # already of the model's size
+    pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    expected = clf(paths).numpy()
+    for count in (1, 5):
+        (probabilities,) = session.run(["probabilities"], {"pixels": pixels[:count]})
+        assert np.abs(probabilities - expected[:count]).max() < 1e-4
+    assert clf.classnames == names
+
+
+def test_cocoop_cannot_be_exported(learned, tmp_path):
+    with pytest.raises(ValueError, match="CoCoOp cannot be exported with a fixed list"):
+        kdpl.load(learned("KDPL_CoCoOp")[1]).export_onnx(tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_class_specific_prompts_are_used_with_their_own_names_alone(learned):
