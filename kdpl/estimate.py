@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = summarise(run, machine, estimates)
     print_estimate(run, machine, estimates, summary)
     if args.json:
-        print(json.dumps({"estimate": True, **summary, "steps of": {k: e._asdict() for k, e in estimates.items()}}))
+        print(json.dumps({"estimate": True, **summary, "steps": {k: e._asdict() for k, e in estimates.items()}}))
     return 0
 
 
@@ -260,11 +260,11 @@ def summarise(run: Run, machine: Machine, estimates: dict[str, Estimate]) -> dic
         "machine": machine.name,
         "basis": machine.basis,
         "gpus": run.ranks,
-        "steps an epoch": run.steps,
+        "steps_per_epoch": run.steps,
         "epochs": {kind: n for kind, n in counts.items() if n},
-        "epoch s": epoch,
-        "run s": sum(counts[kind] * seconds for kind, seconds in epoch.items()),
-        "peak GB": peak / 1e9,
+        "epoch_s": epoch,
+        "run_s": sum(counts[kind] * seconds for kind, seconds in epoch.items()),
+        "peak_gb": peak / 1e9,
         "fits": peak <= machine.memory,
     }
 
@@ -293,13 +293,13 @@ def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], s
     print(tabulate([*rows, total], headers="keys", floatfmt=",.1f"))
     memory = max(estimates.values(), key=lambda e: sum(e.memory.values())).memory
     table = [*({"memory, GB": what, "GB": size / 1e9} for what, size in memory.items())]
-    print("\n" + tabulate([*table, {"memory, GB": "peak", "GB": summary["peak GB"]}], headers="keys", floatfmt=".2f"))
+    print("\n" + tabulate([*table, {"memory, GB": "peak", "GB": summary["peak_gb"]}], headers="keys", floatfmt=".2f"))
     if not summary["fits"]:
         print(f"\nThis does not fit: one {machine.name} has {machine.memory / 1e9:.0f} GB. Lower --batch or MAX_TEXT_ROWS.")
     times = ", ".join(
-        f"{n} epochs {TITLES[kind]} of {duration(summary['epoch s'][kind])}" for kind, n in summary["epochs"].items()
+        f"{n} epochs {TITLES[kind]} of {duration(summary['epoch_s'][kind])}" for kind, n in summary["epochs"].items()
     )
-    print(f"\nThe run: {times}, together {duration(summary['run s'])}, without loading and tests")
+    print(f"\nThe run: {times}, together {duration(summary['run_s'])}, without loading and tests")
 
 
 def duration(seconds: float) -> str:

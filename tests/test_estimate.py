@@ -106,20 +106,20 @@ def calculated(capsys, *flags, trainer="KDPL_CoOp"):
 def test_the_run_is_the_sum_of_its_epochs_with_and_without_known_views(capsys):
     result, printed = calculated(capsys, "--batch", 8, "--epochs", 9, "--views", 2, "--workers", 0, "--gpu", "t4")
     assert printed.startswith("ESTIMATE for KDPL_CoOp, student emoji_student, teacher emoji_teacher")
-    assert result["steps an epoch"] == 5 and result["epochs"] == {"fresh": 2, "known": 7}
-    fresh, known = (result["steps of"][kind] for kind in ("fresh", "known"))
-    assert result["run s"] == pytest.approx(5 * (2 * fresh["step"] + 7 * known["step"]))
+    assert result["steps_per_epoch"] == 5 and result["epochs"] == {"fresh": 2, "known": 7}
+    fresh, known = (result["steps"][kind] for kind in ("fresh", "known"))
+    assert result["run_s"] == pytest.approx(5 * (2 * fresh["step"] + 7 * known["step"]))
     assert fresh["step"] == pytest.approx(sum(fresh["parts"].values())) and known["parts"]["data"] == 0
     assert fresh["parts"]["data"] == pytest.approx(8 * machines.IMAGE_SECONDS)
-    assert result["peak GB"] == pytest.approx(sum(fresh["memory"].values()) / 1e9)
+    assert result["peak_gb"] == pytest.approx(sum(fresh["memory"].values()) / 1e9)
     warm, _ = calculated(capsys, "--batch", 8, "--epochs", 9, "--views", 2, "--workers", 0, "--gpu", "t4", "--warm")
-    assert warm["run s"] == pytest.approx(45 * known["step"])
+    assert warm["run_s"] == pytest.approx(45 * known["step"])
 
 
 def test_ranks_share_images_and_class_names(capsys):
     def text_and_teacher(*flags):
         result, _ = calculated(capsys, "--batch", 8, *flags)
-        return (result["steps of"]["fresh"]["flops"][part] for part in ("text", "teacher image"))
+        return (result["steps"]["fresh"]["flops"][part] for part in ("text", "teacher image"))
 
     text, teacher = text_and_teacher()
     for_two, teacher_of_two = text_and_teacher("--gpus", 2)
@@ -134,14 +134,14 @@ def test_a_machine_of_ones_own_is_as_fast_as_its_figures(capsys):
         return calculated(capsys, "--precision", "fp32", *flags)[0]
 
     slow, slower = compute(0.01, 0.5), compute(0.005, 0.25)  # so slow that no launch of a kernel counts
-    parts, other = (r["steps of"]["fresh"]["parts"] for r in (slow, slower))
+    parts, other = (r["steps"]["fresh"]["parts"] for r in (slow, slower))
     assert 2 * parts["teacher image"] == pytest.approx(other["teacher image"], rel=0.1)
     assert slow["fits"] and not calculated(capsys, "--gpu", "t4", "--memory", 0.1)[0]["fits"]
 
 
 def test_supervised_runs_have_no_teacher(capsys):
     result, _ = calculated(capsys, trainer="CoOp")
-    memory = result["steps of"]["fresh"]["memory"]
+    memory = result["steps"]["fresh"]["memory"]
     assert memory["teacher"] == 0 < memory["student"]
 
 
