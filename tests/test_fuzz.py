@@ -31,7 +31,7 @@ from torch import nn
 from kdpl import bundle, feature_cache
 from kdpl.bundle import read_bundle
 from kdpl.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
-from kdpl.classnames import ClassNamesError, read_classnames
+from kdpl.classnames import read_class_names
 from kdpl.clips import WeightsError, describe, load_clip
 from kdpl.config import ConfigError, check_config, extend_cfg, merge_file, merge_options
 from kdpl.datasets.archives import ArchiveError, unpack
@@ -322,7 +322,7 @@ def check_vocabulary(suffix: str) -> Callable[[bytes, Path], None]:
 
 def check_classnames(content: bytes, folder: Path) -> None:
     (folder / "names.txt").write_bytes(content)
-    found = read_classnames(folder / "names.txt", "--classnames")
+    found = read_class_names(folder / "names.txt")
     assert found and len(set(found)) == len(found)
 
 
@@ -450,7 +450,7 @@ TARGETS = {
     ),
     "vocabulary": Target(text, check_vocabulary("txt"), VocabularyError),
     "vocabulary, CSV": Target(csv_text, check_vocabulary("csv"), VocabularyError),
-    "class names": Target(text, check_classnames, ClassNamesError),
+    "class names": Target(text, check_classnames, ValueError),
     "image": Target(
         st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]).flatmap(
             lambda f: as_bytes(lambda: image_bytes(f))
@@ -528,6 +528,6 @@ def test_a_loader_that_ends_in_another_error_is_found(monkeypatch):
     def check(content, folder):
         raise KeyError("not documented")
 
-    monkeypatch.setitem(TARGETS, "class names", Target(text, check, ClassNamesError))
+    monkeypatch.setitem(TARGETS, "class names", Target(text, check, ValueError))
     with pytest.raises(KeyError):
         property_of("class names", max_examples=5, derandomize=True)()
