@@ -13,6 +13,7 @@ from support import ROOT, emoji_args, save_clip
 from test_results import RUN, result
 
 from kdpl import exits
+from kdpl.bundle import read_bundle
 from kdpl.checkpoint import load_checkpoint, save_checkpoint
 from kdpl.clips import load_clip
 from kdpl.datasets.catalog import CATALOG
@@ -25,16 +26,21 @@ from kdpl.views import RowStore
 # One process, so that PyTorch is imported once: the limit on the size of files is moved between its runs.
 STORY = """
 import json, resource, sys
-from kdpl import train
+from kdpl import cache, train
 
-def run(limit, *options):
+folder = sys.argv[sys.argv.index("--output-dir") + 1]
+
+def run(limit, *options, flags=(), main=train.main):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    print(json.dumps({"status": train.main([*sys.argv[1:], *options])}), file=sys.stderr, flush=True)
+    print(json.dumps({"status": main([*flags, *sys.argv[1:], *options])}), file=sys.stderr, flush=True)
 
 run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "1")
 run(15_000, "OPTIM.MAX_EPOCH", "2")   # less than a checkpoint
-run(3_000, "OPTIM.MAX_EPOCH", "1")    # less than results.json, and than the log
+run(3_000, flags=("--eval-only", "--model-dir", folder))  # less than results.json, and than the log
 run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "2")
+views = ("TRAINER.KDPL.VIEWS", "1", "TRAINER.KDPL.CACHE_DIR", folder + "/views")
+run(15_000, *views, main=cache.main)  # less than the features
+run(resource.RLIM_INFINITY, *views, main=cache.main)
 """
 
 
@@ -52,15 +58,17 @@ def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tm
     assert "Traceback" not in process.stderr
     told = [line for line in process.stderr.splitlines() if line.startswith(("error: ", "{"))]
     statuses = [json.loads(line)["status"] for line in told if line.startswith("{")]
-    assert statuses == [0, exits.FAILED, exits.FAILED, 0]
-    no_checkpoint, no_results = (line for line in told if line.startswith("error: "))
+    assert statuses == [0, exits.FAILED, exits.FAILED, 0, exits.FAILED, 0]
+    no_checkpoint, no_results, no_views = (line for line in told if line.startswith("error: "))
     folder = tmp_path / "prompt_learner"
     assert f"'{folder / 'model.pth.tar-2'}' cannot be written: File too large" in no_checkpoint
     assert f"'{tmp_path / 'results.json'}' cannot be written: File too large" in no_results
+    assert f"could not be kept in {tmp_path / 'views'}" in no_views and "Make room, and start again" in no_views
+    assert "views has all" in process.stdout
     assert all("What was there before is untouched. Make room on its disk" in line for line in (no_checkpoint, no_results))
     assert f"{tmp_path / 'log.txt'}" in process.stdout and "ends here, because it cannot be written any more" in process.stdout
-    assert process.stdout.count(f"Resume from {folder / 'model.pth.tar-1'}") == 3
-    assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == 2
+    assert process.stdout.count(f"Resume from {folder / 'model.pth.tar-1'}") == 2
+    assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == read_bundle(tmp_path).epoch == 2
     assert len(read_results(tmp_path)["results"]) == 1
     assert not list(tmp_path.rglob("*.part"))
 

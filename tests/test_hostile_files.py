@@ -96,6 +96,13 @@ def test_sizes_that_a_file_does_not_have_are_not_believed(tmp_path):
     torch.save({"state_dict": {"ctx": torch.zeros(1).expand(TERABYTES)}}, tmp_path / "expanded")
     with pytest.raises(CheckpointError, match=r"'ctx' \(4398046511104,\) stands for more numbers than the file has"):
         load_checkpoint(tmp_path / "expanded")
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"ctx": torch.zeros(4)}}, buffer, _use_new_zipfile_serialization=False)
+    old = buffer.getvalue()
+    at = old.index(b"K\x04", old.index(b"cpu"))  # how many numbers the tensor's storage has, in the pickle
+    (tmp_path / "old").write_bytes(old[:at] + b"J" + (2**31 - 1).to_bytes(4, "little") + old[at + 2 :])
+    with pytest.raises(CheckpointError, match="storage has wrong byte size"):
+        load_checkpoint(tmp_path / "old")
     header = json.dumps({"ctx": {"dtype": "F32", "shape": [TERABYTES], "data_offsets": [0, 4 * TERABYTES]}}).encode()
     for name, length in (("long.safetensors", len(header)), ("longer.safetensors", TERABYTES)):
         (tmp_path / name).write_bytes(struct.pack("<Q", length) + header + bytes(64))
