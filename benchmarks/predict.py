@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from common import ROOT, in_own_process, machine, print_rows, random_clip, seconds_per_call
 from PIL import Image
@@ -59,12 +58,10 @@ def write_images(folder: Path, count: int, side: int) -> None:
         (folder / f"{i:05d}.jpg").write_bytes((folder / f"{i % DISTINCT:05d}.jpg").read_bytes())
 
 
-def peak_bytes(forget: bool = False) -> int:
-    """Return the most memory that this process has held since it was last told to forget (Linux)."""
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")
+def held(what: str) -> int:
+    """Return the memory that this process holds ("VmRSS") or the most that it held ("VmHWM") in bytes, as Linux counts it."""
     status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return 1024 * int(next(line for line in status if line.startswith(what)).split()[1])
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
@@ -80,12 +77,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     for _ in classifier.stream(images[: args.batch], args.batch):  # the class names' features, and what is allocated once
         pass
     classifier.seconds.update(dict.fromkeys(classifier.seconds, 0.0))
-    before = psutil.Process().memory_info().rss
-    peak_bytes(forget=True)
+    before = held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     start = time.perf_counter()
     predict.predict(classifier, images, command)
     seconds = time.perf_counter() - start
-    peak = peak_bytes() - before
+    peak = held("VmHWM") - before
     batch = torch.zeros(args.batch, 3, *classifier.bundle.preprocessing.size, device=classifier.device)
     with torch.inference_mode():
         (of_a_batch,) = seconds_per_call(3, lambda: classifier.student.image_features(batch))

@@ -1,18 +1,47 @@
-"""The README tells the truth."""
+"""The README and the guide to one's own photos tell the truth."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 
+import pytest
 import torch
-from support import ROOT, image_file
+from support import ROOT, image_file, untrained_bundle
+
+from kdpl.predict import parse_args
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs/your_photos.md").read_text(encoding="utf-8")
 
 
-def test_ones_own_photos_train_as_the_readme_says(tmp_path):
-    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class MyPhotos" in block)
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_five_lines_of_python_predict_as_readme_and_guide_say(tmp_path, monkeypatch, capsys):
+    untrained_bundle(tmp_path / "OUT", "CoOp", ["cat", "dog"])
+    for name in ("one.jpg", "two.png"):
+        image_file(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    lines = next(block for block in python_blocks(README) if "kdpl.load" in block)
+    assert lines in python_blocks(GUIDE) and len(lines.split("\n\n")[1].splitlines()) <= 5
+    exec(lines, {})
+    printed = ast.literal_eval(capsys.readouterr().out)
+    assert len(printed) == 2 and set(printed) <= {"giraffe", "lion", "zebra"}
+
+
+def test_the_guide_lists_every_flag_of_predict(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    table = GUIDE[GUIDE.index("| flag |") : GUIDE.index("Everything is checked")]
+    assert set(re.findall(r"^\| `(--[a-z-]+)", table, re.M)) == flags
+
+
+def test_a_data_set_of_ones_own_trains_as_the_guide_says(tmp_path):
+    (snippet,) = (block for block in python_blocks(GUIDE) if "class MyPhotos" in block)
     (tmp_path / "my_data.py").write_text(snippet)
     (tmp_path / "train.py").write_text("import my_data\n" + (ROOT / "train.py").read_text(encoding="utf-8"))
     for i in range(5):
@@ -30,9 +59,10 @@ def test_ones_own_photos_train_as_the_readme_says(tmp_path):
     assert state["state_dict"]["ctx"].shape == (4, 128)
 
 
-def test_every_file_that_the_readme_names_is_there():
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert links and not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (GUIDE, ROOT / "docs")])
+def test_every_file_that_is_linked_is_there(text, folder):
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
+    assert links and not [link for link in links if not (folder / link).exists()]
 
 
 def test_every_trainer_that_the_readme_names_is_registered():
