@@ -18,7 +18,7 @@ import kdpl
 from kdpl import exits
 from kdpl.classnames import read_class_names
 from kdpl.datasets.emoji_scenes import category_scenes, draw
-from kdpl.images import ORIENTATION
+from kdpl.images import ORIENTATION, open_image
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -194,6 +194,16 @@ def odd_photos(folder):
     return images
 
 
+def guide_pixels(session):
+    """Return the function by which the guide prepares an image for an exported classifier."""
+    guide = (ROOT / "docs/your_photos.md").read_text(encoding="utf-8")
+    source = re.search(r"^def pixels\(.*?(?=\n\n\n)", guide, re.S | re.M)[0]
+    preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    scope = {"preprocessing": preprocessing, "np": np, "Image": Image}
+    exec(source, scope)
+    return scope["pixels"]
+
+
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     count = odd_photos(tmp_path / "photos")
@@ -216,6 +226,10 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
     expected = classifier([row["path"] for row in rows])
     found = torch.tensor([[dict(zip(row["names"], row["probabilities"], strict=True))[n] for n in NAMES] for row in rows])
     assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    session = pytest.importorskip("onnxruntime").InferenceSession(classifier.export_onnx(tmp_path / "classifier.onnx"))
+    pixels = np.stack([guide_pixels(session)(open_image(row["path"])) for row in rows])
+    (exported,) = session.run(None, {"pixels": pixels})
+    assert torch.allclose(torch.from_numpy(exported), expected, atol=1e-4, rtol=0)
     upright, turned = (next(i for i, row in enumerate(rows) if n in row["path"]) for n in ("ordinary", "turned"))
     (lying,) = classifier(np.asarray(Image.open(rows[turned]["path"])))
     far, near = ((expected[upright] - other).abs().sum() for other in (lying, expected[turned]))

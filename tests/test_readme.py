@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import ROOT, image_file, untrained_bundle
 
+import kdpl
 from kdpl.predict import parse_args
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +31,21 @@ def test_five_lines_of_python_predict_as_readme_and_guide_say(tmp_path, monkeypa
     exec(lines, {})
     printed = ast.literal_eval(capsys.readouterr().out)
     assert len(printed) == 2 and set(printed) <= {"giraffe", "lion", "zebra"}
+
+
+def test_an_exported_classifier_predicts_without_this_package_as_the_guide_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    untrained_bundle(tmp_path / "OUT", "CoOp", ["cat", "dog"])
+    image_file(tmp_path / "one.jpg", 90)
+    monkeypatch.chdir(tmp_path)
+    export, serve = (block for block in python_blocks(GUIDE) if "onnx" in block)
+    exec(export, {})
+    assert "kdpl" not in serve and "torch" not in serve
+    scope = {}
+    exec(serve, scope)
+    assert capsys.readouterr().out.strip() in ("cat", "dog")
+    expected = kdpl.load("OUT")("one.jpg")
+    assert torch.allclose(torch.from_numpy(scope["probabilities"]), expected, atol=1e-4, rtol=0)
 
 
 def test_the_guide_lists_every_flag_of_predict(capsys):
