@@ -1,6 +1,7 @@
 """The calculator counts what the code does, and its arithmetic is that of its table."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -175,3 +176,17 @@ def test_a_data_set_tells_its_classes(capsys):
     flags = ("--dataset-config-file", f"{ROOT}/configs/datasets/oxford_pets.yaml", "DATASET.SUBSAMPLE_CLASSES", "new")
     run = estimate.read_run(estimate.parse_args(list(flags)))
     assert (run.classes, run.images, run.batch, run.steps) == (18, 288, 32, 9)
+
+
+def test_the_page_about_scale_tells_commands_that_work_and_machines_that_are_known():
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m kdpl\.estimate (--[^\n`]*)", page)
+    for command in commands:
+        args = estimate.parse_args(command.split())
+        estimate.read_run(args)
+        assert machines.find_machine(args.gpu).name == args.gpu
+    assert len(commands) >= 2
+    listed = page.partition("`--gpu` is one of")[2].partition("or\n`cpu`")[0]
+    assert re.findall(r"`([\w-]+)`", listed) == list(machines.GPUS)
+    scripts = re.findall(r"python (benchmarks/\w+\.py)", page)
+    assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
