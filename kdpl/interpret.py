@@ -110,6 +110,8 @@ def notes(classifier: "Classifier") -> Iterator[str]:
             "A small net shifts the context by each image's feature: the words are those of the context before the shift, "
             "and classes have no text features without an image."
         )
+    if not classifier.classnames:
+        yield "The prompts were learned without class names: give yours as --classnames FILE to see which classes moved."
     if deep := [n for n in names if "compound_prompts_text" in n or n.startswith("text_encoder.")]:
         layers = "1 deeper text layer has" if len(deep) == 1 else f"{len(deep)} deeper text layers have"
         yield f"{layers} prompts too, which lie among hidden states, where there are no words."

@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import signal
 import sys
 import time
 import unicodedata
@@ -51,7 +52,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="also write one JSON object a line: path, names, probabilities")
     parser.add_argument("--html", metavar="FILE", help="also write a gallery of the images, to sort and to filter")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time in the model (default: 64)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read images; 0: none")
+    workers = min(8, os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
     return parser.parse_args(argv)
@@ -221,6 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, exits.BAD_INPUT)
     except OSError as error:
         return report(error, exits.FAILED)
+    except KeyboardInterrupt:
+        print("stopped: no file was written", file=sys.stderr)
+        return 128 + signal.SIGINT  # as shells have it
     seconds = time.perf_counter() - start
     print(
         f"{len(images) - unread:,} images in {seconds:.1f} s, {classifier.seconds['model'] / seconds:.0%} of it in the model; "

@@ -81,6 +81,16 @@ def test_every_variant_tells_what_it_has_and_what_not(variant, options, note, ve
     assert ("classes that moved most" in out) == moved
 
 
+def test_prompts_without_class_names_show_their_words_and_ask_for_names(tmp_path, capsys):
+    folder = untrained_bundle(tmp_path / "out", "CoOp", [])
+    assert main([str(folder), "--top", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "photo (0.000)" in out and "moved" not in out and "give yours as --classnames FILE" in err
+    (tmp_path / "names.txt").write_text("pizza\nsushi\n")
+    assert main([str(folder), "--top", "1", "--classnames", str(tmp_path / "names.txt")]) == 0
+    assert "classes that moved most" in capsys.readouterr().out
+
+
 def test_what_cannot_work_is_refused(bundles, tmp_path, capsys):
     for flags, message in (
         (["--top", "0"], "--top is 0"),
