@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -401,10 +401,22 @@ def _tokenize(texts: list[str], context_length: int) -> Tensor:
     ids = torch.zeros(len(texts), context_length, dtype=torch.long)
     for i, text in enumerate(texts):
         tokens = [SOT, *bpe().encode(text), EOT]
-        if len(tokens) > context_length:
-            raise ValueError(f"'{text}' has {len(tokens)} tokens, the text tower takes {context_length}: shorten it.")
+        _check_length(text, len(tokens), context_length)
         ids[i, : len(tokens)] = torch.tensor(tokens)
     return ids
+
+
+def _check_length(text: str, tokens: int, context_length: int) -> None:
+    if tokens > context_length:
+        raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {context_length}: shorten it.")
+
+
+def _tokenize_whole(tokenizer: Callable, texts: list[str]) -> Tensor:
+    """Tokenize with open_clip's tokenizer, which by itself leaves out the end of what is too long."""
+    if hasattr(tokenizer, "bpe_ranks"):  # CLIP's own encoding; others, of Hugging Face, have no common way to count
+        for text in texts:
+            _check_length(text, len(tokenizer.encode(text)) + 2, tokenizer.context_length)
+    return tokenizer(texts)
 
 
 def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -537,7 +549,7 @@ def _load_open_clip(name: str, architecture: str, weights: str) -> Clip:
             "Expected a checkpoint of this open_clip architecture that holds tensors alone."
         ) from error
     resolution = model.visual.image_size
-    tokenizer = open_clip.get_tokenizer(architecture)
+    tokenizer = partial(_tokenize_whole, open_clip.get_tokenizer(architecture))
     return Clip(
         model,
         name,

@@ -253,8 +253,8 @@ def check_config(cfg: CN, node: str = "") -> None:
         check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
         check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
-        if options.K_MAX < 1:
-            raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 1 name a batch.")
+        if options.K_MAX < 2:
+            raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 2 names a batch.")
         for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):
             if options[key] < 0:
                 raise ConfigError(f"TRAINER.KDPL.{key} is {options[key]}, expected 0 or more.")

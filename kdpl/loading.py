@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl import distributed
+from kdpl.pixels import ReadableImages
 from kdpl.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
 from kdpl.signals import leave_signals_to_the_parent
 
@@ -119,15 +120,9 @@ def _share_lengths(count: int) -> list[int]:
     return [share.stop - share.start for share in shares]
 
 
-class _SeededImages(Dataset):
+class _SeededImages(ReadableImages):
     """A data set whose augmentation draws from generators seeded by the index."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, index: SeededIndex) -> dict[str, Any]:
         with seeded(index.seed):
-            return self.dataset[int(index)]
+            return super().__getitem__(int(index))

@@ -1,11 +1,54 @@
-"""Pixels on their way to the device: as bytes, a quarter of their size as floats, normalised there."""
+"""Pixels on their way from file to device: as bytes, a quarter of their size as floats, normalised there."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision.transforms as T
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdpl.suggest import gist
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Return the image of a file as an RGB PIL image.
+
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        OSError: the file is empty, damaged, too large to be true or of a format that Pillow does not read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
+    except Exception as error:  # Pillow's decoders have no common one
+        reason = "the file is empty" if os.path.isfile(path) and not os.path.getsize(path) else gist(error)
+        raise OSError(f"'{path}' cannot be read as an image ({reason}). Extract or download it again.") from error
+
+
+class ReadableImages(Dataset):
+    """A data set of Dassl's whose images are read by `read_image`: Dassl's own reader tries a damaged file again for ever.
+
+    Args:
+        dataset: a `DatasetWrapper`, or what stands for one; it is told apart in every process that loads.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        module = sys.modules[type(self.dataset).__module__]
+        if getattr(module, "read_image", read_image) is not read_image:
+            module.read_image = read_image
+        return self.dataset[index]
 
 
 def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable | None:

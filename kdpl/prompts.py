@@ -60,6 +60,21 @@ def _context_prompt(name: str, n_ctx: int, words: str, position: str) -> tuple[i
     return (SOT, *slots[:half], *rest[:end], *slots[half:], *rest[end:], EOT)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse class names that no prompt can hold, and say which cannot be told apart.
+
+    Raises:
+        ValueError: a name is empty, or spells out CLIP's own start or end token.
+    """
+    labels: dict[tuple[int, ...], int] = {}
+    for label, name in enumerate(names):
+        ids = tuple(encode(name.replace("_", " ")))
+        if not ids:
+            raise ValueError(f"The class name of label {label}, '{name}', is empty: give every class a name.")
+        if labels.setdefault(ids, label) != label:
+            print(f"Labels {labels[ids]} and {label} have the same class name, '{name}': no prompt can tell them apart")
+
+
 def init_tokens(words: str) -> list[int]:
     """Return the token ids of initial context words, underscores read as spaces."""
     return encode(words.replace("_", " "))

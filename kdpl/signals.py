@@ -1,6 +1,8 @@
 """Stopping on request: a run that is told to end by a signal saves first."""
 
+import atexit
 import contextlib
+import multiprocessing.util
 import signal
 import threading
 from types import FrameType
@@ -48,6 +50,16 @@ class StopRequest:
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
+
+
+def _end_workers() -> None:
+    """End, as multiprocessing is about to, the children that would not outlive this process; SIGTERM they may not hear."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+atexit.register(_end_workers)  # runs before what multiprocessing, imported above, has registered: it waits for them for ever
 
 
 def leave_signals_to_the_parent(worker_id: int = 0) -> None:

@@ -36,11 +36,12 @@ from kdpl.config import check_choice, check_config
 from kdpl.history import History
 from kdpl.images import write_bad_images
 from kdpl.loading import EpochLoader
-from kdpl.pixels import Normalize, bytes_transform
+from kdpl.pixels import Normalize, ReadableImages, bytes_transform
+from kdpl.prompts import check_names
 from kdpl.results import write_results
 from kdpl.schedule import build_schedule, check_schedule
 from kdpl.seeding import SEEDS
-from kdpl.signals import Interrupted, StopRequest
+from kdpl.signals import Interrupted, StopRequest, leave_signals_to_the_parent
 from kdpl.steps import DivergenceError, Steps
 from kdpl.students import Student
 from kdpl.suggest import gist
@@ -88,6 +89,7 @@ class EvaluatedTrainer(TrainerX):
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
+        check_names(self.class_names)
 
     def do_without_test(self) -> None:
         """Have a run without labelled images end with the training."""
@@ -154,8 +156,8 @@ class EvaluatedTrainer(TrainerX):
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         workers = min(loader.num_workers, len(batches[rank::n]))
         own = DataLoader(
-            loader.dataset, batch_sampler=batches[rank::n], num_workers=workers, collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
+            ReadableImages(loader.dataset), batch_sampler=batches[rank::n], num_workers=workers, collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory, worker_init_fn=leave_signals_to_the_parent,
         )  # fmt: skip
         own = iter(own if batches[rank::n] else ())
         for start in tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True):
@@ -382,6 +384,22 @@ class PromptTrainer(EvaluatedTrainer):
             return self.student.frozen_image_features(images)
 
     # ------------------------------------------------------------------------------------------------------ training
+
+    @property
+    def training_names(self) -> list[str]:
+        """The names that the training tells apart."""
+        return self.class_names
+
+    def load_for_training(self) -> None:
+        if len(self.training_names) < 2:
+            raise ValueError(
+                f"There is nothing to learn about {len(self.training_names)} class names {self.training_names}: expected at "
+                "least 2, such as those of DATASET.SUBSAMPLE_CLASSES all, or with TRAINER.KDPL.CLASS_AGNOSTIC a vocabulary's."
+            )
+
+    def before_train(self) -> None:
+        self.load_for_training()
+        super().before_train()
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the terms to report."""

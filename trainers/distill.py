@@ -142,6 +142,7 @@ class DistillTrainer(PromptTrainer):
         return features
 
     def load_for_training(self) -> None:
+        super().load_for_training()
         _ = self.teacher
         if self.train_loader_x is not None and self.train_loader_x.views:
             features = self.view_features
@@ -149,10 +150,6 @@ class DistillTrainer(PromptTrainer):
                 self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
 
     # ------------------------------------------------------------------------------------------------------ training
-
-    def before_train(self) -> None:
-        self.load_for_training()
-        super().before_train()
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.images(batch)

@@ -169,6 +169,12 @@ class TextContext:
     def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout:
         """Return the prompts of these class names, ready for the text pass."""
         prompts = context_prompts(names, self.n_ctx, self.words, self.position)
+        for name, prompt in zip(names, prompts, strict=True):
+            if len(prompt) > self.clip.text.context_length:
+                raise ValueError(
+                    f"The prompt of class name '{name}' has {len(prompt)} tokens, {self.n_ctx} of them context; the text tower "
+                    f"takes {self.clip.text.context_length}: shorten the name, or the context (N_CTX, CTX_INIT)."
+                )
         return PromptLayout(self.clip.text, prompts, class_specific)
 
 

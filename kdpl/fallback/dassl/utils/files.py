@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kdpl.files import atomic_write
+from kdpl.pixels import read_image
+
+__all__ = ["check_isfile", "listdir_nohidden", "mkdir_if_missing", "read_image", "read_json", "write_json"]
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
@@ -47,19 +48,3 @@ def write_json(obj: Any, fpath: str | os.PathLike) -> None:
     """Write `obj` to a JSON file, making its folder if missing."""
     with atomic_write(fpath, "w") as file:
         json.dump(obj, file, indent=4)
-
-
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Return the image of a file as an RGB PIL image.
-
-    Raises:
-        FileNotFoundError: there is no file at `path`.
-        OSError: the file is damaged or of a format that Pillow does not read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
-    except Exception as error:  # of many kinds: decoders meet damaged bytes with ValueError, SyntaxError, struct.error, ...
-        raise OSError(f"'{path}' cannot be read as an image ({error}). Extract or download it again.") from error

@@ -1,0 +1,231 @@
+"""Odd images, odd numbers of them and odd class names end in the right result or in an error that names them."""
+
+import importlib
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from PIL import Image
+from support import ROOT, config, emoji_args, image_file
+from test_trainers import parameters
+from torch.utils.data import DataLoader
+
+from kdpl import exits, train
+from kdpl.datasets.base import ClassListDataset, fewshot
+from kdpl.pixels import ReadableImages, read_image
+
+ODD_NAMES = ['"quoted", with a comma', "it's {} %s \\", "🦊 fox", "ثعلب أحمر", "extraordinarily " * 18 + "long", "<b>&amp;</b>"]
+
+
+@DATASET_REGISTRY.register()
+class FewPhotos(ClassListDataset):
+    """Images ROOT/LABEL/*.png of the class names in ROOT/names.json; what is trained on is tested on."""
+
+    def __init__(self, cfg):
+        root = Path(cfg.DATASET.ROOT)
+        names = dict(enumerate(json.loads((root / "names.json").read_text())))
+        images = [Datum(str(p), int(p.parent.name), classname=names[int(p.parent.name)]) for p in sorted(root.glob("*/*.png"))]
+        drawn, _ = fewshot(self, images, [], cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        super().__init__(names, train_x=drawn, val=None, test=images)
+
+
+def photos(root, names, counts):
+    for label, count in enumerate(counts):
+        for i in range(count):
+            image_file(root / f"{label}/{i}.png", seed=100 * label + i)
+    root.mkdir(exist_ok=True)
+    (root / "names.json").write_text(json.dumps(names))
+    return root
+
+
+def build(root, output, *options, trainer="KDPL_CoOp"):
+    from dassl.engine import build_trainer
+
+    learner = "KDPL_CoOp" if trainer.startswith("Zeroshot") else trainer
+    names = ("DATASET.NAME", "FewPhotos", "DATASET.ROOT", root, "SEED", 1, "TRAINER.NAME", trainer)
+    return build_trainer(config(learner, "", output, *names, "OPTIM.MAX_EPOCH", 2, *options))
+
+
+def results(output):
+    (result,) = json.loads((output / "results.json").read_text())["results"]
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+
+def png_that_claims(width, height):
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" * 100)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+DAMAGES = {
+    "empty": (lambda data: b"", "the file is empty"),
+    "cut": (lambda data: data[: len(data) // 2], "OSError"),
+    "corrupt": (lambda data: data[:60] + b"\xff" * 40 + data[100:], "Error"),
+    "text": (lambda data: b"<html>404</html>", "UnidentifiedImageError"),
+    "bomb": (lambda data: png_that_claims(60_000, 60_000), "DecompressionBombError"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_image_is_named_with_reason_and_way_out(damage, tmp_path):
+    path = image_file(tmp_path / "photo.png")
+    change, reason = DAMAGES[damage]
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(OSError, match=rf"'{path}' cannot be read as an image \(.*{reason}.*\). Extract or download it again"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_ends_the_run_with_its_path(workers, tmp_path, capsys):
+    root = photos(tmp_path / "photos", ["fox", "owl"], [3, 3])
+    path = root / "1/2.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    options = ["DATASET.NAME", "FewPhotos", "DATASET.ROOT", str(root), "DATALOADER.NUM_WORKERS", str(workers)]
+    assert train.main([*emoji_args("KDPL_CoOp", tmp_path / "out"), *options]) == exits.FAILED
+    error = capsys.readouterr().err
+    assert f"error: '{path}' cannot be read as an image" in error and "Extract or download it again" in error
+    assert "Traceback" not in error
+
+
+def test_an_image_that_vanishes_during_training_is_named(tmp_path):
+    root = photos(tmp_path / "photos", ["fox", "owl"], [3, 3])
+    run = build(root, tmp_path / "out")
+    finish = run.after_epoch
+
+    def remove_one():
+        finish()
+        (root / "0/1.png").unlink()
+
+    run.after_epoch = remove_one
+    with pytest.raises(FileNotFoundError, match=rf"No image at '{root}/0/1.png'. Check DATASET.ROOT"):
+        run.train()
+    assert run.finished_epochs == 1
+
+
+def test_a_reader_that_never_gives_up_is_not_used(tmp_path, monkeypatch):
+    """Dassl's own tries a damaged file again and again; here it fails at once, so that the test ends."""
+    (tmp_path / "installed_reader.py").write_text(
+        "from torch.utils.data import Dataset\n"
+        "def read_image(path):\n    raise RuntimeError('tried for ever')\n"
+        "class DatasetWrapper(Dataset):\n"
+        "    def __init__(self, paths):\n        self.paths = paths\n"
+        "    def __len__(self):\n        return len(self.paths)\n"
+        "    def __getitem__(self, i):\n        return read_image(self.paths[i]).size\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    wrapper = importlib.import_module("installed_reader").DatasetWrapper
+    good, bad = image_file(tmp_path / "good.png"), tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:2000])
+    images = ReadableImages(wrapper([str(good), str(bad)]))
+    assert len(images) == 2
+    for workers in (1, 0):
+        loaded = iter(DataLoader(images, batch_size=None, num_workers=workers))
+        assert next(loaded) == [64, 64]
+        with pytest.raises(OSError, match=f"'{bad}' cannot be read as an image"):
+            next(loaded)
+
+
+def test_workers_that_leave_signals_to_the_parent_end_with_it():
+    """An error may hold on to a loader until the process ends."""
+    program = (
+        "from torch.utils.data import DataLoader\n"
+        "from kdpl.signals import leave_signals_to_the_parent\n"
+        "loaded = iter(DataLoader(range(9), num_workers=1, worker_init_fn=leave_signals_to_the_parent))\n"
+        "print(next(loaded))\n"
+        "import sys; sys.last_value = loaded\n"
+        "loaded.__class__.__del__ = lambda self: None\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert (process.returncode, process.stdout) == (0, "tensor([0])\n"), process.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
+    root = photos(tmp_path / "photos", ["fox", "owl", "ant"], [1, 5, 2])
+    run = build(root, tmp_path / "out", "DATASET.NUM_SHOTS", 2)
+    assert sorted(item.label for item in run.dm.dataset.train_x) == [0, 1, 1, 2, 2]
+    run.train()
+    assert (results(tmp_path / "out")["num_images"], run.finished_epochs) == (8, 2)
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
+def test_a_single_image_is_a_batch(trainer, tmp_path):
+    run = build(photos(tmp_path / "photos", ["fox", "owl"], [1]), tmp_path / "out", trainer=trainer)
+    before = parameters(run)
+    run.train()
+    assert len(run.history.rows) == 2 and not torch.equal(before["ctx"], parameters(run)["ctx"])
+
+
+def test_one_class_has_nothing_to_learn_and_can_be_evaluated(tmp_path):
+    run = build(photos(tmp_path / "photos", ["fox"], [2]), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"nothing to learn about 1 class names \['fox'\]: expected at least 2"):
+        run.train()
+    assert run.test() == 100
+
+
+# ------------------------------------------------------------------------------------------------------ class names
+
+
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_VPT"])
+def test_class_names_may_be_of_any_text(trainer, tmp_path, capsys):
+    root = photos(tmp_path / "photos", ODD_NAMES, [1] * len(ODD_NAMES))
+    assert max(map(len, ODD_NAMES)) > 290
+    run = build(root, tmp_path / "out", "TEST.PER_CLASS_RESULT", True, trainer=trainer)
+    run.train()
+    assert results(tmp_path / "out")["num_classes"] == len(ODD_NAMES)
+    printed = capsys.readouterr().out
+    assert all(f"({name})" in printed for name in ODD_NAMES)
+    assert all(torch.isfinite(value).all() for value in parameters(run).values())
+
+
+LONG = "red and " * 40 + "blue"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name", "message"),
+    [
+        ("KDPL_CoOp", LONG, f"class name '{LONG}' has 88 tokens, 4 of them context; the text tower takes 77: shorten the name"),
+        ("KDPL_VPT", LONG, f"'a photo of a {LONG}.' has 88 tokens, the text tower takes 77: shorten it"),
+        ("ZeroshotTeacher", LONG, "has 88 tokens, the text tower takes 77: shorten it"),
+        ("KDPL_VPT", "", "The class name of label 1, '', is empty: give every class a name"),
+        ("ZeroshotCLIP", " _ ", "The class name of label 1, ' _ ', is empty: give every class a name"),
+        ("KDPL_CoOp", "fox<|endoftext|>", "contains CLIP's start or end token: remove it from the class name"),
+    ],
+)
+def test_a_class_name_that_no_prompt_holds_is_refused_not_cut(trainer, name, message, tmp_path):
+    root = photos(tmp_path / "photos", ["fox", name, "owl"], [1, 1, 1])
+    with pytest.raises(ValueError) as refused:
+        build(root, tmp_path / "out", trainer=trainer)
+    assert message in str(refused.value)
+
+
+def test_classes_of_the_same_name_are_told(tmp_path, capsys):
+    root = photos(tmp_path / "photos", ["red fox", "owl", "Red_fox"], [1, 1, 1])
+    run = build(root, tmp_path / "out")
+    assert "Labels 0 and 2 have the same class name, 'Red_fox': no prompt can tell them apart" in capsys.readouterr().out
+    run.train()
+    assert results(tmp_path / "out")["num_classes"] == 3
+
+
+def test_pixels_are_those_of_pillow(tmp_path):
+    path = image_file(tmp_path / "photo.png")
+    with Image.open(path) as image:
+        assert read_image(path).tobytes() == image.convert("RGB").tobytes()
