@@ -14,7 +14,7 @@ from support import ROOT
 
 from kdpl import exits, lock
 from kdpl.results import write_results
-from kdpl.sweep import plan, status, work
+from kdpl.sweep import plan, slurm, status, work
 from kdpl.sweep.__main__ import main
 from kdpl.sweep.plan import SweepError, minutes, read_sweep, runs_of
 
@@ -280,6 +280,76 @@ def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tm
     assert "1 tried, 1 skipped" in capsys.readouterr().out
     assert "41.50 ± 0.50" in report.read_text()
     assert [state.name for state in status.states_of(read_sweep(file), runs)] == ["finished"] * 2
+
+
+# ----------------------------------------------------------------------------- Slurm, without one: see tests/slurm, too
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Commands in the place of Slurm's: what they are given is in the folder, and `squeue` prints the file of that name."""
+    for name, does in {
+        "sbatch": 'cp "$1" submitted.sh; echo "Submitted batch job 7"',
+        "srun": "",
+        "squeue": "cat queue",
+    }.items():
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\ncd '{tmp_path}' && {{ {does or ':'}; }}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "queue").write_text("")
+    return tmp_path
+
+
+def test_a_job_array_asks_for_what_the_file_says_and_runs_this_python(fake_slurm, capsys):
+    asked = "{time: 2:00:00, memory: 32G, partition: gpu, gpus: 1, cpus: 8, account: lab, constraint: a100, max_parallel: 3}"
+    file = sweep_file(fake_slurm, output=str(fake_slurm / "out"), executor=asked)
+    first, *others = runs_of(read_sweep(file))
+    for step in first.steps:
+        finish(step)
+    assert main([str(file), "--executor", "slurm"]) == 0
+    printed, warned = capsys.readouterr()
+    assert "Submitted 3 runs as job 7" in printed and "1 finished before" in printed
+    assert f"Warning: output '{fake_slurm}/out' is on a disk of this machine" in warned
+    script = (fake_slurm / "submitted.sh").read_text()
+    flags = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    expected = "time=120 mem=32G partition=gpu gpus-per-node=1 cpus-per-task=8 account=lab constraint=a100 array=0-2%3"
+    assert {*expected.split(), "requeue", "signal=USR1@120"} <= flags
+    assert f"{sys.executable} -u -m submitit" in script and f"export PYTHONPATH={ROOT}" in script
+    assert slurm.read_jobs(read_sweep(file)) == {run.label: f"7_{i}" for i, run in enumerate(others)}
+
+    (fake_slurm / "queue").write_text("7_0 RUNNING\n7_1 PENDING\n8_0 RUNNING\n")
+    work.write_record(read_sweep(file), others[2], "running", job="7_2")
+    assert main(["status", str(file)]) == exits.FAILED
+    printed = capsys.readouterr().out
+    states = [" ".join(line.split()) for line in printed.splitlines()]
+    assert f"{others[0].label} running job 7_0, RUNNING" in states and f"{others[1].label} waiting job 7_1, PENDING" in states
+    assert any(line.startswith(f"{others[2].label} failed job 7_2 ended without a word") for line in states)
+
+    assert main([str(file), "--executor", "slurm"]) == 0  # what is in the queue is not submitted again
+    printed = capsys.readouterr().out
+    assert "Submitted 1 runs" in printed and "2 in the queue before" in printed
+
+
+def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, capsys):
+    file = sweep_file(fake_slurm, output=str(fake_slurm / "out"))
+    assert main([str(file), "--executor", "slurm"]) == 0
+    (fake_slurm / "bin/squeue").write_text("#!/bin/sh\nexit 1\n")
+    capsys.readouterr()
+    assert main([str(file), "--executor", "slurm"]) == 0
+    assert "Submitted" not in capsys.readouterr().out
+
+
+def test_without_submitit_or_slurm_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):
+    file = sweep_file(tmp_path, output=str(tmp_path / "out"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([str(file), "--executor", "slurm"]) == exits.BAD_INPUT
+    assert "found no 'sbatch'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main([str(file), "--executor", "slurm"]) == exits.BAD_INPUT
+    assert "pip install 'kdpl[sweep]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- real runs
