@@ -5,11 +5,13 @@ import contextlib
 import multiprocessing.util
 import signal
 import threading
+import time
 from types import FrameType
 
 from kdpl.exits import INTERRUPTED
 
 SIGNALS = tuple(s for s in (getattr(signal, name, None) for name in ("SIGTERM", "SIGUSR1")) if s is not None)
+REPEATED_S = 1.0
 
 
 class Interrupted(SystemExit):
@@ -26,11 +28,13 @@ class Interrupted(SystemExit):
 class StopRequest:
     """Takes note of SIGTERM and of SIGUSR1, Slurm's warning, from `install` on.
 
-    The first signal asks the run to save and stop; a second one of the same kind has its usual effect.
+    The first signal asks the run to save and stop; a later one of the same kind has its usual effect. Slurm may deliver one
+    signal twice within some milliseconds, which counts as once.
     """
 
     def __init__(self):
         self.signal: str | None = None  # the name of the signal that came
+        self._came: dict[int, float] = {}
         self._previous: dict[int, object] = {}
 
     def install(self) -> None:
@@ -48,8 +52,11 @@ class StopRequest:
         self._previous = {}
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._came.setdefault(number, now) > REPEATED_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.signal = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _end_workers() -> None:

@@ -241,6 +241,16 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("model*")} == before
 
 
+def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_usual_effect():
+    code = (
+        "import os, signal, time\nfrom kdpl import signals\nstop = signals.StopRequest()\nstop.install()\n"
+        "for _ in range(2):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    time.sleep(0.01)\n"
+        "print(stop.signal, flush=True)\nsignals.REPEATED_S = 0\nos.kill(os.getpid(), signal.SIGUSR1)\ntime.sleep(60)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert (process.stdout, process.returncode) == ("SIGUSR1\n", -signal.SIGUSR1), process.stderr
+
+
 def test_a_lock_is_held_until_it_is_given_back(tmp_path):
     holder = (
         f"import time\nfrom kdpl import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"

@@ -247,6 +247,18 @@ def test_what_is_interrupted_or_occupied_is_tried_again_and_a_failure_is_not(
     assert outcome.status == status and reason in outcome.reason
 
 
+def test_slurm_may_signal_twice_and_ctrl_c_twice_means_it():
+    stop = work.Stop()
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+        stop.take(number)
+        assert not stop.again
+    stop = work.Stop()
+    stop.take(signal.SIGINT)
+    assert not stop.again
+    stop.take(signal.SIGINT)
+    assert stop.again
+
+
 def test_a_run_that_stays_occupied_is_left_to_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "RETRY_S", 0.01)
     monkeypatch.setattr(work, "OCCUPIED_S", 0.02)

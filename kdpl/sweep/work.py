@@ -26,11 +26,11 @@ class Stop:
 
     def __init__(self):
         self.signal: int | None = None
-        self.again = False  # asked twice
+        self.again = False  # Ctrl-C for the second time
 
     def take(self, number: int, frame: FrameType | None = None) -> None:
         """Take note of a signal; this is a signal handler."""
-        self.again = self.signal is not None
+        self.again = number == signal.SIGINT == self.signal  # Slurm may deliver a signal twice
         self.signal = number
 
     def wait(self, seconds: float) -> bool:
