@@ -1,6 +1,7 @@
 """Sweeps from one file: what it may say, the commands and folders of the bash scripts, and eight real runs on this machine."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,16 @@ def test_the_examples_are_sweeps(example, monkeypatch, tmp_path):
     assert len(runs) == len(sweep.trainers) * len(sources) * len(sweep.seeds) * len(sweep.shots) > 1
     assert all(step.folder.is_absolute() and tmp_path in step.folder.parents for run in runs for step in run.steps)
     assert sweep.executor.time >= 30 and sweep.executor.memory.endswith("G")
+
+
+def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert read_sweep(sweep_file(tmp_path, example)).executor.time == 120
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    keys = [*plan.Sweep.__dataclass_fields__, *plan.Resources.__dataclass_fields__]
+    assert sorted(told) == sorted(set(keys) - {"name"})
 
 
 @pytest.mark.parametrize(
