@@ -110,9 +110,9 @@ class ImageFolder(ClassListDataset):
         splits = {name: [p for p in paths if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
         splits["train"] = [p for p in paths if p.relative_to(self.root).parts[0] not in LABELLED]
         if not paths:
-            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth, and {others:,} other files.")
+            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
         if others and distributed.is_main():
-            print(f"{others:,} files in {self.root} are hidden or no images: passed over")
+            print(f"Files in {self.root} that are hidden or no images, passed over: {others:,}")
         self._leave_out_unreadable(splits, cfg)
         evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
         train = self._training_images(splits["train"], cfg)
@@ -141,13 +141,13 @@ class ImageFolder(ClassListDataset):
         first = "\n".join([*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])])
         if cfg.DATASET.ON_BAD_IMAGE == "error":
             raise BadImageError(
-                f"{len(bad):,} images in {self.root} cannot be read:\n{first}\n"
+                f"Images in {self.root} that cannot be read: {len(bad):,}\n{first}\n"
                 "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."
             )
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():
-            print(f"{len(bad):,} images cannot be read and are left out (all in {BAD_IMAGES}):\n{first}")
+            print(f"Images that cannot be read, left out: {len(bad):,} (all in {BAD_IMAGES})\n{first}")
 
     def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
         """Return the images of a labelled folder, class by class in the order of the names."""

@@ -146,13 +146,15 @@ def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bo
         more: add to a list that is there.
     """
     path = Path(folder, BAD_IMAGES)
-    lines = "".join(f"{' '.join(reason.splitlines())}\n" for reason in reasons)
+    lines = [" ".join(reason.splitlines()) for reason in reasons]
+    text = {"encoding": "utf-8", "errors": "surrogateescape"}
     if more:
-        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(lines)
+        there = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # of another process, or an earlier one
+        with open(path, "a", **text) as file:
+            file.write("".join(f"{line}\n" for line in lines if line not in there))
     elif lines:
-        with atomic_write(path, "w", errors="surrogateescape") as file:
-            file.write(lines)
+        with atomic_write(path, "w", **text) as file:
+            file.write("\n".join([*lines, ""]))
     else:
         path.unlink(missing_ok=True)
 
