@@ -296,13 +296,6 @@ def test_the_course_of_a_training_is_written_epoch_by_epoch(tmp_path):
     assert float(rows[1]["loss_total"]) > float(rows[1]["loss"]) > 0
 
 
-def test_results_do_not_depend_on_the_number_of_loader_workers(tmp_path):
-    runs = [build("KDPL_CoOp", tmp_path / str(n), *SMALL, "DATALOADER.NUM_WORKERS", n) for n in (0, 1, 3)]
-    for run in runs:
-        run.train()
-    assert all(run.history.rows == runs[0].history.rows for run in runs)
-
-
 def test_the_state_is_saved_by_the_clock(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, "TRAIN.CHECKPOINT_EVERY_MINUTES", 10)
     assert not run.is_time_to_save()
