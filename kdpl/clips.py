@@ -574,7 +574,11 @@ def _outline_open_clip(name: str, architecture: str) -> Clip:
         logging.root.setLevel(level)
     resolution = model.visual.image_size
     side = resolution[0] if isinstance(resolution, tuple) else resolution
-    return Clip(model, name, side, OPENAI_MEAN, OPENAI_STD, open_clip.get_tokenizer(architecture))
+
+    def tokenize(texts: list[str]) -> Tensor:
+        return open_clip.get_tokenizer(architecture)(texts)  # not before it is needed: some come from a hub
+
+    return Clip(model, name, side, OPENAI_MEAN, OPENAI_STD, tokenize)
 
 
 def _openai_resnet_layers(name: str) -> tuple[int, ...]:

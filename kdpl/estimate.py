@@ -21,7 +21,7 @@ from kdpl.clips import cpu_likes_bf16, describe, precision_here
 from kdpl.config import ConfigError, extend_cfg, merge_file, merge_options
 from kdpl.flops import PARTS, Settings, StepCost, count_step
 from kdpl.machines import EXCHANGE, GPUS, LINK, Machine, find_machine
-from kdpl.suggest import did_you_mean
+from kdpl.suggest import did_you_mean, gist
 from kdpl.train import CONFIGS, report
 
 LEARNERS = [name for name in students.__all__ if name not in ("Output", "Student")]
@@ -204,6 +204,16 @@ def settings_of(run: Run, device_type: str, cached: bool) -> Settings:
     )
 
 
+def _counted(settings: Settings) -> StepCost:
+    try:
+        return count_step(settings)
+    except (RuntimeError, AttributeError) as error:  # from inside a tower: most likely it is not made for half precision
+        raise ConfigError(
+            f"A step of student '{settings.student}' in {settings.student_precision} and teacher '{settings.teacher}' in "
+            f"{settings.teacher_precision} cannot be run ({gist(error)}). Try --precision amp or fp32, or another CLIP."
+        ) from error
+
+
 def price(run: Run, settings: Settings, cost: StepCost, machine: Machine) -> Estimate:
     """Return what a step that has been counted takes on a machine."""
     tally = cost.tally
@@ -239,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         for kind, epochs in zip(("fresh", "known"), run.epochs, strict=True):
             if epochs:
                 settings = settings_of(run, machine.device_type, kind == "known")
-                cost = count_step(settings)
+                cost = _counted(settings)
                 estimates[kind] = price(run, settings, cost, machine)
     except (ValueError, OSError, KeyError, ImportError) as error:
         return report(error, exits.BAD_INPUT)

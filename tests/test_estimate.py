@@ -164,6 +164,10 @@ def test_a_cpu_is_measured_and_more_work_takes_it_longer():
         (("--memory", "-1"), "--memory is -1.0, expected a positive number"),
         (("--classes", "0", "--images", "0"), "--classes is 0, expected at least 1."),
         (("--backbone", "RN50", "--trainer", "KDPL_VPT"), "needs a ViT"),
+        (
+            ("--teacher", "ViT-B-16-SigLIP:webli", "--classes", "2"),
+            "in fp16 cannot be run (AttributeError: 'Linear' object has",
+        ),
         (("DATASET.NAME", "EmojiFood"), "DATASET.NAME 'EmojiFood' has an unknown number of classes: give --classes."),
     ],
 )
