@@ -67,6 +67,10 @@ def test_an_open_clip_architecture_loads_from_a_file(tmp_path, monkeypatch):
     clip = load_clip(f"tiny-gelu:{path}")
     assert_same(clip, model)
     assert describe(f"tiny-gelu:{path}").text_width == clip.text.width == 48
+    long = "red and " * 37 + "a"
+    assert int(clip.tokenize([long]).count_nonzero()) == 77
+    with pytest.raises(ValueError, match=r"blue' has 78 tokens, the text tower takes 77: shorten it"):
+        clip.tokenize([long, f"{long} blue"])
 
 
 def test_fp16_halves_projections_and_keeps_layer_norms(small, tmp_path):

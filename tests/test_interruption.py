@@ -251,6 +251,64 @@ def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_us
     assert (process.stdout, process.returncode) == ("SIGUSR1\n", -signal.SIGUSR1), process.stderr
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tmp_path):
+    """Steps are read at the end of the epoch alone here, long after the broken one; amp's scaler passes over such steps."""
+    options = (*SMALL, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 5)
+    run = build(trainer, tmp_path, *options)
+    run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    compute_loss, seen = run.compute_loss, []
+
+    def broken_at_the_eighth(batch):
+        seen.append(batch["impath"])
+        loss, terms = compute_loss(batch)
+        factor = float("nan") if len(seen) == 8 else 1
+        return loss * factor, {**terms, "loss": terms["loss"] * factor}
+
+    run.compute_loss = broken_at_the_eighth
+    with pytest.raises(DivergenceError, match="diverged at batch 3 of the epoch: loss is nan") as error:
+        run.train()
+    assert len(seen) == 10 and all(path in str(error.value) for path in seen[7])
+    (newest,) = tmp_path.rglob("checkpoint")
+    kept = load_checkpoint(newest.parent / newest.read_text().strip())
+    assert kept["epoch"] == 1 and all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+    again = build(trainer, tmp_path, *options)
+    again.train()
+    assert again.finished_epochs == 3
+
+
+class NoGradient(torch.autograd.Function):
+    """The identity, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
+    """The loss is finite, and amp's scaler skips every step: nothing would be learned, and nothing told."""
+    run = build("KDPL_CoOp", tmp_path, *SMALL)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    compute_loss = run.compute_loss
+
+    def without_gradient(batch):
+        loss, terms = compute_loss(batch)
+        return NoGradient.apply(loss), terms
+
+    run.compute_loss = without_gradient
+    before = parameters(run)
+    with pytest.raises(DivergenceError, match="step after step, so that none is taken: amp's loss scale fell to"):
+        run.train()
+    assert_same(parameters(run), before)
+    assert run.epoch == 1, "not at the first ones, which amp's scale is found by"
+
+
 def test_a_lock_is_held_until_it_is_given_back(tmp_path):
     holder = (
         f"import time\nfrom kdpl import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"

@@ -269,6 +269,7 @@ class Shard(NamedTuple):
     counts: list[int]  # how many names each rank has
 
 
+LEAST_LOSS_SCALE = 2**-8  # it begins at 2**16 and is halved by every step whose gradients are not finite
 RESUME = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 
 
@@ -474,9 +475,15 @@ class PromptTrainer(EvaluatedTrainer):
         """Read the terms of the steps since the last time from the device, for the meters and the logs.
 
         Raises:
-            DivergenceError: a term is not finite; it names the images of the batch.
+            DivergenceError: a term is not finite, it names the images of the batch; or gradients never are.
         """
-        for step in self.steps.read():
+        steps = self.steps.read()
+        if steps and self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < LEAST_LOSS_SCALE:
+            raise DivergenceError(
+                f"Gradients are NaN or infinite step after step, so that none is taken: amp's loss scale fell to {scale}. "
+                "Set PREC fp32 or bf16, or lower OPTIM.LR."
+            )
+        for step in steps:
             self.meters.update(step.values)
             self.history.add(step)
             n = self.epoch * self.num_batches + step.batch
@@ -538,6 +545,7 @@ class PromptTrainer(EvaluatedTrainer):
             super().train()
         finally:
             self.stop.uninstall()
+            self.close_writer()
 
     def after_train(self) -> None:
         self.last_result = None  # what was measured on the way was of other prompts
