@@ -419,9 +419,9 @@ def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(t
     process = start(file)
     wait_for_training(first.steps[0], process)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == exits.INTERRUPTED, printed
-    assert "the same command goes on from here" in printed
+    before, _ = process.communicate(timeout=60)
+    assert process.returncode == exits.INTERRUPTED, before
+    assert "the same command goes on from here" in before
     console = first.steps[0].folder / "console.txt"
     assert "Stopped by SIGTERM after saving" in console.read_text()
     assert status.states_of(sweep, [first])[0] == status.State("waiting", work.read_record(sweep, first)["reason"])
@@ -431,7 +431,7 @@ def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(t
     os.kill(lock.holder(third.steps[0].folder)["pid"], signal.SIGUSR1)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
-    assert printed.count(": finished after") == len(runs) == 8
+    assert (before + printed).count(": finished after") == len(runs) == 8
     for run in (first, third):
         assert "Resume from" in (run.steps[0].folder / "console.txt").read_text()
     report = (sweep.folder / "report.txt").read_text()

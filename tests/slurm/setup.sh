@@ -38,7 +38,7 @@ chmod 700 "$FOLDER/munge"
 mkdir -p /run/munge && chown munge: /run/munge && chmod 755 /run/munge # where the clients look for it
 
 host=$(hostname -s)
-cpus=$(nproc)
+cpus=$(env -u OMP_NUM_THREADS nproc) # nproc obeys it
 memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
 cat >"$FOLDER/cgroup.conf" <<CONF
 CgroupPlugin=disabled
