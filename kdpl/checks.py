@@ -12,6 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from kdpl.classnames import read_class_names
 from kdpl.config import SUBSAMPLES, ConfigError, check_choice
 
 CHOICES = {
@@ -46,6 +47,7 @@ def check_values(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: the message names the key, its value and what was expected.
+        FileNotFoundError, ValueError: as `read_class_names`, of DATASET.CLASSNAMES.
     """
     values = dict(_leaves(cfg, ""))
     for key, value in values.items():
@@ -122,6 +124,8 @@ def _check_paths(values: dict[str, Any]) -> None:
     weights = values.get("MODEL.INIT_WEIGHTS")
     if weights and not Path(weights).is_file():
         raise ConfigError(f"MODEL.INIT_WEIGHTS '{weights}' is no file, expected a checkpoint of prompts.")
+    if names := values.get("DATASET.CLASSNAMES"):
+        read_class_names(names)
 
 
 def check_flags(args: argparse.Namespace) -> None:

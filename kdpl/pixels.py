@@ -32,10 +32,12 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 
 class ReadableImages(Dataset):
-    """A data set of Dassl's whose images are read by `read_image`: Dassl's own reader tries a damaged file again for ever.
+    """A data set of Dassl's whose images are read by `read_image`.
+
+    Dassl's own reader tries a damaged file again for ever in many of its versions, and names it in none.
 
     Args:
-        dataset: a `DatasetWrapper`, or what stands for one; it is told apart in every process that loads.
+        dataset: a `DatasetWrapper`, or what stands for one.
     """
 
     def __init__(self, dataset: Dataset):

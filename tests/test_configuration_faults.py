@@ -53,6 +53,8 @@ MISTAKES = [
     (["--eval-only", "--model-dir", str(ROOT), "--resume", str(ROOT)], "--resume", "name the folder in --model-dir"),
     (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is no folder", "expected the output folder of a run"),
     (["MODEL.INIT_WEIGHTS", "/nowhere"], "MODEL.INIT_WEIGHTS '/nowhere' is no file", "expected a checkpoint of prompts"),
+    (["DATASET.CLASSNAMES", "/nowhere.txt"], "There is no file of class names '/nowhere.txt'", "/nowhere.txt"),
+    (["DATASET.ON_BAD_IMAGE", "skp"], "DATASET.ON_BAD_IMAGE 'skp' is not one of skip, error", "Did you mean 'skip'?"),
     (["--output-dir", f"{ROOT}/README.md/run"], f"'{ROOT}/README.md' is a file", "Choose another"),
 ]
 
