@@ -1,14 +1,15 @@
 """What `kdpl.estimate` says of a training step on this CPU beside what the step takes, in time and memory.
 
 The steps are those of the real trainers (benchmarks/train_step.py), with fresh augmentations and without workers. Rates are
-measured in the process that takes the steps, in turns with them, so that both see the same machine; nothing is fitted to a
-case. A ratio is the estimate over the measurement, of time its median over the rounds.
+measured in the process that takes the steps, before and after each round of them, so that both see the same machine; nothing
+is fitted to a case. A ratio is the estimate over the measurement, of time its median over the rounds.
 """
 
 import argparse
 import statistics
 import tempfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from common import in_own_process, machine, peak_memory, print_rows
@@ -59,17 +60,21 @@ def measure(case: str, args: argparse.Namespace) -> dict:
         run = estimate.read_run(estimate.parse_args([f"--{flag}={value}" for flag, value in command.items()]))
         settings = estimate.settings_of(run, "cpu", False)
         cost = count_step(settings)
-        estimated, measured = [], []
+
+        def price() -> estimate.Estimate:
+            return estimate.price(run, settings, cost, replace(measure_cpu(), resident=resident))
+
+        estimated, measured = [price()], []
         for _ in range(args.rounds):
-            here = replace(measure_cpu(), resident=resident)
-            estimated.append(estimate.price(run, settings, cost, here))
             measured.append(statistics.median(seconds(lambda: next(steps), "cpu") for _ in range(args.steps)))
+            estimated.append(price())
+    around = [(before.step + after.step) / 2 for before, after in pairwise(estimated)]
     memory = sum(estimated[0].memory.values()) / 1e9
     return {
         "case": f"{case}, batch {batch}",
-        "estimated_s": statistics.median(e.step for e in estimated),
+        "estimated_s": statistics.median(around),
         "measured_s": statistics.median(measured),
-        "time_ratio": statistics.median(e.step / m for e, m in zip(estimated, measured, strict=True)),
+        "time_ratio": statistics.median(e / m for e, m in zip(around, measured, strict=True)),
         "estimated_gb": memory,
         "measured_gb": peak,
         "memory_ratio": memory / peak,
