@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from kdpl.blocks import Block, UnsupportedTowerError
 
+CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
+
 
 class VisionTower:
     """The ViT image side of an unmodified CLIP, OpenAI's or open_clip's. It holds references, no copies.
@@ -60,6 +62,18 @@ class VisionTower:
                 f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
                 "behind prompts at the input."
             )
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+            size = self._at_once(len(images))
+            return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
+        return self._encode(images, prompts, deep)
+
+    def _at_once(self, images: int) -> int:
+        """Return how many images fit a CPU's cache: a divisor of their number, so that all are computed the same way."""
+        tokens, width = self.visual.positional_embedding.shape
+        fit = max(1, CACHE // (4 * 4 * width * tokens))
+        return next(n for n in range(min(fit, images), 0, -1) if images % n == 0)
+
+    def _encode(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         v = self.visual
         with torch.no_grad():  # nothing learned yet: no graph over the patches
             x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, grid * grid, w)
