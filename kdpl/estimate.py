@@ -18,11 +18,11 @@ from yacs.config import CfgNode
 
 from kdpl import exits, students
 from kdpl.clips import cpu_likes_bf16, describe, precision_here
-from kdpl.config import ConfigError, extend_cfg, merge_file, merge_options
+from kdpl.config import ConfigError
 from kdpl.flops import PARTS, Settings, StepCost, count_step
 from kdpl.machines import EXCHANGE, GPUS, LINK, Machine, find_machine
 from kdpl.suggest import did_you_mean, gist
-from kdpl.train import CONFIGS, report
+from kdpl.train import CONFIGS, merged_cfg, report
 
 LEARNERS = [name for name in students.__all__ if name not in ("Output", "Student")]
 TRAINERS = [f"{prefix}{name}" for name in LEARNERS for prefix in ("KDPL_", "")]
@@ -99,18 +99,11 @@ def read_run(args: argparse.Namespace) -> Run:
     Raises:
         ConfigError, ModelNameError, ValueError: what cannot be run; the message names the way out.
     """
-    from dassl.config import get_cfg_default
-
     if args.trainer not in TRAINERS:
         raise ConfigError(
             f"--trainer '{args.trainer}' is not one of {', '.join(TRAINERS)}.{did_you_mean(args.trainer, TRAINERS)}"
         )
     learner = getattr(students, args.trainer.removeprefix("KDPL_"))
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for file in (args.dataset_config_file, args.config_file or _published_settings(args.trainer)):
-        if file:
-            merge_file(cfg, file)
     flags = {
         "MODEL.BACKBONE.NAME": args.backbone,
         "TRAINER.KDPL.TEACHER": args.teacher,
@@ -121,8 +114,8 @@ def read_run(args: argparse.Namespace) -> Run:
         "TRAINER.KDPL.PREC": args.precision,
         f"TRAINER.{learner.node}.PREC": args.precision,
     }
-    merge_options(cfg, [part for key, value in flags.items() if value not in ("", None) for part in (key, repr(value))])
-    merge_options(cfg, args.opts)
+    files = (args.dataset_config_file, args.config_file or _published_settings(args.trainer))
+    cfg = merged_cfg(files, flags, args.opts)
     cfg.TRAINER.NAME = args.trainer
     learner.check(cfg.TRAINER[learner.node], describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
     classes = _classes_of(cfg) if args.classes is None else args.classes

@@ -5,7 +5,9 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdpl import exits, lock
 from kdpl.checks import check_flags, check_values
@@ -13,8 +15,6 @@ from kdpl.config import ConfigError, check_choice, extend_cfg, merge_file, merge
 from kdpl.suggest import did_you_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
 DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."
 
 
@@ -63,17 +63,11 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
 
 def build_cfg(args: argparse.Namespace, dataset_config_file: str):
     """Return the frozen configuration: defaults, data set file, trainer file, flags, then KEY VALUE pairs."""
-    from dassl.config import get_cfg_default
-
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for file in (dataset_config_file, args.config_file):
-        if file:
-            merge_file(cfg, file)
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
+        "SEED": args.seed,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,
         "INPUT.TRANSFORMS": args.transforms,
@@ -81,12 +75,32 @@ def build_cfg(args: argparse.Namespace, dataset_config_file: str):
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
     }
-    merge_options(cfg, [part for key, value in flags.items() if value for part in (key, repr(value))])
-    if args.seed is not None:
-        cfg.SEED = args.seed
-    merge_options(cfg, args.opts)
+    cfg = merged_cfg((dataset_config_file, args.config_file), flags, args.opts)
     check_values(cfg)
     cfg.freeze()
+    return cfg
+
+
+def merged_cfg(files: Sequence[str], flags: Mapping[str, Any], opts: Sequence[str]):
+    """Return the defaults with files, flags and KEY VALUE pairs merged into them in this order.
+
+    Args:
+        files: YAML files; empty: none.
+        flags: values by key; one that is None or empty was not given.
+
+    Raises:
+        ConfigError: see `kdpl.config.merge_file` and `merge_options`.
+    """
+    from dassl.config import get_cfg_default
+
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for file in files:
+        if file:
+            merge_file(cfg, file)
+    given = {key: value for key, value in flags.items() if value not in (None, "", [])}
+    merge_options(cfg, [part for key, value in given.items() for part in (key, repr(value))])
+    merge_options(cfg, opts)
     return cfg
 
 
