@@ -15,12 +15,12 @@ import torch
 from common import in_own_process, machine, peak_memory, print_rows, published_options, random_clip, seconds_per_call
 
 import kdpl.students
-from kdpl.distill import distillation_loss, select_names
-from kdpl.feature_cache import cached_text_features
-from kdpl.selection import SelectionReport
-from kdpl.teacher import Teacher
-from kdpl.templates import DEFAULT
-from kdpl.vocabulary import load_vocabulary
+from kdpl.distill.loss import distillation_loss, select_names
+from kdpl.distill.selection import SelectionReport
+from kdpl.distill.teacher import Teacher
+from kdpl.text.feature_cache import cached_text_features
+from kdpl.text.templates import DEFAULT
+from kdpl.text.vocabulary import load_vocabulary
 
 KINDS = ("class-aware", "class-agnostic")
 

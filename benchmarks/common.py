@@ -15,8 +15,11 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 import kdpl  # noqa: F401  first, it makes `dassl` importable
-from kdpl.clips import OPENAI_MEAN, OPENAI_MODELS, OPENAI_STD, VOCABULARY, Clip, openai_clip
-from kdpl.config import extend_cfg, merge_file
+from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.clip.names import OPENAI_MODELS
+from kdpl.clip.openai import VOCABULARY, openai_clip
+from kdpl.config.defaults import extend_cfg
+from kdpl.config.merging import merge_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

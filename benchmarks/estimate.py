@@ -16,8 +16,8 @@ from common import in_own_process, machine, peak_memory, print_rows
 from train_step import build, seconds, step_forever
 
 from kdpl import estimate
-from kdpl.flops import count_step
-from kdpl.machines import measure_cpu, resident_memory
+from kdpl.experiments.cost import count_step
+from kdpl.experiments.machines import measure_cpu, resident_memory
 
 STUDENT, TEACHER = "ViT-B/32", "ViT-B/16"
 CASES = {  # trainer, classes, batch

@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdpl import predict
-from kdpl.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
-from kdpl.clips import OPENAI_MEAN, OPENAI_STD, load_clip
-from kdpl.config import student_options
+from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.clip.loading import load_clip
+from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD
+from kdpl.config.defaults import student_options
 from kdpl.students import CoOp
 
 DISTINCT = 50  # images drawn; the others are copies under other names

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clips import Clip
+from kdpl.clip.model import Clip
 from kdpl.students import Student
 
 

@@ -19,7 +19,7 @@ import torch
 from common import machine, print_rows
 from train_step import build, step_forever
 
-from kdpl import distributed
+from kdpl.common import distributed
 
 SETUPS = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
 

@@ -11,8 +11,8 @@ from functools import cache
 from common import print_rows
 
 from kdpl import estimate
-from kdpl.flops import StepCost, count_step
-from kdpl.machines import GPUS, Machine, find_machine
+from kdpl.experiments.cost import StepCost, count_step
+from kdpl.experiments.machines import GPUS, Machine, find_machine
 
 VARIANTS = ("KDPL_CoOp", "KDPL_CoCoOp", "KDPL_VPT", "KDPL_MaPLe", "KDPL_PromptSRC")
 SEEDS = 3

@@ -14,8 +14,8 @@ from open_clip import IMAGENET_CLASSNAMES
 from published import full_length_text
 from torch import Tensor, nn
 
-from kdpl.prompts import context_prompts
-from kdpl.text import PromptLayout
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.text.prompts import context_prompts
 
 WIDTHS = {"vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
 N_CTX = 4

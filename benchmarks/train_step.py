@@ -22,8 +22,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 import kdpl.trainers.base
 import kdpl.trainers.distill
-from kdpl.clips import OPENAI_MODELS
-from kdpl.config import extend_cfg, merge_file
+from kdpl.clip.names import OPENAI_MODELS
+from kdpl.config.defaults import extend_cfg
+from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
 
 from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable

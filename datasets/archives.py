@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from kdpl.files import NoRoomError
+from kdpl.common.files import NoRoomError
 
 MAX_RATIO = 30  # images hardly compress; the lists and label maps that come with them do, by about ten
 MIN_LIMIT = 64 * 2**20  # bytes that an archive may unpack to however small it is

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
-from kdpl.config import SUBSAMPLES, check_choice
+from kdpl.config.choices import SUBSAMPLES, check_choice
 
 MAX_VAL_SHOTS = 4
 

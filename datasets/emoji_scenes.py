@@ -18,11 +18,10 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from PIL import Image
 from yacs.config import CfgNode
 
+from kdpl.common.files import cache_dir, rename_folder
+from kdpl.common.messages import did_you_mean
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
 from kdpl.datasets.scenes import GENERATOR_VERSION, draw_scenes
-from kdpl.files import rename_folder
-from kdpl.paths import cache_dir
-from kdpl.suggest import did_you_mean
 
 EMBEDDED = Path(__file__).parent / "embedded"
 STYLES = ("twemoji", "fluent")

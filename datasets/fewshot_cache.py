@@ -5,10 +5,10 @@ from pathlib import Path
 
 from dassl.data.datasets import DatasetBase
 
+from kdpl.common.files import atomic_write
 from kdpl.datasets.base import fewshot
 from kdpl.datasets.folder import DamagedDataError, DataFolder, Record, Split
 from kdpl.datasets.splits import read_split, split_text
-from kdpl.files import atomic_write
 
 CACHE_FOLDER = "split_fewshot"
 

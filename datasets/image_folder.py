@@ -10,11 +10,11 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
-from kdpl import distributed
-from kdpl.classnames import read_class_names
+from kdpl.common import distributed
+from kdpl.common.class_names import read_class_names
+from kdpl.common.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
+from kdpl.common.messages import did_you_mean
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
-from kdpl.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
-from kdpl.suggest import did_you_mean
 
 LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training
 SHOWN = 10  # images that cannot be read, in the log; the file has all

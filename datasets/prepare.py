@@ -16,11 +16,11 @@ from typing import NamedTuple
 from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
+from kdpl.common.files import atomic_write, rename_folder, replace
 from kdpl.datasets.archives import ArchiveError, is_archive, unpack
 from kdpl.datasets.catalog import CATALOG, Facts, Source, facts_of
 from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.splits import find_split
-from kdpl.files import atomic_write, rename_folder, replace
 
 TIMEOUT = 60.0  # seconds without a byte after which a download is given up
 

@@ -4,8 +4,8 @@ import json
 import warnings
 from collections.abc import Iterable
 
+from kdpl.common.files import atomic_write
 from kdpl.datasets.folder import DataFolder, Record, Split
-from kdpl.files import atomic_write
 
 
 def load_split(data: DataFolder) -> Split:

@@ -18,8 +18,8 @@ from tabulate import tabulate
 
 import kdpl
 from kdpl.datasets.emoji_scenes import category_scenes, draw
-from kdpl.prompts import sentence_features
-from kdpl.templates import fill
+from kdpl.text.prompts import sentence_features
+from kdpl.text.templates import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("a photo of a {}.", "an icon of a {}.")  # the default, and the best known one for these images

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdpl.config import extend_cfg
+from kdpl.config.defaults import extend_cfg
 
 if TYPE_CHECKING:
-    from kdpl.classifier import Classifier, load
+    from kdpl.classifier.classifier import Classifier, load
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "dassl_in_use", "extend_cfg", "load"]

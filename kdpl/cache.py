@@ -13,8 +13,9 @@ import sys
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from kdpl import distributed, exits, train
-from kdpl.config import ConfigError
+from kdpl import train
+from kdpl.common import distributed, exits
+from kdpl.config.choices import ConfigError
 
 
 def check(cfg: CfgNode) -> None:

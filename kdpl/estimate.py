@@ -16,13 +16,16 @@ from typing import NamedTuple
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from kdpl import exits, students
-from kdpl.clips import cpu_likes_bf16, describe, precision_here
-from kdpl.config import ConfigError
-from kdpl.flops import PARTS, Settings, StepCost, count_step
-from kdpl.machines import EXCHANGE, GPUS, LINK, Machine, find_machine
-from kdpl.suggest import did_you_mean, gist
-from kdpl.train import CONFIGS, merged_cfg, report
+from kdpl import students
+from kdpl.clip.loading import describe
+from kdpl.clip.precision import cpu_has_bf16, effective_precision
+from kdpl.common import exits
+from kdpl.common.exits import report
+from kdpl.common.messages import did_you_mean, short_reason
+from kdpl.config.choices import ConfigError
+from kdpl.config.command_line import CONFIGS, merged_cfg
+from kdpl.experiments.cost import PARTS, Settings, StepCost, count_step
+from kdpl.experiments.machines import EXCHANGE, GPUS, LINK, Machine, find_machine
 
 LEARNERS = [name for name in students.__all__ if name not in ("Output", "Student")]
 TRAINERS = [f"{prefix}{name}" for name in LEARNERS for prefix in ("KDPL_", "")]
@@ -164,7 +167,7 @@ def class_names(count: int) -> list[str]:
 
     names = list(IMAGENET_CLASSNAMES[:count])
     if count > len(names):
-        from kdpl.vocabulary import load_vocabulary
+        from kdpl.text.vocabulary import load_vocabulary
 
         names = list(dict.fromkeys([*names, *load_vocabulary("imagenet21k")]))[:count]
     if count > len(names):
@@ -180,8 +183,8 @@ def settings_of(run: Run, device_type: str, cached: bool) -> Settings:
     if options.SHARD_CLASSES:
         names = -(-names // run.ranks)
     prec = cfg.TRAINER[run.learner.node].PREC
-    own = precision_here(prec, device_type)
-    frozen = precision_here(prec, device_type, frozen=True) if device_type == "cpu" and cpu_likes_bf16() else own
+    own = effective_precision(prec, device_type)
+    frozen = effective_precision(prec, device_type, frozen=True) if device_type == "cpu" and cpu_has_bf16() else own
     return Settings(
         run.learner,
         cfg.TRAINER[run.learner.node],
@@ -191,7 +194,7 @@ def settings_of(run: Run, device_type: str, cached: bool) -> Settings:
         -(-run.batch // run.ranks),
         own,
         frozen,
-        precision_here(options.PREC, device_type, frozen=True),
+        effective_precision(options.PREC, device_type, frozen=True),
         options.MAX_TEXT_ROWS,
         cached,
     )
@@ -203,7 +206,7 @@ def _counted(settings: Settings) -> StepCost:
     except (RuntimeError, AttributeError) as error:  # from inside a tower: most likely it is not made for half precision
         raise ConfigError(
             f"A step of student '{settings.student}' in {settings.student_precision} and teacher '{settings.teacher}' in "
-            f"{settings.teacher_precision} cannot be run ({gist(error)}). Try --precision amp or fp32, or another CLIP."
+            f"{settings.teacher_precision} cannot be run ({short_reason(error)}). Try --precision amp or fp32, or another CLIP."
         ) from error
 
 

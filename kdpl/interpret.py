@@ -17,18 +17,18 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from kdpl import exits
-from kdpl.classnames import read_class_names
-from kdpl.clips import SOT, VOCABULARY, bpe
-from kdpl.files import atomic_write
-from kdpl.prompts import sentence_features
-from kdpl.templates import fill
-from kdpl.train import report
+from kdpl.clip.openai import SOT, VOCABULARY, bpe
+from kdpl.common import exits
+from kdpl.common.class_names import read_class_names
+from kdpl.common.exits import report
+from kdpl.common.files import atomic_write
+from kdpl.text.prompts import sentence_features
+from kdpl.text.templates import fill
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kdpl.classifier import Classifier
+    from kdpl.classifier.classifier import Classifier
 
 VECTORS_AT_ONCE = 64  # bounds the memory of the distances to all words
 WORDS_ASKED = 128
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(args)
         names = read_class_names(args.classnames) if args.classnames else None
 
-        from kdpl.classifier import load
+        from kdpl.classifier.classifier import load
 
         classifier = load(args.prompts, "cpu", args.backbone)
         if names:

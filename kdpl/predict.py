@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from kdpl import exits
-from kdpl.classnames import read_class_names
-from kdpl.files import atomic_write
-from kdpl.suggest import gist
-from kdpl.train import report
+from kdpl.common import exits
+from kdpl.common.class_names import read_class_names
+from kdpl.common.exits import report
+from kdpl.common.files import atomic_write
+from kdpl.common.messages import short_reason
 
 if TYPE_CHECKING:
-    from kdpl.classifier import Classifier
+    from kdpl.classifier.classifier import Classifier
 
 Sink = Callable[[str, list[str], list[float]], None]  # takes an image's path and its likeliest names with probabilities
 _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0}
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> list[str]:
     """Refuse what cannot work before anything is loaded, and return the paths of the images, each once."""
-    from kdpl.images import find_images
+    from kdpl.common.images import find_images
 
     for name, least in _AT_LEAST.items():
         if getattr(args, name) < least:
@@ -105,14 +105,14 @@ def load(args: argparse.Namespace) -> "Classifier":
 
     import torch
 
-    from kdpl.classifier import load
+    from kdpl.classifier.classifier import load
 
     if args.device:
         try:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"--device '{args.device}' cannot be used ({gist(error)}): expected cpu, cuda, cuda:1, ..., "
+                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected cpu, cuda, cuda:1, ..., "
                 "as this machine has it."
             ) from None
     classifier = load(args.prompts, args.device, args.backbone)
@@ -196,7 +196,7 @@ def _json(path: str) -> Iterator[Sink]:
 
 @contextmanager
 def _gallery(args: argparse.Namespace, classifier: "Classifier") -> Iterator[Callable[[list[tuple]], None]]:
-    from kdpl.gallery import read_thumbnail, write_gallery
+    from kdpl.classifier.gallery import read_thumbnail, write_gallery
 
     title = f"{classifier.bundle.trainer}, {classifier.bundle.backbone}"
     with write_gallery(args.html, title) as add, ThreadPoolExecutor(max(1, args.workers)) as pool:

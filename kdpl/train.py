@@ -1,107 +1,14 @@
-"""The command line of `train.py`: train and evaluate prompt learners, with the flags of CoOp and its forks."""
+"""Train and evaluate prompt learners, with the flags of CoOp and its forks: `python train.py`, `python -m kdpl.train`."""
 
 import argparse
 import os
-import re
 import sys
-import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from kdpl import exits, lock
-from kdpl.checks import check_flags, check_values
-from kdpl.config import ConfigError, check_choice, extend_cfg, merge_file, merge_options
-from kdpl.suggest import did_you_mean
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."
-
-
-def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",
-    )
-    parser.add_argument("--root", default="", help="folder of the data sets")
-    parser.add_argument("--output-dir", default="", help="folder for log, checkpoints and results")
-    parser.add_argument("--resume", default="", help="output folder of the run to go on from (default: --output-dir)")
-    parser.add_argument("--seed", type=int, help="fixes all random choices; negative: none is fixed")
-    parser.add_argument("--source-domains", nargs="+", help="domains to train on")
-    parser.add_argument("--target-domains", nargs="+", help="domains to test on")
-    parser.add_argument("--transforms", nargs="+", help="image transforms")
-    parser.add_argument("--config-file", default="", help="configuration of the trainer")
-    parser.add_argument("--dataset-config-file", default="", help="configuration of the data set")
-    parser.add_argument("--trainer", default="", help="name of the trainer, such as KDPL_CoOp")
-    parser.add_argument("--backbone", default="", help="the student CLIP, such as ViT-B/32")
-    parser.add_argument("--head", default="", help="kept for the forks' scripts: MODEL.HEAD.NAME")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
-    parser.add_argument("--model-dir", default="", help="output folder of the run to evaluate, with --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="epoch to evaluate (default: the best, else the newest)")
-    parser.add_argument("--no-train", action="store_true", help="build everything, but do not train")
-    parser.add_argument(
-        "--eval-datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="data sets to test on in the same process after the run: names or paths of data set configurations",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="single settings")
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
-    for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
-        # Lists take every word up to the next flag; KEY VALUE pairs behind them are given back.
-        values = getattr(args, name) or []
-        first = next((i for i, v in enumerate(values) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", v)), None)
-        if first is not None:
-            setattr(args, name, values[:first])
-            args.opts = values[first:] + args.opts
-    return args
-
-
-def build_cfg(args: argparse.Namespace, dataset_config_file: str):
-    """Return the frozen configuration: defaults, data set file, trainer file, flags, then KEY VALUE pairs."""
-    flags = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume,
-        "SEED": args.seed,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-    }
-    cfg = merged_cfg((dataset_config_file, args.config_file), flags, args.opts)
-    check_values(cfg)
-    cfg.freeze()
-    return cfg
-
-
-def merged_cfg(files: Sequence[str], flags: Mapping[str, Any], opts: Sequence[str]):
-    """Return the defaults with files, flags and KEY VALUE pairs merged into them in this order.
-
-    Args:
-        files: YAML files; empty: none.
-        flags: values by key; one that is None or empty was not given.
-
-    Raises:
-        ConfigError: see `kdpl.config.merge_file` and `merge_options`.
-    """
-    from dassl.config import get_cfg_default
-
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for file in files:
-        if file:
-            merge_file(cfg, file)
-    given = {key: value for key, value in flags.items() if value not in (None, "", [])}
-    merge_options(cfg, [part for key, value in given.items() for part in (key, repr(value))])
-    merge_options(cfg, opts)
-    return cfg
+from kdpl.common import exits, lock
+from kdpl.config.checks import check_flags
+from kdpl.config.choices import ConfigError, check_choice
+from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
 
 
 def check_names(cfg) -> None:
@@ -120,7 +27,7 @@ def check_model(args: argparse.Namespace, cfg) -> None:
     """Refuse an evaluation of a prompt learner whose prompts are not there, before its CLIP is loaded."""
     from dassl.engine import TRAINER_REGISTRY
 
-    from kdpl.checkpoint import checkpoint_path
+    from kdpl.training.checkpoint import checkpoint_path
 
     student = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "student_class", None)
     if not args.eval_only or student is None:
@@ -131,19 +38,6 @@ def check_model(args: argparse.Namespace, cfg) -> None:
             "--model-dir. Without any, the hand-written sentences are evaluated by --trainer ZeroshotCLIP."
         )
     checkpoint_path(args.model_dir, student.model_name, args.load_epoch)
-
-
-def find_dataset_config(name: str, dataset_config_file: str) -> str:
-    """Return the file of a data set configuration given by path or by name, looked for beside --dataset-config-file first."""
-    if name.endswith(".yaml"):
-        return name
-    folders = [Path(dataset_config_file).parent] if dataset_config_file else []
-    folders.append(CONFIGS / "datasets")
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return str(folder / f"{name}.yaml")
-    names = [p.stem for folder in folders for p in folder.glob("*.yaml")]
-    raise ConfigError(f"--eval-datasets '{name}' has no configuration file in {folders[0]}.{did_you_mean(name, names)}")
 
 
 def prepare(args: argparse.Namespace):
@@ -166,7 +60,7 @@ def prepare(args: argparse.Namespace):
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed, setup_logger
 
-    from kdpl import distributed
+    from kdpl.common import distributed
 
     distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
@@ -196,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         trainer, others = prepare(args)
     except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
-        return report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
+        return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
     try:
         if args.eval_only:
             if not others:
@@ -207,21 +101,10 @@ def main(argv: list[str] | None = None) -> int:
             trainer.use_dataset(cfg)
             trainer.test()
     except FloatingPointError as error:
-        return report(error, exits.DIVERGED)
+        return exits.report(error, exits.DIVERGED)
     except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
-        return report(error, exits.FAILED)
+        return exits.report(error, exits.FAILED)
     return 0
-
-
-def report(error: Exception, status: int) -> int:
-    """Print what went wrong in one message, with the traceback if KDPL_DEBUG is set, and return the exit status."""
-    if os.environ.get("KDPL_DEBUG"):
-        traceback.print_exc()
-    message = str(error)
-    if "Original Traceback" in message:  # of a data-loader worker: its own message is at the end
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return status
 
 
 if __name__ == "__main__":

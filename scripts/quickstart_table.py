@@ -7,7 +7,7 @@ from statistics import mean
 
 from tabulate import tabulate
 
-from kdpl.results import read_results
+from kdpl.experiments.results import read_results
 
 ROWS = (  # what stands in the table, and its folder for a class half; {seed} where there are several
     ('student, "a photo of a"', "zeroshot/photo/{dataset}/{half}"),

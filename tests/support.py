@@ -81,9 +81,9 @@ def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
 def untrained_bundle(folder: Path, variant: str, names: list[str], **options: object) -> Path:
     """Write the prompts of a new student on the embedded CLIP as a training would; options are of the variant's node."""
     from kdpl import students
-    from kdpl.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
-    from kdpl.clips import load_clip
-    from kdpl.config import student_options
+    from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+    from kdpl.clip.loading import load_clip
+    from kdpl.config.defaults import student_options
 
     clip = load_clip("emoji_student")
     student_class = getattr(students, variant)

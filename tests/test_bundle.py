@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import config, save_clip
 
 import kdpl
-from kdpl.bundle import CARD_NAME, FILE_NAME, KEY, BundleError, read_bundle, write_bundle
+from kdpl.classifier.bundle import CARD_NAME, FILE_NAME, KEY, BundleError, read_bundle, write_bundle
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 TINY += ("DATASET.SOURCE_DOMAINS", "twemoji", "DATASET.TARGET_DOMAINS", "twemoji")

@@ -9,7 +9,8 @@ from support import emoji_args
 from test_distributed import environment, torchrun
 from test_trainers import build
 
-from kdpl import cache, exits
+from kdpl import cache
+from kdpl.common import exits
 
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.NUM_WORKERS", 0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpl.checkpoint import (
+from kdpl.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
     load_checkpoint,

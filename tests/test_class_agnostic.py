@@ -9,15 +9,15 @@ from support import LEARNERS, ROOT, config, emoji_args, run_train
 from yacs.config import CfgNode
 
 import kdpl.students
-from kdpl.clips import load_clip
-from kdpl.config import extend_cfg
-from kdpl.distill import distillation_loss, select_names
-from kdpl.feature_cache import CachedEnsemble, cached_text_features
-from kdpl.prompts import context_prompts, sentence_features
-from kdpl.selection import COLUMNS, SelectionReport
-from kdpl.teacher import Teacher
-from kdpl.templates import DEFAULT, fill
-from kdpl.vocabulary import VocabularyError, load_vocabulary
+from kdpl.clip.loading import load_clip
+from kdpl.config.defaults import extend_cfg
+from kdpl.distill.loss import distillation_loss, select_names
+from kdpl.distill.selection import COLUMNS, SelectionReport
+from kdpl.distill.teacher import Teacher
+from kdpl.text.feature_cache import CachedEnsemble, cached_text_features
+from kdpl.text.prompts import context_prompts, sentence_features
+from kdpl.text.templates import DEFAULT, fill
+from kdpl.text.vocabulary import VocabularyError, load_vocabulary
 
 EMBEDDED = ROOT / "datasets" / "embedded" / "vocabulary.txt"
 

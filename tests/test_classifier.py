@@ -10,8 +10,8 @@ from PIL import Image
 from support import LEARNERS, config, image_file
 
 import kdpl
-from kdpl.bundle import write_bundle
-from kdpl.images import BadImageError
+from kdpl.classifier.bundle import write_bundle
+from kdpl.common.images import BadImageError
 
 
 @pytest.fixture(scope="module")

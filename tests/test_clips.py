@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from support import random_clip
 
-from kdpl.clips import ModelNameError, WeightsError, describe, load_clip
+from kdpl.clip.files import WeightsError
+from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.names import ModelNameError
 
 SMALL = (48, 64, 2, 64, 16, 77, 49408, 64, 1, 2)  # embed_dim, resolution, vision layers, width, patch, context, ...
 

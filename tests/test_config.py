@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdpl
-from kdpl.config import ConfigError, merge_file, merge_options
+from kdpl.config.choices import ConfigError
+from kdpl.config.merging import merge_file, merge_options
 
 
 def default():

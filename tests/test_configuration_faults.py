@@ -7,8 +7,11 @@ import pytest
 from support import ROOT, emoji_args
 from test_config import default
 
-from kdpl import checks, exits, train
-from kdpl.config import ConfigError, merge_file, merge_options
+from kdpl import train
+from kdpl.common import exits
+from kdpl.config import checks
+from kdpl.config.choices import ConfigError
+from kdpl.config.merging import merge_file, merge_options
 
 MISTAKES = [
     (["--trainer", "KDPL_Coop"], "TRAINER.NAME (--trainer) 'KDPL_Coop' is not one of", "Did you mean 'KDPL_CoOp'?"),

@@ -16,9 +16,10 @@ from support import ROOT, config, emoji_args, image_file
 from test_trainers import parameters
 from torch.utils.data import DataLoader
 
-from kdpl import exits, train
+from kdpl import train
+from kdpl.common import exits
 from kdpl.datasets.base import ClassListDataset, fewshot
-from kdpl.pixels import ReadableImages, read_image
+from kdpl.training.pixels import ReadableImages, read_image
 
 ODD_NAMES = ['"quoted", with a comma', "it's {} %s \\", "🦊 fox", "ثعلب أحمر", "extraordinarily " * 18 + "long", "<b>&amp;</b>"]
 

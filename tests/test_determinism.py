@@ -11,7 +11,7 @@ from support import emoji_args, run_train
 from test_interruption import NOUNS, SMALL
 from test_trainers import assert_same, build, parameters
 
-from kdpl.checkpoint import load_checkpoint
+from kdpl.training.checkpoint import load_checkpoint
 
 TESTED = (*SMALL, "TEST.NO_TEST", False)
 

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import random_clip
 
-from kdpl.clips import OPENAI_MEAN, OPENAI_STD, Clip, load_clip
-from kdpl.config import ConfigError
-from kdpl.distill import distillation_loss, select_names
-from kdpl.teacher import Teacher
+from kdpl.clip.loading import load_clip
+from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.config.choices import ConfigError
+from kdpl.distill.loss import distillation_loss
+from kdpl.distill.selection import select_names
+from kdpl.distill.teacher import Teacher
 
 logits = st.integers(0, 2**31).map(lambda s: 5 * torch.randn(3, 7, generator=torch.Generator().manual_seed(s)))
 

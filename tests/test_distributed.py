@@ -14,8 +14,8 @@ import pytest
 import torch
 from support import ROOT, emoji_args, run_train
 
-from kdpl.checkpoint import load_checkpoint
-from kdpl.exits import INTERRUPTED
+from kdpl.common.exits import INTERRUPTED
+from kdpl.training.checkpoint import load_checkpoint
 
 # 84 images in batches of 10: a rank of four has 2 or 3 of them. 336 test images in batches of 50, the last of 36.
 SMALL = (

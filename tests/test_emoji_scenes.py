@@ -23,7 +23,7 @@ import kdpl
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 
-from kdpl.clips import load_clip
+from kdpl.clip.loading import load_clip
 from kdpl.datasets import emoji_scenes, scenes
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,12 @@ from support import LEARNERS, ROOT, config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdpl import estimate, exits, flops, machines, students
-from kdpl.clips import load_clip
-from kdpl.distill import distillation_loss
-from kdpl.teacher import Teacher
+from kdpl import estimate, students
+from kdpl.clip.loading import load_clip
+from kdpl.common import exits
+from kdpl.distill.objective import Distillation
+from kdpl.experiments import cost as flops
+from kdpl.experiments import machines
 
 NAMES = ["apple", "green apple", "banana", "loaf of bread", "cup of tea with a slice of lemon"]
 
@@ -24,24 +26,19 @@ def settings(learner, tmp_path, **changes):
 
 
 def real_step(s):
-    """Return what takes the same step on real tensors, as the trainers do."""
+    """Return a function that takes the same step on real tensors."""
     clip, teacher = load_clip(s.student), load_clip(s.teacher)
     clip.text.max_rows = s.max_text_rows
-    student = s.learner.build(clip, s.options, s.names)
-    prepared = student.prepare(s.names)
-    if s.learner.node == "PROMPTSRC":
-        student.frozen_text_features(s.names)  # computed once, before the first step
-    teacher = Teacher(teacher, list(s.names), "a photo of a {}.", clip.mean, clip.std)
+    objective = Distillation(s.learner(clip, s.options, s.names), teacher, s.names)
 
     def step():
-        student.zero_grad()
-        images = torch.randn(s.batch, 3, clip.resolution, clip.resolution)
-        target = teacher.logits(teacher.image_features(images), student.logit_scale)
-        frozen = student.frozen_image_features(images) if student.reads_frozen_image_features else None
-        output = student(images, prepared, frozen=frozen)
-        loss = distillation_loss(output.logits, target)["loss"]
-        (loss + sum(student.regularisers(output, frozen, s.names).values())).backward()
+        objective.student.zero_grad()
+        images = torch.randn(s.batch, 3, clip.resolution, clip.resolution)  # in memory to the end of the step
+        loss, _ = objective(images)
+        loss.backward()
 
+    images = torch.randn(1, 3, clip.resolution, clip.resolution)
+    objective(images)  # frozen text features are computed once, before the first step
     return step
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, build_trainer
 from dassl.utils import load_checkpoint, set_random_seed
 
-from kdpl.schedule import rate
+from kdpl.training.schedule import rate
 
 
 @pytest.fixture(scope="module")

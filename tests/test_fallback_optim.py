@@ -10,7 +10,7 @@ from dassl.config import get_cfg_default
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 
-from kdpl.schedule import rate
+from kdpl.training.schedule import rate
 
 
 def optim(*overrides):

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from support import save_clip
 from torch import nn
 
-from kdpl import feature_cache
-from kdpl.clips import load_clip
-from kdpl.feature_cache import CachedEnsemble, cached_text_features, weights_digest
-from kdpl.prompts import ensemble_features, sentence_features
-from kdpl.templates import fill
+from kdpl.clip.loading import load_clip
+from kdpl.text import feature_cache
+from kdpl.text.feature_cache import CachedEnsemble, cached_text_features, weights_digest
+from kdpl.text.prompts import ensemble_features, sentence_features
+from kdpl.text.templates import fill
 
 NAMES = ["red fox", "hot dog", "hat", "fire truck", "tench"]
 TEMPLATE = "a photo of a {}."

@@ -12,16 +12,16 @@ from dataset_miniatures import BUILDERS, load
 from support import ROOT, emoji_args, save_clip
 from test_results import RUN, result
 
-from kdpl import exits
-from kdpl.bundle import read_bundle
-from kdpl.checkpoint import load_checkpoint, save_checkpoint
-from kdpl.clips import load_clip
+from kdpl.classifier.bundle import read_bundle
+from kdpl.clip.loading import load_clip
+from kdpl.common import exits
+from kdpl.common.files import NoRoomError, atomic_write
 from kdpl.datasets.catalog import CATALOG
-from kdpl.feature_cache import cached_text_features
-from kdpl.files import NoRoomError, atomic_write
-from kdpl.history import History
-from kdpl.results import read_results, write_results
-from kdpl.views import RowStore
+from kdpl.distill.views import RowStore
+from kdpl.experiments.results import read_results, write_results
+from kdpl.text.feature_cache import cached_text_features
+from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
+from kdpl.training.history import History
 
 # One process, so that PyTorch is imported once: the limit on the size of files is moved between its runs.
 STORY = """

@@ -28,21 +28,26 @@ from support import ROOT, random_clip
 from test_results import RUN, result
 from torch import nn
 
-from kdpl import bundle, feature_cache
-from kdpl.bundle import read_bundle
-from kdpl.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
-from kdpl.classnames import read_class_names
-from kdpl.clips import WeightsError, describe, load_clip
-from kdpl.config import ConfigError, check_config, extend_cfg, merge_file, merge_options
+from kdpl.classifier import bundle
+from kdpl.classifier.bundle import read_bundle
+from kdpl.clip.files import WeightsError
+from kdpl.clip.loading import describe, load_clip
+from kdpl.common.class_names import read_class_names
+from kdpl.common.images import BadImageError, open_image
+from kdpl.config.checks import check_config
+from kdpl.config.choices import ConfigError
+from kdpl.config.defaults import extend_cfg
+from kdpl.config.merging import merge_file, merge_options
 from kdpl.datasets.archives import ArchiveError, unpack
 from kdpl.datasets.catalog import CATALOG
 from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.splits import find_split
-from kdpl.images import BadImageError, open_image
-from kdpl.results import ResultsError, read_results, write_results
-from kdpl.sweep.plan import SweepError, read_sweep, runs_of
-from kdpl.views import FeatureTable, ImageFile, RowStore
-from kdpl.vocabulary import VocabularyError, load_vocabulary
+from kdpl.distill.views import FeatureTable, ImageFile, RowStore
+from kdpl.experiments.results import ResultsError, read_results, write_results
+from kdpl.experiments.sweep.plan import SweepError, read_sweep, runs_of
+from kdpl.text import feature_cache
+from kdpl.text.vocabulary import VocabularyError, load_vocabulary
+from kdpl.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
 
 
 class Target(NamedTuple):

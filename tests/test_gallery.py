@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdpl.gallery import THUMBNAIL, thumbnail, write_gallery
+from kdpl.classifier.gallery import THUMBNAIL, thumbnail, write_gallery
 
 HOSTILE = [
     "<img src=x onerror=\"document.title='owned'\">",

@@ -16,11 +16,12 @@ from test_checkpoint import Evil, learned
 from test_interruption import EVERY_STEP, SMALL, Killed, die_at
 from test_trainers import build
 
-from kdpl.checkpoint import CheckpointError, load_checkpoint, load_learned
-from kdpl.clips import WeightsError, describe, load_clip
+from kdpl.clip.files import WeightsError
+from kdpl.clip.loading import describe, load_clip
+from kdpl.common.files import NoRoomError
+from kdpl.common.tensor_files import TensorFileError, load_torch, load_torchscript
 from kdpl.datasets import archives
-from kdpl.files import NoRoomError
-from kdpl.tensor_files import TensorFileError, load_torch, load_torchscript
+from kdpl.training.checkpoint import CheckpointError, load_checkpoint, load_learned
 
 TERABYTES = 2**42
 

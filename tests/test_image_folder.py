@@ -10,8 +10,8 @@ from PIL import Image
 from support import config, image_file
 
 import kdpl
-from kdpl.config import ConfigError
-from kdpl.images import BAD_IMAGES, BadImageError
+from kdpl.common.images import BAD_IMAGES, BadImageError
+from kdpl.config.choices import ConfigError
 
 NAMES = ["hot dog", "ice cream", "🍕 pizza, with cheese"]
 

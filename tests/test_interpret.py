@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import untrained_bundle
 
-from kdpl import exits
-from kdpl.classifier import load
+from kdpl.classifier.classifier import load
+from kdpl.common import exits
 from kdpl.interpret import main, moved_classes, nearest_words, word_rows
 
 NAMES = ["red apple", "pizza", "croissant"]

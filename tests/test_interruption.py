@@ -14,9 +14,9 @@ import torch
 from support import ROOT, emoji_args, run_train
 from test_trainers import assert_same, build, parameters
 
-from kdpl import exits, lock
-from kdpl.checkpoint import CheckpointError, load_checkpoint
-from kdpl.steps import DivergenceError, Steps
+from kdpl.common import exits, lock
+from kdpl.training.checkpoint import CheckpointError, load_checkpoint
+from kdpl.training.steps import DivergenceError, Steps
 
 SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
 EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from kdpl.loading import EpochLoader
+from kdpl.training.batches import EpochLoader
 
 
 class Numbers(Dataset):

@@ -15,10 +15,10 @@ from PIL import Image
 from support import ROOT, image_file, run_train, untrained_bundle
 
 import kdpl
-from kdpl import exits
-from kdpl.classnames import read_class_names
+from kdpl.common import exits
+from kdpl.common.class_names import read_class_names
+from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji_scenes import category_scenes, draw
-from kdpl.images import ORIENTATION, open_image
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]

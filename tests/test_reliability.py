@@ -5,7 +5,7 @@ import re
 
 from support import ROOT
 
-from kdpl import exits
+from kdpl.common import exits
 
 TEXT = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 

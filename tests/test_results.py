@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from kdpl.results import (
+from kdpl.experiments.results import (
     ResultsError,
     git_state,
     main,

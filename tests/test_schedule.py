@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yacs.config import CfgNode
 
-from kdpl.schedule import build_schedule, rate
+from kdpl.training.schedule import build_schedule, rate
 
 PUBLISHED = {
     "LR": 0.002,

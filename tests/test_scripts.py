@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpl.report.runs import read_scores
-from kdpl.results import missing_datasets, read_results
+from kdpl.experiments.report.runs import read_scores
+from kdpl.experiments.results import missing_datasets, read_results
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "42"]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from kdpl import exits, lock
-from kdpl.results import write_results
-from kdpl.sweep import plan, slurm, status, work
-from kdpl.sweep.__main__ import main
-from kdpl.sweep.plan import SweepError, minutes, read_sweep, runs_of
+from kdpl.common import exits, lock
+from kdpl.experiments.results import write_results
+from kdpl.experiments.sweep import plan, slurm, status, work
+from kdpl.experiments.sweep.__main__ import main
+from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep, runs_of
 
 SHORT = """
 protocol: base2new

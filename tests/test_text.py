@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ROOT, random_clip
 
-from kdpl.blocks import UnsupportedTowerError
-from kdpl.clips import EOT, SOT, load_clip
-from kdpl.prompts import context_prompts
-from kdpl.text import PromptLayout, TextTower, slot
+from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.loading import load_clip
+from kdpl.clip.openai import EOT, SOT
+from kdpl.clip.prompt_layout import PromptLayout, slot
+from kdpl.clip.text_tower import TextTower
+from kdpl.text.prompts import context_prompts
 
 CONTEXT = 77
 NAMES = st.lists(

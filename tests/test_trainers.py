@@ -7,9 +7,9 @@ import pytest
 import torch
 from support import LEARNERS, config
 
-from kdpl.checkpoint import CheckpointError
-from kdpl.clips import ModelNameError
-from kdpl.config import ConfigError
+from kdpl.clip.names import ModelNameError
+from kdpl.config.choices import ConfigError
+from kdpl.training.checkpoint import CheckpointError
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
 KDPL = [f"KDPL_{learner}" for learner in LEARNERS]

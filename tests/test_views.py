@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_trainers import assert_same, build, parameters
 
-from kdpl.config import ConfigError
-from kdpl.pixels import Normalize, bytes_transform
-from kdpl.views import FeatureTable, ImageFile, RowStore
+from kdpl.config.choices import ConfigError
+from kdpl.distill.views import FeatureTable, ImageFile, RowStore
+from kdpl.training.pixels import Normalize, bytes_transform
 
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 5, "TEST.NO_TEST", True)
 

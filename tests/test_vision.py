@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import random_clip
 
-from kdpl.blocks import UnsupportedTowerError
-from kdpl.vision import VisionTower
+from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.vision_tower import VisionTower
 
 
 def open_clip_visual():

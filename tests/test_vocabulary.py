@@ -5,9 +5,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kdpl import vocabulary
-from kdpl.prompts import encode
-from kdpl.vocabulary import VocabularyError, check_vocabulary, load_vocabulary
+from kdpl.text import vocabulary
+from kdpl.text.prompts import encode
+from kdpl.text.vocabulary import VocabularyError, check_vocabulary, load_vocabulary
 
 TABLE = b'LabelName,DisplayName\r\n/m/01,Tulip\r\n/m/02,"Hat, straw"\r\n/m/03,tulip\r\n'
 

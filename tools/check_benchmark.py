@@ -14,7 +14,8 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from kdpl.clips import Clip, load_clip
+from kdpl.clip.loading import load_clip
+from kdpl.clip.model import Clip
 from kdpl.datasets.emoji_scenes import SHA256, category_scenes, class_names, draw
 
 

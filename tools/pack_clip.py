@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from kdpl.files import atomic_write
+from kdpl.common.files import atomic_write
 
 POSITIONS = 20
 

@@ -23,8 +23,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji_scenes import EMBEDDED
-from kdpl.files import atomic_write
 
 SIZE = 64
 PACKS = {  # style: npm package, version; packs under share-alike licences are left out on purpose

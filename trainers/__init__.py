@@ -1,10 +1,33 @@
 """Dassl trainers of KDPL; importing this package registers them. The supervised baselines are in `kdpl.trainers.baselines`."""
 
-from kdpl.trainers.kdpl_cocoop import KDPL_CoCoOp
-from kdpl.trainers.kdpl_coop import KDPL_CoOp
-from kdpl.trainers.kdpl_ivlp import KDPL_IVLP
-from kdpl.trainers.kdpl_maple import KDPL_MaPLe
-from kdpl.trainers.kdpl_promptsrc import KDPL_PromptSRC
-from kdpl.trainers.kdpl_vpt import KDPL_VPT
+from kdpl.students import Student
+from kdpl.trainers.distill import DistillTrainer
+from kdpl.trainers.kdpl import (
+    KDPL_IVLP,
+    KDPL_VPT,
+    KDPL_CoCoOp,
+    KDPL_CoOp,
+    KDPL_KgCoOp,
+    KDPL_MaPLe,
+    KDPL_PromptSRC,
+)
+from kdpl.trainers.prompts import SupervisedTrainer
+from kdpl.trainers.registry import trainer_of
 
-__all__ = ["KDPL_IVLP", "KDPL_VPT", "KDPL_CoCoOp", "KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC"]
+__all__ = [
+    "KDPL_IVLP",
+    "KDPL_VPT",
+    "KDPL_CoCoOp",
+    "KDPL_CoOp",
+    "KDPL_KgCoOp",
+    "KDPL_MaPLe",
+    "KDPL_PromptSRC",
+    "prompt_learner",
+]
+
+
+def prompt_learner(student: type[Student]) -> type[Student]:
+    """Register `KDPL_<Name>` and `<Name>` for a student class of your own, as a decorator (docs/new_student.md)."""
+    trainer_of(student, DistillTrainer, "KDPL_", student.__module__)
+    trainer_of(student, SupervisedTrainer, "", student.__module__)
+    return student

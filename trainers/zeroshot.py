@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clips import Clip, describe, load_clip, similarity_logits
-from kdpl.config import check_config
-from kdpl.prompts import ensemble_features, sentence_features
-from kdpl.teacher import Teacher
-from kdpl.templates import fill, imagenet_templates, template_for
-from kdpl.trainers.base import EvaluatedTrainer
+from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.model import Clip, similarity_logits
+from kdpl.config.checks import check_config
+from kdpl.distill.teacher import Teacher
+from kdpl.text.prompts import ensemble_features, sentence_features
+from kdpl.text.templates import fill, imagenet_templates, template_for
+from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.registry import register
 
 
@@ -32,9 +33,9 @@ class ZeroshotTrainer(EvaluatedTrainer):
 
     def build_model(self) -> None:
         name = self.clip_name(self.cfg)
-        weights, _ = self.precision("TRAINER.COOP.PREC", self.cfg.TRAINER.COOP.PREC)
+        precision = self.effective_precision("TRAINER.COOP.PREC", self.cfg.TRAINER.COOP.PREC)
         print(f"Loading CLIP (backbone: {name})")
-        self.clip = load_clip(name, weights, self.device)
+        self.clip = load_clip(name, precision, self.device)
         self.use_class_names()
 
     def use_class_names(self) -> None:
@@ -81,9 +82,9 @@ class ZeroshotTeacher(ZeroshotTrainer):
         return self.cfg.TRAINER.KDPL.TEACHER
 
     def build_model(self) -> None:
-        weights, _ = self.precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)
+        precision = self.effective_precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)
         print(f"Loading teacher CLIP (backbone: {self.teacher_name()})")
-        self.clip = load_clip(self.teacher_name(), weights, self.device)
+        self.clip = load_clip(self.teacher_name(), precision, self.device)
         self.use_class_names()
 
     def use_class_names(self) -> None:

@@ -4,8 +4,11 @@ from kdpl.students.base import Output, Student
 from kdpl.students.cocoop import CoCoOp
 from kdpl.students.coop import CoOp
 from kdpl.students.ivlp import IVLP
+from kdpl.students.kgcoop import KgCoOp
 from kdpl.students.maple import MaPLe
 from kdpl.students.promptsrc import PromptSRC
 from kdpl.students.vpt import VPT
 
-__all__ = ["IVLP", "VPT", "CoCoOp", "CoOp", "MaPLe", "Output", "PromptSRC", "Student"]
+LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp)
+
+__all__ = ["IVLP", "LEARNERS", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student"]

@@ -4,33 +4,27 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from kdpl.clips import Clip
-from kdpl.students.base import Student, TextContext, normalized_text
-from kdpl.text import PromptLayout
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.students.base import Student
+from kdpl.students.pieces import TextContext, normalized_text
 
 
 class CoCoOp(Student):
     """Learns `ctx (n_ctx, w_t)` and `meta_net`: Linear(d, d // 16), ReLU, Linear(d // 16, w_t)."""
 
     node = "COCOOP"
+    defaults = {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"}
     image_features_are_frozen = True
     reads_frozen_image_features = True
     text_depends_on_images = True
 
-    def __init__(self, clip: Clip, options: CfgNode):
-        super().__init__(clip, options)
-        self.context = TextContext(clip, options.CTX_INIT, options.N_CTX, False)
+    def build(self, names: Sequence[str]) -> None:
+        self.context = TextContext(self.clip, self.options.CTX_INIT, self.options.N_CTX, False)
         self.learned.ctx = nn.Parameter(self.context.initial())
-        d = clip.text.embed_dim
-        self.learned.meta_net = nn.Sequential(
-            OrderedDict(
-                linear1=nn.Linear(d, d // 16),
-                relu=nn.ReLU(),
-                linear2=nn.Linear(d // 16, clip.text.width),
-            )
-        )
+        d, w_t = self.clip.text.embed_dim, self.clip.text.width
+        layers = OrderedDict(linear1=nn.Linear(d, d // 16), relu=nn.ReLU(), linear2=nn.Linear(d // 16, w_t))
+        self.learned.meta_net = nn.Sequential(layers)
 
     def prepare(self, names: Sequence[str]) -> PromptLayout:
         return self.context.layout(names)

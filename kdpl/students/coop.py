@@ -1,50 +1,45 @@
 """CoOp (arXiv:2109.01134): learned context tokens before, around or behind the class name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from kdpl.clips import Architecture, Clip
-from kdpl.prompts import POSITIONS
-from kdpl.students.base import Student, TextContext, normalized_text
-from kdpl.suggest import did_you_mean
-from kdpl.text import PromptLayout
+from kdpl.clip.names import Architecture
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.config.choices import CLASS_TOKEN_POSITIONS, check_choice
+from kdpl.students.base import Student
+from kdpl.students.pieces import TextContext, normalized_text
 
 
 class CoOp(Student):
     """Learns `ctx (n_ctx, w_t)`, or `(C, n_ctx, w_t)` with class-specific context (CSC)."""
 
     node = "COOP"
+    defaults = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"}
     image_features_are_frozen = True
     reads_frozen_image_features = True
+    learns_class_specific = "CSC"
 
-    def __init__(self, clip: Clip, options: CfgNode, classes: int | None = None):
-        super().__init__(clip, options)
-        self.context = TextContext(clip, options.CTX_INIT, options.N_CTX, False, options.CLASS_TOKEN_POSITION)
-        self.learned.ctx = nn.Parameter(self.context.initial(classes if options.CSC else None))
-
-    @classmethod
-    def build(cls, clip: Clip, options: CfgNode, names: Sequence[str]) -> "CoOp":
-        return cls(clip, options, len(names))
+    def build(self, names: Sequence[str]) -> None:
+        o = self.options
+        self.context = TextContext(self.clip, o.CTX_INIT, o.N_CTX, False, o.get("CLASS_TOKEN_POSITION", "end"))
+        self.learned.ctx = nn.Parameter(self.context.initial(len(names) if self.class_specific else None))
 
     @classmethod
-    def check(cls, options: CfgNode, architecture: Architecture, name: str) -> None:
+    def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
         super().check(options, architecture, name)
-        position = options.CLASS_TOKEN_POSITION
-        if position not in POSITIONS:
-            raise ValueError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION '{position}' is not one of {', '.join(POSITIONS)}."
-                f"{did_you_mean(position, POSITIONS)}"
-            )
+        if "CLASS_TOKEN_POSITION" in options:
+            key = f"TRAINER.{cls.node}.CLASS_TOKEN_POSITION"
+            check_choice(key, options["CLASS_TOKEN_POSITION"], CLASS_TOKEN_POSITIONS)
 
     def prepare(self, names: Sequence[str]) -> PromptLayout:
-        if self.options.CSC and len(names) != len(self.learned.ctx):
+        if self.class_specific and len(names) != len(self.learned.ctx):
             raise ValueError(
                 f"TRAINER.COOP.CSC True learned a context for each of {len(self.learned.ctx)} classes and has none for a list "
                 f"of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
             )
-        return self.context.layout(names, self.options.CSC)
+        return self.context.layout(names, self.class_specific)
 
     def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
         return normalized_text(self.clip.text(prepared, self.learned.ctx))

@@ -3,38 +3,41 @@
 from collections.abc import Sequence
 
 from torch import Tensor
-from yacs.config import CfgNode
 
-from kdpl.clips import Clip
-from kdpl.students.base import (
-    Student,
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.students.base import Student
+from kdpl.students.pieces import (
     TextContext,
     VisualPrompts,
+    deep_visual_prompts,
     normalized_text,
     put_parameter,
     random_prompts,
 )
-from kdpl.students.vpt import deep_visual_prompts
-from kdpl.text import PromptLayout
 
 
 class IVLP(VisualPrompts, Student):
     """Learns text prompts `(N_CTX_TEXT, w_t)` and visual prompts `(N_CTX_VISION, w_v)` in each layer below their depths."""
 
     node = "IVLP"
+    defaults = {
+        "N_CTX_VISION": 2,
+        "N_CTX_TEXT": 2,
+        "CTX_INIT": "a photo of a",
+        "PREC": "fp16",
+        "PROMPT_DEPTH_VISION": 9,
+        "PROMPT_DEPTH_TEXT": 9,
+    }
     model_name = "VLPromptLearner"
 
-    def __init__(self, clip: Clip, options: CfgNode):
-        super().__init__(clip, options)
-        self.context = TextContext(clip, options.CTX_INIT, options.N_CTX_TEXT, True)
-        self.visual_prompts = deep_visual_prompts(
-            self.learned, options.N_CTX_VISION, self.vision.width, options.PROMPT_DEPTH_VISION
-        )
-        names = ["prompt_learner.ctx"]
-        names += [f"text_encoder.transformer.resblocks.{l}.VPT_shallow" for l in range(1, options.PROMPT_DEPTH_TEXT)]
-        n, width = self.context.n_ctx, clip.text.width
-        initial = [self.context.initial(), *(random_prompts(n, width) for _ in names[1:])]
-        self.text_prompts = [put_parameter(self.learned, *pair) for pair in zip(names, initial, strict=True)]
+    def build(self, names: Sequence[str]) -> None:
+        o, width = self.options, self.clip.text.width
+        self.context = TextContext(self.clip, o.CTX_INIT, o.N_CTX_TEXT, True)
+        self.visual_prompts = deep_visual_prompts(self.learned, o.N_CTX_VISION, self.vision.width, o.PROMPT_DEPTH_VISION)
+        keys = ["prompt_learner.ctx"]
+        keys += [f"text_encoder.transformer.resblocks.{l}.VPT_shallow" for l in range(1, o.PROMPT_DEPTH_TEXT)]
+        initial = [self.context.initial(), *(random_prompts(self.context.n_ctx, width) for _ in keys[1:])]
+        self.text_prompts = [put_parameter(self.learned, *pair) for pair in zip(keys, initial, strict=True)]
 
     def prepare(self, names: Sequence[str]) -> PromptLayout:
         return self.context.layout(names)

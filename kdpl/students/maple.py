@@ -3,29 +3,23 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from kdpl.clips import Clip
-from kdpl.students.base import (
-    Student,
-    TextContext,
-    VisualPrompts,
-    normalized_text,
-    random_prompts,
-)
-from kdpl.text import PromptLayout
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.students.base import Student
+from kdpl.students.pieces import TextContext, VisualPrompts, normalized_text, random_prompts
 
 
 class MaPLe(VisualPrompts, Student):
     """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and the same pair again for each deeper layer."""
 
     node = "MAPLE"
+    defaults = {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}
     model_name = "MultiModalPromptLearner"
 
-    def __init__(self, clip: Clip, options: CfgNode):
-        super().__init__(clip, options)
-        self.context = TextContext(clip, options.CTX_INIT, options.N_CTX, True)
-        n, w_t, w_v, deeper = options.N_CTX, clip.text.width, self.vision.width, options.PROMPT_DEPTH - 1
+    def build(self, names: Sequence[str]) -> None:
+        o = self.options
+        self.context = TextContext(self.clip, o.CTX_INIT, o.N_CTX, True)
+        n, w_t, w_v, deeper = o.N_CTX, self.clip.text.width, self.vision.width, o.PROMPT_DEPTH - 1
         self.learned.prompt_learner = learner = nn.Module()
         learner.ctx = nn.Parameter(self.context.initial())
         learner.proj = nn.Linear(w_t, w_v)

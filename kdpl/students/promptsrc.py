@@ -1,20 +1,18 @@
 """PromptSRC (arXiv:2307.06948): IVLP kept near the frozen CLIP, and averaged over epochs."""
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
-from kdpl.clips import Architecture, Clip, similarity_logits
-from kdpl.feature_cache import CachedEnsemble
+from kdpl.clip.model import similarity_logits
+from kdpl.clip.names import Architecture
 from kdpl.students.base import Output
 from kdpl.students.ivlp import IVLP
-from kdpl.templates import imagenet_templates
+from kdpl.text.templates import imagenet_templates
 
 FROZEN_TEMPLATES = 60
 
@@ -23,21 +21,33 @@ class PromptSRC(IVLP):
     """IVLP with three regularisers towards the frozen CLIP and Gaussian-weighted prompt aggregation over epochs."""
 
     node = "PROMPTSRC"
+    defaults = {
+        "N_CTX_VISION": 4,
+        "N_CTX_TEXT": 4,
+        "CTX_INIT": "a photo of a",
+        "PREC": "fp16",
+        "PROMPT_DEPTH_VISION": 9,
+        "PROMPT_DEPTH_TEXT": 9,
+        "TEXT_LOSS_WEIGHT": 25,
+        "IMAGE_LOSS_WEIGHT": 10,
+        "GPA_MEAN": 15,
+        "GPA_STD": 1,
+    }
     reads_frozen_image_features = True
 
-    def __init__(self, clip: Clip, options: CfgNode):
-        super().__init__(clip, options)
+    def build(self, names: Sequence[str]) -> None:
+        super().build(names)
         self.average: dict[str, Tensor] = {}
 
     @classmethod
-    def check(cls, options: CfgNode, architecture: Architecture, name: str) -> None:
+    def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
         super().check(options, architecture, name)
-        if options.GPA_STD <= 0:
-            raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {options.GPA_STD}, expected a positive number of epochs.")
+        if options["GPA_STD"] <= 0:
+            raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {options['GPA_STD']}, expected a positive number of epochs.")
 
     def regularisers(self, output: Output, frozen: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return `loss_text`, `loss_image` and `loss_logits`, with their weights."""
-        g0 = self.frozen_text_features(names)  # (C, d)
+        g0 = self.frozen_text_features(names, imagenet_templates(FROZEN_TEMPLATES))  # (C, d)
         log_s0 = F.log_softmax(similarity_logits(self.logit_scale, frozen, g0), dim=-1)  # (B, C)
         log_s = F.log_softmax(output.logits.float(), dim=-1)  # (B, C)
         return {
@@ -46,18 +56,10 @@ class PromptSRC(IVLP):
             "loss_logits": (log_s0.exp() * (log_s0 - log_s)).mean(),  # the sum over all entries, divided by B * C
         }
 
-    def frozen_text_features(self, names: Sequence[str]) -> Tensor:
-        """Return the normalised mean over 60 templates of the frozen CLIP's unnormalised text features, `(C, d)`."""
-        return self._frozen_text(names)
-
-    @cached_property
-    def _frozen_text(self) -> CachedEnsemble:
-        return CachedEnsemble(self.clip, imagenet_templates(FROZEN_TEMPLATES))
-
     @torch.no_grad()
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
         """Add this epoch's parameters to the weighted sum; after the last epoch the sum is the model."""
-        self._frozen_text.flush()
+        super().end_epoch(epoch, max_epoch)
         weight = gaussian_weights(max_epoch, self.options.GPA_MEAN, self.options.GPA_STD)[epoch]
         for name, parameter in self.learned.named_parameters():
             previous = self.average.get(name, torch.zeros_like(parameter))
@@ -65,10 +67,10 @@ class PromptSRC(IVLP):
         if epoch == max_epoch - 1:
             self.learned.load_state_dict(self.average)
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state_dict(self) -> dict[str, Any]:
         return {"average": self.average} if self.average else {}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
         device = self.text_prompts[0].device
         self.average = {name: value.to(device) for name, value in state.get("average", {}).items()}
 
@@ -76,6 +78,6 @@ class PromptSRC(IVLP):
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
     """Return the weights N(epoch; mean, std) of epochs 1..E, normalised to sum 1."""
     exponents = [-0.5 * ((epoch - mean) / std) ** 2 for epoch in range(1, epochs + 1)]
-    largest = max(exponents)  # taken out, so that the weights do not all underflow where the mean is far away
+    largest = max(exponents)  # taken out, so that the weights do not all underflow if the mean is far away
     weights = [math.exp(e - largest) for e in exponents]
     return [w / sum(weights) for w in weights]

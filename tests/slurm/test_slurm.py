@@ -11,9 +11,9 @@ import pytest
 from support import ROOT
 from test_sweep import EIGHT, sweep_file
 
-from kdpl import exits
-from kdpl.sweep import slurm, status, work
-from kdpl.sweep.plan import Run, read_sweep, runs_of
+from kdpl.common import exits
+from kdpl.experiments.sweep import slurm, status, work
+from kdpl.experiments.sweep.plan import Run, read_sweep, runs_of
 
 FOLDER = Path(os.environ.get("KDPL_SLURM", "/tmp/kdpl-slurm"))  # never the cluster that the machine may belong to
 ON_SLURM = "{gpus: 0, cpus: 1, memory: 3G, time: 20}"

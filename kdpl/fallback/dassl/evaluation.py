@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from dassl.utils import Registry
 from dassl.utils.registry import check_choice
-from kdpl.files import write_torch
+from kdpl.common.files import write_torch
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 

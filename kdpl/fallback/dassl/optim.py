@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from dassl.utils.registry import check_choice
-from kdpl.schedule import build_schedule
+from kdpl.training.schedule import build_schedule
 
 
 def build_optimizer(

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from dassl.utils import set_random_seed
-from kdpl.seeding import SEEDS, SeededIndex, epoch_seed, seeded
+from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded
 
 
 class SeededSampler(Sampler[SeededIndex]):

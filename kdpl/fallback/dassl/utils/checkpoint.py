@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpl.files import atomic_write, write_torch
-from kdpl.tensor_files import TensorFileError, load_torch
+from kdpl.common.files import atomic_write, write_torch
+from kdpl.common.tensor_files import TensorFileError, load_torch
 
 BEST = "model-best.pth.tar"
 NEWEST = "checkpoint"  # the text file that names the newest checkpoint of its folder

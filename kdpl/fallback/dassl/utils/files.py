@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from kdpl.files import atomic_write
-from kdpl.pixels import read_image
+from kdpl.common.files import atomic_write
+from kdpl.training.pixels import read_image
 
 __all__ = ["check_isfile", "listdir_nohidden", "mkdir_if_missing", "read_image", "read_json", "write_json"]
 

@@ -1,0 +1,1 @@
+"""Learned prompts in use: bundle, classifier, export, gallery."""

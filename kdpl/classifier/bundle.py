@@ -1,0 +1,243 @@
+"""Learned prompts as one file that stands alone, and a card about it: `prompts.safetensors` and `MODEL_CARD.md`.
+
+The tensors are the learned parameters, under the names of the checkpoints. One entry of the file's metadata, `kdpl`, is JSON
+with everything that is needed to use them: which CLIP they belong to, the variant's options, class names, how images are
+prepared. Nothing in it can run code.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import kdpl
+from kdpl.clip.model import Clip
+from kdpl.common.files import atomic_write
+from kdpl.common.messages import did_you_mean, short_reason
+from kdpl.students import Student
+
+FORMAT = 1  # of the metadata; raised whenever an older version would misread it
+FILE_NAME = "prompts.safetensors"
+CARD_NAME = "MODEL_CARD.md"
+KEY = "kdpl"
+
+
+class BundleError(ValueError):
+    """A bundle of prompts is missing, damaged, or cannot be used."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of the image tower: the shorter edge resized, the centre cut out, RGB normalised."""
+
+    size: tuple[int, int]  # height and width
+    interpolation: str  # "bicubic", "bilinear" or "nearest"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Learned prompts and what is needed to use them."""
+
+    parameters: dict[str, Tensor]  # the learned parameters by name, fp32, on the CPU
+    variant: str  # the student's class, such as "CoOp"
+    trainer: str  # such as "KDPL_CoOp"
+    backbone: str  # the CLIP's name, as MODEL.BACKBONE.NAME had it
+    backbone_sha256: str  # of its weights, see `backbone_digest`
+    options: dict[str, Any]  # the variant's configuration node
+    preprocessing: Preprocessing
+    dataset: str
+    template: str  # the teacher's sentence
+    classnames: list[str]  # in the order of the labels; empty where they were not known
+    teacher: str | None
+    class_agnostic: bool
+    epoch: int  # number of epochs that the prompts were trained for
+    results: list[dict[str, Any]]  # as `kdpl.results.write_results` has them; empty where nothing was measured
+    config: str  # the whole configuration of the training, as YAML
+    kdpl_version: str = field(default_factory=lambda: kdpl.__version__)
+
+    @property
+    def student_class(self) -> type[Student]:
+        """The class of the variant.
+
+        Raises:
+            BundleError: there is none of that name.
+        """
+        if self.variant not in Student.known:
+            raise BundleError(
+                f"The variant '{self.variant}' is not one of {', '.join(sorted(Student.known))}."
+                f"{did_you_mean(self.variant, Student.known)} Import the module that defines it first, or use a newer kdpl."
+            )
+        return Student.known[self.variant]
+
+
+def backbone_digest(clip: Clip) -> str:
+    """Return a digest of all weights of a CLIP, the same for fp32 and fp16."""
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.model.state_dict().items()):
+        if value.is_floating_point():
+            digest.update(f"{name} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
+    return digest.hexdigest()
+
+
+def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
+    """Write `prompts.safetensors` and `MODEL_CARD.md` into a folder, and return the path of the first.
+
+    Raises:
+        OSError: they could not be written; what was there before is untouched.
+    """
+    content = asdict(bundle)
+    tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in content.pop("parameters").items()}
+    path = Path(folder, FILE_NAME)
+    with atomic_write(path) as file:
+        file.write(save(tensors, {KEY: json.dumps({"format": FORMAT, **content}, default=str)}))
+    with atomic_write(path.with_name(CARD_NAME), "w") as file:
+        file.write(model_card(bundle))
+    return path
+
+
+def read_bundle(path: str | os.PathLike) -> Bundle:
+    """Read a bundle.
+
+    Args:
+        path: the file, or the output folder of a training that it lies in.
+
+    Raises:
+        BundleError: it is missing, truncated, no such file, of a newer format, of an unknown variant, or holds values that
+            are not finite; the message names the file and the way out.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise BundleError(
+            f"There is no '{path}'. A training writes {FILE_NAME} into its output folder when it ends: the same command again "
+            "finishes one that was stopped, and adds the file to one of an older version."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, f"it is truncated or not of safetensors ({short_reason(error)})") from None
+    try:
+        content = json.loads(metadata[KEY])
+    except KeyError:
+        raise _broken(path, f"it has no metadata '{KEY}', so that it was not written by a training of kdpl") from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"its metadata is not JSON ({short_reason(error)})") from None
+    bundle = _bundle(path, content, parameters)
+    if wrong := [n for n, v in parameters.items() if not v.is_floating_point() or not torch.isfinite(v).all()]:
+        raise _broken(path, f"{', '.join(wrong)} holds NaN, infinite values or no floating-point numbers")
+    try:
+        _ = bundle.student_class
+    except BundleError as error:
+        raise BundleError(f"'{path}' cannot be used: {error}") from None
+    return bundle
+
+
+def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise _broken(path, "its metadata names no format")
+    if content["format"] > FORMAT:
+        raise BundleError(
+            f"'{path}' is of format {content['format']}, this kdpl ({kdpl.__version__}) reads up to {FORMAT}: install a newer "
+            f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
+        )
+    expected = {f.name: f.type for f in fields(Bundle) if f.name != "parameters"}
+    if missing := [name for name in expected if name not in content]:
+        raise _broken(path, f"its metadata lacks {', '.join(missing)}")
+    for name, wanted in expected.items():
+        types = _TYPES[str(getattr(wanted, "__name__", wanted)).partition("[")[0]]
+        if not isinstance(content[name], types) or (isinstance(content[name], bool) and types is int):
+            raise _broken(
+                path, f"'{name}' of its metadata is {content[name]!r}, expected {getattr(wanted, '__name__', wanted)}"
+            )
+    if not all(isinstance(name, str) for name in content["classnames"]):
+        raise _broken(path, "its class names are not all text")
+    values = {name: content[name] for name in expected}
+    return Bundle(parameters, **{**values, "preprocessing": _preprocessing(path, content["preprocessing"])})
+
+
+# JSON's types of the fields' types
+_TYPES = {
+    "str": str,
+    "str | None": (str, type(None)),
+    "bool": bool,
+    "int": int,
+    "dict": dict,
+    "list": list,
+    "Preprocessing": dict,
+}
+
+
+def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
+    try:
+        size = tuple(int(side) for side in content["size"])
+        mean, std = (tuple(float(v) for v in content[key]) for key in ("mean", "std"))
+        interpolation = content["interpolation"]
+        sound = len(size) == 2 and min(size) > 0 and len(mean) == len(std) == 3 and min(std) > 0
+        if sound and interpolation in ("bicubic", "bilinear", "nearest"):
+            return Preprocessing(size, interpolation, mean, std)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise _broken(path, f"'preprocessing' of its metadata is {content!r}, which no image can be prepared with")
+
+
+def _broken(path: Path, what: str) -> BundleError:
+    return BundleError(
+        f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it anew."
+    )
+
+
+def model_card(bundle: Bundle) -> str:
+    """Return the card of a bundle, in Markdown."""
+    learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
+    facts = {
+        "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
+        "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
+        "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
+        "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
+        "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
+        "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
+    }
+    others = "These prompts are class-specific." if bundle.options.get("CSC") else "Other class names may be set."
+    lines = [
+        "---", "library_name: kdpl", "pipeline_tag: image-classification", "tags: [clip, prompt-learning]", "---",
+        f"# Prompts for {_plain(bundle.backbone)}", "",
+        f"`{FILE_NAME}` makes the CLIP model {_plain(bundle.backbone)} a classifier of images over the class names below. "
+        f"{others}", "",
+        "```python", "import kdpl", "", f'clf = kdpl.load("{FILE_NAME}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
+        "print(clf.classnames)", "```", "",
+        "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in facts.items()), "",
+        "## Accuracy", "", *_accuracy(bundle.results), "",
+        "## Class names", "", *([f"- {_plain(name)}" for name in bundle.classnames] or ["None were known in training."]), "",
+        "## Configuration", "", *(f"    {line}" for line in bundle.config.splitlines()), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _accuracy(results: list[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return ["Not measured: there were no labelled test images, or no test was asked for."]
+    head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
+    return head + [
+        f"| {_plain(r['dataset'])} | {r['split']} | {r['classes']} ({r['num_classes']}) | {r['num_images']:,} "
+        f"| {r['accuracy']:.2f} | {r['macro_f1']:.2f} |"
+        for r in results
+    ]
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,53 @@
+"""Reading the tensors of a CLIP checkpoint. Only tensors are unpickled, and nothing in a JIT archive is run."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from kdpl.common.messages import short_reason
+from kdpl.common.tensor_files import check_tensors, is_torchscript, load_torch, load_torchscript
+
+
+class WeightsError(OSError):
+    """The weights of a CLIP are missing, cannot be fetched or are not those of a CLIP."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = _tensors(load_torchscript(path) if is_torchscript(path) else load_torch(path), path)
+        check_tensors(state.items())
+        return state
+    except WeightsError:
+        raise
+    except Exception as error:  # of many kinds, from inside the unpickler
+        raise WeightsError(
+            f"'{path}' cannot be read as a CLIP checkpoint ({short_reason(error)}). "
+            "Expected a safetensors file, a PyTorch state dict of tensors alone, or OpenAI's JIT archive; "
+            "if it was downloaded, delete it and download it again."
+        ) from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a checkpoint's tensors, without their values where the format allows it."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"'{path}' is not a readable safetensors file: {error}") from error
+    return {key: tuple(value.shape) for key, value in read_state_dict(path).items()}
+
+
+def _tensors(state: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}

@@ -1,0 +1,120 @@
+"""A frozen CLIP with what is needed to feed it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.precision import autocast
+from kdpl.clip.text_tower import TextTower
+from kdpl.clip.vision_tower import VisionTower
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(eq=False)
+class Clip:
+    """A frozen CLIP in eval mode with what is needed to feed it.
+
+    Attributes:
+        model: the unmodified model of OpenAI's `clip` or of open_clip.
+        name: what it was loaded from.
+        resolution: side of its square input, in pixels.
+        mean, std: normalisation of its input, of RGB in 0..1.
+        tokenize: sentences to token ids `(N, context_length)`, padded.
+        autocast_dtype: of the passes with learned prompts; None: the precision of the weights.
+        frozen_autocast_dtype: of the passes in which nothing is learned.
+    """
+
+    model: nn.Module
+    name: str
+    resolution: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tokenize: Callable[[list[str]], Tensor]
+    autocast_dtype: torch.dtype | None = None
+    frozen_autocast_dtype: torch.dtype | None = None
+
+    @cached_property
+    def text(self) -> TextTower:
+        """Its text tower for the text pass; UnsupportedTowerError where it is not CLIP's."""
+        return TextTower(self.model)
+
+    def autocast(self, frozen: bool = False) -> torch.autocast:
+        """Return the context that a pass with learned prompts, or a frozen one, runs in."""
+        return autocast(self.device, self.frozen_autocast_dtype if frozen else self.autocast_dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for n, p in self.model.named_parameters() if n.startswith("visual") and p.dim() == 4)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """Width d of its features."""
+        try:
+            return self.text.embed_dim
+        except UnsupportedTowerError:
+            return self.model.encode_text(self.tokenize(["a"]).to(self.device)).shape[1]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp(logit_scale), a scalar in fp32."""
+        return self.model.logit_scale.detach().float().exp().squeeze()
+
+    @cached_property
+    def vision(self) -> VisionTower:
+        """Its image tower for the prompted pass; UnsupportedTowerError where it is not a ViT as CLIP has it."""
+        return VisionTower(self.model.visual)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the image features `(B, d)`, not normalised, of normalised images `(B, 3, resolution, resolution)`."""
+        return self._encode_image(images.to(self.dtype))
+
+    @cached_property
+    def _encode_image(self) -> Callable[[Tensor], Tensor]:
+        try:
+            return self.vision
+        except UnsupportedTowerError:
+            return self.model.encode_image
+
+    def digest(self, tower: str) -> str:
+        """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
+        image, digest = tower == "image", hashlib.sha256()
+        for name, module in self.model.named_modules():
+            if name.startswith("visual") == image:  # activations and heads change the features and have no weights
+                digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())
+        weights = [*self.model.named_parameters(), *(self.model.visual.named_buffers("visual") if image else ())]
+        for name, value in weights:
+            if name.startswith("visual") == image and not name.startswith("logit_"):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    def compile(self) -> None:
+        """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
+        self._encode_image = torch.compile(self._encode_image)
+
+
+def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Return scale times the products of features, in fp32 under any autocast.
+
+    Args:
+        image_features: `(B, d)`, normalised.
+        text_features: `(C, d)`, or `(B, C, d)` where every image has its own, normalised.
+
+    Returns:
+        Logits `(B, C)`.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        if text_features.dim() == 2:
+            return scale * image_features.float() @ text_features.float().T
+        return scale * torch.einsum("bd,bcd->bc", image_features.float(), text_features.float())

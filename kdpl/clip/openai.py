@@ -1,0 +1,171 @@
+"""CLIPs of OpenAI's architecture: the `clip` package, its tokenizer and weights, and models built around a state dict."""
+
+import importlib.util
+import inspect
+import os
+import sys
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip.files import WeightsError
+from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.clip.names import Architecture
+
+_LONGEST_CONTEXT, _DEEPEST = 8192, 256  # of a CLIP from a file: far more than any has
+VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
+
+
+@lru_cache(maxsize=1)
+def openai_clip() -> ModuleType:
+    """Return OpenAI's `clip` package as published.
+
+    Inside a fork of MaPLe or PromptSRC `import clip` finds the fork's patched copy, whose `build_model` wants a second
+    argument. So every `clip` on the path is looked at, and the first whose `build_model` takes a state dict alone is taken.
+
+    Raises:
+        ImportError: there is none; the message says how to install it.
+    """
+    for entry in sys.path:
+        spec = PathFinder.find_spec("clip", [entry or os.getcwd()])
+        if spec is None or spec.origin is None or not Path(spec.origin).with_name("model.py").is_file():
+            continue
+        loaded = sys.modules.get("clip")
+        module = loaded if loaded is not None and loaded.__spec__.origin == spec.origin else _import_privately(spec.origin)
+        if module is not None and len(inspect.signature(module.clip.build_model).parameters) == 1:
+            return module
+    raise ImportError("No unmodified CLIP package is installed: pip install rf-clip (or OpenAI's clip).")
+
+
+def _import_privately(origin: str) -> ModuleType | None:
+    """Import the package at `origin` under a name of its own, so that whoever says `import clip` is left alone."""
+    name = f"_kdpl_clip_{abs(hash(origin))}"
+    spec = importlib.util.spec_from_file_location(name, origin, submodule_search_locations=[str(Path(origin).parent)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        importlib.import_module(f"{name}.clip")
+        importlib.import_module(f"{name}.model")
+    except Exception:  # a fork's copy may need what is not installed; it is not the one we look for
+        return None
+    return module
+
+
+@lru_cache(maxsize=1)
+def bpe() -> object:
+    """Return CLIP's byte-pair tokenizer, with `encode(str) -> list[int]` and `decode(list[int]) -> str`."""
+    package = openai_clip()
+    return importlib.import_module(f"{package.__name__}.simple_tokenizer").SimpleTokenizer()
+
+
+def openai_weights(name: str) -> Path:
+    clip = openai_clip().clip
+    url, folder = clip._MODELS[name], Path("~/.cache/clip").expanduser()
+    try:
+        return Path(clip._download(url, str(folder)))
+    except (OSError, RuntimeError) as error:  # no network, no room, or a wrong checksum
+        raise WeightsError(download_help(name, Path(url).name, url, folder, error)) from error
+
+
+def download_help(name: str, file: str, url: str, folder: Path, error: object) -> str:
+    return (
+        f"The weights of '{name}' are not here and cannot be downloaded ({error}). Get the file '{file}' from {url} "
+        f"and put it into {folder}, or give the path of a checkpoint file instead of the name."
+    )
+
+
+def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
+    """Build OpenAI's model around a state dict, without giving up its precision as `clip.build_model` does."""
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    a = architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
+    try:
+        state = _expand_compact(state)
+        layers = a.vision_depth if a.is_vit else _resnet_layers(state)
+        model = openai_model(a, layers, state["token_embedding.weight"].shape[0])
+        model.load_state_dict(state, assign=True)
+    except Exception as error:  # of many kinds: a tensor is missing or of another shape
+        raise WeightsError(f"'{name}' does not hold the weights of an OpenAI CLIP: {error}") from error
+    mask = model.build_attention_mask()
+    for block in model.transformer.resblocks:
+        block.attn_mask = mask
+    return as_clip(model, name, a)
+
+
+def openai_model(a: Architecture, layers: int | tuple[int, ...], vocabulary: int) -> nn.Module:
+    """Return OpenAI's model of these sizes on the meta device, so that no time is lost on random weights."""
+    clip_model = importlib.import_module(f"{openai_clip().__name__}.model")
+    with torch.device("meta"):
+        return clip_model.CLIP(
+            a.embed_dim, a.resolution, layers, a.vision_width, a.patch_size or None, a.context_length,
+            vocabulary, a.text_width, a.text_width // 64, a.text_depth,
+        )  # fmt: skip
+
+
+def as_clip(model: nn.Module, name: str, a: Architecture) -> Clip:
+    return Clip(model, name, a.resolution, OPENAI_MEAN, OPENAI_STD, lambda texts: _tokenize(texts, a.context_length))
+
+
+def _tokenize(texts: list[str], context_length: int) -> Tensor:
+    ids = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for i, text in enumerate(texts):
+        tokens = [SOT, *bpe().encode(text), EOT]
+        check_length(text, len(tokens), context_length)
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def check_length(text: str, tokens: int, context_length: int) -> None:
+    if tokens > context_length:
+        raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {context_length}: shorten it.")
+
+
+def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the packing of the embedded models: the rows of used tokens alone, and the first positions alone."""
+    used = state.pop("token_embedding.used", None)
+    if used is None:
+        return state
+    rows, positions = state["token_embedding.weight"], state["positional_embedding"]
+    state["token_embedding.weight"] = rows.new_zeros(VOCABULARY, rows.shape[1]).index_copy(0, used.long(), rows)
+    state["positional_embedding"] = torch.cat([positions, positions.new_zeros(77 - len(positions), positions.shape[1])])
+    return state
+
+
+def _resnet_layers(state: dict[str, Tensor]) -> tuple[int, ...]:
+    return tuple(len({k.split(".")[2] for k in state if k.startswith(f"visual.layer{i}.")}) for i in range(1, 5))
+
+
+def architecture_of(shapes: dict[str, tuple[int, ...]], name: str) -> Architecture:
+    """Read the architecture of an OpenAI CLIP off the shapes of its state dict."""
+
+    def depth(prefix: str) -> int:
+        return len({k[len(prefix) :].split(".")[0] for k in shapes if k.startswith(prefix)})
+
+    try:
+        if "visual.proj" in shapes:
+            width, _, _, patch = shapes["visual.conv1.weight"]
+            side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+            vision = (patch * side, patch, width, depth("visual.transformer.resblocks."))
+        else:
+            side = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
+            vision = (32 * side, 0, shapes["visual.layer1.0.conv1.weight"][0], 0)
+        text_width, embed_dim = shapes["text_projection"]
+        _, embedded_width = shapes["token_embedding.weight"]
+        context = 77 if "token_embedding.used" in shapes else shapes["positional_embedding"][0]
+        square = shapes["transformer.resblocks.0.attn.in_proj_weight"]
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise WeightsError(
+            f"'{name}' is not a checkpoint of an OpenAI CLIP: {error} is missing, or has another number of dimensions, among "
+            f"{len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...). For an open_clip model of another design write "
+            "'MODEL:FILE'."
+        ) from error
+    architecture = Architecture(*vision, text_width, depth("transformer.resblocks."), context, embed_dim)
+    # What is built has these sizes: without a look at them a small file could ask for any amount of memory.
+    fits = embedded_width == text_width and square == (3 * text_width, text_width) and text_width >= 64
+    if not fits or context > _LONGEST_CONTEXT or max(architecture.vision_depth, architecture.text_depth) > _DEEPEST:
+        raise WeightsError(f"'{name}' is not a checkpoint of an OpenAI CLIP: its sizes do not fit together ({architecture}).")
+    return architecture

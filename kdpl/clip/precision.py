@@ -1,0 +1,26 @@
+"""The precision a CLIP computes in, from a PREC of the configuration: fp32, fp16, amp or bf16."""
+
+import torch
+
+AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(check() for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None)
+
+
+def effective_precision(value: str, device_type: str, frozen: bool = False) -> str:
+    """Return what a PREC becomes on a device: the same on a GPU.
+
+    On a CPU, fp16 and amp become fp32, or bf16 for a frozen tower if the CPU has it.
+    """
+    if value in ("fp16", "amp") and device_type == "cpu":
+        return "bf16" if frozen and cpu_has_bf16() else "fp32"
+    return value
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context of one precision, whatever the one around it; None: that of the weights."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,0 +1,188 @@
+"""The text pass: features of many prompts that share their beginning, without wasted work and without approximation.
+
+Under the causal mask of CLIP's text tower a position depends on earlier positions only. So nothing is computed after the
+end-of-text token (EOT); the tokens that all prompts begin with are run once, and every prompt's own tokens attend to
+their keys and values; and the last layer computes queries and MLP for the EOT positions alone.
+
+All prompts of a class list lie packed in one matrix, the shared prefix first and the suffixes sorted by length behind it, so
+that projections and MLPs are single large matrix products. Only attention is done per group of equal suffix length.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kdpl.clip.blocks import Block, UnsupportedTowerError
+from kdpl.clip.prompt_layout import PromptLayout
+
+
+class TextTower:
+    """The text side of an unmodified CLIP, OpenAI's or open_clip's, as the text pass sees it.
+
+    It holds references, no copies: moving or casting the model moves and casts the tower.
+
+    The attribute `max_rows` bounds the tokens in flight at a time, and with them the memory (0: no bound). What exceeds it, by
+    many classes or by a context for each of many images, is computed piece by piece and again in the backward pass.
+
+    Args:
+        model: a CLIP whose text tower is a causal transformer read at the EOT position.
+
+    Raises:
+        UnsupportedTowerError: the text tower is of another kind (bidirectional, with a class token, from Hugging Face, ...).
+    """
+
+    def __init__(self, model: nn.Module):
+        text = getattr(model, "text", model)
+        missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
+        causal = getattr(text, "attn_mask", True) is not None and getattr(text, "cls_emb", None) is None
+        pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
+        if missing or not causal or pool != "argmax":
+            raise UnsupportedTowerError(
+                f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{pool}') is not a causal "
+                "transformer read at its EOT token, as OpenAI's CLIP has it: it can be a teacher, not a student."
+            )
+        self._text = text
+        self.blocks = [Block(b) for b in text.transformer.resblocks]
+        self.max_rows = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self._text.token_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the residual stream: that of the projections' weights."""
+        return self.blocks[0].attn.in_proj_weight.dtype
+
+    @property
+    def positions(self) -> Tensor:
+        """Positional embedding `(context_length, w)`."""
+        return self._text.positional_embedding
+
+    @property
+    def context_length(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width d of the text features."""
+        projection = self._text.text_projection
+        if projection is None:
+            return self.width
+        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
+        return self._text.token_embedding(ids).to(self.dtype)
+
+    def __call__(self, layout: PromptLayout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Return the text features of all prompts, not normalised.
+
+        Args:
+            layout: the prompts.
+            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)`
+                with a class-specific layout. None where the prompts have no slots.
+            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of positions 1..n, which the shared prefix
+                must hold.
+
+        Returns:
+            `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
+        """
+        if len(deep) >= self.depth or any(len(d) >= layout.prefix for d in deep):
+            raise ValueError(
+                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
+                f"and a shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, and fewer vectors "
+                "than the prefix."
+            )
+        pieces = self._pieces(layout, ctx)
+        if len(pieces) == 1 and len(pieces[0]) == 1:
+            return self._encode(layout, ctx, deep)
+        return torch.cat([torch.cat([self._encode_checkpointed(*p, deep) for p in images]) for images in pieces], dim=-2)
+
+    def _pieces(self, layout: PromptLayout, ctx: Tensor | None) -> list[list[tuple[PromptLayout, Tensor | None]]]:
+        """Return layouts of some of the classes, each with contexts of some of the images, of at most `max_rows` tokens."""
+        images = len(ctx) if ctx is not None and ctx.dim() == 3 and not layout.class_specific else 1
+        if not self.max_rows or images * len(layout.rows) <= self.max_rows:
+            return [[(layout, ctx)]]
+        pieces = []
+        for start, part in layout.parts(self, self.max_rows):
+            if layout.class_specific:
+                pieces.append([(part, ctx[start : start + len(part)])])
+            elif images == 1:
+                pieces.append([(part, ctx)])
+            else:
+                at_once = max(1, self.max_rows // len(part.rows))
+                pieces.append([(part, some) for some in ctx.split(at_once)])
+        return pieces
+
+    def _encode_checkpointed(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        """Encode, and recompute in the backward pass instead of storing activations."""
+        if not torch.is_grad_enabled():
+            return self._encode(layout, ctx, deep)
+        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
+
+    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        x = layout.embed(ctx)  # (P, N, w)
+        for l, block in enumerate(self.blocks):
+            if 0 < l <= len(deep):
+                prompt = deep[l - 1].to(x.dtype).expand(len(x), -1, -1)  # (P, n, w)
+                x = torch.cat([x[:, :1], prompt, x[:, 1 + prompt.shape[1] :]], dim=1)
+            if l < self.depth - 1:
+                x = block.finish(x, _attend(layout, block.qkv(x)))
+            else:  # the feature is read at EOT: no other position of the last layer is needed
+                attended = _attend_eot(layout, *block.q_kv(x, layout.eot))
+                x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
+        x = self._project(self._text.ln_final(x))
+        x = x if layout.sorted else x.index_select(1, layout.original_order)
+        return x if ctx is not None and ctx.dim() == 3 and not layout.class_specific else x.squeeze(0)
+
+    def _project(self, x: Tensor) -> Tensor:
+        projection = self._text.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Module) else x.to(projection.dtype) @ projection
+
+
+def _attend(layout: PromptLayout, qkv: Tensor) -> Tensor:
+    """Causal attention of the packed rows: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
+    prefix, *groups = qkv.split(layout.split, dim=1)  # one split, so that the backward pass is one concatenation
+    q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
+    attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
+    for group, (count, _), mask in zip(groups, layout.groups, layout.masks, strict=True):
+        q, k, v = group.unbind(2)
+        attended.append(_attend_group(q, _behind(prefix[:, :, 1], k, count), _behind(prefix[:, :, 2], v, count), count, mask))
+    return torch.cat(attended, dim=1)
+
+
+def _attend_eot(layout: PromptLayout, q: Tensor, kv: Tensor) -> Tensor:
+    """The same for the EOT positions alone: q `(P, C, heads, head_dim)` in packed order, kv `(P, N, 2, heads, head_dim)`."""
+    prefix, *groups = kv.split(layout.split, dim=1)
+    attended = []
+    for own_q, group, (count, _) in zip(q.split([c for c, _ in layout.groups], dim=1), groups, layout.groups, strict=True):
+        k, v = (_behind(prefix[:, :, i], group[:, :, i], count) for i in (0, 1))
+        attended.append(_attend_group(own_q, k, v, count, None))
+    return torch.cat(attended, dim=1)
+
+
+def _behind(prefix: Tensor, own: Tensor, count: int) -> Tensor:
+    """Put the shared prefix before each of `count` suffixes: `(P * count, heads, n + m, head_dim)`."""
+    shared = prefix[:, None].expand(-1, count, -1, -1, -1)
+    return torch.cat([shared, own.unflatten(1, (count, -1))], dim=2).flatten(0, 1).transpose(1, 2)
+
+
+def _attend_group(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) -> Tensor:
+    """Attention of `count` suffixes of one length, their queries `(P, count * m, heads, head_dim)` packed."""
+    own = q.unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2)  # (P * count, heads, m, head_dim)
+    return F.scaled_dot_product_attention(own, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape)

@@ -1,0 +1,108 @@
+"""The prompted vision pass: a ViT image tower with learned tokens at its input and, for deep prompts, at later layers.
+
+The learned tokens stand behind the image's own, `[CLS] patches prompts`, after the positional embedding and before `ln_pre`.
+At every later layer below the prompt depth the previous tokens' outputs are dropped and that layer's own take their place
+(VPT, arXiv:2203.12119), so those outputs are not computed in the first place.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpl.clip.blocks import Block, UnsupportedTowerError
+
+CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
+
+
+class VisionTower:
+    """The ViT image side of an unmodified CLIP, OpenAI's or open_clip's. It holds references, no copies.
+
+    Args:
+        visual: `model.visual` of a CLIP.
+
+    Raises:
+        UnsupportedTowerError: it is a ResNet, or a ViT of another design (without class token, from timm, ...).
+    """
+
+    def __init__(self, visual: nn.Module):
+        needed = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
+        missing = [name for name in needed if not hasattr(visual, name)]
+        pooled = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
+        if missing or not pooled:
+            raise UnsupportedTowerError(
+                f"The image tower {type(visual).__name__} (missing {missing}) is not a ViT read at its class token: "
+                "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
+            )
+        self.visual = visual
+        self.blocks = [Block(b) for b in visual.transformer.resblocks]
+
+    @property
+    def width(self) -> int:
+        return self.visual.class_embedding.shape[0]
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def __call__(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Return the image features, not normalised.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised, of the tower's resolution.
+            prompts: learned tokens `(n, w)` at the input.
+            deep: `(n, w)` for each of the layers 1, 2, ..., which takes the place of the tokens before it.
+
+        Returns:
+            `(B, d)`.
+        """
+        if len(deep) >= self.depth or (deep and prompts is None):
+            raise ValueError(
+                f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
+                "behind prompts at the input."
+            )
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+            size = self._at_once(len(images))
+            return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
+        return self._encode(images, prompts, deep)
+
+    def _at_once(self, images: int) -> int:
+        """Return how many images fit a CPU's cache: a divisor of their number, so that all are computed the same way."""
+        tokens, width = self.visual.positional_embedding.shape
+        fit = max(1, CACHE // (4 * 4 * width * tokens))
+        return next(n for n in range(min(fit, images), 0, -1) if images % n == 0)
+
+    def _encode(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        v = self.visual
+        with torch.no_grad():  # nothing learned yet: no graph over the patches
+            x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, grid * grid, w)
+            cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+            x = torch.cat([cls, x], dim=1) + v.positional_embedding.to(x.dtype)  # (B, 1 + grid * grid, w)
+        own = x.shape[1]
+        if prompts is not None:
+            x = torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)  # (B, L, w)
+        x = v.ln_pre(x)
+        for l, block in enumerate(self.blocks):
+            if l == self.depth - 1:  # the feature is read at CLS: no other position of the last layer is needed
+                q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
+                x = block.finish(x[:, :1], _attend_one(q, *kv.unbind(2)))
+            else:
+                q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
+                if l < len(deep):  # the prompts' outputs are replaced
+                    x, q = x[:, :own], q[:, :own]
+                x = block.finish(x, _attention(q, k, v_))
+                if l < len(deep):
+                    x = torch.cat([x, deep[l].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+        return v.ln_post(x[:, 0]) @ v.proj if v.proj is not None else v.ln_post(x[:, 0])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+
+def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one query, q `(B, 1, heads, head_dim)`, whose result for an image does not depend on its place in the batch,
+    as that of a batch of small matrix products may in the last bit."""
+    weights = ((q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(1)  # (B, L, heads, 1)
+    return (weights.to(v.dtype) * v).sum(1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Files, processes, images and messages: what every floor above stands on."""

@@ -1,0 +1,123 @@
+"""Writing files so that a crash or a full disk leaves the old version or the new one, never a part."""
+
+import contextlib
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoomError(OSError):
+    """A file could not be written because the disk is full, or a quota or a limit on the size of files is reached."""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterator[IO]:
+    """Open a temporary file beside `path`; at a clean exit it is synced to disk and renamed onto `path`.
+
+    Args:
+        path: where the finished file belongs; its folder is made if missing.
+        mode: "w" for text (UTF-8) or "wb" for bytes.
+
+    Raises:
+        NoRoomError: there is no room for it; the previous version of `path` is untouched.
+        OSError: it could not be written; the previous version of `path` is untouched.
+    """
+    path = Path(path)
+    if "b" not in mode:
+        kwargs.setdefault("encoding", "utf-8")
+    with naming_full_disks(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(fd, mode, **kwargs) as file:
+                yield file
+            os.chmod(temporary, 0o666 & ~_umask())
+            replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Rename a finished file onto `path` in the same file system, so that after a crash it is there whole or not at all.
+
+    Raises:
+        OSError: that is impossible; the previous version of `path` is untouched.
+    """
+    _sync(source)
+    os.replace(source, path)
+    sync_folder(Path(path).parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Have the names in a folder written to the disk, where the operating system and the file system can do that."""
+    with contextlib.suppress(OSError):
+        _sync(folder)
+
+
+def rename_folder(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Rename a finished folder of many files, or one that holds such, so that after a crash it is there whole or not at all.
+
+    Raises:
+        OSError: that is impossible.
+    """
+    if hasattr(os, "sync"):
+        os.sync()  # one call for all files, which is far quicker than one for each
+    os.rename(source, path)
+    sync_folder(Path(path).parent)
+
+
+def write_torch(state: Any, path: str | os.PathLike) -> None:
+    """Write what `torch.save` makes of `state` to a file, atomically.
+
+    Raises:
+        NoRoomError, OSError: as `atomic_write`.
+    """
+    import torch
+
+    content = io.BytesIO()  # its own errors would hide those of the file, and the states are small
+    torch.save(state, content)
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
+
+
+@contextmanager
+def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
+    """Have a write that fails for want of room raise NoRoomError, which names `path` and the way out."""
+    try:
+        yield
+    except NoRoomError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NoRoomError(
+            f"'{path}' cannot be written: {error.strerror}. What was there before is untouched. Make room on its disk, or "
+            "raise the quota or the limit on the size of files."
+        ) from error
+
+
+def _sync(path: str | os.PathLike) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: $KDPL_CACHE if set, else ~/.cache/kdpl. It need not exist yet."""
+    return Path(os.environ.get("KDPL_CACHE") or "~/.cache/kdpl").expanduser()

@@ -1,0 +1,221 @@
+"""Images as people have them, read as RGB: any orientation, colour mode, transparency or bit depth.
+
+A plain RGB file without an EXIF orientation gives the very pixels of `Image.open(path).convert("RGB")`.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from kdpl.common.files import atomic_write
+from kdpl.common.messages import short_reason
+
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+BAD_IMAGES = "bad_images.txt"  # in the output folder: the images that cannot be read
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+class BadImageError(ValueError):
+    """A file or an array cannot be read as an image."""
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Return the image of a file in RGB and upright; of an animation the first frame, transparency on white.
+
+    What Pillow reads is read: JPEG, PNG, WebP, TIFF, ...; HEIC where the package pillow-heif is installed.
+
+    Raises:
+        BadImageError: it is missing, empty, truncated, too large to be true or no image; the message names path and reason.
+    """
+    return _read(path, to_rgb)
+
+
+def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
+    _register_heif()
+    try:
+        with Image.open(path) as image:
+            return take(image)
+    except Exception as error:  # Pillow's decoders have no common one
+        raise BadImageError(f"'{path}' cannot be read as an image: {_reason(path, error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB and upright; transparent pixels are laid on white, 16 bits are scaled to 8.
+
+    Raises:
+        ValueError: its pixels are floats, whose range nobody knows.
+    """
+    upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
+    if upright.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    if upright.mode == "I" or upright.mode.startswith("I;"):  # Pillow opens 16-bit files as one or the other
+        return Image.fromarray(_eight_bits(np.asarray(upright).clip(0, 65535))).convert("RGB")
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return upright.convert("RGB")
+
+
+def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """Return as RGB image whatever stands for one.
+
+    Args:
+        image: a path; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W), (1, H, W),
+            (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16, or floats in 0..1.
+
+    Raises:
+        BadImageError: the file cannot be read, or the shape, type or range is another.
+        TypeError: it is none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array  # (C, H, W) to (H, W, C)
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        raise TypeError(f"{type(image).__name__} is not an image: expected a path, a PIL image, a NumPy array or a tensor.")
+    return to_rgb(Image.fromarray(_pixels(array, type(image).__name__)))
+
+
+def is_one_image(images: object) -> bool:
+    """Whether something stands for one image, not for several: see `as_image`."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | os.PathLike | Image.Image)
+
+
+def find_images(folder: str | os.PathLike) -> tuple[list[Path], int]:
+    """Return the image files at any depth below a folder, sorted by path, and how many other files there are.
+
+    Files are told by their suffix. What is hidden, a file or a folder whose name begins with a dot, counts as one other file.
+    """
+    images, others = [], 0
+    for path in _files(Path(folder)):
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            others += 1
+        else:
+            images.append(path)
+    return images, others
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith(".") and not (entry.is_symlink() and _leads_back(entry.path)):
+            yield from _files(folder / entry.name)
+        else:
+            yield folder / entry.name
+
+
+def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
+    """Return those of some files that cannot be read as images, each with the reason.
+
+    Args:
+        decode: read them whole; False: their headers, which is quick and does not find those that are cut off.
+    """
+
+    def reason(path: Path) -> str:
+        try:
+            _read(path, to_rgb if decode else Image.Image.getbands)
+        except BadImageError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
+
+
+def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bool = False) -> None:
+    """Write the list of images that cannot be read into an output folder, one a line; no file where there are none.
+
+    Args:
+        more: add to a list that is there.
+    """
+    path = Path(folder, BAD_IMAGES)
+    lines = [" ".join(reason.splitlines()) for reason in reasons]
+    text = {"encoding": "utf-8", "errors": "surrogateescape"}
+    if more:
+        there = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # of another process, or an earlier one
+        with open(path, "a", **text) as file:
+            file.write("".join(f"{line}\n" for line in lines if line not in there))
+    elif lines:
+        with atomic_write(path, "w", **text) as file:
+            file.write("\n".join([*lines, ""]))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a link leads to a folder that it lies in, so that following it would never end."""
+    return Path(link).absolute().parent.resolve().is_relative_to(Path(link).resolve())
+
+
+@cache
+def _register_heif() -> None:
+    """Have Pillow read HEIC, where pillow-heif is installed."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if not os.path.isfile(path):
+        return "it is a folder." if os.path.isdir(path) else "there is no such file."
+    if os.path.getsize(path) == 0:
+        return "the file is empty."
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        )
+    if isinstance(error, UnidentifiedImageError):
+        missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
+        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "no known image format."
+    return f"{short_reason(error)}."
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF beside whole pixels, of many kinds
+        return False
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded
+
+
+def _pixels(array: np.ndarray, kind: str) -> np.ndarray:
+    """Return the pixels of an array as uint8, (H, W) or (H, W, 3 or 4)."""
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    layout = "(3, H, W)" if kind == "Tensor" else "(H, W, 3)"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or array.size == 0:
+        raise BadImageError(f"{kind} of shape {_shape(array, kind)} is not an image: expected {layout}, or 1 or 4 channels.")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        return _eight_bits(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise BadImageError(f"{kind} of type {array.dtype} is not an image: expected uint8, uint16 or floats in 0..1.")
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise BadImageError(f"{kind} of floats in {array.min():.4g}..{array.max():.4g} is not an image: expected 0..1.")
+    return (array * 255).round().astype(np.uint8)
+
+
+def _shape(array: np.ndarray, kind: str) -> tuple[int, ...]:
+    return tuple(np.moveaxis(array, -1, 0).shape) if kind == "Tensor" and array.ndim == 3 else array.shape

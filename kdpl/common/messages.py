@@ -1,0 +1,17 @@
+"""Pieces of error messages: the closest valid name, and the short_reason of another library's error."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(value: object, names: Iterable[str]) -> str:
+    """Return " Did you mean 'X'?" with the name closest to `value`, regardless of case; empty if none is close."""
+    by_folded_name = {name.casefold(): name for name in names}
+    closest = get_close_matches(str(value).casefold(), by_folded_name, n=1, cutoff=0.4)
+    return f" Did you mean '{by_folded_name[closest[0]]}'?" if closest else ""
+
+
+def short_reason(error: BaseException) -> str:
+    """Return the type and the first line of an error from inside a library, at most 200 characters of it."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,220 @@
+"""What a run is refused for before anything heavy is loaded: values out of range, names that nothing has, contradictions.
+
+No PyTorch is needed here. What depends on the engine, a backbone or a data set is checked by the trainers' `check_cfg`.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from kdpl.common.class_names import read_class_names
+from kdpl.config.choices import (
+    FINAL_MODELS,
+    INTERPOLATIONS,
+    LOSSES,
+    ON_BAD_IMAGE,
+    OPTIMIZERS,
+    PRECISIONS,
+    SAMPLERS,
+    SHOTS,
+    SPLITS,
+    SUBSAMPLES,
+    ConfigError,
+    check_choice,
+)
+
+LOADERS = ("TRAIN_X", "TRAIN_U", "TEST")
+CHOICES = {
+    "INPUT.INTERPOLATION": INTERPOLATIONS,
+    "DATASET.SUBSAMPLE_CLASSES": SUBSAMPLES,
+    "OPTIM.NAME": OPTIMIZERS,
+    "TEST.SPLIT": SPLITS,
+    "TEST.FINAL_MODEL": FINAL_MODELS,
+    **{f"DATALOADER.{loader}.SAMPLER": SAMPLERS for loader in LOADERS},
+}
+RANGES = (  # what a number fits, in words, and the keys that must
+    (lambda v: v > 0, "a number above 0", "OPTIM.LR OPTIM.GAMMA OPTIM.BASE_LR_MULT OPTIM.WARMUP_CONS_LR"),
+    (lambda v: v >= 1, "1 or more", "OPTIM.MAX_EPOCH TRAIN.PRINT_FREQ INPUT.GB_K"),
+    (lambda v: v >= 1, "1 or more", " ".join(f"DATALOADER.{loader}.BATCH_SIZE" for loader in LOADERS)),
+    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_EVERY_MINUTES"),
+    (lambda v: v >= 0, "0 or more", "OPTIM.WEIGHT_DECAY OPTIM.WARMUP_MIN_LR INPUT.CROP_PADDING INPUT.GN_STD"),
+    (lambda v: v >= 0, "0 or more", "INPUT.CUTOUT_N INPUT.CUTOUT_LEN INPUT.RANDAUGMENT_N"),
+    (lambda v: v >= 0, "0 or more", "INPUT.COLORJITTER_B INPUT.COLORJITTER_C INPUT.COLORJITTER_S"),
+    (lambda v: 0 <= v < 1, "0 or more and below 1", "OPTIM.MOMENTUM OPTIM.ADAM_BETA1 OPTIM.ADAM_BETA2"),
+    (lambda v: 0 <= v <= 1, "0 to 1", "OPTIM.RMSPROP_ALPHA INPUT.RGS_P INPUT.GB_P"),
+    (lambda v: 0 <= v <= 0.5, "0 to 0.5", "INPUT.COLORJITTER_H"),
+    (lambda v: v >= -1, "images per class, or -1 for all", "DATASET.NUM_SHOTS"),
+    (lambda v: v == 1, "1: a trainer of prompts takes one view of an image", "DATALOADER.K_TRANSFORMS"),
+    (lambda v: v < 2**32, "below 2**32, or -1 for a random one", "SEED"),
+)
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse values that no run can have, whatever its trainer.
+
+    Raises:
+        ConfigError: the message names the key, its value and what was expected.
+        FileNotFoundError, ValueError: as `read_class_names`, of DATASET.CLASSNAMES.
+    """
+    values = dict(_leaves(cfg, ""))
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} is {value}, expected a finite number.")
+    for key, choices in CHOICES.items():
+        if key in values:
+            check_choice(key, values[key], choices)
+    for fits, expected, keys in RANGES:
+        for key in keys.split():
+            if key in values and not fits(values[key]):
+                raise ConfigError(f"{key} is {values[key]}, expected {expected}.")
+    _check_images(values)
+    _check_together(values)
+    _check_paths(values)
+
+
+def _leaves(cfg: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_images(values: dict[str, Any]) -> None:
+    """Check what describes an image by several numbers."""
+    for key, fits, expected in (
+        ("INPUT.SIZE", lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v), "(224, 224)"),
+        ("INPUT.PIXEL_MEAN", lambda v: len(v) == 3 and all(map(_finite, v)), "[0.48, 0.46, 0.41], one number for R, G and B"),
+        ("INPUT.PIXEL_STD", lambda v: len(v) == 3 and all(_finite(x) and x > 0 for x in v), "[0.27, 0.26, 0.28], all above 0"),
+        ("INPUT.RRCROP_SCALE", lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1, "(0.08, 1.0)"),
+    ):
+        if key in values and not fits(values[key]):
+            raise ConfigError(f"{key} is {values[key]}, expected the like of {expected}.")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_together(values: dict[str, Any]) -> None:
+    """Refuse settings that contradict each other."""
+    if values["OPTIM.NAME"] == "sgd" and values["OPTIM.SGD_NESTEROV"]:
+        for key, wrong, expected in (
+            ("OPTIM.MOMENTUM", values["OPTIM.MOMENTUM"] == 0, "a momentum above 0"),
+            ("OPTIM.SGD_DAMPNING", values["OPTIM.SGD_DAMPNING"] != 0, "no dampening"),
+        ):
+            if wrong:
+                raise ConfigError(
+                    f"OPTIM.SGD_NESTEROV True needs {expected}, but {key} is {values[key]}. Change one of the two."
+                )
+    if values["OPTIM.STAGED_LR"] and not values["OPTIM.NEW_LAYERS"]:
+        raise ConfigError(
+            "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty. Name the child modules that learn at LR, or set STAGED_LR "
+            "to False."
+        )
+    if values["TEST.FINAL_MODEL"] == "best_val" and values["TEST.NO_TEST"]:
+        raise ConfigError(
+            "TEST.FINAL_MODEL best_val chooses the epoch by a test on the validation images, but TEST.NO_TEST is True. "
+            "Set it to False, or FINAL_MODEL to last_step."
+        )
+
+
+def _check_paths(values: dict[str, Any]) -> None:
+    output = Path(values["OUTPUT_DIR"])
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}' cannot be a folder: '{there}' is a file. Choose another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}': '{there}' cannot be written to. Choose another.")
+    if values["RESUME"] and not Path(values["RESUME"]).is_dir():
+        raise ConfigError(f"RESUME (--resume) '{values['RESUME']}' is no folder, expected the output folder of a run.")
+    weights = values.get("MODEL.INIT_WEIGHTS")
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"MODEL.INIT_WEIGHTS '{weights}' is no file, expected a checkpoint of prompts.")
+    if names := values.get("DATASET.CLASSNAMES"):
+        read_class_names(names)
+
+
+def check_config(cfg: CfgNode, node: str = "") -> None:
+    """Refuse values that no trainer, or not the one that reads `TRAINER.<node>`, can run with.
+
+    Raises:
+        ConfigError: the message names the key, its value and what was expected.
+    """
+    if cfg.INPUT.NO_TRANSFORM or "normalize" not in cfg.INPUT.TRANSFORMS:
+        raise ConfigError(
+            f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} has no 'normalize': CLIP takes normalised images. Use a trainer "
+            "configuration (--config-file configs/trainers/...)."
+        )
+    check_choice("DATASET.ON_BAD_IMAGE", cfg.DATASET.ON_BAD_IMAGE, ON_BAD_IMAGE)
+    options = cfg.TRAINER[node] if node else CfgNode()
+    if "PREC" in options:
+        check_choice(f"TRAINER.{node}.PREC", options.PREC, PRECISIONS)
+    if node == "KDPL":
+        check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
+        check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
+        parse_logit_scale(options.TEACHER_LOGIT_SCALE)
+        if options.K_MAX < 2:
+            raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 2 names a batch.")
+        for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):
+            if options[key] < 0:
+                raise ConfigError(f"TRAINER.KDPL.{key} is {options[key]}, expected 0 or more.")
+        if options.CACHE_DIR and not options.VIEWS:
+            raise ConfigError(
+                f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to keep with VIEWS 0 (augmented afresh each time): "
+                "set TRAINER.KDPL.VIEWS to the number of fixed views an image shall have."
+            )
+        if not 0 < options.TEMPERATURE < float("inf"):
+            raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
+
+
+def parse_logit_scale(value: str | float) -> str | float:
+    """Return "student", "own" or a positive number, from TRAINER.KDPL.TEACHER_LOGIT_SCALE.
+
+    Raises:
+        ConfigError: the value is none of these.
+    """
+    if value in ("student", "own"):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"TRAINER.KDPL.TEACHER_LOGIT_SCALE '{value}' is not 'student', 'own' or a positive number.")
+    return number
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags of the command line that contradict each other, or name a folder that is not there.
+
+    Raises:
+        ConfigError: the message names the flags and the way out.
+    """
+    if args.eval_only and args.no_train:
+        raise ConfigError(
+            "--eval-only and --no-train contradict each other: the first tests, the second builds alone. Drop one."
+        )
+    for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
+        if value not in ("", None) and not args.eval_only:
+            way = "to train from its prompts set MODEL.INIT_WEIGHTS, to go on with its run --resume"
+            raise ConfigError(f"{flag} {value} is of an evaluation: add --eval-only, or drop it; {way}.")
+    if args.eval_only and args.resume:
+        raise ConfigError(
+            f"--resume '{args.resume}' goes on training, --eval-only does not train: name the folder in --model-dir."
+        )
+    if args.load_epoch is not None and not args.model_dir:
+        raise ConfigError(
+            f"--load-epoch {args.load_epoch} is an epoch of the run in --model-dir: name its output folder there."
+        )
+    if args.model_dir and not os.path.isdir(args.model_dir):
+        what = "a file" if os.path.exists(args.model_dir) else "not there"
+        raise ConfigError(
+            f"--model-dir '{args.model_dir}' is {what}. Expected the output folder of a run in --model-dir, with "
+            "'<model name>/model.pth.tar-<epoch>' in it."
+        )

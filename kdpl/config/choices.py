@@ -1,0 +1,27 @@
+"""What a key may be set to: every list of choices, once."""
+
+from collections.abc import Iterable
+
+from kdpl.common.messages import did_you_mean
+
+PRECISIONS = ("fp16", "fp32", "amp", "bf16")
+LOSSES = ("symmetric", "forward", "reverse")
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
+SHOTS = ("class", "random")
+SUBSAMPLES = ("all", "base", "new")
+ON_BAD_IMAGE = ("skip", "error")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
+SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
+SPLITS = ("test", "val")
+FINAL_MODELS = ("last_step", "best_val")
+
+
+class ConfigError(ValueError):
+    """A configuration has an unknown key or a value that is not possible."""
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ConfigError that names a key, its value, what it can be, and the closest of that, unless `value` is one of it."""
+    if value not in choices:
+        raise ConfigError(f"{key} '{value}' is not one of {', '.join(choices)}.{did_you_mean(value, choices)}")

@@ -1,0 +1,91 @@
+"""The flags of `train.py`, which are those of CoOp and its forks, and the configuration that they stand for."""
+
+import argparse
+import re
+from pathlib import Path
+
+from kdpl.common.messages import did_you_mean
+from kdpl.config.checks import check_values
+from kdpl.config.choices import ConfigError
+from kdpl.config.merging import merged_cfg
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."
+
+
+def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",
+    )
+    parser.add_argument("--root", default="", help="folder of the data sets")
+    parser.add_argument("--output-dir", default="", help="folder for log, checkpoints and results")
+    parser.add_argument("--resume", default="", help="output folder of the run to go on from (default: --output-dir)")
+    parser.add_argument("--seed", type=int, help="fixes all random choices; negative: none is fixed")
+    parser.add_argument("--source-domains", nargs="+", help="domains to train on")
+    parser.add_argument("--target-domains", nargs="+", help="domains to test on")
+    parser.add_argument("--transforms", nargs="+", help="image transforms")
+    parser.add_argument("--config-file", default="", help="configuration of the trainer")
+    parser.add_argument("--dataset-config-file", default="", help="configuration of the data set")
+    parser.add_argument("--trainer", default="", help="name of the trainer, such as KDPL_CoOp")
+    parser.add_argument("--backbone", default="", help="the student CLIP, such as ViT-B/32")
+    parser.add_argument("--head", default="", help="kept for the forks' scripts: MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
+    parser.add_argument("--model-dir", default="", help="output folder of the run to evaluate, with --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="epoch to evaluate (default: the best, else the newest)")
+    parser.add_argument("--no-train", action="store_true", help="build everything, but do not train")
+    parser.add_argument(
+        "--eval-datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets to test on in the same process after the run: names or paths of data set configurations",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="single settings")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
+    for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
+        # Lists take every word up to the next flag; KEY VALUE pairs behind them are given back.
+        values = getattr(args, name) or []
+        first = next((i for i, v in enumerate(values) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", v)), None)
+        if first is not None:
+            setattr(args, name, values[:first])
+            args.opts = values[first:] + args.opts
+    return args
+
+
+def build_cfg(args: argparse.Namespace, dataset_config_file: str):
+    """Return the frozen configuration: defaults, data set file, trainer file, flags, then KEY VALUE pairs."""
+    flags = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    cfg = merged_cfg((dataset_config_file, args.config_file), flags, args.opts)
+    check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def find_dataset_config(name: str, dataset_config_file: str) -> str:
+    """Return the file of a data set configuration given by path or by name, looked for beside --dataset-config-file first."""
+    if name.endswith(".yaml"):
+        return name
+    folders = [Path(dataset_config_file).parent] if dataset_config_file else []
+    folders.append(CONFIGS / "datasets")
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return str(folder / f"{name}.yaml")
+    names = [p.stem for folder in folders for p in folder.glob("*.yaml")]
+    raise ConfigError(f"--eval-datasets '{name}' has no configuration file in {folders[0]}.{did_you_mean(name, names)}")

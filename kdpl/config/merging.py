@@ -1,0 +1,184 @@
+"""Merging of YAML files and KEY VALUE pairs into a configuration, with every key and type checked."""
+
+import ast
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import ConfigError
+from kdpl.config.defaults import extend_cfg, learners
+
+
+class _Text(str):
+    """A number as it is written: what it means depends on the key, '1e5' may be a name, '1.10' a version."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are kept as they are written, and whose keys are not given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if lines.setdefault(key.value, line) != line:
+                    raise ConfigError(
+                        f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}: keep one."
+                    )
+        return super().construct_mapping(node, deep)
+
+
+for _tag in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: _Text(node.value))
+
+
+def merged_cfg(files: Sequence[str], flags: Mapping[str, Any], opts: Sequence[str]):
+    """Return the defaults with files, flags and KEY VALUE pairs merged into them in this order.
+
+    Args:
+        files: YAML files; empty: none.
+        flags: values by key; one that is None or empty was not given.
+
+    Raises:
+        ConfigError: as `merge_file` and `merge_options`.
+    """
+    from dassl.config import get_cfg_default
+
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for file in files:
+        if file:
+            merge_file(cfg, file)
+    given = {key: value for key, value in flags.items() if value not in (None, "", [])}
+    merge_options(cfg, [part for key, value in given.items() for part in (key, repr(value))])
+    merge_options(cfg, opts)
+    return cfg
+
+
+def merge_file(cfg: CN, path: str | os.PathLike) -> None:
+    """Merge a YAML configuration file into `cfg`, in place.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or a key or value of it does not fit; the closest is named.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
+    if not path.is_file():
+        folder = path.parent
+        names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
+        raise ConfigError(f"'{path}' is not readable YAML: {error}{hint}") from error
+    if not isinstance(content, dict):
+        what = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"'{path}' holds {what}, expected keys and values such as 'OPTIM: ...'.")
+    merge(cfg, content, f" (in '{path}')")
+
+
+def merge_options(cfg: CN, options: Sequence[str]) -> None:
+    """Merge `KEY VALUE` pairs of the command line into `cfg`, in place.
+
+    Raises:
+        ConfigError: a key without value, an unknown key, or a value that does not fit.
+    """
+    flag = next((key for key in options[::2] if key.startswith("--")), None)
+    if flag:
+        raise ConfigError(f"'{flag}' stands behind the first KEY VALUE pair: put the flags before them.")
+    if len(options) % 2:
+        raise ConfigError(f"'{options[-1]}' has no value: expected pairs such as 'OPTIM.LR 0.002' after the flags.")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        nested: Any = literal(value)
+        if not isinstance(nested, str | bool | None) and not (nested and isinstance(nested, dict)):
+            nested = _Text(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        merge(cfg, nested, " (on the command line)")
+
+
+def merge(cfg: CN, content: Mapping[str, Any], where: str = "", prefix: str = "", root: CN | None = None) -> None:
+    """Merge nested keys and values into `cfg`, in place.
+
+    Args:
+        where: the source of the values, named in errors: " (in 'FILE')".
+        prefix, root: the path of `cfg` in the whole configuration, and that.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit.
+    """
+    root = cfg if root is None else root
+    for key, value in content.items():
+        full = f"{prefix}{key}"
+        if key not in cfg:
+            hint = did_you_mean(full, _keys(root, ""))
+            raise ConfigError(f"'{full}' is not a configuration key{where}.{hint}")
+        if isinstance(cfg[key], CN):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{full} is a group of keys, got {value!r}{where}: set one of {', '.join(cfg[key])}.")
+            merge(cfg[key], value, where, f"{full}.", root)
+        else:
+            cfg[key] = _coerce(value, cfg[key], full, where)
+
+
+def _keys(cfg: CN, prefix: str) -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, CN):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def literal(value: Any) -> Any:
+    """Read a string that spells a Python value as that value, as yacs does: '1e-5', which YAML takes for a word, too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
+    """Return `value` as the type of `default` where nothing is lost by it."""
+    wanted = type(default)
+    if wanted is not str:
+        value = literal(value)
+    elif isinstance(value, _Text | int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted in (tuple, list):
+        if isinstance(value, str):
+            value = (value,)
+        if isinstance(value, tuple | list):
+            return wanted(literal(v) if isinstance(v, _Text) else v for v in value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = _as_float(value)
+    if wanted is int and isinstance(value, float) and (value.is_integer() or _is_weight(key)):
+        return int(value) if value.is_integer() else value
+    if type(value) is not wanted:
+        hint = ""
+        if wanted is str and isinstance(value, bool | None):
+            hint = f" Text that reads '{value}' is written in quotes, \"'{value}'\"."
+        raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.{hint}")
+    return value
+
+
+def _is_weight(key: str) -> bool:
+    """Whether a whole-number default of a prompt learner may be a fraction: all but the counts of tokens and layers."""
+    *path, name = key.split(".")
+    return path[:1] == ["TRAINER"] and path[-1] in learners() and not name.startswith(("N_CTX", "PROMPT_DEPTH"))
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")

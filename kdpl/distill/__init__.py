@@ -1,0 +1,7 @@
+"""The method: objective, loss, teacher, choice of names, and the features of fixed views."""
+
+from kdpl.distill.loss import distillation_loss
+from kdpl.distill.objective import CrossEntropy, Distillation
+from kdpl.distill.teacher import Teacher
+
+__all__ = ["CrossEntropy", "Distillation", "Teacher", "distillation_loss"]

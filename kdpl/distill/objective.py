@@ -1,0 +1,161 @@
+"""The objectives of a training step: KDPL's distillation without labels, and cross-entropy for the baselines.
+
+    objective = Distillation(student, teacher, names)
+    loss, terms = objective(images)
+    loss.backward()
+
+Everything that trains, counts, times or explains a step calls these.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdpl.clip.model import Clip
+from kdpl.distill.loss import distillation_loss
+from kdpl.distill.selection import SelectionReport, select_names
+from kdpl.distill.teacher import Teacher
+from kdpl.students import Student
+
+Terms = dict[str, Tensor]
+
+
+class Objective:
+    """A student's loss on a batch.
+
+    Args:
+        student: what learns.
+        names: the class names (C).
+        shard_classes: in a job of several ranks, each encodes a share of the names.
+    """
+
+    def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
+        if len(names) < 2:
+            raise ValueError(
+                f"There is nothing to learn about {len(names)} class names {list(names)}: expected at least 2, such as those "
+                "of DATASET.SUBSAMPLE_CLASSES all, or with TRAINER.KDPL.CLASS_AGNOSTIC a vocabulary's."
+            )
+        self.student, self.names, self.shard_classes = student, list(names), shard_classes
+
+    def _prepare(self, names: Sequence[str]) -> Any:
+        return self.student.prepare_shard(names) if self.shard_classes else self.student.prepare(names)
+
+    def _frozen(self, images: Tensor | None, frozen_features: Tensor | None) -> Tensor | None:
+        if frozen_features is not None or not self.student.reads_frozen_image_features:
+            return frozen_features
+        return self.student.frozen_image_features(images)
+
+
+class Distillation(Objective):
+    """KDPL (arXiv:2407.03056): the divergence of a student from a frozen teacher, over the same names. No label enters it.
+
+    Args:
+        student: what learns.
+        teacher: a frozen CLIP, or a `Teacher` over these names.
+        names: the class names; with `k_max` a vocabulary.
+        template: the teacher's sentence, with `{}` for the name; by default the student's.
+        k_max: class-agnostic: for each batch the `k_max` names that the teacher finds most probable are selected.
+        loss: "symmetric" (the default), "forward" or "reverse", see `distillation_loss`.
+        temperature: divides both logits.
+        logit_scale: the factor of the teacher's logits: "student" (as published), "own" or a number.
+        shard_classes: in a job of several ranks, each encodes a share of the names.
+
+    Attributes:
+        selection: counts of the selected names; None without `k_max`.
+
+    Raises:
+        ValueError: fewer than two names, or class-specific prompts with `k_max`.
+        ConfigError: `loss` or `logit_scale` is unknown.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Clip | Teacher,
+        names: Sequence[str],
+        *,
+        template: str | None = None,
+        k_max: int | None = None,
+        loss: str = "symmetric",
+        temperature: float = 1.0,
+        logit_scale: str | float = "student",
+        shard_classes: bool = False,
+    ):
+        super().__init__(student, names, shard_classes)
+        if k_max and student.class_specific:
+            raise ValueError(
+                f"{type(student).__name__} has prompts of its own for every class, which cannot be learned for names that are "
+                "selected anew for each batch: leave k_max out, or the class-specific prompts."
+            )
+        if isinstance(teacher, Clip):
+            normalization = student.clip.mean, student.clip.std
+            sentence = template or student.template
+            teacher = Teacher(teacher, self.names, sentence, *normalization, logit_scale, cached=bool(k_max))
+        if teacher.names != self.names:
+            raise ValueError(f"The teacher's {len(teacher.names)} names are not the objective's {len(names)}, in this order.")
+        self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
+        self.selection = SelectionReport(self.names) if k_max else None
+        self.prepared = None if k_max else self._prepare(self.names)
+
+    def __call__(
+        self,
+        images: Tensor | None = None,
+        *,
+        teacher_features: Tensor | None = None,
+        frozen_features: Tensor | None = None,
+        share: float = 1.0,
+    ) -> tuple[Tensor, Terms]:
+        """Return the loss of a batch, to call `backward()` on, and the terms to report.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised for the student; None if all features that are needed are known.
+            teacher_features: the teacher's image features `(B, d_T)`, if they are known.
+            frozen_features: the frozen student's image features `(B, d)`, if they are known.
+            share: of the whole batch that these images are, in a job of several ranks.
+
+        Returns:
+            The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers and, if
+            it has any, `loss_total`, their sum with `loss`.
+        """
+        student, names, prepared = self.student, self.names, self.prepared
+        if teacher_features is None:
+            teacher_features = self.teacher.image_features(images)
+        frozen = self._frozen(images, frozen_features)
+        target = self.teacher.logits(teacher_features, student.logit_scale)  # (B, C), or (B, V) with k_max
+        with student.clip.autocast():
+            if self.k_max:
+                chosen, probabilities = select_names(target, self.k_max, share)  # (K,)
+                self.selection.add(chosen, probabilities)
+                names = [self.names[i] for i in chosen.tolist()]
+                target, prepared = target[:, chosen], self._prepare(names)
+            output = student(images, prepared, frozen=frozen)
+            terms = distillation_loss(output.logits, target, self.kind, self.temperature)
+            own = student.regularisers(output, frozen, names)
+        total = terms["loss"] + sum(own.values())
+        return total, {**terms, **own, **({"loss_total": total} if own else {})}
+
+
+class CrossEntropy(Objective):
+    """The supervised baselines: cross-entropy on labels, with the student's own regularisers in `loss`."""
+
+    def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
+        super().__init__(student, names, shard_classes)
+        self.prepared = self._prepare(self.names)
+
+    def __call__(self, images: Tensor | None, labels: Tensor, *, frozen_features: Tensor | None = None) -> tuple[Tensor, Terms]:
+        """Return the loss of a batch and the terms to report: `loss`, `acc` in percent, and the regularisers.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised for the student.
+            labels: `(B,)`.
+            frozen_features: the frozen student's image features `(B, d)`, if they are known.
+        """
+        student, frozen = self.student, self._frozen(images, frozen_features)
+        with student.clip.autocast():
+            output = student(images, self.prepared, frozen=frozen)
+            own = student.regularisers(output, frozen, self.names)
+            loss = F.cross_entropy(output.logits.float(), labels) + sum(own.values())
+        accuracy = 100 * (output.logits.argmax(1) == labels).float().mean()
+        return loss, {"loss": loss, "acc": accuracy, **own}

@@ -1,0 +1,229 @@
+"""Features of frozen towers for the fixed views of a training set, computed once and cached in memory and on disk."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor
+
+from kdpl.clip.model import Clip
+from kdpl.common import distributed
+from kdpl.common.rows import RowStore, key_of, store_folder
+
+if TYPE_CHECKING:
+    from kdpl.training.batches import EpochLoader
+
+_IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; the shards found at the start follow
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The identity of an image: its name in the data set, and size and time of change (ns) of its file."""
+
+    name: str
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike, root: str | os.PathLike) -> "ImageFile":
+        """Return that of a file; its name is its path below `root` where it lies there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = os.path.abspath(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise FileNotFoundError(f"No image at '{path}' ({error.strerror}). Check DATASET.ROOT.") from None
+        below = os.path.relpath(path, os.path.abspath(root)) if root else path
+        return cls(path if below.startswith("..") else below, status.st_size, status.st_mtime_ns)
+
+    def key(self, view: int) -> bytes:
+        return key_of(self.name, self.size, self.changed, view)
+
+
+class FeatureTable:
+    """Features `(d,)` by image and view: those found in a store, and those put in since.
+
+    Args:
+        images: the training set, N of them.
+        views: V of each.
+        width: d.
+        dtype: float16 or float32; what is put in is rounded to it, so that it reads the same from memory and disk.
+        store: their cache on disk; None: memory only.
+    """
+
+    def __init__(self, images: Sequence[ImageFile], views: int, width: int, dtype: torch.dtype, store: RowStore | None = None):
+        self.images, self.width, self.dtype, self.store = images, width, dtype, store
+        shape = (len(images), views)
+        self.known = torch.zeros(shape, dtype=torch.bool)
+        self._segment, self._row = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.long)
+        self._memory: Tensor | None = None  # (N * V, d), in place: pages that nothing is put into take no memory
+        self._own: np.ndarray | None = None
+        self.writable = store is not None
+        self._shards: list[np.ndarray] = []
+        if store is not None:
+            self._find()
+
+    @property
+    def missing(self) -> int:
+        """How many features are not known."""
+        return int((~self.known).sum())
+
+    def get(self, index: Tensor, view: Tensor) -> Tensor:
+        """Return the features `(B, d)` on the CPU; those that are not known are NaN."""
+        features = torch.full((len(index), self.width), torch.nan, dtype=self.dtype)
+        known, segments, rows = self.known[index, view], self._segment[index, view], self._row[index, view]
+        for segment in segments[known].unique().tolist():
+            here = known & (segments == segment)
+            features[here] = self._values(segment, rows[here])
+        return features
+
+    def put(self, index: Tensor, view: Tensor, features: Tensor) -> None:
+        """Take in features `(B, d)`; what is not finite is left out."""
+        finite = torch.isfinite(features).all(1)
+        index, view, features = index[finite], view[finite], features[finite].to(self.dtype)
+        if not len(index):
+            return
+        segment, rows = self._write(index, view, features)
+        self._segment[index, view] = segment
+        self._row[index, view] = rows
+        self.known[index, view] = True
+
+    def sync(self) -> None:
+        """Make the operating system write everything that was put in to the disk, if there is a store."""
+        if self.store is not None:
+            self.store.sync()
+
+    def _write(self, index: Tensor, view: Tensor, features: Tensor) -> tuple[int, Tensor]:
+        if self.writable:
+            keys = [self.images[i].key(v) for i, v in zip(index.tolist(), view.tolist(), strict=True)]
+            try:
+                first = self.store.append(keys, features.numpy())
+                return _OWN_SHARD, torch.arange(first, first + len(keys))
+            except OSError as error:
+                print(f"Features of views are cached in memory only from now on: '{self.store.folder}' ({error})")
+                self.writable = False
+        if self._memory is None:
+            self._memory = torch.empty(self.known.numel(), self.width, dtype=self.dtype)
+        rows = index * self.known.shape[1] + view
+        self._memory[rows] = features
+        return _IN_MEMORY, rows
+
+    def _values(self, segment: int, rows: Tensor) -> Tensor:
+        if segment == _IN_MEMORY:
+            return self._memory[rows]
+        if segment == _OWN_SHARD:
+            if self._own is None or int(rows.max()) >= len(self._own):
+                self._own = self.store.own_shard()
+            return torch.from_numpy(self._own["value"][rows.numpy()])
+        return torch.from_numpy(self._shards[segment - 2]["value"][rows.numpy()])
+
+    def _find(self) -> None:
+        wanted = {image.key(v): (i, v) for i, image in enumerate(self.images) for v in range(self.known.shape[1])}
+        for shard, found in self.store.find(wanted):
+            index, view, rows = torch.tensor([(*wanted[key], row) for key, row in found]).T
+            self._segment[index, view] = len(self._shards) + 2
+            self._row[index, view] = rows
+            self.known[index, view] = True
+            self._shards.append(shard)
+
+
+class ViewFeatures:
+    """A frozen tower's features of views, computed when a view is first seen.
+
+    Args:
+        compute: normalised images `(n, 3, H, W)` to features `(n, d)`.
+        table: where they are kept.
+        chunk: images that are computed together. It is always this many, filled up with blank ones, so that an image's feature
+            is bit-identical whatever else is in the batch.
+        device: where the features are given.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], table: FeatureTable, chunk: int, device: torch.device):
+        self.compute, self.table, self.chunk, self.device = compute, table, chunk, device
+
+    def missing(self, index: Tensor, view: Tensor) -> Tensor:
+        """Return which images' pixels are needed, `(B,)`."""
+        return ~self.table.known[index, view]
+
+    def agree(self) -> None:
+        """Forget what not every rank has found, so that all know the same from now on; rank 0 alone writes to the disk."""
+        if distributed.world() > 1:
+            self.table.known &= distributed.total(self.table.known.int()) == distributed.world()
+            self.table.writable &= distributed.is_main()
+
+    def __call__(self, batch: dict[str, Any], pixels: Tensor | None) -> Tensor:
+        """Return the features `(B, d)` in fp32.
+
+        Args:
+            batch: of an `EpochLoader` with views.
+            pixels: normalised images `(len(batch["rows"]), 3, H, W)`; None where nothing is missing.
+        """
+        index, view, rows = batch["index"], batch["view"], batch["rows"]
+        missing = self.missing(index, view).nonzero().squeeze(1)
+        new_features = [torch.empty(0, self.table.width)]
+        for new in missing.split(self.chunk) if len(missing) else ():
+            images = pixels[torch.searchsorted(rows, new).to(pixels.device)]
+            blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
+            new_features.append(self.compute(torch.cat([images, blank]))[: len(new)].float().cpu())
+        self._put_for_all(batch, torch.cat(new_features))
+        features = self.table.get(index, view)
+        if self.device.type == "cuda":
+            features = features.pin_memory()
+        return features.to(self.device, non_blocking=True).float()
+
+    def _put_for_all(self, batch: dict[str, Any], features: Tensor) -> None:
+        """Take in what this rank has computed and what the others have, in the order of the whole batch."""
+        index, view = batch["all_index"], batch["all_view"]
+        missing = self.missing(index, view)
+        if missing.any():
+            counts = [int(part.sum()) for part in missing.split(batch["counts"])]
+            self.table.put(index[missing], view[missing], distributed.gather_rows(features, counts))
+
+
+def view_features(
+    clip: Clip,
+    compute: Callable[[Tensor], Tensor],
+    loader: "EpochLoader",
+    images: Sequence[ImageFile],
+    folder: str,
+    pixels: object,
+) -> ViewFeatures:
+    """Return a frozen tower's features of a training set's views, with those that a cache on disk has.
+
+    Args:
+        clip: the tower's.
+        compute: normalised images `(n, 3, H, W)` to features `(n, d)`.
+        loader: of the training set, with views.
+        images: the training set's.
+        folder: of the cache; empty: none.
+        pixels: how images are normalised, which distinguishes features as their weights do.
+    """
+    autocast = clip.frozen_autocast_dtype
+    halved = clip.dtype != torch.float32 or autocast is not None
+    dtype = torch.float16 if halved else torch.float32  # so that fp32 is exact, and half precision half the size
+    store = None
+    if folder:
+        meaning = {
+            "weights": clip.digest("image"),
+            "precision": [str(clip.dtype), str(autocast), str(dtype)],
+            "device": clip.device.type,
+            "transform": [repr(loader.dataset.transform), pixels],
+            "views drawn by": loader.seed_of_views,
+            "versions": [PIL.__version__, torchvision.__version__],
+        }
+        store = RowStore(store_folder(Path(folder, "views"), meaning), clip.embed_dim, "float16" if halved else "float32")
+    table = FeatureTable(images, loader.views, clip.embed_dim, dtype, store)
+    if store is not None:
+        print(f"Features of {int(table.known.sum()):,} of {table.known.numel():,} views found for {clip.name}")
+    features = ViewFeatures(compute, table, -(-loader.loader.batch_size // distributed.world()), clip.device)
+    features.agree()
+    return features

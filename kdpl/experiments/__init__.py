@@ -1,0 +1,1 @@
+"""Many runs: results, reports, sweeps, and what a run costs."""

@@ -1,0 +1,47 @@
+"""The command line of the report: `python -m kdpl.report output`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kdpl.experiments.report.formats import FORMATS, render
+from kdpl.experiments.report.runs import read_scores
+from kdpl.experiments.report.tables import all_tables
+from kdpl.experiments.results import SPLITS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables that the runs under the given folders allow; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kdpl.report",
+        description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
+        "folders, from their results.json or, where there is none, from the log.txt of Dassl and its forks.",
+    )
+    parser.add_argument("folders", nargs="+", help="output folders, of one run or of many")
+    parser.add_argument("--format", choices=FORMATS, default="terminal")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="expected seeds (default: all that a table has)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="images that were tested on (default: test)")
+    parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there, as PNG (needs matplotlib)")
+    args = parser.parse_args(argv)
+    try:
+        scores, notes = read_scores(args.folders, args.split)
+        tables = all_tables(scores, args.seeds)
+        for note in notes:
+            print(f"Note: {note}", file=sys.stderr)
+        if not tables:
+            print(f"There is no result on the {args.split} images among these runs yet.", file=sys.stderr)
+            return 1
+        print(render(tables, args.format), end="")
+        if args.plot:
+            from kdpl.experiments.report.plots import draw
+
+            for path in draw(tables, args.plot):
+                print(f"Figure: {path}", file=sys.stderr)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Finding runs under output folders, and telling of each result what was trained on what and tested on what."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
+from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
+
+# Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.
+_SHARED = ("INPUT.", "OPTIM.", "TRAINER.", "DATALOADER.TRAIN_X.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images of a data set: of which classes, and of which domains ("" for all)."""
+
+    dataset: str
+    classes: str = "all"
+    domains: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.dataset} ({self.domains})" if self.domains else self.dataset
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with what tells its settings apart. The class-agnostic mode is a method of its own.
+
+    Attributes:
+        name: the trainer, with "-CA" in class-agnostic mode.
+        config: stem of the trainer's configuration file, "" if not known.
+        teacher: the teacher CLIP, "" if there is none or it is not known.
+        template: the hand-written sentence where it is not the data set's own.
+    """
+
+    name: str
+    config: str = ""
+    teacher: str = ""
+    template: str = ""
+
+    @property
+    def is_zero_shot(self) -> bool:
+        return self.name.startswith("Zeroshot")
+
+    @property
+    def is_distilled(self) -> bool:
+        return self.name.startswith("KDPL_")
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        return self.name.endswith("-CA")
+
+    @property
+    def supervised_name(self) -> str:
+        """The name of the method that learns the same prompts from labels."""
+        return self.name.removeprefix("KDPL_").removesuffix("-CA")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The accuracy, in percent, of one method with one seed, trained on `trained` (None: not at all), on `tested`."""
+
+    method: Method
+    backbone: str
+    shots: int
+    seed: int
+    trained: Data | None
+    tested: Data
+    accuracy: float
+    time: str
+    path: Path
+
+
+@dataclass
+class _Run:
+    """An output folder as read, before it is known what its model was trained on."""
+
+    path: Path
+    facts: dict[str, Any]
+    entries: list[dict[str, Any]]
+    log: Log = field(default_factory=Log)
+    settings: dict[str, str] = field(default_factory=dict)  # that all runs of a method should share
+
+
+def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
+    """Read every run under the folders: its results.json, or else the result at the end of its log.txt.
+
+    Of several results for the same thing the newest counts, and where they differ a line says so.
+
+    Args:
+        folders: output folders, of one run or of many.
+        split: "test", or "val" for the validation images.
+
+    Returns:
+        The scores, and lines about what could not be used.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or there is no run under any of them.
+    """
+    runs, notes = [], []
+    for path in _run_folders(folders):
+        run = _read_run(path, notes)
+        if run is not None:
+            runs.append(run)
+    if not runs and not notes:
+        listed = ", ".join(f"'{folder}'" for folder in folders)
+        raise FileNotFoundError(f"There is no {FILE_NAME} and no log.txt under {listed}: no run has written there yet.")
+    by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
+    scores: dict[tuple, Score] = {}
+    for run in runs:
+        for score in _scores(run, by_output_dir, split):
+            key = (score.method, score.backbone, score.shots, score.seed, score.trained, score.tested)
+            other = scores.get(key)
+            if other is not None and other.accuracy != score.accuracy:
+                notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
+            if other is None or score.time >= other.time:
+                scores[key] = score
+    return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
+
+
+def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
+    """Say where runs that may stand in one row were trained with different settings under one configuration's name."""
+    values: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for run in runs:
+        if run.path in used and not run.log.evaluates_only and not run.facts["trainer"].startswith("Zeroshot"):
+            trainer = _trainer_name(run.facts["trainer"], _is_class_agnostic(run))
+            of_method = values.setdefault((trainer, _config_name(run), run.facts["backbone"]), {})
+            for key, value in run.settings.items():
+                of_method.setdefault(key, set()).add(value)
+    notes = []
+    for (trainer, config, backbone), of_method in values.items():
+        for key, found in of_method.items():
+            if len(found) > 1:
+                method = f"{trainer} ({config or 'configuration not known'}, student {backbone})"
+                notes.append(f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}.")
+    return notes
+
+
+def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        path = Path(folder)
+        if path.is_file():
+            path = path.parent
+        if not path.is_dir():
+            raise FileNotFoundError(f"There is no folder '{folder}'. Give output folders, such as output/base2new.")
+        for root, directories, files in os.walk(path):
+            directories.sort()
+            if FILE_NAME in files or any(name.startswith("log.txt") for name in files):
+                found[Path(root).resolve()] = Path(root)
+    return list(found.values())
+
+
+def _read_run(path: Path, notes: list[str]) -> _Run | None:
+    log = read_logs(path)
+    try:
+        content = read_results(path / FILE_NAME)
+    except FileNotFoundError:
+        content = None
+    except ResultsError as error:
+        notes.append(f"{error} Until then the log is used." if log.metrics else str(error))
+        content = None
+    if content is None:
+        return _run_from_log(path, log)
+    config = content["config"]
+    config = _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {})
+    settings = {key: value for key, value in config.items() if key.startswith(_SHARED)}
+    return _Run(path, content | {"template": config.get("DATASET.TEMPLATE", "")}, content["results"], log, settings)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested configuration as dotted keys with text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _run_from_log(path: Path, log: Log) -> _Run | None:
+    if not log.metrics or not log.config.get("DATASET.NAME"):
+        return None
+    config = log.config
+    trainer = config.get("TRAINER.NAME", "")
+    distilled = "KDPL" in trainer
+    facts = {
+        "trainer": trainer,
+        "backbone": config.get("MODEL.BACKBONE.NAME", ""),
+        "teacher": config.get("TRAINER.KDPL.TEACHER") if distilled or trainer == "ZeroshotTeacher" else None,
+        "class_agnostic": distilled and config.get("TRAINER.KDPL.CLASS_AGNOSTIC") == "True",
+        "seed": int(config.get("SEED", -1)),
+        "shots": int(config.get("DATASET.NUM_SHOTS", -1)),
+        "config_name": "",
+        "model_dir": None,
+        "output_dir": config.get("OUTPUT_DIR") or log.arguments.get("output_dir", ""),
+        "template": config.get("DATASET.TEMPLATE", ""),
+    }
+    newest = max(file.stat().st_mtime for file in log_files(path))
+    entries = [
+        {
+            "dataset": config["DATASET.NAME"],
+            "split": split,
+            "classes": config.get("DATASET.SUBSAMPLE_CLASSES") or "all",
+            "source_domains": as_list(config.get("DATASET.SOURCE_DOMAINS", "")),
+            "target_domains": as_list(config.get("DATASET.TARGET_DOMAINS", "")),
+            "accuracy": metrics["accuracy"],
+            "time": f"log {newest:020.3f}",
+        }
+        for split, metrics in log.metrics.items()
+    ]
+    return _Run(path, facts, entries, log)
+
+
+def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score]:
+    facts = run.facts
+    origin = by_output_dir.get(os.path.normpath(_model_dir(run) or "-"), run)
+    method = Method(
+        _trainer_name(facts["trainer"], _is_class_agnostic(run) or _is_class_agnostic(origin)),
+        _config_name(run),
+        facts["teacher"] or "",
+        facts["template"],
+    )
+    scores = []
+    for entry in run.entries:
+        if entry["split"] != split:
+            continue
+        source, target = " ".join(entry["source_domains"]), " ".join(entry["target_domains"])
+        tested = Data(entry["dataset"], entry["classes"], target)
+        trained = None if method.is_zero_shot else _trained_on(run, origin, Data(tested.dataset, tested.classes, source))
+        shots = 0 if method.is_zero_shot else _shots(origin)
+        scores.append(
+            Score(
+                method,
+                facts["backbone"],
+                shots,
+                facts["seed"],
+                trained,
+                tested,
+                entry["accuracy"],
+                entry["time"],
+                run.path,
+            )
+        )
+    return scores
+
+
+def _model_dir(run: _Run) -> str | None:
+    """The folder of the run that trained the tested model, if this one did not."""
+    return run.facts["model_dir"] or (run.log.arguments.get("model_dir") if run.log.evaluates_only else None)
+
+
+def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
+    """Tell what the model was trained on: by the training run, else by the folders' names in the forks' layout."""
+    if not origin.log.evaluates_only and origin.log.config.get("DATASET.NAME"):
+        config = origin.log.config
+        domains = " ".join(as_list(config.get("DATASET.SOURCE_DOMAINS", "")))
+        return Data(config["DATASET.NAME"], config.get("DATASET.SUBSAMPLE_CLASSES") or "all", domains)
+    hints = [*Path(_model_dir(run) or "").parts, *reversed(run.path.parts)]
+    for part in hints:
+        if part in ("train_base", "test_base", "test_new"):
+            return replace(tested, classes="base")
+        if part == "evaluation" or part.startswith("cross_domain"):
+            return Data("ImageNet")
+        if part.startswith("evaluation_"):
+            return Data(_registered_name(part.removeprefix("evaluation_")))
+        if same_dataset(part.removeprefix("train_"), "ImageNet"):
+            return Data("ImageNet")
+    return replace(tested, classes="base") if tested.classes == "new" else tested
+
+
+def _registered_name(stem: str) -> str:
+    """The usual name of a data set for the stem of its configuration: emoji_food is EmojiFood."""
+    return "".join(word.capitalize() for word in stem.split("_"))
+
+
+def _shots(run: _Run) -> int:
+    shots = int(run.facts["shots"])
+    if shots > 0:
+        return shots
+    for part in reversed(run.path.parts):
+        if match := re.fullmatch(r"shots_(\d+)|.*_(\d+)shots", part):
+            return int(match[1] or match[2])
+    return shots
+
+
+def _is_class_agnostic(run: _Run) -> bool:
+    return bool(run.facts["class_agnostic"]) or any(part.endswith("-CA") for part in run.path.parts)
+
+
+def _trainer_name(trainer: str, class_agnostic: bool) -> str:
+    # The published code says CoOp_KDPL, this one KDPL_CoOp.
+    name = f"KDPL_{trainer.removesuffix('_KDPL')}" if trainer.endswith("_KDPL") else trainer
+    return f"{name}-CA" if class_agnostic else name
+
+
+def _config_name(run: _Run) -> str:
+    if run.facts["config_name"]:
+        return run.facts["config_name"]
+    if file := run.log.arguments.get("config_file"):
+        return Path(file).stem
+    parts = run.path.parts
+    seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-?\d+", part)]
+    return re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""

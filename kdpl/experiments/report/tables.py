@@ -1,0 +1,322 @@
+"""The tables of the four protocols, made of scores: base-to-new, cross-dataset, domain generalisation, few-shot."""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
+from kdpl.experiments.report.runs import Data, Method, Score
+
+SOURCE = "ImageNet"
+SHIFTED = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
+PAPER = "arXiv:2407.03056"
+PAPER_SHOTS = 16
+PAPER_TEACHER = "ViT-H-14-quickgelu"
+AVERAGE = "average"
+SHIFT = "domain generalisation"
+
+_DATASET_ORDER = [
+    "ImageNet",
+    "Caltech101",
+    "OxfordPets",
+    "StanfordCars",
+    "OxfordFlowers",
+    "Food101",
+    "FGVCAircraft",
+    "SUN397",
+    "DescribableTextures",
+    "EuroSAT",
+    "UCF101",
+    *SHIFTED,
+]
+_METHOD_ORDER = [
+    "ZeroshotCLIP",
+    "ZeroshotCLIP2",
+    "ZeroshotTeacher",
+    "CoOp",
+    "CoCoOp",
+    "VPT",
+    "MaPLe",
+    "PromptSRC",
+    "IVLP",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its labels, then its cells; `kind` is "method", "difference" or "published"."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell | None, ...]
+    kind: str = "method"
+
+
+@dataclass
+class Table:
+    """A table of one protocol.
+
+    Attributes:
+        protocol: "base-to-new", "cross-dataset", "domain generalisation" or "few-shot".
+        subject: student, source and shots, as far as the whole table shares them.
+        labels: the headings of the label columns.
+        columns: the headings of the cells.
+        seeds: the seeds that every cell should have.
+    """
+
+    protocol: str
+    subject: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.protocol[0].upper()}{self.protocol[1:]}: {self.subject}"
+
+
+def all_tables(scores: Iterable[Score], seeds: Sequence[int] = ()) -> list[Table]:
+    """Return the tables that the scores allow.
+
+    Args:
+        seeds: the seeds that every cell should have; by default those that any score of the same table has.
+    """
+    scores = sorted(scores, key=lambda score: (_method_key(score.method), score.seed))
+    tables = []
+    for backbone in sorted({score.backbone for score in scores}):
+        of_student = [score for score in scores if score.backbone == backbone]
+        for protocol in (_base_to_new, _transfers, _few_shot):
+            tables += protocol(of_student, backbone, seeds)
+    return [table for table in tables if table.rows]
+
+
+def _base_to_new(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
+    halves = [s for s in scores if s.tested.classes != "all" and (s.trained is None or _is_base_to_new(s))]
+    tables = []
+    for shots in sorted({score.shots for score in halves if score.trained}) or [0]:
+        trained = {score.tested.dataset for score in halves if score.trained and score.shots == shots}
+        chosen = [
+            score
+            for score in halves
+            if (score.trained and score.shots == shots)
+            or (not score.trained and (not trained or score.tested.dataset in trained))
+        ]
+        table = Table(
+            "base-to-new",
+            _subject(backbone, shots),
+            ("data set", "method"),
+            ("base", "new", "H"),
+            _seeds(chosen, seeds),
+        )
+        columns = [partial(_tests_classes, classes) for classes in ("base", "new")]
+        table.rows = _dataset_rows(chosen, columns, finish=lambda pair: (*pair, harmonic_mean(*pair)))
+        tables.append(table)
+    return tables
+
+
+def _few_shot(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
+    whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or _same_images(s))]
+    sources = {s.trained for s in scores if s.trained and s.tested.classes == "all" and not _same_images(s)}
+    shots_of: dict[Data, set[int]] = {}
+    for score in whole:
+        if score.trained or not any(s.trained for s in scores):
+            shots_of.setdefault(score.tested, set()).add(score.shots)
+    # A source with one number of shots stands in the table of its transfer already.
+    shown = {data for data, n in shots_of.items() if len(n) > 1 or (data not in sources and data != Data(SOURCE))}
+    chosen = [score for score in whole if score.tested in shown]
+    shots = sorted({score.shots for score in chosen})
+    subject = f"student {backbone}, all classes, by training images of each class"
+    table = Table("few-shot", subject, ("data set", "method"), tuple(map(str, shots)), _seeds(chosen, seeds))
+    table.rows = _dataset_rows(chosen, [partial(_has_shots, n) for n in shots], finish=lambda cells: cells)
+    return [table]
+
+
+def _dataset_rows(
+    scores: list[Score],
+    columns: Sequence[Callable[[Score], bool]],
+    finish: Callable[[tuple[Cell | None, ...]], tuple[Cell | None, ...]],
+) -> list[Row]:
+    """Rows for every data set and method, those of the average over data sets first.
+
+    Args:
+        columns: for each column, which scores belong in it.
+        finish: adds the columns that are computed from the others.
+    """
+    methods = _methods(scores)
+    blocks: dict[str, dict[Method, tuple[Cell | None, ...]]] = {}
+    for dataset in _in_order({str(score.tested) for score in scores}):
+        here = [score for score in scores if str(score.tested) == dataset]
+        blocks[dataset] = {
+            method: tuple(_cell(s for s in here if s.method == method and belongs(s)) for belongs in columns)
+            for method in methods
+        }
+    rows = []
+    if len(blocks) > 1:
+        averages = {m: tuple(map(average, zip(*(block[m] for block in blocks.values()), strict=True))) for m in methods}
+        rows += _rows({method: finish(cells) for method, cells in averages.items()}, (AVERAGE,))
+    for dataset, block in blocks.items():
+        rows += _rows({method: finish(cells) for method, cells in block.items()}, (dataset,))
+    return rows
+
+
+def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
+    """Tables of prompts trained on all classes of a source and tested elsewhere."""
+    whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or s.trained.classes == "all")]
+    tables = []
+    origins = {(s.trained, s.shots) for s in whole if s.trained}
+    for source, shots in sorted(origins, key=lambda o: (_dataset_key(str(o[0])), o[1])):
+        targets = {s.tested for s in whole if (s.trained, s.shots) == (source, shots) and s.tested != source}
+        shifted = {t for t in targets if t.dataset == source.dataset or (source == Data(SOURCE) and t.dataset in SHIFTED)}
+        for protocol, chosen in (("cross-dataset", targets - shifted), (SHIFT, shifted)):
+            # The paper's table begins with the source itself, so it is worth showing alone.
+            if chosen or (protocol == SHIFT and source == Data(SOURCE)):
+                columns = [source, *sorted(chosen, key=lambda data: _dataset_key(str(data)))]
+                tables.append(_transfer_table(protocol, whole, columns, backbone=backbone, shots=shots, seeds=seeds))
+    return tables
+
+
+def _transfer_table(
+    protocol: str, whole: list[Score], columns: list[Data], *, backbone: str, shots: int, seeds: Sequence[int]
+) -> Table:
+    """The table of prompts trained on the first of the columns."""
+    source, *targets = columns
+    chosen = [s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))]
+    by_method = {}
+    for method in _methods(chosen):
+        cells = [_cell(s for s in chosen if s.method == method and s.tested == column) for column in columns]
+        by_method[method] = (*cells, average(cells[1:]))
+    table = Table(
+        protocol,
+        _subject(backbone, shots, source),
+        ("method",),
+        (f"{source} (source)", *map(str, targets), AVERAGE),
+        seeds=_seeds(chosen, seeds),
+    )
+    paper = {}
+    if protocol == SHIFT and source == Data(SOURCE) and shots == PAPER_SHOTS:
+        paper = {m: _published_row(backbone, m, targets) for m in by_method}
+    table.rows = _rows(by_method, published=paper)
+    return table
+
+
+def _rows(
+    by_method: dict[Method, tuple[Cell | None, ...]],
+    labels: tuple[str, ...] = (),
+    published: dict[Method, tuple[Cell | None, ...] | None] | None = None,
+) -> list[Row]:
+    """The rows of methods; a method's published values and its difference to its supervised twin follow it."""
+    rows = []
+    names = _labels_of(by_method)
+    for method, cells in by_method.items():
+        rows.append(Row((*labels, names[method]), cells))
+        twin = _twin(method, by_method)
+        if twin is not None:
+            deltas = tuple(difference(a, b) for a, b in zip(cells, by_method[twin], strict=True))
+            rows.append(Row((*labels, f"minus {names[twin]}"), deltas, "difference"))
+        if published and published.get(method):
+            rows.append(Row((*labels, "as published"), published[method], "published"))
+    return rows
+
+
+def _twin(method: Method, methods: Iterable[Method]) -> Method | None:
+    """The supervised method with the same prompts: of the same configuration, or the only one there is."""
+    if not method.is_distilled:
+        return None
+    candidates = [other for other in methods if other.name == method.supervised_name]
+    same = [other for other in candidates if other.config == method.config]
+    return same[0] if same else candidates[0] if len(candidates) == 1 else None
+
+
+def _labels_of(methods: Iterable[Method]) -> dict[Method, str]:
+    """Names of methods, with as much of their settings as it takes to tell them apart."""
+    methods = list(methods)
+    labels = {}
+    for method in methods:
+        rivals = [other for other in methods if other.name == method.name and other != method]
+        parts = []
+        if method.template:
+            parts.append(f'"{method.template}"')
+        parts += [
+            getattr(method, key) or "unknown"
+            for key in ("config", "teacher")
+            if any(getattr(other, key) != getattr(method, key) for other in rivals)
+        ]
+        labels[method] = f"{method.name} ({', '.join(parts)})" if parts else method.name
+    return labels
+
+
+@lru_cache
+def published() -> dict[tuple[str, str], dict[str, float]]:
+    """Return the values of the paper (arXiv:2407.03056) by student and method: accuracy by data set, and "mean"."""
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        return {(r.pop("student"), r.pop("method")): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
+
+
+def _published_row(backbone: str, method: Method, targets: list[Data]) -> tuple[Cell | None, ...] | None:
+    if method.template or (method.teacher and method.teacher != PAPER_TEACHER):
+        return None
+    values = published().get(("any" if method.name == "ZeroshotTeacher" else backbone, method.name))
+    if values is None:
+        return None
+    names = [SOURCE, *(target.dataset for target in targets)]
+    mean = values["mean"] if set(names[1:]) == set(SHIFTED) else None
+    return tuple(None if v is None else Cell({ANY_SEED: v}) for v in [*(values.get(name) for name in names), mean])
+
+
+def _cell(scores: Iterable[Score]) -> Cell | None:
+    scores = list(scores)
+    if not scores:
+        return None
+    if scores[0].method.is_zero_shot:
+        return Cell({ANY_SEED: scores[-1].accuracy})
+    return Cell({score.seed: score.accuracy for score in scores})
+
+
+def _seeds(scores: Iterable[Score], seeds: Sequence[int]) -> tuple[int, ...]:
+    return tuple(seeds) or tuple(sorted({score.seed for score in scores if not score.method.is_zero_shot}))
+
+
+def _is_base_to_new(score: Score) -> bool:
+    return score.trained.classes == "base" and score.trained.dataset == score.tested.dataset
+
+
+def _tests_classes(classes: str, score: Score) -> bool:
+    return score.tested.classes == classes
+
+
+def _has_shots(shots: int, score: Score) -> bool:
+    return score.shots == shots
+
+
+def _same_images(score: Score) -> bool:
+    """Whether the training and test images are of the same data set, classes and domains."""
+    return score.trained == score.tested
+
+
+def _methods(scores: Iterable[Score]) -> list[Method]:
+    return sorted({score.method for score in scores}, key=_method_key)
+
+
+def _method_key(method: Method) -> tuple:
+    name = method.supervised_name
+    place = _METHOD_ORDER.index(name) if name in _METHOD_ORDER else len(_METHOD_ORDER)
+    return (place, name, method.is_distilled, method.is_class_agnostic, method.config, method.teacher, method.template)
+
+
+def _in_order(datasets: Iterable[str]) -> list[str]:
+    return sorted(set(datasets), key=_dataset_key)
+
+
+def _dataset_key(name: str) -> tuple[int, str]:
+    return (_DATASET_ORDER.index(name) if name in _DATASET_ORDER else len(_DATASET_ORDER), name)
+
+
+def _subject(backbone: str, shots: int, source: Data | None = None) -> str:
+    parts = [f"student {backbone}"]
+    if source is not None:
+        parts.append(f"source {source}")
+    if shots:
+        parts.append(f"{shots} shots" if shots > 0 else "all training images")
+    return ", ".join(parts)

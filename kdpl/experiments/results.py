@@ -1,0 +1,281 @@
+"""The results of a run as one JSON file, `results.json` in its output folder.
+
+`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets whose result is missing there, one
+to a line, and exits with 0 only if none is.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import kdpl
+from kdpl.common.files import atomic_write
+
+SCHEMA = 1
+FILE_NAME = "results.json"
+SPLITS = ("test", "val")
+CLASSES = ("all", "base", "new")
+
+_RUN = {
+    "trainer": "",
+    "backbone": "",
+    "teacher": None,
+    "class_agnostic": False,
+    "seed": -1,
+    "shots": -1,
+    "config_name": "",
+    "model_dir": None,
+    "learned_parameters": 0,
+    "train_seconds": 0.0,
+    "epoch": 0,
+    "config": "",
+}
+_IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
+_ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
+_RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1")
+
+
+class ResultsError(ValueError):
+    """A results file that is damaged, or that this version cannot read."""
+
+
+class NewerSchemaError(ResultsError):
+    """A results file of a schema that only a newer version of kdpl reads."""
+
+
+def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
+    """Add the result of one test to `output_dir/results.json`.
+
+    An earlier result of the same data set, split, classes and domains is replaced. A file that is damaged, or of
+    another run (trainer, backbone, teacher, seed or shots differ), is moved aside and a line says so: the new result
+    is never lost over it.
+
+    Args:
+        output_dir: the run's output folder; it is made if missing.
+        run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
+            epoch, config (the whole configuration as text or nested dict), and where known config_name (stem of the
+            trainer's configuration file) and model_dir (the output folder of the training run that is tested).
+        result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
+            num_images, and accuracy, error_rate and macro_f1 in percent.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: `run` or `result` has a key that is not known, or `result` lacks one.
+    """
+    _check_keys("run", run, known=_RUN)
+    _check_keys("result", result, known=_RESULT, needed=_RESULT)
+    path = Path(output_dir, FILE_NAME)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    header = {
+        "schema": SCHEMA,
+        **_RUN,
+        **run,
+        "output_dir": str(output_dir),
+        "versions": versions(),
+        "git": git_state(),
+        "time": now,
+    }
+    earlier = [entry for entry in _earlier_results(path, header) if _identity(entry, _ENTRY) != _identity(result, _ENTRY)]
+    with atomic_write(path, "w") as file:
+        json.dump({**header, "results": [*earlier, {**result, "time": now}]}, file, indent=2, default=str)
+        file.write("\n")
+    return path
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a results file.
+
+    Args:
+        path: the file, or the output folder that it lies in.
+
+    Returns:
+        The run's facts, with the list "results" of its tests (see `write_results`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultsError: it is damaged, or of a newer schema (`NewerSchemaError`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultsError(f"'{path}' is damaged, it is not JSON ({error}). Move it away and test again.") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerSchemaError(f"'{path}' is of schema {schema}, this version reads up to {SCHEMA}: use a newer kdpl.")
+    problem = f"'schema' is {schema!r}, expected {SCHEMA}" if schema != SCHEMA else _problem(content)
+    if problem:
+        raise ResultsError(f"'{path}' is damaged: {problem}. Move it away and test again.")
+    return {**_RUN, **content}
+
+
+def same_dataset(a: str, b: str) -> bool:
+    """Whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
+    return _plain(a) == _plain(b)
+
+
+def missing_datasets(
+    folder: str | os.PathLike,
+    datasets: Sequence[str] = (),
+    classes: str = "all",
+    split: str = "test",
+    model_dir: str | os.PathLike | None = None,
+) -> list[str]:
+    """Return which of the data sets have no result in a run's folder.
+
+    Args:
+        datasets: names (see `same_dataset`); none: any data set will do, and the missing one is called "any".
+        classes, split: which result.
+        model_dir: the folder of the training run that was tested; results older than its own do not count.
+
+    Raises:
+        NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
+    """
+    entries = [e for e in _entries_or_none(Path(folder)) if (e["classes"], e["split"]) == (classes, split)]
+    if model_dir is not None:
+        trained = max((entry["time"] for entry in _entries_or_none(Path(model_dir))), default="")
+        entries = [entry for entry in entries if entry["time"] >= trained]
+    if not datasets:
+        return [] if entries else ["any"]
+    return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions that a result depends on: of Python, PyTorch, kdpl and Dassl ("bundled" for our engine)."""
+    bundled = "bundled" in kdpl.dassl_in_use()
+    return {
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "kdpl": kdpl.__version__,
+        "dassl": "bundled" if bundled else _version("dassl"),
+    }
+
+
+@lru_cache
+def git_state() -> str | None:
+    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None if it is not a checkout."""
+    root = Path(kdpl.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Questions about a run's results.json.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    done = commands.add_parser("done", help="print the data sets without a result; the status is 0 if there is none")
+    done.add_argument("folder", help="output folder of the run")
+    done.add_argument("--datasets", nargs="*", default=[], metavar="NAME", help="data sets (default: any one)")
+    done.add_argument("--classes", choices=CLASSES, default="all")
+    done.add_argument("--split", choices=SPLITS, default="test")
+    done.add_argument("--model-dir", metavar="DIR", help="results older than those of this training run do not count")
+    args = parser.parse_args(argv)
+    try:
+        missing = missing_datasets(args.folder, args.datasets, args.classes, args.split, args.model_dir)
+    except (ResultsError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(missing), end="\n" if missing else "")
+    return 1 if missing else 0
+
+
+def _check_keys(what: str, given: dict[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{what} has keys that are not known: {', '.join(unknown)}. Known are: {', '.join(known)}.")
+    if lacking := sorted(set(needed) - set(given)):
+        raise ValueError(f"{what} lacks: {', '.join(lacking)}.")
+
+
+def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the results that the file holds already; a file that cannot be added to is moved aside."""
+    try:
+        earlier = read_results(path)
+    except FileNotFoundError:
+        return []
+    except ResultsError as error:
+        _move_aside(path, "damaged", str(error))
+        return []
+    differing = [key for key in _IDENTITY if earlier[key] != header[key]]
+    if differing:
+        changes = ", ".join(f"{key} {earlier[key]!r}, now {header[key]!r}" for key in differing)
+        _move_aside(path, "other", f"'{path}' is of another run ({changes}).")
+        return []
+    return earlier["results"]
+
+
+def _move_aside(path: Path, reason: str, why: str) -> None:
+    n = 1
+    while (aside := path.with_name(f"{path.name}.{reason}-{n}")).exists():
+        n += 1
+    os.replace(path, aside)
+    print(f"Warning: {why} It is kept as '{aside}', and a new file is begun.")
+
+
+def _problem(content: dict[str, Any]) -> str | None:
+    """Say what is wrong with the content of a results file, if anything is."""
+    if not isinstance(content.get("trainer"), str):
+        return f"'trainer' is {content.get('trainer')!r}, expected a name"
+    results = content.get("results")
+    if not isinstance(results, list):
+        return f"'results' is {results!r}, expected a list"
+    for i, entry in enumerate(results):
+        lacking = [key for key in (*_RESULT, "time") if key not in entry] if isinstance(entry, dict) else ["everything"]
+        if lacking:
+            return f"result {i} lacks {', '.join(lacking)}"
+        if not isinstance(entry["accuracy"], int | float):
+            return f"the accuracy of result {i} is {entry['accuracy']!r}, expected a number in percent"
+    return None
+
+
+def _entries_or_none(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return read_results(folder / FILE_NAME)["results"]
+    except NewerSchemaError:
+        raise
+    except (FileNotFoundError, ResultsError):
+        return []
+
+
+def _identity(entry: dict[str, Any], keys: Sequence[str]) -> list[Any]:
+    return [list(entry[key]) if isinstance(entry[key], list | tuple) else entry[key] for key in keys]
+
+
+def _plain(name: str) -> str:
+    plain = name.replace("_", "").replace("-", "").lower()
+    return "describabletextures" if plain == "dtd" else plain
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *args: str) -> str:
+    command = ["git", "-C", str(root), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Pieces that prompt learners are made of: text context, visual prompts, and parameters under published names."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpl.clip.model import Clip
+from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.vision_tower import VisionTower
+from kdpl.text.prompts import context_prompts, init_tokens
+
+INIT_STD = 0.02  # of randomly initialised prompts
+
+
+class TextContext:
+    """The learned context tokens of a text prompt: their initial words and the prompts that hold them.
+
+    Args:
+        clip: the frozen CLIP.
+        words: CTX_INIT; empty: random initialisation.
+        n_ctx: N_CTX.
+        fixed_count: True if N_CTX counts (MaPLe, PromptSRC: the first N_CTX tokens of the words are learned), False
+            if the words do (CoOp, CoCoOp: all of them are learned, whatever N_CTX says).
+        position: of the class name: "end", "middle" or "front".
+    """
+
+    def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end"):
+        tokens = init_tokens(words) if words else []
+        if tokens and not fixed_count:
+            n_ctx = len(tokens)
+        if len(tokens) < n_ctx:
+            words, tokens = "", []
+        self.clip, self.words, self.n_ctx, self.position = clip, words, n_ctx, position
+        self.tokens = tokens[:n_ctx]
+
+    def initial(self, classes: int | None = None) -> Tensor:
+        """Return the initial value in fp32, `(n_ctx, w_t)`, or `(classes, n_ctx, w_t)`: the words' embeddings or N(0, 0.02)."""
+        tower = self.clip.text
+        if self.tokens:
+            value = tower.embed(torch.tensor(self.tokens, device=tower.device)).float()
+            return value if classes is None else value.repeat(classes, 1, 1)
+        shape = (self.n_ctx, tower.width) if classes is None else (classes, self.n_ctx, tower.width)
+        return random_prompts(*shape)
+
+    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout:
+        """Return the prompts of these class names, ready for the text pass."""
+        prompts = context_prompts(names, self.n_ctx, self.words, self.position)
+        for name, prompt in zip(names, prompts, strict=True):
+            if len(prompt) > self.clip.text.context_length:
+                raise ValueError(
+                    f"The prompt of class name '{name}' has {len(prompt)} tokens, {self.n_ctx} of them context; the text tower "
+                    f"takes {self.clip.text.context_length}: shorten the name, or the context (N_CTX, CTX_INIT)."
+                )
+        return PromptLayout(self.clip.text, prompts, class_specific)
+
+
+class VisualPrompts:
+    """Mixed into students that prompt the image tower."""
+
+    def prompted_image_features(self, images: Tensor, prompts: Tensor, deep: Sequence[Tensor]) -> Tensor:
+        """Return normalised features `(B, d)` in fp32."""
+        return F.normalize(self.vision(images, prompts, deep).float(), dim=-1)
+
+    @property
+    def vision(self) -> VisionTower:
+        return self.clip.vision
+
+
+def deep_visual_prompts(learned: nn.Module, n: int, width: int, depth: int) -> list[nn.Parameter]:
+    """Register visual tokens `(n, width)` for `depth` layers under the published names; return them by layer."""
+    names = ["image_encoder.VPT"]
+    names += [f"image_encoder.transformer.resblocks.{layer}.VPT_shallow" for layer in range(1, depth)]
+    return [put_parameter(learned, name, random_prompts(n, width)) for name in names]
+
+
+def normalized_text(tower_output: Tensor) -> Tensor:
+    return F.normalize(tower_output.float(), dim=-1)
+
+
+def random_prompts(*shape: int) -> Tensor:
+    """Return new prompt vectors, N(0, 0.02)."""
+    return torch.empty(shape).normal_(std=INIT_STD)
+
+
+def put_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+    """Register a parameter under a dotted name, as `image_encoder.VPT`, making the modules on the way; return it."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    module.register_parameter(last, nn.Parameter(value))
+    return getattr(module, last)

@@ -1,0 +1,1 @@
+"""Texts and their features: prompts, sentences, vocabularies."""

@@ -1,0 +1,93 @@
+"""Text features computed once: a teacher's over a vocabulary, and a student's prompt ensembles, by class name.
+
+On disk they are rows (kdpl/common/rows.py) below `text_features` in the cache folder. A folder of rows belongs to the text
+tower's design and weights and to the sentences; other ones are never read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kdpl.clip.model import Clip
+from kdpl.common.files import cache_dir
+from kdpl.common.rows import RowStore, key_of, store_folder
+from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
+
+NAMES_AT_ONCE = 1000  # new names after which they are written
+
+
+class TextFeatures:
+    """The normalised mean over templates of a frozen CLIP's unnormalised text features, by class name.
+
+    Names are computed when they are first asked for, and written every `NAMES_AT_ONCE` names and at `flush`. They are stored
+    in full precision, so that a run that finds them sees the very values of the run that computed them; half precision would
+    move the published losses by more than 1e-4.
+
+    Args:
+        clip: the frozen CLIP; the features are on its device, in fp32.
+        templates: sentences with `{}` for the name.
+        among: the list that all names are from, for features that must not depend on which others were computed with them,
+            not even in the last bit: then the names of a call are found all or not at all.
+    """
+
+    def __init__(self, clip: Clip, templates: Sequence[str], among: Sequence[str] = ()):
+        self.clip, self.templates, self.among = clip, list(templates), list(among)
+        self._row_of: dict[str, int] = {}  # of the table, by name
+        self._table: Tensor | None = None  # (capacity, d) fp32; grown by doubling
+        self._store: RowStore | None = None
+        self._on_disk: dict[bytes, tuple[np.ndarray, int]] = {}  # shard and row by key
+        self._unwritten: list[str] = []
+
+    def __call__(self, names: Sequence[str]) -> Tensor:
+        """Return the features `(C, d)` of these names, in fp32."""
+        if self._table is None:
+            meaning = {"weights": self.clip.digest("text"), "templates": self.templates, "among": self.among}
+            self._store = RowStore(store_folder(cache_dir() / "text_features", meaning), self.clip.embed_dim, "float32")
+            self._on_disk = {key: (shard, row) for shard, found in self._store.find() for key, row in found}
+            self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
+        new = [n for n in dict.fromkeys(names) if n not in self._row_of]
+        found = [n for n in new if key_of(n) in self._on_disk]
+        if found and not (self.among and len(found) < len(new)):
+            rows = [shard["value"][row] for shard, row in (self._on_disk[key_of(n)] for n in found)]
+            self._add(found, torch.from_numpy(np.stack(rows)).to(self._table.device))
+            new = [n for n in new if n not in self._row_of]
+        if new:
+            with torch.autocast(self.clip.device.type, enabled=False):  # whatever the caller's
+                self._add(new, ensemble_features(self.clip, new, self.templates, normalize=False))
+            self._unwritten += new
+            if len(self._unwritten) >= NAMES_AT_ONCE:
+                self.flush()
+        return self._table[torch.tensor([self._row_of[n] for n in names], device=self._table.device)]
+
+    def flush(self) -> None:
+        """Write the names that are not on disk yet; if that is impossible, the run continues without."""
+        if self._unwritten:
+            features = self._table[[self._row_of[n] for n in self._unwritten]].cpu()
+            try:
+                self._store.append([key_of(n) for n in self._unwritten], features.numpy())
+                self._store.sync()
+            except OSError as error:
+                print(f"The text features are not cached, because '{self._store.folder}' cannot be written: {error}")
+            self._unwritten = []
+
+    def _add(self, names: Sequence[str], features: Tensor) -> None:
+        first, last = len(self._row_of), len(self._row_of) + len(names)
+        if last > len(self._table):
+            grown = self._table.new_empty(max(last, 2 * len(self._table)), self._table.shape[1])
+            grown[:first] = self._table[:first]
+            self._table = grown
+        self._table[first:last] = features
+        self._row_of.update(zip(names, range(first, last), strict=True))
+
+
+def cached_text_features(clip: Clip, names: Sequence[str], template: str) -> Tensor:
+    """Return the normalised text features `(V, d)` of a vocabulary's names in a template, from the cache or computed now."""
+    features = TextFeatures(clip, [template], names)
+    starts = range(0, len(names), SENTENCES_AT_ONCE)
+    for start in tqdm(starts, desc="text features", disable=None, leave=False):
+        features(names[start : start + SENTENCES_AT_ONCE])
+    features.flush()
+    return features(names)

@@ -1,0 +1,243 @@
+"""Vocabularies: the names that stand in for unknown class names (class-agnostic mode, arXiv:2407.03056)."""
+
+import csv
+import hashlib
+import http.client
+import importlib.util
+import os
+import unicodedata
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from kdpl.common.files import atomic_write, cache_dir
+from kdpl.common.messages import did_you_mean
+from kdpl.text.prompts import encode
+
+VOCABULARIES = ("imagenet21k", "openimages")
+OPENIMAGES_URL = "https://storage.googleapis.com/openimages/v7/oidv7-class-descriptions.csv"
+COLUMNS = ("ClassName", "DisplayName")  # of a CSV file; the second is Open Images'
+MAX_NAMES = 200_000  # more than WordNet's nouns; a teacher would read more of them for hours
+RESERVE = 24  # start, end, full stop, and a context of 16 vectors or the longest sentence of an ensemble
+_MAX_BYTES = 64 * 2**20  # of a file
+_TIMEOUT = 30  # seconds without an answer
+
+
+class VocabularyError(ValueError):
+    """A vocabulary is unknown, missing or no list of names."""
+
+
+def check_vocabulary(name: str) -> None:
+    """Refuse a vocabulary that cannot be found, without reading it.
+
+    Raises:
+        VocabularyError: `name` is neither one of `VOCABULARIES` nor a file.
+    """
+    if name == "imagenet21k":
+        _lemma_file()
+    elif name not in VOCABULARIES and not Path(name).expanduser().is_file():
+        what = "is a folder, not a file" if Path(name).expanduser().is_dir() else "is no vocabulary and no file"
+        suggestion = "" if os.path.dirname(name) else did_you_mean(name, VOCABULARIES)
+        raise VocabularyError(
+            f"TRAINER.KDPL.VOCABULARY '{name}' {what}.{suggestion} Expected {', '.join(VOCABULARIES)}, or the path of "
+            f"a text file with one name a line or of a CSV file with a column {COLUMNS[0]}."
+        )
+
+
+def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int = 77, reserve: int = RESERVE) -> list[str]:
+    """Return the names of a vocabulary, in its order, each once.
+
+    Underscores are read as spaces. Of names that the text towers cannot tell apart, because they differ in case alone
+    or have the same token ids, the first is kept. Names too long for a prompt are left out, and a line is printed.
+
+    Args:
+        name: `imagenet21k`, the first lemma of each ImageNet-21k synset, from the installed timm; `openimages`, the
+            class descriptions of Open Images V7, downloaded once; or the path of a text file (one name a line) or of a
+            CSV file (with a header, of which the column ClassName is read).
+        exclude: names to leave out, compared by token ids: the data set's own class names.
+        context_length: of the text towers, in tokens.
+        reserve: how many of these tokens stay free for what surrounds a name.
+
+    Raises:
+        VocabularyError: an unknown name, or a file that is no list of at least one and at most `MAX_NAMES` usable
+            names; the message says where and why.
+    """
+    check_vocabulary(name)
+    names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(name, lambda: _read_file(Path(name).expanduser()))()
+    by_ids: dict[tuple[int, ...], str] = {}
+    longest, too_long = context_length - reserve, []
+    for n in _distinct(names, name):
+        try:
+            ids = tuple(encode(n))
+        except ValueError as error:
+            raise VocabularyError(f"Vocabulary '{name}': {error}") from None
+        if len(ids) > longest:
+            too_long.append(n)
+        elif ids:
+            by_ids.setdefault(ids, n)
+    if too_long:
+        shown = "; ".join(n if len(n) <= 60 else f"{n[:57]}..." for n in too_long[:3])
+        print(f"Vocabulary '{name}': left out {len(too_long):,} names of more than {longest} tokens ({shown})")
+    if not by_ids:
+        raise VocabularyError(
+            f"Vocabulary '{name}' holds no name of at most {longest} tokens: expected at least one."
+            if too_long
+            else f"Vocabulary '{name}' is empty: expected at least one name."
+        )
+    kept = by_ids.copy()
+    for n in exclude:
+        kept.pop(tuple(encode(_normalized(n))), None)
+    if exclude:
+        print(f"Vocabulary '{name}': left out {len(by_ids) - len(kept):,} names of the data set's own classes")
+    if not kept:
+        raise VocabularyError(
+            f"Vocabulary '{name}' holds nothing but the data set's own class names, which are left out: "
+            "choose a larger one, or set TRAINER.KDPL.EXCLUDE_CLASSNAMES False."
+        )
+    return list(kept.values())
+
+
+def _normalized(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _distinct(names: Iterable[str], source: str) -> list[str]:
+    """Return normalised names, the first of each spelling; blank ones are passed over."""
+    by_lower: dict[str, str] = {}
+    for name in map(_normalized, names):
+        by_lower.setdefault(name.lower(), name)
+        if len(by_lower) > MAX_NAMES:
+            raise VocabularyError(f"Vocabulary '{source}' holds more than {MAX_NAMES:,} names, which is the most: shorten it.")
+    by_lower.pop("", None)
+    return list(by_lower.values())
+
+
+# --------------------------------------------------------------------------------------------------------- ImageNet-21k
+
+
+def _lemma_file() -> Path:
+    spec = importlib.util.find_spec("timm")  # a look for the folder: importing timm would take seconds
+    path = Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise VocabularyError(
+            "TRAINER.KDPL.VOCABULARY 'imagenet21k' is read from the package timm, "
+            f"{'whose installed version lacks ' + str(path) if path else 'which is not installed'}: "
+            "pip install --upgrade timm, or give the path of a file of names."
+        )
+    return path
+
+
+def _imagenet21k() -> Iterator[str]:
+    for line in _lemma_file().read_text(encoding="utf-8").splitlines():
+        synset, _, lemmas = line.partition("\t")
+        if synset.startswith("n"):
+            yield lemmas.split(", ")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- Open Images
+
+
+def _openimages() -> list[str]:
+    """Read the class descriptions from the cache, downloading them at first use.
+
+    No checksum of the file is known, so the digest at its first use is written beside it and holds from then on.
+    """
+    path = cache_dir() / "vocabularies" / OPENIMAGES_URL.rsplit("/", 1)[1]
+    if not path.is_file():
+        _download(path)
+    digest, record = hashlib.sha256(path.read_bytes()).hexdigest(), path.with_name(f"{path.name}.sha256")
+    if record.is_file():
+        expected = record.read_text(encoding="utf-8", errors="replace").split()
+        if expected[:1] != [digest]:
+            raise VocabularyError(
+                f"{path} has changed since its first use: its SHA-256 is {digest}, {record.name} says "
+                f"{' '.join(expected[:1]) or 'nothing'}. Delete both files to fetch it again, or {record.name} "
+                "alone to trust the file as it is."
+            )
+    names = list(_read_file(path))
+    if not record.is_file():
+        with atomic_write(record, "w") as file:
+            file.write(f"{digest}  {path.name}\n")
+    return names
+
+
+def _download(path: Path) -> None:
+    print(f"Fetching {OPENIMAGES_URL}")
+    try:
+        with urllib.request.urlopen(OPENIMAGES_URL, timeout=_TIMEOUT) as answer:
+            data = answer.read(_MAX_BYTES + 1)
+            announced = answer.headers.get("Content-Length")
+        if announced is not None and len(data) != int(announced):
+            raise ValueError(f"got {len(data):,} of {announced} bytes")
+        if not data.removeprefix(b"\xef\xbb\xbf").startswith(b"LabelName,"):
+            raise ValueError("the answer is not a table of class descriptions")
+        with atomic_write(path) as file:
+            file.write(data)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise VocabularyError(
+            f"The vocabulary 'openimages' is not here and cannot be downloaded ({error or type(error).__name__}). Get "
+            f"{OPENIMAGES_URL} another way and put it into {path.parent} as {path.name}, or choose another "
+            "TRAINER.KDPL.VOCABULARY: imagenet21k needs no download."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    """Read a text file, one name a line, or a CSV file with a column of names."""
+    if path.suffix.lower() != ".csv":
+        yield from _lines(path)
+        return
+    rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
+    try:
+        header = [column.strip() for column in next(rows, [])]
+        column = next((header.index(c) for c in COLUMNS if c in header), None)
+        if column is None:
+            if not header:
+                raise VocabularyError(f"Vocabulary '{path}' is empty: expected a header with a column {COLUMNS[0]}.")
+            raise VocabularyError(
+                f"Vocabulary '{path}' has no column {COLUMNS[0]}: its first line names {', '.join(header[:10])}. "
+                f"Rename the column of names to {COLUMNS[0]}."
+            )
+        for row in rows:
+            if not row:
+                continue
+            if column >= len(row):
+                raise VocabularyError(
+                    f"Vocabulary '{path}', line {rows.line_num}: {len(row)} fields, but the header has {len(header)}."
+                )
+            yield row[column]
+    except csv.Error as error:
+        raise VocabularyError(f"Vocabulary '{path}', line {rows.line_num}: not a CSV file ({error}).") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text file without their ends, which must be free of control characters."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise VocabularyError(f"Vocabulary '{path}' cannot be read: {error.strerror}.") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_BYTES:
+            raise VocabularyError(f"Vocabulary '{path}' has {size:,} bytes, more than any list of {MAX_NAMES:,} names.")
+        offset = 0
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise VocabularyError(
+                    f"Vocabulary '{path}' is not UTF-8 text: line {number}, byte {offset + error.start} is "
+                    f"0x{error.object[error.start]:02x}. Save it as UTF-8."
+                ) from None
+            offset += len(line)
+            text = text.rstrip("\r\n")
+            if not text.isprintable():  # quick for almost all lines; what it finds may also be a harmless format character
+                for character in text:
+                    if unicodedata.category(character) == "Cc":
+                        raise VocabularyError(
+                            f"Vocabulary '{path}', line {number}: control character U+{ord(character):04X} in "
+                            f"{text[:40]!r}. Expected names alone, one a line, or a file that ends in .csv."
+                        )
+            yield text

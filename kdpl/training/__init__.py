@@ -1,0 +1,1 @@
+"""A training's batches, schedule, progress and checkpoints, without Dassl."""

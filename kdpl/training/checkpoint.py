@@ -1,0 +1,185 @@
+"""Checkpoints of learned prompts: written atomically, read without running code, refused where they do not fit.
+
+The layout is the forks': `<folder>/<model name>/model.pth.tar-<epoch>` holds a dictionary with `state_dict`, `epoch`,
+`optimizer`, `scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest.
+"""
+
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdpl.common.files import atomic_write, write_torch
+from kdpl.common.messages import short_reason
+from kdpl.common.tensor_files import TensorFileError, check_tensors, load_torch
+
+NEWEST = "checkpoint"
+BEST = "model-best.pth.tar"
+
+# What published checkpoints hold beside tensors: schedulers and the optimizers inside them, as whole objects. They are
+# replaced by inert stand-ins; any other object, and so any code, is refused.
+_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.")
+_PLAIN_DICTS = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LEARNED = re.compile(r"(^|\.)(ctx|VPT\w*|meta_net\..+|proj\.(weight|bias)|compound_prompt\w*\..+)$")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
+
+
+def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | None) -> Path:
+    """Return the file of an epoch; None: the best on the validation set where there is one, else the newest.
+
+    Raises:
+        CheckpointError: there is no such file; the message lists those that there are.
+    """
+    folder = Path(folder, model_name)
+    path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
+    if epoch is None and not path.is_file():
+        path = newest_checkpoint(folder) or path
+    if not os.path.isfile(path):  # False, too, for a name that no file can have
+        present = sorted(p.name for p in folder.glob("model*")) if folder.is_dir() else []
+        raise CheckpointError(
+            f"No model at '{str(path)[:1000]}'. "
+            + (f"Its folder has {', '.join(present)}: choose one with --load-epoch." if present else
+               f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it.")
+        )  # fmt: skip
+    return path
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """Return the checkpoint that the text file `checkpoint` in `folder` names, or None where there is none."""
+    pointer = Path(folder, NEWEST)
+    if not pointer.is_file():
+        return None
+    # A name alone counts: the file may come from elsewhere.
+    return Path(folder, Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name)
+
+
+def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str, newest: bool = True) -> Path:
+    """Write `state` to `folder/name` and name it in the text file `checkpoint`, if it is the `newest`; BEST is not named there.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    path = Path(folder, name)
+    write_torch(state, path)
+    if newest and name != BEST:
+        with atomic_write(path.with_name(NEWEST), "w") as file:
+            file.write(name + "\n")
+    return path
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint of ours or of the public CoOp, MaPLe, PromptSRC and KDPL code; tensors are put on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, or holds objects that could run code.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"No checkpoint at '{path}'.")
+    try:
+        state = load_torch(path, _stand_in)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            check_tensors((k, v) for k, v in state["state_dict"].items() if isinstance(v, Tensor))
+    except TensorFileError as error:
+        raise CheckpointError(
+            f"'{path}' is refused: {error}. A checkpoint of prompts holds tensors and numbers alone."
+        ) from error
+    except Exception as error:  # of many kinds, from inside the unpickler
+        raise CheckpointError(
+            f"'{path}' is not a readable checkpoint ({short_reason(error)}): "
+            "it is damaged, or not of torch.save. Delete it, or choose another with --load-epoch."
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+        raise CheckpointError(f"'{path}' has no 'state_dict': it is not a checkpoint of prompts.")
+    for key, kind in (("epoch", int), ("kdpl", dict)):
+        if not isinstance(state.setdefault(key, kind()), kind):
+            raise CheckpointError(f"'{path}' has {str(state[key])[:80]!r} as '{key}': it is not a checkpoint of prompts.")
+    return state
+
+
+def _stand_in(name: str) -> type | Callable | None:
+    if name in _PLAIN_DICTS:
+        return _empty_dict
+    return _Ignored if name.startswith(_IGNORED_OBJECTS) else None
+
+
+def _empty_dict(*args: Any) -> dict:
+    return {}
+
+
+class _Ignored:
+    """Stands in for an object of a published checkpoint that nobody reads."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str | os.PathLike) -> None:
+    """Copy learned prompts into `module`; what belongs to class names or to the frozen CLIP is passed over.
+
+    Args:
+        module: a student's `learned`.
+        state_dict: from `load_checkpoint`; class-dependent buffers and frozen weights may be in it.
+        source: named in errors.
+
+    Raises:
+        CheckpointError: a parameter is missing, of another shape or not finite, or the checkpoint has learned ones more.
+    """
+    own = dict(module.named_parameters())
+    found = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+    problems = [f"{k} {tuple(p.shape)} is missing" for k, p in own.items() if k not in found]
+    problems += [
+        f"{k} is {tuple(found[k].shape)} in the checkpoint, {tuple(p.shape)} in this model"
+        for k, p in own.items()
+        if k in found and found[k].shape != p.shape
+    ]
+    problems += [f"{k} holds {found[k].dtype}" for k in own if k in found and found[k].dtype not in _FLOATS]
+    problems += [
+        f"{k} {tuple(v.shape)} has no place in this model" for k, v in found.items() if k not in own and _LEARNED.search(k)
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(
+            f"'{source}' does not fit: {shown}. Choose the trainer, MODEL.BACKBONE.NAME, context length and prompt depth "
+            "that it was trained with."
+        )
+    broken = [k for k in own if not torch.isfinite(found[k]).all()]
+    if broken:
+        raise CheckpointError(f"'{source}' holds NaN or infinite values in {', '.join(broken)}: choose an earlier epoch.")
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(found[key])
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the random generators of Python, numpy and torch, as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

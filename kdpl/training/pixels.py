@@ -1,0 +1,93 @@
+"""Pixels on their way from file to device: as bytes, a quarter of their size as floats, normalised there."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdpl.common.messages import short_reason
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Return the image of a file as an RGB PIL image.
+
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        OSError: the file is empty, damaged, too large to be true or of a format that Pillow does not read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
+    except Exception as error:  # Pillow's decoders have no common one
+        reason = "the file is empty" if os.path.isfile(path) and not os.path.getsize(path) else short_reason(error)
+        raise OSError(f"'{path}' cannot be read as an image ({reason}). Extract or download it again.") from error
+
+
+class ReadableImages(Dataset):
+    """A data set of Dassl's whose images are read by `read_image`.
+
+    Dassl's own reader tries a damaged file again for ever in many of its versions, and names it in none.
+
+    Args:
+        dataset: a `DatasetWrapper`, or what stands for one.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        module = sys.modules[type(self.dataset).__module__]
+        if getattr(module, "read_image", read_image) is not read_image:
+            module.read_image = read_image
+        return self.dataset[index]
+
+
+def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable | None:
+    """Return the transform that gives the same images as bytes, to be normalised by `Normalize`, bit for bit the same.
+
+    Args:
+        transform: from a PIL image to a normalised tensor (3, H, W).
+        mean, std: of RGB in 0..1, what it normalises with.
+
+    Returns:
+        A transform to a uint8 tensor (3, H, W); None where `transform` does something between the conversion to a tensor and
+        the normalisation, or after it, so that only floats can carry the result.
+    """
+    if not isinstance(transform, T.Compose) or len(transform.transforms) < 2:
+        return None
+    *steps, to_tensor, normalize = transform.transforms
+    if type(to_tensor) is not T.ToTensor or type(normalize) is not T.Normalize:
+        return None
+    if tuple(normalize.mean) != tuple(mean) or tuple(normalize.std) != tuple(std):
+        return None
+    return T.Compose([*steps, T.PILToTensor()])
+
+
+class Normalize:
+    """Images as bytes to normalised floats, on their device; floats are taken for normalised already.
+
+    Args:
+        mean, std: of RGB in 0..1.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `(B, 3, H, W)` in fp32, with the very operations of torchvision's `ToTensor` and `Normalize`."""
+        if images.dtype != torch.uint8:
+            return images
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)

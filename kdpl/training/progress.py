@@ -1,0 +1,159 @@
+"""The course of a training: the terms of its steps, the means of the running epoch, and `history.csv`, an epoch a line.
+
+Terms stay on the device until they are read, many steps at a time, so that no step waits for it.
+"""
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdpl.common import distributed
+from kdpl.common.files import atomic_write
+
+FILE_NAME = "history.csv"
+
+
+class DivergenceError(FloatingPointError):
+    """A loss or a learned parameter became NaN or infinite."""
+
+
+class Step(NamedTuple):
+    """The terms of a training step, and the means of the epoch up to it."""
+
+    batch: int  # its number in the epoch, from 0
+    lr: float  # the learning rate it was taken with
+    values: dict[str, float]
+    means: dict[str, float]
+
+
+class _Waiting(NamedTuple):
+    batch: int
+    lr: float
+    paths: Sequence[str]
+    names: tuple[str, ...]
+    values: Tensor
+
+
+class _Times(NamedTuple):
+    """Seconds of the steps since the start of the epoch or of the process, whichever is later."""
+
+    last_data: float = 0.0
+    last: float = 0.0
+    all_data: float = 0.0
+    all: float = 0.0
+    steps: int = 0
+
+
+class Progress:
+    """Steps, means and epochs of a training.
+
+    Attributes:
+        rows: the epochs that have ended: `epoch` from 1, and the mean of the learning rate and of every term.
+    """
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+        self._waiting: list[_Waiting] = []
+        self._count = 0  # steps of the running epoch that were read
+        self._sums: dict[str, float] = {}
+        self._last: Step | None = None
+        self._times = _Times()
+
+    def add(self, batch: int, lr: float, paths: Sequence[str], terms: dict[str, Any] | None, share: float = 1.0) -> None:
+        """Take in a step.
+
+        Args:
+            batch: its number in the epoch.
+            lr: the learning rate.
+            paths: of the batch's images.
+            terms: numbers, or scalars on the device, by name; None: none.
+            share: of the batch that they are the mean of, in a job of several ranks.
+
+        Raises:
+            TypeError: `terms` is not a dictionary.
+        """
+        if not isinstance(terms := {} if terms is None else terms, dict):
+            raise TypeError(f"forward_backward returned {type(terms).__name__}, expected a dictionary such as {{'loss': 0.5}}.")
+        device = next((term.device for term in terms.values() if isinstance(term, Tensor)), None)
+        values = [torch.as_tensor(term, dtype=torch.float32, device=device).detach() for term in terms.values()]
+        values = torch.stack(values) if values else torch.empty(0)
+        self._waiting.append(_Waiting(batch, lr, paths, tuple(terms), values * share))
+
+    def time(self, data: float, whole: float) -> None:
+        """Take in the seconds that a step took, and those of them that it waited for data."""
+        self._times = _Times(data, whole, self._times.all_data + data, self._times.all + whole, self._times.steps + 1)
+
+    def read(self) -> list[Step]:
+        """Return the steps since the last time, in one transfer.
+
+        Raises:
+            DivergenceError: a term is NaN or infinite; it names the first such step and the images of its batch.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return []
+        steps = []
+        numbers = iter(distributed.total(torch.cat([step.values for step in waiting])).tolist())
+        for step in waiting:
+            values = {name: next(numbers) for name in step.names}
+            broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+            if broken:
+                images = "\n".join(["Images of the batch:", *(f"  {path}" for path in step.paths)])
+                raise DivergenceError(
+                    f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}. {images}\n"
+                    "Look whether an image or a class name is odd; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
+                )
+            self._count += 1
+            for name, value in {"lr": step.lr, **values}.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            means = {name: self._sums[name] / self._count for name in values}
+            self._last = Step(step.batch, step.lr, values, means)
+            steps.append(self._last)
+        return steps
+
+    def line(self, lr: float, steps_left: int) -> str:
+        """Return times, terms and learning rate of the last step in the form that the forks' parsers read.
+
+        Args:
+            lr: the learning rate of the next step.
+            steps_left: to the end of the training.
+        """
+        times, last = self._times, self._last
+        mean, mean_data = (total / max(1, times.steps) for total in (times.all, times.all_data))
+        terms = [f"{name} {value:.4f} ({last.means[name]:.4f})" for name, value in last.values.items()] if last else []
+        return (
+            f"time {times.last:.3f} ({mean:.3f}) data {times.last_data:.3f} ({mean_data:.3f}) "
+            f"{' '.join(terms)} lr {lr:.4e} eta {timedelta(seconds=int(mean * steps_left))}"
+        )
+
+    def end_epoch(self, epoch: int) -> None:
+        """Close the epoch, counted from 1."""
+        if self._count:
+            self.rows.append({"epoch": epoch, **{name: value / self._count for name, value in self._sums.items()}})
+        self._count, self._sums, self._last, self._times = 0, {}, None, _Times()
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Write all epochs to `history.csv` in the folder.
+
+        Raises:
+            OSError: it cannot be written; what was there before is untouched.
+        """
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with atomic_write(os.path.join(folder, FILE_NAME), "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all steps that were read, for a checkpoint."""
+        return {"rows": [dict(row) for row in self.rows], "count": self._count, "sums": dict(self._sums)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.rows, self._count, self._sums = [dict(row) for row in state["rows"]], state["count"], dict(state["sums"])

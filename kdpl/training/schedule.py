@@ -1,0 +1,118 @@
+"""The learning rate of every epoch: a warm-up, then steps or a cosine."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from yacs.config import CfgNode
+
+from kdpl.config.choices import check_choice
+
+
+def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    """Return a scheduler that sets, when stepped once after every epoch, the rates that `rate` gives.
+
+    Each parameter group has its own base rate: its "lr" in the optimizer. The scheduler's state holds numbers alone.
+
+    Args:
+        optim_cfg: the OPTIM node of a configuration.
+
+    Raises:
+        ValueError: a key of the schedule has a value that is not possible.
+    """
+    return _EpochSchedule(optimizer, optim_cfg)
+
+
+def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
+    """Return the learning rate of an epoch.
+
+    The warm-up lasts WARMUP_EPOCH epochs. "constant": WARMUP_CONS_LR in all of them. "linear": WARMUP_MIN_LR in
+    epoch 0, base_lr * epoch / WARMUP_EPOCH after it. With n = epoch - WARMUP_EPOCH (n = epoch if WARMUP_RECOUNT is
+    False), the rate after the warm-up is
+
+    - cosine: base_lr * (1 + cos(pi * n / MAX_EPOCH)) / 2,
+    - single_step: base_lr * GAMMA ** (n // STEPSIZE), the last STEPSIZE if there are several, MAX_EPOCH if below 1,
+    - multi_step: base_lr * GAMMA ** (how many of STEPSIZE are at most n).
+
+    Args:
+        epoch: counted from 0.
+        optim_cfg: the OPTIM node of a configuration.
+        base_lr: the rate that the schedule scales; by default OPTIM.LR.
+
+    Raises:
+        ValueError: a key of the schedule has a value that is not possible.
+    """
+    check_schedule(optim_cfg)
+    base_lr = optim_cfg.LR if base_lr is None else base_lr
+    warmup = max(optim_cfg.WARMUP_EPOCH, 0)
+    if epoch < warmup:
+        return _WARMUPS[optim_cfg.WARMUP_TYPE](epoch, optim_cfg, base_lr)
+    return base_lr * _FACTORS[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
+
+
+class _EpochSchedule(LRScheduler):
+    def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
+        self.optim_cfg = optim_cfg.clone()
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        # Without the configuration, which safe loading would refuse and which a resumed run has anyway.
+        return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
+
+
+def _constant(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
+    return optim_cfg.WARMUP_CONS_LR
+
+
+def _linear(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
+    return base_lr * epoch / optim_cfg.WARMUP_EPOCH if epoch else optim_cfg.WARMUP_MIN_LR
+
+
+def _cosine(n: int, optim_cfg: CfgNode) -> float:
+    return (1 + math.cos(math.pi * n / optim_cfg.MAX_EPOCH)) / 2
+
+
+def _single_step(n: int, optim_cfg: CfgNode) -> float:
+    step = _steps(optim_cfg)[-1]
+    return optim_cfg.GAMMA ** (n // (step if step > 0 else optim_cfg.MAX_EPOCH))
+
+
+def _multi_step(n: int, optim_cfg: CfgNode) -> float:
+    return optim_cfg.GAMMA ** bisect_right(sorted(_steps(optim_cfg)), n)
+
+
+def _steps(optim_cfg: CfgNode) -> list[int]:
+    steps = optim_cfg.STEPSIZE
+    return list(steps) if isinstance(steps, list | tuple) else [steps]
+
+
+_WARMUPS: dict[str, Callable] = {"constant": _constant, "linear": _linear}
+_FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
+
+
+def check_schedule(optim_cfg: CfgNode) -> None:
+    """Raise a ValueError that names the key where a key of the schedule has a value that is not possible."""
+    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, _FACTORS)
+    if optim_cfg.MAX_EPOCH < 1:
+        raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, but a schedule needs at least 1 epoch.")
+    steps = _steps(optim_cfg)
+    if not steps or not all(isinstance(step, int) for step in steps):
+        raise ValueError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, expected whole epochs such as (30,) or (30, 60).")
+    if optim_cfg.LR_SCHEDULER == "multi_step" and min(steps) < 1:
+        raise ValueError(
+            f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, but OPTIM.LR_SCHEDULER multi_step needs the epochs after which "
+            "the rate falls, such as (30, 60)."
+        )
+    if optim_cfg.WARMUP_EPOCH > 0:
+        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, _WARMUPS)
+        if optim_cfg.WARMUP_EPOCH > optim_cfg.MAX_EPOCH:
+            raise ValueError(
+                f"OPTIM.WARMUP_EPOCH {optim_cfg.WARMUP_EPOCH} is more than OPTIM.MAX_EPOCH {optim_cfg.MAX_EPOCH}: "
+                "the warm-up would outlast the training. Shorten it, or set WARMUP_EPOCH to -1 for none."
+            )

@@ -1,0 +1,243 @@
+"""Evaluation on a Dassl engine, shared by everything that gives logits over the data set's class names."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TrainerX
+from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from kdpl.clip.precision import effective_precision
+from kdpl.common import distributed
+from kdpl.common.images import write_bad_images
+from kdpl.common.signals import leave_signals_to_the_parent
+from kdpl.config.checks import check_values
+from kdpl.config.choices import check_choice
+from kdpl.experiments.results import write_results
+from kdpl.text.prompts import check_names
+from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
+
+
+class _Curves:
+    """TensorBoard curves that end, and not the run, when they cannot be written."""
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a value to the TensorBoard log if it is open."""
+        with self._outliving_the_curves():
+            super().write_scalar(tag, scalar_value, global_step)
+
+    def close_writer(self) -> None:
+        """Close the TensorBoard log if it is open."""
+        with self._outliving_the_curves():
+            super().close_writer()
+
+    @contextmanager
+    def _outliving_the_curves(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            print(f"The TensorBoard curves end here, because they cannot be written any more: {error}")
+
+
+class EvaluatedTrainer(_Curves, TrainerX):
+    """A trainer whose model is tested on images with class names."""
+
+    epoch = 0  # the running one, from 0
+    finished_epochs = 0  # of the prompts that are evaluated
+    learned_parameters = 0
+    train_seconds = 0.0
+    reported_unreadable: frozenset[str] = frozenset()  # paths of images
+    last_result: Mapping[str, Any] | None = None  # of the last test
+    command: Mapping[str, Any] = MappingProxyType({})  # of the command line, for results.json: config_name, model_dir
+
+    @property
+    def class_names(self) -> list[str]:
+        """The data set's class names, in the order of their labels."""
+        return [self.lab2cname[label] for label in sorted(self.lab2cname)]
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse a configuration before data or models are touched."""
+        check_values(cfg)
+        check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
+        known = transform_names()
+        for name in cfg.INPUT.TRANSFORMS:
+            check_choice("INPUT.TRANSFORMS", name, known)
+
+    def build_data_loader(self) -> None:
+        name = self.cfg.DATASET.NAME
+        dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+        if manager := getattr(dataset, "data_manager", None):  # of a data set that reads images its own way
+            self.dm = dm = manager(self.cfg)
+            self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+            self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+            self.num_classes, self.lab2cname, self.num_source_domains = dm.num_classes, dm.lab2cname, dm.num_source_domains
+        else:
+            super().build_data_loader()
+        if self.test_loader is None:
+            self.cfg = without_test(self.cfg)
+        mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.normalize = Normalize(mean, std)
+        for loader in (self.train_loader_x, self.val_loader, self.test_loader):
+            if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
+                loader.dataset.transform = transform
+        check_names(self.class_names)
+
+    def use_dataset(self, cfg: CfgNode) -> None:
+        """Evaluate on another data set from now on: its images and class names, the same model."""
+        self.cfg = cfg
+        self.build_data_loader()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.use_class_names()
+
+    def use_class_names(self) -> None:
+        """Compute what depends on `class_names`."""
+        raise NotImplementedError
+
+    def load_for_training(self) -> None:
+        """Load what only training needs, so that missing files are reported before the run starts."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (B, C) of images (B, 3, H, W) over `class_names`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def model_inference(self, images: Tensor) -> Tensor:
+        return self.logits(images)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split, print and log the results, add them to `results.json`, and return the accuracy in percent."""
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is None:
+            split = "test"
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise ValueError(
+                f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled images to test. For an accuracy, put some into "
+                "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
+            )
+        print(f"Evaluate on the *{split}* set")
+        images_seen = 0
+        for logits, labels in self.predictions(loader, split):
+            self.evaluator.process(logits, labels)
+            images_seen += len(labels)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        self.last_result = record(self, split, images_seen, results)
+        return next(iter(results.values()))
+
+    def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the logits (B, C) and labels (B,) of a loader's batches; several ranks take turns and all get all."""
+        batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
+        workers = min(loader.num_workers, len(batches[rank::n]))
+        own = DataLoader(
+            ReadableImages(loader.dataset), batch_sampler=batches[rank::n], num_workers=workers, collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory, worker_init_fn=leave_signals_to_the_parent,
+        )  # fmt: skip
+        own = iter(own if batches[rank::n] else ())
+        for start in tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True):
+            self.stop_if_asked()
+            counts = [len(batch) for batch in batches[start : start + n]]
+            counts += [0] * (n - len(counts))
+            if counts[rank]:
+                images, labels = self.parse_batch_test(next(own))
+                logits = self.model_inference(images)
+            else:
+                logits = torch.empty(0, len(self.class_names), device=self.device)
+                labels = torch.empty(0, dtype=torch.long, device=self.device)
+            shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
+            yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
+
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` if a signal has come and nothing is left to be saved."""
+
+    def teacher_name(self) -> str | None:
+        """The teacher that the numbers depend on, or None."""
+        return None
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.images(batch), batch["label"].to(self.device, non_blocking=True)
+
+    def images(self, batch: dict[str, Any]) -> Tensor:
+        """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
+        if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
+            self.reported_unreadable = self.reported_unreadable.union(new)
+            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
+            print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
+        return self.normalize(batch["img"].to(self.device, non_blocking=True))
+
+    def effective_precision(self, key: str, value: str, frozen: bool = False) -> str:
+        """Return the precision that a PREC becomes on the trainer's device, and print it if it is another."""
+        here = effective_precision(value, self.device.type, frozen)
+        if here != value:
+            print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
+        return here
+
+
+def without_test(cfg: CfgNode) -> CfgNode:
+    """Return the configuration of a run without labelled images, which ends with the training.
+
+    Raises:
+        ValueError: the run needs labelled images, to choose its best epoch.
+    """
+    if cfg.TEST.FINAL_MODEL == "best_val":
+        raise ValueError(
+            f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{cfg.DATASET.NAME}' has none to "
+            "test: set it to 'last_step'."
+        )
+    print("There are no labelled images to test: no accuracy will be measured")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.NO_TEST = True
+    cfg.freeze()
+    return cfg
+
+
+def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str, float]) -> dict[str, Any] | None:
+    """Add the result of a test to `results.json` in the output folder, and return it; on the main rank alone."""
+    if not distributed.is_main():
+        return None
+    cfg, teacher = trainer.cfg, trainer.teacher_name()
+    run = {
+        "trainer": cfg.TRAINER.NAME,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "teacher": teacher,
+        "class_agnostic": teacher is not None and bool(cfg.TRAINER.KDPL.CLASS_AGNOSTIC),
+        "seed": cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "learned_parameters": trainer.learned_parameters,
+        "train_seconds": round(trainer.train_seconds, 2),
+        "epoch": trainer.finished_epochs,
+        "config": cfg.dump(),
+        **trainer.command,
+    }
+    result = {
+        "dataset": cfg.DATASET.NAME,
+        "split": split,
+        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "source_domains": list(cfg.DATASET.SOURCE_DOMAINS),
+        "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
+        "num_classes": len(trainer.class_names),
+        "num_images": images,
+        **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
+    }
+    write_results(cfg.OUTPUT_DIR, run, result)
+    return result
+
+
+def transform_names() -> list[str]:
+    """Return what INPUT.TRANSFORMS may hold in the engine that is in use."""
+    from dassl.data import transforms
+
+    return list(transforms.AVAILABLE if hasattr(transforms, "AVAILABLE") else transforms.transforms.AVAI_CHOICES)

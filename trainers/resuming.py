@@ -1,0 +1,131 @@
+"""The state of a training, in checkpoints of whole epochs and inside an epoch, and the resuming of a run from it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdpl.common.messages import short_reason
+from kdpl.training import checkpoint
+from kdpl.training.progress import DivergenceError
+
+if TYPE_CHECKING:
+    from kdpl.trainers.prompts import PromptTrainer
+
+INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
+
+
+def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: float | None = None) -> dict[str, Any]:
+    """Return the learned parameters and everything else that an exact resume needs, in the forks' layout.
+
+    Args:
+        epochs: how many are finished.
+        batches: how many of the next one are.
+        val_result: the accuracy on the validation images.
+
+    Raises:
+        DivergenceError: a learned parameter is not finite.
+    """
+    learned = trainer.student.learned.state_dict()
+    broken = [name for name, value in learned.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise DivergenceError(
+            f"{', '.join(broken)} became NaN or infinite in epoch {trainer.epoch + 1}, and is not saved: lower OPTIM.LR, "
+            "lengthen the warm-up, or set PREC fp32."
+        )
+    return {
+        "state_dict": learned,
+        "epoch": epochs,
+        "optimizer": trainer.optim.state_dict(),
+        "scheduler": trainer.sched.state_dict(),
+        "val_result": None if val_result is None else float(val_result),
+        "kdpl": {
+            "batch": batches,
+            "num_batches": len(trainer.train_loader_x),
+            "seed": trainer.seed,
+            "history": trainer.progress.state_dict(),
+            "student": trainer.student.extra_state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "random": checkpoint.random_state(),
+            "train_seconds": trainer.train_seconds,
+            "trainer": trainer.extra_state_dict(),
+            "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
+        },
+    }
+
+
+def resume(trainer: "PromptTrainer", folder: Path) -> int:
+    """Resume from the newest state in the folder of a run's checkpoints; return the number of finished epochs.
+
+    Raises:
+        CheckpointError: the state is damaged, or was written with other settings; the message names the way out.
+    """
+    path, state = _newest_state(folder)
+    if path is None:
+        print("No checkpoint found, train from scratch")
+        return 0
+    ours = state["kdpl"]
+    if "history" not in ours or state.get("optimizer") is None:
+        raise checkpoint.CheckpointError(
+            f"'{path}' was not written by this trainer, or by another version of it: it can be evaluated (--eval-only "
+            "--model-dir) or start a new training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
+        )
+    try:
+        _restore(trainer, path, state, ours)
+    except checkpoint.CheckpointError:
+        raise
+    except Exception as error:  # of many kinds, from inside PyTorch: a part of the state is missing or of another kind
+        raise checkpoint.CheckpointError(
+            f"Cannot resume from '{path}' ({short_reason(error)}): it is damaged or was written with other settings. Start "
+            "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
+        ) from error
+    inside = f", batch={trainer.first_batch}" if trainer.first_batch else ""
+    print(f"Resume from {path} (epoch={state['epoch']}{inside})")
+    return state["epoch"]
+
+
+def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Return the path and the content of the state that is furthest: of the newest whole epoch, or inside one."""
+    path = checkpoint.newest_checkpoint(folder)
+    state = {} if path is None else checkpoint.load_checkpoint(path)
+    inside = folder / INSIDE
+    if inside.is_file():
+        try:
+            other = checkpoint.load_checkpoint(inside)
+        except checkpoint.CheckpointError as error:
+            print(f"Warning: {error} The run resumes from the last whole epoch.")
+        else:
+            if other["epoch"] >= state.get("epoch", 0):
+                return inside, other
+    return path, state
+
+
+def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
+    _check_same_run(trainer, path, ours)
+    checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
+    trainer.finished_epochs = state["epoch"]
+    trainer.optim.load_state_dict(state["optimizer"])
+    trainer.sched.load_state_dict(state["scheduler"])
+    trainer.student.load_extra_state_dict(ours["student"])
+    trainer.load_extra_state_dict(ours["trainer"])
+    trainer.progress.load_state_dict(ours["history"])
+    trainer.scaler.load_state_dict(ours["scaler"])
+    checkpoint.set_random_state(ours["random"])
+    trainer.train_seconds, trainer.first_batch = ours["train_seconds"], ours["batch"]
+    if ours["best_result"] is not None:
+        trainer.best_result = ours["best_result"]
+
+
+def _check_same_run(trainer: "PromptTrainer", path: Path, ours: dict[str, Any]) -> None:
+    """Refuse to resume with other batches than those the run was started with."""
+    if trainer.cfg.SEED < 0:
+        trainer.seed = trainer.train_loader_x.seed = ours["seed"]
+    for what, then, now in (
+        ("SEED (--seed)", ours["seed"], trainer.seed),
+        ("batches in an epoch", ours["num_batches"], len(trainer.train_loader_x)),
+    ):
+        if then != now:
+            raise checkpoint.CheckpointError(
+                f"'{path}' was written with {then} as {what}, this run has {now}: resume with the settings it was started "
+                "with, or choose another --output-dir."
+            )
