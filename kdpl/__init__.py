@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdpl.common.environment import BUNDLED_ENGINE, VERSION, dassl_in_use
 from kdpl.config.defaults import extend_cfg
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier, load
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Classifier", "dassl_in_use", "extend_cfg", "load"]
 
 _HERE = Path(__file__).parent
@@ -23,16 +24,8 @@ if not (_HERE / "trainers").is_dir() and (_HERE.parent / "setup.py").is_file():
     # A source checkout that is not installed, or that shadows an installed copy: kdpl.trainers and kdpl.datasets lie beside.
     __path__.append(str(_HERE.parent))
 
-_FALLBACK = str(_HERE / "fallback")
-
 if find_spec("dassl") is None:
-    sys.path.append(_FALLBACK)
-
-
-def dassl_in_use() -> str:
-    """Return one line that says which Dassl the process uses: the installed one or the bundled engine."""
-    folder = Path(find_spec("dassl").origin).parent
-    return "Dassl: bundled engine of KDPL" if folder.parent == Path(_FALLBACK) else f"Dassl: installed, {folder}"
+    sys.path.append(str(BUNDLED_ENGINE))
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ImageFile, ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer
+from kdpl.trainers.training import Training
 from kdpl.training.batches import EpochLoader
 
 
@@ -118,7 +119,7 @@ class DistillTrainer(PromptTrainer):
         super().load_for_training()
         if self.train_loader_x is not None and self.train_loader_x.views:
             features = self.view_features
-            own_step = type(self).forward_backward is PromptTrainer.forward_backward
+            own_step = type(self).forward_backward is Training.forward_backward
             if self.student.image_features_are_frozen and own_step:  # a subclass's step, and a prompted tower, need all pixels
                 self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
 

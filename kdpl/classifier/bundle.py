@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import kdpl
 from kdpl.clip.model import Clip
+from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.students import Student
@@ -64,7 +64,7 @@ class Bundle:
     epoch: int  # number of epochs that the prompts were trained for
     results: list[dict[str, Any]]  # as `kdpl.results.write_results` has them; empty where nothing was measured
     config: str  # the whole configuration of the training, as YAML
-    kdpl_version: str = field(default_factory=lambda: kdpl.__version__)
+    kdpl_version: str = field(default_factory=lambda: VERSION)
 
     @property
     def student_class(self) -> type[Student]:
@@ -151,7 +151,7 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
         raise _broken(path, "its metadata names no format")
     if content["format"] > FORMAT:
         raise BundleError(
-            f"'{path}' is of format {content['format']}, this kdpl ({kdpl.__version__}) reads up to {FORMAT}: install a newer "
+            f"'{path}' is of format {content['format']}, this kdpl ({VERSION}) reads up to {FORMAT}: install a newer "
             f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
         )
     expected = {f.name: f.type for f in fields(Bundle) if f.name != "parameters"}

@@ -2,37 +2,28 @@
 
 import dataclasses
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torchvision.transforms as T
 from PIL import Image
 from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
+from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoder, OnBad
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names import ModelNameError
 from kdpl.clip.precision import effective_precision
-from kdpl.common.images import BadImageError, as_image, is_one_image
-from kdpl.config.defaults import KDPL, learner_options
+from kdpl.config.defaults import KDPL
+from kdpl.config.merging import learner_options
 from kdpl.text.templates import DEFAULT
 from kdpl.training.checkpoint import CheckpointError, load_learned
 from kdpl.training.pixels import Normalize
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
-OnBad: TypeAlias = Callable[[Any, BadImageError], None]
-
-BATCH_SIZE = 64
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 def load(path: str | os.PathLike, device: str | torch.device | None = None, backbone: str | None = None) -> "Classifier":
@@ -75,7 +66,6 @@ class Classifier:
     def __init__(self, bundle: Bundle, device: str | torch.device | None = None, backbone: str | None = None):
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
         name, student_class = backbone or bundle.backbone, bundle.student_class
         try:
             architecture = describe(name)
@@ -106,13 +96,17 @@ class Classifier:
         except CheckpointError as error:
             raise self._misfit(name, error) from error
         self.student.requires_grad_(False).eval().to(self.device)
-        interpolation = T.InterpolationMode(bundle.preprocessing.interpolation)
-        self._transform = T.Compose([T.Resize(max(size), interpolation), T.CenterCrop(size), T.PILToTensor()])
+        self._decoder = Decoder(size, bundle.preprocessing.interpolation)
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._classnames, self._prepared, self._text = list(bundle.classnames), None, None
 
     def _misfit(self, name: str, error: Exception) -> BundleError:
         return BundleError(f"The prompts of {self.bundle.trainer} for '{self.bundle.backbone}' do not fit '{name}': {error}")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent since the start, see `Decoder.seconds`."""
+        return self._decoder.seconds
 
     # ---------------------------------------------------------------------------------------------------------- class names
 
@@ -214,24 +208,24 @@ class Classifier:
         Raises:
             BadImageError: an image cannot be read, and there is no `on_bad`.
         """
-        for batch, pixels in self._batches(images, batch_size, workers, on_bad):
+        for batch, pixels in self._decoder.batches(images, batch_size, workers, on_bad):
             yield batch, self._logits(pixels).softmax(dim=-1)
 
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
-        rows = [self._logits(pixels) for _, pixels in self._batches(images, batch_size)]
+        rows = [self._logits(pixels) for _, pixels in self._decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, len(self._classnames))
 
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the normalised image features (N, d), on the CPU."""
-        rows = [self._image_features(pixels).cpu() for _, pixels in self._batches(images, batch_size)]
+        rows = [self._image_features(pixels).cpu() for _, pixels in self._decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, self.clip.embed_dim)
 
     @torch.no_grad()
     def _logits(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, 3, H, W) as bytes, just as the training's evaluation does, on the CPU."""
         text = self._class_features()
-        with self._timed("model"):
+        with self._decoder.timed("model"):
             features = self._image_features(pixels)
             with self.clip.autocast():
                 if text is None:
@@ -263,71 +257,3 @@ class Classifier:
         plain = Classifier(dataclasses.replace(self.bundle, options=options), "cpu", self.clip.name)
         plain._classnames = self._classnames
         return export(plain, path)
-
-    def _batches(
-        self, images: Any, batch_size: int, workers: int = WORKERS, on_bad: OnBad | None = None
-    ) -> Iterator[tuple[list[Any], Tensor]]:
-        """Give images and their pixels (B, 3, H, W) as bytes, decoded in threads at most two batches ahead."""
-        if batch_size < 1 or workers < 0:
-            raise ValueError(f"batch_size {batch_size}, workers {workers}: expected at least 1 image, and 0 or more threads.")
-        decoded = self._decoded([images] if is_one_image(images) else images, 2 * batch_size, workers)
-        try:
-            batch, pixels = [], []
-            while True:
-                with self._timed("waiting"):
-                    item = next(decoded, None)
-                if item is not None:
-                    image, result = item
-                    if isinstance(result, BadImageError):
-                        if on_bad is None:
-                            raise result
-                        on_bad(image, result)
-                    else:
-                        batch.append(image)
-                        pixels.append(result)
-                if len(batch) == batch_size or (item is None and batch):
-                    yield batch, torch.stack(pixels)
-                    batch, pixels = [], []
-                if item is None:
-                    return
-        finally:
-            decoded.close()
-
-    def _decoded(self, images: Iterable[Any], ahead: int, workers: int) -> Iterator[tuple[Any, Tensor | BadImageError]]:
-        if not workers:
-            yield from ((image, self._counted(self._decode(image))) for image in images)
-            return
-        pool = ThreadPoolExecutor(workers, "decode")
-        images = iter(images)
-        try:
-            waiting: deque[tuple[Any, Future]] = deque()
-            while True:
-                waiting.extend((image, pool.submit(self._decode, image)) for image in islice(images, ahead - len(waiting)))
-                if not waiting:
-                    return
-                image, future = waiting.popleft()
-                yield image, self._counted(future.result())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _decode(self, image: Any) -> tuple[float, Tensor | BadImageError]:
-        """Return how long it took (s), and the pixels (3, H, W) of an image, or why it has none."""
-        start = time.perf_counter()
-        try:
-            result = self._transform(as_image(image))
-        except BadImageError as error:
-            result = error
-        return time.perf_counter() - start, result
-
-    def _counted(self, decoded: tuple[float, Tensor | BadImageError]) -> Tensor | BadImageError:
-        seconds, result = decoded
-        self.seconds["decoding"] += seconds
-        return result
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - start

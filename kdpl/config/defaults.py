@@ -75,16 +75,3 @@ def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
     """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`."""
     if node not in _built_in():
         _elsewhere[node] = dict(defaults)
-
-
-def learner_options(node: str, values: Mapping[str, Any]) -> CN:
-    """Return the configuration node of a prompt learner, TRAINER.<node>, from plain values; missing ones are the defaults.
-
-    Raises:
-        ConfigError: a key is not one of the node's, or a value does not fit.
-    """
-    from kdpl.config.merging import merge  # it imports this module
-
-    cfg = CN({"TRAINER": {node: dict(learners()[node])}})
-    merge(cfg, {"TRAINER": {node: dict(values)}}, " (in the options)")
-    return cfg.TRAINER[node]

@@ -182,3 +182,14 @@ def _as_float(value: int) -> float:
         return float(value)
     except OverflowError:
         return float("inf")
+
+
+def learner_options(node: str, values: Mapping[str, Any]) -> CN:
+    """Return the configuration node of a prompt learner, TRAINER.<node>, from plain values; missing ones are the defaults.
+
+    Raises:
+        ConfigError: a key is not one of the node's, or a value does not fit.
+    """
+    cfg = CN({"TRAINER": {node: dict(learners()[node])}})
+    merge(cfg, {"TRAINER": {node: dict(values)}}, " (in the options)")
+    return cfg.TRAINER[node]

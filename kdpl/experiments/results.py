@@ -1,29 +1,17 @@
-"""The results of a run as one JSON file, `results.json` in its output folder.
+"""The results of a run as one JSON file, `results.json` in its output folder."""
 
-`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets whose result is missing there, one
-to a line, and exits with 0 only if none is.
-"""
-
-import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import kdpl
+from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 
 SCHEMA = 1
 FILE_NAME = "results.json"
-SPLITS = ("test", "val")
-CLASSES = ("all", "base", "new")
 
 _RUN = {
     "trainer": "",
@@ -155,50 +143,6 @@ def missing_datasets(
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions that a result depends on: of Python, PyTorch, kdpl and Dassl ("bundled" for our engine)."""
-    bundled = "bundled" in kdpl.dassl_in_use()
-    return {
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "kdpl": kdpl.__version__,
-        "dassl": "bundled" if bundled else _version("dassl"),
-    }
-
-
-@lru_cache
-def git_state() -> str | None:
-    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None if it is not a checkout."""
-    root = Path(kdpl.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "--short", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Questions about a run's results.json.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    done = commands.add_parser("done", help="print the data sets without a result; the status is 0 if there is none")
-    done.add_argument("folder", help="output folder of the run")
-    done.add_argument("--datasets", nargs="*", default=[], metavar="NAME", help="data sets (default: any one)")
-    done.add_argument("--classes", choices=CLASSES, default="all")
-    done.add_argument("--split", choices=SPLITS, default="test")
-    done.add_argument("--model-dir", metavar="DIR", help="results older than those of this training run do not count")
-    args = parser.parse_args(argv)
-    try:
-        missing = missing_datasets(args.folder, args.datasets, args.classes, args.split, args.model_dir)
-    except (ResultsError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(missing), end="\n" if missing else "")
-    return 1 if missing else 0
-
-
 def _check_keys(what: str, given: dict[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{what} has keys that are not known: {', '.join(unknown)}. Known are: {', '.join(known)}.")
@@ -263,19 +207,3 @@ def _identity(entry: dict[str, Any], keys: Sequence[str]) -> list[Any]:
 def _plain(name: str) -> str:
     plain = name.replace("_", "").replace("-", "").lower()
     return "describabletextures" if plain == "dtd" else plain
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(root: Path, *args: str) -> str:
-    command = ["git", "-C", str(root), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

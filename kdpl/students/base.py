@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.common import distributed
-from kdpl.config.defaults import add_learner, learner_options
+from kdpl.config.defaults import add_learner
+from kdpl.config.merging import learner_options
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
 

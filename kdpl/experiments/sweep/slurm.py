@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import kdpl
 from kdpl.common import exits
+from kdpl.common.environment import PACKAGE
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import short_reason
 from kdpl.common.signals import SIGNALS
@@ -22,7 +22,6 @@ from kdpl.experiments.sweep.status import State, states_of
 from kdpl.experiments.sweep.work import Outcome, Stop, environment, state_of, work, write_record, write_report
 
 WARNING_S = 120  # how long before the end of its time a job is told to save
-PACKAGE = Path(kdpl.__file__).resolve().parent
 
 
 class RunFailedError(RuntimeError):

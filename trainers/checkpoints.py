@@ -1,11 +1,14 @@
-"""The state of a training, in checkpoints of whole epochs and inside an epoch, and the resuming of a run from it."""
+"""The state of a training in checkpoints, of whole epochs and inside an epoch, and the resuming of a run from it."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdpl.common import distributed
 from kdpl.common.messages import short_reason
+from kdpl.common.signals import Interrupted
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
@@ -13,6 +16,78 @@ if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
 INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
+
+
+class Checkpoints:
+    """Saving and loading of a prompt trainer, in the forks' layout."""
+
+    last_saved = 0.0  # time.monotonic()
+
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
+        """Write the learned parameters and everything else that an exact resume needs."""
+        state = run_state(self, epoch + 1, 0, val_result)
+        self.last_saved = time.monotonic()
+        if not distributed.is_main():
+            return
+        folder = f"{directory}/{self.student.model_name}"
+        path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
+        if is_best:
+            checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
+        print(f"Checkpoint saved to {path}")
+
+    def save_inside_epoch(self) -> None:
+        """Write the state after the last batch, and end the run if a signal asked for it."""
+        self.read_steps()  # what diverged is not saved
+        state = run_state(self, self.epoch, self.batch_idx + 1)
+        if distributed.is_main():
+            checkpoint.save_checkpoint(state, f"{self.output_dir}/{self.student.model_name}", INSIDE, newest=False)
+        self.last_saved = time.monotonic()
+        distributed.barrier()
+        if distributed.any_rank(bool(self.stop.signal)):
+            self.leave()
+
+    def is_time_to_save(self, steps_are_read: bool = True) -> bool:
+        """Whether a signal or the clock wants the state saved; several ranks agree about it, only when steps are read."""
+        minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
+        due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+        return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
+
+    def stop_if_asked(self) -> None:
+        # When all epochs are trained, everything is saved; otherwise the next step saves.
+        if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
+            self.leave()
+
+    def leave(self) -> None:
+        """End the run, which has saved its state, on the signal that came."""
+        self.close_writer()
+        message = f"Stopped by {self.stop.signal or 'a signal'} after saving: the same command resumes the run"
+        print(message, flush=True)
+        raise Interrupted(message)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""
+        return resume(self, Path(directory, self.student.model_name))
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
+        if not directory:
+            print("No prompts are loaded, because no folder is given (--model-dir): the initial ones are evaluated")
+            return
+        path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
+        state = checkpoint.load_checkpoint(path)
+        checkpoint.load_learned(self.student.learned, state["state_dict"], path)
+        self.finished_epochs = state["epoch"]
+        self.train_seconds = state["kdpl"].get("train_seconds", 0.0)
+        print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
+
+    def extra_state_dict(self) -> dict[str, Any]:
+        """Return what an exact resume needs beyond prompts, optimizer, schedule and random generators."""
+        return {}
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state_dict` returned."""
 
 
 def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: float | None = None) -> dict[str, Any]:

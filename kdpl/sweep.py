@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return on_slurm(sweep, runs, args.wait)
         return local(sweep, runs, todo, args.jobs or sweep.executor.jobs)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exits.BAD_INPUT
+        return exits.report(error, exits.BAD_INPUT)
 
 
 def ask(sweep: Sweep, runs: list[Run]) -> int:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from kdpl.common import exits
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"Note: {note}", file=sys.stderr)
         if not tables:
             print(f"There is no result on the {args.split} images among these runs yet.", file=sys.stderr)
-            return 1
+            return exits.FAILED
         print(render(tables, args.format), end="")
         if args.plot:
             from kdpl.experiments.report.plots import draw
@@ -38,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for path in draw(tables, args.plot):
                 print(f"Figure: {path}", file=sys.stderr)
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return exits.report(error, exits.BAD_INPUT)
     return 0
 
 

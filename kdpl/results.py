@@ -1,0 +1,36 @@
+"""Questions about a run's `results.json`.
+
+`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets whose result is missing there, one
+to a line, and exits with 0 only if none is.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kdpl.common import exits
+from kdpl.config.choices import SPLITS, SUBSAMPLES
+from kdpl.experiments.results import missing_datasets
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Questions about a run's results.json.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    done = commands.add_parser("done", help="print the data sets without a result; the status is 0 if there is none")
+    done.add_argument("folder", help="output folder of the run")
+    done.add_argument("--datasets", nargs="*", default=[], metavar="NAME", help="data sets (default: any one)")
+    done.add_argument("--classes", choices=SUBSAMPLES, default="all")
+    done.add_argument("--split", choices=SPLITS, default="test")
+    done.add_argument("--model-dir", metavar="DIR", help="results older than those of this training run do not count")
+    args = parser.parse_args(argv)
+    try:
+        missing = missing_datasets(args.folder, args.datasets, args.classes, args.split, args.model_dir)
+    except (ValueError, OSError) as error:
+        return exits.report(error, exits.BAD_INPUT)
+    print("\n".join(missing), end="\n" if missing else "")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The plan of the house (docs/architecture.md): imports run down the floors, and no room or class outgrows its idea."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+FLOORS = (
+    "common", "config", "clip", "text", "students", "distill", "training", "classifier", "experiments", "datasets", "trainers",
+)  # fmt: skip
+FILES = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [p for p in FILES if "fallback" not in p.parts]
+COMMANDS = len(FLOORS)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "kdpl" else ("kdpl", *parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[1] if "." in module else ""
+    return FLOORS.index(room) if room in FLOORS else COMMANDS
+
+
+def imports_of(path: Path) -> list[str]:
+    """Return the modules of KDPL that a file imports, deferred imports too; those for type checkers alone do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unreal = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    skipped = {child for n in unreal for child in ast.walk(n)}
+    found = []
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("kdpl.")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdpl":
+            found += [node.module if node.module != "kdpl" else f"kdpl.{alias.name}" for alias in node.names]
+    return found
+
+
+def arrows_up(module: str, imports: list[str]) -> list[str]:
+    return [f"{module} -> {other}" for other in imports if floor(other) > floor(module)]
+
+
+def test_imports_run_down_the_floors():
+    assert not [
+        arrow for path in FILES if path != ROOT / "kdpl/__init__.py" for arrow in arrows_up(module_of(path), imports_of(path))
+    ]
+    assert arrows_up("kdpl.text.prompts", ["kdpl.students.base"]), "an arrow up is seen"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module_of(path): set(imports_of(path)) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_bottom_needs_no_pytorch_to_be_imported():
+    heavy = {"torch", "torchvision", "open_clip", "clip"}
+    for path in [p for p in FILES if module_of(p).startswith("kdpl.config")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
+        assert not names & heavy, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_or_class_outgrows_its_idea(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.is_relative_to(ROOT / "datasets") or len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
+            assert len(methods) <= 20, (node.name, len(methods))
+
+
+def test_no_room_has_more_than_a_dozen_entries():
+    for folder in {p.parent for p in FILES if p.is_relative_to(ROOT / "kdpl")}:
+        entries = [p for p in folder.iterdir() if p.name not in ("__pycache__", "__init__.py")]
+        assert len(entries) <= (20 if folder == ROOT / "kdpl" else 12), folder
