@@ -15,8 +15,8 @@ import torch
 from common import in_own_process, machine, peak_memory, print_rows, published_options, random_clip, seconds_per_call
 
 import kdpl.students
-from kdpl.distill.loss import distillation_loss, select_names
-from kdpl.distill.selection import SelectionReport
+from kdpl.distill.loss import distillation_loss
+from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.templates import DEFAULT

@@ -20,7 +20,7 @@ from kdpl import predict
 from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD
-from kdpl.config.defaults import student_options
+from kdpl.config.merging import learner_options
 from kdpl.students import CoOp
 
 DISTINCT = 50  # images drawn; the others are copies under other names
@@ -32,7 +32,7 @@ def write_prompts(folder: Path, name: str, classes: int) -> None:
     save_file({k: v.half().contiguous() for k, v in clip.model.state_dict().items()}, folder / "clip.safetensors")
     clip = load_clip(str(folder / "clip.safetensors"))
     names = (ROOT / "datasets/embedded/vocabulary.txt").read_text(encoding="utf-8").split("\n")[:classes]
-    options = student_options("COOP", {"CTX_INIT": "a photo of a", "PREC": "fp32"})
+    options = learner_options("COOP", {"CTX_INIT": "a photo of a", "PREC": "fp32"})
     preprocessing = Preprocessing((clip.resolution,) * 2, "bicubic", OPENAI_MEAN, OPENAI_STD)
     facts = {"variant": "CoOp", "trainer": "KDPL_CoOp", "dataset": "", "template": "a photo of a {}.", "teacher": None}
     learned = CoOp.build(clip, options, names).learned.state_dict()

@@ -20,8 +20,8 @@ from PIL import Image
 from published import full_image_features, take_the_published_way
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-import kdpl.trainers.base
 import kdpl.trainers.distill
+import kdpl.trainers.prompts
 from kdpl.clip.names import OPENAI_MODELS
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
@@ -106,8 +106,8 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
 
     DATASET_REGISTRY.register(force=True)(Photos)
     clips = {"student": random_clip(args.student, 1, args.device), "teacher": random_clip(args.teacher, 2, args.device)}
-    kdpl.trainers.base.load_clip = kdpl.trainers.distill.load_clip = lambda name, *_: clips[name]
-    kdpl.trainers.base.describe = kdpl.trainers.distill.describe = lambda name: OPENAI_MODELS[getattr(args, name)]
+    kdpl.trainers.prompts.load_clip = kdpl.trainers.distill.load_clip = lambda name, *_: clips[name]
+    kdpl.trainers.prompts.describe = kdpl.trainers.distill.describe = lambda name: OPENAI_MODELS[getattr(args, name)]
 
     cfg = get_cfg_default()
     extend_cfg(cfg)

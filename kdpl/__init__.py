@@ -30,5 +30,5 @@ if find_spec("dassl") is None:
 
 def __getattr__(name: str) -> Any:
     if name in ("Classifier", "load"):  # only now, so that `import kdpl` stays quick
-        return getattr(import_module("kdpl.classifier"), name)
+        return getattr(import_module("kdpl.classifier.classifier"), name)
     raise AttributeError(f"module 'kdpl' has no attribute '{name}'")

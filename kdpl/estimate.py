@@ -3,9 +3,9 @@
     python -m kdpl.estimate --trainer KDPL_CoOp --classes 1000 --gpu h100
     python -m kdpl.estimate --trainer KDPL_PromptSRC --dataset-config-file configs/datasets/sun397.yaml --gpu t4 --views 5
 
-Everything it prints is an estimate. The operations are those of the code that trains (`kdpl.flops`); how fast a GPU does them
-is its data sheet's peak times an assumed efficiency (`kdpl.machines`), and on a CPU what a probe of seconds measures. Not in
-it: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
+Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py); how fast a GPU
+does them is its data sheet's peak times an assumed efficiency (experiments/machines.py), and on a CPU what a probe of seconds
+measures. Not in it: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
 """
 
 import argparse

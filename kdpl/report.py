@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
+from kdpl.config.choices import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
-from kdpl.experiments.results import SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

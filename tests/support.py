@@ -83,12 +83,11 @@ def untrained_bundle(folder: Path, variant: str, names: list[str], **options: ob
     from kdpl import students
     from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
     from kdpl.clip.loading import load_clip
-    from kdpl.config.defaults import student_options
 
     clip = load_clip("emoji_student")
     student_class = getattr(students, variant)
     options = {"CTX_INIT": "a photo of a", "PREC": "fp32", **options}
-    student = student_class.build(clip, student_options(student_class.node, options), names)
+    student = student_class(clip, options, names)
     side = clip.resolution
     write_bundle(
         folder,

@@ -20,6 +20,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
+MODULES = {module_of(path) for path in FILES}
+
+
 def floor(module: str) -> int:
     room = module.split(".")[1] if "." in module else ""
     return FLOORS.index(room) if room in FLOORS else COMMANDS
@@ -37,7 +40,8 @@ def imports_of(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.startswith("kdpl.")]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdpl":
-            found += [node.module if node.module != "kdpl" else f"kdpl.{alias.name}" for alias in node.names]
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES or node.module == "kdpl" else node.module for name in inside]
     return found
 
 

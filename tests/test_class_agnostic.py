@@ -10,13 +10,14 @@ from yacs.config import CfgNode
 
 import kdpl.students
 from kdpl.clip.loading import load_clip
+from kdpl.common.rows import RowStore, key_of
 from kdpl.config.defaults import extend_cfg
-from kdpl.distill.loss import distillation_loss, select_names
-from kdpl.distill.selection import COLUMNS, SelectionReport
+from kdpl.distill.loss import distillation_loss
+from kdpl.distill.selection import COLUMNS, SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
-from kdpl.text.feature_cache import CachedEnsemble, cached_text_features
+from kdpl.text.feature_cache import TextFeatures, cached_text_features
 from kdpl.text.prompts import context_prompts, sentence_features
-from kdpl.text.templates import DEFAULT, fill
+from kdpl.text.templates import DEFAULT, fill, imagenet_templates
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
 
 EMBEDDED = ROOT / "datasets" / "embedded" / "vocabulary.txt"
@@ -37,8 +38,11 @@ def vocabulary():
 def cache(tmp_path_factory, monkeypatch):
     """An empty cache of text features; the drawn scenes stay shared."""
     folder = tmp_path_factory.mktemp("features")
-    monkeypatch.setattr("kdpl.feature_cache.cache_dir", lambda: folder)
+    monkeypatch.setattr("kdpl.text.feature_cache.cache_dir", lambda: folder)
     return folder / "text_features"
+
+
+TEMPLATES = imagenet_templates(60)  # PromptSRC's
 
 
 def build_student(learner, clip):
@@ -49,7 +53,7 @@ def build_student(learner, clip):
         if key.startswith("PROMPT_DEPTH"):
             options[key] = 3
     torch.manual_seed(1)
-    return getattr(kdpl.students, learner).build(clip, options, [])
+    return getattr(kdpl.students, learner)(clip, options)
 
 
 def images(batch=4, seed=0):
@@ -113,33 +117,29 @@ def test_vpts_fixed_text_is_that_of_its_sentences_and_is_encoded_once(clips, voc
     assert torch.allclose(student.prepare(names[:6]), expected[:6], atol=1e-6)
     assert torch.allclose(student.prepare(names[::-1]), expected.flip(0), atol=1e-6)
     student.end_epoch(0, 2)
-    assert shard_names(cache) == sorted(names)
+    assert names_on_disk(cache, names) == sorted(names)
 
 
 def test_promptsrcs_frozen_features_survive_the_run(clips, vocabulary, cache):
     student, names = build_student("PromptSRC", clips[0]), vocabulary[:5]
-    features = student.frozen_text_features(names)
+    features = student.frozen_text_features(names, TEMPLATES)
     student.end_epoch(0, 2)
-    assert shard_names(cache) == sorted(names)
+    assert names_on_disk(cache, names) == sorted(names)
     again = build_student("PromptSRC", clips[0])
-    assert torch.equal(again.frozen_text_features(names), features)
+    assert torch.equal(again.frozen_text_features(names, TEMPLATES), features)
     again.end_epoch(0, 2)
-    assert len(list(cache.rglob("*.safetensors"))) == 1
+    assert len(list(cache.rglob("*.rows"))) == 1
 
 
-def shard_names(cache):
-    """All names in the shards of the cache, as many times as they are there."""
-    from safetensors import safe_open
-
-    names = []
-    for path in cache.rglob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            names += json.loads(file.metadata()["names"])
-    return sorted(names)
+def names_on_disk(cache, names):
+    """Return those of the names that have a row in the cache, as many times as they have."""
+    by_key = {key_of(name): name for name in names}
+    found = [key for folder in cache.iterdir() for _, rows in RowStore(folder, 128, "float32").find() for key, _ in rows]
+    return sorted(by_key[key] for key in found)
 
 
 def test_asking_a_thousand_names_of_a_filled_store_reads_no_name_twice(clips, vocabulary):
-    store = CachedEnsemble(clips[0], [DEFAULT])
+    store = TextFeatures(clips[0], [DEFAULT])
     features = store(vocabulary)
     repeated = vocabulary * (1 + 1000 // len(vocabulary))
     assert torch.equal(store(repeated), features.repeat(1 + 1000 // len(vocabulary), 1))
@@ -183,8 +183,8 @@ def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
         whole.add(*batch)
     for batch in batches[:3]:
         first.add(*batch)
-    torch.save(first.state(), tmp_path / "state")
-    second.load_state(torch.load(tmp_path / "state", weights_only=True))
+    torch.save(first.state_dict(), tmp_path / "state")
+    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     first.add(*batches[0])  # the state is a copy
     for batch in batches[3:]:
         second.add(*batch)
@@ -195,7 +195,7 @@ def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
 
 def test_a_report_of_another_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"3 names.*2.*VOCABULARY"):
-        SelectionReport(["a", "b"]).load_state(SelectionReport(["a", "b", "c"]).state())
+        SelectionReport(["a", "b"]).load_state_dict(SelectionReport(["a", "b", "c"]).state_dict())
 
 
 # ------------------------------------------------------------------------------------------------------- whole trainers
@@ -233,7 +233,7 @@ def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_nam
     rows = read(tmp_path / "out" / "selected_classes.csv")
     assert {r["name"] for r in rows} <= set(vocabulary)
     assert len(rows) >= 10 and max(float(r["share_of_batches"]) for r in rows) <= 1
-    assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.selection.batches
+    assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.objective.selection.batches
 
 
 def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
@@ -243,7 +243,7 @@ def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
     own = {n.replace("_", " ") for n in with_them.class_names}
     assert own <= set(with_them.training_names)
     assert set(without.training_names) == set(everything) - own
-    assert len(without.teacher.text_features) == len(everything) - 42
+    assert len(without.objective.teacher.text_features) == len(everything) - 42
 
 
 def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabulary, capsys):

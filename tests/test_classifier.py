@@ -12,6 +12,7 @@ from support import LEARNERS, config, image_file
 import kdpl
 from kdpl.classifier.bundle import write_bundle
 from kdpl.common.images import BadImageError
+from kdpl.trainers.training import bundle_of
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def learned(tmp_path_factory):
             for parameter in run.student.learned.parameters():
                 parameter.data += 0.02 * torch.randn_like(parameter)
             run.set_model_mode("eval")
-            write_bundle(folder, run.bundle())
+            write_bundle(folder, bundle_of(run))
             runs[name, options] = run, folder
         return runs[name, options]
 

@@ -162,7 +162,7 @@ def offline(code: str, tmp_path, **env) -> str:
 def test_without_network_the_file_its_address_and_its_folder_are_named(tmp_path):
     printed = offline(
         """
-        from kdpl.clips import load_clip, WeightsError
+        from kdpl.clip import load_clip, WeightsError
         for name in ("RN50", "ViT-H-14-quickgelu"):
             try:
                 load_clip(name)
@@ -193,7 +193,7 @@ def test_inside_a_fork_with_a_patched_clip_the_unpatched_one_is_used(small, tmp_
             "-c",
             "import sys; sys.path.insert(0, '')\n"
             "import clip\n"
-            "from kdpl.clips import load_clip\n"
+            "from kdpl.clip import load_clip\n"
             f"loaded = load_clip({str(tmp_path / 's.pt')!r})\n"
             "print(clip.__file__, loaded.text.width, loaded.tokenize(['cat']).shape)",
         ],

@@ -70,10 +70,10 @@ def nothing_heavy(monkeypatch):
         raise AssertionError("a mistake was told too late")
 
     import kdpl.datasets.emoji_scenes
-    import kdpl.trainers.base
     import kdpl.trainers.distill
+    import kdpl.trainers.prompts
 
-    monkeypatch.setattr(kdpl.trainers.base, "load_clip", heavy)
+    monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
     monkeypatch.setattr(kdpl.trainers.distill, "load_clip", heavy)
     monkeypatch.setattr(kdpl.datasets.emoji_scenes, "draw_scenes", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)

@@ -144,7 +144,7 @@ def test_workers_that_leave_signals_to_the_parent_end_with_it():
     """An error may hold on to a loader until the process ends."""
     program = (
         "from torch.utils.data import DataLoader\n"
-        "from kdpl.signals import leave_signals_to_the_parent\n"
+        "from kdpl.common.signals import leave_signals_to_the_parent\n"
         "loaded = iter(DataLoader(range(9), num_workers=1, worker_init_fn=leave_signals_to_the_parent))\n"
         "print(next(loaded))\n"
         "import sys; sys.last_value = loaded\n"
@@ -172,7 +172,7 @@ def test_a_single_image_is_a_batch(trainer, tmp_path):
     run = build(photos(tmp_path / "photos", ["fox", "owl"], [1]), tmp_path / "out", trainer=trainer)
     before = parameters(run)
     run.train()
-    assert len(run.history.rows) == 2 and not torch.equal(before["ctx"], parameters(run)["ctx"])
+    assert len(run.progress.rows) == 2 and not torch.equal(before["ctx"], parameters(run)["ctx"])
 
 
 def test_one_class_has_nothing_to_learn_and_can_be_evaluated(tmp_path):

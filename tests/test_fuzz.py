@@ -34,6 +34,7 @@ from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BadImageError, open_image
+from kdpl.common.rows import RowStore, key_of
 from kdpl.config.checks import check_config
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg
@@ -42,10 +43,9 @@ from kdpl.datasets.archives import ArchiveError, unpack
 from kdpl.datasets.catalog import CATALOG
 from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.splits import find_split
-from kdpl.distill.views import FeatureTable, ImageFile, RowStore
+from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.experiments.results import ResultsError, read_results, write_results
 from kdpl.experiments.sweep.plan import SweepError, read_sweep, runs_of
-from kdpl.text import feature_cache
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
 from kdpl.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
 
@@ -194,10 +194,11 @@ def script_bytes() -> bytes:
 
 
 @cache
-def cached_features() -> bytes:
-    features = torch.randn(2, 4)
-    digest = feature_cache.hashlib.sha256(feature_cache._bytes(features)).hexdigest()
-    return save({"features": features}, {"key": "k", "sha256": digest, "names": '["cat", "dog"]'})
+def rows_of_features() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        store = RowStore(folder, 4, "float32")
+        store.append([key_of("cat"), key_of("dog")], np.ones((2, 4), np.float32))
+        return next(Path(folder).glob("*.rows")).read_bytes()
 
 
 def bundle_bytes(metadata: bytes) -> bytes:
@@ -287,9 +288,9 @@ def check_clip(name: str) -> Callable[[bytes, Path], None]:
 
 
 def check_features(content: bytes, folder: Path) -> None:
-    (folder / "f").write_bytes(content)
-    features, found = feature_cache._read(folder / "f", "k")
-    assert torch.isfinite(features).all() and all(isinstance(name, str) for name in found)
+    (folder / "f.rows").write_bytes(content)
+    for shard, found in RowStore(folder, 4, "float32").find():
+        assert all(np.isfinite(shard[row]["value"]).all() for _, row in found)
 
 
 def check_bundle(content: bytes, folder: Path) -> None:
@@ -436,7 +437,7 @@ TARGETS = {
     "CLIP, TorchScript": Target(
         st.one_of(as_bytes(script_bytes), damaged_members(script_bytes, "data.pkl")), check_clip("clip.pt"), WeightsError
     ),
-    "text features": Target(as_bytes(cached_features), check_features, feature_cache._UnusableFile),
+    "text features": Target(as_bytes(rows_of_features), check_features, ()),
     "bundle": Target(
         st.one_of(
             as_bytes(lambda: bundle_bytes(json.dumps(bundle_facts()).encode())), changed_json(bundle_facts).map(bundle_bytes)
@@ -507,7 +508,7 @@ SOUND = {
     "checkpoint": checkpoint_bytes,
     "CLIP, safetensors": lambda: save(clip_tensors()),
     "CLIP, PyTorch": lambda: as_torch(clip_tensors()),
-    "text features": cached_features,
+    "text features": rows_of_features,
     "bundle": lambda: bundle_bytes(json.dumps(bundle_facts()).encode()),
     "features of views": rows_bytes,
     "split": lambda: json.dumps(SPLIT).encode(),

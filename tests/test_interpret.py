@@ -7,8 +7,9 @@ import torch
 from support import untrained_bundle
 
 from kdpl.classifier.classifier import load
+from kdpl.classifier.words import moved_classes, nearest_words, word_rows
 from kdpl.common import exits
-from kdpl.interpret import main, moved_classes, nearest_words, word_rows
+from kdpl.interpret import main
 
 NAMES = ["red apple", "pizza", "croissant"]
 

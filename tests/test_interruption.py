@@ -16,7 +16,7 @@ from test_trainers import assert_same, build, parameters
 
 from kdpl.common import exits, lock
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint
-from kdpl.training.steps import DivergenceError, Steps
+from kdpl.training.progress import DivergenceError, Progress
 
 SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
 EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
@@ -29,16 +29,16 @@ class Killed(BaseException):
 
 
 def die_at(run, step):
-    """Have a run end before its `step`-th training step, counted from 0."""
-    train_step, taken = run.train_step, []
+    """Make a run end before its `step`-th training step, counted from 0."""
+    forward_backward, taken = run.forward_backward, []
 
     def counted(batch):
         if len(taken) == step:
             raise Killed
         taken.append(None)
-        return train_step(batch)
+        return forward_backward(batch)
 
-    run.train_step = counted
+    run.forward_backward = counted
 
 
 CASES = {
@@ -63,7 +63,7 @@ def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     last = build(trainer, tmp_path / "broken", *options)
     last.train()
     assert_same(parameters(last), parameters(unbroken))
-    assert last.history.rows == unbroken.history.rows and len(last.history.rows) == 3
+    assert last.progress.rows == unbroken.progress.rows and len(last.progress.rows) == 3
     history = [(tmp_path / name / "history.csv").read_bytes() for name in ("broken", "unbroken")]
     assert history[0] == history[1]
     assert not list((tmp_path / "broken").rglob("resume*")), "what a finished run needs no more is gone"
@@ -220,7 +220,7 @@ def test_a_diverging_run_names_the_images_keeps_the_last_good_state_and_fails(tm
 
 
 def test_steps_are_read_in_one_transfer_and_the_first_broken_one_is_named():
-    steps = Steps()
+    steps = Progress()
     for i, value in enumerate([1.0, 2.0, float("inf"), float("nan")]):
         steps.add(i, 0.1, [f"image {i}"], {"loss": torch.tensor(value), "acc": torch.tensor(5)})
     with pytest.raises(DivergenceError, match=r"at batch 3 of the epoch: loss is inf. Images of the batch:\n  image 2\n"):
@@ -243,7 +243,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
 
 def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_usual_effect():
     code = (
-        "import os, signal, time\nfrom kdpl import signals\nstop = signals.StopRequest()\nstop.install()\n"
+        "import os, signal, time\nfrom kdpl.common import signals\nstop = signals.StopRequest()\nstop.install()\n"
         "for _ in range(2):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    time.sleep(0.01)\n"
         "print(stop.signal, flush=True)\nsignals.REPEATED_S = 0\nos.kill(os.getpid(), signal.SIGUSR1)\ntime.sleep(60)"
     )

@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(prompts, photos, tmp_path, capsys, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdpl.predict._print_lines", interrupted)
+    monkeypatch.setattr("kdpl.classifier.predictions._print_lines", interrupted)
     assert main(["--prompts", str(prompts), str(photos), "--csv", str(tmp_path / "out.csv")]) == 130
     assert "Traceback" not in capsys.readouterr().err and not list(tmp_path.glob("*out.csv*"))
 

@@ -220,6 +220,7 @@ def test_a_file_put_there_by_hand_with_another_checksum_is_refused(tmp_path, run
         (gzip.compress(b"x" * 5000), "neither a zip nor a tar archive"),
         (None, "holds no 2750"),
     ],
+    ids=["page", "gzip of no archive", "empty"],
 )
 def test_a_wrong_archive_leaves_no_half_of_a_data_set(miniatures, tmp_path, run, content, message):
     folder = tmp_path / "eurosat"

@@ -30,7 +30,7 @@ def test_a_name_that_a_fork_holds_stays_the_forks(tmp_path):
         """,
         tmp_path,
     )
-    assert printed.split() == ["__main__", "kdpl.trainers.kdpl_coop"]
+    assert printed.split() == ["__main__", "kdpl.trainers.kdpl"]
 
 
 def test_importing_the_kdpl_trainers_leaves_the_baselines_to_the_fork(tmp_path):
@@ -42,24 +42,24 @@ def test_importing_the_kdpl_trainers_leaves_the_baselines_to_the_fork(tmp_path):
         """,
         tmp_path,
     )
-    assert printed.split() == [f"KDPL_{n}" for n in ("CoCoOp", "CoOp", "IVLP", "MaPLe", "PromptSRC", "VPT")]
+    assert printed.split() == [f"KDPL_{n}" for n in ("CoCoOp", "CoOp", "IVLP", "KgCoOp", "MaPLe", "PromptSRC", "VPT")]
 
 
 def test_a_file_copied_into_a_forks_own_folder_takes_the_place_of_the_installed_one(tmp_path):
     (tmp_path / "trainers").mkdir()
-    source = (ROOT / "trainers" / "kdpl_coop.py").read_text()
-    (tmp_path / "trainers" / "kdpl_coop.py").write_text(source)
+    source = (ROOT / "trainers" / "kdpl.py").read_text()
+    (tmp_path / "trainers" / "kdpl.py").write_text(source)
     printed = run(
         """
         import sys; sys.path.insert(0, "")
         import kdpl
-        import trainers.kdpl_coop
+        import trainers.kdpl
         from dassl.engine import TRAINER_REGISTRY
         print(TRAINER_REGISTRY.get("KDPL_CoOp").__module__)
         """,
         tmp_path,
     )
-    assert printed.split() == ["trainers.kdpl_coop"]
+    assert printed.split() == ["trainers.kdpl"]
 
 
 def test_an_installed_dassl_wins_over_the_bundled_one(tmp_path):

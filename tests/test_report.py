@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kdpl.experiments.report.__main__ import main
 from kdpl.experiments.report.cells import Cell, average, combine, difference, harmonic_mean
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Table, all_tables, published
 from kdpl.experiments.results import write_results
+from kdpl.report import main
 
 
 def add(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from kdpl.experiments.report.__main__ import main
 from kdpl.experiments.report.logs import read_logs
 from kdpl.experiments.report.runs import Data, read_scores
 from kdpl.experiments.results import write_results
+from kdpl.report import main
 
 CONFIG = """\
 ***************

@@ -5,16 +5,9 @@ import threading
 
 import pytest
 
-from kdpl.experiments.results import (
-    ResultsError,
-    git_state,
-    main,
-    missing_datasets,
-    read_results,
-    same_dataset,
-    versions,
-    write_results,
-)
+from kdpl.common.environment import git_state, versions
+from kdpl.experiments.results import ResultsError, missing_datasets, read_results, same_dataset, write_results
+from kdpl.results import main
 
 RUN = {
     "trainer": "KDPL_CoOp",

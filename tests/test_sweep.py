@@ -16,8 +16,8 @@ from support import ROOT
 from kdpl.common import exits, lock
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, slurm, status, work
-from kdpl.experiments.sweep.__main__ import main
 from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep, runs_of
+from kdpl.sweep import main
 
 SHORT = """
 protocol: base2new

@@ -278,9 +278,9 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
     ],
 )
 def test_what_cannot_run_is_refused_before_any_model_is_loaded(trainer, options, error, message, tmp_path, monkeypatch):
-    import kdpl.trainers.base
+    import kdpl.trainers.prompts
 
-    monkeypatch.setattr(kdpl.trainers.base, "load_clip", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(error, match=message):
         build(trainer, tmp_path, *options)
 

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_trainers import assert_same, build, parameters
 
+from kdpl.common.rows import RowStore
 from kdpl.config.choices import ConfigError
-from kdpl.distill.views import FeatureTable, ImageFile, RowStore
+from kdpl.distill.teacher import Teacher
+from kdpl.distill.views import FeatureTable, ImageFile
+from kdpl.students import Student
 from kdpl.training.pixels import Normalize, bytes_transform
 
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 5, "TEST.NO_TEST", True)
@@ -25,7 +28,7 @@ def run(trainer, output, *options, **kwargs):
 
 
 def losses(run):
-    return [[row[k] for k in row] for row in run.history.rows]
+    return [[row[k] for k in row] for row in run.progress.rows]
 
 
 def forget(monkeypatch):
@@ -58,7 +61,7 @@ def test_after_the_first_pass_neither_a_vision_tower_nor_an_image_is_touched(tra
         run_epoch()
         if kdpl.epoch == 1:  # both views of every image were seen, those that short batches leave out too
             kdpl.train_loader_x.dataset.__class__.__getitem__ = None
-            kdpl.clip.image_features = kdpl.teacher.clip.image_features = None
+            kdpl.clip.image_features = kdpl.objective.teacher.clip.image_features = None
 
     item = kdpl.train_loader_x.dataset.__class__.__getitem__
     kdpl.run_epoch = epoch
@@ -90,8 +93,8 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "DATALOADER.NUM_WORKERS", workers)
     cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
     capsys.readouterr()
-    for name in ("teacher_features", "frozen_features"):
-        monkeypatch.setattr(type(cold), name, None)
+    monkeypatch.setattr(Teacher, "image_features", None)
+    monkeypatch.setattr(Student, "frozen_image_features", None)
     warm = run("KDPL_CoOp", tmp_path / "warm", *kept)
     assert losses(warm) == losses(cold)
     assert_same(parameters(warm), parameters(cold))
@@ -144,7 +147,7 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("os.pwrite", full)
     kept = run("KDPL_CoOp", tmp_path / "full", "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     assert losses(kept) == losses(memory)
-    assert "kept in memory alone from now on" in capsys.readouterr().out
+    assert "cached in memory only from now on" in capsys.readouterr().out
 
 
 def test_a_cache_folder_without_views_is_refused(tmp_path):

@@ -44,7 +44,7 @@ def halves(category: str, split: str) -> list[tuple[list[str], np.ndarray, np.nd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default="emoji_student", help="any name or file of kdpl.clips, 64 x 64 pixels")
+    parser.add_argument("--student", default="emoji_student", help="any name or file of kdpl.clip, 64 x 64 pixels")
     parser.add_argument("--teacher", default="emoji_teacher")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test")
     args = parser.parse_args()

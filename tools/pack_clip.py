@@ -1,4 +1,4 @@
-"""Pack a small CLIP's state dict (OpenAI's layout) into the compact file that `kdpl.clips.load_clip` reads.
+"""Pack a small CLIP's state dict (OpenAI's layout) into the compact file that `kdpl.clip.load_clip` reads.
 
     python tools/pack_clip.py student.pt student.safetensors
 

@@ -62,7 +62,7 @@ class Bundle:
     teacher: str | None
     class_agnostic: bool
     epoch: int  # number of epochs that the prompts were trained for
-    results: list[dict[str, Any]]  # as `kdpl.results.write_results` has them; empty where nothing was measured
+    results: list[dict[str, Any]]  # as `kdpl.experiments.results.write_results` has them; empty where nothing was measured
     config: str  # the whole configuration of the training, as YAML
     kdpl_version: str = field(default_factory=lambda: VERSION)
 

@@ -37,7 +37,7 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None, back
 
     Raises:
         BundleError: the file is missing, damaged, or does not fit the CLIP.
-        ModelNameError, WeightsError: see `kdpl.clips.load_clip`.
+        ModelNameError, WeightsError: see `kdpl.clip.load_clip`.
     """
     return Classifier(read_bundle(path), device, backbone)
 
@@ -46,7 +46,7 @@ class Classifier:
     """A CLIP with learned prompts, from images to probabilities over class names.
 
     An image is a path, a PIL image, a NumPy array (H, W), (H, W, 3) or (H, W, 4), or a tensor (3, H, W); arrays and tensors
-    are uint8, uint16, or floats in 0..1. Any orientation and colour mode is understood (`kdpl.images`).
+    are uint8, uint16, or floats in 0..1. Any orientation and colour mode is understood (`kdpl.common.images`).
 
     Attributes:
         bundle: what was loaded.

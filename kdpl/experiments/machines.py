@@ -1,6 +1,6 @@
 """How fast machines are: vendors' figures for GPUs with an assumed efficiency, and what a probe measures on this CPU.
 
-`Machine.seconds` prices an operation that `kdpl.flops` has counted: as many FLOP as it has at the rate of its kind, or as many
+`Machine.seconds` prices a counted operation (experiments/cost.py): as many FLOP as it has at the rate of its kind, or as many
 bytes as it touches at the memory's, whichever takes longer.
 """
 

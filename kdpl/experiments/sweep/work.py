@@ -43,7 +43,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: an exit status of `kdpl.exits`, or 0, and why."""
+    """How a run ended: an exit status of `kdpl.common.exits`, or 0, and why."""
 
     status: int = 0
     reason: str = ""
