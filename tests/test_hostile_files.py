@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import random_clip
-from test_checkpoint import Evil, learned
-from test_interruption import EVERY_STEP, SMALL, Killed, die_at
-from test_trainers import build
+from support.files import Evil, learned
+from support.trainings import EVERY_STEP, SMALL, Killed, build, die_at
 
 from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
@@ -190,7 +189,7 @@ def test_a_state_to_go_on_from_that_lacks_a_part_is_refused_by_name(tmp_path):
         torch.save({**load_checkpoint(path), **damage}, path.with_name("damaged"))
         path.with_name("checkpoint").write_text("damaged")
         os.replace(path, path.with_name("good"))
-        with pytest.raises(CheckpointError, match=r"Cannot resume from .*damaged' .*Start with the settings"):
+        with pytest.raises(CheckpointError, match=r"Cannot resume from .*damaged' .*Start with the settings of that run"):
             run.resume_model_if_exist(str(tmp_path))
         os.replace(path.with_name("good"), path)
     path.with_name("checkpoint").unlink()

@@ -6,41 +6,14 @@ import random
 import pytest
 import torch
 from support import LEARNERS, config
+from support.trainings import assert_same, build, parameters, train
 
 from kdpl.clip.names import ModelNameError
 from kdpl.config.choices import ConfigError
 from kdpl.training.checkpoint import CheckpointError
 
-TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
 KDPL = [f"KDPL_{learner}" for learner in LEARNERS]
 ALL = [*LEARNERS, *KDPL]
-
-
-def build(trainer, output, *options, dataset="emoji_food", seed=1):
-    from dassl.engine import build_trainer
-    from dassl.utils import set_random_seed
-
-    cfg = config(trainer, dataset, output, "--seed", seed, *TINY, "OPTIM.MAX_EPOCH", 2, *options)
-    set_random_seed(seed)
-    return build_trainer(cfg)
-
-
-def parameters(trainer):
-    return {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a), [k for k in a if not torch.equal(a[k], b[k])]
-
-
-def train(trainer, output, *options, **kwargs):
-    run = build(trainer, output, *options, **kwargs)
-    before = parameters(run)
-    run.train()
-    after = parameters(run)
-    assert all(not torch.equal(before[k], after[k]) for k in before), "every learned parameter moves"
-    return run, after
 
 
 @pytest.mark.parametrize("trainer", ALL)
