@@ -24,7 +24,7 @@ def check_names(cfg) -> None:
 
 
 def check_model(args: argparse.Namespace, cfg) -> None:
-    """Refuse an evaluation of a prompt learner whose prompts are not there, before its CLIP is loaded."""
+    """Refuse an evaluation of missing prompts before a CLIP is loaded."""
     from dassl.engine import TRAINER_REGISTRY
 
     from kdpl.training.checkpoint import checkpoint_path
@@ -35,13 +35,13 @@ def check_model(args: argparse.Namespace, cfg) -> None:
     if not args.model_dir:
         raise ConfigError(
             f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
-            "--model-dir. Without any, the hand-written sentences are evaluated by --trainer ZeroshotCLIP."
+            "--model-dir. To evaluate the hand-written sentences, use --trainer ZeroshotCLIP."
         )
     checkpoint_path(args.model_dir, student.model_name, args.load_epoch)
 
 
 def prepare(args: argparse.Namespace):
-    """Check everything that can be checked, then build the trainer."""
+    """Run all checks, then build the trainer; return it with the configurations of --eval-datasets."""
     check_flags(args)
     cfg = build_cfg(args, args.dataset_config_file)
     others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
@@ -54,7 +54,7 @@ def prepare(args: argparse.Namespace):
     check_model(args, cfg)
 
     if os.environ.get("RANK", "0") == "0":
-        lock.occupy(cfg.OUTPUT_DIR)  # before the log of a run that is going on is moved
+        lock.occupy(cfg.OUTPUT_DIR)  # before the logger renames the log of a run in progress
 
     import torch
     from dassl.engine import build_trainer
@@ -86,6 +86,7 @@ def prepare(args: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     args = parse_args(argv)
     try:
         trainer, others = prepare(args)
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer.test()
     except FloatingPointError as error:
         return exits.report(error, exits.DIVERGED)
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
+    except (ValueError, OSError) as error:  # an unreadable image, a full disk, prompts that do not fit
         return exits.report(error, exits.FAILED)
     return 0
 
