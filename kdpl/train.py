@@ -25,7 +25,7 @@ def check_names(cfg) -> None:
 
 
 def check_model(args: argparse.Namespace, cfg) -> None:
-    """Refuse an evaluation of a prompt learner whose prompts are not there, before its CLIP is loaded."""
+    """Refuse an evaluation of missing prompts before a CLIP is loaded."""
     from dassl.engine import TRAINER_REGISTRY
 
     from kdpl.training.checkpoint import checkpoint_path
@@ -36,13 +36,13 @@ def check_model(args: argparse.Namespace, cfg) -> None:
     if not args.model_dir:
         raise ConfigError(
             f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
-            "--model-dir. Without any, the hand-written sentences are evaluated by --trainer ZeroshotCLIP."
+            "--model-dir. To evaluate the hand-written sentences, use --trainer ZeroshotCLIP."
         )
     checkpoint_path(args.model_dir, student.model_name, args.load_epoch)
 
 
 def prepare(args: argparse.Namespace):
-    """Check everything that can be checked, then build the trainer."""
+    """Run all checks, then build the trainer; return it with the configurations of --eval-datasets."""
     check_flags(args)
     cfg = build_cfg(args, args.dataset_config_file)
     others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
@@ -100,6 +100,7 @@ def prepare(args: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     args = parse_args(argv)
     try:
         trainer, others = prepare(args)

@@ -1,4 +1,4 @@
-"""The state of a training in checkpoints, of whole epochs and inside an epoch, and the resuming of a run from it."""
+"""Saving a run's state after and inside epochs, and resuming from it."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoints:
-    """Saving and loading of a prompt trainer, in the forks' layout."""
+    """Saves and loads a prompt trainer, in the forks' layout."""
 
     last_saved = 0.0  # time.monotonic()
 
@@ -40,7 +40,7 @@ class Checkpoints:
 
     def save_inside_epoch(self) -> None:
         """Write the state after the last batch, and end the run if a signal asked for it."""
-        self.read_steps()  # what diverged is not saved
+        self.read_steps()  # raises if the run has diverged, which is not saved
         state = run_state(self, self.epoch, self.batch_idx + 1)
         if distributed.is_main():
             checkpoint.save_checkpoint(state, f"{self.output_dir}/{self.student.model_name}", INSIDE, newest=False)
@@ -50,18 +50,18 @@ class Checkpoints:
             self.leave()
 
     def is_time_to_save(self, steps_are_read: bool = True) -> bool:
-        """Whether a signal or the clock wants the state saved; several ranks agree about it, only when steps are read."""
+        """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
         due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
         return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
 
     def stop_if_asked(self) -> None:
-        # When all epochs are trained, everything is saved; otherwise the next step saves.
+        # After the last epoch everything is saved; before, the next step saves.
         if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
             self.leave()
 
     def leave(self) -> None:
-        """End the run, which has saved its state, on the signal that came."""
+        """End the run, whose state is saved, because of the received signal."""
         self.close_writer()
         message = f"Stopped by {self.stop.signal or 'a signal'} after saving: the same command resumes the run"
         print(message, flush=True)
@@ -74,7 +74,7 @@ class Checkpoints:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
         if not directory:
-            print("No prompts are loaded, because no folder is given (--model-dir): the initial ones are evaluated")
+            print("No --model-dir is given, so no prompts are loaded: the initial ones are evaluated")
             return
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
         state = checkpoint.load_checkpoint(path)
@@ -96,8 +96,8 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
     """Return the learned parameters and everything else that an exact resume needs, in the forks' layout.
 
     Args:
-        epochs: how many are finished.
-        batches: how many of the next one are.
+        epochs: number of finished epochs.
+        batches: number of finished batches in the next epoch.
         val_result: the accuracy on the validation images.
 
     Raises:
@@ -145,14 +145,14 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
     ours = state["kdpl"]
     if "history" not in ours or state.get("optimizer") is None:
         raise checkpoint.CheckpointError(
-            f"'{path}' was not written by this trainer, or by another version of it: it can be evaluated (--eval-only "
-            "--model-dir) or start a new training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
+            f"Cannot resume from '{path}': it was not written by this version of this trainer. Evaluate it (--eval-only "
+            "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
     try:
         _restore(trainer, path, state, ours)
     except (checkpoint.CheckpointError, OtherRunError):
         raise
-    except Exception as error:  # of many kinds, from inside PyTorch: a part of the state is missing or of another kind
+    except Exception as error:  # many kinds, from inside PyTorch: a part of the state is missing or of another type
         raise checkpoint.CheckpointError(
             f"Cannot resume from '{path}' ({short_reason(error)}): it is damaged or was written with other settings. Start "
             "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
@@ -163,7 +163,7 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
 
 
 def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Return the path and the content of the state that is furthest: of the newest whole epoch, or inside one."""
+    """Return the path and the content of the newest state, after or inside an epoch."""
     path = checkpoint.newest_checkpoint(folder)
     state = {} if path is None else checkpoint.load_checkpoint(path)
     inside = folder / INSIDE

@@ -1,7 +1,7 @@
-"""The life cycle of learned prompts on a Dassl engine, an installed one or the bundled one.
+"""The life cycle of learned prompts on a Dassl engine, installed or bundled.
 
-A trainer is a student class (what is learned) times an objective: `DistillTrainer` matches a teacher without labels,
-`SupervisedTrainer` takes cross-entropy on labels. Neither engine's schedulers nor its loading are used.
+A trainer combines a student class (what is learned) with an objective: `DistillTrainer` matches a teacher without labels,
+`SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
 """
 
 import os
@@ -45,7 +45,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     def __init__(self, cfg: CfgNode):
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
-        self.first_batch = 0  # at which the running epoch begins: a resumed one begins in its middle
+        self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
@@ -75,10 +75,10 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         student.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            reason = "learns a context for each class" if specific else "encodes the names anew for each image"
+            reason = "learns a context for each class" if specific else "encodes the names again for each image"
             raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, which is shared among the processes "
-                "by image alone. Set it to False."
+                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
+                "Set it to False."
             )
 
     def build_data_loader(self) -> None:
@@ -88,8 +88,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
             smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
             if smallest < distributed.world():
                 raise ValueError(
-                    f"A batch of {smallest} images cannot be shared by {distributed.world()} processes: raise "
-                    "DATALOADER.TRAIN_X.BATCH_SIZE, the images in a batch of all processes together, or start fewer."
+                    f"A batch of {smallest} images cannot be split among {distributed.world()} processes: raise "
+                    "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
 
     def build_model(self) -> None:
@@ -119,7 +119,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        # a class-agnostic training may know no names at all
+        # A class-agnostic training may have no class names.
         self.prepared = self.prepare_names(self.class_names) if self.class_names else None
 
     def prepare_names(self, names: Sequence[str]) -> Any:
@@ -132,7 +132,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss of a batch; made when it is first needed, since an evaluation does without."""
+        """The loss of a batch; built at first use, because an evaluation does not need it."""
         raise NotImplementedError
 
     @cached_property
@@ -162,7 +162,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
 
 class SupervisedTrainer(PromptTrainer):
-    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, the variant's own terms included."""
+    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, including the learner's own terms."""
 
     @cached_property
     def objective(self) -> CrossEntropy:
