@@ -21,7 +21,8 @@ class Training:
     """Epochs and steps of a prompt trainer.
 
     `forward_backward(batch)` is the training step, as everywhere in Dassl: a subclass may override it, and calls
-    `model_backward_and_update(loss)`, which scales, sums over ranks and steps.
+    `model_backward_and_update(loss)`, or its parts `model_zero_grad`, `model_backward` and `model_update`, which scale, sum
+    over ranks and step.
     """
 
     share = 1.0  # of the running batch that this rank has
@@ -47,8 +48,16 @@ class Training:
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
         """Step the optimizer along the gradient of the loss, of several ranks the mean by their shares of the batch."""
-        self.optim.zero_grad()
+        self.model_zero_grad()
+        self.model_backward(loss)
+        self.model_update()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, scaled if gradients are, and of several ranks weighted by their shares of the batch."""
         self.scaler.scale(loss * self.share).backward()
+
+    def model_update(self, names: Any = None) -> None:
+        """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
         distributed.sum_gradients(self.student.learned.parameters())
         self.scaler.step(self.optim)
         self.scaler.update()
@@ -58,15 +67,15 @@ class Training:
         """Call `forward_backward`, a subclass's too, and take in what it reports.
 
         Raises:
-            RuntimeError: in a job of several ranks, it did not update through `model_backward_and_update`.
+            RuntimeError: in a job of several ranks, it did not update through `model_update` or `model_backward_and_update`.
         """
         lr, self._stepped = self.get_current_lr(), False
         self.share = batch["counts"][distributed.rank()] / batch["size"] if distributed.world() > 1 else 1.0
         terms = self.forward_backward(batch)
         if distributed.world() > 1 and not self._stepped:
             raise RuntimeError(
-                f"{type(self).__name__}.forward_backward stepped without model_backward_and_update(loss), which sums the "
-                "gradients of several processes: call it there, or start one process."
+                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
+                "the gradients of several processes: call it there, or start one process."
             )
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 
