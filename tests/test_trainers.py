@@ -1,7 +1,6 @@
 """Every trainer through its whole life on the embedded benchmark, in this process: train, save, resume, evaluate."""
 
 import json
-import random
 
 import pytest
 import torch
@@ -52,22 +51,6 @@ def test_the_count_of_learned_parameters_is_printed_and_follows_the_formula(lear
     count = expected_count(learner)
     assert run.learned_parameters == count == sum(p.numel() for p in run.student.learned.parameters())
     assert f"Learned parameters: {count:,}\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("trainer", KDPL)
-def test_labels_never_reach_the_gradient(trainer, tmp_path):
-    """With random labels the prompts come out bit-identical."""
-    _, with_labels = train(trainer, tmp_path / "a", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
-    run = build(trainer, tmp_path / "b", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
-    numbers = random.Random(0)
-    step = run.forward_backward
-
-    def with_random_labels(batch):
-        return step({**batch, "label": torch.tensor([numbers.randrange(42) for _ in batch["label"]])})
-
-    run.forward_backward = with_random_labels
-    run.train()
-    assert_same(with_labels, parameters(run))
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "KDPL_PromptSRC"])
@@ -131,7 +114,7 @@ def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
         run.batch_idx, run.num_batches = 0, 2
         torch.manual_seed(0)
         run.student.learned.load_state_dict(runs[0].student.learned.state_dict())
-        losses.append(run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})["loss"])
+        losses.append(run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})["loss"].item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert losses[1] != losses[0]
 
@@ -167,7 +150,8 @@ def test_gaussian_aggregation_is_the_weighted_sum_over_epochs(tmp_path):
 def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss(tmp_path):
     run = build("KDPL_PromptSRC", tmp_path)
     run.batch_idx, run.num_batches = 0, 2
-    summary = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
+    terms = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
+    summary = {name: term.item() for name, term in terms.items()}
     own = [summary[k] for k in ("loss_text", "loss_image", "loss_logits")]
     assert all(value > 0 for value in own)
     assert summary["loss_total"] == pytest.approx(summary["loss"] + sum(own), rel=1e-5)

@@ -44,7 +44,8 @@ def config(trainer: str, dataset: str, output: str | os.PathLike, *options: obje
     import kdpl.trainers.baselines  # noqa: F401
     from kdpl import train
 
-    file = config_file or f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
+    folder = trainer if (ROOT / f"configs/trainers/{trainer}").is_dir() else "KDPL_CoOp"
+    file = config_file or f"{ROOT}/configs/trainers/{folder}/emoji.yaml"
     args = train.parse_args(["--trainer", trainer, "--config-file", file, "--output-dir", str(output), *map(str, options)])
     cfg = train.build_cfg(args, f"{ROOT}/configs/datasets/{dataset}.yaml" if dataset else "")
     cfg.defrost()
