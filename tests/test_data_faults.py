@@ -102,6 +102,7 @@ def test_a_damaged_image_ends_the_run_with_its_path(workers, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_an_image_that_vanishes_during_training_is_named(tmp_path):
     root = photos(tmp_path / "photos", ["fox", "owl"], [3, 3])
     run = build(root, tmp_path / "out")
@@ -140,6 +141,7 @@ def test_a_reader_that_never_gives_up_is_not_used(tmp_path, monkeypatch):
             next(loaded)
 
 
+@pytest.mark.slow
 def test_workers_that_leave_signals_to_the_parent_end_with_it():
     """An error may hold on to a loader until the process ends."""
     program = (

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import mostly_slow
 from torch.nn.functional import normalize
 
 import kdpl
@@ -57,7 +58,7 @@ def per_class(data) -> set[int]:
 # ---------------------------------------------------------------- the generator
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", mostly_slow(CATEGORIES, "food"))
 def test_every_pixel_of_a_category_is_the_committed_one(category):
     images = emoji_scenes.draw(emoji_scenes.category_scenes(category))
     assert hashlib.sha256(images).hexdigest() == emoji_scenes.SHA256[category]
@@ -266,6 +267,7 @@ def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch)
 DRAW = "import sys; from kdpl.datasets.emoji_scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
 
 
+@pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
     parent = tmp_path / "emoji_scenes"
     killed = subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)])

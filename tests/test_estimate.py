@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, config
+from support import LEARNERS, ROOT, config, mostly_slow
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,7 +42,7 @@ def real_step(s):
     return step
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one(learner, tmp_path):
     s = settings(learner, tmp_path)
     step = real_step(s)
@@ -65,6 +65,7 @@ def test_the_memory_of_a_step_without_numbers_is_that_of_a_real_one(learner, tmp
     assert tally.alive < 0.05 * tally.peak
 
 
+@pytest.mark.slow
 def test_tokens_in_flight_are_bounded_at_the_price_of_a_second_forward_pass(tmp_path):
     free, bound = (flops.count_step(settings("CoCoOp", tmp_path, batch=4, max_text_rows=rows)) for rows in (0, 50))
     assert bound.tally.peak < free.tally.peak
@@ -80,6 +81,7 @@ def test_known_features_cost_nothing_again(tmp_path):
     assert prompted.tally.flops("student image") > 0, "what is learned is never known"
 
 
+@pytest.mark.slow
 def test_published_sizes_are_counted_without_loading_them(tmp_path):
     cfg = config("KDPL_CoOp", "", tmp_path, config_file=f"{ROOT}/configs/trainers/KDPL_CoOp/vit_b32_ctxv1.yaml")
     s = flops.Settings(students.CoOp, cfg.TRAINER.COOP, "RN50", "ViT-H-14-quickgelu", NAMES, 2, "fp32", "fp32", "fp16")
@@ -114,6 +116,7 @@ def test_the_run_is_the_sum_of_its_epochs_with_and_without_known_views(capsys):
     assert warm["run_s"] == pytest.approx(45 * known["step"])
 
 
+@pytest.mark.slow
 def test_ranks_share_images_and_class_names(capsys):
     def text_and_teacher(*flags):
         result, _ = calculated(capsys, "--batch", 8, *flags)

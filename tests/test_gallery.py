@@ -227,6 +227,7 @@ def test_thousands_of_images_are_as_quick_as_a_few(tmp_path, visit):
     assert page.locator("#card4999").is_visible()
 
 
+@pytest.mark.slow
 def test_a_gallery_of_nothing_says_so(tmp_path, visit):
     page = visit(write(tmp_path / "g.html", []))
     assert page.locator("#none").text_content() == "There is no image."

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, run_train
+from support import ROOT, emoji_args, mostly_slow, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
@@ -27,7 +27,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("trainer", CASES)
+@pytest.mark.parametrize("trainer", mostly_slow(CASES, "KDPL_CoOp"))
 def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     options = (*SMALL, *CASES[trainer])
     unbroken = build(trainer, tmp_path / "unbroken", *options)
@@ -46,6 +46,7 @@ def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     assert not list((tmp_path / "broken").rglob("resume*")), "what a finished run needs no more is gone"
 
 
+@pytest.mark.slow
 def test_class_agnostic_counts_go_on_inside_an_epoch(tmp_path):
     (tmp_path / "nouns.txt").write_text("\n".join(f"{word} {noun}" for word in ["red", "green", "blue"] for noun in NOUNS))
     nouns = ("TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt")
@@ -60,6 +61,7 @@ def test_class_agnostic_counts_go_on_inside_an_epoch(tmp_path):
     assert selected[0] == selected[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, capsys):
     unbroken = build("KDPL_CoOp", tmp_path / "unbroken", *SMALL)
     unbroken.train()
@@ -151,6 +153,7 @@ def assert_same_end(a, b):
     assert rest == other_rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 2), ("SIGUSR1", 0)])
 def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(name, workers, unbroken, tmp_path):
     output = tmp_path / "run"
@@ -165,6 +168,7 @@ def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(na
     assert_same_end(output, unbroken)
 
 
+@pytest.mark.slow
 def test_a_second_run_on_an_output_folder_is_refused_and_a_dead_ones_lock_is_taken_over(unbroken, tmp_path):
     output = tmp_path / "run"
     first = start(output, *LONG, *EVERY_STEP, "DATALOADER.NUM_WORKERS", 1)
@@ -180,6 +184,7 @@ def test_a_second_run_on_an_output_folder_is_refused_and_a_dead_ones_lock_is_tak
     assert_same_end(output, unbroken)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_names_the_images_keeps_the_last_good_state_and_fails(tmp_path):
     output = tmp_path / "run"
     options = (*LONG, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR", 1e38, "OPTIM.WARMUP_EPOCH", 2)

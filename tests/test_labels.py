@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from support import ROOT, emoji_args
+from support import ROOT, emoji_args, mostly_slow
 from support.ranks import environment, torchrun
 from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
@@ -48,16 +48,17 @@ def both_labels(trainer, folder, *options):
     return after
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "PromptSRC"))
 def test_labels_never_reach_the_gradient(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path))
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_labels_never_reach_the_gradient_with_views(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *VIEWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [(), VIEWS], ids=["fresh", "views"])
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, views, agnostic, tmp_path):
@@ -70,6 +71,7 @@ def test_labels_do_reach_the_gradient_of_a_supervised_training(tmp_path):
     assert not torch.equal(labelled["ctx"], random["ctx"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learner", "aware"), [("CoOp", True), ("PromptSRC", False)])
 def test_labels_never_reach_the_gradient_on_two_ranks(learner, aware, agnostic, tmp_path):
     found = []

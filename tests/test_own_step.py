@@ -52,6 +52,7 @@ def test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts(t
     assert not torch.equal(doubled["ctx"], plain["ctx"])
 
 
+@pytest.mark.slow
 def test_it_is_called_on_an_installed_dassl(tmp_path):
     """A real one if KDPL_DASSL names it; tests/support/installed_dassl.py says what stands in for it otherwise."""
     roof = installed_dassl(tmp_path / "site")
@@ -136,6 +137,7 @@ def on_ranks(ranks, name, output, *options):
     )
 
 
+@pytest.mark.slow
 def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
     found = {}
     for ranks in (1, 2):
@@ -196,3 +198,12 @@ def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_pat
     assert len(broken.pixels) == 7 and len(last.pixels) == 8
     assert last.scaler.state_dict() == unbroken.scaler.state_dict()
     assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
+
+
+def test_a_step_that_draws_random_numbers_is_resumed_with_the_next_ones(tmp_path):
+    expected = trained(own(tmp_path / "unbroken", *EVERY_STEP, name="OwnStepWithNoise"))
+    broken = own(tmp_path / "broken", *EVERY_STEP, name="OwnStepWithNoise")
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    assert_same(trained(own(tmp_path / "broken", name="OwnStepWithNoise")), expected)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support import LEARNERS, config
+from support import LEARNERS, config, mostly_slow
 from support.trainings import assert_same, build, parameters, train
 
 from kdpl.clip.names import ModelNameError
@@ -15,7 +15,7 @@ KDPL = [f"KDPL_{learner}" for learner in LEARNERS]
 ALL = [*LEARNERS, *KDPL]
 
 
-@pytest.mark.parametrize("trainer", ALL)
+@pytest.mark.parametrize("trainer", mostly_slow(ALL, "KDPL_CoOp", "KDPL_MaPLe", "CoOp"))
 def test_it_trains_saves_and_is_evaluated_on_new_classes(trainer, tmp_path):
     run, learned = train(trainer, tmp_path / "train")
     folder = tmp_path / "train" / run.student.model_name
@@ -53,7 +53,7 @@ def test_the_count_of_learned_parameters_is_printed_and_follows_the_formula(lear
     assert f"Learned parameters: {count:,}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "KDPL_PromptSRC"])
+@pytest.mark.parametrize("trainer", mostly_slow(["CoOp", "KDPL_PromptSRC"], "CoOp"))
 def test_the_same_seed_gives_the_same_prompts_twice_and_another_seed_others(trainer, tmp_path):
     _, first = train(trainer, tmp_path / "a")
     _, again = train(trainer, tmp_path / "b")
@@ -62,7 +62,9 @@ def test_the_same_seed_gives_the_same_prompts_twice_and_another_seed_others(trai
     assert not all(torch.equal(first[k], other[k]) for k in first)
 
 
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC", "PromptSRC", "CoCoOp"])
+@pytest.mark.parametrize(
+    "trainer", mostly_slow(["KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC", "PromptSRC", "CoCoOp"], "KDPL_CoOp")
+)
 def test_a_run_that_stops_after_an_epoch_and_is_resumed_ends_bit_identical(trainer, tmp_path):
     epochs = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
     _, unbroken = train(trainer, tmp_path / "a", *epochs)
@@ -90,6 +92,7 @@ def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
     assert best["val_result"] == run.best_result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True])
 def test_coop_takes_every_class_token_position_and_class_specific_context(position, csc, tmp_path):
@@ -104,7 +107,7 @@ def test_class_specific_context_is_refused_for_other_classes(tmp_path):
         build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_activities").load_model(str(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("trainer", KDPL)
+@pytest.mark.parametrize("trainer", mostly_slow(KDPL, "KDPL_CoOp"))
 def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
     node = build(trainer, tmp_path / "x").student_class.node
     runs = [build(trainer, tmp_path / p, f"TRAINER.{node}.PREC", p) for p in ("fp32", "bf16")]
@@ -158,6 +161,7 @@ def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_los
     assert summary["loss"] == pytest.approx((summary["loss_kl_forward"] + summary["loss_kl_reverse"]) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_shot_trainers_need_no_training_and_the_teacher_is_the_better_one(tmp_path):
     from dassl.engine import build_trainer
 
@@ -297,6 +301,7 @@ def test_text_prompts_are_learned_on_a_resnet_student(trainer, tmp_path):
     assert type(run.clip.model.visual).__name__ == "ModifiedResNet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_MaPLe", "KDPL_PromptSRC"])
 def test_an_open_clip_student_of_unusual_widths_and_heads_is_prompted(trainer, tmp_path):
     import open_clip

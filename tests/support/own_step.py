@@ -3,7 +3,11 @@
 python tests/support/own_step.py --trainer OwnStep ...
 """
 
+import random
 import sys
+
+import numpy as np
+import torch
 
 import kdpl.datasets  # noqa: F401  first: it makes `dassl` importable
 
@@ -53,6 +57,14 @@ class OwnStepDoubled(OwnStep):
 
     def update(self, loss):
         self.model_backward_and_update(2 * loss)
+
+
+@TRAINER_REGISTRY.register()
+class OwnStepWithNoise(OwnStep):
+    """Draws from the generators of Python, NumPy and torch in every step."""
+
+    def update(self, loss):
+        self.model_backward_and_update(loss * (random.random() + np.random.random() + torch.rand(())))
 
 
 @TRAINER_REGISTRY.register()
