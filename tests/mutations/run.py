@@ -69,7 +69,8 @@ class Copy:
             shutil.copytree(drawn, folder / SCENES, copy_function=os.link)
         path = os.pathsep.join([str(self.root), str(self.root / "tests")])
         env = {**os.environ, "PYTHONPATH": path, "KDPL_CACHE": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", *tests]
+        options = ["-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(self.root.parent / "pytest")]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
 
     def check_sound(self, tests: list[str]) -> None:
