@@ -1,7 +1,7 @@
-"""The command line of `predict.py`: the likeliest class names of images, by learned prompts.
+"""The command `predict.py`: classify images with learned prompts.
 
-One line an image is printed: the path, then names with their probabilities, with tabs between. Images that cannot be read are
-listed on stderr and left out; the exit status (kdpl/exits.py) then is 5, and 0 where all were read.
+It prints one line per image: the path, then class names with their probabilities, separated by tabs. Unreadable images are
+listed on stderr and left out; the exit status (kdpl/common/exits.py) is then 5, and 0 if all images were read.
 """
 
 import argparse
@@ -32,29 +32,29 @@ class InputError(ValueError):
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="predict.py",
-        description="Name what is on images with learned prompts.",
+        description="Classify images with learned prompts.",
         epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
-        "2, the command or a file is wrong; 1, a failure on the way, such as a full disk.",
+        "2, the command or a file is wrong; 1, another failure, such as a full disk.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, and folders of images at any depth")
     parser.add_argument("--prompts", required=True, metavar="OUT", help="output folder of a training, or prompts.safetensors")
-    parser.add_argument("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="names for each image (default: 5)")
+    parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="names per image (default: 5)")
     parser.add_argument("--csv", metavar="FILE", help="also write a table: path, name, probability, name_2, ...")
-    parser.add_argument("--json", metavar="FILE", help="also write one JSON object a line: path, names, probabilities")
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON object per line: path, names, probabilities")
     parser.add_argument("--html", metavar="FILE", help="also write a gallery of the images, to sort and to filter")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time in the model (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images per batch (default: 64)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument(
         "--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> list[str]:
-    """Refuse what cannot work before anything is loaded, and return the paths of the images, each once."""
+    """Check the arguments before anything is loaded, and return the distinct paths of the images."""
     from kdpl.common.images import find_images
 
     for name, least in _AT_LEAST.items():
@@ -72,7 +72,7 @@ def check(args: argparse.Namespace) -> list[str]:
         found, others = find_images(path)
         if not found:
             raise InputError(
-                f"'{path}' holds no image, at any depth ({others:,} other files). "
+                f"'{path}' holds no images, at any depth ({others:,} other files). "
                 "Name files one by one if their suffix is unusual."
             )
         images |= dict.fromkeys(map(str, found))
@@ -81,14 +81,14 @@ def check(args: argparse.Namespace) -> list[str]:
         if path.is_dir():
             raise InputError(f"The output '{path}' is a folder: expected the path of a file.")
         if outputs.count(path) > 1:
-            raise InputError(f"'{path}' stands for two outputs: --csv, --json and --html need a file each.")
+            raise InputError(f"'{path}' is given for two outputs: --csv, --json and --html need a file each.")
     if taken := {str(path) for path in outputs} & {os.path.abspath(path) for path in images}:
         raise InputError(f"The output '{min(taken)}' is one of the images: choose another path for it.")
     return list(images)
 
 
 def load(args: argparse.Namespace) -> "Classifier":
-    """Return the classifier with the class names asked for.
+    """Return the classifier with the requested class names.
 
     Raises:
         ValueError, OSError: the prompts, the names or the device cannot be used.
@@ -104,14 +104,14 @@ def load(args: argparse.Namespace) -> "Classifier":
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected cpu, cuda, cuda:1, ..., "
-                "as this machine has it."
+                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
+                "cpu, cuda or cuda:1."
             ) from None
     classifier = load(args.prompts, args.device, args.backbone)
     if names:
         classifier.classnames = names
     if not classifier.classnames:
-        raise InputError("The prompts were learned without class names: give yours, one a line, as --classnames FILE.")
+        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
     return classifier
 
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names and paths that the terminal cannot show
+        stream.reconfigure(errors="backslashreplace")  # for names and paths that the terminal cannot show
     try:
         images = check(args)
         classifier = load(args)
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, exits.FAILED)
     except KeyboardInterrupt:
         print("stopped: no file was written", file=sys.stderr)
-        return 128 + signal.SIGINT  # as shells have it
+        return 128 + signal.SIGINT  # the convention of shells
     seconds = time.perf_counter() - start
     print(
         f"{len(images) - unread:,} images in {seconds:.1f} s, {classifier.seconds['model'] / seconds:.0%} of it in the model; "

@@ -58,7 +58,7 @@ def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_
     ("trainer", "options", "message"),
     [
         ("CoOp", (), "TRAINER.NAME (--trainer) 'CoOp' has no teacher"),
-        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected how many views"),
+        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected the number of views"),
         ("KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 2), "TRAINER.KDPL.CACHE_DIR is not set"),
     ],
 )

@@ -223,7 +223,7 @@ def test_a_class_name_that_no_prompt_holds_is_refused_not_cut(trainer, name, mes
 def test_classes_of_the_same_name_are_told(tmp_path, capsys):
     root = photos(tmp_path / "photos", ["red fox", "owl", "Red_fox"], [1, 1, 1])
     run = build(root, tmp_path / "out")
-    assert "Labels 0 and 2 have the same class name, 'Red_fox': no prompt can tell them apart" in capsys.readouterr().out
+    assert "Labels 0 and 2 have the same class name, 'Red_fox': no prompt can distinguish them" in capsys.readouterr().out
     run.train()
     assert results(tmp_path / "out")["num_classes"] == 3
 

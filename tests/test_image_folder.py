@@ -117,7 +117,7 @@ def test_a_training_without_names_or_test_images_measures_nothing(photos, tmp_pa
     assert "no accuracy will be measured" in capsys.readouterr().out
     assert not (tmp_path / "out" / "results.json").exists()
     assert "Not measured" in (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="no labelled images to test"):
+    with pytest.raises(ValueError, match="no labelled test images"):
         run.test()
     clf = kdpl.load(tmp_path / "out")
     assert clf.classnames == []
@@ -162,7 +162,7 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(photos, tmp_path, ca
     listed = (tmp_path / "out" / BAD_IMAGES).read_text().splitlines()
     assert len(listed) == 4 and listed[-1].startswith(f"'{photos}/cut.png' cannot be read")
     out = capsys.readouterr().out
-    assert "cannot be read, left out: 3" in out and out.count("with others in their place") == 1
+    assert "cannot be read, left out: 3" in out and out.count("replaced by the next readable one") == 1
     assert run.last_result["num_images"] == 3
 
     error = ("DATASET.ON_BAD_IMAGE", "error")
@@ -199,14 +199,14 @@ def test_photos_are_read_upright_and_plain_ones_as_by_dassl(tmp_path):
     [
         ((), None, ValueError, "KDPL_CoOp needs class names: set DATASET.CLASSNAMES .* TRAINER.KDPL.CLASS_AGNOSTIC True"),
         ((), ["hot dog", "", "hot_dog"], ValueError, r"has the class name 'hot_dog' twice \('hot dog'\)"),
-        ((), ["", " "], ValueError, "is empty: expected a class name in each line"),
+        ((), ["", " "], ValueError, "is empty: expected one class name per line"),
         (
             (),
             ["hot dog", "ice creams"],
             ValueError,
             "'.*test/ice_cream' is named like none of the 2 .* Did you mean 'ice creams'",
         ),
-        (("DATASET.CLASSNAMES", "name.txt"), None, FileNotFoundError, "There is no file of class names 'name.txt'"),
+        (("DATASET.CLASSNAMES", "name.txt"), None, FileNotFoundError, "There is no class-name file 'name.txt'"),
         (("DATASET.SUBSAMPLE_CLASSES", "base"), NAMES, ValueError, "takes 'all'"),
         (("DATASET.ROOT", "nowhere"), NAMES, FileNotFoundError, "'nowhere' is not a folder"),
         (("TRAINER.KDPL.CLASS_AGNOSTIC", True), None, ValueError, "no class names to match its subfolders"),

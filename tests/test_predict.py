@@ -86,15 +86,15 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
         (["{photos}", "--top", "0"], "--top is 0, expected at least 1"),
         (["{photos}", "--batch-size", "0"], "--batch-size is 0"),
         (["{photos}", "--workers", "-1"], "--workers is -1, expected at least 0"),
-        (["{empty}"], r"holds no image, at any depth \(1 other files\)"),
+        (["{empty}"], r"holds no images, at any depth \(1 other files\)"),
         (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
-        (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "stands for two outputs"),
+        (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "is given for two outputs"),
         (["{photos}", "--csv", "{photos}/0.png"], "is one of the images"),
         (
             ["{photos}", "--classnames", "{photos}/no.txt"],
-            r"There is no file of class names '.*no\.txt'\. Did you mean 'notes\.txt'",
+            r"There is no class-name file '.*no\.txt'\. Did you mean 'notes\.txt'",
         ),
-        (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected cpu"),
+        (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected a device"),
         (["{photos}", "--prompts", "{empty}"], r"There is no '.*prompts\.safetensors'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_cannot_work_is_refused_before_any_image_is_read(flags, message, pr
 def test_prompts_without_class_names_ask_for_them(photos, tmp_path, capsys):
     folder = untrained_bundle(tmp_path / "out", "CoOp", [])
     assert main(["--prompts", str(folder), str(photos)]) == exits.BAD_INPUT
-    assert "give yours, one a line, as --classnames FILE" in capsys.readouterr().err
+    assert "give yours, one per line, as --classnames FILE" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, capsys):

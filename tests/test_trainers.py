@@ -117,7 +117,8 @@ def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
         run.batch_idx, run.num_batches = 0, 2
         torch.manual_seed(0)
         run.student.learned.load_state_dict(runs[0].student.learned.state_dict())
-        losses.append(run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})["loss"].item())
+        summary = run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})
+        losses.append(summary["loss"].item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert losses[1] != losses[0]
 
@@ -153,8 +154,8 @@ def test_gaussian_aggregation_is_the_weighted_sum_over_epochs(tmp_path):
 def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss(tmp_path):
     run = build("KDPL_PromptSRC", tmp_path)
     run.batch_idx, run.num_batches = 0, 2
-    terms = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
-    summary = {name: term.item() for name, term in terms.items()}
+    summary = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
+    summary = {name: value.item() for name, value in summary.items()}
     own = [summary[k] for k in ("loss_text", "loss_image", "loss_logits")]
     assert all(value > 0 for value in own)
     assert summary["loss_total"] == pytest.approx(summary["loss"] + sum(own), rel=1e-5)

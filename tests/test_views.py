@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, monkeypatch, capsys)
 
 
 def test_a_cache_folder_without_views_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="has nothing to keep with VIEWS 0"):
+    with pytest.raises(ConfigError, match="has nothing to store with VIEWS 0"):
         build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.CACHE_DIR", tmp_path)
     with pytest.raises(ConfigError, match="VIEWS is -1, expected 0 or more"):
         build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.VIEWS", -1)

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def prompt_learner(student: type[Student]) -> type[Student]:
-    """Register `KDPL_<Name>` and `<Name>` for a student class of your own, as a decorator (docs/new_student.md)."""
+    """Register the trainers `KDPL_<Name>` and `<Name>` of a student class, as a decorator (docs/new_student.md)."""
     trainer_of(student, DistillTrainer, "KDPL_", student.__module__)
     trainer_of(student, SupervisedTrainer, "", student.__module__)
     return student

@@ -1,4 +1,4 @@
-"""The KDPL trainers: every prompt learner, distilled from a frozen teacher without labels (arXiv:2407.03056)."""
+"""The KDPL trainers: each prompt learner, distilled from a frozen teacher without labels (arXiv:2407.03056)."""
 
 from kdpl import students
 from kdpl.trainers.distill import DistillTrainer

@@ -1,7 +1,7 @@
-"""The life cycle of learned prompts on a Dassl engine, an installed one or the bundled one.
+"""The life cycle of learned prompts on a Dassl engine, installed or bundled.
 
-A trainer is a student class (what is learned) times an objective: `DistillTrainer` matches a teacher without labels,
-`SupervisedTrainer` takes cross-entropy on labels. Neither engine's schedulers nor its loading are used.
+A trainer combines a student class (what is learned) with an objective: `DistillTrainer` matches a teacher without labels,
+`SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
 """
 
 import os
@@ -18,9 +18,12 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
+from kdpl.common.digests import file_digests
+from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import CrossEntropy, Objective
+from kdpl.distill.views import ImageFile
 from kdpl.students import Student
 from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
@@ -37,10 +40,12 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     """Training of a student's prompts. Subclasses give `student_class`, `objective` and `compute_loss`."""
 
     student_class: type[Student]
+    distilled = False  # from a teacher, without labels
+    allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
-        self.first_batch = 0  # at which the running epoch begins: a resumed one begins in its middle
+        self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
@@ -70,10 +75,10 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         student.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            reason = "learns a context for each class" if specific else "encodes the names anew for each image"
+            reason = "learns a context for each class" if specific else "encodes the names again for each image"
             raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, which is shared among the processes "
-                "by image alone. Set it to False."
+                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
+                "Set it to False."
             )
 
     def build_data_loader(self) -> None:
@@ -83,8 +88,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
             smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
             if smallest < distributed.world():
                 raise ValueError(
-                    f"A batch of {smallest} images cannot be shared by {distributed.world()} processes: raise "
-                    "DATALOADER.TRAIN_X.BATCH_SIZE, the images in a batch of all processes together, or start fewer."
+                    f"A batch of {smallest} images cannot be split among {distributed.world()} processes: raise "
+                    "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
 
     def build_model(self) -> None:
@@ -114,7 +119,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        # a class-agnostic training may know no names at all
+        # A class-agnostic training may have no class names.
         self.prepared = self.prepare_names(self.class_names) if self.class_names else None
 
     def prepare_names(self, names: Sequence[str]) -> Any:
@@ -127,8 +132,16 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss of a batch; made when it is first needed, since an evaluation does without."""
+        """The loss of a batch; built at first use, because an evaluation does not need it."""
         raise NotImplementedError
+
+    @cached_property
+    def training_images(self) -> list[ImageFile]:
+        """Names and contents of the training images."""
+        root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+        paths = [item.impath for item in self.train_loader_x.dataset.data_source]
+        names = [name_below(path, root) for path in paths]
+        return [ImageFile(name, digest.hex()) for name, digest in zip(names, file_digests(paths), strict=True)]
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
@@ -149,7 +162,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
 
 class SupervisedTrainer(PromptTrainer):
-    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, the variant's own terms included."""
+    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, including the learner's own terms."""
 
     @cached_property
     def objective(self) -> CrossEntropy:

@@ -1,4 +1,4 @@
-"""CLIP without training: the student with hand-written sentences, and the teacher."""
+"""Zero-shot CLIP: the student with hand-written sentences, and the teacher."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from kdpl.trainers.registry import register
 
 
 class ZeroshotTrainer(EvaluatedTrainer):
-    """Evaluates a frozen CLIP; there is nothing to train, save or load."""
+    """Evaluates a frozen CLIP, with nothing to train, save or load."""
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -25,7 +25,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
         describe(self.clip_name(cfg))
 
     def clip_name(self, cfg: CfgNode) -> str:
-        """The CLIP that is evaluated: the student's."""
+        """The evaluated CLIP: the student."""
         return cfg.MODEL.BACKBONE.NAME
 
     def template(self) -> str:
@@ -42,7 +42,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
         self.text_features = self.encode_names(self.clip)  # (C, d)
 
     def encode_names(self, clip: Clip) -> Tensor:
-        """Return the normalised text features (C, d) of the class names."""
+        """Return the normalised text features `(C, d)` of the class names."""
         return sentence_features(clip, fill(self.template(), self.class_names))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ class ZeroshotTrainer(EvaluatedTrainer):
         return similarity_logits(self.clip.logit_scale, features, self.text_features)
 
     def train(self) -> None:
-        print("A zero-shot CLIP has nothing to train: it is evaluated")
+        print("A zero-shot CLIP has nothing to train: it is only evaluated")
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load nothing: a zero-shot CLIP has no learned prompts."""
+        """Do nothing: a zero-shot CLIP has no learned prompts."""
 
 
 @register
@@ -64,7 +64,7 @@ class ZeroshotCLIP(ZeroshotTrainer):
 
 @register
 class ZeroshotCLIP2(ZeroshotTrainer):
-    """The student with the mean over the hand-written sentence and OpenAI's 80 ImageNet templates."""
+    """The student with the mean over the hand-written sentence and the 80 ImageNet templates of OpenAI."""
 
     def encode_names(self, clip: Clip) -> Tensor:
         templates = list(dict.fromkeys([*imagenet_templates(), self.template()]))
@@ -73,7 +73,7 @@ class ZeroshotCLIP2(ZeroshotTrainer):
 
 @register
 class ZeroshotTeacher(ZeroshotTrainer):
-    """The teacher's own accuracy, on the student's test images resized and normalised its way."""
+    """The teacher, on the student's test images, resized and normalised for the teacher."""
 
     def clip_name(self, cfg: CfgNode) -> str:
         return cfg.TRAINER.KDPL.TEACHER

@@ -1,4 +1,4 @@
-"""What a result depends on beside its configuration: versions, the commit, and which Dassl is in use."""
+"""The environment of a result: versions, the commit, and which Dassl is in use."""
 
 import platform
 import subprocess
@@ -13,13 +13,13 @@ BUNDLED_ENGINE = PACKAGE / "fallback"
 
 
 def dassl_in_use() -> str:
-    """Return one line that says which Dassl the process uses: the installed one or the bundled engine."""
+    """Return one line naming the Dassl in use: the installed one or the bundled engine."""
     folder = Path(find_spec("dassl").origin).parent
     return "Dassl: bundled engine of KDPL" if folder.parent == BUNDLED_ENGINE else f"Dassl: installed, {folder}"
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions that a result depends on: of Python, PyTorch, kdpl and Dassl ("bundled" for our engine)."""
+    """Return the versions of Python, PyTorch, kdpl and Dassl ("bundled" for the bundled engine)."""
     bundled = "bundled" in dassl_in_use()
     return {
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def versions() -> dict[str, str | None]:
 
 @lru_cache
 def git_state() -> str | None:
-    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None if it is not a checkout."""
+    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None outside a checkout."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None

@@ -30,13 +30,11 @@ KDPL = {
 DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"}
 TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
-_elsewhere: dict[str, dict[str, Any]] = {}  # options of learners that are not in kdpl/students, by node
+_external: dict[str, dict[str, Any]] = {}  # options by node, of learners defined outside kdpl/students
 
 
 def extend_cfg(cfg: CN) -> None:
-    """Add to `cfg`, in place, the configuration nodes and keys of KDPL that are missing from it.
-
-    A fork's own values are kept: a node or key that exists already is left alone.
+    """Add KDPL's missing configuration nodes and keys to `cfg`, in place; existing ones, such as a fork's, are unchanged.
 
     Args:
         cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
@@ -54,13 +52,13 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
 
 
 def learners() -> dict[str, dict[str, Any]]:
-    """Return the options of all prompt learners with their defaults, by configuration node."""
-    return {**_built_in(), **_elsewhere}
+    """Return the default options of all prompt learners, by configuration node."""
+    return {**_built_in(), **_external}
 
 
 @cache
 def _built_in() -> dict[str, dict[str, Any]]:
-    """Read `node` and `defaults` of the classes in kdpl/students from their source, because importing these needs PyTorch."""
+    """Read `node` and `defaults` of the classes in kdpl/students from their source: importing them would import PyTorch."""
     found = {}
     for path in sorted(_STUDENTS.glob("*.py")):
         for definition in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -74,4 +72,4 @@ def _built_in() -> dict[str, dict[str, Any]]:
 def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
     """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`."""
     if node not in _built_in():
-        _elsewhere[node] = dict(defaults)
+        _external[node] = dict(defaults)

@@ -1,4 +1,4 @@
-"""The distillation objective, and the choice of names when the class names are unknown (KDPL, arXiv:2407.03056)."""
+"""The distillation loss (KDPL, arXiv:2407.03056)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +14,8 @@ def distillation_loss(
     Args:
         student_logits, teacher_logits: `(B, C)`; the softmaxes and the loss are computed in fp32.
         kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S) or "reverse" KL(S||T).
-        temperature: both logits are divided by it and the loss is multiplied by its square, which keeps the size of the
-            gradients (Hinton et al., arXiv:1503.02531).
+        temperature: divides both logits; the loss is multiplied by its square, which keeps the scale of the gradients
+            (Hinton et al., arXiv:1503.02531).
 
     Returns:
         Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`: sums over C, means over B.

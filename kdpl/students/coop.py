@@ -1,4 +1,4 @@
-"""CoOp (arXiv:2109.01134): learned context tokens before, around or behind the class name."""
+"""CoOp (arXiv:2109.01134): learned context tokens before, around or after the class name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,8 +36,8 @@ class CoOp(Student):
     def prepare(self, names: Sequence[str]) -> PromptLayout:
         if self.class_specific and len(names) != len(self.learned.ctx):
             raise ValueError(
-                f"TRAINER.COOP.CSC True learned a context for each of {len(self.learned.ctx)} classes and has none for a list "
-                f"of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
+                f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.learned.ctx)} classes and cannot be "
+                f"used with a list of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
             )
         return self.context.layout(names, self.class_specific)
 

@@ -1,4 +1,4 @@
-"""Pieces that prompt learners are made of: text context, visual prompts, and parameters under published names."""
+"""Parts shared by the prompt learners: text context, visual prompts, and parameters under published names."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ INIT_STD = 0.02  # of randomly initialised prompts
 
 
 class TextContext:
-    """The learned context tokens of a text prompt: their initial words and the prompts that hold them.
+    """The learned context tokens of a text prompt: initial values, and the prompts of a list of names.
 
     Args:
         clip: the frozen CLIP.
         words: CTX_INIT; empty: random initialisation.
         n_ctx: N_CTX.
-        fixed_count: True if N_CTX counts (MaPLe, PromptSRC: the first N_CTX tokens of the words are learned), False
-            if the words do (CoOp, CoCoOp: all of them are learned, whatever N_CTX says).
+        fixed_count: True: N_CTX tokens are learned, the first of the words (MaPLe, PromptSRC); False: all tokens of the
+            words, and N_CTX is ignored (CoOp, CoCoOp).
         position: of the class name: "end", "middle" or "front".
     """
 
@@ -51,13 +51,13 @@ class TextContext:
             if len(prompt) > self.clip.text.context_length:
                 raise ValueError(
                     f"The prompt of class name '{name}' has {len(prompt)} tokens, {self.n_ctx} of them context; the text tower "
-                    f"takes {self.clip.text.context_length}: shorten the name, or the context (N_CTX, CTX_INIT)."
+                    f"takes at most {self.clip.text.context_length}: shorten the name or the context (N_CTX, CTX_INIT)."
                 )
         return PromptLayout(self.clip.text, prompts, class_specific)
 
 
 class VisualPrompts:
-    """Mixed into students that prompt the image tower."""
+    """A mixin for students that prompt the image tower."""
 
     def prompted_image_features(self, images: Tensor, prompts: Tensor, deep: Sequence[Tensor]) -> Tensor:
         """Return normalised features `(B, d)` in fp32."""
@@ -85,7 +85,7 @@ def random_prompts(*shape: int) -> Tensor:
 
 
 def put_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-    """Register a parameter under a dotted name, as `image_encoder.VPT`, making the modules on the way; return it."""
+    """Register and return a parameter under a dotted name such as `image_encoder.VPT`, creating the modules on its path."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(module, part):
