@@ -64,10 +64,21 @@ def test_some_mutations_are_caught():
 
 
 @pytest.mark.slow
-def test_a_mutation_that_no_test_catches_and_a_test_that_fails_anyway_are_reported(mutations, capsys):
-    change = ("kdpl/distill/loss.py", "difference = log_t - log_s  # (B, C)", "difference = log_t - log_s")
-    test = "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence"
-    assert mutations.main([], [mutations.Mutation("a comment", (change,), (test,))]) == 1
-    assert "| a comment | `kdpl/distill/loss.py` | **nothing: it survives** |" in capsys.readouterr().out
-    assert mutations.main([], [mutations.Mutation("a comment", (change,), (f"{test}_or_three",))]) == 2
-    assert "Without a mutation these tests do not pass" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("test", "status", "message"),
+    [
+        ("", 1, "| a comment | `kdpl/distill/loss.py` | **nothing: it survives** |"),
+        ("_or_three", 2, "Without a mutation these tests do not pass"),
+    ],
+)
+def test_a_mutation_that_no_test_catches_and_a_test_that_cannot_be_run_are_reported(test, status, message):
+    code = f"""
+import sys; sys.path.insert(0, {str(FOLDER)!r})
+import run
+change = ("kdpl/distill/loss.py", "difference = log_t - log_s  # (B, C)", "difference = log_t - log_s")
+test = "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence{test}"
+sys.exit(run.main([], [run.Mutation("a comment", (change,), (test,))]))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert process.returncode == status, process.stdout + process.stderr
+    assert message in process.stdout + process.stderr

@@ -216,8 +216,8 @@ MUTATIONS = [
     mutation(
         "views keyed without their number",
         "kdpl/distill/views.py",
-        "return key_of(self.name, self.size, self.changed, view)",
-        "return key_of(self.name, self.size, self.changed)",
+        "return key_of(self.name, self.content, view)",
+        "return key_of(self.name, self.content)",
         "tests/test_views.py::test_other_weights_transforms_and_changed_images_do_not_find_them",
     ),
     mutation(

@@ -10,24 +10,35 @@ mutation is caught, 1 if one survives, 2 if a text is not found or a test does n
 """
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from catalogue import MUTATIONS, Mutation
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 FOLDERS = ("benchmarks", "configs", "datasets", "docs", "kdpl", "scripts", "tests", "tools", "trainers")
 FILES = ("pyproject.toml", "setup.py", "train.py", "predict.py", "README.md")
 SCENES = "emoji_scenes"  # the drawn images of the embedded benchmark, in the cache
+HEAVY = ("torch", "torchvision", "clip", "open_clip", "hypothesis", "pytest")  # imported once, for all runs of tests
 
 
 class UnusableError(Exception):
     """A mutation or a test cannot be used as it stands."""
+
+
+class Result(NamedTuple):
+    """The end of a run of tests."""
+
+    status: int
+    output: str
 
 
 def copy_tree(target: Path) -> None:
@@ -61,17 +72,34 @@ class Copy:
         self.root.mkdir()
         copy_tree(self.root)
 
-    def pytest(self, tests: list[str], cache: str) -> subprocess.CompletedProcess:
+    def pytest(self, tests: list[str], cache: str) -> Result:
         """Run tests with an empty cache, but for the drawn images of the embedded benchmark."""
         folder, drawn = self.caches / cache, self.caches / "sound" / SCENES
         folder.mkdir(parents=True)
         if drawn.is_dir():
             shutil.copytree(drawn, folder / SCENES, copy_function=os.link)
-        path = os.pathsep.join([str(self.root), str(self.root / "tests")])
-        env = {**os.environ, "PYTHONPATH": path, "KDPL_CACHE": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        log = folder / "output.txt"
+        for name in HEAVY:
+            import_module(name)
+        process = multiprocessing.get_context("fork").Process(target=self._pytest, args=(tests, folder, log))
+        process.start()
+        process.join()
+        return Result(process.exitcode, log.read_text(encoding="utf-8", errors="replace"))
+
+    def _pytest(self, tests: list[str], cache: Path, log: Path) -> None:
+        """Run tests and end this process, which is a fork that knows nothing of `kdpl` yet."""
+        path = [str(self.root), str(self.root / "tests")]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(path), "KDPL_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.path[:] = path + [entry for entry in sys.path if Path(entry).resolve() not in (HERE, ROOT)]
+        sys.dont_write_bytecode = True
+        os.chdir(self.root)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
         options = ["-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(self.root.parent / "pytest")]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
-        return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
+        status = import_module("pytest").main([*options, *tests])
+        sys.stdout.flush()
+        os._exit(int(status))
 
     def check_sound(self, tests: list[str]) -> None:
         """See that the copy is what is tested, and that the tests pass on it.
@@ -83,8 +111,8 @@ class Copy:
         where.write_text(f"def test_copy():\n    import kdpl\n    assert kdpl.__file__.startswith({str(self.root)!r})\n")
         result = self.pytest([str(where), *tests], "sound")
         where.unlink()
-        if result.returncode:
-            raise UnusableError(f"Without a mutation these tests do not pass:\n{result.stdout[-5000:]}{result.stderr[-1000:]}")
+        if result.status:
+            raise UnusableError(f"Without a mutation these tests do not pass:\n{result.output[-5000:]}")
 
     def caught_by(self, mutation: Mutation) -> str | None:
         """Return the test that fails under a mutation; None: it survives.
@@ -101,9 +129,9 @@ class Copy:
         finally:
             for path, text in before.items():
                 path.write_text(text, encoding="utf-8")
-        failed = re.search(r"^FAILED (\S+)", result.stdout, re.M)
-        if result.returncode not in (0, 1) or (result.returncode == 1 and not failed):
-            raise UnusableError(f"'{mutation.name}': the tests cannot be run:\n{result.stdout[-3000:]}{result.stderr[-1000:]}")
+        failed = re.search(r"^FAILED (\S+)", result.output, re.M)
+        if result.status not in (0, 1) or (result.status == 1 and not failed):
+            raise UnusableError(f"'{mutation.name}': the tests cannot be run:\n{result.output[-3000:]}")
         return failed[1] if failed else None
 
 
