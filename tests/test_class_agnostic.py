@@ -206,7 +206,7 @@ def build(learner, tmp_path, vocabulary, *more):
     return build_trainer(cfg)
 
 
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "PromptSRC"))
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_names(learner, tmp_path, vocabulary):
     trainer = build(learner, tmp_path, vocabulary)
     before = {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}

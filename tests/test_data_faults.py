@@ -161,6 +161,7 @@ def test_workers_that_leave_signals_to_the_parent_end_with_it():
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
+@pytest.mark.slow
 def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
     root = photos(tmp_path / "photos", ["fox", "owl", "ant"], [1, 5, 2])
     run = build(root, tmp_path / "out", "DATASET.NUM_SHOTS", 2)
@@ -187,6 +188,7 @@ def test_one_class_has_nothing_to_learn_and_can_be_evaluated(tmp_path):
 # ------------------------------------------------------------------------------------------------------ class names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_VPT"])
 def test_class_names_may_be_of_any_text(trainer, tmp_path, capsys):
     root = photos(tmp_path / "photos", ODD_NAMES, [1] * len(ODD_NAMES))

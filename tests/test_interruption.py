@@ -78,6 +78,7 @@ def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, c
     assert_same(parameters(last), parameters(unbroken))
 
 
+@pytest.mark.slow
 def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP, "SEED", -1)
     die_at(run, 3)
@@ -89,6 +90,7 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     assert other.seed == run.seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [(("SEED", 2), "1 as SEED .*this run has 2"), (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "5 as batches in an epoch.*has 10")],
@@ -233,6 +235,7 @@ def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_us
     assert (process.stdout, process.returncode) == ("SIGUSR1\n", -signal.SIGUSR1), process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tmp_path):
@@ -327,6 +330,7 @@ def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, live
         assert "Taking over" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_course_of_a_training_is_written_epoch_by_epoch(tmp_path):
     run = build("KDPL_PromptSRC", tmp_path, *SMALL)
     run.train()

@@ -48,12 +48,13 @@ def both_labels(trainer, folder, *options):
     return after
 
 
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "PromptSRC"))
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_labels_never_reach_the_gradient(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path))
 
 
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", LEARNERS)
 def test_labels_never_reach_the_gradient_with_views(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *VIEWS))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, mostly_slow
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
@@ -14,7 +14,7 @@ from kdpl.text.vocabulary import load_vocabulary
 LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "CoCoOp"))
 def test_the_students_names_are_the_columns_of_the_teachers_logits(learner):
     """The same loss, with the student's column of every selected name looked up by that name."""
     names = load_vocabulary(str(ROOT / "datasets/embedded/vocabulary.txt"))[::60]

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from support import ROOT, emoji_args
+from support import ROOT, emoji_args, mostly_slow
 from support.installed_dassl import installed_dassl
 from support.ranks import environment, torchrun
 from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
@@ -87,7 +87,7 @@ def scaled(run, scale=2.0**14):
     return run
 
 
-@pytest.mark.parametrize("name", ["OwnStep", "OwnStepInParts"])
+@pytest.mark.parametrize("name", mostly_slow(["OwnStep", "OwnStepInParts"], "OwnStepInParts"))
 def test_its_gradients_are_scaled_and_unscaled(name, tmp_path):
     """Both are multiplications by a power of 2, so that the prompts are those of a run without."""
     plain = trained(own(tmp_path / "plain", name=name))
@@ -148,6 +148,7 @@ def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
     torch.testing.assert_close(found[1]["ctx"], found[2]["ctx"], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
     process = on_ranks(2, "OwnStepByItself", tmp_path)
     assert process.returncode != 0
@@ -155,6 +156,7 @@ def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
     assert not list(tmp_path.rglob("model.pth.tar*")), "nothing that was trained so is saved"
 
 
+@pytest.mark.slow
 def test_one_process_may_step_by_itself(tmp_path):
     assert_same(trained(own(tmp_path / "a", name="OwnStepByItself")), trained(own(tmp_path / "b")))
 
@@ -171,6 +173,7 @@ def test_with_views_all_its_pixels_arrive_when_all_features_are_known_too(tmp_pa
     assert run.known == [True] * 25, "the first run cached the features of all images"
 
 
+@pytest.mark.slow
 def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
     import support.own_step
 
@@ -183,6 +186,7 @@ def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
     OwnLoss(cfg).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_scaling", [False, True])
 def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_path):
     unbroken, broken = (own(tmp_path / folder, *EVERY_STEP, name="OwnStepInParts") for folder in ("unbroken", "broken"))

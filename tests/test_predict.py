@@ -214,6 +214,7 @@ def guide_pixels(session):
     return scope["pixels"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     count = odd_photos(tmp_path / "photos")

@@ -16,6 +16,7 @@ def run(code: str, tmp_path) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_a_name_that_a_fork_holds_stays_the_forks(tmp_path):
     printed = run(
         """

@@ -203,6 +203,7 @@ def test_the_published_way_that_benchmarks_compare_with_gives_the_same_logits_an
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_bound_on_tokens_in_flight_changes_nothing_but_the_memory():
     clip = load_clip("emoji_student")
     tower, generator = clip.text, torch.Generator().manual_seed(0)

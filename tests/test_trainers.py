@@ -15,7 +15,7 @@ KDPL = [f"KDPL_{learner}" for learner in LEARNERS]
 ALL = [*LEARNERS, *KDPL]
 
 
-@pytest.mark.parametrize("trainer", mostly_slow(ALL, "KDPL_CoOp", "KDPL_MaPLe", "CoOp"))
+@pytest.mark.parametrize("trainer", mostly_slow(ALL, "KDPL_CoOp", "KDPL_MaPLe"))
 def test_it_trains_saves_and_is_evaluated_on_new_classes(trainer, tmp_path):
     run, learned = train(trainer, tmp_path / "train")
     folder = tmp_path / "train" / run.student.model_name
@@ -189,6 +189,7 @@ def test_a_template_replaces_the_hand_written_sentence(tmp_path):
         build("KDPL_CoOp", tmp_path / "c", "DATASET.TEMPLATE", "an icon")
 
 
+@pytest.mark.slow
 def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
     run, _ = train("KDPL_MaPLe", tmp_path, "OPTIM.MAX_EPOCH", 1)
     run.use_dataset(config("KDPL_MaPLe", "emoji_activities", tmp_path, "--seed", 1, "DATASET.NUM_SHOTS", 1))
@@ -294,6 +295,7 @@ def test_an_evaluation_loads_no_teacher(tmp_path, capsys):
     assert "teacher" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp"])
 def test_text_prompts_are_learned_on_a_resnet_student(trainer, tmp_path):
     sentence = ("DATASET.TEMPLATE", "an icon of a {}.")  # with its own sentence the teacher would be the student: no loss
