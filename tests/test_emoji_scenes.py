@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import mostly_slow
 from torch.nn.functional import normalize
 
 import kdpl
@@ -57,7 +58,7 @@ def per_class(data) -> set[int]:
 # ---------------------------------------------------------------- the generator
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", mostly_slow(CATEGORIES, "food"))
 def test_every_pixel_of_a_category_is_the_committed_one(category):
     images = emoji_scenes.draw(emoji_scenes.category_scenes(category))
     assert hashlib.sha256(images).hexdigest() == emoji_scenes.SHA256[category]
@@ -164,6 +165,7 @@ def test_each_config_file_names_a_registered_data_set_and_nothing_else(category)
     assert cfg == before
 
 
+@pytest.mark.slow
 def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root):
     data = build_dataset(config(root))
     assert (len(data.train_x), len(data.val), len(data.test)) == (58 * 16, 58 * 4, 58 * 8)
@@ -220,6 +222,7 @@ def test_without_a_root_the_cache_folder_is_used(root, monkeypatch):
     assert Path(data.test[0].impath).is_relative_to(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["older generator", "lost file", "unreadable marker"])
 def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch):
     few = emoji_scenes.category_scenes("activities")[:28]
@@ -250,12 +253,14 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path):
     assert theirs.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Cannot write the emoji scenes to .*file.*KDPL_CACHE"):
         build_dataset(config(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(emoji_scenes.SHA256, "activities", "0" * 64)
     with pytest.raises(RuntimeError, match=r"expected 0000.*install KDPL again"):
@@ -266,6 +271,7 @@ def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch)
 DRAW = "import sys; from kdpl.datasets.emoji_scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
 
 
+@pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
     parent = tmp_path / "emoji_scenes"
     killed = subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
@@ -303,6 +309,7 @@ def test_weights_are_half_precision_with_the_used_tokens_only(name):
     assert {v.dtype for v in state.values() if v.is_floating_point() and v.ndim} == {torch.float16}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_teacher_reads_scenes_better_than_the_student_and_the_icon_template_better_than_the_photo_one():
     listed = [scene for scene in emoji_scenes.category_scenes("activities") if scene.split == "val"]

@@ -44,6 +44,7 @@ run(resource.RLIM_INFINITY, *views, main=cache.main)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tmp_path):
     options = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "new", "TRAIN.CHECKPOINT_FREQ", 1)
     process = subprocess.run(

@@ -59,6 +59,7 @@ def photos(tmp_path):
 TINY = ("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 
 
+@pytest.mark.slow
 def test_a_folder_without_labels_gives_the_prompts_and_the_accuracy_of_the_labelled_run(tmp_path):
     """Bit for bit: labels are used for nothing but the accuracy."""
     tiny = (*TINY, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.TARGET_DOMAINS", "twemoji")

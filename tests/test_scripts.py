@@ -48,6 +48,7 @@ def accuracies(root: Path) -> dict[str, float]:
     return {f"{s.path.relative_to(root)} {s.tested.dataset} {s.tested.classes}": s.accuracy for s in read_scores([root])[0]}
 
 
+@pytest.mark.slow
 def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path):
     broken = tmp_path / "output/base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
     broken.mkdir(parents=True)
@@ -72,6 +73,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
     assert len(accuracies(tmp_path / "output")) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path):
     args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "21"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -99,6 +101,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path):
     args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_food", "--seeds", "1", "--shots", "1"]
     targets = ["--datasets", "emoji_activities"]

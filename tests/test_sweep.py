@@ -380,6 +380,7 @@ def wait_for_training(step: plan.Step, sweep: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path):
     file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"))
     sweep = read_sweep(file)

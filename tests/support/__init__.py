@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from clip.model import CLIP
 from safetensors.torch import save_file
@@ -15,6 +17,18 @@ import kdpl
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ("emoji_food", "emoji_activities", "emoji_animals", "emoji_travel", "emoji_objects")
 LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+
+
+def mostly_slow(values: Iterable[str], *quick: str) -> list:
+    """Return the values of a parameter, all but the `quick` ones marked slow: `pytest -m "not slow"` tries those alone.
+
+    Raises:
+        ValueError: a quick one is none of the values.
+    """
+    values = list(values)
+    if unknown := [value for value in quick if value not in values]:
+        raise ValueError(f"{unknown} are none of the values {values}.")
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def random_clip(seed: int, *sizes) -> CLIP:
@@ -44,7 +58,8 @@ def config(trainer: str, dataset: str, output: str | os.PathLike, *options: obje
     import kdpl.trainers.baselines  # noqa: F401
     from kdpl import train
 
-    file = config_file or f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
+    folder = trainer if (ROOT / f"configs/trainers/{trainer}").is_dir() else "KDPL_CoOp"
+    file = config_file or f"{ROOT}/configs/trainers/{folder}/emoji.yaml"
     args = train.parse_args(["--trainer", trainer, "--config-file", file, "--output-dir", str(output), *map(str, options)])
     cfg = train.build_cfg(args, f"{ROOT}/configs/datasets/{dataset}.yaml" if dataset else "")
     cfg.defrost()
@@ -130,6 +145,7 @@ __all__ = [
     "emoji_args",
     "image_file",
     "kdpl",
+    "mostly_slow",
     "random_clip",
     "run_train",
     "save_clip",
