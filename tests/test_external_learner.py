@@ -1,8 +1,9 @@
-"""A prompt learner in a file beside `train.py`, named by `--learner`: its whole life in processes of their own."""
+"""The learner of docs/new_student.md in a file named by `--learner`: its whole life in real processes."""
 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,41 +16,24 @@ from support import ROOT, emoji_args, image_file, run_train
 from kdpl import cache, estimate, interpret, train
 from kdpl.common import exits
 
-LEARNER = '''
-"""CoOp whose context stays near its initial words."""
-
-from kdpl.students import CoOp
-from kdpl.trainers import prompt_learner
-
-
-@prompt_learner
-class NearCoOp(CoOp):
-    """CoOp with W times the squared distance of its context to the initial one in the loss."""
-
-    node = "NEAR"
-    defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "PREC": "fp32", "W": 2}
-    learns_class_specific = ""
-
-    def regularisers(self, output, frozen, names):
-        return {"loss_near": self.options.W * (self.learned.ctx - self.context.initial()).pow(2).sum()}
-'''
-TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 3, "TRAINER.NEAR.W", 0.5)
-TRAINER = "KDPL_NearCoOp"
+GUIDE = (ROOT / "docs/new_student.md").read_text(encoding="utf-8")
+(LEARNER,) = (block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.S) if "@prompt_learner" in block)
+TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 3, "TRAINER.MYLEARNER.W", 0.5)
+TRAINER = "KDPL_MyLearner"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the learner's file and `train.py`."""
+    """A folder with the file of the learner."""
     folder = tmp_path_factory.mktemp("beside")
-    (folder / "near.py").write_text(LEARNER)
-    (folder / "train.py").write_text((ROOT / "train.py").read_text())
+    (folder / "my_learner.py").write_text(LEARNER)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(folder):
     """The output folder of an uninterrupted training."""
-    run_train("--learner", "near.py", *emoji_args(TRAINER, folder / "out"), *TINY, cwd=folder)
+    run_train("--learner", "my_learner.py", *emoji_args(TRAINER, folder / "out"), *TINY, cwd=folder)
     return folder / "out"
 
 
@@ -59,19 +43,20 @@ def prompts(output, epoch=3):
 
 def test_it_trains_with_its_own_option_and_loss(trained):
     assert (
-        "  NEAR:\n    CTX_INIT: a photo of a\n    N_CTX: 4\n    PREC: fp32\n    W: 0.5\n" in (trained / "log.txt").read_text()
+        "  MYLEARNER:\n    CTX_INIT: a photo of a\n    N_CTX: 4\n    PREC: fp16\n    W: 0.5\n"
+        in (trained / "log.txt").read_text()
     )
     results = json.loads((trained / "results.json").read_text())
     assert results["trainer"] == TRAINER and results["learned_parameters"] == 4 * 128
     with open(trained / "history.csv", newline="") as file:
         *_, last = csv.DictReader(file)
-    assert float(last["loss_near"]) > 0
-    assert float(last["loss_total"]) == pytest.approx(float(last["loss"]) + float(last["loss_near"]), rel=1e-5)
+    assert float(last["loss_norm"]) > 0
+    assert float(last["loss_total"]) == pytest.approx(float(last["loss"]) + float(last["loss_norm"]), rel=1e-5)
 
 
 def test_it_is_resumed_bit_identical(folder, trained):
     output = folder / "resumed"
-    args = ["--learner", "near.py", *emoji_args(TRAINER, output), *TINY, "TRAIN.CHECKPOINT_FREQ", 1]
+    args = ["--learner", "my_learner.py", *emoji_args(TRAINER, output), *TINY, "TRAIN.CHECKPOINT_FREQ", 1]
     run_train(*args, cwd=folder)
     for path in (output / "prompt_learner").iterdir():  # as a run that was killed in its second epoch leaves them
         if path.name in ("model.pth.tar-2", "model.pth.tar-3"):
@@ -82,11 +67,11 @@ def test_it_is_resumed_bit_identical(folder, trained):
 
 
 def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
-    common = ("--learner", "near.py", "--eval-only", "--model-dir", trained)
+    common = ("--learner", "my_learner.py", "--eval-only", "--model-dir", trained)
     run_train(*common, *emoji_args(TRAINER, folder / "new"), "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
     (result,) = json.loads((folder / "new" / "results.json").read_text())["results"]
     assert (result["classes"], result["num_classes"]) == ("new", 42)
-    run_train("--learner", "near.py", *emoji_args("NearCoOp", folder / "supervised"), *TINY, cwd=folder)
+    run_train("--learner", "my_learner.py", *emoji_args("MyLearner", folder / "supervised"), *TINY, cwd=folder)
     assert json.loads((folder / "supervised" / "results.json").read_text())["teacher"] is None
 
 
@@ -99,19 +84,19 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
 
     with safe_open(trained / "prompts.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("ctx"), prompts(trained))
-    process = predict("--learner", "near.py")
+    process = predict("--learner", "my_learner.py")
     assert process.returncode == 0 and process.stdout.startswith("photo.png\t"), process.stderr
     process = predict()
     assert process.returncode == exits.BAD_INPUT
-    assert "variant 'NearCoOp' is not one of" in process.stderr and "--learner" in process.stderr
-    code = f"import sys; sys.path.insert(0, '.'); import near, kdpl; print(type(kdpl.load({str(trained)!r}).student).__name__)"
+    assert "variant 'MyLearner' is not one of" in process.stderr and "--learner" in process.stderr
+    code = f"import sys; sys.path.insert(0, '.'); import my_learner, kdpl; print(type(kdpl.load({str(trained)!r}).student).__name__)"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200, check=True).stdout
-    assert printed.strip() == "NearCoOp", "importing its module does as well"
+    assert printed.strip() == "MyLearner", "importing its module does as well"
 
 
 def test_interpret_cache_and_estimate_take_it(folder, trained, capsys):
-    learner = ("--learner", folder / "near.py")
+    learner = ("--learner", folder / "my_learner.py")
     views = ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.CACHE_DIR", folder / "views")
     settings = ("--config-file", f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")
     for command, *args in (
