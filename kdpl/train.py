@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from kdpl.common import exits, lock
+from kdpl.common.files import remove_parts
 from kdpl.config.checks import check_flags
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
@@ -50,15 +51,27 @@ def prepare(args: argparse.Namespace):
     cfg = build_cfg(args, args.dataset_config_file)
     others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
 
+    from dassl.engine import TRAINER_REGISTRY
+
     import kdpl.datasets
     import kdpl.trainers.baselines
+    from kdpl.trainers import records
+    from kdpl.trainers.prompts import PromptTrainer
 
     for each in (cfg, *others):
         check_names(each)
     check_model(args, cfg)
 
+    allowed = ("OPTIM.MAX_EPOCH",) if args.more_epochs else ()
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trains = issubclass(trainer_class, PromptTrainer) and not (args.eval_only or args.no_train)
+    if trains and not args.fresh:
+        records.check_settings(cfg, trainer_class, allowed)
     if os.environ.get("RANK", "0") == "0":
-        lock.occupy(cfg.OUTPUT_DIR)  # before the logger renames the log of a run in progress
+        lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
+        remove_parts(cfg.OUTPUT_DIR)
+        if args.fresh:
+            records.move_aside(Path(cfg.OUTPUT_DIR))
 
     import torch
     from dassl.engine import build_trainer
@@ -82,6 +95,7 @@ def prepare(args: argparse.Namespace):
 
     trainer = build_trainer(cfg)
     trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
+    trainer.allowed_changes = allowed
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif not args.no_train:
@@ -96,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         trainer, others = prepare(args)
     except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
         return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
+    from kdpl.training.manifest import OtherRunError
+
     try:
         if args.eval_only:
             if not others:
@@ -107,7 +123,9 @@ def main(argv: list[str] | None = None) -> int:
             trainer.test()
     except FloatingPointError as error:
         return exits.report(error, exits.DIVERGED)
-    except (ValueError, OSError) as error:  # an unreadable image, a full disk, prompts that do not fit
+    except OtherRunError as error:
+        return exits.report(error, exits.BAD_INPUT)
+    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
         return exits.report(error, exits.FAILED)
     return 0
 

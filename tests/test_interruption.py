@@ -12,34 +12,11 @@ import time
 import pytest
 import torch
 from support import ROOT, emoji_args, run_train
-from test_trainers import assert_same, build, parameters
+from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint
 from kdpl.training.progress import DivergenceError, Progress
-
-SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
-EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
-
-NOUNS = ["apple", "bread", "cake", "fish", "horse", "house", "lamp", "mushroom", "onion", "pizza", "shoe", "train", "tree"]
-
-
-class Killed(BaseException):
-    """Stands for a process that ends between two operations."""
-
-
-def die_at(run, step):
-    """Make a run end before its `step`-th training step, counted from 0."""
-    forward_backward, taken = run.forward_backward, []
-
-    def counted(batch):
-        if len(taken) == step:
-            raise Killed
-        taken.append(None)
-        return forward_backward(batch)
-
-    run.forward_backward = counted
-
 
 CASES = {
     "KDPL_CoOp": (),

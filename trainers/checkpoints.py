@@ -9,13 +9,14 @@ import torch
 from kdpl.common import distributed
 from kdpl.common.messages import short_reason
 from kdpl.common.signals import Interrupted
+from kdpl.trainers import records
+from kdpl.trainers.records import INSIDE
 from kdpl.training import checkpoint
+from kdpl.training.manifest import Manifest, OtherRunError
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
-
-INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 
 
 class Checkpoints:
@@ -78,6 +79,7 @@ class Checkpoints:
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
         state = checkpoint.load_checkpoint(path)
         checkpoint.load_learned(self.student.learned, state["state_dict"], path)
+        self.manifest = records.check_evaluated(self, path, state)
         self.finished_epochs = state["epoch"]
         self.train_seconds = state["kdpl"].get("train_seconds", 0.0)
         print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
@@ -124,6 +126,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
             "random": checkpoint.random_state(),
             "train_seconds": trainer.train_seconds,
             "trainer": trainer.extra_state_dict(),
+            "manifest": trainer.manifest and trainer.manifest.to_dict(),
             "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
         },
     }
@@ -147,7 +150,7 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
         )
     try:
         _restore(trainer, path, state, ours)
-    except checkpoint.CheckpointError:
+    except (checkpoint.CheckpointError, OtherRunError):
         raise
     except Exception as error:  # many kinds, from inside PyTorch: a part of the state is missing or of another type
         raise checkpoint.CheckpointError(
@@ -176,7 +179,7 @@ def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
-    _check_same_run(trainer, path, ours)
+    _check_same_run(trainer, path, state, ours)
     checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
     trainer.finished_epochs = state["epoch"]
     trainer.optim.load_state_dict(state["optimizer"])
@@ -191,16 +194,21 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: 
         trainer.best_result = ours["best_result"]
 
 
-def _check_same_run(trainer: "PromptTrainer", path: Path, ours: dict[str, Any]) -> None:
-    """Refuse to resume with another seed or number of batches."""
+def _check_same_run(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to resume from another run's state."""
     if trainer.cfg.SEED < 0:
-        trainer.seed = trainer.train_loader_x.seed = ours["seed"]
-    for what, then, now in (
+        trainer.use_seed(ours["seed"])
+    then = Manifest.from_dict(ours.get("manifest"))
+    if then is None:
+        print(f"Note: '{path}' has no manifest: that it was written with these settings is not verified")
+    elif trainer.manifest is not None:
+        trainer.manifest = records.continued(trainer, then, f"'{path.parent.parent}'", state["epoch"])
+    for what, a, b in (
         ("SEED (--seed)", ours["seed"], trainer.seed),
         ("batches in an epoch", ours["num_batches"], len(trainer.train_loader_x)),
     ):
-        if then != now:
+        if a != b:
             raise checkpoint.CheckpointError(
-                f"'{path}' was written with {then} as {what}, this run has {now}: resume with the original settings, "
-                "or choose another --output-dir."
+                f"'{path}' was written with {a} as {what}, this run has {b}: resume with the settings it was started with, or "
+                "choose another --output-dir."
             )

@@ -9,10 +9,11 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
+from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import Distillation
 from kdpl.distill.teacher import Teacher
-from kdpl.distill.views import ImageFile, ViewFeatures, view_features
+from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.trainers.training import Training
@@ -25,6 +26,8 @@ class DistillTrainer(PromptTrainer):
     `loss` is the distillation loss, as in the published logs. A learner's own terms are reported beside it; their sum with
     `loss`, which is minimised, is `loss_total`.
     """
+
+    distilled = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -101,8 +104,7 @@ class DistillTrainer(PromptTrainer):
         if options.VIEWS and self.train_loader_x is not None:
             loader = self.train_loader_x.loader
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            self.image_files = [ImageFile.of(item.impath, root) for item in loader.dataset.data_source]
-            names = [image.name for image in self.image_files]
+            names = [name_below(item.impath, root) for item in loader.dataset.data_source]
             self.train_loader_x = EpochLoader(loader, self.seed, options.VIEWS, options.VIEW_SEED, names)
 
     @cached_property
@@ -113,7 +115,7 @@ class DistillTrainer(PromptTrainer):
             towers.append((self.clip, self.student.frozen_image_features))
         pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
         folder = self.cfg.TRAINER.KDPL.CACHE_DIR
-        return [view_features(*tower, self.train_loader_x, self.image_files, folder, pixels) for tower in towers]
+        return [view_features(*tower, self.train_loader_x, self.training_images, folder, pixels) for tower in towers]
 
     def load_for_training(self) -> None:
         super().load_for_training()

@@ -17,11 +17,13 @@ from yacs.config import CfgNode
 from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
+from kdpl.common.rows import key_of
 from kdpl.common.signals import leave_signals_to_the_parent
 from kdpl.config.checks import check_values
 from kdpl.config.choices import check_choice
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
+from kdpl.training.manifest import Manifest
 from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
 
 
@@ -54,7 +56,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
     finished_epochs = 0  # of the evaluated prompts
     learned_parameters = 0
     train_seconds = 0.0
-    reported_unreadable: frozenset[str] = frozenset()  # image paths
+    reported_unreadable: frozenset[str] = frozenset()  # paths of images
+    manifest: Manifest | None = None  # of the run whose prompts are evaluated
     last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # config_name and model_dir of the command line, for results.json
 
@@ -220,6 +223,7 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
         "train_seconds": round(trainer.train_seconds, 2),
         "epoch": trainer.finished_epochs,
         "config": cfg.dump(),
+        "manifest": trainer.manifest and trainer.manifest.to_dict(),
         **trainer.command,
     }
     result = {
@@ -230,6 +234,7 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
         "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
         "num_classes": len(trainer.class_names),
         "num_images": images,
+        "class_names": key_of(*trainer.class_names).hex(),
         **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
     }
     write_results(cfg.OUTPUT_DIR, run, result)

@@ -18,9 +18,12 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
+from kdpl.common.digests import file_digests
+from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import CrossEntropy, Objective
+from kdpl.distill.views import ImageFile
 from kdpl.students import Student
 from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
@@ -37,6 +40,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     """Training of a student's prompts. Subclasses give `student_class`, `objective` and `compute_loss`."""
 
     student_class: type[Student]
+    distilled = False  # from a teacher, without labels
+    allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
@@ -129,6 +134,14 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     def objective(self) -> Objective:
         """The loss of a batch; built at first use, because an evaluation does not need it."""
         raise NotImplementedError
+
+    @cached_property
+    def training_images(self) -> list[ImageFile]:
+        """Names and contents of the training images."""
+        root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+        paths = [item.impath for item in self.train_loader_x.dataset.data_source]
+        names = [name_below(path, root) for path in paths]
+        return [ImageFile(name, digest.hex()) for name, digest in zip(names, file_digests(paths), strict=True)]
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

@@ -1,6 +1,7 @@
 """Epochs and steps of prompt training on a Dassl engine."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
 from kdpl.common import distributed, lock
-from kdpl.trainers.checkpoints import INSIDE
+from kdpl.trainers import records
+from kdpl.trainers.records import INSIDE
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
@@ -28,6 +30,19 @@ class Training:
 
     def load_for_training(self) -> None:
         _ = self.objective
+        if self.manifest is None and self.train_loader_x is not None:
+            self.manifest = records.manifest_of(self)
+
+    def use_seed(self, seed: int) -> None:
+        """Take over the seed that an unseeded run drew."""
+        self.seed = self.train_loader_x.seed = seed
+        if self.manifest is not None:
+            self.manifest = replace(self.manifest, config={**self.manifest.config, "SEED": seed})
+
+    def before_train(self) -> None:
+        super().before_train()
+        if distributed.is_main() and self.manifest is not None:
+            self.manifest.write(self.output_dir)
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the terms to report."""
@@ -139,6 +154,7 @@ class Training:
         self.load_for_training()
         if distributed.is_main():
             lock.occupy(self.output_dir)
+            records.check_folder(self, Path(self.cfg.RESUME or self.output_dir))
         self.stop.install()
         try:
             super().train()
@@ -176,4 +192,5 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         epoch=trainer.finished_epochs,
         results=[] if trainer.last_result is None else [dict(trainer.last_result)],
         config=cfg.dump(),
+        manifest=trainer.manifest and trainer.manifest.to_dict(),
     )

@@ -5,7 +5,6 @@ with everything that is needed to use them: which CLIP they belong to, the varia
 prepared. Nothing in it can run code.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -64,6 +63,7 @@ class Bundle:
     epoch: int  # number of epochs that the prompts were trained for
     results: list[dict[str, Any]]  # as `kdpl.experiments.results.write_results` has them; empty where nothing was measured
     config: str  # the whole configuration of the training, as YAML
+    manifest: dict[str, Any] | None = None  # of the run, see kdpl/training/manifest.py
     kdpl_version: str = field(default_factory=lambda: VERSION)
 
     @property
@@ -84,12 +84,7 @@ class Bundle:
 
 def backbone_digest(clip: Clip) -> str:
     """Return a digest of all weights of a CLIP, the same for fp32 and fp16."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.model.state_dict().items()):
-        if value.is_floating_point():
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
-    return digest.hexdigest()
+    return clip.weights_digest
 
 
 def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
@@ -156,9 +151,12 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
             f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
         )
     expected = {f.name: f.type for f in fields(Bundle) if f.name != "parameters"}
+    content = {"manifest": None, **content}  # which bundles of version 0.1 lack
     if missing := [name for name in expected if name not in content]:
         raise _broken(path, f"its metadata lacks {', '.join(missing)}")
     for name, wanted in expected.items():
+        if name == "manifest" and content[name] is None:
+            continue
         types = _TYPES[str(getattr(wanted, "__name__", wanted)).partition("[")[0]]
         if not isinstance(content[name], types) or (isinstance(content[name], bool) and types is int):
             raise _broken(
@@ -209,6 +207,9 @@ def model_card(bundle: Bundle) -> str:
         "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
         "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
         "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
+        "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
+        if bundle.manifest
+        else "not recorded",
         "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
         "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
     }

@@ -86,6 +86,16 @@ class Clip:
         except UnsupportedTowerError:
             return self.model.encode_image
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """A digest of all weights, the same for fp32 and fp16."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            if value.is_floating_point():
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
+        return digest.hexdigest()
+
     def digest(self, tower: str) -> str:
         """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
         image, digest = tower == "image", hashlib.sha256()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PART = ".part"  # of the names of unfinished files
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,7 +35,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
         kwargs.setdefault("encoding", "utf-8")
     with naming_full_disks(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
             with os.fdopen(fd, mode, **kwargs) as file:
                 yield file
@@ -43,6 +44,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Remove the unfinished files that killed writers have left in an output folder, which no one else may be writing to."""
+    for path in Path(folder).rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -116,6 +123,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:
+    """Return the path of a file relative to a folder, or the absolute one if it lies elsewhere."""
+    path = os.path.abspath(path)
+    below = os.path.relpath(path, os.path.abspath(root)) if root else path
+    return path if below.startswith("..") else below
 
 
 def cache_dir() -> Path:

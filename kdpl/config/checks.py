@@ -208,6 +208,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--resume '{args.resume}' continues a training, --eval-only does not train: name the folder in --model-dir."
         )
+    for flag, value in (("--fresh", args.fresh), ("--more-epochs", args.more_epochs)):
+        if value and (args.eval_only or args.no_train):
+            raise ConfigError(f"{flag} is for a training: drop it, or --eval-only and --no-train.")
+    if args.fresh and (args.more_epochs or args.resume):
+        raise ConfigError("--fresh starts over, --more-epochs and --resume continue a run: choose one.")
     if args.load_epoch is not None and not args.model_dir:
         raise ConfigError(
             f"--load-epoch {args.load_epoch} is an epoch of the run in --model-dir: name its output folder there."

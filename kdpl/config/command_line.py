@@ -36,6 +36,8 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
     parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to evaluate, with --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch to evaluate (default: the best, else the newest)")
+    parser.add_argument("--fresh", action="store_true", help="start over: move what is in the output folder into a subfolder")
+    parser.add_argument("--more-epochs", action="store_true", help="resume a run with a larger OPTIM.MAX_EPOCH than it had")
     parser.add_argument("--no-train", action="store_true", help="build everything, but do not train")
     parser.add_argument(
         "--eval-datasets",

@@ -1,6 +1,5 @@
 """Features of frozen towers for the fixed views of a training set, computed once and cached in memory and on disk."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,29 +23,13 @@ _IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; 2, 3, ... are the shards f
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The identity of an image: its name in the data set, and its file's size and modification time (ns)."""
+    """The identity of an image: its name in the data set, by which its views are drawn, and a digest of its file's content."""
 
     name: str
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: str | os.PathLike, root: str | os.PathLike) -> "ImageFile":
-        """Return the identity of a file; its name is the path below `root`, or the absolute path if it is not below.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        path = os.path.abspath(path)
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise FileNotFoundError(f"No image at '{path}' ({error.strerror}). Check DATASET.ROOT.") from None
-        below = os.path.relpath(path, os.path.abspath(root)) if root else path
-        return cls(path if below.startswith("..") else below, status.st_size, status.st_mtime_ns)
+    content: str
 
     def key(self, view: int) -> bytes:
-        return key_of(self.name, self.size, self.changed, view)
+        return key_of(self.name, self.content, view)
 
 
 class FeatureTable:

@@ -26,6 +26,7 @@ _RUN = {
     "train_seconds": 0.0,
     "epoch": 0,
     "config": "",
+    "manifest": None,
 }
 _IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
 _ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
@@ -62,7 +63,7 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
         ValueError: `run` or `result` has a key that is not known, or `result` lacks one.
     """
     _check_keys("run", run, known=_RUN)
-    _check_keys("result", result, known=_RESULT, needed=_RESULT)
+    _check_keys("result", result, known=(*_RESULT, "class_names"), needed=_RESULT)
     path = Path(output_dir, FILE_NAME)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     header = {
@@ -159,9 +160,10 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     except ResultsError as error:
         _move_aside(path, "damaged", str(error))
         return []
-    differing = [key for key in _IDENTITY if earlier[key] != header[key]]
-    if differing:
-        changes = ", ".join(f"{key} {earlier[key]!r}, now {header[key]!r}" for key in differing)
+    pairs = {key: (earlier[key], header[key]) for key in _IDENTITY}
+    pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
+    changes = ", ".join(f"{key} {then!r}, now {now!r}" for key, (then, now) in pairs.items() if then != now)
+    if changes:
         _move_aside(path, "other", f"'{path}' is of another run ({changes}).")
         return []
     return earlier["results"]

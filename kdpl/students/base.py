@@ -60,7 +60,8 @@ class Student(nn.Module):
     image_features_are_frozen: ClassVar[bool] = False  # nothing learned affects the image tower
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
-    learns_class_specific: ClassVar[str] = ""  # the option that gives every class prompts of its own, if any
+    can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
+    learns_class_specific: ClassVar[str] = ""  # the option that gives every class prompts of its own, if there is one
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -34,6 +34,7 @@ class PromptSRC(IVLP):
         "GPA_STD": 1,
     }
     reads_frozen_image_features = True
+    can_train_longer = False  # the weights of its average are those of the planned epochs
 
     def build(self, names: Sequence[str]) -> None:
         super().build(names)
