@@ -64,11 +64,14 @@ def test_it_is_resumed_bit_identical(folder, trained):
     (output / "prompt_learner" / "checkpoint").write_text("model.pth.tar-1\n")
     assert "(epoch=1)" in run_train(*args, cwd=folder).stdout
     assert torch.equal(prompts(output), prompts(trained))
+    (folder / "changed.py").write_text(LEARNER.replace(".pow(2)", ".abs()"))
+    process = run_train("--learner", "changed.py", *args[2:], cwd=folder, check=False)
+    assert process.returncode == exits.BAD_INPUT and "learner's file: " in process.stderr
 
 
 def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
-    common = ("--learner", "my_learner.py", "--eval-only", "--model-dir", trained)
-    run_train(*common, *emoji_args(TRAINER, folder / "new"), "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
+    args = ["--eval-only", "--model-dir", trained, *emoji_args(TRAINER, folder / "new"), *TINY]
+    run_train("--learner", "my_learner.py", *args, "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
     (result,) = json.loads((folder / "new" / "results.json").read_text())["results"]
     assert (result["classes"], result["num_classes"]) == ("new", 42)
     run_train("--learner", "my_learner.py", *emoji_args("MyLearner", folder / "supervised"), *TINY, cwd=folder)
