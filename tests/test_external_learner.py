@@ -92,7 +92,8 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
     process = predict()
     assert process.returncode == exits.BAD_INPUT
     assert "variant 'MyLearner' is not one of" in process.stderr and "--learner" in process.stderr
-    code = f"import sys; sys.path.insert(0, '.'); import my_learner, kdpl; print(type(kdpl.load({str(trained)!r}).student).__name__)"
+    load = f"print(type(kdpl.load({str(trained)!r}).student).__name__)"
+    code = f"import sys; sys.path.insert(0, '.'); import my_learner, kdpl; {load}"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200, check=True).stdout
     assert printed.strip() == "MyLearner", "importing its module does as well"
