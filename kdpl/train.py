@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from kdpl.common import exits, lock
 from kdpl.common.files import remove_parts
+from kdpl.common.signals import stopping_at_once
 from kdpl.config.checks import check_flags
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
@@ -107,27 +109,48 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
     try:
-        trainer, others = prepare(args)
+        with stopping_at_once("before the training"):
+            trainer, others = prepare(args)
     except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
         return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
     from kdpl.training.manifest import OtherRunError
 
     try:
-        if args.eval_only:
-            if not others:
-                trainer.test()
-        elif not args.no_train:
+        if not args.eval_only and not args.no_train:
             trainer.train()
-        for cfg in others:
-            trainer.use_dataset(cfg)
-            trainer.test()
+        with stopping_at_once("during a test"):
+            if args.eval_only and not others:
+                trainer.test()
+            for cfg in others:
+                trainer.use_dataset(cfg)
+                trainer.test()
     except FloatingPointError as error:
         return exits.report(error, exits.DIVERGED)
     except OtherRunError as error:
         return exits.report(error, exits.BAD_INPUT)
     except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
         return exits.report(error, exits.FAILED)
+    except RuntimeError as error:
+        if reason := lost_worker(error):
+            return exits.report(reason, exits.FAILED)
+        raise
     return 0
+
+
+def lost_worker(error: RuntimeError) -> OSError | None:
+    """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
+    message = str(error)
+    if "DataLoader worker" not in message:
+        return None
+    worker = message[message.index("DataLoader worker") :].splitlines()[0]
+    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None
+    room = (
+        "" if free is None or free > 2**26 else f" /dev/shm, which such processes share memory in, has {free // 2**20} MB left."
+    )
+    return OSError(
+        f"A process that loads images ended ({worker}).{room} The system may have ended it for want of memory: lower "
+        "DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory (--shm-size)."
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from support import ROOT, emoji_args, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
-from kdpl.training.checkpoint import CheckpointError, load_checkpoint
+from kdpl.training.checkpoint import load_checkpoint
+from kdpl.training.manifest import OtherRunError
 from kdpl.training.progress import DivergenceError, Progress
 
 CASES = {
@@ -89,14 +90,18 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(("SEED", 2), "1 as SEED .*this run has 2"), (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "5 as batches in an epoch.*has 10")],
+    [
+        (("SEED", 2), "SEED: 1 in the folder, 2 now"),
+        (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "DATALOADER.TRAIN_X.BATCH_SIZE: 8 in the folder, 4 now"),
+        (("OPTIM.LR", 0.5), "OPTIM.LR: 0.005 in the folder, 0.5 now"),
+    ],
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(option, message, tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP)
     die_at(run, 3)
     with pytest.raises(Killed):
         run.train()
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(OtherRunError, match=message):
         build("KDPL_CoOp", tmp_path, *SMALL, *option).train()
 
 

@@ -22,7 +22,7 @@ from kdpl.training.manifest import (
     continue_from,
     environment_of,
     read_manifest,
-    refuse,
+    refuse_differences,
 )
 
 if TYPE_CHECKING:
@@ -137,8 +137,9 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     cfg, node = trainer.cfg, trainer.student_class.node
     now = config_of(cfg, node, trainer.distilled)
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    keys = sorted(["TRAINER.NAME", *PIXELS, *own])
     facts = {"student": weights(trainer.clip)}
+    backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
+    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone])
     if trainer.student.class_specific:
         facts["class names"] = trainer.class_names
     asked = Manifest({k: now[k] for k in keys if k in now}, facts)
@@ -164,8 +165,7 @@ def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> Non
     now = config_of(cfg, trainer.student_class.node, trainer.distilled)
     if cfg.SEED < 0:
         now["SEED"] = then.config.get("SEED")
-    found = differences(then.config, now, THERE)
-    refuse([text for key, text in found.items() if key not in allowed], f"'{folder}'", WAYS_OUT)
+    refuse_differences(differences(then.config, now, THERE), f"'{folder}'", WAYS_OUT, allowed)
 
 
 def move_aside(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """The environment of a result: versions, the commit, and which Dassl is in use."""
 
+import os
 import platform
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+PARENT = os.getppid()  # as early as possible: a launcher that dies leaves another one
 VERSION = "0.1.0"  # of KDPL
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLED_ENGINE = PACKAGE / "fallback"

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from kdpl.common.files import naming_full_disks
+from kdpl.common.safe_text import UnsafeTextError, parse_json, read_text
 
 FILE_NAME = ".run.lock"
+MAX_BYTES = 2**16  # far more than is ever written
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: dict[str, IO[str]] = {}  # lock file by path, for the life of the process
 
@@ -39,7 +41,7 @@ def occupy(folder: str | os.PathLike) -> None:
     try:
         locked = _lock(file)
         file.seek(0)
-        holder = _read(file.read())
+        holder = _read(file.read(MAX_BYTES))
         if locked is False or (locked is None and holder and lives(holder)):
             raise OccupiedError(
                 f"The output folder '{path.parent}' is in use by {_describe(holder)}. Wait for it to end, stop it, or choose "
@@ -69,8 +71,8 @@ def release(folder: str | os.PathLike) -> None:
 def holder(folder: str | os.PathLike) -> dict:
     """Return the process that locked an output folder and has not released it, if any (see `this_process` and `lives`)."""
     try:
-        return _read((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return _read(read_text(Path(folder) / FILE_NAME, MAX_BYTES))
+    except (OSError, UnsafeTextError):
         return {}
 
 
@@ -96,8 +98,8 @@ def _lock(file: IO[str]) -> bool | None:
 
 def _read(text: str) -> dict:
     try:
-        holder = json.loads(text)
-    except ValueError:
+        holder = parse_json(text, FILE_NAME)
+    except UnsafeTextError:
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -32,6 +32,7 @@ HARMLESS = (
 )  # fmt: skip
 FILES = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER")  # if they name a file, its weights are compared and its path is not
 A_FILE = "a file"
+NOT_SET = "not set"
 
 
 def influence(key: str, node: str, distilled: bool) -> str:
@@ -85,7 +86,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> 
     for key in sorted({*then, *now}):
         a, b = then.get(key, missing), now.get(key, missing)
         if a != b:
-            shown = ["not set" if v is missing else _short(v) for v in (a, b)]
+            shown = [NOT_SET if v is missing else _short(v) for v in (a, b)]
             found[key] = f"{key}: {shown[0]} {there}, {shown[1]} now"
     return found
 

@@ -10,6 +10,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg, learners
 
@@ -70,12 +71,12 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
-    if not path.is_file():
+    if not path.exists():
         folder = path.parent
         names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = parse_yaml(read_text(path), "the file", _Loader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
         raise ConfigError(f"'{path}' is not readable YAML: {error}{hint}") from error

@@ -19,7 +19,7 @@ from kdpl.common import distributed
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.influence import differences, section
+from kdpl.config.influence import NOT_SET, differences, section
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -92,8 +92,7 @@ class Manifest:
             OSError: it cannot be written; what was there before is untouched.
         """
         with atomic_write(Path(folder, FILE_NAME), "w") as file:
-            json.dump(self.to_dict(), file, indent=2, ensure_ascii=False)
-            file.write("\n")
+            file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike) -> Manifest | None:
@@ -163,13 +162,18 @@ def compare(then: Manifest, now: Manifest, there: str, ways_out: str, allowed: S
     found = differences(then.config, now.config, THERE) | differences(_shown(then.facts), _shown(now.facts), THERE)
     if "class names" in found:
         found["class names"] = _names_differ(then.facts["class names"], now.facts["class names"])
-    refuse([text for key, text in found.items() if key not in allowed], there, ways_out)
+    refuse_differences(found, there, ways_out, allowed)
 
 
-def refuse(found: Sequence[str], there: str, ways_out: str) -> None:
-    """Raise an OtherRunError that lists what differs, if anything does."""
+def refuse_differences(found: Mapping[str, str], there: str, ways_out: str, allowed: Sequence[str] = ()) -> None:
+    """Raise an OtherRunError that lists what differs, if anything does that is not allowed to."""
+    found = {key: text for key, text in found.items() if key not in allowed}
+    if "TRAINER.NAME" in found:  # the options of either trainer say nothing about the other
+        found = {key: text for key, text in found.items() if NOT_SET not in text}
+    if list(found) == ["OPTIM.MAX_EPOCH"]:
+        ways_out += " If it is to train longer: --more-epochs."
     if found:
-        listed = "\n".join(f"  {text}" for text in found)
+        listed = "\n".join(f"  {text}" for text in found.values())
         raise OtherRunError(f"The run in {there} was made with other settings:\n{listed}\n{ways_out}")
 
 
