@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from kdpl.datasets import archives
-from kdpl.datasets.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets.coop import archives
+from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
 
 FILES = {"data/a.txt": b"first", "data/deep/er/b.bin": bytes(range(256)) * 40, "data/empty": b""}
 
