@@ -1,4 +1,8 @@
-"""From the configuration to the loaders of all splits."""
+"""The loaders of all splits, from the configuration.
+
+A loader of training images draws their order and their augmentation from the global generators. The trainers iterate over it
+through `kdpl.training.batches.EpochLoader`, which makes both a function of the run's seed and the epoch.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +16,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.samplers import build_sampler
-from dassl.data.seeding import SeededSampler, augmentation_seed
-from dassl.data.transforms import build_transform, interpolation_mode
+from dassl.data.transforms import build_transform, train_steps
 from dassl.utils import read_image
 
 Transform = Callable[[Image.Image], Any]
@@ -53,7 +56,7 @@ class DatasetWrapper(Dataset):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply that often. Set it to 1, "
                 "or INPUT.NO_TRANSFORM to False."
             )
-        self.to_tensor = _without_augmentation(cfg)
+        self.to_tensor = T.Compose(train_steps(cfg, [n for n in cfg.INPUT.TRANSFORMS if n == "normalize"]))
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -61,9 +64,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         image = read_image(item.impath)
-        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
-        with augmentation_seed(idx):
-            output |= self._views(image)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx), **self._views(image)}
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
@@ -84,7 +85,7 @@ class DataManager:
 
     Attributes:
         dataset: the data set.
-        train_loader_x: labelled training images, shuffled; the last short batch is left out if there is a full one.
+        train_loader_x: labelled training images, shuffled; the last short batch is dropped if there is a full one.
         train_loader_u: unlabelled training images, or None.
         val_loader: validation images, or None.
         test_loader: test images.
@@ -167,7 +168,7 @@ def build_data_loader(
         n_domain: domains in a batch, for RandomDomainSampler.
         n_ins: images of a class in a batch, for RandomClassSampler.
         tfm: the transform, or several.
-        is_train: leave out the last short batch, if there is a full one.
+        is_train: drop the last short batch, if there is a full one.
         dataset_wrapper: a class in place of `DatasetWrapper`.
 
     Raises:
@@ -181,7 +182,7 @@ def build_data_loader(
     return DataLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
-        sampler=SeededSampler(sampler) if is_train else sampler,
+        sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(sampler) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
@@ -195,10 +196,3 @@ def _custom_or_built(
         return build_transform(cfg, is_train)
     print(f"* Using custom transform for {'training' if is_train else 'testing'}")
     return custom
-
-
-def _without_augmentation(cfg: CfgNode) -> T.Compose:
-    steps = [T.Resize(tuple(cfg.INPUT.SIZE), interpolation_mode(cfg)), T.ToTensor()]
-    if "normalize" in cfg.INPUT.TRANSFORMS:
-        steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    return T.Compose(steps)

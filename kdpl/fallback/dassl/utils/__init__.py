@@ -7,11 +7,20 @@ from dassl.utils.checkpoint import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from dassl.utils.environment import collect_env_info, set_random_seed
-from dassl.utils.files import check_isfile, listdir_nohidden, mkdir_if_missing, read_image, read_json, write_json
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
-from dassl.utils.registry import Registry, check_availability, tolist_if_not
+from dassl.utils.registry import Registry, check_availability
+from dassl.utils.tools import (
+    check_isfile,
+    collect_env_info,
+    listdir_nohidden,
+    mkdir_if_missing,
+    read_image,
+    read_json,
+    set_random_seed,
+    tolist_if_not,
+    write_json,
+)
 
 __all__ = [
     "AverageMeter",
