@@ -1,4 +1,4 @@
-"""Folders, JSON files, images, random seeds, and the environment of a run."""
+"""Folders, JSON files, random seeds, and the environment of a run."""
 
 import json
 import os
@@ -14,19 +14,6 @@ import torch
 import torchvision
 
 from kdpl.common.files import atomic_write
-from kdpl.training.pixels import read_image
-
-__all__ = [
-    "check_isfile",
-    "collect_env_info",
-    "listdir_nohidden",
-    "mkdir_if_missing",
-    "read_image",
-    "read_json",
-    "set_random_seed",
-    "tolist_if_not",
-    "write_json",
-]
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
