@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 # isort: split
-from dassl.data import DataManager, DatasetWrapper, build_data_loader
+from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
+from dassl.data.manager import build_data_loader
 from dassl.data.samplers import RandomClassSampler, RandomDomainSampler, SeqDomainSampler, build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 
@@ -369,4 +370,4 @@ def test_augmentation_leaves_the_global_generators_alone(cfg, capsys):
 
 def test_a_split_without_images_is_named(cfg):
     with pytest.raises(ValueError, match="'Colours' has no test or validation images"):
-        build_data_loader(cfg, data_source=[], is_train=False)
+        build_data_loader(cfg, DatasetWrapper, None, False, [], cfg.DATALOADER.TEST)
