@@ -18,7 +18,7 @@ import kdpl
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
