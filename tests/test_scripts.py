@@ -125,7 +125,7 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["--trianer", "CoOp"], "unrecognized arguments: --trianer CoOp. Did you mean '--trainer'?"),
+        (["--trianer", "CoOp"], "unrecognized arguments: --trianer. Did you mean '--trainer'?"),
         (["CoOp"], "expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got 'CoOp'"),
         (["--seeds"], "argument --seeds: expected at least one argument"),
         (["--seeds", "one"], "seeds is 'one', expected a whole number"),
@@ -170,9 +170,10 @@ def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
 @pytest.mark.parametrize(("script", "flags"), [("train", [False]), ("test", [True]), ("all", [False, True])])
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
 def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script, flags):
-    """The commands that a script prints, by variables and by flags; `--python` runs all of it."""
+    """The commands that a script prints, by variables and by flags; `--python` starts the sweep, too."""
     python = tmp_path / "py"
-    python.symlink_to(sys.executable)
+    python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     variables = {"TRAINER": "KDPL_CoOp", "CFG": "emoji", "SEEDS": "5 6", "SHOTS": "2", "SOURCE": "emoji_food"}
     variables |= {"DATASETS": "emoji_food", "DATA": "data", "CLASS_AGNOSTIC": "True", "EXTRA": "OPTIM.LR 0.5", "PYTHON": "none"}
     options = ["--python", str(python), "--seeds", "7", "--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]

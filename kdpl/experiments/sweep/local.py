@@ -12,8 +12,7 @@ from typing import Any
 
 from kdpl.experiments.sweep.ending import finish
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
-from kdpl.experiments.sweep.status import write_record
-from kdpl.experiments.sweep.work import Outcome, Stop, environment, exit_status, work
+from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status
 
 STOPPING = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n))
 
@@ -47,7 +46,7 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0) -> int:
     stop = Stop()
     previous = {number: signal.signal(number, stop.take) for number in STOPPING}
     try:
-        outcomes = _do(sweep, todo, stop, jobs or sweep.executor.jobs)
+        outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -58,30 +57,26 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0) -> int:
     return stopped if stopped and stop.signal is not None else exit_status(ends)
 
 
-def _do(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
+def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
     """Do the runs, several at once; return how each ended, by its label."""
-    devices = gpus() if sweep.executor.gpus else []
+    devices = gpus() if sweep.executor.gpus and runs else []
     jobs = jobs or len(devices) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
     slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for i in range(jobs):
         slots.put(devices[i % len(devices)] if devices else None)
 
-    def do(run: Run) -> tuple[Outcome, float]:
+    def timed(run: Run) -> tuple[Outcome, float]:
         began, gpu = time.monotonic(), slots.get()
         try:
-            if stop.signal is None:
-                write_record(sweep, run, "running")
-            outcome = work(run, stop, environment(threads, gpu), sweep.executor.restarts)
-            write_record(sweep, run, outcome.state, outcome.reason)
+            return do(sweep, run, stop, environment(threads, gpu)), time.monotonic() - began
         finally:
             slots.put(gpu)
-        return outcome, time.monotonic() - began
 
     outcomes: dict[str, Outcome] = {}
     spent = 0.0
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(do, run): run for run in runs}
+        futures = {pool.submit(timed, run): run for run in runs}
         for n, future in enumerate(as_completed(futures), 1):
             label = futures[future].label
             outcome, seconds = future.result()
@@ -97,10 +92,12 @@ def _do(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, O
 
 def gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [name for name in visible.split(",") if name]
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in visible.split(",") if name] if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _clock(seconds: float) -> timedelta:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
     Raises:
         SweepError, ConfigError: as `read_sweep`.
     """
-    values = {"output": _folder("output", "output"), **_read(content, _SWEEP, "a sweep", where)}
+    values = {"output": _folder("output"), **_read(content, _SWEEP, "a sweep", where)}
     for key in ("protocol", "trainers", "datasets"):
         if not values.get(key):
             raise SweepError(f"'{key}' is missing in {where}, expected it to say what to run.")
@@ -99,78 +100,40 @@ def _read(given: Any, readers: Mapping[str, Callable], what: str, where: str) ->
     return {key: readers[key](value, f"{prefix}{key}") for key, value in given.items()}
 
 
-def _names(value: Any, key: str) -> tuple[str, ...]:
+def _one(pattern: str, expected: str, read: Callable[[str], Any] = str) -> Callable[[Any, str], Any]:
+    """Return the reader of one value, given as text that matches a pattern."""
+
+    def reader(value: Any, key: str) -> Any:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise SweepError(f"{key} is {value!r}, expected {expected}.")
+        return read(value)
+
+    return reader
+
+
+def _list(value: Any, key: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, str) and v for v in values):
         raise SweepError(f"{key} is {value!r}, expected names or numbers, such as [1, 2, 3].")
     return tuple(values)
 
 
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise SweepError(f"{key} is {value!r}, expected one value.")
-    return value
-
-
-def _number(value: Any, key: str, at_least: int = 0) -> int:
-    if not isinstance(value, str) or not value.isdecimal() or int(value) < at_least:
-        raise SweepError(f"{key} is {value!r}, expected a whole number of at least {at_least}.")
-    return int(value)
-
-
 def _numbers(value: Any, key: str) -> tuple[int, ...]:
-    return tuple(_number(v, key) for v in _names(value, key))
+    return tuple(_number(v, key) for v in _list(value, key))
 
 
-def _positive(value: Any, key: str) -> int:
-    return _number(value, key, at_least=1)
+def _folder(text: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(text))).absolute()
 
 
-def _flag(value: Any, key: str) -> bool:
-    flags = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in flags:
-        raise SweepError(f"{key} is {value!r}, expected true or false.")
-    return flags[value.lower()]
-
-
-def _folder(value: Any, key: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(_text(value, key)))).absolute()
-
-
-def _data(value: Any, key: str) -> str:
-    return str(_folder(value, key)) if value else ""
-
-
-def _memory(value: Any, key: str) -> str:
-    if not re.fullmatch(r"\d+[KMGT]?", _text(value, key)):
-        raise SweepError(f"{key} is '{value}', expected a number and K, M, G or T, such as 32G.")
-    return value
-
-
-def _gpus(value: Any, key: str) -> int:
-    if _number(value, key) > 1:
-        raise SweepError(f"{key} is {value}, expected 0 or 1: a run of a sweep is one process.")
-    return int(value)
-
-
-def minutes(value: Any, key: str = "executor.time") -> int:
-    """Read a time as Slurm does: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
-
-    Raises:
-        SweepError: it is none of these, or 0.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", _text(value, key))
-    if match is None:
-        raise SweepError(f"{key} is '{value}', expected minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00.")
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    if days is None and len(numbers) < 3:  # minutes come first
-        numbers = [0, *numbers]
-    h, m, s = [*numbers, 0, 0][:3]
-    total = math.ceil(int(days or 0) * 1440 + h * 60 + m + s / 60)
-    if not total:
-        raise SweepError(f"{key} is '{value}', expected more than nothing.")
-    return total
+def minutes(text: str) -> int:
+    """Return a time that is written as Slurm does, in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not days and len(parts) < 3:  # minutes come first
+        parts = [0, *parts]
+    h, m, s = [*parts, 0, 0][:3]
+    return int(days or 0) * 1440 + h * 60 + m + math.ceil(s / 60)
 
 
 def _options(value: Any, key: str) -> tuple[str, ...]:
@@ -198,12 +161,29 @@ def _executor(value: Any, key: str) -> Resources:
     return Resources(**_read(value or {}, _EXECUTOR, key, "the sweep"))
 
 
-_EXECUTOR = {
-    "jobs": _number, "max_parallel": _positive, "restarts": _number, "time": minutes, "memory": _memory, "partition": _text,
-    "account": _text, "qos": _text, "constraint": _text, "cpus": _positive, "gpus": _gpus, "setup": _names,
-}  # fmt: skip
-_SWEEP = {
-    "protocol": _text, "trainers": _names, "datasets": _names, "source": _names, "steps": _names, "seeds": _numbers,
-    "shots": _numbers, "config": _text, "class_agnostic": _flag, "data": _data, "output": _folder, "options": _options,
-    "executor": _executor,
-}  # fmt: skip
+def _readers(described: type, **special: Callable) -> dict[str, Callable]:
+    """Return the reader of each field of a dataclass, by its type if it has none of its own."""
+    return {f.name: special.get(f.name) or _BY_TYPE[f.type] for f in fields(described) if f.name != "name"}
+
+
+_number = _one("[0-9]+", "a whole number of at least 0", int)
+_positive = _one("0*[1-9][0-9]*", "a whole number of at least 1", int)
+_BY_TYPE = {
+    str: _one(r"[^\0]*", "one value"),
+    int: _number,
+    bool: _one("(?i:true|false|1|0)", "true or false", lambda text: text.lower() in ("true", "1")),
+    Path: _one(r"[^\0]+", "a folder", _folder),
+    tuple[str, ...]: _list,
+    tuple[int, ...]: _numbers,
+}
+_TIME = r"(?=.*[1-9])([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})"
+_EXECUTOR = _readers(
+    Resources,
+    max_parallel=_positive,
+    cpus=_positive,
+    time=_one(_TIME, "minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing", minutes),
+    memory=_one("[0-9]+[KMGT]?", "a number and K, M, G or T, such as 32G"),
+    gpus=_one("[01]", "0 or 1: a run of a sweep is one process", int),
+)
+_data = _one(r"[^\0]*", "a folder", lambda text: str(_folder(text)) if text else "")
+_SWEEP = _readers(Sweep, data=_data, options=_options, executor=_executor)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,11 @@ from typing import Any
 
 from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
-from kdpl.common.messages import short_reason
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.ending import finish, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, SweepError, runs_of
 from kdpl.experiments.sweep.status import read_record, slurm_queue, states, write_jobs, write_record
-from kdpl.experiments.sweep.work import Outcome, Stop, environment, exit_status, work
+from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
 
 WARNING_S = 120  # how long before the end of its time a job is asked to save
 
@@ -39,7 +39,7 @@ def run_on_slurm(sweep: Sweep, wait: bool) -> int:
     todo = [run for run, state in zip(runs, now, strict=True) if state.name != "finished" and not state.active]
     if todo:
         for path in temporary_paths(sweep):
-            print(f"Warning: {path} is on a local disk: jobs on other nodes will not find it.", file=sys.stderr)
+            print(f"Warning: {path} is on a disk of this machine: jobs on other nodes will not find it.", file=sys.stderr)
         job = submit(sweep, todo)
         print(f"Submitted {len(todo)} runs as job {job}; their logs are in {sweep.folder / 'jobs'}")
     finished = [state.name for state in now].count("finished")
@@ -69,12 +69,8 @@ def check() -> None:
             f"--executor slurm needs submitit, which is not installed for {sys.executable}: pip install 'kdpl[sweep]'. "
             "--executor local needs nothing."
         ) from None
-    try:
-        subprocess.run(["sbatch", "--version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SweepError(
-            f"--executor slurm found no 'sbatch' ({short_reason(error)}): log in where Slurm is, or use local."
-        ) from None
+    if shutil.which("sbatch") is None:
+        raise SweepError("--executor slurm found no 'sbatch': log in where Slurm is, or use --executor local.")
 
 
 def parameters(sweep: Sweep) -> dict[str, Any]:
@@ -85,12 +81,12 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "job_name": f"kdpl-{sweep.name}",
         "time": asked.time,
         "cpus_per_task": asked.cpus,
-        "gpus_per_node": asked.gpus or None,
-        "mem": asked.memory or None,
-        "partition": asked.partition or None,
-        "account": asked.account or None,
-        "qos": asked.qos or None,
-        "constraint": asked.constraint or None,
+        "gpus_per_node": asked.gpus,
+        "mem": asked.memory,
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "constraint": asked.constraint,
         "array_parallelism": asked.max_parallel,
         # Slurm's warning goes to every process of the job: the training has to know the signal, too.
         "additional_parameters": {"requeue": True, "signal": f"USR1@{warning}"},
@@ -98,7 +94,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "srun_args": [f"--cpus-per-task={asked.cpus}"],  # since 22.05 srun does not take it from sbatch
     }
-    return {key: value for key, value in given.items() if value is not None}
+    return {key: value for key, value in given.items() if value}  # the rest is the cluster's
 
 
 def _import_path() -> list[str]:
@@ -175,10 +171,8 @@ class Job:
         # submitit has set its own handlers just before: its requeue is called below, outside a signal handler.
         handlers = {number: signal.signal(number, stop.take) for number in SIGNALS}
         environ = submitit.JobEnvironment()
-        write_record(self.sweep, self.run, "running", job=environ.job_id)
         env = environment(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
-        outcome = work(self.run, stop, env, self.sweep.executor.restarts)
-        self._record(outcome, environ.job_id)
+        outcome = do(self.sweep, self.run, stop, env, environ.job_id)
         if outcome.status == exits.INTERRUPTED and stop.signal is not None:
             self._put_back(stop.signal, environ.job_id, handlers[signal.SIGUSR1])
         if outcome.status:
@@ -194,9 +188,6 @@ class Job:
 
         return DelayedSubmission(self)
 
-    def _record(self, outcome: Outcome, job: str) -> None:
-        write_record(self.sweep, self.run, outcome.state, outcome.reason, job)
-
     def _put_back(self, number: int, job: str, requeue: Callable) -> None:
         """Make submitit put the job back into the queue, unless Slurm cancels or requeues it itself."""
         from submitit.core.utils import UncompletedJobError
@@ -208,5 +199,5 @@ class Job:
             requeue(signal.SIGUSR1)
         except UncompletedJobError as error:
             times = self.sweep.executor.restarts + 1
-            self._record(Outcome(exits.FAILED, f"{error} It ran out of time {times} times."), job)
+            write_record(self.sweep, self.run, "failed", f"{error} It ran out of time {times} times.", job)
             raise

@@ -10,7 +10,8 @@ from types import FrameType
 
 from kdpl.common import exits
 from kdpl.common.signals import SIGNALS
-from kdpl.experiments.sweep.runs import Run, Step
+from kdpl.experiments.sweep.runs import Run, Step, Sweep
+from kdpl.experiments.sweep.status import write_record
 
 OCCUPIED_S = 60  # how long to wait for a folder that another process uses: after a requeue the old one may linger
 RETRY_S = 5
@@ -57,6 +58,15 @@ def exit_status(states: list[str]) -> int:
         if state in states:
             return status
     return exits.INTERRUPTED if set(states) - {"finished"} else 0
+
+
+def do(sweep: Sweep, run: Run, stop: Stop, env: Mapping[str, str], job: str = "") -> Outcome:
+    """Do what is missing of a run, and record how it goes; `job` is the Slurm job that does it."""
+    if stop.signal is None:
+        write_record(sweep, run, "running", job=job)
+    outcome = work(run, stop, env, sweep.executor.restarts)
+    write_record(sweep, run, outcome.state, outcome.reason, job)
+    return outcome
 
 
 def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Outcome:
