@@ -396,6 +396,42 @@ def test_a_job_array_asks_for_what_the_file_says_and_runs_this_python(fake_slurm
     assert "Submitted 1 runs" in printed and "2 in the queue before" in printed
 
 
+def run_job(folder: Path, task: int) -> subprocess.Popen:
+    """Start a submitted job as Slurm would: the process of submitit, with Slurm's variables."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_NUM_NODES": "1"}
+    slurm |= {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    slurm |= {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_PREEMPT_SIGNAL": "USR1",
+        "SLURM_CPUS_PER_TASK": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder / "jobs")]
+    return subprocess.Popen(command, env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its_run(fake_slurm):
+    file = sweep_file(fake_slurm, EIGHT, output=str(fake_slurm / "out"), trainers="CoOp", seeds="1")
+    sweep = read_sweep(file)
+    first, _ = runs_of(sweep)
+    assert main([str(file), "--executor", "slurm"]) == 0
+    (fake_slurm / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >>"{fake_slurm}/requeued"\n')
+    (fake_slurm / "bin/scontrol").chmod(0o755)
+
+    job = run_job(sweep.folder, 0)
+    wait_for_training(first.steps[0], job)
+    assert status.read_record(sweep, first) | {"state": "running", "job": "7_0"} == status.read_record(sweep, first)
+    job.send_signal(signal.SIGUSR1)
+    printed, _ = job.communicate(timeout=120)
+    assert (fake_slurm / "requeued").read_text() == "requeue 7_0\n", printed
+    assert status.states(sweep, [first]) == [status.State("waiting", status.read_record(sweep, first)["reason"])]
+
+    job = run_job(sweep.folder, 0)
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 0 and first.done(), printed
+    assert "Resume from" in (first.steps[0].folder / "console.txt").read_text()
+
+
 def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, capsys):
     file = sweep_file(fake_slurm, output=str(fake_slurm / "out"))
     assert main([str(file), "--executor", "slurm"]) == 0
