@@ -79,7 +79,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
         parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     if script:
-        parser.add_argument("--python", metavar="COMMAND", help="the Python to run")  # the scripts take it out
+        parser.add_argument("--python", metavar="COMMAND", help="the Python to run")  # the script has started it
     args, unknown = parser.parse_known_args(argv[asks:end])
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]

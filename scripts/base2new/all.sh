@@ -16,10 +16,7 @@ JOBS=${JOBS:-1} # runs at once
 PYTHON=${PYTHON:-python}
 
 for ((i = 1; i < $#; i++)); do
-    if [ "${!i}" = --python ]; then
-        PYTHON=${*:i+1:1}
-        set -- "${@:1:i-1}" "${@:i+2}"
-    fi
+    if [ "${!i}" = --python ]; then PYTHON=${*:i+1:1}; fi
 done
 command -v "$PYTHON" >/dev/null || {
     echo "error: There is no command '$PYTHON': activate the environment, or set PYTHON." >&2
