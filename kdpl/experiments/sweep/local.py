@@ -82,7 +82,7 @@ def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[st
             outcome, seconds = future.result()
             outcomes[label] = outcome
             spent += seconds
-            left = len(runs) - n
+            left = len(runs) - n if stop.signal is None else 0
             rest = f", {left} left, about {_clock(spent / n * left / min(left, jobs))}" if left else ""
             print(f"[{n}/{len(runs)}] {label}: {outcome.state} after {_clock(seconds)}{rest}", flush=True)
             if outcome.status:

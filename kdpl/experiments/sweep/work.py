@@ -129,10 +129,10 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str]) -> Outcome:
             return Outcome()
         console.seek(begin)
         lines = [line.strip() for line in console.read().decode(errors="replace").splitlines() if line.strip()]
-    ending = f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    reason = f"it was killed by {signal.Signals(-status).name}" if status < 0 else (lines or [f"exit status {status}"])[-1]
     if status < 0 and (-status in SIGNALS or stop.signal is not None):
         status = exits.INTERRUPTED  # before and after its training there is nothing to save
-    return Outcome(status, f"{lines[-1] if lines else ending} (all of it: {path})")
+    return Outcome(status, f"{reason} (all of it: {path})")
 
 
 def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
