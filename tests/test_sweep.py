@@ -284,6 +284,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
     [
         (("exit(75)", KILLED, ""), 2, 0, ""),
         (("exit(75)", KILLED, ""), 1, exits.INTERRUPTED, "it was killed by SIGUSR1"),
+        (("exit(75)",), 0, 0, ""),  # the signal came after the results
         (("exit(4)", "exit(4)", ""), 0, 0, ""),
         (("print('error: no')\nexit(2)", ""), 5, exits.BAD_INPUT, "error: no"),
         (("import os; print('Loading'); os.kill(os.getpid(), 9)", ""), 5, -9, "it was killed by SIGKILL"),

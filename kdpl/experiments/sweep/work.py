@@ -88,6 +88,8 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Out
                 if time.monotonic() < deadline:
                     stop.wait(RETRY_S)
                     continue
+            if outcome.status == exits.INTERRUPTED and not step.missing():
+                break  # the signal came after its results
             # The signal may have come to the step a moment before it comes to this process.
             if outcome.status == exits.INTERRUPTED and not stop.wait(0.5) and restarts > 0:
                 restarts -= 1
