@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.status:
             return status.show(sweep)
         if args.dry_run:
-            dry_run(sweep, slurm.parameters(sweep) if args.executor == "slurm" else {})
+            dry_run(sweep, slurm.parameters(sweep) if args.executor == "slurm" else {}, args.redo)
             return 0
         if args.executor == "slurm":
-            return slurm.run_on_slurm(sweep, args.wait)
-        return run_local(sweep, args.jobs, stopped=CTRL_C if args.script else 0)
+            return slurm.run_on_slurm(sweep, args.wait, args.redo)
+        return run_local(sweep, args.jobs, CTRL_C if args.script else 0, args.redo)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
 
@@ -77,6 +77,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where to run (default: local)")
         parser.add_argument("--jobs", type=_jobs, default=0, metavar="N", help="local: runs at once, in place of the file's")
         parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
+        parser.add_argument("--redo", action="store_true", help="do runs again that were made with other settings")
         parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     if script:
         parser.add_argument("--python", metavar="COMMAND", help="the Python to run")  # the script has started it

@@ -15,8 +15,8 @@ from support import ROOT, emoji_args, mostly_slow, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
+from kdpl.config.manifest import OtherRunError
 from kdpl.training.checkpoint import load_checkpoint
-from kdpl.training.manifest import OtherRunError
 from kdpl.training.progress import DivergenceError, Progress
 
 CASES = {

@@ -14,6 +14,7 @@ from support import ROOT
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits, lock
+from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, status, work
 from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep
@@ -31,6 +32,7 @@ def finish(step: Step) -> None:
         }
         run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
         run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
+        run["manifest"] = Manifest(step.settings, {}).to_dict()
         name = "".join(word.capitalize() for word in dataset.split("_"))
         write_results(step.folder, run, {**result, "dataset": name, "classes": step.classes})
 
@@ -502,3 +504,25 @@ def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(t
     assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
     assert (sweep.folder / "report.csv").is_file() and "| data set" in (sweep.folder / "report.md").read_text()
     assert {state.name for state in status.states(sweep, runs)} == {"finished"}
+
+
+def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to(tmp_path, capsys):
+    """The options of a sweep change after its runs have finished."""
+    text = {"trainers": "[CoOp]", "seeds": "[1]", "options": "{OPTIM.LR: 0.01}"}
+    file = sweep_file(tmp_path, data="", output=str(tmp_path / "out"), **text)
+    (run,) = runs_of(read_sweep(file))
+    for step in run.steps:
+        finish(step)
+    assert run.done() and not run.stale()
+    file = sweep_file(tmp_path, data="", output=str(tmp_path / "out"), **{**text, "options": "{OPTIM.LR: 0.02}"})
+    (changed,) = runs_of(read_sweep(file))
+    assert not changed.done() and changed.stale() == ["OPTIM.LR: 0.01 in the folder, 0.02 now"]
+    assert main([str(file)]) == exits.FAILED
+    printed = capsys.readouterr().out
+    assert "Made with other settings, so neither counted nor reported (--redo does them again" in printed
+    assert f"  {changed.label}: OPTIM.LR: 0.01 in the folder, 0.02 now" in printed and "41.0" not in printed
+    assert main(["status", str(file)]) == exits.FAILED
+    assert "stale" in capsys.readouterr().out
+    assert main([str(file), "--dry-run", "--redo"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands

@@ -13,6 +13,7 @@ import yaml
 from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
 from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
 
+BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
 # Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.
 _SHARED = ("INPUT.", "OPTIM.", "TRAINER.", "DATALOADER.TRAIN_X.")
 
@@ -38,12 +39,14 @@ class Method:
         config: stem of the trainer's configuration file, "" if not known.
         teacher: the teacher CLIP, "" if there is none or it is not known.
         template: the hand-written sentence if it is not the data set's own.
+        recipe: digest of its manifests without the seed, if other runs would be in the same cells with another one.
     """
 
     name: str
     config: str = ""
     teacher: str = ""
     template: str = ""
+    recipe: str = ""
 
     @property
     def is_zero_shot(self) -> bool:
@@ -76,6 +79,7 @@ class Score:
     accuracy: float
     time: str
     path: Path
+    recipe: str = ""  # of the manifest; empty without one
 
 
 @dataclass
@@ -111,15 +115,33 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
         raise FileNotFoundError(f"There is no {FILE_NAME} and no log.txt under {listed}: no run has written there yet.")
     by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
     scores: dict[tuple, Score] = {}
-    for run in runs:
-        for score in _scores(run, by_output_dir, split):
-            key = (score.method, score.backbone, score.shots, score.seed, score.trained, score.tested)
-            other = scores.get(key)
-            if other is not None and other.accuracy != score.accuracy:
-                notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
-            if other is None or score.time >= other.time:
-                scores[key] = score
+    for score in _apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes):
+        key = (*_cell_of(score), score.seed)
+        other = scores.get(key)
+        if other is not None and other.accuracy != score.accuracy:
+            notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
+        if other is None or score.time >= other.time:
+            scores[key] = score
     return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
+
+
+def _cell_of(score: Score) -> tuple:
+    return score.method, score.backbone, score.shots, score.trained, score.tested
+
+
+def _apart(scores: Iterable[Score], notes: list[str]) -> list[Score]:
+    """Return the scores, with methods of their own for those of one cell whose manifests differ in more than the seed."""
+    scores, recipes = list(scores), defaultdict(set)
+    for score in scores:
+        recipes[_cell_of(score)].add(score.recipe)
+    apart = {cell for cell, found in recipes.items() if len(found) > 1}
+    for cell in sorted({(cell[0].name, str(cell[-1])) for cell in apart}):
+        notes.append(
+            f"{cell[0]} on {cell[1]}: runs with different manifests, in rows of their own (see manifest.json in each)."
+        )
+    return [
+        replace(s, method=replace(s.method, recipe=s.recipe or "no manifest")) if _cell_of(s) in apart else s for s in scores
+    ]
 
 
 def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
@@ -146,7 +168,7 @@ def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
         if not path.is_dir():
             raise FileNotFoundError(f"There is no folder '{folder}'. Give output folders, such as output/base2new.")
         for root, directories, files in os.walk(path):
-            directories.sort()
+            directories[:] = sorted(name for name in directories if not BEFORE.fullmatch(name))
             if FILE_NAME in files or any(name.startswith("log.txt") for name in files):
                 found[Path(root).resolve()] = Path(root)
     return list(found.values())
@@ -221,13 +243,14 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
         facts["template"],
     )
     shots = 0 if method.is_zero_shot else _shots(origin)
+    recipe = (facts.get("manifest") or {}).get("recipe", "")
     scores = []
     for entry in [e for e in run.entries if e["split"] == split]:
         tested = Data(entry["dataset"], entry["classes"], " ".join(entry["target_domains"]))
         same_source = replace(tested, domains=" ".join(entry["source_domains"]))
         trained = None if method.is_zero_shot else _trained_on(run, origin, same_source)
         run_facts = facts["backbone"], shots, facts["seed"], trained
-        scores.append(Score(method, *run_facts, tested, entry["accuracy"], entry["time"], run.path))
+        scores.append(Score(method, *run_facts, tested, entry["accuracy"], entry["time"], run.path, recipe))
     return scores
 
 

@@ -204,7 +204,7 @@ def _labels_of(methods: Iterable[Method]) -> dict[Method, str]:
             parts.append(f'"{method.template}"')
         parts += [
             getattr(method, key) or "unknown"
-            for key in ("config", "teacher")
+            for key in ("config", "teacher", "recipe")
             if any(getattr(other, key) != getattr(method, key) for other in rivals)
         ]
         labels[method] = f"{method.name} ({', '.join(parts)})" if parts else method.name
@@ -253,7 +253,16 @@ def _methods(scores: Iterable[Score]) -> list[Method]:
 def _method_key(method: Method) -> tuple:
     name = method.supervised_name
     place = _METHOD_ORDER.index(name) if name in _METHOD_ORDER else len(_METHOD_ORDER)
-    return (place, name, method.is_distilled, method.is_class_agnostic, method.config, method.teacher, method.template)
+    return (
+        place,
+        name,
+        method.is_distilled,
+        method.is_class_agnostic,
+        method.config,
+        method.teacher,
+        method.template,
+        method.recipe,
+    )
 
 
 def _dataset_key(name: str) -> tuple[int, str]:

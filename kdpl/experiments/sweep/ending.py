@@ -10,12 +10,23 @@ from kdpl.experiments.report.tables import all_tables
 from kdpl.experiments.sweep.runs import Run, Sweep
 
 
-def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str, str]) -> None:
-    """Print the report, the summary, and which runs failed and why, by their labels."""
+def stale_runs(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the runs whose results were made with other settings, by their labels, and in what these differ."""
+    return {run.label: "; ".join(found) for run in runs if (found := run.stale())}
+
+
+def finish(
+    sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str, str], stale: Mapping[str, str] | None = None
+) -> None:
+    """Print the report, the summary, and which runs failed and why, or were made with other settings, by their labels."""
     report = write_report(sweep, runs)
     if report:
         print(f"\n{report}\nThe report is in {sweep.folder}")
     print(f"{summary}; results are in {sweep.output}")
+    if stale:
+        print("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):")
+        for label, found in stale.items():
+            print(f"  {label}: {found}")
     if failed:
         print("Failed (the same command tries these again):")
         for label, reason in failed.items():
@@ -24,7 +35,7 @@ def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str,
 
 def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
     """Write the tables of a sweep's runs as report.txt, .md and .csv into its folder, and return them as text."""
-    steps = [part for run in runs for step in run.steps for part in (step.training or step, step)]
+    steps = [part for run in runs for step in run.steps for part in (step.training or step, step) if not part.stale()]
     folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
     if not folders:
         return ""

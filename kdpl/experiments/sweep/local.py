@@ -10,39 +10,44 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
 
-from kdpl.experiments.sweep.ending import finish
+from kdpl.experiments.sweep.ending import finish, stale_runs
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status
 
 STOPPING = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n))
 
 
-def dry_run(sweep: Sweep, parameters: Mapping[str, Any]) -> None:
+def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> None:
     """Print the commands of what is missing, below the parameters that Slurm would get."""
     for key, value in parameters.items():
         print(f"# {key}: {value}")
     runs = runs_of(sweep)
-    todo = [run for run in runs if not run.done()]
+    outdated = {} if redo else stale_runs(runs)
+    todo = [run for run in runs if not run.done() and run.label not in outdated]
+    for label, found in outdated.items():
+        print(f"# {label}: made with other settings ({found}), see --redo")
     for run in todo:
         print(f"# {run.label}")
         for step in run.steps:
             if step.missing():
                 print(shlex.join(step.command()))
-    print(f"# {len(todo)} to do, {len(runs) - len(todo)} finished before")
+    print(f"# {len(todo)} to do, {len(runs) - len(todo) - len(outdated)} finished before")
 
 
-def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0) -> int:
+def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False) -> int:
     """Do the runs that are not finished, then print the report and which failed; return the exit status.
 
     Args:
         jobs: runs at once; 0: the sweep's, else one for each GPU, else one. More than there are GPUs share them.
         stopped: the exit status after a request to stop; 0: that of how the runs ended.
+        redo: do runs again whose results were made with other settings.
     """
     runs = runs_of(sweep)
     finished = [run for run in runs if run.done()]
     for run in finished:
         print(f"skipped {run.label}: finished before", flush=True)
-    todo = [run for run in runs if run not in finished]
+    outdated = {} if redo else stale_runs(runs)
+    todo = [run for run in runs if run not in finished and run.label not in outdated]
     stop = Stop()
     previous = {number: signal.signal(number, stop.take) for number in STOPPING}
     try:
@@ -53,8 +58,9 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0) -> int:
     ends = [outcome.state for outcome in outcomes.values()]
     counts = [f"{ends.count(name)} {name}" for name in ("occupied", "interrupted") if name in ends]
     summary = ", ".join([f"{len(todo)} tried", f"{ends.count('failed')} failed", *counts, f"{len(finished)} skipped"])
-    finish(sweep, runs, summary, {label: o.reason for label, o in outcomes.items() if o.state == "failed"})
-    return stopped if stopped and stop.signal is not None else exit_status(ends)
+    failed = {label: outcome.reason for label, outcome in outcomes.items() if outcome.state == "failed"}
+    finish(sweep, runs, summary, failed, outdated)
+    return stopped if stopped and stop.signal is not None else exit_status([*ends, *["failed" for _ in outdated]])
 
 
 def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:

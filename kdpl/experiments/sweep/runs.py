@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kdpl.common.messages import did_you_mean
-from kdpl.config.command_line import CONFIGS
-from kdpl.experiments.results import missing_datasets
+from kdpl.config import manifest
+from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
+from kdpl.config.defaults import node_of
+from kdpl.config.influence import differences
+from kdpl.experiments.results import missing_datasets, recorded_manifest
 
 STEPS = ("train", "test")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
@@ -97,13 +101,35 @@ class Step:
     def model_dir(self) -> Path | None:
         return self.training.folder if self.training else None
 
+    @cached_property
+    def settings(self) -> dict[str, Any] | None:
+        """The configuration of the training, as its manifest records it; None for a trainer that is not KDPL's."""
+        training = self.training or self
+        node = node_of(training.trainer)
+        if not node and training.trainer not in ZERO_SHOT:
+            return None
+        file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
+        cfg = build_cfg(parse_args(training.arguments(training.datasets)), file)
+        return manifest.config_of(cfg, node, training.trainer.startswith("KDPL_") or training.trainer == "ZeroshotTeacher")
+
     def missing(self) -> list[str]:
-        """Return the data sets without a result."""
-        return missing_datasets(self.folder, self.datasets, self.classes, model_dir=self.model_dir)
+        """Return the data sets without a result of these settings."""
+        return missing_datasets(self.folder, self.datasets, self.classes, model_dir=self.model_dir, settings=self.settings)
+
+    def stale(self) -> list[str]:
+        """Return in what the settings differ from those that the folder's run was made with."""
+        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
+        if self.settings is None or (not (self.folder / "results.json").is_file() and then is None):
+            return []
+        return list(differences(then.config, self.settings, manifest.THERE).values()) if then else ["it has no manifest"]
 
     def command(self) -> list[str]:
-        """Return the command line of `train.py` for what is missing."""
-        datasets = self.missing() or list(self.datasets)
+        """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
+        fresh = [] if self.training or not self.stale() else ["--fresh"]
+        return [sys.executable, str(TRAIN), *fresh, *self.arguments(self.missing() or self.datasets)]
+
+    def arguments(self, datasets: Sequence[str]) -> list[str]:
+        """Return the arguments of `train.py` for these data sets."""
         flags = ["--eval-only", "--model-dir", str(self.model_dir)] if self.training else []
         if self.others:
             flags += ["--eval-datasets", *datasets]
@@ -113,7 +139,7 @@ class Step:
         if not self.training:
             options += ["TRAIN.CHECKPOINT_FREQ", "1"]
         return [
-            sys.executable, str(TRAIN), *flags, "--root", self.data, "--seed", str(self.seed), "--trainer", self.trainer,
+            *flags, "--root", self.data, "--seed", str(self.seed), "--trainer", self.trainer,
             "--dataset-config-file", str(CONFIGS / "datasets" / f"{datasets[0]}.yaml"), "--config-file", str(self.config_file),
             "--output-dir", str(self.folder), *options, *self.options,
         ]  # fmt: skip
@@ -133,6 +159,10 @@ class Run:
 
     def done(self) -> bool:
         return not any(step.missing() for step in self.steps)
+
+    def stale(self) -> list[str]:
+        """Return in what the settings differ from those that its results were made with."""
+        return list(dict.fromkeys(text for step in self.steps for text in step.stale()))
 
 
 def runs_of(sweep: Sweep) -> list[Run]:

@@ -15,7 +15,7 @@ from typing import Any
 from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
 from kdpl.common.signals import SIGNALS
-from kdpl.experiments.sweep.ending import finish, write_report
+from kdpl.experiments.sweep.ending import finish, stale_runs, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, SweepError, runs_of
 from kdpl.experiments.sweep.status import read_record, slurm_queue, states, write_jobs, write_record
 from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
@@ -27,16 +27,19 @@ class RunFailedError(RuntimeError):
     """A run ended without its results; Slurm shows its job as failed."""
 
 
-def run_on_slurm(sweep: Sweep, wait: bool) -> int:
+def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     """Submit what is neither finished nor in the queue; return the exit status.
 
     Args:
         wait: wait for all runs, then print the report and which failed.
+        redo: submit runs again whose results were made with other settings.
     """
     check()
     runs = runs_of(sweep)
     now = states(sweep, runs)
-    todo = [run for run, state in zip(runs, now, strict=True) if state.name != "finished" and not state.active]
+    outdated = {} if redo else stale_runs(runs)
+    done = {run.label for run, state in zip(runs, now, strict=True) if state.name == "finished" or state.active} | {*outdated}
+    todo = [run for run in runs if run.label not in done]
     if todo:
         for path in temporary_paths(sweep):
             print(f"Warning: {path} is on a disk of this machine: jobs on other nodes will not find it.", file=sys.stderr)
@@ -44,15 +47,23 @@ def run_on_slurm(sweep: Sweep, wait: bool) -> int:
         print(f"Submitted {len(todo)} runs as job {job}; their logs are in {sweep.folder / 'jobs'}")
     finished = [state.name for state in now].count("finished")
     print(f"{sum(state.active for state in now)} in the queue before, {finished} finished before")
+    for label, found in outdated.items():
+        print(f"{label} was made with other settings ({found}): --redo does it again", file=sys.stderr)
     if not wait:
-        return 0
+        return exits.FAILED if outdated else 0
     wait_for(sweep, runs)
     ends, failed = [], {}
     for run, state in zip(runs, states(sweep, runs), strict=True):
         if state.name == "failed":
             failed[run.label] = state.note
-        ends.append(state.name if state.name in ("finished", "failed") else read_record(sweep, run).get("state", "waiting"))
-    finish(sweep, runs, f"{len(todo)} submitted, {len(failed)} failed, {finished} finished before", failed)
+        ends.append(
+            "failed"
+            if state.name == "stale"
+            else state.name
+            if state.name in ("finished", "failed")
+            else read_record(sweep, run).get("state", "waiting")
+        )
+    finish(sweep, runs, f"{len(todo)} submitted, {len(failed)} failed, {finished} finished before", failed, outdated)
     return exit_status(ends)
 
 

@@ -14,7 +14,7 @@ from kdpl.common import exits, lock
 from kdpl.common.files import atomic_write
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 
-STATES = ("finished", "running", "failed", "waiting")
+STATES = ("finished", "running", "failed", "stale", "waiting")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class State:
 
 
 def show(sweep: Sweep) -> int:
-    """Print the state of every run; return the exit status, 1 if a run has failed."""
+    """Print the state of every run; return the exit status, 1 if a run has failed or is stale."""
     runs = runs_of(sweep)
     now = states(sweep, runs)
     print(tabulate([(run.label, s.name, s.note) for run, s in zip(runs, now, strict=True)], tablefmt="plain"))
     names = [s.name for s in now]
     print("\n" + ", ".join(f"{names.count(name)} {name}" for name in STATES if name in names))
-    return exits.FAILED if "failed" in names else 0
+    return exits.FAILED if {"failed", "stale"} & {*names} else 0
 
 
 def states(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
@@ -50,8 +50,8 @@ def _state(sweep: Sweep, run: Run, job: str, queue: Mapping[str, str] | None) ->
         job: the Slurm job that it was submitted as last, if any.
         queue: the state of every Slurm job that waits or runs; None: Slurm does not answer.
     """
-    if run.done():
-        return State("finished")
+    if run.done() or (found := run.stale()):
+        return State("finished") if run.done() else State("stale", f"made with other settings: {'; '.join(found)}")
     record = read_record(sweep, run)
     state, reason = record.get("state"), record.get("reason", "")
     if job and queue is None and state != "failed":
