@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -17,7 +18,8 @@ from kdpl.common.files import NoRoomError
 
 MAX_RATIO = 30  # images hardly compress; the lists and label maps that come with them do, by about ten
 MIN_LIMIT = 64 * 2**20  # bytes that an archive may unpack to however small it is
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 500_000
+MAX_DIRECTORY = 64 * 2**20  # bytes of a zip archive's list of members
 
 _DECOMPRESSORS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
@@ -68,6 +70,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
+    _check_directory(archive)
     with zipfile.ZipFile(archive) as bundle:
         _Budget(archive, folder).spend(sum(member.file_size for member in bundle.infolist()))  # as it says itself
         budget = _Budget(archive, folder)
@@ -184,6 +187,22 @@ class _Limited:
 def _check_count(archive: Path, number: int) -> None:
     if number >= MAX_MEMBERS:
         raise ArchiveError(f"{archive} has more than {MAX_MEMBERS:,} members; refused.")
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuse a zip archive of too many members by its last bytes, before zipfile reads the whole list of them."""
+    with archive.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - 2**16 - 100)
+        file.seek(start)
+        end = file.read()
+    at, at64 = end.rfind(b"PK\5\6"), end.rfind(b"PK\6\6")
+    count, size = struct.unpack("<HI", end[at + 10 : at + 16]) if at >= 0 and len(end) >= at + 16 else (0, 0)
+    if at64 >= 0 and len(end) >= at64 + 48:
+        count, size = struct.unpack("<QQ", end[at64 + 32 : at64 + 48])
+    if count > MAX_MEMBERS or size > MAX_DIRECTORY:
+        raise ArchiveError(
+            f"{archive} has more than {MAX_MEMBERS:,} members, or {size / 2**20:,.0f} MiB of their names; refused."
+        )
 
 
 def _decompressed(raw: IO[bytes]) -> IO[bytes]:

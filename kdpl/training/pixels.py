@@ -1,6 +1,7 @@
 """Images from file to device: moved as bytes, a quarter of the size of floats, and normalised on the device."""
 
 import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         OSError: the file is empty, damaged, implausibly large or of a format that Pillow does not read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for, for ever
+            raise OSError("it is not a regular file")
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:

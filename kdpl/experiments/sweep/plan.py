@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.merging import literal
 from kdpl.experiments.sweep.runs import STEPS, Resources, Sweep, SweepError, check_known, runs_of
@@ -35,8 +36,8 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
         raise SweepError(f"There is no sweep '{path}'.{did_you_mean(path.name, names)}")
     try:
         # All values as text: YAML would read 1:30:00 as a number of seconds, and 1e-5 as a word.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(path), "the file", yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise SweepError(f"'{path}' is not readable YAML: {error}") from error
     if not isinstance(content, dict):
         raise SweepError(f"'{path}' holds no keys, expected some such as 'trainers: [CoOp]'.")

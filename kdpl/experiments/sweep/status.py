@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from kdpl.common import exits, lock
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 
 STATES = ("finished", "running", "failed", "stale", "waiting")
@@ -119,7 +120,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except (OSError, UnsafeTextError):
         return {}
     return content if isinstance(content, dict) else {}
