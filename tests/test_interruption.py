@@ -161,7 +161,7 @@ def assert_same_end(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 2), ("SIGUSR1", 0)])
+@pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 2), ("SIGUSR1", 0), ("SIGINT", 2), ("SIGHUP", 0)])
 def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(name, workers, unbroken, tmp_path):
     output = tmp_path / "run"
     process = start(output, *LONG, "DATALOADER.NUM_WORKERS", workers)
