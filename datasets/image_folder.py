@@ -14,6 +14,7 @@ from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
 LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training
@@ -124,7 +125,7 @@ class ImageFolder(ClassListDataset):
         super().__init__(dict(enumerate(self.names)), train_x=train or test, val=evaluated["val"] or None, test=test)
 
     def _check_names(self, cfg: CfgNode) -> None:
-        agnostic = cfg.TRAINER.NAME.startswith("KDPL_") and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+        agnostic = is_distilled(cfg.TRAINER.NAME) and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
         if not self.names and not agnostic:
             raise ValueError(
                 f"{cfg.TRAINER.NAME or 'The trainer'} needs class names: set DATASET.CLASSNAMES to a text file with a name in "
@@ -171,7 +172,7 @@ class ImageFolder(ClassListDataset):
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
         shots = cfg.DATASET.NUM_SHOTS
-        if cfg.TRAINER.NAME.startswith(("KDPL_", "Zeroshot")):  # no label is within reach
+        if is_distilled(cfg.TRAINER.NAME) or cfg.TRAINER.NAME.startswith("Zeroshot"):  # no label is within reach
             if shots > 0 and not self.names:
                 raise ValueError(
                     f"DATASET.NUM_SHOTS {shots} counts images for each class, and no class names are known: set it to 0 for "

@@ -1,11 +1,11 @@
-"""Estimate what a training run takes, before it is started: time and memory, on a GPU of a data sheet or on this CPU.
+"""Estimate time and memory of a training run before it starts, on a GPU of a data sheet or on this CPU.
 
     python -m kdpl.estimate --trainer KDPL_CoOp --classes 1000 --gpu h100
     python -m kdpl.estimate --trainer KDPL_PromptSRC --dataset-config-file configs/datasets/sun397.yaml --gpu t4 --views 5
 
-Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py); how fast a GPU
-does them is its data sheet's peak times an assumed efficiency (experiments/machines.py), and on a CPU what a probe of seconds
-measures. Not in it: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
+Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py). The speed of a GPU
+is its data sheet's peak times an assumed efficiency (experiments/machines.py), that of this CPU is measured in seconds. Not
+included: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trainer", default="KDPL_CoOp", help=f"one of {', '.join(trainer_names())}")
     add_learner_flag(parser)
     parser.add_argument("--config-file", default="", help="of the trainer (default: its published settings for ViT-B/32)")
-    parser.add_argument("--dataset-config-file", default="", help="of the data set, which tells the number of classes")
+    parser.add_argument("--dataset-config-file", default="", help="of the data set, which has the number of classes")
     parser.add_argument("--backbone", "--student", default="", help="the student CLIP, such as ViT-B/32")
     parser.add_argument("--teacher", default="", help="the teacher CLIP, such as ViT-H-14-quickgelu")
     parser.add_argument("--classes", type=int, help="class names (default: the data set's, else 1000)")

@@ -1,4 +1,4 @@
-"""Unpacking archives from elsewhere: nothing is written outside the target folder, and no more than is plausible."""
+"""Unpack archives from elsewhere: nothing is written outside the target folder, and no more than is plausible."""
 
 import bz2
 import gzip
@@ -47,8 +47,8 @@ def unpack(archive: Path, folder: Path) -> None:
     must be in the same archive.
 
     Args:
-        archive: told by its contents, not by its name.
-        folder: must exist; what has been unpacked stays there when an error is raised.
+        archive: recognised by its contents, not by its name.
+        folder: must exist; after an error it holds what was unpacked until then.
 
     Raises:
         ArchiveError: a member has an absolute path, a `..`, or is a link that leads outside, a device, encrypted; the

@@ -1,4 +1,4 @@
-"""Few-shot subsets kept as JSON, one file for each seed, number of shots and training list."""
+"""Few-shot subsets saved as JSON, one file for each seed, number of shots and training list."""
 
 import hashlib
 from pathlib import Path
@@ -14,11 +14,11 @@ CACHE_FOLDER = "split_fewshot"
 
 
 def cached_fewshot(dataset: DatasetBase, data: DataFolder, split: Split, num_shots: int, seed: int) -> Split:
-    """Return the split with its training and validation lists drawn by `fewshot`, from the cache where it is there.
+    """Return the split with its training and validation lists drawn by `fewshot`, read from the cache if they are there.
 
-    The file's name holds a digest of the lists, so that a subset of another list is never taken for one of this one;
-    it is written atomically, so that runs started at the same time may share it; one that cannot be read, or names an
-    image that is not in the lists, is drawn again. A run without a seed (below 0) draws anew and keeps nothing.
+    The file's name holds a digest of the lists, so that a subset of another list is never used. It is written atomically, so
+    that runs started at the same time may share it. An unreadable file, or one that names an image that is not in the lists, is
+    replaced. A run without a seed (below 0) draws anew and saves nothing.
     """
     if num_shots < 1:
         return split

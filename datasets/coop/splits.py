@@ -1,4 +1,4 @@
-"""The three lists of a data set: the published split file, one made by CoOp's rules, or the data set's own lists."""
+"""The three lists of a data set: of the published split file, made by CoOp's rules, or the data set's own."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ from kdpl.datasets.coop.folder import DataFolder, MissingDataError, Record, Spli
 
 
 def load_split(data: DataFolder) -> Split:
-    """Return a data set's lists; where its published split file is absent a made one is used, with a warning.
+    """Return a data set's lists; without its published split file a made one is used, with a warning.
 
     A made split is saved beside the place of the published one, under a name of its own, and used from then on.
 
@@ -38,7 +38,7 @@ def load_split(data: DataFolder) -> Split:
 
 
 def find_split(data: DataFolder) -> tuple[Split, str]:
-    """Return a data set's lists and the name of the split file they are from, "" if they are from no such file."""
+    """Return a data set's lists and the name of the split file they are from, "" if there is none."""
     data.require()
     facts = data.facts
     if data.has_published_split:
@@ -63,7 +63,7 @@ def read_split(data: DataFolder, name: str) -> Split:
     """
     content = data.json(name)
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
-        raise data.damaged(f"{name} is no split file: expected the lists 'train', 'val' and 'test'.")
+        raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
     return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
 
 
@@ -146,7 +146,7 @@ def _check_images(data: DataFolder, split: Split, origin: str) -> None:
 
 
 def _check_classes(data: DataFolder, split: Split) -> None:
-    """Raise MissingDataError if a split about to be made, which will be kept, lacks classes."""
+    """Raise MissingDataError if a split that is about to be made and saved lacks classes."""
     classes = len({record.label for record in split.train})
     if classes != data.facts.classes:
         raise data.missing(f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-GENERATOR_VERSION = 1  # to be raised with every change that moves a pixel: caches of another version are redrawn
+GENERATOR_VERSION = 1  # raise it with every change of a pixel: caches of another version are redrawn
 SIZE = 64  # pixels along an edge of a scene and of a drawing
 ONE = 1 << 14  # fixed-point 1.0 of lengths (a frame's edge is 1), scales and blending weights
 LEVEL = 1 << 6  # fixed-point 1.0 of grey levels (0 to 255)

@@ -1,6 +1,6 @@
 """The embedded benchmark: emoji of two artists in random scenes, five categories as five data sets.
 
-Art, licences and the two CLIPs that belong to it lie in `embedded`; what it is good for is told in docs/benchmark.md.
+Art, licences and the two CLIPs that belong to it lie in `embedded`; docs/benchmark.md describes it.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _MARKER = "scenes.json"
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of the benchmark: where it belongs and what it is drawn from."""
+    """One image of the benchmark: its place, and what it is drawn from."""
 
     split: str
     label: int
@@ -155,7 +155,7 @@ def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, category: 
 
 
 def _install(new: Path, folder: Path, stale: Path, category: str) -> None:
-    """Rename `new` to `folder`; a stale folder there is moved away first, another process's current one is kept."""
+    """Rename `new` to `folder`; a stale folder there is moved away first, a current one of another process stays."""
     if folder.exists() and not _is_current(folder, category):
         with contextlib.suppress(FileNotFoundError):  # another process was first to move it
             os.rename(folder, stale)

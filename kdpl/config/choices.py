@@ -17,6 +17,11 @@ SPLITS = ("test", "val")
 FINAL_MODELS = ("last_step", "best_val")
 
 
+def is_distilled(trainer: str) -> bool:
+    """Return whether the trainer of this name learns from a teacher without labels."""
+    return trainer.startswith("KDPL_")
+
+
 class ConfigError(ValueError):
     """A configuration has an unknown key or an invalid value."""
 

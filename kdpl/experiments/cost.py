@@ -1,4 +1,4 @@
-"""What a training step costs: the operations of the objective that trains, counted while it runs without numbers.
+"""The cost of a training step: the operations of the objective that trains, counted on tensors without values.
 
 The towers are built from their names alone on the meta device (`outline_clip`), and a step of the objective runs on fake
 tensors, which have shapes and types and no values. So nothing is loaded, a step takes seconds whatever the model, and the
@@ -51,7 +51,7 @@ class Tally(TorchDispatchMode):
         ops: how often each operation ran.
         part: the part of the step that runs.
         peak: the most bytes that were alive of what was made inside it.
-        kept: bytes by which each part grew what is alive when it first ran: what it keeps for its gradient.
+        kept: bytes that each part stores for its gradient: the growth of what is alive when it first ran.
     """
 
     def __init__(self):
@@ -145,7 +145,7 @@ class Settings(NamedTuple):
     names: Sequence[str]
     batch: int
     student_precision: str = "fp32"  # as PREC, on the device: fp16, fp32, amp or bf16
-    frozen_precision: str = "fp32"  # of the student's image tower where nothing learned touches it
+    frozen_precision: str = "fp32"  # of the student's image tower if nothing learned touches it
     teacher_precision: str = "fp32"
     max_text_rows: int = 8192
     cached: bool = False  # the features of frozen towers are known
@@ -163,7 +163,7 @@ class StepCost(NamedTuple):
 
 
 def count_step(settings: Settings) -> StepCost:
-    """Run one training step without numbers and return its counts.
+    """Run one training step on tensors without values and return its counts.
 
     Raises:
         ModelNameError, WeightsError, ValueError: an unknown CLIP, or one that the learner cannot take.

@@ -9,7 +9,7 @@ from kdpl import students
 from kdpl.clip.loading import describe
 from kdpl.clip.precision import cpu_has_bf16, effective_precision
 from kdpl.common.messages import short_reason
-from kdpl.config.choices import ConfigError
+from kdpl.config.choices import ConfigError, is_distilled
 from kdpl.experiments.cost import PARTS, Settings, StepCost, count_step
 from kdpl.experiments.machines import EXCHANGE, LINK, Machine
 
@@ -68,7 +68,7 @@ def class_names(count: int) -> list[str]:
 def settings_of(run: Run, device_type: str, cached: bool) -> Settings:
     """Return what one rank's step is made of."""
     cfg, options = run.cfg, run.cfg.TRAINER.KDPL
-    distilled = cfg.TRAINER.NAME.startswith("KDPL_")
+    distilled = is_distilled(cfg.TRAINER.NAME)
     names = min(options.K_MAX, run.classes) if distilled and options.CLASS_AGNOSTIC else run.classes
     if options.SHARD_CLASSES:
         names = -(-names // run.ranks)
@@ -149,7 +149,7 @@ TITLES = {"fresh": "augmented afresh", "known": "known views"}
 
 def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], summary: dict) -> None:
     cfg = run.cfg
-    teacher = f", teacher {cfg.TRAINER.KDPL.TEACHER}" if cfg.TRAINER.NAME.startswith("KDPL_") else ""
+    teacher = f", teacher {cfg.TRAINER.KDPL.TEACHER}" if is_distilled(cfg.TRAINER.NAME) else ""
     print(
         f"ESTIMATE for {cfg.TRAINER.NAME}, student {cfg.MODEL.BACKBONE.NAME}{teacher}\n{run.classes:,} classes, "
         f"{run.images:,} images, batch {run.batch}, {cfg.OPTIM.MAX_EPOCH} epochs of {run.steps:,} steps; "

@@ -35,24 +35,23 @@ _RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macr
 
 
 class ResultsError(ValueError):
-    """A results file that is damaged, or that this version cannot read."""
+    """A results file is damaged, or this version cannot read it."""
 
 
 class NewerSchemaError(ResultsError):
-    """A results file of a schema that only a newer version of kdpl reads."""
+    """A results file has a schema that only a newer version of kdpl reads."""
 
 
 def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
     """Add the result of one test to `output_dir/results.json`.
 
-    An earlier result of the same data set, split, classes and domains is replaced. A file that is damaged, or of
-    another run (trainer, backbone, teacher, seed or shots differ), is moved aside and a line says so: the new result
-    is never lost over it.
+    An earlier result of the same data set, split, classes and domains is replaced. A damaged file, or one from another run
+    (trainer, backbone, teacher, seed or shots differ), is moved aside with a warning: the new result is never lost over it.
 
     Args:
         output_dir: the run's output folder; it is made if missing.
         run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
-            epoch, config (the whole configuration as text or nested dict), and where known config_name (stem of the
+            epoch, config (the whole configuration as text or nested dict), and if known config_name (stem of the
             trainer's configuration file) and model_dir (the output folder of the training run that is tested).
         result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
             num_images, and accuracy, error_rate and macro_f1 in percent.
@@ -104,7 +103,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
     except (UnsafeTextError, IsADirectoryError) as error:
-        raise ResultsError(f"'{path}' is damaged, it is not JSON ({error}). Move it away and test again.") from None
+        raise ResultsError(f"'{path}' is damaged: it is not JSON ({error}). Move it away and test again.") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise NewerSchemaError(f"'{path}' is of schema {schema}, this version reads up to {SCHEMA}: use a newer kdpl.")
@@ -115,7 +114,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def same_dataset(a: str, b: str) -> bool:
-    """Whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
+    """Return whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
     return _plain(a) == _plain(b)
 
 
@@ -175,7 +174,7 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
     changes = ", ".join(f"{key} {then!r}, now {now!r}" for key, (then, now) in pairs.items() if then != now)
     if changes:
-        _move_aside(path, "other", f"'{path}' is of another run ({changes}).")
+        _move_aside(path, "other", f"'{path}' is from another run ({changes}).")
         return []
     return earlier["results"]
 
@@ -185,11 +184,11 @@ def _move_aside(path: Path, reason: str, why: str) -> None:
     while (aside := path.with_name(f"{path.name}.{reason}-{n}")).exists():
         n += 1
     os.replace(path, aside)
-    print(f"Warning: {why} It is kept as '{aside}', and a new file is begun.")
+    print(f"Warning: {why} It is saved as '{aside}', and a new file begins.")
 
 
 def _problem(content: dict[str, Any]) -> str | None:
-    """Say what is wrong with the content of a results file, if anything is."""
+    """Return what is wrong with the content of a results file, or None."""
     if not isinstance(content.get("trainer"), str):
         return f"'trainer' is {content.get('trainer')!r}, expected a name"
     results = content.get("results")

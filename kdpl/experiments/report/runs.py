@@ -53,14 +53,6 @@ class Method:
         return self.name.startswith("Zeroshot")
 
     @property
-    def is_distilled(self) -> bool:
-        return self.name.startswith("KDPL_")
-
-    @property
-    def is_class_agnostic(self) -> bool:
-        return self.name.endswith("-CA")
-
-    @property
     def supervised_name(self) -> str:
         """Name of the method that learns the same prompts from labels."""
         return self.name.removeprefix("KDPL_").removesuffix("-CA")

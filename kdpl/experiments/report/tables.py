@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from kdpl.config.choices import is_distilled
 from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
 from kdpl.experiments.report.runs import Data, Method, Score
 
@@ -186,7 +187,7 @@ def _rows(
 
 def _twin(method: Method, methods: Iterable[Method]) -> Method | None:
     """Return the supervised method with the same prompts: of the same configuration, or the only one there is."""
-    if not method.is_distilled:
+    if not is_distilled(method.name):
         return None
     candidates = [other for other in methods if other.name == method.supervised_name]
     same = [other for other in candidates if other.config == method.config]
@@ -253,16 +254,9 @@ def _methods(scores: Iterable[Score]) -> list[Method]:
 def _method_key(method: Method) -> tuple:
     name = method.supervised_name
     place = _METHOD_ORDER.index(name) if name in _METHOD_ORDER else len(_METHOD_ORDER)
-    return (
-        place,
-        name,
-        method.is_distilled,
-        method.is_class_agnostic,
-        method.config,
-        method.teacher,
-        method.template,
-        method.recipe,
-    )
+    agnostic = method.name.endswith("-CA")
+    settings = method.config, method.teacher, method.template, method.recipe
+    return (place, name, is_distilled(method.name), agnostic, *settings)
 
 
 def _dataset_key(name: str) -> tuple[int, str]:
