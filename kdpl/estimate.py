@@ -115,7 +115,7 @@ def _classes_of(cfg: CfgNode) -> int:
     """Return the number of classes of the data set in a configuration, 1000 without one."""
     if not cfg.DATASET.NAME:
         return 1000
-    from kdpl.datasets.catalog import CATALOG
+    from kdpl.datasets.coop.catalog import CATALOG
 
     if cfg.DATASET.NAME not in CATALOG:
         raise ConfigError(f"DATASET.NAME '{cfg.DATASET.NAME}' has an unknown number of classes: give --classes.")

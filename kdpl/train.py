@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer, others = prepare(args)
     except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
         return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
-    from kdpl.training.manifest import OtherRunError
+    from kdpl.config.manifest import OtherRunError
 
     try:
         if not args.eval_only and not args.no_train:

@@ -68,13 +68,13 @@ def nothing_heavy(monkeypatch):
     def heavy(*args, **kwargs):
         raise AssertionError("a mistake was told too late")
 
-    import kdpl.datasets.emoji_scenes
+    import kdpl.datasets.emoji.scenes
     import kdpl.trainers.distill
     import kdpl.trainers.prompts
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
     monkeypatch.setattr(kdpl.trainers.distill, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.datasets.emoji_scenes, "draw_scenes", heavy)
+    monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw_scenes", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 
 

@@ -102,6 +102,7 @@ def test_a_damaged_image_ends_the_run_with_its_path(workers, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_an_image_that_vanishes_during_training_is_named(tmp_path):
     root = photos(tmp_path / "photos", ["fox", "owl"], [3, 3])
     run = build(root, tmp_path / "out")
@@ -140,6 +141,7 @@ def test_a_reader_that_never_gives_up_is_not_used(tmp_path, monkeypatch):
             next(loaded)
 
 
+@pytest.mark.slow
 def test_workers_that_leave_signals_to_the_parent_end_with_it():
     """An error may hold on to a loader until the process ends."""
     program = (
@@ -159,6 +161,7 @@ def test_workers_that_leave_signals_to_the_parent_end_with_it():
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
+@pytest.mark.slow
 def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
     root = photos(tmp_path / "photos", ["fox", "owl", "ant"], [1, 5, 2])
     run = build(root, tmp_path / "out", "DATASET.NUM_SHOTS", 2)
@@ -185,6 +188,7 @@ def test_one_class_has_nothing_to_learn_and_can_be_evaluated(tmp_path):
 # ------------------------------------------------------------------------------------------------------ class names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_VPT"])
 def test_class_names_may_be_of_any_text(trainer, tmp_path, capsys):
     root = photos(tmp_path / "photos", ODD_NAMES, [1] * len(ODD_NAMES))

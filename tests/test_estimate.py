@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, config
+from support import LEARNERS, ROOT, config, mostly_slow
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,7 +42,7 @@ def real_step(s):
     return step
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one(learner, tmp_path):
     s = settings(learner, tmp_path)
     step = real_step(s)
@@ -56,6 +56,7 @@ def test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one(learner
     assert parts == {"teacher image", "student image", "loss"} | ({"text"} if text.requires_grad else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["CoCoOp", "PromptSRC"])
 def test_the_memory_of_a_step_without_numbers_is_that_of_a_real_one(learner, tmp_path):
     s = settings(learner, tmp_path)
@@ -67,12 +68,14 @@ def test_the_memory_of_a_step_without_numbers_is_that_of_a_real_one(learner, tmp
     assert tally.alive < 0.05 * tally.peak
 
 
+@pytest.mark.slow
 def test_tokens_in_flight_are_bounded_at_the_price_of_a_second_forward_pass(tmp_path):
     free, bound = (flops.count_step(settings("CoCoOp", tmp_path, batch=4, max_text_rows=rows)) for rows in (0, 50))
     assert bound.tally.peak < free.tally.peak
     assert 1.2 < bound.tally.flops("text") / free.tally.flops("text") < 1.6
 
 
+@pytest.mark.slow
 def test_known_features_cost_nothing_again(tmp_path):
     fresh, warm = (flops.count_step(settings("CoOp", tmp_path, cached=cached)) for cached in (False, True))
     assert fresh.tally.flops("text") == warm.tally.flops("text") > 0
@@ -82,6 +85,7 @@ def test_known_features_cost_nothing_again(tmp_path):
     assert prompted.tally.flops("student image") > 0, "what is learned is never known"
 
 
+@pytest.mark.slow
 def test_published_sizes_are_counted_without_loading_them(tmp_path):
     cfg = config("KDPL_CoOp", "", tmp_path, config_file=f"{ROOT}/configs/trainers/KDPL_CoOp/vit_b32_ctxv1.yaml")
     s = flops.Settings(students.CoOp, cfg.TRAINER.COOP, "RN50", "ViT-H-14-quickgelu", NAMES, 2, "fp32", "fp32", "fp16")
@@ -103,6 +107,7 @@ def calculated(capsys, *flags, trainer="KDPL_CoOp"):
     return json.loads(printed[-1]), "\n".join(printed[:-1])
 
 
+@pytest.mark.slow
 def test_the_run_is_the_sum_of_its_epochs_with_and_without_known_views(capsys):
     result, printed = calculated(capsys, "--batch", 8, "--epochs", 9, "--views", 2, "--workers", 0, "--gpu", "t4")
     assert printed.startswith("ESTIMATE for KDPL_CoOp, student emoji_student, teacher emoji_teacher")
@@ -116,6 +121,7 @@ def test_the_run_is_the_sum_of_its_epochs_with_and_without_known_views(capsys):
     assert warm["run_s"] == pytest.approx(45 * known["step"])
 
 
+@pytest.mark.slow
 def test_ranks_share_images_and_class_names(capsys):
     def text_and_teacher(*flags):
         result, _ = calculated(capsys, "--batch", 8, *flags)
@@ -128,6 +134,7 @@ def test_ranks_share_images_and_class_names(capsys):
     assert 0.4 * text < sharded < 0.8 * text
 
 
+@pytest.mark.slow
 def test_a_machine_of_ones_own_is_as_fast_as_its_figures(capsys):
     def compute(tflops, bandwidth):
         flags = ("--gpu", "mine", "--tflops", tflops, "--bandwidth", bandwidth, "--memory", 1)
@@ -145,6 +152,7 @@ def test_supervised_runs_have_no_teacher(capsys):
     assert memory["teacher"] == 0 < memory["student"]
 
 
+@pytest.mark.slow
 def test_a_cpu_is_measured_and_more_work_takes_it_longer():
     cpu = machines.measure_cpu(repeat=1)
     op = flops.Op("text", "matmul", torch.float32, 10**9, 10**6, 64)

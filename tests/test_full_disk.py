@@ -17,7 +17,7 @@ from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.files import NoRoomError, atomic_write
 from kdpl.common.rows import RowStore
-from kdpl.datasets.catalog import CATALOG
+from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.experiments.results import read_results, write_results
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -44,6 +44,7 @@ run(resource.RLIM_INFINITY, *views, main=cache.main)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tmp_path):
     options = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "new", "TRAIN.CHECKPOINT_FREQ", 1)
     process = subprocess.run(

@@ -19,7 +19,7 @@ from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common.files import NoRoomError
 from kdpl.common.tensor_files import TensorFileError, load_torch, load_torchscript
-from kdpl.datasets import archives
+from kdpl.datasets.coop import archives
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint, load_learned
 
 TERABYTES = 2**42
@@ -183,7 +183,7 @@ def test_a_state_to_go_on_from_that_lacks_a_part_is_refused_by_name(tmp_path):
         run.train()
     (path,) = tmp_path.rglob("resume*")
     ours = load_checkpoint(path)["kdpl"]
-    damages = [{"kdpl": {k: v for k, v in ours.items() if k != lost}} for lost in ours if lost != "history"]
+    damages = [{"kdpl": {k: v for k, v in ours.items() if k != lost}} for lost in ours if lost not in ("history", "manifest")]
     damages += [{"kdpl": {**ours, "history": {}}}, {"optimizer": {"param_groups": []}}, {"scheduler": None}]
     for damage in damages:
         torch.save({**load_checkpoint(path), **damage}, path.with_name("damaged"))

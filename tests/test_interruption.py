@@ -11,12 +11,12 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, run_train
+from support import ROOT, emoji_args, mostly_slow, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
+from kdpl.config.manifest import OtherRunError
 from kdpl.training.checkpoint import load_checkpoint
-from kdpl.training.manifest import OtherRunError
 from kdpl.training.progress import DivergenceError, Progress
 
 CASES = {
@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("trainer", CASES)
+@pytest.mark.parametrize("trainer", mostly_slow(CASES, "KDPL_CoOp"))
 def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     options = (*SMALL, *CASES[trainer])
     unbroken = build(trainer, tmp_path / "unbroken", *options)
@@ -47,6 +47,7 @@ def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     assert not list((tmp_path / "broken").rglob("resume*")), "what a finished run needs no more is gone"
 
 
+@pytest.mark.slow
 def test_class_agnostic_counts_go_on_inside_an_epoch(tmp_path):
     (tmp_path / "nouns.txt").write_text("\n".join(f"{word} {noun}" for word in ["red", "green", "blue"] for noun in NOUNS))
     nouns = ("TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt")
@@ -61,6 +62,7 @@ def test_class_agnostic_counts_go_on_inside_an_epoch(tmp_path):
     assert selected[0] == selected[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, capsys):
     unbroken = build("KDPL_CoOp", tmp_path / "unbroken", *SMALL)
     unbroken.train()
@@ -77,6 +79,7 @@ def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, c
     assert_same(parameters(last), parameters(unbroken))
 
 
+@pytest.mark.slow
 def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP, "SEED", -1)
     die_at(run, 3)
@@ -88,6 +91,7 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     assert other.seed == run.seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -156,6 +160,7 @@ def assert_same_end(a, b):
     assert rest == other_rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 2), ("SIGUSR1", 0)])
 def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(name, workers, unbroken, tmp_path):
     output = tmp_path / "run"
@@ -170,6 +175,7 @@ def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(na
     assert_same_end(output, unbroken)
 
 
+@pytest.mark.slow
 def test_a_second_run_on_an_output_folder_is_refused_and_a_dead_ones_lock_is_taken_over(unbroken, tmp_path):
     output = tmp_path / "run"
     first = start(output, *LONG, *EVERY_STEP, "DATALOADER.NUM_WORKERS", 1)
@@ -185,6 +191,7 @@ def test_a_second_run_on_an_output_folder_is_refused_and_a_dead_ones_lock_is_tak
     assert_same_end(output, unbroken)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_names_the_images_keeps_the_last_good_state_and_fails(tmp_path):
     output = tmp_path / "run"
     options = (*LONG, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR", 1e38, "OPTIM.WARMUP_EPOCH", 2)
@@ -233,6 +240,7 @@ def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_us
     assert (process.stdout, process.returncode) == ("SIGUSR1\n", -signal.SIGUSR1), process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tmp_path):
@@ -327,6 +335,7 @@ def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, live
         assert "Taking over" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_course_of_a_training_is_written_epoch_by_epoch(tmp_path):
     run = build("KDPL_PromptSRC", tmp_path, *SMALL)
     run.train()

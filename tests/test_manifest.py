@@ -12,9 +12,9 @@ from support.trainings import assert_same, build, parameters
 
 from kdpl.common import digests, exits
 from kdpl.config.influence import HARMLESS, MATTERS, ROUNDS, differences, influence, leaves
+from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
 from kdpl.config.merging import merged_cfg
 from kdpl.training.checkpoint import load_checkpoint
-from kdpl.training.manifest import Manifest, OtherRunError, read_manifest
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
 

@@ -18,7 +18,7 @@ import kdpl
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -134,6 +134,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(prompts, photos, tmp_path, capsys, monk
     assert "Traceback" not in capsys.readouterr().err and not list(tmp_path.glob("*out.csv*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
 def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, tmp_path):
     folder = tmp_path / "photos"
@@ -213,6 +214,7 @@ def guide_pixels(session):
     return scope["pixels"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     count = odd_photos(tmp_path / "photos")
@@ -245,6 +247,7 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
     assert near < far / 2
 
 
+@pytest.mark.slow
 def test_the_guides_script_does_it_all(tmp_path, capfd):
     spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
     guide = importlib.util.module_from_spec(spec)

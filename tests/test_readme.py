@@ -56,6 +56,7 @@ def test_the_guide_lists_every_flag_of_predict(capsys):
     assert set(re.findall(r"^\| `(--[a-z-]+)", table, re.M)) == flags
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_trains_as_the_guide_says(tmp_path):
     (snippet,) = (block for block in python_blocks(GUIDE) if "class MyPhotos" in block)
     (tmp_path / "my_data.py").write_text(snippet)

@@ -9,6 +9,7 @@ import torchvision.transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
 from kdpl.common.rows import RowStore
@@ -43,7 +44,7 @@ def forget(monkeypatch):
     monkeypatch.setattr(FeatureTable, "get", get_once)
 
 
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp", "KDPL_PromptSRC", "KDPL_MaPLe"])
+@pytest.mark.parametrize("trainer", mostly_slow(["KDPL_CoOp", "KDPL_CoCoOp", "KDPL_PromptSRC", "KDPL_MaPLe"], "KDPL_CoOp"))
 def test_warm_views_give_the_same_losses_as_the_same_views_computed_afresh(trainer, tmp_path, monkeypatch):
     warm = run(trainer, tmp_path / "warm")
     forget(monkeypatch)
@@ -52,7 +53,7 @@ def test_warm_views_give_the_same_losses_as_the_same_views_computed_afresh(train
     assert_same(parameters(warm), parameters(fresh))
 
 
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp"])
+@pytest.mark.parametrize("trainer", mostly_slow(["KDPL_CoOp", "KDPL_CoCoOp"], "KDPL_CoOp"))
 def test_after_the_first_pass_neither_a_vision_tower_nor_an_image_is_touched(trainer, tmp_path):
     kdpl = build(trainer, tmp_path, *VIEWS)
     run_epoch = kdpl.run_epoch
@@ -88,6 +89,7 @@ def test_views_are_augmented_and_differ_between_images_views_and_view_seeds(tmp_
     assert not torch.equal(first, second) and not torch.equal(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, capsys, monkeypatch, workers):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "DATALOADER.NUM_WORKERS", workers)
@@ -106,7 +108,7 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     assert all(features.table.known.all() for features in other.view_features)
 
 
-@pytest.mark.parametrize("damage", ["rotten", "cut off", "empty"])
+@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], "rotten"))
 def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
@@ -138,6 +140,7 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path):
     assert ImageFile("a", 1, 2).key(0) != ImageFile("a", 1, 3).key(0) != ImageFile("a", 1, 3).key(1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, monkeypatch, capsys):
     memory = run("KDPL_CoOp", tmp_path / "memory")
 

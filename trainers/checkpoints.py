@@ -9,10 +9,10 @@ import torch
 from kdpl.common import distributed
 from kdpl.common.messages import short_reason
 from kdpl.common.signals import Interrupted
+from kdpl.config.manifest import Manifest, OtherRunError
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
 from kdpl.training import checkpoint
-from kdpl.training.manifest import Manifest, OtherRunError
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:

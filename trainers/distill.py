@@ -16,8 +16,9 @@ from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer
-from kdpl.trainers.training import Training
 from kdpl.training.batches import EpochLoader
+
+STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
 
 
 class DistillTrainer(PromptTrainer):
@@ -121,8 +122,9 @@ class DistillTrainer(PromptTrainer):
         super().load_for_training()
         if self.train_loader_x is not None and self.train_loader_x.views:
             features = self.view_features
-            own_step = type(self).forward_backward is Training.forward_backward
-            if self.student.image_features_are_frozen and own_step:  # a prompted tower or a subclass's step needs all pixels
+            # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
+            ours = all(getattr(type(self), name) is getattr(DistillTrainer, name) for name in STEP)
+            if self.student.image_features_are_frozen and ours:
                 self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
 
     # ------------------------------------------------------------------------------------------------------ training

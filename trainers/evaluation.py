@@ -21,9 +21,9 @@ from kdpl.common.rows import key_of
 from kdpl.common.signals import leave_signals_to_the_parent
 from kdpl.config.checks import check_values
 from kdpl.config.choices import check_choice
+from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
-from kdpl.training.manifest import Manifest
 from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
 
 

@@ -5,28 +5,31 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
 from kdpl.common.digests import file_digest, file_digests
+from kdpl.common.environment import git_state, versions
 from kdpl.common.rows import key_of
-from kdpl.config.influence import differences
-from kdpl.students import Student
-from kdpl.training import checkpoint
-from kdpl.training.manifest import (
+from kdpl.config.influence import differences, section
+from kdpl.config.manifest import (
     THERE,
     Manifest,
+    as_json,
     compare,
     config_of,
     continue_from,
-    environment_of,
     read_manifest,
     refuse_differences,
 )
+from kdpl.students import Student
+from kdpl.training import checkpoint
 
 if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
+    from kdpl.trainers.zeroshot import ZeroshotTrainer
 
 INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 EPOCHS = "OPTIM.MAX_EPOCH"
@@ -76,6 +79,29 @@ def learner_file(student: type[Student]) -> dict[str, str]:
     if file is None or student.__module__.startswith("kdpl."):
         return {}
     return {"learner's file": file_digest(file).hex()}
+
+
+def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
+    """Return where a run computes."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return as_json(
+        {
+            **versions(),
+            "commit": git_state(),
+            "device": where,
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **section(cfg, "rounds", node, distilled),
+        }
+    )
+
+
+def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
+    """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
+    distilled = trainer.teacher_name() is not None
+    config = config_of(trainer.cfg, "", distilled)
+    facts = {"clip": weights(trainer.clip)}
+    return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
 def images_digest(trainer: "PromptTrainer", labelled: bool) -> str:

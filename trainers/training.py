@@ -23,7 +23,8 @@ class Training:
     """Epochs and steps of a prompt trainer.
 
     `forward_backward(batch)` is the training step, as everywhere in Dassl: a subclass may override it, and calls
-    `model_backward_and_update(loss)`, which scales, sums over ranks and steps.
+    `model_backward_and_update(loss)`, or its parts `model_zero_grad`, `model_backward` and `model_update`, which scale, sum
+    over ranks and step.
     """
 
     share = 1.0  # this rank's fraction of the current batch
@@ -62,8 +63,16 @@ class Training:
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
         """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch."""
-        self.optim.zero_grad()
+        self.model_zero_grad()
+        self.model_backward(loss)
+        self.model_update()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
         self.scaler.scale(loss * self.share).backward()
+
+    def model_update(self, names: Any = None) -> None:
+        """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
         distributed.sum_gradients(self.student.learned.parameters())
         self.scaler.step(self.optim)
         self.scaler.update()
@@ -73,15 +82,15 @@ class Training:
         """Call `forward_backward`, which a subclass may override, and record the terms it returns.
 
         Raises:
-            RuntimeError: in a job of several ranks, it did not call `model_backward_and_update`.
+            RuntimeError: in a job of several ranks, it did not call `model_backward_and_update` or `model_update`.
         """
         lr, self._stepped = self.get_current_lr(), False
         self.share = batch["counts"][distributed.rank()] / batch["size"] if distributed.world() > 1 else 1.0
         terms = self.forward_backward(batch)
         if distributed.world() > 1 and not self._stepped:
             raise RuntimeError(
-                f"{type(self).__name__}.forward_backward stepped without model_backward_and_update(loss), which sums the "
-                "gradients of several processes: call it there, or start one process."
+                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
+                "the gradients of several processes: call it there, or start one process."
             )
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 

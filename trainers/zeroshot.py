@@ -12,6 +12,7 @@ from kdpl.distill.teacher import Teacher
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates, template_for
 from kdpl.trainers.evaluation import EvaluatedTrainer
+from kdpl.trainers.records import zero_shot_manifest
 from kdpl.trainers.registry import register
 
 
@@ -40,6 +41,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
 
     def use_class_names(self) -> None:
         self.text_features = self.encode_names(self.clip)  # (C, d)
+        self.manifest = zero_shot_manifest(self)
 
     def encode_names(self, clip: Clip) -> Tensor:
         """Return the normalised text features `(C, d)` of the class names."""
@@ -89,6 +91,7 @@ class ZeroshotTeacher(ZeroshotTrainer):
 
     def use_class_names(self) -> None:
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.manifest = zero_shot_manifest(self)
         self.teacher = Teacher(self.clip, self.class_names, self.template(), mean, std, logit_scale="own")
 
     def logits(self, images: Tensor) -> Tensor:

@@ -58,8 +58,12 @@ def learners() -> dict[str, dict[str, Any]]:
     return {**_built_in(), **_external}
 
 
-@cache
 def _built_in() -> dict[str, dict[str, Any]]:
+    return dict(_classes().values())
+
+
+@cache
+def _classes() -> dict[str, tuple[str, dict[str, Any]]]:
     """Read `node` and `defaults` of the classes in kdpl/students from their source: importing them would import PyTorch."""
     found = {}
     for path in sorted(_STUDENTS.glob("*.py")):
@@ -67,8 +71,13 @@ def _built_in() -> dict[str, dict[str, Any]]:
             if isinstance(definition, ast.ClassDef):
                 values = {n.targets[0].id: n.value for n in definition.body if isinstance(n, ast.Assign)}
                 if "defaults" in values:
-                    found[ast.literal_eval(values["node"])] = ast.literal_eval(values["defaults"])
+                    found[definition.name] = ast.literal_eval(values["node"]), ast.literal_eval(values["defaults"])
     return found
+
+
+def node_of(trainer: str) -> str:
+    """Return the configuration node of the learner of a trainer such as `KDPL_CoOp`; empty if it is not one of KDPL's."""
+    return _classes().get(trainer.removeprefix("KDPL_"), ("",))[0]
 
 
 def add_learner(node: str, defaults: Mapping[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import UnsafeTextError, read_json
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -99,10 +100,10 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     if path.is_dir():
         path /= FILE_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnsafeTextError, IsADirectoryError) as error:
         raise ResultsError(f"'{path}' is damaged, it is not JSON ({error}). Move it away and test again.") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
@@ -124,6 +125,7 @@ def missing_datasets(
     classes: str = "all",
     split: str = "test",
     model_dir: str | os.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return which of the data sets have no result in a run's folder.
 
@@ -131,17 +133,26 @@ def missing_datasets(
         datasets: names (see `same_dataset`); none: any data set will do, and the missing one is called "any".
         classes, split: which result.
         model_dir: the folder of the training run that was tested; results older than its own do not count.
+        settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
 
     Raises:
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
     """
-    entries = [e for e in _entries_or_none(Path(folder)) if (e["classes"], e["split"]) == (classes, split)]
+    run = _run_or_none(Path(folder))
+    if settings is not None and ((run or {}).get("manifest") or {}).get("config") != settings:
+        run = None
+    entries = [e for e in (run or {}).get("results", ()) if (e["classes"], e["split"]) == (classes, split)]
     if model_dir is not None:
-        trained = max((entry["time"] for entry in _entries_or_none(Path(model_dir))), default="")
+        trained = max((entry["time"] for entry in (_run_or_none(Path(model_dir)) or {}).get("results", ())), default="")
         entries = [entry for entry in entries if entry["time"] >= trained]
     if not datasets:
         return [] if entries else ["any"]
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def recorded_manifest(folder: str | os.PathLike) -> Any:
+    """Return the manifest in a folder's results file; None without one."""
+    return (_run_or_none(Path(folder)) or {}).get("manifest")
 
 
 def _check_keys(what: str, given: dict[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
@@ -193,13 +204,13 @@ def _problem(content: dict[str, Any]) -> str | None:
     return None
 
 
-def _entries_or_none(folder: Path) -> list[dict[str, Any]]:
+def _run_or_none(folder: Path) -> dict[str, Any] | None:
     try:
-        return read_results(folder / FILE_NAME)["results"]
+        return read_results(folder / FILE_NAME)
     except NewerSchemaError:
         raise
     except (FileNotFoundError, ResultsError):
-        return []
+        return None
 
 
 def _identity(entry: dict[str, Any], keys: Sequence[str]) -> list[Any]:

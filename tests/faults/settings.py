@@ -27,7 +27,7 @@ from support import ROOT  # isort: skip
 from support.trainings import build, parameters  # isort: skip
 
 from kdpl.config.influence import influence, leaves
-from kdpl.training.manifest import OtherRunError
+from kdpl.config.manifest import OtherRunError
 
 TRAINER, NODE = "KDPL_CoOp", "COOP"
 RUN = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 20, "TEST.NO_TEST", True, "TRAIN.CHECKPOINT_FREQ", 1)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from clip.model import CLIP
 from safetensors.torch import save_file
@@ -24,6 +26,18 @@ LEARNERS = {
     "IVLP": 3 * 4 * 128 + 3 * 4 * 128,
     "KgCoOp": 4 * 128,
 }
+
+
+def mostly_slow(values: Iterable[str], *quick: str) -> list:
+    """Return the values of a parameter, all but the `quick` ones marked slow: `pytest -m "not slow"` tries those alone.
+
+    Raises:
+        ValueError: a quick one is none of the values.
+    """
+    values = list(values)
+    if unknown := [value for value in quick if value not in values]:
+        raise ValueError(f"{unknown} are none of the values {values}.")
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def random_clip(seed: int, *sizes) -> CLIP:
@@ -143,6 +157,7 @@ __all__ = [
     "emoji_args",
     "image_file",
     "kdpl",
+    "mostly_slow",
     "random_clip",
     "run_train",
     "save_clip",

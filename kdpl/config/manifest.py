@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from yacs.config import CfgNode
 
-from kdpl.common import distributed
-from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.config.influence import NOT_SET, differences, section
@@ -26,6 +23,7 @@ FILE_NAME = "manifest.json"
 THERE = "in the folder"
 DIGITS = 10  # of the short digests
 EARLIER = "earlier"  # in the environment: what was different before a run was continued
+ZERO_SHOT = ("INPUT.", "MODEL.", "TRAINER.", "DATASET.TEMPLATE")  # what matters without a training
 PER_SEED = ("SEED",)  # keys in which runs of one recipe differ
 
 
@@ -104,23 +102,14 @@ def read_manifest(folder: str | os.PathLike) -> Manifest | None:
 
 
 def config_of(cfg: CfgNode, node: str, distilled: bool) -> dict[str, Any]:
-    """Return the manifest's part that is known from the configuration alone."""
-    return _as_json(section(cfg, "matters", node, distilled))
+    """Return the manifest's part that is known from the configuration alone.
 
-
-def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
-    """Return where a run computes."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return _as_json(
-        {
-            **versions(),
-            "commit": git_state(),
-            "device": where,
-            "processes": distributed.world(),
-            "threads": torch.get_num_threads(),
-            **section(cfg, "rounds", node, distilled),
-        }
-    )
+    Args:
+        node: of the prompt learner; empty for a zero-shot trainer, whose numbers depend on pixels, CLIP and sentence.
+        distilled: there is a teacher.
+    """
+    found = section(cfg, "matters", node, distilled)
+    return as_json(found if node else {key: value for key, value in found.items() if key.startswith(ZERO_SHOT)})
 
 
 def continue_from(
@@ -198,6 +187,6 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
-def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is left of a dictionary after it was written to JSON and read again, so that both compare equal."""
     return json.loads(json.dumps(content, default=str))
