@@ -41,6 +41,7 @@ def prompts(output, epoch=3):
     return torch.load(output / "prompt_learner" / f"model.pth.tar-{epoch}", weights_only=True)["state_dict"]["ctx"]
 
 
+@pytest.mark.slow
 def test_it_trains_with_its_own_option_and_loss(trained):
     assert (
         "  MYLEARNER:\n    CTX_INIT: a photo of a\n    N_CTX: 4\n    PREC: fp16\n    W: 0.5\n"
@@ -54,6 +55,7 @@ def test_it_trains_with_its_own_option_and_loss(trained):
     assert float(last["loss_total"]) == pytest.approx(float(last["loss"]) + float(last["loss_norm"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_bit_identical(folder, trained):
     output = folder / "resumed"
     args = ["--learner", "my_learner.py", *emoji_args(TRAINER, output), *TINY, "TRAIN.CHECKPOINT_FREQ", 1]
@@ -69,6 +71,7 @@ def test_it_is_resumed_bit_identical(folder, trained):
     assert process.returncode == exits.BAD_INPUT and "learner's file: " in process.stderr
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
     args = ["--eval-only", "--model-dir", trained, *emoji_args(TRAINER, folder / "new"), *TINY]
     run_train("--learner", "my_learner.py", *args, "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
@@ -78,6 +81,7 @@ def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
     assert json.loads((folder / "supervised" / "results.json").read_text())["teacher"] is None
 
 
+@pytest.mark.slow
 def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained):
     image_file(folder / "photo.png")
 
@@ -99,6 +103,7 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
     assert printed.strip() == "MyLearner", "importing its module does as well"
 
 
+@pytest.mark.slow
 def test_interpret_cache_and_estimate_take_it(folder, trained, capsys):
     learner = ("--learner", folder / "my_learner.py")
     views = ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.CACHE_DIR", folder / "views")

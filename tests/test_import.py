@@ -40,6 +40,7 @@ def test_importing_kdpl_imports_no_pytorch():
     assert python(code, ROOT) == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_path", [False, True])
 def test_a_clone_named_kdpl_is_imported_from_its_parent_folder(with_path, clone):
     code = """
@@ -53,6 +54,7 @@ print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common
     assert files == [str(clone / path) for path in inside]
 
 
+@pytest.mark.slow
 def test_commands_of_such_a_clone_run_from_its_parent_folder_and_inside_it(clone):
     for cwd, command in ((clone.parent, ["-m", "kdpl.train"]), (clone.parent, ["kdpl/train.py"]), (clone, ["train.py"])):
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -63,6 +65,7 @@ def test_commands_of_such_a_clone_run_from_its_parent_folder_and_inside_it(clone
         assert process.returncode == 2 and "Did you mean 'KDPL_CoOp'?" in process.stderr, process.stderr
 
 
+@pytest.mark.slow
 def test_pytest_runs_inside_such_a_clone(clone):
     """Its own `__init__.py` must not make pytest take the whole clone for a package of tests."""
     (clone / "tests").mkdir()

@@ -11,6 +11,7 @@ from support import ROOT, config
 from kdpl.distill import Distillation
 from kdpl.training.pixels import read_image
 
+pytestmark = pytest.mark.slow
 DATASET = "emoji_activities"
 SETTINGS = ("DATASET.NUM_SHOTS", 16, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.WARMUP_EPOCH", -1, "TRAIN.PRINT_FREQ", 1000)
 
