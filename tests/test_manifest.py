@@ -207,7 +207,10 @@ def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
         (evaluate(trainer="CoOp"), "TRAINER.NAME: KDPL_CoOp in the folder, CoOp now"),
         (evaluate("INPUT.INTERPOLATION", "bilinear"), "INPUT.INTERPOLATION: bicubic in the folder, bilinear now"),
         (evaluate("TRAINER.COOP.CLASS_TOKEN_POSITION", "front"), "CLASS_TOKEN_POSITION: end in the folder, front now"),
-        (evaluate("MODEL.BACKBONE.NAME", "emoji_teacher"), "MODEL.BACKBONE.NAME: emoji_student in the folder, emoji_teacher now"),
+        (
+            evaluate("MODEL.BACKBONE.NAME", "emoji_teacher"),
+            "MODEL.BACKBONE.NAME: emoji_student in the folder, emoji_teacher now",
+        ),
     ):
         assert process.returncode == exits.BAD_INPUT and text in process.stderr, process.stderr
 
