@@ -10,5 +10,5 @@ def packages(folder: str, name: str) -> list[str]:
 setup(
     packages=packages("kdpl", "kdpl") + packages("trainers", "kdpl.trainers") + packages("datasets", "kdpl.datasets"),
     package_dir={"kdpl": "kdpl", "kdpl.trainers": "trainers", "kdpl.datasets": "datasets"},
-    package_data={"": ["*.md", "*.txt", "*.csv", "*.json", "*.npz", "*.safetensors", "*.html", "LICENSE*"]},
+    package_data={"": ["*.md", "*.txt", "*.csv", "*.json", "*.yaml", "*.npz", "*.safetensors", "*.html", "LICENSE*"]},
 )

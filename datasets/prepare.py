@@ -17,10 +17,10 @@ from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
 from kdpl.common.files import atomic_write, rename_folder, replace
-from kdpl.datasets.archives import ArchiveError, is_archive, unpack
-from kdpl.datasets.catalog import CATALOG, Facts, Source, facts_of
-from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.splits import find_split
+from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets.coop.catalog import CATALOG, Facts, Source, facts_of
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
+from kdpl.datasets.coop.splits import find_split
 
 TIMEOUT = 60.0  # seconds without a byte after which a download is given up
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tabulate import tabulate
 
 import kdpl
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import fill
 

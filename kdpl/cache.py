@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     args = train.parse_args(argv, __doc__.splitlines()[0])
     try:
         import kdpl.datasets
-        import kdpl.trainers  # noqa: F401
+        import kdpl.trainers
 
+        kdpl.trainers.load_learners(args.learner)
         cfg = train.build_cfg(args, args.dataset_config_file)
         train.check_names(cfg)
         check(cfg)

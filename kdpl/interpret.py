@@ -21,6 +21,7 @@ from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
+from kdpl.config.command_line import add_learner_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,6 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--csv", metavar="FILE", help="also write both whole tables as CSV")
     parser.add_argument("--figure", metavar="FILE", help="also draw both as a figure, .png, .pdf or .svg (needs matplotlib)")
     parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
+    add_learner_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -68,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check(args)
         names = read_class_names(args.classnames) if args.classnames else None
+        if args.learner:
+            from kdpl.trainers import load_learners
+
+            load_learners(args.learner)
 
         from kdpl.classifier.classifier import load
 

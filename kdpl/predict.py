@@ -18,6 +18,7 @@ from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.messages import short_reason
+from kdpl.config.command_line import add_learner_flag
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -50,6 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
+    add_learner_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -94,6 +96,10 @@ def load(args: argparse.Namespace) -> "Classifier":
         ValueError, OSError: the prompts, the names or the device cannot be used.
     """
     names = read_class_names(args.classnames) if args.classnames else None
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
 
     import torch
 

@@ -46,6 +46,10 @@ def check_model(args: argparse.Namespace, cfg) -> None:
 def prepare(args: argparse.Namespace):
     """Run all checks, then build the trainer; return it with the configurations of --eval-datasets."""
     check_flags(args)
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
     cfg = build_cfg(args, args.dataset_config_file)
     others = [build_cfg(args, find_dataset_config(name, args.dataset_config_file)) for name in args.eval_datasets]
 

@@ -46,15 +46,15 @@ MISTAKES = [
     (["TRAINER.COOP.CSC", "True", "TRAINER.KDPL.CLASS_AGNOSTIC", "True"], "contradict each other", "Set one of them to False"),
     (["TRAINER.KDPL.CACHE_DIR", "there"], "has nothing to store with VIEWS 0", "set TRAINER.KDPL.VIEWS"),
     (["--eval-only"], "--eval-only with KDPL_CoOp needs the prompts to evaluate", "--model-dir"),
-    (["--eval-only", "--model-dir", "/nowhere"], "--model-dir '/nowhere' is not there", "Expected the output folder of a run"),
+    (["--eval-only", "--model-dir", "/nowhere"], "--model-dir '/nowhere' is missing", "Expected the output folder of a run"),
     (["--eval-only", "--model-dir", str(ROOT)], "No model at", "Expected the output folder of a run in --model-dir"),
     (["--model-dir", str(ROOT)], "belongs to an evaluation: add --eval-only", "MODEL.INIT_WEIGHTS"),
     (["--load-epoch", "5"], "--load-epoch 5 belongs to an evaluation", "add --eval-only"),
     (["--eval-only", "--load-epoch", "5"], "--load-epoch 5 is an epoch of the run in --model-dir", "name its output folder"),
     (["--eval-only", "--no-train"], "--eval-only and --no-train contradict each other", "Drop one"),
     (["--eval-only", "--model-dir", str(ROOT), "--resume", str(ROOT)], "--resume", "name the folder in --model-dir"),
-    (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is no folder", "expected the output folder of a run"),
-    (["MODEL.INIT_WEIGHTS", "/nowhere"], "MODEL.INIT_WEIGHTS '/nowhere' is no file", "expected a checkpoint of prompts"),
+    (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is not a folder", "expected the output folder of a run"),
+    (["MODEL.INIT_WEIGHTS", "/nowhere"], "MODEL.INIT_WEIGHTS '/nowhere' is not a file", "expected a checkpoint of prompts"),
     (["DATASET.CLASSNAMES", "/nowhere.txt"], "There is no class-name file '/nowhere.txt'", "/nowhere.txt"),
     (["DATASET.ON_BAD_IMAGE", "skp"], "DATASET.ON_BAD_IMAGE 'skp' is not one of skip, error", "Did you mean 'skip'?"),
     (["--output-dir", f"{ROOT}/README.md/run"], f"'{ROOT}/README.md' is a file", "Choose another"),
@@ -68,13 +68,13 @@ def nothing_heavy(monkeypatch):
     def heavy(*args, **kwargs):
         raise AssertionError("a mistake was told too late")
 
-    import kdpl.datasets.emoji_scenes
+    import kdpl.datasets.emoji.scenes
     import kdpl.trainers.distill
     import kdpl.trainers.prompts
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
     monkeypatch.setattr(kdpl.trainers.distill, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.datasets.emoji_scenes, "draw_scenes", heavy)
+    monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw_scenes", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 
 

@@ -73,7 +73,7 @@ def test_an_unknown_name_gets_the_closest_one_suggested():
     registry.register(type("VPT", (), {}))
     with pytest.raises(KeyError, match=r"TRAINER 'coopp' is not registered\. Did you mean 'CoOp'"):
         registry.get("coopp")
-    with pytest.raises(ValueError, match=r"'vitb32' is not available\. Did you mean 'ViT-B/32'"):
+    with pytest.raises(ValueError, match=r"'vitb32' is not one of RN50, ViT-B/32\. Did you mean 'ViT-B/32'"):
         check_availability("vitb32", ["RN50", "ViT-B/32"])
     check_availability("RN50", ["RN50", "ViT-B/32"])
 
@@ -81,8 +81,6 @@ def test_an_unknown_name_gets_the_closest_one_suggested():
 def test_with_nothing_registered_the_error_says_so():
     with pytest.raises(KeyError, match="Import the module"):
         Registry("TRAINER").get("CoOp")
-    with pytest.raises(ValueError, match="Import the module"):
-        check_availability("CoOp", [])
 
 
 def test_only_lists_stay_lists():
@@ -294,7 +292,7 @@ class RunsCode:
 
 def test_a_checkpoint_that_could_run_code_is_refused_and_named(tmp_path):
     torch.save({"state_dict": {}, "epoch": 1, "scheduler": RunsCode()}, tmp_path / "evil.pth.tar")
-    with pytest.raises(ValueError, match=r"evil\.pth\.tar' holds more than tensors"):
+    with pytest.raises(ValueError, match=r"evil\.pth\.tar' is not .* tensors, numbers and text alone .*could run code"):
         load_checkpoint(tmp_path / "evil.pth.tar")
 
 

@@ -17,7 +17,7 @@ from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.files import NoRoomError, atomic_write
 from kdpl.common.rows import RowStore
-from kdpl.datasets.catalog import CATALOG
+from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.experiments.results import read_results, write_results
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint

@@ -87,7 +87,7 @@ def test_all_images_outside_the_test_folder_are_for_training(photos, tmp_path, c
     assert below(photos, data.train_x) == ["Ice_Cream/d.png", "b.png", "trip/a.jpg", "trip/hot dog/2020/c.png"]
     assert [(d.label, d.classname) for d in data.test] == [(0, NAMES[0]), (1, NAMES[1]), (1, NAMES[1])]
     assert data.classnames == NAMES and data.val is None
-    assert "passed over: 2" in capsys.readouterr().out
+    assert "not images, left out: 2" in capsys.readouterr().out
 
 
 def test_a_supervised_trainer_needs_a_class_folder_for_every_image(photos, tmp_path):
@@ -163,11 +163,11 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(photos, tmp_path, ca
     listed = (tmp_path / "out" / BAD_IMAGES).read_text().splitlines()
     assert len(listed) == 4 and listed[-1].startswith(f"'{photos}/cut.png' cannot be read")
     out = capsys.readouterr().out
-    assert "cannot be read, left out: 3" in out and out.count("replaced by the next readable one") == 1
+    assert "Unreadable images, left out: 3" in out and out.count("replaced by the next readable one") == 1
     assert run.last_result["num_images"] == 3
 
     error = ("DATASET.ON_BAD_IMAGE", "error")
-    with pytest.raises(BadImageError, match=r"that cannot be read: 3\n.*cut\.png"):
+    with pytest.raises(BadImageError, match=r"Unreadable images in .*: 3\n.*cut\.png"):
         dataset_of(photos, tmp_path / "out", *error, names=NAMES)
     for path in ("empty.jpg", "text.jpg", "test/hot dog/cut.png"):
         (photos / path).unlink()
@@ -205,7 +205,7 @@ def test_photos_are_read_upright_and_plain_ones_as_by_dassl(tmp_path):
             (),
             ["hot dog", "ice creams"],
             ValueError,
-            "'.*test/ice_cream' is named like none of the 2 .* Did you mean 'ice creams'",
+            "'.*test/ice_cream' is not named like one of the 2 .* Did you mean 'ice creams'",
         ),
         (("DATASET.CLASSNAMES", "name.txt"), None, FileNotFoundError, "There is no class-name file 'name.txt'"),
         (("DATASET.SUBSAMPLE_CLASSES", "base"), NAMES, ValueError, "takes 'all'"),

@@ -18,7 +18,7 @@ import kdpl
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -121,7 +121,7 @@ def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, c
     (tmp_path / "names.txt").write_text("a\n" + "very " * 100 + "long name\n")
     argv = ["--prompts", str(prompts), str(photos), "--csv", str(table), "--classnames", str(tmp_path / "names.txt")]
     assert main(argv) == exits.BAD_INPUT
-    assert "the text tower takes 77: shorten the name" in capsys.readouterr().err
+    assert "the text tower takes at most 77: shorten the name" in capsys.readouterr().err
     assert table.read_text() == "previous" and sorted(p.name for p in tmp_path.glob("*.csv*")) == ["out.csv"]
 
 

@@ -1,5 +1,6 @@
 """What a trainer's run is made of, and whether it may continue, or evaluate, what another run has left."""
 
+import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,10 @@ from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
-from kdpl.common.digests import file_digests
+from kdpl.common.digests import file_digest, file_digests
 from kdpl.common.rows import key_of
 from kdpl.config.influence import differences
+from kdpl.students import Student
 from kdpl.training import checkpoint
 from kdpl.training.manifest import (
     THERE,
@@ -64,7 +66,16 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "teacher": teacher and weights(teacher),
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
         "initial weights": file_digests([init])[0].hex() if init else None,
+        **learner_file(trainer.student_class),
     }
+
+
+def learner_file(student: type[Student]) -> dict[str, str]:
+    """Return a digest of the file of a learner from outside this package, whose code may change between two runs."""
+    file = getattr(sys.modules[student.__module__], "__file__", None)
+    if file is None or student.__module__.startswith("kdpl."):
+        return {}
+    return {"learner's file": file_digest(file).hex()}
 
 
 def images_digest(trainer: "PromptTrainer", labelled: bool) -> str:

@@ -8,12 +8,15 @@ from kdpl.students import Student
 def register(trainer: type) -> type:
     """Register a trainer class under its name, as a decorator, unless a fork has registered that name already.
 
-    A fork's own copy of a file of this package replaces the installed trainer.
+    A fork's own copy of a file of this package replaces the installed trainer, and a class that is defined again in the same
+    module (in a notebook) replaces its earlier version.
     """
     name = trainer.__name__
     if name not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register()(trainer)
-    elif not _is_ours(trainer) and _is_ours(TRAINER_REGISTRY.get(name)):
+        return trainer
+    present = TRAINER_REGISTRY.get(name)
+    if present.__module__ == trainer.__module__ or (_is_ours(present) and not _is_ours(trainer)):
         TRAINER_REGISTRY.register(force=True)(trainer)
     return trainer
 

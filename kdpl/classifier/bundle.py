@@ -76,7 +76,8 @@ class Bundle:
         if self.variant not in Student.known:
             raise BundleError(
                 f"The variant '{self.variant}' is not one of {', '.join(sorted(Student.known))}."
-                f"{did_you_mean(self.variant, Student.known)} Import the module that defines it first, or use a newer kdpl."
+                f"{did_you_mean(self.variant, Student.known)} Name the file that defines it in "
+                "--learner, import it, or use a newer kdpl."
             )
         return Student.known[self.variant]
 

@@ -2,9 +2,7 @@
 
 import os
 import platform
-import subprocess
 from functools import lru_cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,23 +32,27 @@ def versions() -> dict[str, str | None]:
 @lru_cache
 def git_state() -> str | None:
     """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None outside a checkout."""
+    import subprocess
+
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = _git(root, "rev-parse", "--short", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+        commit = git("rev-parse", "--short", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, like subprocess above: `import kdpl` needs neither
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(root: Path, *args: str) -> str:
-    command = ["git", "-C", str(root), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

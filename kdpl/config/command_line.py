@@ -30,6 +30,7 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
     parser.add_argument("--config-file", default="", help="configuration of the trainer")
     parser.add_argument("--dataset-config-file", default="", help="configuration of the data set")
     parser.add_argument("--trainer", default="", help="name of the trainer, such as KDPL_CoOp")
+    add_learner_flag(parser)
     parser.add_argument("--backbone", default="", help="the student CLIP, such as ViT-B/32")
     parser.add_argument("--head", default="", help="MODEL.HEAD.NAME, for the forks' scripts")
     parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
@@ -58,6 +59,12 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
             setattr(args, name, values[:first])
             args.opts = values[first:] + args.opts
     return args
+
+
+def add_learner_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--learner`, whose files `kdpl.trainers.load_learners` imports before the configuration is read."""
+    help_text = "Python file that defines a prompt learner (docs/new_student.md); may be given several times"
+    parser.add_argument("--learner", action="append", default=[], metavar="FILE.py", help=help_text)
 
 
 def build_cfg(args: argparse.Namespace, dataset_config_file: str):

@@ -8,6 +8,8 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
+from kdpl.config.choices import ConfigError
+
 KDPL = {
     "TEACHER": "ViT-H-14-quickgelu",
     "CLASS_AGNOSTIC": False,
@@ -70,6 +72,13 @@ def _built_in() -> dict[str, dict[str, Any]]:
 
 
 def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
-    """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`."""
+    """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`; PREC is fp16 unless given.
+
+    Raises:
+        ConfigError: the node belongs to a learner of KDPL, with other options.
+    """
+    options = {"PREC": "fp16", **defaults}
+    if options != _built_in().get(node, options):
+        raise ConfigError(f"TRAINER.{node} are the options of a learner of KDPL: give yours a `node` of its own.")
     if node not in _built_in():
-        _external[node] = dict(defaults)
+        _external[node] = options

@@ -1,4 +1,4 @@
-"""What a training run takes, before it is started: the counted operations of its steps priced on a machine."""
+"""Time and memory of a training run before it starts: the counted operations of its steps, priced on a machine."""
 
 from typing import NamedTuple
 
@@ -155,20 +155,16 @@ def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], s
         f"{run.images:,} images, batch {run.batch}, {cfg.OPTIM.MAX_EPOCH} epochs of {run.steps:,} steps; "
         f"{run.ranks} x {machine.name} ({machine.basis})\n"
     )
-    first = next(iter(estimates.values()))
-    rows = []
-    for part in first.parts:
-        row = {"a step, ms": part}
-        for kind, e in estimates.items():
-            row |= {f"GFLOP, {TITLES[kind]}": e.flops.get(part, 0) / 1e9, f"ms, {TITLES[kind]}": e.parts[part] * 1e3}
-        rows.append(row)
-    total = {"a step, ms": "step"}
-    for kind, e in estimates.items():
-        total |= {f"GFLOP, {TITLES[kind]}": sum(e.flops.values()) / 1e9, f"ms, {TITLES[kind]}": e.step * 1e3}
-    print(tabulate([*rows, total], headers="keys", floatfmt=",.1f"))
-    memory = max(estimates.values(), key=lambda e: sum(e.memory.values())).memory
-    table = [*({"memory, GB": what, "GB": size / 1e9} for what, size in memory.items())]
-    print("\n" + tabulate([*table, {"memory, GB": "peak", "GB": summary["peak_gb"]}], headers="keys", floatfmt=".2f"))
+    several = list(estimates.values())
+    rows = [
+        [part, *(n for e in several for n in (e.flops.get(part, 0) / 1e9, e.parts[part] * 1e3))] for part in several[0].parts
+    ]
+    rows.append(["step", *(n for e in several for n in (sum(e.flops.values()) / 1e9, e.step * 1e3))])
+    headers = ["a step, ms", *(f"{unit}, {TITLES[kind]}" for kind in estimates for unit in ("GFLOP", "ms"))]
+    print(tabulate(rows, headers, floatfmt=",.1f"))
+    memory = max(several, key=lambda e: sum(e.memory.values())).memory
+    sizes = [*((what, size / 1e9) for what, size in memory.items()), ("peak", summary["peak_gb"])]
+    print("\n" + tabulate(sizes, ["memory, GB", "GB"], floatfmt=".2f"))
     if not summary["fits"]:
         print(f"\nThis does not fit: one {machine.name} has {machine.memory / 1e9:.0f} GB. Lower --batch or MAX_TEXT_ROWS.")
     times = ", ".join(

@@ -1,4 +1,4 @@
-"""How fast machines are: vendors' figures for GPUs with an assumed efficiency, and what a probe measures on this CPU.
+"""How fast machines are: vendors' figures for GPUs with an assumed efficiency, and rates that a probe measures on this CPU.
 
 `Machine.seconds` prices a counted operation (experiments/cost.py): as many FLOP as it has at the rate of its kind, or as many
 bytes as it touches at the memory's, whichever takes longer.
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,9 +86,7 @@ def interpolate(curve: Curve, size: float) -> float:
     return math.exp(np.interp(math.log(max(size, 1e-9)), np.log(sizes), np.log(rates)))
 
 
-def gpu(
-    name: str, tflops: Mapping[str, float], bandwidth: float, memory: float, basis: str = "data sheet, efficiency assumed"
-) -> Machine:
+def gpu(name: str, tflops: Mapping[str, float], bandwidth: float, memory: float) -> Machine:
     """Return a GPU from its data sheet.
 
     Args:
@@ -99,7 +98,7 @@ def gpu(
     share = {"matmul": MATMUL_EFFICIENCY, "attention": ATTENTION_EFFICIENCY, "attention backward": ATTENTION_EFFICIENCY}
     rates = {f"{kind} {p}": [(1, share[kind] * peak[p] * 1e12)] for kind in _KINDS for p in peak}
     rates |= {kind: [(1, MEMORY_EFFICIENCY * bandwidth * 1e9)] for kind in ("move", "math")}
-    return Machine(name, rates, memory * 1e9, LAUNCH, False, CONTEXT, IMAGE_SECONDS, basis)
+    return Machine(name, rates, memory * 1e9, LAUNCH, False, CONTEXT, IMAGE_SECONDS, "data sheet, efficiency assumed")
 
 
 def _sheet(fp16: float, fp32: float, bandwidth: float, memory: float, bf16: bool = True) -> tuple:
@@ -125,7 +124,7 @@ GPUS = {
 def find_machine(
     name: str, tflops: float | None = None, bandwidth: float | None = None, memory: float | None = None
 ) -> Machine:
-    """Return a machine by its name, with figures of its own where they are given.
+    """Return a machine by its name; given figures replace its own.
 
     Args:
         name: one of `GPUS`, "cpu", which is measured now, or any other name with all three figures.
@@ -142,9 +141,8 @@ def find_machine(
     if name == "cpu":
         if tflops or bandwidth:
             raise ConfigError("--gpu cpu is measured: --tflops and --bandwidth are for GPUs. Leave them out.")
-        return replace(
-            measure_cpu(("fp32", "bf16") if cpu_has_bf16() else ("fp32",)), **({"memory": memory * 1e9} if memory else {})
-        )
+        cpu = measure_cpu(("fp32", "bf16") if cpu_has_bf16() else ("fp32",))
+        return replace(cpu, memory=memory * 1e9) if memory else cpu
     if name not in GPUS and None in given.values():
         names = [*GPUS, "cpu"]
         missing = ", ".join(flag for flag, value in given.items() if value is None)
@@ -156,9 +154,6 @@ def find_machine(
     if tflops:
         peaks = {"fp16": tflops, "bf16": tflops, "fp32": tflops / 8}
     return gpu(name, peaks, bandwidth or own_bandwidth, memory or own_memory)
-
-
-# ------------------------------------------------------------------------------------------------------------- this CPU
 
 
 def measure_cpu(precisions: Sequence[str] = ("fp32",), repeat: int = 5) -> Machine:
@@ -179,11 +174,11 @@ def measure_cpu(precisions: Sequence[str] = ("fp32",), repeat: int = 5) -> Machi
         rates |= _measure_products(precision, dtype, random, repeat)
     rates["move"], rates["math"] = [], []
     for count in (2**10, 2**14, 2**18, 2**22, 2**24):
-        a, b = random(count // 512 or 1, 512), random(count // 512 or 1, 512)
+        a, b = random(count // 512, 512), random(count // 512, 512)
         calls = max(1, 2**20 // count)
-        add = _median(lambda a=a, b=b: a + b, repeat, calls)
-        norm = _median(lambda a=a: F.layer_norm(a, (512,)), repeat, calls)
-        gate = _median(lambda a=a: F.silu(a), repeat, calls)
+        add = _median(partial(torch.add, a, b), repeat, calls)
+        norm = _median(partial(F.layer_norm, a, (512,)), repeat, calls)
+        gate = _median(partial(F.silu, a), repeat, calls)
         rates["move"].append((12 * a.numel(), 12 * a.numel() / add))
         rates["math"].append((8 * a.numel(), 16 * a.numel() / (norm + gate)))
     return Machine(
@@ -204,29 +199,28 @@ def _measure_products(precision: str, dtype: torch.dtype, random: Callable[..., 
     products = []
     for rows in (1, 8, 64, 512, 4096):
         x, some = random(rows, 512, dtype=dtype), weights[: 12 if rows < 512 else 2]
-
-        def layers(x: Tensor = x, some: list[Tensor] = some) -> None:
-            for weight in some:
-                F.linear(x, weight)
-
-        products.append((rows, len(some) * 2 * rows * 512 * 2048 / _median(layers, repeat, 1)))
+        seconds = _median(partial(_linear_layers, x, some), repeat, 1)
+        products.append((rows, len(some) * 2 * rows * 512 * 2048 / seconds))
     forward, backward = [], []
     for batch, queries, keys in ((200, 2, 7), (200, 5, 10), (8, 50, 50), (4, 197, 197)):
         q, k, v = (random(batch, 8, n, 64, dtype=dtype).requires_grad_() for n in (queries, keys, keys))
-        gradient, product = torch.ones_like(q), 2 * batch * 8 * queries * keys * 64
-
-        def both(q: Tensor = q, k: Tensor = k, v: Tensor = v, gradient: Tensor = gradient) -> None:
-            torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), gradient)
-
-        def alone(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
-            with torch.no_grad():
-                F.scaled_dot_product_attention(q, k, v)
-
-        once, twice = _median(alone, repeat, 3), _median(both, repeat, 3)
-        forward.append((queries, 2 * product / once))
-        backward.append((queries, 5 * product / max(twice - once, once)))
+        product = 2 * batch * 8 * queries * keys * 64
+        both = _median(partial(_attention_and_gradient, q, k, v, torch.ones_like(q)), repeat, 3)
+        with torch.no_grad():
+            alone = _median(partial(F.scaled_dot_product_attention, q, k, v), repeat, 3)
+        forward.append((queries, 2 * product / alone))
+        backward.append((queries, 5 * product / max(both - alone, alone)))
     kinds = zip(_KINDS, (products, forward, backward), strict=True)
     return {f"{kind} {precision}": curve for kind, curve in kinds}
+
+
+def _linear_layers(x: Tensor, weights: Sequence[Tensor]) -> None:
+    for weight in weights:
+        F.linear(x, weight)
+
+
+def _attention_and_gradient(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor) -> None:
+    torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), gradient)
 
 
 def _measure_image(repeat: int) -> float:

@@ -67,9 +67,9 @@ class Student(nn.Module):
         super().__init_subclass__(**kwargs)
         if cls.__name__ in Student.known and Student.known[cls.__name__].__module__.startswith("kdpl.students."):
             return
-        Student.known[cls.__name__] = cls
         if "defaults" in vars(cls):
             add_learner(cls.node, cls.defaults)
+        Student.known[cls.__name__] = cls
 
     def __init__(
         self, clip: Clip, options: Mapping[str, Any] | None = None, names: Sequence[str] = (), template: str = DEFAULT

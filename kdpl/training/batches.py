@@ -73,8 +73,6 @@ class EpochLoader:
     def _seeded_index(self, index: int, generator: torch.Generator | None) -> SeededIndex:
         if self.views:
             return SeededIndex(index, view_seed(self.seed_of_views, self.images[index], (self.epoch + index) % self.views))
-        if isinstance(index, SeededIndex):  # from the bundled engine's loader
-            return index
         return SeededIndex(index, int(torch.randint(SEEDS, (1,), generator=generator)))
 
     def _view(self, index: Tensor) -> Tensor:

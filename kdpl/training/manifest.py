@@ -92,8 +92,7 @@ class Manifest:
             OSError: it cannot be written; what was there before is untouched.
         """
         with atomic_write(Path(folder, FILE_NAME), "w") as file:
-            json.dump(self.to_dict(), file, indent=2, ensure_ascii=False)
-            file.write("\n")
+            file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike) -> Manifest | None:

@@ -36,10 +36,10 @@ from kdpl.config.checks import check_config
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file, merge_options
-from kdpl.datasets.archives import ArchiveError, unpack
-from kdpl.datasets.catalog import CATALOG
-from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.splits import find_split
+from kdpl.datasets.coop.archives import ArchiveError, unpack
+from kdpl.datasets.coop.catalog import CATALOG
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
+from kdpl.datasets.coop.splits import find_split
 from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.experiments.results import ResultsError, read_results, write_results
 from kdpl.experiments.sweep.plan import SweepError, read_sweep, runs_of

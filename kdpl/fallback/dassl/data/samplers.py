@@ -2,17 +2,13 @@
 
 import random
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
-from dassl.data.datasets import Datum
-from dassl.utils.registry import check_choice
-
-# A group (a domain or a class) and some of its indices, which go into one batch together.
-Chunk = tuple[int, list[int]]
+from dassl.data.datasets import Datum, grouped
+from kdpl.config.choices import SAMPLERS, check_choice
 
 
 class _GroupSampler(Sampler[int]):
@@ -22,10 +18,10 @@ class _GroupSampler(Sampler[int]):
     batches, are drawn from Python's `random` at every pass.
     """
 
+    in_order = False  # of the groups in a batch: at random
+
     def __init__(self, groups: dict[int, list[int]], n_groups: int, per_group: int):
-        self.groups = groups
-        self.n_groups = n_groups
-        self.per_group = per_group
+        self.groups, self.n_groups, self.per_group = groups, n_groups, per_group
         chunks = [len(indices) // per_group for indices in groups.values()]
         # n batches can be filled when the groups, each at most once a batch, have n * n_groups chunks between them.
         self.n_batches = bisect_left(
@@ -39,7 +35,7 @@ class _GroupSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         left = {group: self._chunks(indices) for group, indices in self.groups.items()}
-        # Always from the fullest groups, ties at random: else the last batches may lack a group.
+        # Always from the fullest groups, ties at random: otherwise the last batches may lack a group.
         heap = [(-len(chunks), random.random(), group) for group, chunks in left.items()]
         heapify(heap)
         batches = []
@@ -50,7 +46,7 @@ class _GroupSampler(Sampler[int]):
                 heappush(heap, (-len(left[group]), random.random(), group))
         random.shuffle(batches)
         for batch in batches:
-            for _, indices in self._order(batch):
+            for _, indices in sorted(batch) if self.in_order else random.sample(batch, len(batch)):
                 yield from indices
 
     def __len__(self) -> int:
@@ -60,9 +56,6 @@ class _GroupSampler(Sampler[int]):
         shuffled = random.sample(indices, len(indices))
         k = self.per_group
         return [shuffled[i : i + k] for i in range(0, len(shuffled) - k + 1, k)]
-
-    def _order(self, batch: list[Chunk]) -> list[Chunk]:
-        return random.sample(batch, len(batch))
 
 
 class RandomDomainSampler(_GroupSampler):
@@ -78,7 +71,7 @@ class RandomDomainSampler(_GroupSampler):
     """
 
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_domain: int = 0):
-        domains = _indices_by(data_source, lambda item: item.domain)
+        domains = grouped(range(len(data_source)), [item.domain for item in data_source])
         n_domain = n_domain if n_domain and n_domain > 0 else len(domains)
         _check_multiple(batch_size, n_domain, "the number of domains in a batch (N_DOMAIN)")
         super().__init__(domains, n_domain, batch_size // n_domain)
@@ -87,17 +80,13 @@ class RandomDomainSampler(_GroupSampler):
 class SeqDomainSampler(RandomDomainSampler):
     """Batches of equally many images from every domain, in the order of the domains."""
 
-    def __init__(self, data_source: Sequence[Datum], batch_size: int):
-        super().__init__(data_source, batch_size)
-
-    def _order(self, batch: list[Chunk]) -> list[Chunk]:
-        return sorted(batch)
+    in_order = True
 
 
 class RandomClassSampler(_GroupSampler):
     """Batches of `batch_size` images, `n_ins` from each of `batch_size // n_ins` classes.
 
-    A class with fewer than `n_ins` images gives some of them more than once.
+    Images of a class with fewer than `n_ins` are taken more than once.
 
     Args:
         data_source: the images.
@@ -110,7 +99,7 @@ class RandomClassSampler(_GroupSampler):
 
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_ins: int):
         _check_multiple(batch_size, n_ins, "the images of a class in a batch (N_INS)")
-        classes = _indices_by(data_source, lambda item: item.label)
+        classes = grouped(range(len(data_source)), [item.label for item in data_source])
         enough = {label: (indices * n_ins)[: max(n_ins, len(indices))] for label, indices in classes.items()}
         super().__init__(enough, batch_size // n_ins, n_ins)
 
@@ -128,6 +117,7 @@ def build_sampler(
     Raises:
         ValueError: there is no sampler of that name, or the images do not allow its batches.
     """
+    check_choice("SAMPLER", sampler_type, SAMPLERS)
     build = {
         "RandomSampler": lambda: RandomSampler(data_source),
         "SequentialSampler": lambda: SequentialSampler(data_source),
@@ -135,15 +125,7 @@ def build_sampler(
         "SeqDomainSampler": lambda: SeqDomainSampler(data_source, batch_size),
         "RandomClassSampler": lambda: RandomClassSampler(data_source, batch_size, n_ins),
     }
-    check_choice("SAMPLER", sampler_type, build)
     return build[sampler_type]()
-
-
-def _indices_by(data_source: Sequence[Datum], key: Callable[[Datum], int]) -> dict[int, list[int]]:
-    groups = defaultdict(list)
-    for index, item in enumerate(data_source):
-        groups[key(item)].append(index)
-    return groups
 
 
 def _check_multiple(batch_size: int, divisor: int, meaning: str) -> None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from kdpl.datasets.folder import DataFolder, Record, Split
+from kdpl.datasets.coop.folder import DataFolder, Record, Split
 
 SPLIT_SEED = 0
 

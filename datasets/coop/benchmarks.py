@@ -1,20 +1,23 @@
 """The data sets of the CoOp family as Dassl data sets, one class for each entry of the catalogue."""
 
+import os
+from collections.abc import Iterable
+
+from dassl.data.datasets import Datum
 from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
-from kdpl.datasets.catalog import CATALOG, Facts
-from kdpl.datasets.fewshot_cache import cached_fewshot
-from kdpl.datasets.folder import DataFolder
-from kdpl.datasets.splits import load_split
+from kdpl.datasets.coop.catalog import CATALOG, Facts
+from kdpl.datasets.coop.fewshot_cache import cached_fewshot
+from kdpl.datasets.coop.folder import DataFolder, Record
+from kdpl.datasets.coop.splits import load_split
 
 
 class CoOpDataset(ClassListDataset):
     """A data set in CoOp's folder layout.
 
-    Reads DATASET.ROOT, DATASET.NUM_SHOTS, DATASET.SUBSAMPLE_CLASSES and SEED. A data set that is for testing only
-    gives its test images as training images too, which is where Dassl takes the class names from; NUM_SHOTS has no
-    effect on it.
+    Reads DATASET.ROOT, DATASET.NUM_SHOTS, DATASET.SUBSAMPLE_CLASSES and SEED. A data set that is for testing only returns its
+    test images as training images too, since Dassl takes the class names from these; NUM_SHOTS has no effect on it.
 
     Raises:
         MissingDataError: the data set, a file or an image of it is not under DATASET.ROOT.
@@ -33,9 +36,9 @@ class CoOpDataset(ClassListDataset):
         if not facts.test_only and not blind:
             split = cached_fewshot(self, data, split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
 
-        test = data.datums(split.test)
-        train = test if facts.test_only else data.datums(split.train)
-        val = data.datums(split.val)
+        test = _datums(split.test, self.image_dir)
+        train = test if facts.test_only else _datums(split.train, self.image_dir)
+        val = _datums(split.val, self.image_dir)
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         if facts.val_is_test:
             val = test
@@ -43,10 +46,14 @@ class CoOpDataset(ClassListDataset):
         super().__init__(train, train_x=drawn, val=val or None, test=test)
 
 
-def dataset_dir_check(cfg: CfgNode) -> None:
-    """Raise MissingDataError if the data set of `cfg` is not under DATASET.ROOT; cheap, and without side effects.
+def _datums(records: Iterable[Record], images: str) -> list[Datum]:
+    return [Datum(os.path.join(images, r.impath), r.label, classname=r.classname) for r in records]
 
-    Only whether files and folders are there is looked at. A data set that is not in the catalogue passes.
+
+def dataset_dir_check(cfg: CfgNode) -> None:
+    """Raise MissingDataError if the data set of `cfg` is not under DATASET.ROOT.
+
+    This is cheap: it looks for files and folders alone. A data set that is not in the catalogue passes.
     """
     facts = CATALOG.get(cfg.DATASET.NAME)
     if facts is not None:

@@ -14,16 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.datasets import Datum
 from PIL import Image
 from yacs.config import CfgNode
 
 from kdpl.common.files import cache_dir, rename_folder
-from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import check_choice
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
-from kdpl.datasets.scenes import GENERATOR_VERSION, draw_scenes
+from kdpl.datasets.emoji.generator import GENERATOR_VERSION, draw_scenes
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = Path(__file__).parents[1] / "embedded"
 STYLES = ("twemoji", "fluent")
 SPLITS = {"train": range(8), "val": range(100, 102), "test": range(200, 204)}  # rendering numbers, for each style
 SHA256 = {  # of a category's pixels, in the order of `category_scenes`
@@ -205,10 +205,7 @@ class EmojiScenes(ClassListDataset):
 
 def _style_indices(key: str, chosen: Sequence[str]) -> list[int]:
     for style in chosen:
-        if style not in STYLES:
-            raise ValueError(
-                f"DATASET.{key} {style!r} is not a style of the emoji scenes: {', '.join(STYLES)}.{did_you_mean(style, STYLES)}"
-            )
+        check_choice(f"DATASET.{key}", style, STYLES)
     return [STYLES.index(style) for style in chosen or STYLES]
 
 
@@ -243,7 +240,3 @@ class EmojiObjects(EmojiScenes):
 
 
 DATASETS = {c.__name__: c for c in (EmojiFood, EmojiActivities, EmojiAnimals, EmojiTravel, EmojiObjects)}
-
-for _name, _dataset in DATASETS.items():
-    if _name not in DATASET_REGISTRY.registered_names():
-        DATASET_REGISTRY.register(_dataset)

@@ -1,17 +1,32 @@
-"""One labelled image, and the splits that make a data set."""
+"""Data sets: labelled images, and the splits that make a data set."""
 
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from dassl.utils.registry import check_choice
+from yacs.config import CfgNode
+
+from dassl.utils.registry import Registry, build_registered
+
+DATASET_REGISTRY = Registry("DATASET")
 
 
+def build_dataset(cfg: CfgNode) -> "DatasetBase":
+    """Return the data set that DATASET.NAME names, built from `cfg`.
+
+    Raises:
+        ValueError: no data set of that name is registered.
+    """
+    return build_registered(DATASET_REGISTRY, "DATASET.NAME", cfg)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Datum:
     """One labelled image.
 
-    Args:
+    Attributes:
         impath: path of the image file.
         label: class index.
         domain: domain index.
@@ -22,34 +37,16 @@ class Datum:
         FileNotFoundError: there is no file at `impath`.
     """
 
-    def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
-        if not isinstance(impath, str):
-            raise TypeError(f"impath must be text, got {type(impath).__name__} {impath!r}. Convert it with str().")
-        if not os.path.isfile(impath):
-            raise FileNotFoundError(f"No image at '{impath}'. Check DATASET.ROOT and the data set's folder.")
-        self._impath = impath
-        self._label = label
-        self._domain = domain
-        self._classname = classname
+    impath: str = ""
+    label: int = 0
+    domain: int = 0
+    classname: str = ""
 
-    @property
-    def impath(self) -> str:
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        return self._label
-
-    @property
-    def domain(self) -> int:
-        return self._domain
-
-    @property
-    def classname(self) -> str:
-        return self._classname
-
-    def __repr__(self) -> str:
-        return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
+    def __post_init__(self):
+        if not isinstance(self.impath, str):
+            raise TypeError(f"impath must be text, got {type(self.impath).__name__} {self.impath!r}. Convert it with str().")
+        if not os.path.isfile(self.impath):
+            raise FileNotFoundError(f"No image at '{self.impath}'. Check DATASET.ROOT and the data set's folder.")
 
 
 class DatasetBase:
@@ -75,28 +72,11 @@ class DatasetBase:
         val: list[Datum] | None = None,
         test: list[Datum] | None = None,
     ):
-        self._train_x = train_x
-        self._train_u = train_u
-        self._val = val
-        self._test = test
+        self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    @property
-    def train_x(self) -> list[Datum]:
-        return self._train_x
-
-    @property
-    def train_u(self) -> list[Datum] | None:
-        return self._train_u
-
-    @property
-    def val(self) -> list[Datum] | None:
-        return self._val
-
-    @property
-    def test(self) -> list[Datum] | None:
-        return self._test
+    # Properties, so that a subclass can have other class names than those of its training images.
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -132,14 +112,6 @@ class DatasetBase:
         names = dict(sorted(names.items()))
         return names, list(names.values())
 
-    def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
-        """Raise a ValueError unless both lists name domains of this data set and neither is empty."""
-        for key, chosen in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
-            if not chosen:
-                raise ValueError(f"DATASET.{key} is empty. Choose from: {', '.join(self.domains)}.")
-            for domain in chosen:
-                check_choice(f"DATASET.{key}", domain, self.domains)
-
     def generate_fewshot_dataset(
         self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
     ) -> list[Datum] | Sequence[list[Datum]]:
@@ -148,15 +120,15 @@ class DatasetBase:
         Args:
             data_sources: one or more lists of images; each is drawn from on its own.
             num_shots: images per class; below 1, everything is returned as it is.
-            repeat: draw with replacement from a class that has fewer images; else such a class is taken whole.
+            repeat: draw with replacement from a class that has fewer images; otherwise such a class is taken whole.
 
         Returns:
             A list of images for one source, a sequence of such lists for several.
         """
-        if num_shots < 1:
-            return data_sources[0] if len(data_sources) == 1 else data_sources
-        print(f"Creating a {num_shots}-shot dataset")
-        output = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
+        output: Sequence[list[Datum]] = data_sources
+        if num_shots >= 1:
+            print(f"Creating a {num_shots}-shot dataset")
+            output = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
         return output[0] if len(output) == 1 else output
 
     def _draw_shots(self, data_source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
@@ -171,15 +143,16 @@ class DatasetBase:
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each label, the labels in the order of their first image."""
-        return _grouped(data_source, lambda item: item.label)
+        return grouped(data_source, [item.label for item in data_source])
 
     def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each domain, the domains in the order of their first image."""
-        return _grouped(data_source, lambda item: item.domain)
+        return grouped(data_source, [item.domain for item in data_source])
 
 
-def _grouped(data_source: Sequence[Datum], key: Callable[[Datum], int]) -> dict[int, list[Datum]]:
+def grouped(items: Iterable, keys: Sequence[int]) -> dict[int, list]:
+    """Return the items of each key, the keys in the order of their first item."""
     groups = defaultdict(list)
-    for item in data_source:
-        groups[key(item)].append(item)
+    for item, key in zip(items, keys, strict=True):
+        groups[key].append(item)
     return groups

@@ -1,15 +1,19 @@
-"""Folders, JSON files and images."""
+"""Folders, JSON files, random seeds, and the environment of a run."""
 
 import json
 import os
+import platform
+import random
 import warnings
 from pathlib import Path
 from typing import Any
 
-from kdpl.common.files import atomic_write
-from kdpl.training.pixels import read_image
+import numpy as np
+import PIL
+import torch
+import torchvision
 
-__all__ = ["check_isfile", "listdir_nohidden", "mkdir_if_missing", "read_image", "read_json", "write_json"]
+from kdpl.common.files import atomic_write
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
@@ -18,7 +22,7 @@ def mkdir_if_missing(dirname: str | os.PathLike) -> None:
 
 
 def check_isfile(fpath: str | os.PathLike) -> bool:
-    """Tell whether `fpath` is a file, with a warning when it is not."""
+    """Return whether `fpath` is a file, and warn if it is not."""
     is_file = os.path.isfile(fpath)
     if not is_file:
         warnings.warn(f"No file at '{fpath}'", stacklevel=2)
@@ -48,3 +52,33 @@ def write_json(obj: Any, fpath: str | os.PathLike) -> None:
     """Write `obj` to a JSON file, making its folder if missing."""
     with atomic_write(fpath, "w") as file:
         json.dump(obj, file, indent=4)
+
+
+def tolist_if_not(x: Any) -> list:
+    """Return `x` if it is a list, else a list of that one element."""
+    return x if isinstance(x, list) else [x]
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators, those of all GPUs included."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def collect_env_info() -> str:
+    """Return the versions and devices that a result depends on, one a line."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "PyTorch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "CUDA": torch.version.cuda or "none",
+        "cuDNN": torch.backends.cudnn.version() or "none",
+        "GPUs": ", ".join(gpus) or "none",
+        "CPU cores": os.cpu_count(),
+        "NumPy": np.__version__,
+        "Pillow": PIL.__version__,
+        "Python": platform.python_version(),
+        "OS": platform.platform(),
+    }
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())

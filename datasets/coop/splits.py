@@ -2,10 +2,12 @@
 
 import json
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.folder import DataFolder, Record, Split
+from kdpl.datasets.coop.folder import DataFolder, MissingDataError, Record, Split
 
 
 def load_split(data: DataFolder) -> Split:
@@ -49,7 +51,7 @@ def find_split(data: DataFolder) -> tuple[Split, str]:
     if facts.split_address and not origin:
         _check_classes(data, split)
     _check_labels(data, split, origin or "the data set's lists")
-    data.check_images(split, origin or "the data set's lists")
+    _check_images(data, split, origin or "the data set's lists")
     return split, origin
 
 
@@ -120,6 +122,27 @@ def _check_labels(data: DataFolder, split: Split, origin: str) -> None:
                 f"{origin}: {record.impath} has label {record.label} and class name '{record.classname}', but in the "
                 f"training list that label is {names.get(record.label, 'absent')!r}."
             )
+
+
+def _check_images(data: DataFolder, split: Split, origin: str) -> None:
+    """Raise MissingDataError if an image of the split is not there."""
+    by_folder = defaultdict(set)
+    for record in (*split.train, *split.val, *split.test):
+        folder, _, name = record.impath.rpartition("/")
+        by_folder[folder].add(name)
+    absent = []
+    for folder, names in by_folder.items():
+        try:
+            present = data.listdir(str(PurePosixPath(data.facts.images) / folder))
+        except MissingDataError:
+            present = frozenset()
+        absent += [str(PurePosixPath(folder, name)) for name in names - present]
+    if absent:
+        total = sum(map(len, by_folder.values()))
+        raise data.missing(
+            f"{len(absent):,} of the {total:,} images named in {origin} are not in {data.images}, "
+            f"the first of them {min(absent)}."
+        )
 
 
 def _check_classes(data: DataFolder, split: Split) -> None:

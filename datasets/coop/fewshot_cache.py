@@ -7,8 +7,8 @@ from dassl.data.datasets import DatasetBase
 
 from kdpl.common.files import atomic_write
 from kdpl.datasets.base import fewshot
-from kdpl.datasets.folder import DamagedDataError, DataFolder, Record, Split
-from kdpl.datasets.splits import read_split, split_text
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Record, Split
+from kdpl.datasets.coop.splits import read_split, split_text
 
 CACHE_FOLDER = "split_fewshot"
 
