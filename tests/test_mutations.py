@@ -68,7 +68,7 @@ def test_some_mutations_are_caught():
     ("test", "status", "message"),
     [
         ("", 1, "| a comment | `kdpl/distill/loss.py` | **nothing: it survives** |"),
-        ("_or_three", 2, "Without a mutation these tests do not pass"),
+        ("_or_three", 2, "Without a mutation the tests cannot be run"),
     ],
 )
 def test_a_mutation_that_no_test_catches_and_a_test_that_cannot_be_run_are_reported(test, status, message):

@@ -5,13 +5,14 @@ import torch
 from support import ROOT, mostly_slow
 from support.trainings import build_student
 
+from kdpl import students
 from kdpl.clip.loading import load_clip
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.objective import Distillation
 from kdpl.distill.selection import select_names
 from kdpl.text.vocabulary import load_vocabulary
 
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+LEARNERS = [learner.__name__ for learner in students.LEARNERS]
 
 
 @pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "CoCoOp"))

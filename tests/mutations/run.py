@@ -72,7 +72,7 @@ class Copy:
         self.root.mkdir()
         copy_tree(self.root)
 
-    def pytest(self, tests: list[str], cache: str) -> Result:
+    def pytest(self, tests: list[str], cache: str, *options: str) -> Result:
         """Run tests with an empty cache, but for the drawn images of the embedded benchmark."""
         folder, drawn = self.caches / cache, self.caches / "sound" / SCENES
         folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ class Copy:
         log = folder / "output.txt"
         for name in HEAVY:
             import_module(name)
-        process = multiprocessing.get_context("fork").Process(target=self._pytest, args=(tests, folder, log))
+        process = multiprocessing.get_context("fork").Process(target=self._pytest, args=([*options, *tests], folder, log))
         process.start()
         process.join()
         return Result(process.exitcode, log.read_text(encoding="utf-8", errors="replace"))
@@ -101,18 +101,20 @@ class Copy:
         sys.stdout.flush()
         os._exit(int(status))
 
-    def check_sound(self, tests: list[str]) -> None:
-        """See that the copy is what is tested, and that the tests pass on it.
+    def failing(self, tests: list[str]) -> list[str]:
+        """Return the tests that fail without a mutation, having seen that it is the copy that is tested.
 
         Raises:
-            UnusableError: they do not.
+            UnusableError: they cannot be run, or they import another `kdpl`.
         """
         where = self.root / "tests" / "test_copy.py"
         where.write_text(f"def test_copy():\n    import kdpl\n    assert kdpl.__file__.startswith({str(self.root)!r})\n")
-        result = self.pytest([str(where), *tests], "sound")
+        result = self.pytest([str(where), *tests], "sound", "--maxfail=1000")
         where.unlink()
-        if result.status:
-            raise UnusableError(f"Without a mutation these tests do not pass:\n{result.output[-5000:]}")
+        failed = _failed(result.output)
+        if result.status not in (0, 1) or bool(result.status) != bool(failed) or any("test_copy" in test for test in failed):
+            raise UnusableError(f"Without a mutation the tests cannot be run:\n{result.output[-5000:]}")
+        return failed
 
     def caught_by(self, mutation: Mutation) -> str | None:
         """Return the test that fails under a mutation; None: it survives.
@@ -129,10 +131,15 @@ class Copy:
         finally:
             for path, text in before.items():
                 path.write_text(text, encoding="utf-8")
-        failed = re.search(r"^FAILED (\S+)", result.output, re.M)
+        failed = _failed(result.output)
         if result.status not in (0, 1) or (result.status == 1 and not failed):
             raise UnusableError(f"'{mutation.name}': the tests cannot be run:\n{result.output[-3000:]}")
-        return failed[1] if failed else None
+        return failed[0] if failed else None
+
+
+def _failed(output: str) -> list[str]:
+    """Return the tests that pytest's summary names as failed, errors of their fixtures included."""
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
 
 
 def chosen(names: list[str], mutations: list[Mutation]) -> list[Mutation]:
@@ -151,16 +158,21 @@ def run(mutations: list[Mutation]) -> int:
             mutated(copy.root, mutation)
         tests = sorted({test for mutation in mutations for test in mutation.tests})
         print(f"{len(mutations)} mutations, {len(tests)} tests or groups of tests that must catch them", flush=True)
-        copy.check_sound(tests)
+        failing = copy.failing(tests)
         print("| mutation | file | caught by |\n| --- | --- | --- |", flush=True)
-        survivors = 0
+        survived = untried = 0
         for mutation in mutations:
-            test = copy.caught_by(mutation)
-            survivors += test is None
             files = ", ".join(sorted({f"`{file}`" for file, _, _ in mutation.changes}))
+            if broken := [test for test in failing if test.startswith(mutation.tests)]:
+                untried += 1
+                print(f"| {mutation.name} | {files} | **not tried: `{broken[0]}` fails without it** |", flush=True)
+                continue
+            test = copy.caught_by(mutation)
+            survived += test is None
             print(f"| {mutation.name} | {files} | {f'`{test}`' if test else '**nothing: it survives**'} |", flush=True)
-    print(f"{len(mutations) - survivors} of {len(mutations)} mutations are caught, {survivors} survive")
-    return 1 if survivors else 0
+    print(f"{len(mutations) - survived - untried} of {len(mutations)} mutations are caught, {survived} survive", end="")
+    print(f", {untried} are not tried because their tests fail without them" if untried else "")
+    return 1 if survived else 2 if untried else 0
 
 
 def main(argv: list[str] | None = None, mutations: list[Mutation] = MUTATIONS) -> int:

@@ -365,7 +365,7 @@ def check_results_are_added(content: bytes, folder: Path) -> None:
 
 def check_rows(content: bytes, folder: Path) -> None:
     (folder / "a.rows").write_bytes(content)
-    table = FeatureTable([ImageFile("a", 1, 2), ImageFile("b", 1, 2)], 2, 4, torch.float32, RowStore(folder, 4, "f4"))
+    table = FeatureTable([ImageFile("a", "2"), ImageFile("b", "2")], 2, 4, torch.float32, RowStore(folder, 4, "f4"))
     table.get(torch.tensor([0, 1]), torch.tensor([0, 1]))
 
 
@@ -373,7 +373,7 @@ def check_rows(content: bytes, folder: Path) -> None:
 def rows_bytes() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         store = RowStore(folder, 4, "f4")
-        store.append([ImageFile(name, 1, 2).key(view) for name in "ab" for view in (0, 1)], np.ones((4, 4), "f4"))
+        store.append([ImageFile(name, "2").key(view) for name in "ab" for view in (0, 1)], np.ones((4, 4), "f4"))
         return next(Path(folder).glob("*.rows")).read_bytes()
 
 
