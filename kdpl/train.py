@@ -140,9 +140,11 @@ def main(argv: list[str] | None = None) -> int:
 def lost_worker(error: RuntimeError) -> OSError | None:
     """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
     message = str(error)
-    if "DataLoader worker" not in message:
+    signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
+    if "DataLoader worker" not in message or not any(sign in message for sign in signs):
         return None
-    worker = message[message.index("DataLoader worker") :].splitlines()[0]
+    lines = message[message.index("DataLoader worker") :].strip().splitlines()
+    worker = lines[-1] if "Original Traceback" in message else lines[0]
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None
     room = (
         "" if free is None or free > 2**26 else f" /dev/shm, which such processes share memory in, has {free // 2**20} MB left."

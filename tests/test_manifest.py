@@ -270,3 +270,10 @@ def test_differences_name_the_key_and_both_values():
     found = differences({"OPTIM.LR": 0.005, "A": 1}, {"OPTIM.LR": 0.5, "B": 2}, "in the folder")
     assert found["OPTIM.LR"] == "OPTIM.LR: 0.005 in the folder, 0.5 now"
     assert found["A"] == "A: 1 in the folder, not set now" and found["B"] == "B: not set in the folder, 2 now"
+
+
+def test_class_specific_contexts_are_not_tested_on_another_data_set_of_as_many_classes(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    run.train()
+    with pytest.raises(ValueError, match="has none for another list, of 42"):
+        run.prepare_names(run.class_names[::-1])

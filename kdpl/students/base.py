@@ -75,7 +75,7 @@ class Student(nn.Module):
         self, clip: Clip, options: Mapping[str, Any] | None = None, names: Sequence[str] = (), template: str = DEFAULT
     ):
         super().__init__()
-        self.clip = clip
+        self.clip, self.names = clip, list(names)
         self.options = learner_options(self.node, options or {})
         self.template = template
         self.learned = nn.Module()

@@ -34,7 +34,7 @@ class CoOp(Student):
             check_choice(key, options["CLASS_TOKEN_POSITION"], CLASS_TOKEN_POSITIONS)
 
     def prepare(self, names: Sequence[str]) -> PromptLayout:
-        if self.class_specific and len(names) != len(self.learned.ctx):
+        if self.class_specific and list(names) != self.names:
             raise ValueError(
                 f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.learned.ctx)} classes and cannot be "
                 f"used with a list of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
