@@ -36,8 +36,8 @@ class CoOp(Student):
     def prepare(self, names: Sequence[str]) -> PromptLayout:
         if self.class_specific and list(names) != self.names:
             raise ValueError(
-                f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.names)} classes and cannot be "
-                f"used with another list, of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
+                f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.names)} classes and cannot be used with "
+                f"another list, of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
             )
         return self.context.layout(names, self.class_specific)
 
