@@ -1,5 +1,6 @@
 """Dassl trainers of KDPL; importing this package registers them. The supervised baselines are in `kdpl.trainers.baselines`."""
 
+from kdpl.config.defaults import explain_missing_nodes
 from kdpl.students import Student
 from kdpl.trainers.distill import DistillTrainer
 from kdpl.trainers.kdpl import (
@@ -11,8 +12,10 @@ from kdpl.trainers.kdpl import (
     KDPL_MaPLe,
     KDPL_PromptSRC,
 )
+from kdpl.trainers.offers import offer_distilled
 from kdpl.trainers.prompts import SupervisedTrainer
 from kdpl.trainers.registry import trainer_of
+from kdpl.trainers.wrapped import distilled
 
 __all__ = [
     "KDPL_IVLP",
@@ -22,8 +25,12 @@ __all__ = [
     "KDPL_KgCoOp",
     "KDPL_MaPLe",
     "KDPL_PromptSRC",
+    "distilled",
     "prompt_learner",
 ]
+
+offer_distilled()
+explain_missing_nodes()
 
 
 def prompt_learner(student: type[Student]) -> type[Student]:

@@ -18,7 +18,7 @@ from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
 from kdpl.common.signals import leave_signals_to_the_parent
-from kdpl.config.checks import check_values
+from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
@@ -65,6 +65,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
+        check_extended(cfg)
         check_values(cfg)
         check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
         known = transform_names()

@@ -4,6 +4,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.students import Student
 
+PREFIX = "KDPL_"
+
 
 def register(trainer: type) -> type:
     """Register a trainer class under its name, as a decorator; a name that a fork holds already is left to the fork.
@@ -13,7 +15,7 @@ def register(trainer: type) -> type:
     name = trainer.__name__
     if name not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register()(trainer)
-    elif not _is_ours(trainer) and _is_ours(TRAINER_REGISTRY.get(name)):
+    elif not is_ours(trainer) and is_ours(TRAINER_REGISTRY.get(name)):
         TRAINER_REGISTRY.register(force=True)(trainer)
     return trainer
 
@@ -29,5 +31,5 @@ def trainer_of(student: type[Student], base: type, prefix: str, module: str) -> 
     return register(type(f"{prefix}{student.__name__}", (base,), members))
 
 
-def _is_ours(trainer: type) -> bool:
+def is_ours(trainer: type) -> bool:
     return trainer.__module__.startswith("kdpl.trainers.")

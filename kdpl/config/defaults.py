@@ -8,6 +8,8 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
+from kdpl.config.choices import ConfigError
+
 KDPL = {
     "TEACHER": "ViT-H-14-quickgelu",
     "CLASS_AGNOSTIC": False,
@@ -26,8 +28,13 @@ KDPL = {
     "COMPILE": False,
     "MAX_TEXT_ROWS": 8192,
     "SHARD_CLASSES": False,
+    "ALLOW": "",
 }
 DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"}
+NEWER_DASSL = {"INPUT": {"RRCROP_SCALE": (0.08, 1.0)}}  # missing in older ones, which do as the default says
+HOW_TO_EXTEND = (
+    "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
+)
 TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
 _elsewhere: dict[str, dict[str, Any]] = {}  # options of learners that are not in kdpl/students, by node
@@ -36,13 +43,15 @@ _elsewhere: dict[str, dict[str, Any]] = {}  # options of learners that are not i
 def extend_cfg(cfg: CN) -> None:
     """Add to `cfg`, in place, the configuration nodes and keys of KDPL that are missing from it.
 
-    A fork's own values are kept: a node or key that exists already is left alone.
+    A fork's own values are kept: a node or key that exists already is left alone. But an empty default of another type than
+    KDPL's, such as CTX_INIT False in place of words, becomes None, which is as empty and takes values of either type.
 
     Args:
         cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
     """
     trainer = {**learners(), "KDPL": KDPL}
-    _add_missing(cfg, CN({"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}))
+    nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
+    _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
 
 
 def _add_missing(cfg: CN, defaults: CN) -> None:
@@ -51,6 +60,43 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
             cfg[key] = value
         elif isinstance(value, CN):
             _add_missing(cfg[key], value)
+        elif {type(value), type(cfg[key])} == {str, bool} and not cfg[key]:
+            cfg[key] = None
+
+
+def explain_missing_nodes() -> None:
+    """Make Dassl's default configuration say how to extend it, if a file sets a key of KDPL's that it lacks."""
+    from dassl import config
+
+    # Into the node's own attributes, which its clones have as well; as a subclass it would not merge with plain nodes.
+    vars(config.cfg_default).update(key_is_renamed=_is_explained, raise_key_rename_error=_explain)
+
+
+def _is_explained(full_key: str) -> bool:
+    nodes = {"TRAINER": learners() | {"KDPL": KDPL}, "DATASET": DATASET, "TRAIN": TRAIN, **NEWER_DASSL}
+    node, _, key = full_key.partition(".")
+    return key in nodes.get(node, ())
+
+
+def _explain(full_key: str) -> None:
+    raise KeyError(f"{full_key} is a key that KDPL adds to the configuration, which lacks it: {HOW_TO_EXTEND}")
+
+
+def student_options(cfg: CN, node: str) -> CN:
+    """Return the options of a prompt learner, `cfg.TRAINER.<node>`, with KDPL's type where a fork's default has another.
+
+    Raises:
+        ConfigError: a value has no meaning for KDPL, such as CTX_INIT True.
+    """
+    options, defaults = cfg.TRAINER[node].clone(), learners()[node]
+    options.defrost()
+    for key, default in defaults.items():
+        if key not in options or options[key] is None or (options[key] is False and isinstance(default, str)):
+            options[key] = type(default)() if options.get(key, default) is not default else default
+        elif type(default) is str and not isinstance(options[key], str):
+            raise ConfigError(f"TRAINER.{node}.{key} is {options[key]!r}, expected text such as 'a photo of a', or ''.")
+    options.freeze()
+    return options
 
 
 def learners() -> dict[str, dict[str, Any]]:

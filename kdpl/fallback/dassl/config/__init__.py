@@ -5,6 +5,10 @@ from yacs.config import CfgNode as CN
 
 def get_cfg_default() -> CN:
     """Return a new configuration with every key at its default."""
+    return cfg_default.clone()
+
+
+def _defaults() -> CN:
     return CN(
         {
             "VERSION": 1,
@@ -118,3 +122,6 @@ def _optim() -> dict:
         "WARMUP_MIN_LR": 1e-5,
         "WARMUP_RECOUNT": True,
     }
+
+
+cfg_default = _defaults()
