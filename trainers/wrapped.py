@@ -116,7 +116,9 @@ class DistilledTrainer:
             UnsupportedStepError: the step does something with labels that has no meaning without them.
         """
         if others:
-            raise UnsupportedStepError(f"{self.wrapped} takes {1 + len(others)} batches a step, KDPL replaces the labels of one.")
+            raise UnsupportedStepError(
+                f"{self.wrapped} takes {1 + len(others)} batches a step, KDPL replaces the labels of one."
+            )
         options, logits = self.cfg.TRAINER.KDPL, self._teacher_logits(batch)
         allowed = [word for word in options.ALLOW.replace(",", " ").split() if word]
         labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, allowed)
