@@ -52,6 +52,8 @@ def extend_cfg(cfg: CN) -> None:
     trainer = {**learners(), "KDPL": KDPL}
     nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
     _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
+    for name in _EXPLANATIONS:
+        vars(cfg).pop(name, None)
 
 
 def _add_missing(cfg: CN, defaults: CN) -> None:
@@ -69,7 +71,7 @@ def explain_missing_nodes() -> None:
     from dassl import config
 
     # Into the node's own attributes, which its clones have as well; as a subclass it would not merge with plain nodes.
-    vars(config.cfg_default).update(key_is_renamed=_is_explained, raise_key_rename_error=_explain)
+    vars(config.cfg_default).update(_EXPLANATIONS)
 
 
 def _is_explained(full_key: str) -> bool:
@@ -80,6 +82,9 @@ def _is_explained(full_key: str) -> bool:
 
 def _explain(full_key: str) -> None:
     raise KeyError(f"{full_key} is a key that KDPL adds to the configuration, which lacks it: {HOW_TO_EXTEND}")
+
+
+_EXPLANATIONS = {"key_is_renamed": _is_explained, "raise_key_rename_error": _explain}
 
 
 def student_options(cfg: CN, node: str) -> CN:
