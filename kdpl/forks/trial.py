@@ -39,7 +39,18 @@ def small_clip(folder: Path) -> Path:
     s = SIZES
     torch.manual_seed(11)
     model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
-    sizes = (s["embed"], s["resolution"], s["layers"], s["width"], s["patch"], 77, VOCABULARY, s["w_t"], s["heads"], s["layers"])
+    sizes = (
+        s["embed"],
+        s["resolution"],
+        s["layers"],
+        s["width"],
+        s["patch"],
+        77,
+        VOCABULARY,
+        s["w_t"],
+        s["heads"],
+        s["layers"],
+    )
     torch.save(model_class(*sizes).float().state_dict(), path)
     return path
 
