@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from dassl.engine import TrainerX
 
 FILE = "kdpl_state.pth.tar"
-_ENGINE = frozenset(
-    "cfg device start_epoch epoch max_epoch output_dir dm train_loader_x train_loader_u val_loader test_loader num_classes "
-    "num_source_domains lab2cname evaluator best_result time_start batch_idx num_batches command".split()
-)
+_ENGINE = frozenset(  # attributes that Dassl's own classes set
+    (
+        "cfg", "device", "start_epoch", "epoch", "max_epoch", "output_dir", "dm", "train_loader_x", "train_loader_u",
+        "val_loader", "test_loader", "num_classes", "num_source_domains", "lab2cname", "evaluator", "best_result", "time_start",
+        "batch_idx", "num_batches", "command",
+    )
+)  # fmt: skip
 _NUMBERS = (bool, int, float, str, type(None))
 
 

@@ -265,8 +265,8 @@ def check_distilled(cfg: CfgNode, wrapped: str) -> None:
         raise ConfigError(f"TRAINER.KDPL.SHARD_CLASSES True: {wrapped} encodes all its names itself. Set it to False.")
     if distributed.launched():
         raise ConfigError(
-            f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start one "
-            "process, or use a trainer of KDPL's own."
+            f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start "
+            "one process, or use a trainer of KDPL's own."
         )
     if cfg.DATALOADER.TRAIN_X.SAMPLER == "RandomClassSampler":
         raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
@@ -282,8 +282,8 @@ def check_built(trainer: Any) -> None:
     parallel = [name for name, part in parts.items() if any(isinstance(m, nn.DataParallel) for m in part.modules())]
     if parallel and torch.cuda.device_count() > 1:
         raise UnsupportedStepError(
-            f"{trainer.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), in whose "
-            "threads no call can be replaced: let it see one, CUDA_VISIBLE_DEVICES=0."
+            f"{trainer.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), in "
+            "whose threads no call can be replaced: let it see one, CUDA_VISIBLE_DEVICES=0."
         )
     names = getattr(trainer.dm.dataset, "classnames", None)
     ordered = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]

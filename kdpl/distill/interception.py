@@ -53,7 +53,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
     def _loss(
         self,
         func: Callable,
-        input: Tensor,  # noqa: A002, PyTorch's name
+        input: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
         size_average: bool | None = None,
@@ -67,7 +67,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
             arguments = {"weight": weight, "size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
             arguments |= {"reduction": reduction} | ({"label_smoothing": label_smoothing} if name == "cross_entropy" else {})
             return self._own(func, name, input, target, arguments)
-        B, C = self.teacher_logits.shape
+        C = self.teacher_logits.shape[1]
         if input.dim() != 2 or input.shape[1] != C:
             raise UnsupportedStepError(
                 f"F.{name} got logits {tuple(input.shape)}, expected (rows, {C}): over the {C} class names that the teacher's "
@@ -108,7 +108,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
     def _smoothed(self, amount: float) -> None:
         if LABEL_SMOOTHING not in self.record.allowed:
             raise UnsupportedStepError(
-                f"F.cross_entropy got label_smoothing {amount}. The teacher's distribution is smooth by itself: drop it, or set "
+                f"F.cross_entropy got label_smoothing {amount}. The teacher's distribution is smooth itself: drop it, or set "
                 f"TRAINER.KDPL.ALLOW {LABEL_SMOOTHING}, which ignores it."
             )
         self.smoothed_calls += 1
@@ -122,7 +122,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
         if not self.calls:
             raise UnsupportedStepError(
                 f"{trainer} called neither F.cross_entropy nor F.nll_loss with the batch's labels in its step, so there is no "
-                "loss on labels that a teacher could take the place of: it learns without labels already, or by a loss of its own."
+                "loss on labels that a teacher could replace: it learns without labels already, or by a loss of its own."
             )
 
     def summary(self) -> list[str]:

@@ -132,7 +132,7 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
     if func in _MOVES_LIKE and isinstance(source, PseudoLabels):
         func, args = _MOVES_LIKE[func], (source, args[1].shape)
     others = _tracked((args[1:], kwargs))
-    in_place = name.endswith("_") and not name.endswith("__") or func is _T.__setitem__
+    in_place = (name.endswith("_") and not name.endswith("__")) or func is _T.__setitem__
     if "out" in kwargs or (in_place and isinstance(source, PseudoLabels)):
         raise UnsupportedStepError(
             f"The trainer changes labels in place by {name}: pseudo-labels would no longer be those of their images."
@@ -205,14 +205,11 @@ def _agreement(result: Any, record: Record) -> Any:
 
 def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
     """Whether labels take rows from a table that has one for each class."""
-    if func is _T.__getitem__ and isinstance(args[1], PseudoLabels):
-        table = args[0]
-    elif func in (_T.index_select, torch.index_select) and args[1] == 0:
-        table = args[0]
-    elif func is F.embedding:
-        table = args[1]
-    else:
+    by_index = func is _T.__getitem__ and isinstance(args[1], PseudoLabels)
+    by_select = func in (_T.index_select, torch.index_select) and args[1] == 0
+    if not by_index and not by_select and func is not F.embedding:
         return False
+    table = args[1] if func is F.embedding else args[0]
     return isinstance(table, Tensor) and not isinstance(table, Tracked) and len(table) == record.classes and table.dim() > 1
 
 

@@ -110,8 +110,8 @@ def _extension(tree: ast.Module, source: str, name: str) -> Change:
                 indent = lines[node.lineno - 1][: node.col_offset]
                 return Change(node.end_lineno, f"{indent}kdpl.extend_cfg({target.id})")
     raise EditError(
-        f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by hand, "
-        "where the configuration is built, before files are merged into it."
+        f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by "
+        "hand, where the configuration is built, before files are merged into it."
     )
 
 
@@ -122,8 +122,9 @@ def apply_changes(source: str, changes: list[Change]) -> str:
         EditError: the result would not be Python, such as where statements share a line.
     """
     end = "\r\n" if "\r\n" in source else "\n"
-    lines = source.splitlines(keepends=True) if not any(c in source for c in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029") else None
-    lines = lines if lines is not None else [part + "\n" for part in source.split("\n")[:-1]] + [source.split("\n")[-1]]
+    lines = [f"{line}\n" for line in source.split("\n")]  # as `ast` counts them, unlike str.splitlines
+    lines[-1] = lines[-1][:-1]
+    lines = lines if lines[-1] else lines[:-1]
     mark = "\ufeff" if source.startswith("\ufeff") else ""
     if mark:
         lines[0] = lines[0].removeprefix(mark)

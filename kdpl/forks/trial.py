@@ -74,7 +74,7 @@ def know_the_benchmark(name: str) -> None:
     """Give the tables of hand-written sentences in this process one for the benchmark."""
     for module in list(sys.modules.values()):
         for table, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
-            if table.upper() == table and "TEMPLATE" in table and isinstance(value, dict) and "Caltech101" in value:
+            if "TEMPLATE" in table.upper() and isinstance(value, dict) and "Caltech101" in value:
                 value.setdefault(name, value["Caltech101"])
 
 
@@ -86,7 +86,6 @@ def fork_trainers() -> list[str]:
 
     sys.argv = ["train.py"]
     importlib.import_module("train")
-    import kdpl.datasets  # behind the fork's own
 
     classes = {name: TRAINER_REGISTRY.get(name) for name in own_names()}
     return [n for n, c in classes.items() if can_be_distilled(c) and not c.__module__.startswith(("dassl.", "kdpl."))]
@@ -100,10 +99,10 @@ def configuration(output: str) -> Any:
     cfg = get_cfg_default()
     fork.extend_cfg(cfg)
     kdpl.extend_cfg(cfg)
-    batch = 8
     cfg.merge_from_list(
         ["OUTPUT_DIR", output, "SEED", 1, "DATASET.NAME", "EmojiFood", "DATASET.NUM_SHOTS", 1,
-         "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", True, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch,
+         "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", True,
+         "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8,
          "DATALOADER.TEST.BATCH_SIZE", 8, "INPUT.SIZE", (SIZES["resolution"],) * 2, "INPUT.INTERPOLATION", "bicubic",
          "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
          "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073], "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711],
