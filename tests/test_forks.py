@@ -265,7 +265,7 @@ def test_the_kind_of_loss_and_the_teachers_scale_are_those_of_the_options(tmp_pa
         (),
         ("TRAINER.KDPL.LOSS", "forward"),
         ("TRAINER.KDPL.TEMPERATURE", 2.0),
-        ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", 30),
+        ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", 7),
     ):
         trainer = build("KDPL_StyleCoOp", tmp_path / str(len(losses)), *options)
         trainer.batch_idx, trainer.num_batches = 0, 9

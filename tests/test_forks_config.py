@@ -53,6 +53,22 @@ def test_an_older_dassl_that_lacks_a_key_takes_every_configuration():
         cfg.clone().merge_from_file(str(file))
 
 
+def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, monkeypatch):
+    import torchvision.transforms as T
+    from dassl.engine import build_trainer
+
+    import fork_styles  # noqa: F401  registers them
+
+    crop = T.RandomResizedCrop
+    monkeypatch.setattr(T, "RandomResizedCrop", lambda size, scale=None, **kwargs: crop(size, **kwargs))
+    monkeypatch.setattr("kdpl.training.pixels.T.RandomResizedCrop", crop)
+    for trainer in ("KDPL_CoOp", "KDPL_StyleCoOp"):
+        cfg = config("KDPL_CoOp", "emoji_food", tmp_path, "DATASET.NUM_SHOTS", 1)
+        cfg.TRAINER.NAME = trainer
+        loader = build_trainer(cfg).train_loader_x
+        assert loader.dataset.transform.transforms[0].scale == (0.5, 1.0)
+
+
 def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):
     from dassl.engine import build_trainer
 
@@ -69,5 +85,11 @@ def test_a_configuration_without_kdpls_nodes_is_named_by_every_trainer(tmp_path)
         with pytest.raises(ConfigError, match=r"`kdpl.extend_cfg\(cfg\)`"):
             build(get_cfg_default())
     cfg = get_cfg_default()
-    with pytest.raises(KeyError, match=r"TRAINER.COOP is a key that KDPL adds .*`kdpl.extend_cfg\(cfg\)`"):
+    with pytest.raises(KeyError, match=r"lacks the keys of TRAINER.KDPL: .*`kdpl.extend_cfg\(cfg\)`"):
         cfg.merge_from_file(f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")
+    with pytest.raises(KeyError, match="lacks the keys of TRAINER.KDPL"):
+        cfg.clone().merge_from_list(["TRAINER.KDPL.TEACHER", "RN50"])
+    cfg.merge_from_list(["OPTIM.LR", 0.5])
+    assert cfg.OPTIM.LR == 0.5 != get_cfg_default().OPTIM.LR
+    kdpl.extend_cfg(cfg)
+    cfg.merge_from_file(f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")

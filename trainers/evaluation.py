@@ -22,7 +22,7 @@ from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
-from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
+from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
 class _Curves:
@@ -86,6 +86,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
             self.cfg = without_test(self.cfg)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
+        if self.train_loader_x is not None:
+            apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform

@@ -30,6 +30,7 @@ from kdpl.trainers.registry import PREFIX, is_ours
 from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, hide_labels
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
 from kdpl.training.optimizers import check_all_learn
+from kdpl.training.pixels import apply_crop_scale
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
 
@@ -65,6 +66,7 @@ class DistilledTrainer:
         super().build_data_loader()
         hide_labels(self)
         options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
+        apply_crop_scale(loader.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         images = []
         if options.VIEWS:
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from yacs.config import CfgNode as CN
@@ -52,7 +53,7 @@ def extend_cfg(cfg: CN) -> None:
     trainer = {**learners(), "KDPL": KDPL}
     nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
     _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
-    for name in _EXPLANATIONS:
+    for name in _EXPLAINED:
         vars(cfg).pop(name, None)
 
 
@@ -67,24 +68,28 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
 
 
 def explain_missing_nodes() -> None:
-    """Make Dassl's default configuration say how to extend it, if a file sets a key of KDPL's that it lacks."""
+    """Make Dassl's default configuration say how to extend it, if keys of KDPL's are merged into one that lacks them."""
     from dassl import config
 
-    # Into the node's own attributes, which its clones have as well; as a subclass it would not merge with plain nodes.
-    vars(config.cfg_default).update(_EXPLANATIONS)
+    default = config.cfg_default
+    # As attributes of this node, bound to each of its clones by `deepcopy`; a subclass would not merge with plain nodes.
+    for name, method in _EXPLAINED.items():
+        vars(default)[name] = MethodType(method, default)
 
 
-def _is_explained(full_key: str) -> bool:
-    nodes = {"TRAINER": learners() | {"KDPL": KDPL}, "DATASET": DATASET, "TRAIN": TRAIN, **NEWER_DASSL}
-    node, _, key = full_key.partition(".")
-    return key in nodes.get(node, ())
+def _merge_other(cfg: CN, other: CN) -> None:
+    if "KDPL" in other.get("TRAINER", ()):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_other_cfg(cfg, other)
 
 
-def _explain(full_key: str) -> None:
-    raise KeyError(f"{full_key} is a key that KDPL adds to the configuration, which lacks it: {HOW_TO_EXTEND}")
+def _merge_list(cfg: CN, pairs: list) -> None:
+    if any(str(key).startswith("TRAINER.KDPL.") for key in pairs[::2]):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_list(cfg, pairs)
 
 
-_EXPLANATIONS = {"key_is_renamed": _is_explained, "raise_key_rename_error": _explain}
+_EXPLAINED = {"merge_from_other_cfg": _merge_other, "merge_from_list": _merge_list}
 
 
 def student_options(cfg: CN, node: str) -> CN:

@@ -74,6 +74,13 @@ def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, .
     return T.Compose([*steps, T.PILToTensor()])
 
 
+def apply_crop_scale(transform: Any, scale: tuple[float, float]) -> None:
+    """Let the random resized crops of a transform, in place, have INPUT.RRCROP_SCALE, which an older Dassl does not read."""
+    for step in getattr(transform, "transforms", ()):
+        if isinstance(step, T.RandomResizedCrop):
+            step.scale = tuple(scale)
+
+
 class Normalize:
     """Images as bytes to normalised floats, on their device; floats are taken for normalised already.
 
