@@ -147,7 +147,7 @@ def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
         assert sorted(batch) == ["domain", "img", "label"]
         for key in ("impath", "index"):
             assert batch.get(key) is None
-            with pytest.raises(UnsupportedStepError, match=f"reads batch\\['{key}'\\]"):
+            with pytest.raises(UnsupportedStepError, match=rf"reads batch\['{key}'\]"):
                 batch[key]
         return parse(batch)
 
@@ -188,6 +188,9 @@ def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(tmp_path):
 
     assert TRAINER_REGISTRY.get("KDPL_Decorated") is Decorated and TRAINER_REGISTRY.get("Decorated") is Decorated.__mro__[2]
     assert TRAINER_REGISTRY.get("KDPL_Later") is Later and Later.teacher_view == 1
+    TRAINER_REGISTRY.register(type("KDPL_Theirs", (fork_styles.Style,), {}), force=True)
+    with pytest.raises(ValueError, match="KDPL_Theirs is a trainer of"):
+        distilled(type("Theirs", (fork_styles.Style,), {}))
     for wrong in (kdpl.trainers.KDPL_CoOp, Later, TrainerX, str):
         with pytest.raises(TypeError, match="cannot be distilled"):
             distilled(wrong)
@@ -276,6 +279,7 @@ def test_the_kind_of_loss_and_the_teachers_scale_are_those_of_the_options(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("TRAINER.KDPL.TEMPERATURE", 0.0), "TRAINER.KDPL.TEMPERATURE is 0.0"),
         (("TRAINER.KDPL.CLASS_AGNOSTIC", True), "bound to the class names"),
         (("TRAINER.KDPL.SHARD_CLASSES", True), "encodes all its names itself"),
         (("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler"), "puts batches together by label"),
@@ -378,6 +382,7 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
     rates = []
     for _ in range(3):
         rates.append(trainer.get_current_lr())
+        trainer.optim.step()
         trainer.update_lr()
     assert rates == pytest.approx([1e-5, 0.005, 0.005 * 0.75])
     assert fork_styles.build_lr_scheduler is stops

@@ -85,3 +85,20 @@ class UnlabelledLoader(EpochLoader):
         if name.startswith("__") or "loader" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__dict__["loader"], name)
+
+
+def check_shots(trainer: "TrainerX") -> None:
+    """Refuse TRAINER.KDPL.SHOTS random for a data set that does not know it.
+
+    Raises:
+        ValueError: the message names the data set and the way out.
+    """
+    if trainer.cfg.TRAINER.KDPL.SHOTS != "random" or trainer.cfg.DATASET.NUM_SHOTS <= 0:
+        return
+    from kdpl.datasets.base import ClassListDataset
+
+    if not isinstance(trainer.dm.dataset, ClassListDataset):
+        raise ValueError(
+            f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
+            "one of kdpl.datasets: set SHOTS to 'class'."
+        )

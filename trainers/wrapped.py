@@ -26,8 +26,9 @@ from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ImageFile, ViewFeatures, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
+from kdpl.trainers.evaluation import report_unreadable, use_own_manager, without_test
 from kdpl.trainers.registry import PREFIX, is_ours
-from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, hide_labels
+from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_shots, hide_labels
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
 from kdpl.training.optimizers import check_all_learn
 from kdpl.training.pixels import apply_crop_scale
@@ -63,7 +64,11 @@ class DistilledTrainer:
         super().check_cfg(cfg)
 
     def build_data_loader(self) -> None:
-        super().build_data_loader()
+        if not use_own_manager(self):
+            super().build_data_loader()
+        if self.test_loader is None:
+            self.cfg = without_test(self.cfg)
+        check_shots(self)
         hide_labels(self)
         options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
         apply_crop_scale(loader.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
@@ -121,6 +126,7 @@ class DistilledTrainer:
             raise UnsupportedStepError(
                 f"{self.wrapped} takes {1 + len(others)} batches a step, KDPL replaces the labels of one."
             )
+        report_unreadable(self, batch)
         options, logits = self.cfg.TRAINER.KDPL, self._teacher_logits(batch)
         allowed = [word for word in options.ALLOW.replace(",", " ").split() if word]
         labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, allowed)
@@ -211,6 +217,7 @@ def distilled(
 
     Raises:
         TypeError: it is not a `TrainerX`, or has no step of its own.
+        ValueError: a fork has a trainer of that name.
     """
     if trainer_class is None:
         return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
@@ -221,8 +228,11 @@ def distilled(
         )
     wrapped = trainer_class.__name__
     name = name or f"{PREFIX}{wrapped}"
-    if name in own_names() and is_ours(present := TRAINER_REGISTRY.get(name)):
+    present = TRAINER_REGISTRY.get(name) if name in own_names() else DistilledTrainer
+    if is_ours(present) and present is not DistilledTrainer:
         return present
+    if not issubclass(present, DistilledTrainer):
+        raise ValueError(f"{name} is a trainer of {present.__module__} already: give the wrapped one another name=.")
     members = {"wrapped": wrapped, "teacher_view": teacher_view, "__module__": trainer_class.__module__}
     members["__doc__"] = f"{wrapped} without labels (KDPL, arXiv:2407.03056)."
     made = type(name, (DistilledTrainer, trainer_class), members)

@@ -86,6 +86,7 @@ def fork_trainers() -> list[str]:
 
     sys.argv = ["train.py"]
     importlib.import_module("train")
+    importlib.import_module("kdpl.datasets")  # behind the fork's own
 
     classes = {name: TRAINER_REGISTRY.get(name) for name in own_names()}
     return [n for n, c in classes.items() if can_be_distilled(c) and not c.__module__.startswith(("dassl.", "kdpl."))]

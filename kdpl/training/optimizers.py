@@ -20,12 +20,11 @@ def check_all_learn(models: Mapping[str, nn.Module], optimizers: Iterable[Optimi
             module in Dassl's own code.
     """
     optimized = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    left_out = {
-        id(parameter): f"{model}.{name}" if name else model
-        for model, module in models.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and id(parameter) not in optimized
-    }
+    left_out: dict[int, str] = {}
+    for model, module in models.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in optimized:
+                left_out.setdefault(id(parameter), f"{model}.{name}")
     if not left_out:
         return
     names = list(left_out.values())
