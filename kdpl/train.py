@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace):
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif not args.no_train:
-        trainer.load_for_training()
+        getattr(trainer, "load_for_training", lambda: None)()  # a fork's own trainer loads everything when it is built
     return trainer, others
 
 

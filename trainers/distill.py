@@ -16,6 +16,7 @@ from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer
+from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
 
 STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
@@ -94,14 +95,7 @@ class DistillTrainer(PromptTrainer):
     def build_data_loader(self) -> None:
         super().build_data_loader()
         options = self.cfg.TRAINER.KDPL
-        if options.SHOTS == "random" and self.cfg.DATASET.NUM_SHOTS > 0:
-            from kdpl.datasets.base import ClassListDataset
-
-            if not isinstance(self.dm.dataset, ClassListDataset):
-                raise ValueError(
-                    f"TRAINER.KDPL.SHOTS 'random' is not supported by the data set {type(self.dm.dataset).__name__}, which is "
-                    "not from kdpl.datasets: set SHOTS to 'class', or import kdpl.datasets before the fork's own."
-                )
+        check_shots(self)
         if options.VIEWS and self.train_loader_x is not None:
             loader = self.train_loader_x.loader
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")

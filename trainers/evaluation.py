@@ -19,12 +19,12 @@ from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
 from kdpl.common.rows import key_of
 from kdpl.common.signals import leave_signals_to_the_parent
-from kdpl.config.checks import check_values
+from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
-from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
+from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
 class _Curves:
@@ -68,6 +68,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
+        check_extended(cfg)
         check_values(cfg)
         check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
         known = transform_names()
@@ -75,19 +76,14 @@ class EvaluatedTrainer(_Curves, TrainerX):
             check_choice("INPUT.TRANSFORMS", name, known)
 
     def build_data_loader(self) -> None:
-        name = self.cfg.DATASET.NAME
-        dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-        if manager := getattr(dataset, "data_manager", None):  # the data set has its own way to read images
-            self.dm = dm = manager(self.cfg)
-            self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
-            self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
-            self.num_classes, self.lab2cname, self.num_source_domains = dm.num_classes, dm.lab2cname, dm.num_source_domains
-        else:
+        if not use_own_manager(self):
             super().build_data_loader()
         if self.test_loader is None:
             self.cfg = without_test(self.cfg)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
+        if self.train_loader_x is not None:
+            apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
@@ -173,11 +169,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
         return self.images(batch), batch["label"].to(self.device, non_blocking=True)
 
     def images(self, batch: dict[str, Any]) -> Tensor:
-        """Return the batch's images `(B, 3, H, W)` on the device, normalised; if possible they are moved as bytes."""
-        if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
-            self.reported_unreadable = self.reported_unreadable.union(new)
-            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
-            print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
+        """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
+        report_unreadable(self, batch)
         return self.normalize(batch["img"].to(self.device, non_blocking=True))
 
     def effective_precision(self, key: str, value: str, frozen: bool = False) -> str:
@@ -186,6 +179,29 @@ class EvaluatedTrainer(_Curves, TrainerX):
         if here != value:
             print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
         return here
+
+
+def use_own_manager(trainer: TrainerX) -> bool:
+    """Set a trainer's loaders from the manager of a data set that reads images its own way; return whether it has one."""
+    name = trainer.cfg.DATASET.NAME
+    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    manager = getattr(dataset, "data_manager", None)
+    if manager is not None:
+        trainer.dm = dm = manager(trainer.cfg)
+        trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
+        trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
+        trainer.lab2cname = dm.lab2cname
+    return manager is not None
+
+
+def report_unreadable(trainer: TrainerX, batch: Mapping[str, Any]) -> None:
+    """Print and write down the images of a batch that were replaced because they could not be read, each once."""
+    reported = getattr(trainer, "reported_unreadable", frozenset())
+    if new := sorted({*batch.get("unreadable", ())} - reported - {""}):
+        trainer.reported_unreadable = reported.union(new)
+        write_bad_images(trainer.cfg.OUTPUT_DIR, new, more=True)
+        print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
 
 
 def without_test(cfg: CfgNode) -> CfgNode:

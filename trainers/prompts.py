@@ -21,7 +21,8 @@ from kdpl.common import distributed
 from kdpl.common.digests import file_digests
 from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
-from kdpl.config.checks import check_config
+from kdpl.config.checks import check_config, check_extended
+from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
 from kdpl.distill.views import ImageFile
 from kdpl.students import Student
@@ -31,6 +32,7 @@ from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.training import Training
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
+from kdpl.training.optimizers import check_all_learn
 from kdpl.training.progress import Progress
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
@@ -44,6 +46,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
+        check_extended(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
@@ -61,7 +64,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
-        options, student = cfg.TRAINER[self.student_class.node], self.student_class
+        student = self.student_class
+        options = student_options(cfg, student.node)
         super().check_cfg(cfg)
         check_config(cfg, student.node)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
@@ -94,7 +98,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     def build_model(self) -> None:
         cfg, node = self.cfg, self.student_class.node
-        key, options = f"TRAINER.{node}.PREC", cfg.TRAINER[node]
+        key, options = f"TRAINER.{node}.PREC", student_options(cfg, node)
         precision = self.effective_precision(key, options.PREC)
         frozen = (
             self.effective_precision(key, options.PREC, frozen=True) if self.student_class.reads_frozen_image_features else ""
@@ -113,6 +117,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
             state = checkpoint.load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             checkpoint.load_learned(learned, state["state_dict"], cfg.MODEL.INIT_WEIGHTS)
         self.optim = build_optimizer(learned, cfg.OPTIM)
+        check_all_learn({self.student.model_name: learned}, [self.optim], cfg.OPTIM)
         self.sched = build_schedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)

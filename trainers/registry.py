@@ -4,6 +4,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.students import Student
 
+PREFIX = "KDPL_"
+
 
 def register(trainer: type) -> type:
     """Register a trainer class under its name, as a decorator, unless a fork has registered that name already.
@@ -16,7 +18,7 @@ def register(trainer: type) -> type:
         TRAINER_REGISTRY.register()(trainer)
         return trainer
     present = TRAINER_REGISTRY.get(name)
-    if present.__module__ == trainer.__module__ or (_is_ours(present) and not _is_ours(trainer)):
+    if present.__module__ == trainer.__module__ or (is_ours(present) and not is_ours(trainer)):
         TRAINER_REGISTRY.register(force=True)(trainer)
     return trainer
 
@@ -32,5 +34,5 @@ def trainer_of(student: type[Student], base: type, prefix: str, module: str) -> 
     return register(type(f"{prefix}{student.__name__}", (base,), members))
 
 
-def _is_ours(trainer: type) -> bool:
+def is_ours(trainer: type) -> bool:
     return trainer.__module__.startswith("kdpl.trainers.")

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.class_names import read_class_names
 from kdpl.config.choices import (
+    ALLOWED,
     FINAL_MODELS,
     INTERPOLATIONS,
     LOSSES,
@@ -27,6 +28,7 @@ from kdpl.config.choices import (
     ConfigError,
     check_choice,
 )
+from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 
 LOADERS = ("TRAIN_X", "TRAIN_U", "TEST")
 CHOICES = {
@@ -41,7 +43,7 @@ RANGES = (  # a condition, the same in words, and the keys that must meet it
     (lambda v: v > 0, "a number above 0", "OPTIM.LR OPTIM.GAMMA OPTIM.BASE_LR_MULT OPTIM.WARMUP_CONS_LR"),
     (lambda v: v >= 1, "1 or more", "OPTIM.MAX_EPOCH TRAIN.PRINT_FREQ INPUT.GB_K"),
     (lambda v: v >= 1, "1 or more", " ".join(f"DATALOADER.{loader}.BATCH_SIZE" for loader in LOADERS)),
-    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_EVERY_MINUTES"),
+    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_EVERY_MINUTES"),
     (lambda v: v >= 0, "0 or more", "OPTIM.WEIGHT_DECAY OPTIM.WARMUP_MIN_LR INPUT.CROP_PADDING INPUT.GN_STD"),
     (lambda v: v >= 0, "0 or more", "INPUT.CUTOUT_N INPUT.CUTOUT_LEN INPUT.RANDAUGMENT_N"),
     (lambda v: v >= 0, "0 or more", "INPUT.COLORJITTER_B INPUT.COLORJITTER_C INPUT.COLORJITTER_S"),
@@ -140,6 +142,16 @@ def _check_paths(values: dict[str, Any]) -> None:
         read_class_names(names)
 
 
+def check_extended(cfg: CfgNode) -> None:
+    """Refuse a configuration without KDPL's nodes.
+
+    Raises:
+        ConfigError: the message names the line that is missing in `train.py`.
+    """
+    if "KDPL" not in cfg.TRAINER or any(key not in cfg.TRAINER.KDPL for key in KDPL):
+        raise ConfigError(f"The configuration has no TRAINER.KDPL, or not all of it: {HOW_TO_EXTEND}")
+
+
 def check_config(cfg: CfgNode, node: str = "") -> None:
     """Refuse values that are invalid for every trainer, or for the one that reads `TRAINER.<node>`.
 
@@ -159,6 +171,8 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
         check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
         check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
+        for word in options.ALLOW.replace(",", " ").split():
+            check_choice("TRAINER.KDPL.ALLOW", word, ALLOWED)
         if options.K_MAX < 2:
             raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 2 names a batch.")
         for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from yacs.config import CfgNode as CN
@@ -28,21 +29,32 @@ KDPL = {
     "COMPILE": False,
     "MAX_TEXT_ROWS": 8192,
     "SHARD_CLASSES": False,
+    "ALLOW": "",
 }
 DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"}
+NEWER_DASSL = {"INPUT": {"RRCROP_SCALE": (0.08, 1.0)}}  # missing in older ones, which do as the default says
+HOW_TO_EXTEND = (
+    "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
+)
 TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
 _external: dict[str, dict[str, Any]] = {}  # options by node, of learners defined outside kdpl/students
 
 
 def extend_cfg(cfg: CN) -> None:
-    """Add KDPL's missing configuration nodes and keys to `cfg`, in place; existing ones, such as a fork's, are unchanged.
+    """Add to `cfg`, in place, the configuration nodes and keys of KDPL that are missing from it.
+
+    A fork's own values are kept: a node or key that exists already is left alone. But an empty default of another type than
+    KDPL's, such as CTX_INIT False in place of words, becomes None, which is as empty and takes values of either type.
 
     Args:
         cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
     """
     trainer = {**learners(), "KDPL": KDPL}
-    _add_missing(cfg, CN({"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}))
+    nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
+    _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
+    for name in _EXPLAINED:
+        vars(cfg).pop(name, None)
 
 
 def _add_missing(cfg: CN, defaults: CN) -> None:
@@ -51,6 +63,50 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
             cfg[key] = value
         elif isinstance(value, CN):
             _add_missing(cfg[key], value)
+        elif {type(value), type(cfg[key])} == {str, bool} and not cfg[key]:
+            cfg[key] = None
+
+
+def explain_missing_nodes() -> None:
+    """Make Dassl's default configuration say how to extend it, if keys of KDPL's are merged into one that lacks them."""
+    from dassl import config
+
+    default = config.cfg_default
+    # As attributes of this node, bound to each of its clones by `deepcopy`; a subclass would not merge with plain nodes.
+    for name, method in _EXPLAINED.items():
+        vars(default)[name] = MethodType(method, default)
+
+
+def _merge_other(cfg: CN, other: CN) -> None:
+    if "KDPL" in other.get("TRAINER", ()):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_other_cfg(cfg, other)
+
+
+def _merge_list(cfg: CN, pairs: list) -> None:
+    if any(str(key).startswith("TRAINER.KDPL.") for key in pairs[::2]):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_list(cfg, pairs)
+
+
+_EXPLAINED = {"merge_from_other_cfg": _merge_other, "merge_from_list": _merge_list}
+
+
+def student_options(cfg: CN, node: str) -> CN:
+    """Return the options of a prompt learner, `cfg.TRAINER.<node>`, with KDPL's type where a fork's default has another.
+
+    Raises:
+        ConfigError: a value has no meaning for KDPL, such as CTX_INIT True.
+    """
+    options, defaults = cfg.TRAINER[node].clone(), learners()[node]
+    options.defrost()
+    for key, default in defaults.items():
+        if key not in options or options[key] is None or (options[key] is False and isinstance(default, str)):
+            options[key] = type(default)() if options.get(key, default) is not default else default
+        elif type(default) is str and not isinstance(options[key], str):
+            raise ConfigError(f"TRAINER.{node}.{key} is {options[key]!r}, expected text such as 'a photo of a', or ''.")
+    options.freeze()
+    return options
 
 
 def learners() -> dict[str, dict[str, Any]]:

@@ -77,6 +77,13 @@ def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, .
     return T.Compose([*steps, T.PILToTensor()])
 
 
+def apply_crop_scale(transform: Any, scale: tuple[float, float]) -> None:
+    """Let the random resized crops of a transform, in place, have INPUT.RRCROP_SCALE, which an older Dassl does not read."""
+    for step in getattr(transform, "transforms", ()):
+        if isinstance(step, T.RandomResizedCrop):
+            step.scale = tuple(scale)
+
+
 class Normalize:
     """Turns uint8 images into normalised floats on their device; floats count as normalised already.
 

@@ -5,6 +5,10 @@ from yacs.config import CfgNode as CN
 
 def get_cfg_default() -> CN:
     """Return a new configuration with every key at its default."""
+    return cfg_default.clone()
+
+
+def _defaults() -> CN:
     train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     return CN(
         {
@@ -102,3 +106,6 @@ def get_cfg_default() -> CN:
             "TRAINER": {"NAME": ""},
         }
     )
+
+
+cfg_default = _defaults()
