@@ -18,13 +18,11 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
-from kdpl.common.digests import file_digests
-from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
-from kdpl.distill.views import ImageFile
+from kdpl.distill.views import ImageFile, image_files
 from kdpl.students import Student
 from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
@@ -144,9 +142,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     def training_images(self) -> list[ImageFile]:
         """Names and contents of the training images."""
         root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-        paths = [item.impath for item in self.train_loader_x.dataset.data_source]
-        names = [name_below(path, root) for path in paths]
-        return [ImageFile(name, digest.hex()) for name, digest in zip(names, file_digests(paths), strict=True)]
+        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], root)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

@@ -23,7 +23,7 @@ from kdpl.config.choices import ConfigError
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.distill.teacher import Teacher
-from kdpl.distill.views import ImageFile, ViewFeatures, view_features
+from kdpl.distill.views import ViewFeatures, image_files, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import report_unreadable, use_own_manager, without_test
@@ -75,7 +75,7 @@ class DistilledTrainer:
         images = []
         if options.VIEWS:
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            images = [ImageFile.of(item.impath, root) for item in loader.dataset.data_source]
+            images = image_files([item.impath for item in loader.dataset.data_source], root)
         names = [image.name for image in images]
         self._kdpl_images = images
         self.train_loader_x = UnlabelledLoader(self, loader, self._kdpl_seed, options.VIEWS, options.VIEW_SEED, names)

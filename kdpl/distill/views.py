@@ -1,5 +1,6 @@
 """Features of frozen towers for the fixed views of a training set, computed once and cached in memory and on disk."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
+from kdpl.common.digests import file_digests
+from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder
 
 if TYPE_CHECKING:
@@ -30,6 +33,15 @@ class ImageFile:
 
     def key(self, view: int) -> bytes:
         return key_of(self.name, self.content, view)
+
+
+def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile]:
+    """Return the identities of a training set's images, whose names are their paths below `root`.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+    """
+    return [ImageFile(name_below(p, root), digest.hex()) for p, digest in zip(paths, file_digests(paths), strict=True)]
 
 
 class FeatureTable:
