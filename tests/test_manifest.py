@@ -57,6 +57,7 @@ def test_options_of_other_learners_are_harmless_and_unknown_keys_matter():
 # ------------------------------------------------------------------------------------------------------- the manifest
 
 
+@pytest.mark.slow
 def test_a_manifest_is_in_the_folder_the_checkpoint_the_bundle_the_results_and_the_card(finished):
     import kdpl.classifier.bundle
 
@@ -112,6 +113,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", OTHER)
 def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(key, finished):
     before = {
@@ -125,12 +127,14 @@ def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_refused_to_another_trainer(finished):
     process = train(finished, trainer="CoOp")
     assert process.returncode == exits.BAD_INPUT
     assert "  TRAINER.NAME: KDPL_CoOp in the folder, CoOp now\nStart with" in process.stderr
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_passes(finished):
     (path,) = finished.rglob("model.pth.tar-2")
     before = path.read_bytes()
@@ -142,6 +146,7 @@ def test_the_same_command_again_trains_nothing_and_passes(finished):
     assert read_manifest(finished).environment["earlier"][0]["TRAINER.KDPL.MAX_TEXT_ROWS"] == 8192
 
 
+@pytest.mark.slow
 def test_images_whose_content_changed_are_another_run(tmp_path):
     """Same names, sizes and times, other pixels."""
     data = tmp_path / "photos"
@@ -164,6 +169,7 @@ def test_images_whose_content_changed_are_another_run(tmp_path):
     assert "training images: 4 (" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_run_starts_over_beside_what_was_there(tmp_path):
     train(tmp_path / "out", check=True)
     process = train(tmp_path / "out", "OPTIM.LR", 0.001, flags=["--fresh"])
@@ -173,6 +179,7 @@ def test_a_run_starts_over_beside_what_was_there(tmp_path):
     assert (old / "prompts.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_path):
     train(tmp_path, check=True)
     assert train(tmp_path, "OPTIM.MAX_EPOCH", 3).returncode == exits.BAD_INPUT
@@ -184,6 +191,7 @@ def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_pa
     assert json.loads((tmp_path / "results.json").read_text())["manifest"]["changes"] == manifest.changes
 
 
+@pytest.mark.slow
 def test_the_average_of_promptsrc_is_of_the_planned_epochs(tmp_path):
     build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 1).train()
     longer = build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 2)
@@ -195,6 +203,7 @@ def test_the_average_of_promptsrc_is_of_the_planned_epochs(tmp_path):
 # -------------------------------------------------------------------------------------------------------- evaluation
 
 
+@pytest.mark.slow
 def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
     def evaluate(*options, trainer="KDPL_CoOp", flags=()):
         return train(tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new", *options, trainer=trainer,

@@ -80,6 +80,7 @@ def run_lines(lines: str, photos, monkeypatch):
     return scope["student"]
 
 
+@pytest.mark.slow
 def test_the_lines_reach_the_accuracy_of_the_trainer(trained, photos, monkeypatch):
     run, accuracy = trained
     expected = hits(run.student, run)
