@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from kdpl.clip.loading import describe
 from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
@@ -22,6 +23,7 @@ from kdpl.config.checks import check_values
 from kdpl.config.choices import check_choice
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
+from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
 
 
@@ -70,6 +72,18 @@ class EvaluatedTrainer(_Curves, TrainerX):
         known = transform_names()
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
+        self.follow_model(cfg)
+
+    def follow_model(self, cfg: CfgNode) -> None:
+        """Set INPUT of the configuration, in place, as the evaluated CLIP takes its images, and remember how.
+
+        Raises:
+            ConfigError: a value that was given contradicts it.
+            ModelNameError, WeightsError: as `describe`.
+        """
+        name = cfg.MODEL.BACKBONE.NAME
+        self.preprocessing = describe(name).preprocessing
+        follow_model(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
 
     def build_data_loader(self) -> None:
         name = self.cfg.DATASET.NAME
@@ -85,6 +99,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
             self.cfg = without_test(self.cfg)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
+        for loader in {id(each): each for each in (self.val_loader, self.test_loader) if each is not None}.values():
+            loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
@@ -92,6 +108,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Evaluate on another data set from now on: its images and class names, the same model."""
+        self.follow_model(cfg)
         self.cfg = cfg
         self.build_data_loader()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
