@@ -78,6 +78,11 @@ class TextTower:
         return len(self.blocks)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids that it knows."""
+        return self._text.token_embedding.num_embeddings
+
+    @property
     def embed_dim(self) -> int:
         """Width d of the text features."""
         projection = self._text.text_projection

@@ -28,7 +28,12 @@ DEPTHS = {  # of timm's image towers, by the beginning of their name
     "fastvit_mci3": {"layers": (1, 1, 1, 1, 2)},
     "fastvit_mci4": {"layers": (1, 1, 1, 1, 2)},
     "fastvit": {"layers": (1, 1, 1, 2)},
+    "vit_base_mci": {"depth": 2},
+    "vit_medium": {"depth": 2},
+    "vit_relpos": {"depth": 2},
+    "vitamin": {"depth": 2},
 }
+NARROW = {"depth": 2, "embed_dim": WIDTH, "num_heads": 2}  # of timm's other ViTs
 SPECIAL = {  # by repository: special tokens in the order of their ids, and what stands around a text
     "bert": (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS] $A [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]"}),
     "roberta": (("<s>", "<pad>", "</s>", "<unk>"), "<s> $A </s>", {"bos_token": "<s>", "eos_token": "</s>"}),
@@ -50,6 +55,8 @@ def shrink() -> None:
         vision, text = config["vision_cfg"], config["text_cfg"]
         if "timm_model_name" in vision:
             vision["timm_model_name"] = _shrunk_timm(vision["timm_model_name"])
+            if vision["timm_proj"] == "none":  # the image tower's width is that of the features
+                config["embed_dim"] = WIDTH
         elif isinstance(vision["layers"], list):
             vision.update(layers=[1, 1, 1, 1], width=32)
         else:
@@ -118,7 +125,7 @@ def encode(model: nn.Module, images: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
 
 
 def _shrunk_timm(name: str) -> str:
-    options = next((options for start, options in DEPTHS.items() if name.startswith(start)), {"depth": 2})
+    options = next((options for start, options in DEPTHS.items() if name.startswith(start)), NARROW)
     make = timm.model_entrypoint(name)
 
     def shrunk(pretrained: bool = False, **kwargs):

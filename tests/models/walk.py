@@ -1,7 +1,7 @@
 # ruff: noqa: E402, I001  the hub's folder is chosen before it is read, see shrunk.py
 """Hold every architecture that open_clip lists against the library, and print what kdpl can do with it.
 
-    python tests/models/walk.py [--names ViT-B-32 ...]
+    python tests/models/walk.py [--names ViT-B-32 ...] [--precisions fp16 bf16]
 
 Each is shrunk to two layers a tower, with random weights, biases and statistics. The teacher's features must be the library's
 in fp32 and in half precision; a student's text features with the initial words must be the library's, and its gradients finite;
@@ -192,13 +192,14 @@ def table(verdicts: list[Verdict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--names", nargs="+", default=[])
+    parser.add_argument("--names", nargs="+", default=[], help="architectures (default: all)")
+    parser.add_argument("--precisions", nargs="+", choices=HALF, default=list(HALF), help="beside fp32 (default: all)")
     args = parser.parse_args()
     shrink()
     verdicts, wrong = [], 0
     for name in args.names or open_clip.list_models():
         try:
-            verdicts.append(check(name))
+            verdicts.append(check(name, tuple(args.precisions)))
             print(f"{name}: {verdicts[-1]}", file=sys.stderr, flush=True)
         except Exception as error:  # each is reported, and the others are still walked
             wrong += 1

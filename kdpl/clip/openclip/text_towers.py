@@ -115,6 +115,11 @@ class WholeText(DenseText):
         return len(self.blocks)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids that it knows."""
+        return self._text.token_embedding.num_embeddings
+
+    @property
     def embed_dim(self) -> int:
         """Width d of the text features."""
         projection = self._text.text_projection
@@ -223,6 +228,11 @@ class HubText(DenseText):
     @property
     def width(self) -> int:
         return self._embedding.weight.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that it knows."""
+        return len(self._embedding.weight)
 
     @property
     def embed_dim(self) -> int:
