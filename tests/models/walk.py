@@ -9,9 +9,11 @@ or it is refused from the configuration alone. The table is that of docs/models.
 """
 
 import argparse
+import multiprocessing
 import re
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from kdpl import students
 from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip
+from kdpl.clip.names import Architecture
 from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import sentence_features
@@ -91,7 +94,7 @@ def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = tags[0] if tags else ""
     try:
-        describe(f"{name}:{tag}" if tag else _named(name, tag, Path(__file__)))
+        architecture = describe(f"{name}:{tag}" if tag else _named(name, tag, Path(__file__)))
     except WeightsError as error:
         assert "pip install 'kdpl[hf]'" in str(error), error
         return Verdict(name, "needs transformers", "-", dict.fromkeys(LEARNERS, "needs transformers"))
@@ -107,14 +110,14 @@ def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
         assert torch.equal(ids, clip.tokenize(sentences))
         images_0, texts_0 = encode(library, images, ids)
         check_features(clip, images, sentences, images_0, texts_0, 1e-5)
-        verdict.learners = {learner: check_learner(clip, learner, name, tag, images, texts_0) for learner in LEARNERS}
+        verdict.learners = {learner: check_learner(clip, learner, architecture, images, texts_0) for learner in LEARNERS}
         for precision in precisions:
             half = load_clip(_named(name, tag, file), precision)
             check_features(half, images, sentences, images_0, texts_0, HALF[precision])
             verdict.precision = "autocast" if precision == "fp16" and half.autocast_dtype else verdict.precision or "half"
             for learner in ("CoOp", "VPT"):
                 if verdict.learners[learner] == "yes":
-                    check_learner(half, learner, name, tag, images, texts_0, HALF[precision])
+                    check_learner(half, learner, architecture, images, texts_0, HALF[precision])
     return verdict
 
 
@@ -131,7 +134,9 @@ def check_features(clip: Clip, images: Tensor, sentences: list[str], images_0: T
     assert relative(ours, texts_0) < bound, ("text", clip.name, clip.dtype, relative(ours, texts_0))
 
 
-def check_learner(clip: Clip, learner: str, name: str, tag: str, images: Tensor, texts_0: Tensor, bound: float = 1e-5) -> str:
+def check_learner(
+    clip: Clip, learner: str, architecture: Architecture, images: Tensor, texts_0: Tensor, bound: float = 1e-5
+) -> str:
     """Return "yes", or why a learner is refused from the configuration alone."""
     kind: type[Student] = getattr(students, learner)
     options = {"CTX_INIT": WORDS, "PREC": "fp32"}
@@ -139,12 +144,12 @@ def check_learner(clip: Clip, learner: str, name: str, tag: str, images: Tensor,
     options |= {k: 4 for k in kind.defaults if k in ("N_CTX", "N_CTX_TEXT")}
     options = learner_options(kind.node, options)
     try:
-        kind.check(options, describe(clip.name), clip.name)
+        kind.check(options, architecture, clip.name)
     except ValueError as error:
         assert f"TRAINER.{kind.node}" in str(error) and f"'{clip.name}'" in str(error), error
         shallow = learner_options(kind.node, {**options, **{k: 1 for k in options if k.startswith("PROMPT_DEPTH")}})
         try:
-            kind.check(shallow, describe(clip.name), clip.name)
+            kind.check(shallow, architecture, clip.name)
         except ValueError:
             return "no"
         options = shallow
@@ -155,14 +160,14 @@ def check_learner(clip: Clip, learner: str, name: str, tag: str, images: Tensor,
         with torch.no_grad(), clip.autocast():
             ours = student.text_features(prepared)
         error = relative(ours, F.normalize(texts_0, dim=-1))
-        assert error < bound, (learner, name, clip.dtype, error)
+        assert error < bound, (learner, clip.name, clip.dtype, error)
     with clip.autocast():
         frozen = student.frozen_image_features(images) if student.image_features_are_frozen else None
         output = student(images, prepared, frozen=frozen)
     torch.logsumexp(output.logits, -1).sum().backward()
     for key, value in student.learned.named_parameters():
-        assert value.grad is not None and value.grad.isfinite().all(), (learner, name, key)
-    assert any(value.grad.any() for value in student.learned.parameters()), (learner, name)
+        assert value.grad is not None and value.grad.isfinite().all(), (learner, clip.name, key)
+    assert any(value.grad.any() for value in student.learned.parameters()), (learner, clip.name)
     return "yes" if options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", 2)) == 2 or learner == "VPT" else "depth 1"
 
 
@@ -190,20 +195,31 @@ def table(verdicts: list[Verdict]) -> str:
     return tabulate(rows, head, tablefmt="github")
 
 
+def attempt(name: str, precisions: tuple[str, ...]) -> Verdict | str:
+    """Return the verdict on an architecture, or what is wrong with it."""
+    try:
+        return check(name, precisions)
+    except Exception as error:  # each is reported, and the others are still walked
+        return f"{type(error).__name__}: {error}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=[], help="architectures (default: all)")
     parser.add_argument("--precisions", nargs="+", choices=HALF, default=list(HALF), help="beside fp32 (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args()
     shrink()
+    names = args.names or open_clip.list_models()
     verdicts, wrong = [], 0
-    for name in args.names or open_clip.list_models():
-        try:
-            verdicts.append(check(name, tuple(args.precisions)))
-            print(f"{name}: {verdicts[-1]}", file=sys.stderr, flush=True)
-        except Exception as error:  # each is reported, and the others are still walked
-            wrong += 1
-            print(f"{name}: WRONG {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), shrink) as pool:
+        found = pool.map(attempt, names, [tuple(args.precisions)] * len(names))
+        for name, verdict in zip(names, found, strict=True):
+            print(f"{name}: {verdict}", file=sys.stderr, flush=True)
+            if isinstance(verdict, str):
+                wrong += 1
+            else:
+                verdicts.append(verdict)
     print(table(verdicts))
     print(f"\n{len(verdicts)} architectures held, {wrong} wrong")
     return bool(wrong)

@@ -1,11 +1,14 @@
 """A CLIP of open_clip from its name: loaded, outlined without weights, or described."""
 
+from functools import lru_cache
+from pathlib import Path
+
 from torch import nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
-from kdpl.clip.names import Architecture, Source
+from kdpl.clip.names import HUB_CONFIG, Architecture, Source
 from kdpl.clip.openclip.building import build, has_own_half
 from kdpl.clip.openclip.recipe import Recipe, recipe_of
 from kdpl.clip.openclip.tokenizer import tokenizer_of
@@ -38,6 +41,20 @@ def describe_open_clip(name: str, source: Source) -> Architecture:
         ModelNameError: open_clip cannot build it, or a file does not say which weights it holds.
         WeightsError: its tokenizer or its text tower needs a package or files that are not here.
     """
+    return _describe(name, source, _changed(source))
+
+
+def _changed(source: Source) -> tuple[int, ...]:
+    """Return when the files that a recipe is read from changed."""
+    if not source.path:
+        return ()
+    path = Path(source.path)
+    folder = path if path.is_dir() else path.parent
+    return tuple(file.stat().st_mtime_ns for file in (path, folder / HUB_CONFIG) if file.exists())
+
+
+@lru_cache(maxsize=32)  # asked for by every part of a run that checks something
+def _describe(name: str, source: Source, changed: tuple[int, ...]) -> Architecture:
     recipe = recipe_of(name, source)
     tokenizer = tokenizer_of(name, recipe)
     clip = _clip(build(name, recipe), name, recipe, tokenizer)
