@@ -4,7 +4,7 @@ from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
 from kdpl.datasets.catalog import CATALOG, Facts
-from kdpl.datasets.fewshot_cache import cached_fewshot
+from kdpl.datasets.drawn_lists import drawn_split
 from kdpl.datasets.folder import DataFolder
 from kdpl.datasets.splits import load_split
 
@@ -28,10 +28,9 @@ class CoOpDataset(ClassListDataset):
         data = DataFolder(facts, cfg.DATASET.ROOT)
         self.dataset_dir = str(data.path)
         self.image_dir = str(data.images)
-        split = load_split(data)
         blind = draws_blindly(cfg) and not facts.test_only
-        if not facts.test_only and not blind:
-            split = cached_fewshot(self, data, split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        whole = facts.test_only or blind
+        split = load_split(data) if whole else drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED)
 
         test = data.datums(split.test)
         train = test if facts.test_only else data.datums(split.train)
