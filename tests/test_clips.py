@@ -175,7 +175,7 @@ def test_without_network_the_file_its_address_and_its_folder_are_named(tmp_path)
     assert "Get the file 'RN50.pt' from https://" in printed
     assert f"put it into {tmp_path}/.cache/clip" in printed
     assert "Get the file 'open_clip_pytorch_model.bin' from https://" in printed
-    assert "'ViT-H-14-quickgelu:/path/open_clip_pytorch_model.bin'" in printed
+    assert "'ViT-H-14-quickgelu:dfn5b:/path/open_clip_pytorch_model.bin'" in printed
 
 
 @pytest.mark.slow

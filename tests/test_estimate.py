@@ -173,7 +173,7 @@ def test_a_cpu_is_measured_and_more_work_takes_it_longer():
         (("--backbone", "RN50", "--trainer", "KDPL_VPT"), "needs a ViT"),
         (
             ("--teacher", "ViT-B-16-SigLIP:webli", "--classes", "2"),
-            "in fp16 cannot be run (AttributeError: 'Linear' object has",
+            "'timm/ViT-B-16-SigLIP' on the Hugging Face hub",
         ),
         (("DATASET.NAME", "EmojiFood"), "DATASET.NAME 'EmojiFood' has an unknown number of classes: give --classes."),
     ],

@@ -25,7 +25,7 @@ from pack_clip import write
 from torch import nn
 from torch.nn import functional as F
 
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD
+from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.openai import EOT, SOT, VOCABULARY
 from kdpl.datasets.emoji.generator import LEVEL, SIZE, backgrounds, scene_draws
 from kdpl.datasets.emoji.scenes import STYLES, category_scenes, class_names, draw

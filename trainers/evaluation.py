@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from kdpl.clip.loading import describe
 from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
@@ -24,6 +25,7 @@ from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
+from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
@@ -74,6 +76,18 @@ class EvaluatedTrainer(_Curves, TrainerX):
         known = transform_names()
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
+        self.follow_model(cfg)
+
+    def follow_model(self, cfg: CfgNode) -> None:
+        """Set INPUT of the configuration, in place, as the evaluated CLIP takes its images, and remember how.
+
+        Raises:
+            ConfigError: a value that was given contradicts it.
+            ModelNameError, WeightsError: as `describe`.
+        """
+        name = cfg.MODEL.BACKBONE.NAME
+        self.preprocessing = describe(name).preprocessing
+        follow_model(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
 
     def build_data_loader(self) -> None:
         if not use_own_manager(self):
@@ -84,6 +98,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
         self.normalize = Normalize(mean, std)
         if self.train_loader_x is not None:
             apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
+        for loader in {id(each): each for each in (self.val_loader, self.test_loader) if each is not None}.values():
+            loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
@@ -91,6 +107,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Switch to another data set, with its images and class names, for evaluation of the same model."""
+        self.follow_model(cfg)
         self.cfg = cfg
         self.build_data_loader()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)

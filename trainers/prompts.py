@@ -68,13 +68,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         check_config(cfg, student.node)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         check_schedule(cfg.OPTIM)
-        architecture = describe(cfg.MODEL.BACKBONE.NAME)
-        if tuple(cfg.INPUT.SIZE) != (architecture.resolution,) * 2:
-            raise ValueError(
-                f"INPUT.SIZE {tuple(cfg.INPUT.SIZE)} is not what MODEL.BACKBONE.NAME '{cfg.MODEL.BACKBONE.NAME}' takes: "
-                f"expected ({architecture.resolution}, {architecture.resolution})."
-            )
-        student.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
+        student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
             reason = "learns a context for each class" if specific else "encodes the names again for each image"
@@ -103,7 +97,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         )
         print(f"Loading student CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         self.clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision, self.device, frozen)
-        self.clip.text.max_rows = cfg.TRAINER.KDPL.MAX_TEXT_ROWS
+        self.clip.bound_text(cfg.TRAINER.KDPL.MAX_TEXT_ROWS)
         if cfg.TRAINER.KDPL.COMPILE:
             self.clip.compile()
         self.student = self.student_class(self.clip, options, self.class_names, self.template())

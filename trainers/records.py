@@ -13,7 +13,7 @@ from kdpl.common import distributed, lock
 from kdpl.common.digests import file_digest, file_digests
 from kdpl.common.environment import git_state, versions
 from kdpl.common.rows import key_of
-from kdpl.config.influence import differences, section
+from kdpl.config.influence import differences, section, unfollowed
 from kdpl.config.manifest import (
     THERE,
     Manifest,
@@ -191,7 +191,7 @@ def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> Non
     now = config_of(cfg, trainer.student_class.node, trainer.distilled)
     if cfg.SEED < 0:
         now["SEED"] = then.config.get("SEED")
-    refuse_differences(differences(then.config, now, THERE), f"'{folder}'", WAYS_OUT, allowed)
+    refuse_differences(differences(unfollowed(then.config), unfollowed(now), THERE), f"'{folder}'", WAYS_OUT, allowed)
 
 
 def move_aside(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.classifier.bundle import Bundle, backbone_digest, write_bundle
 from kdpl.common import distributed, lock
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
@@ -183,8 +183,6 @@ class Training:
 def bundle_of(trainer: "PromptTrainer") -> Bundle:
     """Return a trainer's current prompts with everything needed to use them."""
     cfg, teacher = trainer.cfg, trainer.teacher_name()
-    pixels = cfg.INPUT
-    preprocessing = Preprocessing(tuple(pixels.SIZE), pixels.INTERPOLATION, tuple(pixels.PIXEL_MEAN), tuple(pixels.PIXEL_STD))
     return Bundle(
         parameters=trainer.student.learned.state_dict(),
         variant=trainer.student_class.__name__,
@@ -192,7 +190,7 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=backbone_digest(trainer.clip),
         options=dict(trainer.student.options),
-        preprocessing=preprocessing,
+        preprocessing=trainer.clip.preprocessing,
         dataset=cfg.DATASET.NAME,
         template=trainer.template(),
         classnames=trainer.class_names,

@@ -12,6 +12,7 @@ from kdpl.distill.teacher import Teacher
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates, template_for
 from kdpl.trainers.evaluation import EvaluatedTrainer
+from kdpl.trainers.inputs import follow_model
 from kdpl.trainers.records import zero_shot_manifest
 from kdpl.trainers.registry import register
 
@@ -23,7 +24,6 @@ class ZeroshotTrainer(EvaluatedTrainer):
         super().check_cfg(cfg)
         check_config(cfg)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-        describe(self.clip_name(cfg))
 
     def clip_name(self, cfg: CfgNode) -> str:
         """The evaluated CLIP: the student."""
@@ -75,13 +75,18 @@ class ZeroshotCLIP2(ZeroshotTrainer):
 
 @register
 class ZeroshotTeacher(ZeroshotTrainer):
-    """The teacher, on the student's test images, resized and normalised for the teacher."""
+    """The teacher's own accuracy, on images prepared its way, whatever INPUT says of the student's."""
 
     def clip_name(self, cfg: CfgNode) -> str:
         return cfg.TRAINER.KDPL.TEACHER
 
     def teacher_name(self) -> str:
         return self.cfg.TRAINER.KDPL.TEACHER
+
+    def follow_model(self, cfg: CfgNode) -> None:
+        name = self.clip_name(cfg)
+        self.preprocessing = describe(name).preprocessing
+        follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)
 
     def build_model(self) -> None:
         precision = self.effective_precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)

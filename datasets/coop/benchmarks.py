@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
 from kdpl.datasets.coop.catalog import CATALOG, Facts
-from kdpl.datasets.coop.fewshot_cache import cached_fewshot
+from kdpl.datasets.coop.drawn_lists import drawn_split
 from kdpl.datasets.coop.folder import DataFolder, Record
 from kdpl.datasets.coop.splits import load_split
 
@@ -31,10 +31,9 @@ class CoOpDataset(ClassListDataset):
         data = DataFolder(facts, cfg.DATASET.ROOT)
         self.dataset_dir = str(data.path)
         self.image_dir = str(data.images)
-        split = load_split(data)
         blind = draws_blindly(cfg) and not facts.test_only
-        if not facts.test_only and not blind:
-            split = cached_fewshot(self, data, split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        whole = facts.test_only or blind
+        split = load_split(data) if whole else drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED)
 
         test = _datums(split.test, self.image_dir)
         train = test if facts.test_only else _datums(split.train, self.image_dir)

@@ -18,13 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import Clip
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason
+from kdpl.config.choices import INTERPOLATIONS
 from kdpl.students import Student
 
-FORMAT = 1  # of the metadata; raised whenever an older version would misread it
+FORMAT = 2  # of the metadata; raised whenever an older version would misread it
 FILE_NAME = "prompts.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 KEY = "kdpl"
@@ -32,16 +34,6 @@ KEY = "kdpl"
 
 class BundleError(ValueError):
     """A bundle of prompts is missing, damaged, or cannot be used."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the input of the image tower: the shorter edge resized, the centre cut out, RGB normalised."""
-
-    size: tuple[int, int]  # height and width
-    interpolation: str  # "bicubic", "bilinear" or "nearest"
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -96,8 +88,9 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     content = asdict(bundle)
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in content.pop("parameters").items()}
     path = Path(folder, FILE_NAME)
+    version = 1 if bundle.preprocessing.resize_mode == "shortest" else FORMAT  # format 1 knew no other mode
     with atomic_write(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"format": FORMAT, **content}, default=str)}))
+        file.write(save(tensors, {KEY: json.dumps({"format": version, **content}, default=str)}))
     with atomic_write(path.with_name(CARD_NAME), "w") as file:
         file.write(model_card(bundle))
     return path
@@ -184,11 +177,11 @@ def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
     try:
         size = tuple(int(side) for side in content["size"])
         mean, std = (tuple(float(v) for v in content[key]) for key in ("mean", "std"))
-        interpolation = content["interpolation"]
+        interpolation, mode = content["interpolation"], content.get("resize_mode", "shortest")
         sound = len(size) == 2 and min(size) > 0 and len(mean) == len(std) == 3 and min(std) > 0
-        if sound and interpolation in ("bicubic", "bilinear", "nearest"):
-            return Preprocessing(size, interpolation, mean, std)
-    except (KeyError, TypeError, ValueError):
+        if sound and interpolation in INTERPOLATIONS and mode in RESIZE_MODES:
+            return Preprocessing(size, interpolation, mean, std, mode)
+    except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise _broken(path, f"'preprocessing' of its metadata is {content!r}, which no image can be prepared with")
 

@@ -13,6 +13,7 @@ import torch
 import torchvision.transforms as T
 from torch import Tensor
 
+from kdpl.clip.inputs import Preprocessing
 from kdpl.common.images import BadImageError, as_image, is_one_image
 
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
@@ -25,17 +26,15 @@ class Decoder:
     """Images of any kind to batches of pixels as bytes.
 
     Args:
-        size: height and width of the pixels; an image is resized to cover it and cut out at its centre.
-        interpolation: "bicubic", "bilinear" or "nearest".
+        preprocessing: how an image is resized.
 
     Attributes:
         seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
             images that were not decoded yet) and "model", which the classifier adds.
     """
 
-    def __init__(self, size: tuple[int, int], interpolation: str):
-        resize = T.Resize(max(size), T.InterpolationMode(interpolation))
-        self._transform = T.Compose([resize, T.CenterCrop(size), T.PILToTensor()])
+    def __init__(self, preprocessing: Preprocessing):
+        self._transform = T.Compose([*preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
 
     @contextmanager

@@ -31,6 +31,8 @@ HARMLESS = (
     "TEST.SPLIT", "TRAINER.KDPL.VOCABULARY", "TRAINER.KDPL.CACHE_DIR",
 )  # fmt: skip
 FILES = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER")  # if they name a file, its weights are compared and its path is not
+# A trainer sets them as its student takes images, so a configuration that is only merged may not have them yet.
+FOLLOWING = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 A_FILE = "a file"
 NOT_SET = "not set"
 
@@ -89,6 +91,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> 
             shown = [NOT_SET if v is missing else _short(v) for v in (a, b)]
             found[key] = f"{key}: {shown[0]} {there}, {shown[1]} now"
     return found
+
+
+def unfollowed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those that follow the student, to compare with a configuration that no trainer has seen."""
+    return {key: value for key, value in settings.items() if key not in FOLLOWING}
 
 
 def _short(value: Any) -> str:

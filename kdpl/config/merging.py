@@ -14,6 +14,8 @@ from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg, learners
 
+_GIVEN = "keys that were given"  # beside yacs's own marks of a node, which copies keep
+
 
 class _Text(str):
     """A number as written in the file: the key decides its type, since '1e5' may be a name and '1.10' a version."""
@@ -86,6 +88,18 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     merge(cfg, content, f" (in '{path}')")
 
 
+def is_given(cfg: CN, key: str) -> bool:
+    """Whether a file, a flag or a pair set a key, or its value is another than the engine's default."""
+    from dassl.config import get_cfg_default
+
+    if key in cfg.__dict__.get(_GIVEN, ()):
+        return True
+    value, default = cfg, get_cfg_default()
+    for part in key.split("."):
+        value, default = value[part], default[part]
+    return value != default
+
+
 def merge_options(cfg: CN, options: Sequence[str]) -> None:
     """Merge `KEY VALUE` pairs of the command line into `cfg`, in place.
 
@@ -128,6 +142,7 @@ def merge(cfg: CN, content: Mapping[str, Any], where: str = "", prefix: str = ""
             merge(cfg[key], value, where, f"{full}.", root)
         else:
             cfg[key] = _coerce(value, cfg[key], full, where)
+            root.__dict__.setdefault(_GIVEN, set()).add(full)
 
 
 def _keys(cfg: CN, prefix: str) -> list[str]:

@@ -171,7 +171,7 @@ def count_step(settings: Settings) -> StepCost:
     s = settings
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     clip = _outline(s.student, s.student_precision, s.frozen_precision, mode)
-    clip.text.max_rows = s.max_text_rows
+    clip.bound_text(s.max_text_rows)
     with mode:
         known_text = torch.empty(len(s.names), clip.embed_dim)
 

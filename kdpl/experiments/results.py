@@ -10,6 +10,7 @@ from typing import Any
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.config.influence import unfollowed
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -138,7 +139,8 @@ def missing_datasets(
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
     """
     run = _run_or_none(Path(folder))
-    if settings is not None and ((run or {}).get("manifest") or {}).get("config") != settings:
+    recorded = ((run or {}).get("manifest") or {}).get("config") or {}
+    if settings is not None and unfollowed(recorded) != unfollowed(settings):
         run = None
     entries = [e for e in (run or {}).get("results", ()) if (e["classes"], e["split"]) == (classes, split)]
     if model_dir is not None:

@@ -92,8 +92,25 @@ class Student(nn.Module):
         for key, value in options.items():
             if key.startswith("PROMPT_DEPTH"):
                 cls._check_depth(key, value, architecture, name)
-            elif key.startswith("N_CTX") and value < 1:
-                raise ValueError(f"TRAINER.{cls.node}.{key} is {value}, expected at least 1 token.")
+            elif key.startswith("N_CTX"):
+                if value < 1:
+                    raise ValueError(f"TRAINER.{cls.node}.{key} is {value}, expected at least 1 token.")
+                cls._check_context(key, value, architecture, name, bool(options.get("CTX_INIT")))
+
+    @classmethod
+    def _check_context(cls, key: str, length: int, architecture: Architecture, name: str, words: bool) -> None:
+        if key.endswith("VISION"):
+            return
+        if architecture.no_text_context:
+            raise ValueError(
+                f"TRAINER.{cls.node} learns text context, {key} {length}, which MODEL.BACKBONE.NAME '{name}' cannot take: "
+                f"{architecture.no_text_context} Choose the trainer VPT, or another CLIP, such as 'ViT-B/32'."
+            )
+        if not words and length >= architecture.context_length - 2:
+            raise ValueError(
+                f"TRAINER.{cls.node}.{key} is {length}, but MODEL.BACKBONE.NAME '{name}' takes {architecture.context_length} "
+                "tokens, the class name and its ends among them: set it lower."
+            )
 
     @classmethod
     def _check_depth(cls, key: str, depth: int, architecture: Architecture, name: str) -> None:
@@ -105,6 +122,10 @@ class Student(nn.Module):
         layers = architecture.text_depth if key.endswith("TEXT") else architecture.vision_depth
         if key == "PROMPT_DEPTH":
             layers = min(layers, architecture.text_depth)
+        if not key.endswith("VISION") and depth > 1 and architecture.no_deep_text:
+            raise ValueError(
+                f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}': {architecture.no_deep_text}"
+            )
         if not 1 <= depth <= layers:
             raise ValueError(
                 f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}' has {layers} layers: "

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.model import Clip
+from kdpl.clip.openclip.dense_layout import DenseLayout
+from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.prompt_layout import PromptLayout
 from kdpl.clip.vision_tower import VisionTower
 from kdpl.text.prompts import context_prompts, init_tokens
@@ -27,7 +29,7 @@ class TextContext:
     """
 
     def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end"):
-        tokens = init_tokens(words) if words else []
+        tokens = init_tokens(words, clip.tokenizer) if words else []
         if tokens and not fixed_count:
             n_ctx = len(tokens)
         if len(tokens) < n_ctx:
@@ -44,16 +46,17 @@ class TextContext:
         shape = (self.n_ctx, tower.width) if classes is None else (classes, self.n_ctx, tower.width)
         return random_prompts(*shape)
 
-    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout:
+    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout | DenseLayout:
         """Return the prompts of these class names, ready for the text pass."""
-        prompts = context_prompts(names, self.n_ctx, self.words, self.position)
+        prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer)
+        longest = self.clip.text.context_length - self.clip.tokenizer.stripped
         for name, prompt in zip(names, prompts, strict=True):
-            if len(prompt) > self.clip.text.context_length:
+            if len(prompt) > longest:
                 raise ValueError(
                     f"The prompt of class name '{name}' has {len(prompt)} tokens, {self.n_ctx} of them context; the text tower "
-                    f"takes at most {self.clip.text.context_length}: shorten the name or the context (N_CTX, CTX_INIT)."
+                    f"takes at most {longest}: shorten the name or the context (N_CTX, CTX_INIT)."
                 )
-        return PromptLayout(self.clip.text, prompts, class_specific)
+        return self.clip.layout(prompts, class_specific)
 
 
 class VisualPrompts:
@@ -64,7 +67,7 @@ class VisualPrompts:
         return F.normalize(self.vision(images, prompts, deep).float(), dim=-1)
 
     @property
-    def vision(self) -> VisionTower:
+    def vision(self) -> VisionTower | TimmViT:
         return self.clip.vision
 
 

@@ -12,7 +12,7 @@ from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
-from kdpl.config.influence import differences
+from kdpl.config.influence import differences, unfollowed
 from kdpl.experiments.results import missing_datasets, recorded_manifest
 
 STEPS = ("train", "test")
@@ -121,7 +121,11 @@ class Step:
         then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
         if self.settings is None or (not (self.folder / "results.json").is_file() and then is None):
             return []
-        return list(differences(then.config, self.settings, manifest.THERE).values()) if then else ["it has no manifest"]
+        return (
+            list(differences(unfollowed(then.config), unfollowed(self.settings), manifest.THERE).values())
+            if then
+            else ["it has no manifest"]
+        )
 
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
