@@ -65,6 +65,16 @@ def test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one(learner
     assert parts == {"teacher image", "student image", "loss"} | ({"text"} if text.requires_grad else set())
 
 
+def test_attention_on_a_cpu_counts_as_its_products():
+    q, k, v = (torch.randn(2, 4, 16, 64, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 4 * 16 * 16 * 64
+    with cost.Tally() as tally:
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        assert tally.flops() == 2 * product
+        attended.sum().backward()
+    assert tally.flops() == 7 * product, "four products of the gradients, and one that is computed again"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["CoCoOp", "PromptSRC"])
 def test_the_memory_of_a_step_without_numbers_is_that_of_a_real_one(learner, tmp_path):
