@@ -16,8 +16,7 @@ from common import in_own_process, machine, peak_memory, print_rows
 from train_step import build, seconds, step_forever
 
 from kdpl import estimate
-from kdpl.experiments.cost import count_step
-from kdpl.experiments.estimate import Estimate, price, settings_of
+from kdpl.experiments.estimate import Estimate, count, price
 from kdpl.experiments.machines import measure_cpu, resident_memory
 
 STUDENT, TEACHER = "ViT-B/32", "ViT-B/16"
@@ -59,11 +58,10 @@ def measure(case: str, args: argparse.Namespace) -> dict:
         command = {"trainer": trainer_name, "backbone": STUDENT, "teacher": TEACHER, "classes": classes, "batch": batch}
         command |= {"workers": 0, "precision": "fp32", "gpu": "cpu"}
         run = estimate.read_run(estimate.parse_args([f"--{flag}={value}" for flag, value in command.items()]))
-        settings = settings_of(run, "cpu", False)
-        cost = count_step(settings)
+        cost = count(run, "cpu", cached=False)
 
         def measure_and_price() -> Estimate:
-            return price(run, settings, cost, replace(measure_cpu(), resident=resident))
+            return price(run, cost, replace(measure_cpu(), resident=resident))
 
         estimated, measured = [measure_and_price()], []
         for _ in range(args.rounds):

@@ -19,7 +19,7 @@ from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
-from kdpl.experiments.estimate import Run, counted, price, print_estimate, settings_of, summarise
+from kdpl.experiments.estimate import Run, count, price, print_estimate, summarise
 from kdpl.experiments.machines import GPUS, find_machine
 from kdpl.students import Student
 
@@ -130,12 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run = read_run(args)
         machine = find_machine(args.gpu, args.tflops, args.bandwidth, args.memory)
-        estimates = {}
-        for kind, epochs in zip(("fresh", "known"), run.epochs, strict=True):
-            if epochs:
-                settings = settings_of(run, machine.device_type, kind == "known")
-                cost = counted(settings)
-                estimates[kind] = price(run, settings, cost, machine)
+        estimates = {kind: price(run, count(run, machine.device_type, cached=kind == "known"), machine) for kind in run.epochs}
     except (ValueError, OSError, KeyError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     summary = summarise(run, machine, estimates)

@@ -1,14 +1,12 @@
 """Few-shot subsets saved as JSON, one file for each seed, number of shots and training list."""
 
 import hashlib
-from pathlib import Path
 
 from dassl.data.datasets import DatasetBase
 
-from kdpl.common.files import atomic_write
 from kdpl.datasets.base import fewshot
-from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Record, Split
-from kdpl.datasets.coop.splits import read_split, split_text
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Split
+from kdpl.datasets.coop.splits import read_split, save_split
 
 CACHE_FOLDER = "split_fewshot"
 
@@ -29,7 +27,7 @@ def cached_fewshot(dataset: DatasetBase, data: DataFolder, split: Split, num_sho
         return cached
     train, val = fewshot(dataset, split.train, split.val, num_shots, seed)
     if seed >= 0:
-        _write(path, train, val)
+        save_split(path, Split(train, val, []), "few-shot split")
     return Split(train, val, split.test)
 
 
@@ -42,16 +40,6 @@ def _read(data: DataFolder, name: str, split: Split) -> Split | None:
         return None
     sound = cached.train and set(cached.train) <= set(split.train) and set(cached.val) <= set(split.val)
     return cached._replace(test=split.test) if sound else None
-
-
-def _write(path: Path, train: list[Record], val: list[Record]) -> None:
-    try:
-        with atomic_write(path, "w") as file:
-            file.write(split_text([("train", train), ("val", val), ("test", [])]))
-        print(f"Saved few-shot split to {path}")
-    except OSError as error:
-        # The draw depends on the seed and the lists alone: without the file it is only drawn again.
-        print(f"The few-shot split is not saved: {error}")
 
 
 def _digest(split: Split) -> str:

@@ -17,19 +17,8 @@ SPLIT_SEED = 0
 
 def class_folders(data: DataFolder) -> Split:
     """Half of every class folder trains, a fifth validates, the rest tests (DTD, Caltech101, EuroSAT, Food101)."""
-    facts = data.facts
-    folders = [f for f in data.subfolders(facts.images) if f not in facts.ignored]
-    if len(folders) != facts.classes:
-        raise data.missing(
-            f"{data.images} holds {len(folders)} class folders, {facts.classes} expected: the data set is incomplete, "
-            f"or something else lies beside its classes."
-        )
-    records = [
-        Record(f"{folder}/{name}", label, facts.renamed.get(folder, folder))
-        for label, folder in enumerate(folders)
-        for name in data.image_names(f"{facts.images}/{folder}")
-    ]
-    return _in_three(data, records)
+    names = {folder: data.facts.renamed.get(folder, folder) for folder in _counted_folders(data)}
+    return _in_three(data, _by_folder(data, names))
 
 
 def oxford_flowers(data: DataFolder) -> Split:
@@ -125,7 +114,7 @@ def imagenet(data: DataFolder) -> Split:
     for part in ("train", "val"):
         folders = data.subfolders(f"{data.facts.images}/{part}")
         _same_classes(data, part, folders, names)
-        lists[part] = _by_folder(data, [(f"{part}/{folder}", names[folder]) for folder in folders])
+        lists[part] = _by_folder(data, {f"{part}/{folder}": names[folder] for folder in folders})
     return Split(lists["train"], [], lists["val"])
 
 
@@ -134,7 +123,7 @@ def imagenet_v2(data: DataFolder) -> Split:
     names = _classnames(data)
     numbers = [str(label) for label in range(len(names))]
     _same_classes(data, ".", data.subfolders(data.facts.images), numbers)
-    return Split([], [], _by_folder(data, list(zip(numbers, names.values(), strict=True))))
+    return Split([], [], _by_folder(data, dict(zip(numbers, names.values(), strict=True))))
 
 
 def imagenet_sketch(data: DataFolder) -> Split:
@@ -142,19 +131,29 @@ def imagenet_sketch(data: DataFolder) -> Split:
     names = _classnames(data)
     folders = data.subfolders(data.facts.images)
     _same_classes(data, ".", folders, names)
-    return Split([], [], _by_folder(data, [(folder, names[folder]) for folder in folders]))
+    return Split([], [], _by_folder(data, {folder: names[folder] for folder in folders}))
 
 
 def imagenet_part(data: DataFolder) -> Split:
     """A folder for each of 200 of ImageNet's classes, labelled from 0 (ImageNet-A and ImageNet-R)."""
     names = _classnames(data)
-    folders = data.subfolders(data.facts.images)
-    if len(folders) != data.facts.classes:
-        raise data.missing(f"{data.images} holds {len(folders)} class folders, {data.facts.classes} expected.")
+    folders = _counted_folders(data)
     unknown = sorted(set(folders) - set(names))
     if unknown:
         raise data.damaged(f"classnames.txt has no name for the folder {unknown[0]}.")
-    return Split([], [], _by_folder(data, [(folder, names[folder]) for folder in folders]))
+    return Split([], [], _by_folder(data, {folder: names[folder] for folder in folders}))
+
+
+def _counted_folders(data: DataFolder) -> list[str]:
+    """Return the class folders, as many as the data set has classes."""
+    facts = data.facts
+    folders = [f for f in data.subfolders(facts.images) if f not in facts.ignored]
+    if len(folders) != facts.classes:
+        raise data.missing(
+            f"{data.images} holds {len(folders)} class folders, {facts.classes} expected: the data set is incomplete, "
+            f"or something else lies beside its classes."
+        )
+    return folders
 
 
 def _classnames(data: DataFolder) -> dict[str, str]:
@@ -170,10 +169,11 @@ def _same_classes(data: DataFolder, part: str, folders: list[str], expected: Ite
         raise data.damaged(f"{place} holds a folder {surplus[0]} that is no class of classnames.txt.")
 
 
-def _by_folder(data: DataFolder, classes: list[tuple[str, str]]) -> list[Record]:
+def _by_folder(data: DataFolder, names: dict[str, str]) -> list[Record]:
+    """Return the images of folders, each of which is a class, labelled in their order."""
     return [
         Record(f"{folder}/{name}", label, classname)
-        for label, (folder, classname) in enumerate(classes)
+        for label, (folder, classname) in enumerate(names.items())
         for name in data.image_names(f"{data.facts.images}/{folder}")
     ]
 

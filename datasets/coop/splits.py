@@ -3,8 +3,7 @@
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from kdpl.common.files import atomic_write
 from kdpl.datasets.coop.folder import DataFolder, MissingDataError, Record, Split
@@ -25,7 +24,7 @@ def load_split(data: DataFolder) -> Split:
         print(f"Reading split from {data.path / origin}")
     if facts.split_address and not data.has_published_split:
         if origin != facts.made_split:
-            _save_made(data, split)
+            save_split(data.path / facts.made_split, split, "split")
         total, published = sum(map(len, split)), sum(facts.sizes)
         partial = f" It has {total:,} images, the whole data set {published:,}." if total < published else ""
         warnings.warn(
@@ -67,13 +66,18 @@ def read_split(data: DataFolder, name: str) -> Split:
     return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
 
 
-def split_text(lists: Iterable[tuple[str, list[Record]]]) -> str:
-    """Format named lists of records as a split file."""
+def save_split(path: Path, split: Split, what: str) -> None:
+    """Write a split file; if it cannot be written, only a line says so, since the same split is drawn again next time."""
     parts = []
-    for part, records in lists:
+    for part, records in zip(Split._fields, split, strict=True):
         rows = ",\n".join(f"    {json.dumps(record)}" for record in records)
         parts.append(f'  "{part}": [\n{rows}\n  ]' if rows else f'  "{part}": []')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    try:
+        with atomic_write(path, "w") as file:
+            file.write("{\n" + ",\n".join(parts) + "\n}\n")
+        print(f"Saved {what} to {path}")
+    except OSError as error:
+        print(f"The {what} is not saved: {error}")
 
 
 def _records(data: DataFolder, name: str, part: str, rows: list) -> list[Record]:
@@ -150,14 +154,3 @@ def _check_classes(data: DataFolder, split: Split) -> None:
     classes = len({record.label for record in split.train})
     if classes != data.facts.classes:
         raise data.missing(f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part.")
-
-
-def _save_made(data: DataFolder, split: Split) -> None:
-    path = data.path / data.facts.made_split
-    try:
-        with atomic_write(path, "w") as file:
-            file.write(split_text(zip(Split._fields, split, strict=True)))
-        print(f"Saved split to {path}")
-    except OSError as error:
-        # The same split is made again next time, so a data folder that cannot be written to is no obstacle.
-        print(f"The split is not saved: {error}")

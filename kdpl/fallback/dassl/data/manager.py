@@ -152,15 +152,15 @@ def build_data_loader(
     Args:
         wrapper: `DatasetWrapper`, or what takes its place.
         is_train: drop the last short batch, if there is a full one.
-        node: SAMPLER, BATCH_SIZE and, if the sampler needs them, N_DOMAIN and N_INS.
+        node: SAMPLER and BATCH_SIZE.
 
     Raises:
-        ValueError: there are no images, or the sampler is unknown or cannot fill a batch.
+        ValueError: there are no images, or the sampler is unknown or only Dassl has it.
     """
     if not data_source:
         split = "training" if is_train else "test or validation"
         raise ValueError(f"Data set '{cfg.DATASET.NAME}' has no {split} images. Check DATASET.ROOT and the split.")
-    sampler = build_sampler(node.SAMPLER, cfg, data_source, node.BATCH_SIZE, node.get("N_DOMAIN", 0), node.get("N_INS", 16))
+    sampler = build_sampler(node.SAMPLER, cfg, data_source)
     return DataLoader(
         wrapper(cfg, data_source, transform=transform, is_train=is_train),
         batch_size=node.BATCH_SIZE,

@@ -12,7 +12,6 @@ from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.registry import Registry, check_availability
 from dassl.utils.tools import (
-    check_isfile,
     collect_env_info,
     listdir_nohidden,
     mkdir_if_missing,

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import random
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from kdpl.common.files import atomic_write
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
     """Make the folder `dirname` and its parents unless they exist."""
     Path(dirname).mkdir(parents=True, exist_ok=True)
-
-
-def check_isfile(fpath: str | os.PathLike) -> bool:
-    """Return whether `fpath` is a file, and warn if it is not."""
-    is_file = os.path.isfile(fpath)
-    if not is_file:
-        warnings.warn(f"No file at '{fpath}'", stacklevel=2)
-    return is_file
 
 
 def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
