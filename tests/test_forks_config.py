@@ -58,14 +58,17 @@ def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, mon
     import torchvision.transforms as T
     from dassl.engine import build_trainer
 
-    crop = T.RandomResizedCrop
-    monkeypatch.setattr(T, "RandomResizedCrop", lambda size, scale=None, **kwargs: crop(size, **kwargs))
-    monkeypatch.setattr("kdpl.training.pixels.T.RandomResizedCrop", crop)
+    class OldCrop(T.RandomResizedCrop):
+        def __init__(self, size, scale=None, **kwargs):
+            super().__init__(size, **kwargs)
+
+    monkeypatch.setattr(T, "RandomResizedCrop", OldCrop)
     for trainer in ("KDPL_CoOp", "KDPL_StyleCoOp"):
         cfg = config("KDPL_CoOp", "emoji_food", tmp_path, "DATASET.NUM_SHOTS", 1)
         cfg.TRAINER.NAME = trainer
         loader = build_trainer(cfg).train_loader_x
-        assert loader.dataset.transform.transforms[0].scale == (0.5, 1.0)
+        crop = loader.dataset.transform.transforms[0]
+        assert isinstance(crop, OldCrop) and crop.scale == (0.5, 1.0)
 
 
 def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):

@@ -82,6 +82,8 @@ def test_any_style_of_file_is_changed_once_and_restored(variant, tmp_path):
     edit.install(path)
     text = path.read_bytes().decode()
     ast.parse(text.removeprefix("\ufeff"))
+    if variant == "return":
+        assert text.index("kdpl.extend_cfg(cfg)") < text.index("    return cfg")
     assert len(edit.missing_changes(source)) == 3 and not edit.missing_changes(text) and text.count(edit.MARK) == 3
     assert ("\r\n" in source) == ("\r\n" in text) and text.count("\r\n") in (0, text.count("\n"))
     assert path.stat().st_mode & 0o777 == 0o755

@@ -25,6 +25,7 @@ import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
 from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.text.templates import template_for
 
 RESULT = "RESULT "
 STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
@@ -61,6 +62,7 @@ def stand_in_for_a_gpu() -> None:
         return
     Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
     Tensor.half = nn.Module.half = lambda self: self
+    torch.backends.cuda.enable_flash_sdp(False)  # fused attention has no second derivative on a CPU
 
 
 def use_small_clip(path: Path) -> None:
@@ -75,7 +77,7 @@ def know_the_benchmark(name: str) -> None:
     for module in list(sys.modules.values()):
         for table, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
             if "TEMPLATE" in table.upper() and isinstance(value, dict) and "Caltech101" in value:
-                value.setdefault(name, value["Caltech101"])
+                value.setdefault(name, template_for(name, "") if isinstance(value["Caltech101"], str) else value["Caltech101"])
 
 
 def fork_trainers() -> list[str]:
