@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -13,9 +13,11 @@ from kdpl.clip.openclip.recipe import Recipe
 from kdpl.clip.openclip.tokenizer import hub_help, needs_transformers
 from kdpl.common.messages import short_reason
 
+_CAUSAL_MASKS = ("attn_mask", "text.attn_mask", "text_decoder.attn_mask")
+
 
 def build(name: str, recipe: Recipe, half: bool = False) -> nn.Module:
-    """Return the model of a recipe with all parameters on the meta device and all buffers that no checkpoint has.
+    """Return the model of a recipe without its weights: with parameters on the meta device, or random ones if they cannot be.
 
     Args:
         half: in open_clip's own fp16, which `has_own_half` must allow.
@@ -52,6 +54,21 @@ def has_own_half(model: nn.Module) -> bool:
     plain = hasattr(text, "token_embedding") and getattr(text, "cls_emb", None) is None
     scaled = any(type(module).__name__ == "LayerScale" for module in model.modules())
     return plain and not scaled and not isinstance(text.text_projection, nn.Module)
+
+
+def _construct_empty(recipe: Recipe, half: bool) -> nn.Module:
+    """Return the model in the way that takes the least memory and leaves no buffer without its values."""
+    if str(recipe.config["vision_cfg"].get("timm_model_name")).removeprefix("shrunk_").startswith("swin"):
+        return _construct(recipe, half).eval()  # it computes the masks of its windows on the device of its weights
+    for where in (_empty_parameters(), torch.device("meta")):
+        # Some image towers run their stem once to learn its size, which needs one device for all; others compute buffers on
+        # the device of a parameter.
+        with suppress(RuntimeError):
+            with where:
+                model = _construct(recipe, half)
+            _remake_masks(model)
+            return model
+    return _construct(recipe, half).eval()
 
 
 def _construct(recipe: Recipe, half: bool) -> nn.Module:
@@ -106,16 +123,15 @@ def _empty_parameters() -> Iterator[None]:
 
 
 def _remake_masks(model: nn.Module) -> None:
-    """Give buffers that no checkpoint has their values again.
+    """Give the text towers' causal masks, which no checkpoint has, their values again.
 
     Raises:
-        RuntimeError: one is not a causal mask.
+        RuntimeError: another buffer that no checkpoint has is without values.
     """
     saved = model.state_dict().keys()
     for name, value in list(model.named_buffers()):
         if value.is_meta and name not in saved:
-            owner_name, _, key = name.rpartition(".")
-            if key != "attn_mask":
+            if name not in _CAUSAL_MASKS:
                 raise RuntimeError(f"its buffer {name} cannot be made without weights")
-            owner = model.get_submodule(owner_name)
-            owner.register_buffer(key, torch.full(value.shape, float("-inf")).triu_(1), persistent=False)
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.register_buffer("attn_mask", torch.full(value.shape, float("-inf")).triu_(1), persistent=False)
