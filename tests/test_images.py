@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from support import image_file
 
-from kdpl.common.images import ORIENTATION, BadImageError, as_image, find_images, open_image
+from kdpl.common.image_files import find_images
+from kdpl.common.images import ORIENTATION, BadImageError, as_image, open_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -27,7 +27,7 @@ KDPL = {
     "MAX_TEXT_ROWS": 8192,
     "SHARD_CLASSES": False,
 }
-DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"}
+DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "IMAGE_LIST": "", "ON_BAD_IMAGE": "skip"}
 TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
 _elsewhere: dict[str, dict[str, Any]] = {}  # options of learners that are not in kdpl/students, by node

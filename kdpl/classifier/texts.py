@@ -1,0 +1,57 @@
+"""Text features of any names for a classifier: by learned prompts, or by hand-written sentences in their place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.students import Student
+from kdpl.text.prompts import ensemble_features
+
+
+class NameEncoder:
+    """From names to text features, and from images to the image features that belong to them.
+
+    Args:
+        student: the prompt learner.
+        sentences: hand-written sentences with `{}` for the name; empty: the learned prompts are used.
+    """
+
+    def __init__(self, student: Student, sentences: Sequence[str] = ()):
+        self.student, self.sentences = student, list(sentences)
+
+    @property
+    def depends_on_images(self) -> bool:
+        """Whether every image has text features of its own (CoCoOp)."""
+        return not self.sentences and self.student.text_depends_on_images
+
+    @property
+    def class_specific(self) -> bool:
+        """Whether there are prompts for the names of the training alone."""
+        return not self.sentences and self.student.class_specific
+
+    @property
+    def images_are_frozen(self) -> bool:
+        """Whether the image features are those of the frozen CLIP."""
+        return bool(self.sentences) or self.student.image_features_are_frozen
+
+    def prepare(self, names: Sequence[str]) -> Any:
+        """Return what `features` needs of the names."""
+        return list(names) if self.sentences else self.student.prepare(names)
+
+    @torch.no_grad()
+    def features(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
+        """Return the normalised text features (C, d), or (B, C, d) if `depends_on_images`."""
+        with self.student.clip.autocast(frozen=bool(self.sentences)):
+            if self.sentences:
+                return ensemble_features(self.student.clip, prepared, self.sentences)
+            return self.student.text_features(prepared, image_features)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the normalised image features (B, d) of normalised images."""
+        with self.student.clip.autocast(self.images_are_frozen):
+            if self.sentences:
+                return self.student.frozen_image_features(images)
+            return self.student.image_features(images)
