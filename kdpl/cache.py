@@ -94,13 +94,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"DATASET.NAME '{cfg.DATASET.NAME}' has no training images.")
         trainer.load_for_training()
     except (ValueError, OSError, KeyError, ImportError) as error:
-        return train.report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     try:
         missing, total = fill(trainer)
     except FloatingPointError as error:
-        return train.report(error, exits.DIVERGED)
+        return exits.report(error, exits.DIVERGED)
     except (ValueError, OSError) as error:
-        return train.report(error, exits.FAILED)
+        return exits.report(error, exits.FAILED)
     print(
         f"{cfg.TRAINER.KDPL.CACHE_DIR} has all {total:,} features of {cfg.TRAINER.KDPL.VIEWS} views; {missing:,} were missing"
     )

@@ -47,7 +47,7 @@ def test_a_training_leaves_its_prompts_with_all_that_is_needed_to_use_them(train
     assert all(torch.equal(bundle.parameters[k], v) for k, v in learned.items())
     assert (bundle.variant, bundle.trainer, bundle.teacher, bundle.epoch) == ("CoOp", "KDPL_CoOp", "emoji_teacher", 2)
     assert bundle.backbone == "emoji_student" and bundle.classnames == run.class_names
-    assert bundle.options == dict(run.options) and bundle.template == "a photo of a {}."
+    assert bundle.options == dict(run.student.options) and bundle.template == "a photo of a {}."
     assert bundle.preprocessing.size == (64, 64) and bundle.config == run.cfg.dump()
     measured = json.loads((output / "results.json").read_text())["results"][0]
     assert [r["accuracy"] for r in bundle.results] == [measured["accuracy"]]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from support import emoji_args
-from test_distributed import environment, torchrun
-from test_trainers import build
+from support.ranks import environment, torchrun
+from support.trainings import build
 
 from kdpl import cache
 from kdpl.common import exits

@@ -1,13 +1,12 @@
 """Checkpoints hold learned prompts, run no code, and are refused where they do not fit."""
 
-import os
 import sys
 import types
 from collections import OrderedDict
 
 import pytest
 import torch
-from torch import nn
+from support.files import Evil, learned
 
 from kdpl.training.checkpoint import (
     CheckpointError,
@@ -18,12 +17,6 @@ from kdpl.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-
-
-def learned(n=4, width=8):
-    module = nn.Module()
-    module.ctx = nn.Parameter(torch.randn(n, width))
-    return module
 
 
 def test_a_checkpoint_is_read_back_and_named_as_the_newest(tmp_path):
@@ -81,14 +74,6 @@ def test_a_published_checkpoint_with_whole_scheduler_objects_is_read(tmp_path):
     target = learned()
     load_learned(target, loaded["state_dict"], "x")
     assert torch.equal(target.ctx, prompts.ctx)
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_not_run(tmp_path):

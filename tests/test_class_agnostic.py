@@ -6,12 +6,10 @@ import json
 import pytest
 import torch
 from support import LEARNERS, ROOT, config, emoji_args, run_train
-from yacs.config import CfgNode
+from support.trainings import build_student
 
-import kdpl.students
 from kdpl.clip.loading import load_clip
 from kdpl.common.rows import RowStore, key_of
-from kdpl.config.defaults import extend_cfg
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import COLUMNS, SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
@@ -43,17 +41,6 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 TEMPLATES = imagenet_templates(60)  # PromptSRC's
-
-
-def build_student(learner, clip):
-    cfg = CfgNode()
-    extend_cfg(cfg)
-    options = cfg.TRAINER[learner.upper()]
-    for key in options:
-        if key.startswith("PROMPT_DEPTH"):
-            options[key] = 3
-    torch.manual_seed(1)
-    return getattr(kdpl.students, learner)(clip, options)
 
 
 def images(batch=4, seed=0):

@@ -5,18 +5,11 @@ import contextlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import default
 
 import kdpl
 from kdpl.config.choices import ConfigError
 from kdpl.config.merging import merge_file, merge_options
-
-
-def default():
-    from dassl.config import get_cfg_default
-
-    cfg = get_cfg_default()
-    kdpl.extend_cfg(cfg)
-    return cfg
 
 
 def test_a_forks_own_values_are_kept_and_missing_nodes_added():

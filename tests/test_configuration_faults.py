@@ -4,8 +4,7 @@ import builtins
 from types import SimpleNamespace
 
 import pytest
-from support import ROOT, emoji_args
-from test_config import default
+from support import ROOT, default, emoji_args
 
 from kdpl import train
 from kdpl.common import exits

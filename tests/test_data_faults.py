@@ -13,7 +13,7 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from PIL import Image
 from support import ROOT, config, emoji_args, image_file
-from test_trainers import parameters
+from support.trainings import parameters
 from torch.utils.data import DataLoader
 
 from kdpl import train

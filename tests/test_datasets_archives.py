@@ -1,56 +1,14 @@
 """Unpacking of archives: honest ones whole, hostile and damaged ones refused with nothing written outside."""
 
-import bz2
 import gzip
 import io
-import lzma
 import tarfile
-import zipfile
 
 import pytest
+from support.files import FILES, HONEST, member, tar_of, zip_of
 
 from kdpl.datasets import archives
 from kdpl.datasets.archives import ArchiveError, is_archive, unpack
-
-FILES = {"data/a.txt": b"first", "data/deep/er/b.bin": bytes(range(256)) * 40, "data/empty": b""}
-
-
-def member(name: str, **attributes) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    return info
-
-
-def tar_of(files: dict[str, bytes], others: list[tarfile.TarInfo] = (), format: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as bundle:
-        for name, content in files.items():
-            bundle.addfile(member(name, size=len(content)), io.BytesIO(content))
-        for info in others:
-            bundle.addfile(info)
-    return buffer.getvalue()
-
-
-def zip_of(files: dict[str, bytes], mode: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, content in files.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = mode << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            bundle.writestr(info, content)
-    return buffer.getvalue()
-
-
-HONEST = {
-    "tar": tar_of(FILES),
-    "gnu tar": tar_of(FILES, format=tarfile.GNU_FORMAT),
-    "tar.gz": gzip.compress(tar_of(FILES)),
-    "tar.bz2": bz2.compress(tar_of(FILES)),
-    "tar.xz": lzma.compress(tar_of(FILES)),
-    "zip": zip_of(FILES),
-}
 
 
 def unpacked(tmp_path, content: bytes) -> dict[str, bytes]:

@@ -8,8 +8,7 @@ import json
 import pytest
 import torch
 from support import emoji_args, run_train
-from test_interruption import NOUNS, SMALL
-from test_trainers import assert_same, build, parameters
+from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
 from kdpl.training.checkpoint import load_checkpoint
 

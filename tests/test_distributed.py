@@ -4,15 +4,14 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from support import ROOT, emoji_args, run_train
+from support.ranks import environment, torchrun
 
 from kdpl.common.exits import INTERRUPTED
 from kdpl.training.checkpoint import load_checkpoint
@@ -22,21 +21,6 @@ SMALL = (
     *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 4),
     *("DATALOADER.TRAIN_X.BATCH_SIZE", 10, "DATALOADER.TEST.BATCH_SIZE", 50, "DATALOADER.NUM_WORKERS", 0),
 )
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def torchrun(ranks: int, *command: object) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port()]
-    return [sys.executable, *map(str, (*launcher, *command))]
 
 
 def train(ranks, trainer, output, *options, check=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from dataset_miniatures import BUILDERS, load
 from support import ROOT, emoji_args, save_clip
-from test_results import RUN, result
+from support.files import RUN, result
 
 from kdpl.classifier.bundle import read_bundle
 from kdpl.clip.loading import load_clip

@@ -162,7 +162,7 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(photos, tmp_path, ca
     listed = (tmp_path / "out" / BAD_IMAGES).read_text().splitlines()
     assert len(listed) == 4 and listed[-1].startswith(f"'{photos}/cut.png' cannot be read")
     out = capsys.readouterr().out
-    assert "cannot be read, left out: 3" in out and out.count("with others in their place") == 1
+    assert "cannot be read, left out: 3" in out and out.count("replaced by the next readable one") == 1
     assert run.last_result["num_images"] == 3
 
     error = ("DATASET.ON_BAD_IMAGE", "error")

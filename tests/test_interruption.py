@@ -12,34 +12,11 @@ import time
 import pytest
 import torch
 from support import ROOT, emoji_args, run_train
-from test_trainers import assert_same, build, parameters
+from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint
 from kdpl.training.progress import DivergenceError, Progress
-
-SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
-EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
-
-NOUNS = ["apple", "bread", "cake", "fish", "horse", "house", "lamp", "mushroom", "onion", "pizza", "shoe", "train", "tree"]
-
-
-class Killed(BaseException):
-    """Stands for a process that ends between two operations."""
-
-
-def die_at(run, step):
-    """Make a run end before its `step`-th training step, counted from 0."""
-    forward_backward, taken = run.forward_backward, []
-
-    def counted(batch):
-        if len(taken) == step:
-            raise Killed
-        taken.append(None)
-        return forward_backward(batch)
-
-    run.forward_backward = counted
-
 
 CASES = {
     "KDPL_CoOp": (),
@@ -95,7 +72,7 @@ def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, c
     capsys.readouterr()
     last = build("KDPL_CoOp", tmp_path / "broken", *SMALL)
     last.train()
-    assert "The run goes on from the last whole epoch" in capsys.readouterr().out
+    assert "The run resumes from the last whole epoch" in capsys.readouterr().out
     assert_same(parameters(last), parameters(unbroken))
 
 
@@ -112,7 +89,7 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(("SEED", 2), "1 as SEED .*this one has 2"), (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "5 as batches in an epoch.*has 10")],
+    [(("SEED", 2), "1 as SEED .*this run has 2"), (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "5 as batches in an epoch.*has 10")],
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(option, message, tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP)
@@ -181,7 +158,7 @@ def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(na
     os.killpg(process.pid, getattr(signal, name))
     text = process.stdout.read()
     assert process.wait(60) == exits.INTERRUPTED == 75, text
-    assert f"Stopped by {name} after saving: the same command again goes on from here\n" in text
+    assert f"Stopped by {name} after saving: the same command resumes the run\n" in text
     assert "Traceback" not in text
     again = run_train(*emoji_args("KDPL_CoOp", output), *LONG, "DATALOADER.NUM_WORKERS", workers)
     assert "Resume from" in again.stdout
@@ -311,7 +288,7 @@ def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
 
 def test_a_lock_is_held_until_it_is_given_back(tmp_path):
     holder = (
-        f"import time\nfrom kdpl import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
+        f"import time\nfrom kdpl.common import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
         "print('held', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:

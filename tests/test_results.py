@@ -4,38 +4,11 @@ import json
 import threading
 
 import pytest
+from support.files import RUN, result
 
 from kdpl.common.environment import git_state, versions
 from kdpl.experiments.results import ResultsError, missing_datasets, read_results, same_dataset, write_results
 from kdpl.results import main
-
-RUN = {
-    "trainer": "KDPL_CoOp",
-    "backbone": "ViT-B/32",
-    "teacher": "ViT-H-14-quickgelu",
-    "class_agnostic": False,
-    "seed": 1,
-    "shots": 16,
-    "learned_parameters": 2048,
-    "train_seconds": 12.5,
-    "epoch": 50,
-    "config": "SEED: 1\n",
-}
-
-
-def result(dataset: str = "EmojiFood", accuracy: float = 50.0, **changes) -> dict:
-    return {
-        "dataset": dataset,
-        "split": "test",
-        "classes": "all",
-        "source_domains": [],
-        "target_domains": [],
-        "num_classes": 84,
-        "num_images": 672,
-        "accuracy": accuracy,
-        "error_rate": 100 - accuracy,
-        "macro_f1": accuracy,
-    } | changes
 
 
 def accuracies(folder) -> dict[tuple[str, str], float]:

@@ -12,29 +12,13 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
+from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits, lock
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, slurm, status, work
 from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep, runs_of
 from kdpl.sweep import main
-
-SHORT = """
-protocol: base2new
-trainers: [CoOp, KDPL_CoOp]
-datasets: [emoji_food]
-seeds: [1, 2]
-shots: 1
-config: emoji
-"""
-
-
-def sweep_file(folder: Path, text: str = SHORT, **changes: str) -> Path:
-    """Write a sweep's file, with keys changed, added, or left out where the value is empty."""
-    lines = [line for line in text.strip().splitlines() if line.partition(":")[0] not in changes]
-    path = folder / "some.yaml"
-    path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in changes.items() if value)]) + "\n")
-    return path
 
 
 def finish(step: plan.Step) -> None:
@@ -376,21 +360,6 @@ def test_without_submitit_or_slurm_the_error_says_what_to_do(tmp_path, monkeypat
 
 
 # ------------------------------------------------------------------------------------------------------- real runs
-
-EIGHT = """
-protocol: few_shot
-trainers: [CoOp, KDPL_CoOp]
-datasets: [emoji_food, emoji_activities]
-seeds: [1, 2]
-shots: 1
-config: emoji
-options:
-  OPTIM.MAX_EPOCH: 1
-  OPTIM.WARMUP_EPOCH: -1
-  TRAIN.PRINT_FREQ: 1
-  DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}}
-executor: {jobs: 2, gpus: 0}
-"""
 
 
 def start(file: Path) -> subprocess.Popen:

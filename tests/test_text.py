@@ -186,7 +186,7 @@ def test_a_name_that_spells_the_end_token_is_refused():
 def test_the_published_way_that_benchmarks_compare_with_gives_the_same_logits_and_gradients(learner, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from published import take_the_published_way
-    from test_class_agnostic import build_student
+    from support.trainings import build_student
 
     student, names = build_student(learner, load_clip("emoji_student")), ["pizza", "hot dog", "ice cream cone"]
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -6,41 +6,14 @@ import random
 import pytest
 import torch
 from support import LEARNERS, config
+from support.trainings import assert_same, build, parameters, train
 
 from kdpl.clip.names import ModelNameError
 from kdpl.config.choices import ConfigError
 from kdpl.training.checkpoint import CheckpointError
 
-TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
 KDPL = [f"KDPL_{learner}" for learner in LEARNERS]
 ALL = [*LEARNERS, *KDPL]
-
-
-def build(trainer, output, *options, dataset="emoji_food", seed=1):
-    from dassl.engine import build_trainer
-    from dassl.utils import set_random_seed
-
-    cfg = config(trainer, dataset, output, "--seed", seed, *TINY, "OPTIM.MAX_EPOCH", 2, *options)
-    set_random_seed(seed)
-    return build_trainer(cfg)
-
-
-def parameters(trainer):
-    return {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a), [k for k in a if not torch.equal(a[k], b[k])]
-
-
-def train(trainer, output, *options, **kwargs):
-    run = build(trainer, output, *options, **kwargs)
-    before = parameters(run)
-    run.train()
-    after = parameters(run)
-    assert all(not torch.equal(before[k], after[k]) for k in before), "every learned parameter moves"
-    return run, after
 
 
 @pytest.mark.parametrize("trainer", ALL)
@@ -158,7 +131,8 @@ def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
         run.batch_idx, run.num_batches = 0, 2
         torch.manual_seed(0)
         run.student.learned.load_state_dict(runs[0].student.learned.state_dict())
-        losses.append(run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})["loss"])
+        summary = run.forward_backward({"img": images, "label": torch.zeros(4, dtype=torch.long)})
+        losses.append(summary["loss"].item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert losses[1] != losses[0]
 
@@ -195,6 +169,7 @@ def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_los
     run = build("KDPL_PromptSRC", tmp_path)
     run.batch_idx, run.num_batches = 0, 2
     summary = run.forward_backward({"img": torch.randn(3, 3, 64, 64), "label": torch.zeros(3, dtype=torch.long)})
+    summary = {name: value.item() for name, value in summary.items()}
     own = [summary[k] for k in ("loss_text", "loss_image", "loss_logits")]
     assert all(value > 0 for value in own)
     assert summary["loss_total"] == pytest.approx(summary["loss"] + sum(own), rel=1e-5)

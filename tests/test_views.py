@@ -9,7 +9,7 @@ import torchvision.transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_trainers import assert_same, build, parameters
+from support.trainings import assert_same, build, parameters
 
 from kdpl.common.rows import RowStore
 from kdpl.config.choices import ConfigError

@@ -41,13 +41,21 @@ class TextFeatures:
         self._on_disk: dict[bytes, tuple[np.ndarray, int]] = {}  # shard and row by key
         self._unwritten: list[str] = []
 
-    def __call__(self, names: Sequence[str]) -> Tensor:
-        """Return the features `(C, d)` of these names, in fp32."""
+    def _open(self) -> None:
         if self._table is None:
             meaning = {"weights": self.clip.digest("text"), "templates": self.templates, "among": self.among}
             self._store = RowStore(store_folder(cache_dir() / "text_features", meaning), self.clip.embed_dim, "float32")
             self._on_disk = {key: (shard, row) for shard, found in self._store.find() for key, row in found}
             self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
+
+    def missing(self, names: Sequence[str]) -> int:
+        """Return how many of these names are neither in memory nor on disk."""
+        self._open()
+        return sum(n not in self._row_of and key_of(n) not in self._on_disk for n in names)
+
+    def __call__(self, names: Sequence[str]) -> Tensor:
+        """Return the features `(C, d)` of these names, in fp32."""
+        self._open()
         new = [n for n in dict.fromkeys(names) if n not in self._row_of]
         found = [n for n in new if key_of(n) in self._on_disk]
         if found and not (self.among and len(found) < len(new)):
@@ -86,8 +94,11 @@ class TextFeatures:
 def cached_text_features(clip: Clip, names: Sequence[str], template: str) -> Tensor:
     """Return the normalised text features `(V, d)` of a vocabulary's names in a template, from the cache or computed now."""
     features = TextFeatures(clip, [template], names)
+    first = features.missing(names)
+    if first:
+        print(f"Computing the text features of {first:,} names, once for this teacher and template")
     starts = range(0, len(names), SENTENCES_AT_ONCE)
-    for start in tqdm(starts, desc="text features", disable=None, leave=False):
+    for start in tqdm(starts, desc="text features", disable=None if first else True, leave=False):
         features(names[start : start + SENTENCES_AT_ONCE])
     features.flush()
     return features(names)

@@ -25,7 +25,7 @@ import kdpl  # noqa: F401  first: it makes `dassl` importable
 
 import torch  # isort: skip
 from hypothesis import seed  # isort: skip
-from test_fuzz import TARGETS, property_of  # isort: skip
+from support.fuzzing import TARGETS, property_of  # isort: skip
 
 AT_ONCE = 300  # examples of a target between two looks at the clock
 MEMORY = 2**30  # bytes that no content here has a right to

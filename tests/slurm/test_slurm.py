@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from test_sweep import EIGHT, sweep_file
+from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits
 from kdpl.experiments.sweep import slurm, status, work

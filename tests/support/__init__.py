@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import kdpl
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ("emoji_food", "emoji_activities", "emoji_animals", "emoji_travel", "emoji_objects")
 LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 
@@ -27,6 +27,15 @@ def save_clip(path: Path, seed: int, *sizes) -> Path:
     """Write such a CLIP as a safetensors state dict."""
     save_file({k: v.contiguous() for k, v in random_clip(seed, *sizes).state_dict().items()}, path)
     return path
+
+
+def default():
+    """Return the default configuration of the engine in use with KDPL's keys."""
+    from dassl.config import get_cfg_default
+
+    cfg = get_cfg_default()
+    kdpl.extend_cfg(cfg)
+    return cfg
 
 
 def config(trainer: str, dataset: str, output: str | os.PathLike, *options: object, config_file: str = ""):
@@ -117,6 +126,7 @@ __all__ = [
     "LEARNERS",
     "ROOT",
     "config",
+    "default",
     "emoji_args",
     "image_file",
     "kdpl",
