@@ -87,7 +87,8 @@ class ImageFolder(ClassListDataset):
 
     Reads DATASET.ROOT, DATASET.CLASSNAMES (a text file with a class name in each line; empty: none are known, for
     class-agnostic training), DATASET.IMAGE_LIST (a JSON list of the training images, relative to the root; empty: all that are
-    found, and `test` and `val` are evaluated), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all images) and SEED.
+    found, and `test` and `val` are evaluated), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all
+    images) and SEED.
 
     Raises:
         FileNotFoundError: the folder or the file of names is not there, or the folder has no images.

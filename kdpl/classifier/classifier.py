@@ -146,7 +146,8 @@ class Classifier:
         """The class names, in the order of the probabilities; others may be set unless the prompts are class-specific.
 
         Raises:
-            ValueError: on setting, no name, an empty one, two that are the same to CLIP, or class-specific prompts have none for the list.
+            ValueError: on setting, no name, an empty one, two that are the same to CLIP, or class-specific prompts have none
+                for the list.
         """
         return list(self._classnames)
 

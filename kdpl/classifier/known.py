@@ -66,23 +66,32 @@ class ImageFeatureCache:
         self._row_of.update((key, (shard, first + i)) for i, key in enumerate(keys))
 
 
-def feature_cache(classifier: "Classifier", folder: str | Path | None = None) -> ImageFeatureCache:
-    """Return the cache of a classifier's image features, for its `decoder.known`.
+class FeatureCaches:
+    """The caches of a classifier's image features, one for each size at which JPEGs may be decoded.
 
     Args:
+        classifier: whose features they are.
         folder: of all caches; None: `image_features` in the cache folder.
     """
-    encoder, bundle, clip = classifier.encoder, classifier.bundle, classifier.clip
-    learned = {} if encoder.images_are_frozen else bundle.parameters
-    prompts = hashlib.sha256(b"" if encoder.images_are_frozen else bundle.variant.encode())
-    for name, value in sorted(learned.items()):
-        prompts.update(f"{name} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
-    meaning = {
-        "weights": bundle.backbone_sha256,
-        "image prompts": prompts.hexdigest(),
-        "preprocessing": dataclasses.asdict(bundle.preprocessing),
-        "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
-        "device": classifier.device.type,
-        "least": classifier.decoder.least,
-    }
-    return ImageFeatureCache(meaning, clip.embed_dim, folder)
+
+    def __init__(self, classifier: "Classifier", folder: str | Path | None = None):
+        encoder, bundle, clip = classifier.encoder, classifier.bundle, classifier.clip
+        learned = {} if encoder.images_are_frozen else bundle.parameters
+        prompts = hashlib.sha256(b"" if encoder.images_are_frozen else bundle.variant.encode())
+        for name, value in sorted(learned.items()):
+            prompts.update(f"{name} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        self._meaning = {
+            "weights": bundle.backbone_sha256,
+            "image prompts": prompts.hexdigest(),
+            "preprocessing": dataclasses.asdict(bundle.preprocessing),
+            "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
+            "device": classifier.device.type,
+        }
+        self._width, self._folder = clip.embed_dim, folder
+        self._caches: dict[int, ImageFeatureCache] = {}
+
+    def __call__(self, least: int) -> ImageFeatureCache:
+        """Return the cache of images decoded with `Decoder.least`."""
+        if least not in self._caches:
+            self._caches[least] = ImageFeatureCache({**self._meaning, "least": least}, self._width, self._folder)
+        return self._caches[least]

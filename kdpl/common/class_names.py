@@ -8,7 +8,7 @@ from pathlib import Path
 from kdpl.common.messages import did_you_mean
 
 HEADERS = frozenset(
-    ["class", "classes", "classname", "classnames", "category", "categories", "label", "labels", "name", "names"]
+    ("class", "classes", "classname", "classnames", "category", "categories", "label", "labels", "name", "names")
 )
 UTF16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 

@@ -10,36 +10,11 @@ from pathlib import Path
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MEDIA = frozenset(  # pictures and films that people have and that are not read
-    [
-        ".3gp",
-        ".arw",
-        ".avi",
-        ".cr2",
-        ".cr3",
-        ".dng",
-        ".eps",
-        ".jp2",
-        ".jxl",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".nef",
-        ".orf",
-        ".pef",
-        ".psd",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".srw",
-        ".svg",
-        ".webm",
-        ".wmv",
-    ]
-)
+    (
+        ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jp2", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+        ".mts", ".nef", ".orf", ".pef", ".psd", ".raf", ".raw", ".rw2", ".srw", ".svg", ".webm", ".wmv",
+    )
+)  # fmt: skip
 KINDS = (
     (stat.S_ISDIR, "it is a folder"),
     (stat.S_ISFIFO, "it is a FIFO (named pipe)"),
@@ -55,7 +30,7 @@ class Listing:
 
     Attributes:
         images: regular files with the suffix of an image.
-        others: how many entries are passed over: hidden ones, files of other suffixes, links to folders that are listed already.
+        others: how many entries are passed over: hidden ones, files of other suffixes, links to folders listed already.
         media: how many of the others are pictures or films of a kind that is not read, by suffix.
         unreadable: entries that should be read and cannot be, each with the reason.
     """
@@ -88,7 +63,7 @@ def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
                 listing.others += 1
                 continue
             with os.scandir(current) as entries:
-                found = list(entries)
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if current == folder:
                 raise
@@ -143,12 +118,12 @@ def find_images(folder: str | os.PathLike) -> tuple[list[Path], int]:
     return listing.images, listing.others + len(listing.unreadable)
 
 
-def natural_key(path: str | os.PathLike) -> list[list[tuple[int, str]]]:
+def natural_key(path: str | os.PathLike) -> list[list[tuple[bool, int, str]]]:
     """Return a key by which paths are sorted as people count: "img_2" before "img_10"."""
     return [
-        [(int(piece), "") if piece.isdecimal() else (-1, piece.casefold()) for piece in re.split(r"(\d+)", part) if piece]
+        [(False, int(p), "") if p.isdecimal() else (True, 0, p.casefold()) for p in re.split(r"(\d+)", part) if p]
         for part in Path(path).parts
-    ] + [[(-1, os.fspath(path))]]
+    ] + [[(True, 0, os.fspath(path))]]
 
 
 def media_line(media: Counter[str]) -> str:
