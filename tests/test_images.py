@@ -248,12 +248,17 @@ print(len(listing.images), *listing.unreadable.values())
 
 
 def test_a_folder_deeper_than_python_recurses_is_listed(tmp_path):
-    deep = tmp_path
-    for _ in range(1200):
-        deep = deep / "d"
-        deep.mkdir()
-    (deep / "x.png").touch()
-    assert len(list_images(tmp_path).images) == 1
+    folders = [tmp_path]
+    try:
+        for _ in range(1200):
+            folders.append(folders[-1] / "d")
+            folders[-1].mkdir()
+        (folders[-1] / "x.png").touch()
+        assert list_images(tmp_path).images == [folders[-1] / "x.png"]
+    finally:  # what clears temporary folders away recurses
+        (folders[-1] / "x.png").unlink(missing_ok=True)
+        for folder in reversed(folders[1:]):
+            folder.rmdir()
 
 
 def test_names_are_sorted_as_people_count():
