@@ -8,6 +8,7 @@ from support import ROOT
 
 FLOORS = (
     "common", "config", "clip", "text", "students", "distill", "training", "classifier", "experiments", "datasets", "trainers",
+    "photos",
 )  # fmt: skip
 FILES = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
 FILES = [p for p in FILES if "fallback" not in p.parts]

@@ -12,7 +12,6 @@ from PIL import Image
 from kdpl.classifier.decision import REJECTED
 from kdpl.classifier.gallery import THUMBNAIL, thumbnail, write_gallery
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, row_line
-from kdpl.common import exits
 
 HOSTILE = [
     "<img src=x onerror=\"document.title='owned'\">",

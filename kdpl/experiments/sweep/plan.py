@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.merging import literal
@@ -18,7 +19,8 @@ from kdpl.experiments.results import missing_datasets
 
 PROTOCOLS = ("base2new", "xd", "few_shot")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # by whose configuration they run
-TRAIN = CONFIGS.parent / "train.py"
+# of a checkout the script, which is what one reads in a log; installed there is none
+TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
 
 
 class SweepError(ValueError):
@@ -113,7 +115,7 @@ class Step:
         if self.model_dir is None:
             options += ["TRAIN.CHECKPOINT_FREQ", "1"]
         return [
-            sys.executable, str(TRAIN), *flags, "--root", self.data, "--seed", str(self.seed), "--trainer", self.trainer,
+            sys.executable, *TRAIN, *flags, "--root", self.data, "--seed", str(self.seed), "--trainer", self.trainer,
             "--dataset-config-file", str(CONFIGS / "datasets" / f"{datasets[0]}.yaml"), "--config-file", str(self.config_file),
             "--output-dir", str(self.folder), *options, *self.options,
         ]  # fmt: skip
