@@ -117,11 +117,8 @@ def print_judgement(judged: list[Judged], unknown: int, unread: list[str], most:
     confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right)
     if confused:
         print("\nMost frequent confusions\n")
-        print(
-            tabulate(
-                [(n, *pair) for pair, n in confused.most_common(10)], ["photos", "label", "predicted"], disable_numparse=True
-            )
-        )
+        pairs = [(n, *pair) for pair, n in confused.most_common(10)]
+        print(tabulate(pairs, ["photos", "label", "predicted"], disable_numparse=True))
         wrong = sorted((j for j in judged if not j.right), key=lambda j: -j.probability)[:most]
         print("\nMost confident mistakes\n")
         rows = [(f"{j.probability:.2f}", j.predicted, j.label or "(not known)", j.path) for j in wrong]

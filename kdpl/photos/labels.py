@@ -43,7 +43,6 @@ def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
             raise ValueError(f"'{path}', line {number}: '{label}' is not one of the class names.{did_you_mean(label, names)}")
         found = Label(row["path"], label, predicted)
         if labels.setdefault(row["path"], found).label != label:
-            raise ValueError(
-                f"'{path}', line {number}: '{row['path']}' has two labels, '{labels[row['path']].label}' and '{label}'."
-            )
+            both = f"'{labels[row['path']].label}' and '{label}'"
+            raise ValueError(f"'{path}', line {number}: '{row['path']}' has two labels, {both}.")
     return list(labels.values())

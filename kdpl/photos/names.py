@@ -41,8 +41,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> a
 def propose(
     photos: Sequence[Path], teacher_name: str, names: list[str], template: str
 ) -> tuple[list[tuple[str, int, float]], int]:
-    """Return the names that are likeliest for some photo with the number of photos and the mean probability, most frequent
-    first, and how many photos were read."""
+    """Return the names that are likeliest for some photo, most frequent first, and how many photos were read.
+
+    Returns:
+        For each name the number of photos that it is the likeliest of, and its mean probability over all photos.
+    """
     from kdpl.classifier.decoding import Decoder, stacked_pixels
     from kdpl.clip.loading import load_clip
     from kdpl.distill.teacher import Teacher
@@ -87,9 +90,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
         kept = [row for row in found if 100 * row[1] >= args.share * seen][: args.count]
         print(tabulate([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
         covered = sum(n for _, n, _ in kept)
-        print(
-            f"\n{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you see your photos."
-        )
+        print(f"\n{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you like.")
         if args.output:
             with atomic_write(args.output, "w") as file:
                 file.write("\n".join([*(name for name, *_ in kept), ""]))
