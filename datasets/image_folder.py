@@ -11,7 +11,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
-from kdpl.classifier.names import refuse_doubles
+from kdpl.classifier.texts import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
 from kdpl.common.image_files import list_images, media_line

@@ -14,8 +14,7 @@ from torch import Tensor
 from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
-from kdpl.classifier.names import refuse_doubles
-from kdpl.classifier.texts import NameEncoder
+from kdpl.classifier.texts import NameEncoder, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names import ModelNameError
@@ -323,7 +322,7 @@ class Classifier:
             ImportError: the package onnx is not installed.
             OSError: the file could not be written.
         """
-        from kdpl.classifier.export import export
+        from kdpl.classifier.serve.onnx_file import export
 
         return export(self.in_fp32(), path)
 

@@ -1,4 +1,4 @@
-"""Text features of any names for a classifier: by learned prompts, or by hand-written sentences in their place."""
+"""Class names for a classifier: their text features by learned prompts or sentences, and a check that no two are the same."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdpl.students import Student
-from kdpl.text.prompts import ensemble_features
+from kdpl.text.prompts import encode, ensemble_features
 
 
 class NameEncoder:
@@ -55,3 +55,21 @@ class NameEncoder:
             if self.sentences:
                 return self.student.frozen_image_features(images)
             return self.student.image_features(images)
+
+
+def refuse_doubles(names: Sequence[str], source: str) -> None:
+    """Refuse class names that become the same tokens: "Ice_Hockey" and "ice hockey" would share their probability.
+
+    Args:
+        source: where the names are from, for the message.
+
+    Raises:
+        ValueError: two names are the same to the text tower; the message has both spellings.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for name in names:
+        tokens = tuple(encode(name.replace("_", " ")))
+        if tokens in first:
+            same = "twice" if first[tokens] == name else f"and '{first[tokens]}', which are the same words to CLIP"
+            raise ValueError(f"{source} has '{name}' {same}: the two would share its probability. Remove one of them.")
+        first[tokens] = name

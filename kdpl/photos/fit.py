@@ -66,7 +66,7 @@ def check(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace):
     """Return the plan, after everything that can be checked is checked."""
-    from kdpl.classifier.names import refuse_doubles
+    from kdpl.classifier.texts import refuse_doubles
     from kdpl.photos.plan import make_plan
 
     check(args)
