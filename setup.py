@@ -7,6 +7,8 @@ from setuptools import find_namespace_packages, setup
 
 FOLDERS = {"kdpl": "kdpl", "trainers": "kdpl.trainers", "datasets": "kdpl.datasets", "configs": "kdpl.configs"}
 
+DATA = [f"*.{kind}" for kind in ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "yaml")] + ["LICENSE*"]
+
 
 def packages(folder: str, name: str) -> list[str]:
     return [name] + [f"{name}.{p}" for p in find_namespace_packages(folder)]
@@ -15,5 +17,7 @@ def packages(folder: str, name: str) -> list[str]:
 setup(
     packages=[p for folder, name in FOLDERS.items() for p in packages(folder, name)],
     package_dir={name: folder for folder, name in FOLDERS.items()},
-    package_data={"": ["*.md", "*.txt", "*.csv", "*.json", "*.npz", "*.safetensors", "*.html", "*.yaml", "LICENSE*"]},
+    package_data={
+        "": ["*.md", "*.txt", "*.csv", "*.json", "*.npz", "*.safetensors", "*.html", "*.css", "*.js", "*.yaml", "LICENSE*"]
+    },
 )

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -85,19 +84,6 @@ def test_a_gallery_that_fails_leaves_the_previous_one(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    with playwright.sync_playwright() as p:
-        try:
-            browser = p.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
