@@ -85,9 +85,9 @@ class Comparison:
         return [
             {
                 "prompts": c.label,
-                "agreement": round(c.agreement, 2),
-                "error": round(c.error, 2),
-                "divergence": round(c.divergence, 4),
+                "agreement": round(c.agreement, 6),
+                "error": round(c.error, 6),
+                "divergence": round(c.divergence, 6),
                 "used": c is self.kept,
             }
             for c in self.candidates

@@ -38,6 +38,7 @@ class Run:
         unread: reasons by image.
         counts: images by their likeliest name.
         resumed, rows: how many images an earlier run has done, and how many are done now.
+        first_answer: time.time() of the first batch of rows; 0.0: there is none yet.
         reduction: at which size large JPEGs are decoded, in words; empty: at their own.
 
     Raises:
@@ -52,7 +53,7 @@ class Run:
         self.unread: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.resumed = self.rows = 0
-        self.reduction = ""
+        self.reduction, self.first_answer = "", 0.0
         if args.reject:
             classifier.bundle.decision.check_reject(self.names)
         self.sorters = [
@@ -182,6 +183,7 @@ class Run:
                 for writer in self.writers:
                     writer.write(rows)
                 self.rows += len(rows)
+                self.first_answer = self.first_answer or time.time()
                 for output in self.outputs:
                     output.flush()
                 if time.monotonic() - saved > SAVE_EVERY_S:
