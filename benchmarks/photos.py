@@ -4,6 +4,9 @@ All have a CLIP of ViT-B/32's size with the same random weights (transformers: o
 turns in processes of their own. Times begin when the model is loaded: "photos/s" is of the whole run, "first s" until the first
 photo has its answer, from the start of the process on. "again" is a second run whose features are in the cache.
 "difference" is the largest of a probability from kdpl's with full decoding. Without transformers its row is left out.
+
+`--memory 1000 100000` instead prints the most memory that `kdpl predict` holds with so many small photos and the embedded
+student: the photos are links to some files, so that all but the first are found in the cache.
 """
 
 import argparse
@@ -114,6 +117,27 @@ def measure(folder: Path, way: str) -> dict:
     return row | {"memory_GB": held("VmHWM") / 1e9}
 
 
+def most_memory(count: int) -> dict:
+    """Predict so many photos in this process, and return the most memory it held."""
+    from kdpl import predict
+    from kdpl.photos.fit import main as fit
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["KDPL_CACHE"] = str(folder / "cache")
+        fit(["--demo", "--quick", "--quiet", "-o", str(folder / "demo")])
+        originals = sorted((folder / "demo" / "new_photos").iterdir())
+        (folder / "many").mkdir()
+        for i in range(count):
+            os.link(originals[i % len(originals)], folder / "many" / f"IMG_{i:06d}.png")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        start = time.perf_counter()
+        outputs = ["--csv", str(folder / "p.csv"), "--json", str(folder / "p.jsonl"), "--quiet"]
+        predict.main([str(folder / "demo" / "prompts"), str(folder / "many"), *outputs])
+        seconds = time.perf_counter() - start
+    return {"photos": count, "seconds": seconds, "memory_GB": held("VmHWM") / 1e9}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=60)
@@ -121,7 +145,15 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help="one way alone, in this process")
+    parser.add_argument("--memory", type=int, nargs="+", default=[], metavar="N", help="numbers of small photos")
+    parser.add_argument("--count", type=int, help="one number of small photos, in this process")
     args = parser.parse_args()
+    if args.count:
+        print_rows([most_memory(args.count)], True)
+        return
+    if args.memory:
+        print_rows([in_own_process(sys.argv[0], "--count", n)["rows"][0] for n in args.memory], args.json)
+        return
     if args.measure:
         print_rows([measure(Path(args.measure[0]), args.measure[1])], True)
         return

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kdpl.classifier.predictions.inputs import Found, InputError, check_outputs, find
@@ -109,11 +110,19 @@ def load(args: argparse.Namespace) -> "Classifier":
     return classifier
 
 
-def limit_pixels(args: argparse.Namespace) -> None:
+@contextmanager
+def limited_pixels(most: int) -> Iterator[None]:
+    """Refuse images of more pixels inside."""
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = args.max_pixels // 2  # Pillow refuses twice as many, and warns below
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = max(1, most // 2)  # Pillow refuses twice as many, and warns below
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
@@ -121,8 +130,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
     args = parse_args(argv, prog)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names and paths that the terminal cannot show
+    with limited_pixels(args.max_pixels):
+        return predict(args)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Predict as the command line asks; return the exit status."""
     try:
-        limit_pixels(args)
         found = check(args)
         classifier = load(args)
         run = Run(classifier, args, len(found.images))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class Plan:
         cfg.DATASET.NUM_SHOTS = -1
         cfg.TRAIN.PRINT_FREQ = 1
         cfg.TEST.NO_TEST = True
+        cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
         check_values(cfg)
         cfg.freeze()
         return cfg
