@@ -17,7 +17,5 @@ def packages(folder: str, name: str) -> list[str]:
 setup(
     packages=[p for folder, name in FOLDERS.items() for p in packages(folder, name)],
     package_dir={name: folder for folder, name in FOLDERS.items()},
-    package_data={
-        "": ["*.md", "*.txt", "*.csv", "*.json", "*.npz", "*.safetensors", "*.html", "*.css", "*.js", "*.yaml", "LICENSE*"]
-    },
+    package_data={"": DATA},
 )

@@ -1,7 +1,7 @@
-"""One run on several processes, started by `torchrun`: who am I, and the few things that the ranks tell each other.
+"""One run on several processes, started by `torchrun`: rank, world size and the collectives a run needs.
 
-Everything here does the obvious for a single process, so that callers need not ask. The learned parameters are tiny: a step
-exchanges one vector, the sum of their gradients.
+With a single process every function is a no-op or returns its input, so callers need no special case. The learned parameters
+are tiny: a step exchanges one vector, the sum of their gradients.
 """
 
 import contextlib
@@ -16,26 +16,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdpl.common.watch import Watch
+
 TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
 
 
 class RankLostError(OSError):
-    """Another process of the job has ended or does not answer."""
+    """Another process of the job has ended or does not respond."""
 
 
 def launched() -> bool:
-    """Whether `torchrun`, or what sets the same environment variables, has started this process as one of several."""
+    """Whether `torchrun`, or a launcher that sets the same variables, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start(use_cuda: bool) -> None:
-    """Join the other processes of the job; nothing happens in a job of one, or the second time."""
+    """Join the other processes of the job; a no-op with one process, or when called again."""
     if not launched() or dist.is_initialized():
         return
     cuda = use_cuda and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    watch = Watch()
+    watch.parent()
     dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
+    watch.ranks()
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
 
@@ -43,7 +48,7 @@ def start(use_cuda: bool) -> None:
 def stop() -> None:
     """Leave the job."""
     if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # the others may have gone
+        with contextlib.suppress(RuntimeError):  # the other processes may have ended
             dist.destroy_process_group()
 
 
@@ -56,19 +61,19 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return rank() == 0
 
 
 def share(count: int, of: int | None = None) -> slice:
-    """Return which of `count` things in a row are those of a rank, this one by default; shares differ by at most one."""
+    """Return the slice of `count` items that a rank works on, by default this rank; lengths differ by at most one."""
     of = rank() if of is None else of
     n = world()
     return slice(count * of // n, count * (of + 1) // n)
 
 
 def _named(call: Callable) -> Callable:
-    """Have a failure of the connection tell what it means."""
+    """Turn a failed collective into a RankLostError that says what to do."""
 
     @wraps(call)
     def named(*args: Any, **kwargs: Any) -> Any:
@@ -76,8 +81,8 @@ def _named(call: Callable) -> Callable:
             return call(*args, **kwargs)
         except RuntimeError as error:
             raise RankLostError(
-                f"Another process of the job ended or does not answer (this is rank {rank()} of {world()}). Look for its "
-                f"error; the same command again goes on from the last saved state. ({str(error).splitlines()[0]})"
+                f"Another process of the job ended or does not respond (this is rank {rank()} of {world()}). Look for its "
+                f"error; the same command resumes from the last saved state. ({str(error).splitlines()[0]})"
             ) from error
 
     return named
@@ -85,7 +90,7 @@ def _named(call: Callable) -> Callable:
 
 @_named
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for all ranks."""
     if world() > 1:
         dist.barrier()
 
@@ -116,7 +121,7 @@ def from_main(value: Any) -> Any:
 
 @_named
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Put the sum over the ranks in place of each parameter's gradient, in one exchange for all."""
+    """Replace each parameter's gradient by its sum over the ranks, in one all-reduce."""
     if world() == 1:
         return
     parameters = list(parameters)
@@ -128,7 +133,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @_named
 def same_as_main(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Put rank 0's values in place of all ranks'."""
+    """Broadcast rank 0's values to all ranks, in place."""
     if world() > 1:
         for parameter in parameters:
             dist.broadcast(parameter.data, 0)
@@ -136,7 +141,7 @@ def same_as_main(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @_named
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """Return the rows `(counts[r], ...)` of all ranks behind each other, `(sum(counts), ...)`; no gradient flows."""
+    """Concatenate the rows `(counts[r], ...)` of all ranks, `(sum(counts), ...)`; no gradient flows."""
     if world() == 1:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
@@ -158,5 +163,5 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: Tensor, counts: list[int]) -> Tensor:
-    """Return the same as `gather_rows`; the gradient of a rank's rows is the sum over all ranks' losses."""
+    """Gather as `gather_rows`; the gradient of a rank's rows is summed over all ranks' losses."""
     return _GatherWithGradient.apply(rows, counts) if world() > 1 else rows

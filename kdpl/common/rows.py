@@ -1,8 +1,8 @@
-"""Vectors on disk by key, as rows of a fixed size in append-only shards, for features that any number of runs share.
+"""An on-disk store of vectors by key, in append-only shards of fixed-size rows, shared by any number of runs.
 
-Every process that finds something new writes a shard of its own, so that runs may read and write one folder at the same time.
-A row holds a key, a vector, and a checksum of both: a row that was cut off by a kill or has rotted does not count. What a
-folder is for (weights, transform, precision, ...) is hashed into its name.
+Every process writes new vectors to a shard of its own, so several runs may read and write one folder at the same time. A row
+holds a key, a vector and a checksum of both, so truncated or damaged rows are ignored. The folder's name is a hash of what
+its vectors depend on (weights, transform, precision, ...).
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 2  # of the rows; raised whenever other vectors come out of the same key
+FORMAT = 2  # of the rows; increased whenever the vectors of a key change
 KEY_BYTES = 16
 
 
 def key_of(*facts: Any) -> bytes:
-    """Return the key of what these facts describe."""
+    """Return the key that identifies these facts."""
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).digest()
 
 
 def store_folder(folder: str | os.PathLike, meaning: dict[str, Any]) -> Path:
-    """Return the folder below `folder` for vectors of this meaning."""
+    """Return the folder below `folder` for vectors that depend on `meaning`."""
     text = json.dumps({"format": FORMAT, **meaning}, sort_keys=True)
     return Path(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
 
@@ -35,8 +35,8 @@ class RowStore:
     """Vectors on disk, by key.
 
     Args:
-        folder: of the shards, for one meaning of the vectors; it is made when the first row is written.
-        width: d of the vectors.
+        folder: of the shards, see `store_folder`; created when the first row is written.
+        width: d, the length of a vector.
         dtype: float16 or float32.
     """
 
@@ -48,10 +48,9 @@ class RowStore:
         self.rows_written = 0
 
     def find(self, wanted: Collection[bytes] | None = None) -> Iterator[tuple[np.ndarray, list[tuple[bytes, int]]]]:
-        """Yield each shard `(n,)`, mapped into memory, with the keys and row numbers of what it holds of `wanted`,
-        by default of everything.
+        """Yield each memory-mapped shard `(n,)` with the keys and row numbers of its `wanted` rows, by default of all.
 
-        Each key is found once. Damaged rows are counted and reported in one line.
+        Each key is yielded once. Damaged rows are counted and reported in one line.
         """
         seen, damaged = set(), 0
         for path in sorted(self.folder.glob("*.rows")):
@@ -71,17 +70,17 @@ class RowStore:
             print(f"{damaged} rows in '{self.folder}' are damaged: these features are computed again")
 
     def own_shard(self) -> np.ndarray:
-        """Return the rows that this process has written, mapped into memory."""
+        """Return the rows that this process has written, memory-mapped."""
         return self._map(self._path)
 
     def _is_sound(self, row: np.ndarray) -> bool:
         return zlib.crc32(row.tobytes()[:-4]) == int(row["checksum"]) and bool(np.isfinite(row["value"]).all())
 
     def append(self, keys: Sequence[bytes], values: np.ndarray) -> int:
-        """Write rows to this process's shard and return the number of the first.
+        """Append rows to this process's shard and return the number of the first.
 
         Raises:
-            OSError: they could not be written whole, for want of room say; what is there is as before.
+            OSError: the rows could not be written, for example on a full disk; earlier rows are unchanged.
         """
         rows = np.zeros(len(keys), self.row)
         rows["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
@@ -99,7 +98,7 @@ class RowStore:
         return first
 
     def sync(self) -> None:
-        """Make the operating system write everything to the disk."""
+        """Sync this process's shard to disk."""
         if self._file is not None:
             os.fsync(self._file)
 
@@ -107,5 +106,5 @@ class RowStore:
         try:
             n = os.path.getsize(path) // self.row.itemsize
             return np.memmap(path, self.row, mode="r", shape=(n,)) if n else np.zeros(0, self.row)
-        except OSError:  # gone meanwhile, or not a file
+        except OSError:  # deleted meanwhile, or not a file
             return np.zeros(0, self.row)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdpl.classifier.bundle import Preprocessing
+from kdpl.clip.inputs import Preprocessing
 from kdpl.common.images import LONGEST
 
 HALVED = 1024  # numbers that a tensor has at least to be stored in half precision
@@ -90,7 +90,8 @@ def rounded(n: Nodes, values: str) -> str:
 def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pixels: str) -> Any:
     """Return a model that takes an image `(H, W, 3)` in uint8 in place of pixels `(1, 3, R, R)`.
 
-    The steps are those of `Decoder`: what is extremely long is cut, the shorter edge is resized to R, the centre is cropped.
+    The steps are those of `Decoder`: what is extremely long is cut; the shorter edge is resized to R and the centre is
+    cropped, or both edges are resized to R (`Preprocessing.resize_mode`).
 
     Args:
         model: an ONNX model whose input is `pixels`.
@@ -112,7 +113,8 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
     cut = n.add("Slice", image, n.add("Concat", *starts, axis=0), n.add("Concat", *ends, axis=0), axes)
     planes = n.add("Unsqueeze", n.add("Transpose", cut, perm=[2, 0, 1]), zero)  # (1, 3, H, W)
     short = n.add("Min", *kept)
-    resized = [n.add("Div", n.add("Mul", size, r), short) for size in kept]
+    squash = preprocessing.resize_mode == "squash"
+    resized = [r, r] if squash else [n.add("Div", n.add("Mul", size, r), short) for size in kept]
     weights = []
     for size, to in zip(kept, resized, strict=True):
         # round((to - R) / 2), halves to the even number, as Python rounds
