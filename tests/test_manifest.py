@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support import ROOT, emoji_args, image_file, run_train
 from support.trainings import assert_same, build, parameters
 
-from kdpl.common import digests, exits
+from kdpl.common import exits
+from kdpl.common.rows import digests
 from kdpl.config.influence import HARMLESS, MATTERS, ROUNDS, differences, influence, leaves
 from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
 from kdpl.config.merging import merged_cfg

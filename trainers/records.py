@@ -10,9 +10,9 @@ from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
-from kdpl.common.digests import file_digest, file_digests
 from kdpl.common.environment import git_state, versions
 from kdpl.common.rows import key_of
+from kdpl.common.rows.digests import file_digest, file_digests
 from kdpl.config.influence import differences, section, unfollowed
 from kdpl.config.manifest import (
     THERE,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
-from kdpl.common.digests import file_digests
 from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder
+from kdpl.common.rows.digests import file_digests
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader

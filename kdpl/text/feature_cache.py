@@ -1,6 +1,6 @@
 """A cache of text features by class name: a teacher's over a vocabulary, and a student's prompt ensembles.
 
-On disk they are rows (kdpl/common/rows.py) below `text_features` in the cache folder. A folder of rows belongs to one text
+On disk they are rows (kdpl/common/rows/) below `text_features` in the cache folder. A folder of rows belongs to one text
 tower (architecture and weights) and one list of templates; rows of another are never read.
 """
 
