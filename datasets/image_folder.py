@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from kdpl.classifier.texts import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
-from kdpl.common.image_files import list_images, media_line
+from kdpl.common.files.images import list_images, media_line
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
 from kdpl.config.choices import is_distilled

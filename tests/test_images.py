@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import image_file
 
-from kdpl.common import image_files
-from kdpl.common.image_files import find_images, list_images, media_line, natural_key
+from kdpl.common.files import images as image_files
+from kdpl.common.files.images import find_images, list_images, media_line, natural_key
 from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image
 
 RNG = np.random.default_rng(0)

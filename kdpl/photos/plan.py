@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.common.files import atomic_write
-from kdpl.common.image_files import list_images
+from kdpl.common.files.images import list_images
 from kdpl.common.images import unreadable
 from kdpl.config.checks import check_values
 from kdpl.config.choices import ConfigError
