@@ -15,9 +15,9 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 import kdpl  # noqa: F401  first, it makes `dassl` importable
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.clip.model import Clip
 from kdpl.clip.names import OPENAI_MODELS
-from kdpl.clip.openai import VOCABULARY, openai_clip
+from kdpl.clip.openai import VOCABULARY, as_clip, openai_clip
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 
@@ -34,7 +34,7 @@ def random_clip(name: str, seed: int, device: str = "cpu") -> Clip:
         a.text_width, a.text_width // 64, a.text_depth,
     )  # fmt: skip
     model.float().requires_grad_(False).eval().to(device)
-    return Clip(model, f"random {name}", a.resolution, OPENAI_MEAN, OPENAI_STD, package.tokenize)
+    return as_clip(model, f"random {name}", a)
 
 
 def published_options(learner: str) -> CfgNode:

@@ -16,7 +16,7 @@ from common import in_own_process, machine, peak_memory, print_rows
 from train_step import build, seconds, step_forever
 
 from kdpl import estimate
-from kdpl.experiments.cost import count_step
+from kdpl.experiments.estimate import Estimate, count, price
 from kdpl.experiments.machines import measure_cpu, resident_memory
 
 STUDENT, TEACHER = "ViT-B/32", "ViT-B/16"
@@ -58,16 +58,15 @@ def measure(case: str, args: argparse.Namespace) -> dict:
         command = {"trainer": trainer_name, "backbone": STUDENT, "teacher": TEACHER, "classes": classes, "batch": batch}
         command |= {"workers": 0, "precision": "fp32", "gpu": "cpu"}
         run = estimate.read_run(estimate.parse_args([f"--{flag}={value}" for flag, value in command.items()]))
-        settings = estimate.settings_of(run, "cpu", False)
-        cost = count_step(settings)
+        cost = count(run, "cpu", cached=False)
 
-        def price() -> estimate.Estimate:
-            return estimate.price(run, settings, cost, replace(measure_cpu(), resident=resident))
+        def measure_and_price() -> Estimate:
+            return price(run, cost, replace(measure_cpu(), resident=resident))
 
-        estimated, measured = [price()], []
+        estimated, measured = [measure_and_price()], []
         for _ in range(args.rounds):
             measured.append(statistics.median(seconds(lambda: next(steps), "cpu") for _ in range(args.steps)))
-            estimated.append(price())
+            estimated.append(measure_and_price())
     around = [(before.step + after.step) / 2 for before, after in pairwise(estimated)]
     memory = sum(estimated[0].memory.values()) / 1e9
     return {

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from kdpl import predict
 from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
 from kdpl.classifier.predictions.run import Run
+from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.loading import load_clip
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD
 from kdpl.config.merging import learner_options
 from kdpl.students import CoOp
 

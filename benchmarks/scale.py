@@ -11,7 +11,8 @@ from functools import cache
 from common import print_rows
 
 from kdpl import estimate
-from kdpl.experiments.cost import StepCost, count_step
+from kdpl.experiments.cost import StepCost
+from kdpl.experiments.estimate import Estimate, Run, count, price
 from kdpl.experiments.machines import GPUS, Machine, find_machine
 
 VARIANTS = ("KDPL_CoOp", "KDPL_CoCoOp", "KDPL_VPT", "KDPL_MaPLe", "KDPL_PromptSRC")
@@ -35,19 +36,19 @@ def main() -> None:
     print_rows([hours(gpus, machines, args.views) for gpus in args.gpus], args.json)
 
 
-def described(variant: str, views: int = 0, ranks: int = 1) -> estimate.Run:
+def described(variant: str, views: int = 0, ranks: int = 1) -> Run:
     flags = ["--trainer", variant, "--views", str(views), "--gpus", str(ranks), *(["--warm"] if views else [])]
     return estimate.read_run(estimate.parse_args(flags))
 
 
 @cache
 def counted(variant: str, cached: bool, ranks: int = 1) -> StepCost:
-    return count_step(estimate.settings_of(described(variant, ranks=ranks), "cuda", cached))
+    return count(described(variant, ranks=ranks), "cuda", cached)
 
 
-def estimated(variant: str, machine: Machine, views: int, ranks: int = 1) -> tuple[estimate.Run, estimate.Estimate]:
-    run, cached = described(variant, views, ranks), views > 0
-    return run, estimate.price(run, estimate.settings_of(run, "cuda", cached), counted(variant, cached, ranks), machine)
+def estimated(variant: str, machine: Machine, views: int, ranks: int = 1) -> tuple[Run, Estimate]:
+    run = described(variant, views, ranks)
+    return run, price(run, counted(variant, views > 0, ranks), machine)
 
 
 def split(variant: str) -> dict:

@@ -126,8 +126,8 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
     trainer.load_for_training()
     if kind == "published":
         take_the_published_way(trainer.student)
-        teacher = trainer.teacher
-        trainer.teacher_features = lambda images: full_image_features(teacher.clip, teacher.adapt(images))
+        teacher = trainer.objective.teacher
+        teacher.image_features = lambda images: full_image_features(teacher.clip, teacher.adapt(images))
         dataset, steps = trainer.train_loader_x.dataset, trainer.train_loader_x.dataset.transform.transforms[:-1]
         dataset.transform = Compose([*steps, ToTensor(), Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)])
     return trainer
@@ -155,7 +155,7 @@ def step_forever(trainer):
             if batch is None:
                 break
             trainer.batch_idx = 0
-            yield trainer.train_step(batch)
+            yield trainer.forward_backward(batch)
         loader.epoch += 1
 
 
@@ -183,7 +183,7 @@ def time_parts(trainer, device: str) -> dict[str, float]:
     student = trainer.student
     trainer.next_batch = lambda batches: next(batches, None)
     timed(trainer, "next_batch", "data")
-    timed(trainer, "teacher_features", "teacher_image")
+    timed(trainer.objective.teacher, "image_features", "teacher_image")
     timed(student, "frozen_image_features", "student_image")
     timed(student, "image_features", "student_image")
     timed(student, "text_features", "text")

@@ -1,4 +1,4 @@
-"""What every data set does to its splits: the few-shot draw, and the base and new halves of the classes."""
+"""Splits of a data set: the few-shot draw, and the base and new halves of the classes."""
 
 import math
 import random
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
-from kdpl.config.choices import SUBSAMPLES, check_choice
+from kdpl.config.choices import SUBSAMPLES, check_choice, is_distilled
 
 MAX_VAL_SHOTS = 4
 
 
 def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Datum]]:
-    """Keep the base or the new half of the classes in every split, relabelled from 0 in the order of the old labels.
+    """Return every split with the base or the new half of the classes, relabelled from 0 in the order of the old labels.
 
     The classes are those of the first split. With C of them the first ceil(C / 2) labels are the base classes and the
     rest the new ones (base-to-new setting of CoCoOp, arXiv:2203.05557).
@@ -45,18 +45,17 @@ def fewshot(
 ) -> tuple[list[Datum], list[Datum]]:
     """Draw `num_shots` training images and at most four validation images of every class.
 
-    The draw is the forks': the data set's `generate_fewshot_dataset`, training list first, on Python's `random` as it
-    is right after seeding. The state of `random` is put back afterwards, so that neither what ran before nor what runs
-    after depends on this draw.
+    The draw is the forks': the data set's `generate_fewshot_dataset`, training list first, on Python's `random` right after
+    seeding. The state of `random` is restored afterwards, so that nothing that runs later depends on this draw.
 
     Args:
-        dataset: gives `generate_fewshot_dataset`.
+        dataset: has `generate_fewshot_dataset`.
         train, val: the whole lists.
         num_shots: images a class; below 1 the lists are returned whole.
         seed: the run's seed; below 0 the draw takes `random` as it stands (the run is not seeded).
 
     Returns:
-        The two drawn lists; a class with fewer images than shots gives all it has.
+        The two drawn lists; of a class with fewer images than shots all are taken.
     """
     if num_shots < 1:
         return list(train), list(val)
@@ -67,21 +66,21 @@ def fewshot(
 
 
 def blind_draw(train: Sequence[Datum], num_shots: int, seed: int) -> list[Datum]:
-    """Draw as many training images as `num_shots` a class would be, without looking at their labels.
+    """Draw `num_shots` times the number of classes of training images, whatever their labels.
 
     Args:
-        train: the whole list; its labels are counted, nothing else is done with them.
+        train: the whole list; of its labels only their number is used.
         num_shots: below 1 the list is returned whole.
         seed: the run's seed; below 0 the draw takes `random` as it stands.
 
     Returns:
-        The drawn images in the order of the list; all of them where there are fewer.
+        The drawn images in the order of the list; all if there are fewer.
     """
     return draw_images(train, num_shots * len({datum.label for datum in train}), seed)
 
 
 def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
-    """Draw `count` images in the order of the list; below 1, or where there are no more, all of them.
+    """Draw `count` images in the order of the list; below 1, or if there are no more, all of them.
 
     Args:
         seed: the run's seed; below 0 the draw takes `random` as it stands.
@@ -94,13 +93,13 @@ def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
 
 
 def draws_blindly(cfg: CfgNode) -> bool:
-    """Whether `TRAINER.KDPL.SHOTS` is "random" and the run is one of KDPL: supervised runs draw by class."""
+    """Return whether TRAINER.KDPL.SHOTS is "random" and the trainer is one of KDPL: supervised ones draw by class."""
     options = cfg.TRAINER.get("KDPL")
-    return options is not None and options.get("SHOTS") == "random" and cfg.TRAINER.NAME.startswith("KDPL_")
+    return options is not None and options.get("SHOTS") == "random" and is_distilled(cfg.TRAINER.NAME)
 
 
 class ClassListDataset(DatasetBase):
-    """A data set whose class names are given, whichever of them its training images show.
+    """A data set with given class names, whichever of them its training images show.
 
     Args:
         names: class names by label, or a list of images that shows them all.

@@ -1,4 +1,4 @@
-"""Any folder of photos as a data set: class names from a text file or none, labels only where there is something to test."""
+"""Any folder of photos as a data set: class names from a text file or none, labels only for images to test."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data import DataManager
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.datasets import Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
@@ -17,23 +17,24 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.image_files import list_images, media_line
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
 LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training
-SHOWN = 10  # images that cannot be read, in the log; the file has all
+SHOWN = 10  # unreadable images in the log; the file has all
 
 
 class Photos(Dataset):
     """The images of a split, read by `open_image`.
 
-    With DATASET.ON_BAD_IMAGE "skip" the next image that can be read takes the place of one that cannot, and the entry
-    `unreadable` says why; it is empty for all others.
+    With DATASET.ON_BAD_IMAGE "skip" the next readable image replaces an unreadable one, and the entry `unreadable` holds the
+    reason; it is empty for all others.
 
     Args:
         cfg: the whole configuration.
         data_source: the images.
         transform: from a PIL image to a tensor.
-        is_train: taken as Dassl's wrappers are; only training images are replaced, for others would change the result.
+        is_train: as of Dassl's wrappers; only training images are replaced, since others would change the result.
     """
 
     def __init__(self, cfg: CfgNode, data_source: Sequence[Datum], transform: Any = None, is_train: bool = False):
@@ -61,7 +62,7 @@ class Photos(Dataset):
 
 
 class FolderManager(DataManager):
-    """The loaders of an `ImageFolder`; None for a split that it does not have."""
+    """The loaders of an `ImageFolder`; None if it does not have the split."""
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg, dataset_wrapper=Photos)
@@ -71,7 +72,7 @@ class FolderManager(DataManager):
             self.test_loader = None
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Print how many images there are, and of what."""
+        """Print the number of images of each split and of class names."""
         dataset, val = self.dataset, len(self.dataset.val or ())
         train, test = len(dataset.train_x) * dataset.has_train, len(dataset.test) * dataset.has_test
         print(f"{dataset.dataset_dir}: {train:,} images to train on, {val:,} to validate, {test:,} to test")
@@ -122,12 +123,12 @@ class ImageFolder(ClassListDataset):
         self.has_train, self.has_test = bool(train), bool(evaluated["test"])
         if not train and not self.has_test:
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image to train on or to test that can be read.")
-        # Dassl needs both lists: one that is missing is stood in for by the other, and `FolderManager` makes no use of it
+        # Dassl needs both lists: the other one stands in for a missing one, and `FolderManager` does not use it.
         test = evaluated["test"] or train
         super().__init__(dict(enumerate(self.names)), train_x=train or test, val=evaluated["val"] or None, test=test)
 
     def _check_names(self, cfg: CfgNode) -> None:
-        agnostic = cfg.TRAINER.NAME.startswith("KDPL_") and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+        agnostic = is_distilled(cfg.TRAINER.NAME) and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
         if not self.names and not agnostic:
             raise ValueError(
                 f"{cfg.TRAINER.NAME or 'The trainer'} needs class names: set DATASET.CLASSNAMES to a text file with a name in "
@@ -161,13 +162,12 @@ class ImageFolder(ClassListDataset):
         first = "\n".join([*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])])
         if cfg.DATASET.ON_BAD_IMAGE == "error":
             raise BadImageError(
-                f"Images in {self.root} that cannot be read: {len(bad):,}\n{first}\n"
-                "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."
+                f"Unreadable images in {self.root}: {len(bad):,}\n{first}\nRemove them, or set DATASET.ON_BAD_IMAGE to 'skip'."
             )
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():
-            print(f"Images that cannot be read, left out: {len(bad):,} (all in {BAD_IMAGES})\n{first}")
+            print(f"Unreadable images, left out: {len(bad):,} (all in {BAD_IMAGES})\n{first}")
 
     def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
         """Return the images of a labelled folder, class by class in the order of the names."""
@@ -184,7 +184,7 @@ class ImageFolder(ClassListDataset):
             label = self._label(folder)
             if label is None:
                 raise ValueError(
-                    f"The folder '{self.root / split / folder}' is named like none of the {len(self.names)} class names."
+                    f"The folder '{self.root / split / folder}' is not named like one of the {len(self.names)} class names."
                     f"{did_you_mean(folder.replace('_', ' '), self.names)}"
                 )
             by_label[label].append(Datum(str(path), label, classname=self.names[label]))
@@ -192,7 +192,7 @@ class ImageFolder(ClassListDataset):
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
         shots = cfg.DATASET.NUM_SHOTS
-        if cfg.TRAINER.NAME.startswith(("KDPL_", "Zeroshot")):  # no label is within reach
+        if is_distilled(cfg.TRAINER.NAME) or cfg.TRAINER.NAME.startswith("Zeroshot"):  # no label is within reach
             if shots > 0 and not self.names:
                 raise ValueError(
                     f"DATASET.NUM_SHOTS {shots} counts images for each class, and no class names are known: set it to 0 for "
@@ -213,7 +213,7 @@ class ImageFolder(ClassListDataset):
         return fewshot(self, datums, [], shots, cfg.SEED)[0]
 
     def _label(self, folder: str) -> int | None:
-        """Return the label of a folder named like a class: exactly, or but for case and what stands for a space."""
+        """Return the label of a folder named like a class, exactly or up to case and the sign for a space."""
         if folder in self.names:
             return self.names.index(folder)
         similar = [label for label, name in enumerate(self.names) if _plain(name) == _plain(folder)]
@@ -238,7 +238,3 @@ def read_list(path: str | os.PathLike, root: Path) -> list[Path]:
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
-
-
-if ImageFolder.__name__ not in DATASET_REGISTRY.registered_names():
-    DATASET_REGISTRY.register(ImageFolder)

@@ -1,4 +1,4 @@
-"""Fetches the data sets that may be fetched freely, and says what must be fetched by hand and where to put it.
+"""Fetch the data sets that may be fetched freely, and print what must be fetched by hand and where to put it.
 
 python -m kdpl.datasets.prepare Caltech101 EuroSAT --root DATA    # fetch, unpack, lay out
 python -m kdpl.datasets.prepare --check --root DATA               # report what is there
@@ -17,10 +17,10 @@ from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
 from kdpl.common.files import atomic_write, rename_folder, replace
-from kdpl.datasets.archives import ArchiveError, is_archive, unpack
-from kdpl.datasets.catalog import CATALOG, Facts, Source, facts_of
-from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.splits import find_split
+from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets.coop.catalog import CATALOG, Facts, Source, facts_of
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
+from kdpl.datasets.coop.splits import find_split
 
 TIMEOUT = 60.0  # seconds without a byte after which a download is given up
 
@@ -30,7 +30,7 @@ class PrepareError(RuntimeError):
 
 
 class Report(NamedTuple):
-    """What `--check` found out about one data set; `state` is complete, partial, present, damaged or missing."""
+    """What `--check` found about one data set; `state` is complete, partial, present, damaged or missing."""
 
     state: str
     images: str
@@ -84,7 +84,7 @@ def _prepare(facts: Facts, root: str) -> int:
 
 
 def provide(source: Source, data: DataFolder) -> bool:
-    """Fetch a source, or take the file that was put into the data set's folder by hand, and lay it out.
+    """Fetch a source, or take the file that was put into the data set's folder by hand, and unpack it into place.
 
     Returns:
         False if a person has to fetch it first.
@@ -142,9 +142,9 @@ def fetch(source: Source, data: DataFolder) -> None:
 
 
 def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
-    """Unpack an archive and move what it holds into the data set's folder, whatever folder it holds it in.
+    """Unpack an archive and move its content into the data set's folder, whatever folder of the archive it lies in.
 
-    Everything beside the first of `source.gives` is moved with it; what is there already stays.
+    Everything beside the first of `source.gives` is moved with it; existing files stay.
 
     Raises:
         PrepareError: the archive does not hold what `source` says, or the files cannot be written.
@@ -211,7 +211,7 @@ def _check(chosen: Iterable[Facts], root: str) -> int:
 
 
 def inspect(data: DataFolder) -> Report:
-    """Look at a data set as loading it would, and compare the number of its images with the published one."""
+    """Read a data set's lists as loading does, and compare the number of its images with the published one."""
     facts = data.facts
     published = sum(facts.sizes)
     absent = data.absent()

@@ -1,7 +1,7 @@
 """KDPL: unsupervised prompt learning for CLIP by knowledge distillation.
 
-Importing this package makes `import dassl` work: an installed Dassl is used as it is, and where there is none the
-bundled engine of the same interface (`kdpl/fallback/dassl`) is put at the end of `sys.path`.
+Importing this package makes `import dassl` work: an installed Dassl is used unchanged; if there is none, the bundled engine
+with the same interface (`kdpl/fallback/dassl`) is added to the end of `sys.path`.
 """
 
 import sys
@@ -21,7 +21,7 @@ __all__ = ["Classifier", "dassl_in_use", "extend_cfg", "load"]
 
 _HERE = Path(__file__).parent
 if not (_HERE / "trainers").is_dir() and (_HERE.parent / "setup.py").is_file():
-    # A source checkout that is not installed, or that shadows an installed copy: kdpl.trainers and kdpl.datasets lie beside.
+    # A source checkout, not installed or shadowing an installed copy: kdpl.trainers and kdpl.datasets are beside this folder.
     __path__.append(str(_HERE.parent))
 
 if find_spec("dassl") is None:
@@ -29,6 +29,6 @@ if find_spec("dassl") is None:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Classifier", "load"):  # only now, so that `import kdpl` stays quick
+    if name in ("Classifier", "load"):  # imported at first use, so that `import kdpl` stays quick
         return getattr(import_module("kdpl.classifier.classifier"), name)
     raise AttributeError(f"module 'kdpl' has no attribute '{name}'")

@@ -1,11 +1,11 @@
-"""Fill the cache of a training set's views, as a job of its own.
+"""Fill the feature cache of a training set's views, as a separate job.
 
     python -m kdpl.cache --trainer KDPL_CoOp ... TRAINER.KDPL.VIEWS 8 TRAINER.KDPL.CACHE_DIR views
     torchrun --nproc-per-node 8 -m kdpl.cache ...
 
-The flags are those of train.py. Every view of every training image goes through the teacher once, and through the student's
-image tower where that is frozen, and the features stay in TRAINER.KDPL.CACHE_DIR, where later runs of all variants, seeds
-and shots find them. What is there is not computed again: a job that was stopped goes on with the same command.
+The flags are those of train.py. Every view of every training image is encoded once by the teacher, and by the student's
+image tower if that is frozen; the features are stored in TRAINER.KDPL.CACHE_DIR, from where later runs of all learners, seeds
+and shots read them. Stored features are not computed again: the same command resumes a stopped job.
 """
 
 import sys
@@ -19,7 +19,7 @@ from kdpl.config.choices import ConfigError
 
 
 def check(cfg: CfgNode) -> None:
-    """Refuse a configuration that keeps nothing.
+    """Refuse a configuration without anything to cache.
 
     Raises:
         ConfigError: the trainer has no teacher, or TRAINER.KDPL.VIEWS or CACHE_DIR is not set.
@@ -29,19 +29,19 @@ def check(cfg: CfgNode) -> None:
             f"TRAINER.NAME (--trainer) '{cfg.TRAINER.NAME}' has no teacher: expected one of KDPL, such as KDPL_CoOp."
         )
     if cfg.TRAINER.KDPL.VIEWS < 1:
-        raise ConfigError(f"TRAINER.KDPL.VIEWS is {cfg.TRAINER.KDPL.VIEWS}, expected how many views of each image to keep.")
+        raise ConfigError(f"TRAINER.KDPL.VIEWS is {cfg.TRAINER.KDPL.VIEWS}, expected the number of views per image, 1 or more.")
     if not cfg.TRAINER.KDPL.CACHE_DIR:
-        raise ConfigError("TRAINER.KDPL.CACHE_DIR is not set, expected the folder to keep the features in.")
+        raise ConfigError("TRAINER.KDPL.CACHE_DIR is not set, expected the folder for the features.")
 
 
 def fill(trainer) -> tuple[int, int]:
-    """Compute and keep what is missing of a KDPL trainer's views; several ranks share the images.
+    """Compute and store the missing features of a KDPL trainer's views; several ranks share the images.
 
     Args:
-        trainer: a `DistillTrainer` with views, which has loaded what training needs.
+        trainer: a `DistillTrainer` with views, after `load_for_training`.
 
     Returns:
-        How many features were missing, and how many there are.
+        The number of features that were missing, and of all features.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -52,7 +52,7 @@ def fill(trainer) -> tuple[int, int]:
     missing, total = sum(f.table.missing for f in features), sum(f.table.known.numel() for f in features)
     loader.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
     for f in features:
-        f.chunk = size  # as one process computes them
+        f.chunk = size  # as in a training with one process
     with tqdm(total=missing, unit="feature", disable=None if distributed.is_main() else True) as progress:
         for view in range(loader.views):
             loader.epoch = view
@@ -64,11 +64,13 @@ def fill(trainer) -> tuple[int, int]:
     left = sum(f.table.missing for f in features)
     if left:
         raise FloatingPointError(
-            f"{left:,} features of {total:,} are NaN or infinite and are not kept: set TRAINER.KDPL.PREC fp32."
+            f"{left:,} of {total:,} features are NaN or infinite and were not stored: set TRAINER.KDPL.PREC fp32."
         )
     lost = [f.table.store.folder for f in features if distributed.is_main() and not f.table.writable]
     if distributed.any_rank(bool(lost)):
-        raise OSError(f"The features could not be kept in {', '.join(map(str, lost))}: see above. Make room, and start again.")
+        raise OSError(
+            f"The features could not be stored in {', '.join(map(str, lost))}: see above. Make room, and start again."
+        )
     return missing, total
 
 
@@ -77,8 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     args = train.parse_args(argv, __doc__.splitlines()[0])
     try:
         import kdpl.datasets
-        import kdpl.trainers  # noqa: F401
+        import kdpl.trainers
 
+        kdpl.trainers.load_learners(args.learner)
         cfg = train.build_cfg(args, args.dataset_config_file)
         train.check_names(cfg)
         check(cfg)

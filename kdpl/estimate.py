@@ -1,11 +1,11 @@
-"""Estimate what a training run takes, before it is started: time and memory, on a GPU of a data sheet or on this CPU.
+"""Estimate time and memory of a training run before it starts, on a GPU of a data sheet or on this CPU.
 
     python -m kdpl.estimate --trainer KDPL_CoOp --classes 1000 --gpu h100
     python -m kdpl.estimate --trainer KDPL_PromptSRC --dataset-config-file configs/datasets/sun397.yaml --gpu t4 --views 5
 
-Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py); how fast a GPU
-does them is its data sheet's peak times an assumed efficiency (experiments/machines.py), and on a CPU what a probe of seconds
-measures. Not in it: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
+Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py). The speed of a GPU
+is its data sheet's peak times an assumed efficiency (experiments/machines.py), that of this CPU is measured in seconds. Not
+included: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
 """
 
 import argparse
@@ -14,18 +14,19 @@ import sys
 
 from yacs.config import CfgNode
 
-from kdpl import students
 from kdpl.clip.loading import describe
 from kdpl.common import exits
 from kdpl.common.exits import report
-from kdpl.common.messages import did_you_mean
-from kdpl.config.choices import ConfigError
-from kdpl.config.command_line import CONFIGS, merged_cfg
-from kdpl.experiments.estimate import Run, counted, price, print_estimate, settings_of, summarise
+from kdpl.config.choices import ConfigError, check_choice
+from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
+from kdpl.experiments.estimate import Run, count, price, print_estimate, summarise
 from kdpl.experiments.machines import GPUS, find_machine
+from kdpl.students import Student
 
-LEARNERS = [name for name in students.__all__ if name not in ("Output", "Student")]
-TRAINERS = [f"{prefix}{name}" for name in LEARNERS for prefix in ("KDPL_", "")]
+
+def trainer_names() -> list[str]:
+    """Return the trainers of all known prompt learners."""
+    return [f"{prefix}{name}" for name in Student.known for prefix in ("KDPL_", "")]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,9 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         epilog="After the flags, KEY VALUE pairs change single settings, as for train.py: OPTIM.MAX_EPOCH 10",
     )
-    parser.add_argument("--trainer", default="KDPL_CoOp", help=f"one of {', '.join(TRAINERS)}")
+    parser.add_argument("--trainer", default="KDPL_CoOp", help=f"one of {', '.join(trainer_names())}")
+    add_learner_flag(parser)
     parser.add_argument("--config-file", default="", help="of the trainer (default: its published settings for ViT-B/32)")
-    parser.add_argument("--dataset-config-file", default="", help="of the data set, which tells the number of classes")
+    parser.add_argument("--dataset-config-file", default="", help="of the data set, which has the number of classes")
     parser.add_argument("--backbone", "--student", default="", help="the student CLIP, such as ViT-B/32")
     parser.add_argument("--teacher", default="", help="the teacher CLIP, such as ViT-H-14-quickgelu")
     parser.add_argument("--classes", type=int, help="class names (default: the data set's, else 1000)")
@@ -62,11 +64,12 @@ def read_run(args: argparse.Namespace) -> Run:
     Raises:
         ConfigError, ModelNameError, ValueError: what cannot be run; the message names the way out.
     """
-    if args.trainer not in TRAINERS:
-        raise ConfigError(
-            f"--trainer '{args.trainer}' is not one of {', '.join(TRAINERS)}.{did_you_mean(args.trainer, TRAINERS)}"
-        )
-    learner = getattr(students, args.trainer.removeprefix("KDPL_"))
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
+    check_choice("--trainer", args.trainer, trainer_names())
+    learner = Student.known[args.trainer.removeprefix("KDPL_")]
     flags = {
         "MODEL.BACKBONE.NAME": args.backbone,
         "TRAINER.KDPL.TEACHER": args.teacher,
@@ -112,7 +115,7 @@ def _classes_of(cfg: CfgNode) -> int:
     """Return the number of classes of the data set in a configuration, 1000 without one."""
     if not cfg.DATASET.NAME:
         return 1000
-    from kdpl.datasets.catalog import CATALOG
+    from kdpl.datasets.coop.catalog import CATALOG
 
     if cfg.DATASET.NAME not in CATALOG:
         raise ConfigError(f"DATASET.NAME '{cfg.DATASET.NAME}' has an unknown number of classes: give --classes.")
@@ -127,12 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run = read_run(args)
         machine = find_machine(args.gpu, args.tflops, args.bandwidth, args.memory)
-        estimates = {}
-        for kind, epochs in zip(("fresh", "known"), run.epochs, strict=True):
-            if epochs:
-                settings = settings_of(run, machine.device_type, kind == "known")
-                cost = counted(settings)
-                estimates[kind] = price(run, settings, cost, machine)
+        estimates = {kind: price(run, count(run, machine.device_type, cached=kind == "known"), machine) for kind in run.epochs}
     except (ValueError, OSError, KeyError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     summary = summarise(run, machine, estimates)

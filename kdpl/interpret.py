@@ -1,10 +1,9 @@
-"""Print what learned prompts say: `python -m kdpl.interpret OUT` (kdpl/classifier/words.py)."""
+"""Interpret learned prompts as words: `python -m kdpl.interpret OUT` (kdpl/classifier/words.py)."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdpl.classifier.words import (
     FORMATS,
@@ -22,34 +21,33 @@ from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
-
-if TYPE_CHECKING:
-    pass
+from kdpl.config.command_line import add_learner_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m kdpl.interpret",
-        description="What learned prompts say: the words nearest to their vectors, and the classes that they moved most.",
+        description="Interpret learned prompts: the words nearest to their vectors, and the classes that they moved most.",
     )
     parser.add_argument("prompts", metavar="OUT", help="output folder of a training, or prompts.safetensors")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="words for each vector (default: 5)")
-    parser.add_argument("--classes", type=int, default=20, metavar="N", help="classes printed (default: 20)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="words per vector (default: 5)")
+    parser.add_argument("--classes", type=int, default=20, metavar="N", help="number of printed classes (default: 20)")
     parser.add_argument("--template", help='hand-written sentence, "an icon of a {}." (default: that of the teacher)')
-    parser.add_argument("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
-    parser.add_argument("--csv", metavar="FILE", help="also write both tables, whole, as CSV")
+    parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
+    parser.add_argument("--csv", metavar="FILE", help="also write both whole tables as CSV")
     parser.add_argument("--figure", metavar="FILE", help="also draw both as a figure, .png, .pdf or .svg (needs matplotlib)")
-    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
+    add_learner_flag(parser)
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is loaded."""
+    """Check the arguments before anything is loaded."""
     for name in ("top", "classes"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected at least 1.")
     if args.template is not None and args.template.count("{}") != 1:
-        raise ValueError(f"--template '{args.template}' must hold one '{{}}' for the class name, as 'a photo of a {{}}.' does.")
+        raise ValueError(f"--template '{args.template}' must hold one '{{}}' for the class name, as in 'a photo of a {{}}.'.")
     for path in filter(None, (args.csv, args.figure)):
         if Path(path).is_dir():
             raise ValueError(f"The output '{path}' is a folder: expected the path of a file.")
@@ -61,8 +59,7 @@ def check(args: argparse.Namespace) -> None:
             raise ModuleNotFoundError(message) from None
         if Path(args.figure).suffix not in FORMATS:
             raise ValueError(
-                f"--figure '{args.figure}': '{Path(args.figure).suffix}' is no format of figures, "
-                f"expected {', '.join(FORMATS)}."
+                f"--figure '{args.figure}': '{Path(args.figure).suffix}' is not a figure format, expected {', '.join(FORMATS)}."
             )
 
 
@@ -73,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check(args)
         names = read_class_names(args.classnames) if args.classnames else None
+        if args.learner:
+            from kdpl.trainers import load_learners
+
+            load_learners(args.learner)
 
         from kdpl.classifier.classifier import load
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.csv:
             write_csv(args.csv, words, moved)
         if args.figure and not words and not moved:
-            print("Note: there is nothing to draw, and no figure.", file=sys.stderr)
+            print("Note: there is nothing to draw, so no figure is written.", file=sys.stderr)
         elif args.figure:
             with atomic_write(args.figure) as file:
                 draw(words, moved, template).savefig(file, format=Path(args.figure).suffix[1:], dpi=150)

@@ -21,6 +21,7 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.image_files import media_line
 from kdpl.common.messages import short_reason
+from kdpl.config.command_line import add_learner_flag
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -36,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
         usage=f"{prog} OUT IMAGE [IMAGE ...] [options]",
         description="Name what is on images with learned prompts. OUT is the output folder of a training.",
         epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
-        "2, the command or a file is wrong; 1, a failure on the way, such as a full disk.",
+        "2, the command or a file is wrong; 1, another failure, such as a full disk.",
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of images, - for a list of paths on stdin")
@@ -59,6 +60,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
     add("--full-size", action="store_true", help="decode large JPEGs at their full size (exact, and slower)")
     add("--no-cache", action="store_true", help="neither read nor write the cache of image features")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image (default: {MAX_PIXELS:,})")
+    add_learner_flag(parser)
     args = parser.parse_args(argv)
     if not args.prompts:
         args.prompts, *args.images = args.images
@@ -78,12 +80,21 @@ def check(args: argparse.Namespace) -> Found:
 
 
 def load(args: argparse.Namespace) -> "Classifier":
-    """Return the classifier with the class names asked for.
+    """Return the classifier with the requested class names.
 
     Raises:
         ValueError, OSError: the prompts, the names or the device cannot be used.
     """
     names = read_class_names(args.classnames) if args.classnames else None
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
+
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
 
     import torch
 
@@ -94,8 +105,8 @@ def load(args: argparse.Namespace) -> "Classifier":
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected cpu, cuda, cuda:1, ..., "
-                "as this machine has it."
+                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
+                "cpu, cuda or cuda:1."
             ) from None
     classifier = load(args.prompts, args.device, args.backbone, args.calibrated)
     if names:

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kdpl.report",
         description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
-        "folders, from their results.json or, where there is none, from the log.txt of Dassl and its forks.",
+        "folders, from their results.json or, if there is none, from the log.txt of Dassl and its forks.",
     )
     parser.add_argument("folders", nargs="+", help="output folders, of one run or of many")
     parser.add_argument("--format", choices=FORMATS, default="terminal")

@@ -1,7 +1,7 @@
-"""Questions about a run's `results.json`.
+"""Query a run's `results.json`.
 
-`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets whose result is missing there, one
-to a line, and exits with 0 only if none is.
+`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets without a result, one per line, and
+exits with 0 only if there is none.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from kdpl.experiments.results import missing_datasets
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Questions about a run's results.json.")
+    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Query a run's results.json.")
     commands = parser.add_subparsers(required=True, metavar="command")
     done = commands.add_parser("done", help="print the data sets without a result; the status is 0 if there is none")
     done.add_argument("folder", help="output folder of the run")
-    done.add_argument("--datasets", nargs="*", default=[], metavar="NAME", help="data sets (default: any one)")
+    done.add_argument("--datasets", nargs="*", default=[], metavar="NAME", help="data sets (default: any)")
     done.add_argument("--classes", choices=SUBSAMPLES, default="all")
     done.add_argument("--split", choices=SPLITS, default="test")
-    done.add_argument("--model-dir", metavar="DIR", help="results older than those of this training run do not count")
+    done.add_argument("--model-dir", metavar="DIR", help="ignore results older than this training run")
     args = parser.parse_args(argv)
     try:
         missing = missing_datasets(args.folder, args.datasets, args.classes, args.split, args.model_dir)

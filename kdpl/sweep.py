@@ -1,120 +1,102 @@
-"""Many runs from one file, on this machine or on a Slurm cluster.
+"""Many runs from one file or from flags, on this machine or on a Slurm cluster.
 
     python -m kdpl.sweep configs/sweeps/emoji.yaml
     python -m kdpl.sweep configs/sweeps/base2new.yaml --data DATA --executor slurm --wait
     python -m kdpl.sweep status configs/sweeps/base2new.yaml
+    python -m kdpl.sweep --protocol base2new --trainer CoOp KDPL_CoOp --datasets dtd --data DATA -- OPTIM.MAX_EPOCH 5
 
-Finished runs are skipped, interrupted ones go on where they were, and one that fails stops no other. So after anything at all:
-the same command again. docs/sweeps.md has the keys of the file.
+Finished runs are skipped, interrupted ones are resumed, and one that fails stops no other. So after any interruption: start the
+same command again. docs/sweeps.md has the keys of the file; the flags have the same names and defaults.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
+from kdpl.common.messages import did_you_mean
 from kdpl.experiments.sweep import slurm, status
-from kdpl.experiments.sweep.local import run_local
-from kdpl.experiments.sweep.plan import Run, Sweep, read_sweep, runs_of
-from kdpl.experiments.sweep.work import read_record, status_of, write_report
+from kdpl.experiments.sweep.local import dry_run, run_local
+from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
+
+DESCRIBED = ("protocol", "steps", "trainers", "datasets", "source", "seeds", "shots", "config", "class_agnostic", "options")
+CTRL_C = 130  # the exit status of the scripts after a request to stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    asks = argv[:1] == ["status"]
-    parser = argparse.ArgumentParser(
-        prog="python -m kdpl.sweep status" if asks else "python -m kdpl.sweep",
-        description="Say of every run whether it is finished, running, failed or waiting." if asks else __doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", metavar="SWEEP.yaml", help="the sweep")
-    parser.add_argument("--data", default="", help="folder of the data sets, in place of the file's")
-    parser.add_argument("--output", default="", help="output folder, in place of the file's")
-    if not asks:
-        parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where to run (default: local)")
-        parser.add_argument("--jobs", type=int, default=0, help="local: runs at once, in place of the file's")
-        parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
-        parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
-    args = parser.parse_args(argv[asks:])
+    args = parse_args(list(sys.argv[1:] if argv is None else argv))
     try:
-        sweep = read_sweep(args.file, args.data, args.output)
-        runs = runs_of(sweep)
-        if asks:
-            return ask(sweep, runs)
-        todo = [run for run in runs if not run.done()]
+        if args.file:
+            sweep = read_sweep(args.file, args.data, args.output)
+        else:
+            content = {key: value for key in (*DESCRIBED, "data", "output") if (value := getattr(args, key))}
+            sweep = sweep_of(content, f"flags-{args.protocol}", "the flags")
+        if args.status:
+            return status.show(sweep)
         if args.dry_run:
-            return dry_run(sweep, runs, todo, args.executor)
+            dry_run(sweep, slurm.parameters(sweep) if args.executor == "slurm" else {}, args.redo)
+            return 0
         if args.executor == "slurm":
-            return on_slurm(sweep, runs, args.wait)
-        return local(sweep, runs, todo, args.jobs or sweep.executor.jobs)
+            return slurm.run_on_slurm(sweep, args.wait, args.redo)
+        return run_local(sweep, args.jobs, CTRL_C if args.script else 0, args.redo)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
 
 
-def ask(sweep: Sweep, runs: list[Run]) -> int:
-    """Print the state of every run; the status is 1 if one has failed."""
-    states = slurm.states(sweep, runs)
-    print(status.table(runs, states))
-    return exits.FAILED if any(state.name == "failed" for state in states) else 0
-
-
-def dry_run(sweep: Sweep, runs: list[Run], todo: list[Run], executor: str) -> int:
-    """Print what would be run."""
-    if executor == "slurm":
-        for key, value in slurm.parameters(sweep).items():
-            print(f"# {key}: {value}")
-    for run in todo:
-        print(f"# {run.label}")
-        for step in run.steps:
-            if step.missing():
-                print(shlex.join(step.command()))
-    print(f"# {len(todo)} to do, {len(runs) - len(todo)} finished before")
-    return 0
-
-
-def local(sweep: Sweep, runs: list[Run], todo: list[Run], jobs: int) -> int:
-    """Do the runs here, then print the report and what failed."""
-    ended = run_local(sweep, todo, jobs)
-    finish(sweep, runs)
-    counts = [f"{ended.count(name)} {name}" for name in ("failed", "occupied", "interrupted") if name in ended]
-    print(", ".join([f"{len(todo)} tried", *counts, f"{len(runs) - len(todo)} skipped"]) + f"; results are in {sweep.output}")
-    return status_of(ended)
-
-
-def on_slurm(sweep: Sweep, runs: list[Run], wait: bool) -> int:
-    """Submit what is neither finished nor in the queue; then wait for it, if asked to, and print the report and what failed."""
-    slurm.check()
-    now = slurm.states(sweep, runs)
-    todo = [run for run, state in zip(runs, now, strict=True) if state.name != "finished" and not state.active]
-    for path in slurm.temporary_paths(sweep) if todo else []:
-        print(f"Warning: {path} is on a disk of this machine: on other nodes the jobs will not find it.", file=sys.stderr)
-    if todo:
-        jobs = slurm.submit(sweep, todo)
-        first = jobs[todo[0].label].partition("_")[0]
-        print(f"Submitted {len(todo)} runs as job {first}; their logs are in {sweep.folder / 'jobs'}")
-    print(
-        f"{sum(state.active for state in now)} in the queue before, {[s.name for s in now].count('finished')} finished before"
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Return the flags; `options` holds the KEY VALUE pairs of --extra and those behind `--`."""
+    script = argv[1] if argv[:1] == ["--script"] else ""  # scripts/base2new and scripts/xd name themselves first
+    asks = argv[:1] == ["status"]
+    about = __doc__.rpartition("\n\n")[2] if script else __doc__
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        prog=script or f"python -m kdpl.sweep{' status' if asks else ''}",
+        usage=f"%(prog)s {'[flags]' if script else '[SWEEP.yaml] [flags]'} [-- KEY VALUE ...]",
+        description="Print of every run whether it is finished, running, failed or waiting." if asks else about,
+        epilog='Each flag is also a variable (SEEDS="1 2"); the script begins with their defaults.' if script else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    if not wait:
-        return 0
-    slurm.wait(sweep, runs)
-    finish(sweep, runs)
-    ends = ["finished" if run.done() else read_record(sweep, run).get("state", "interrupted") for run in runs]
-    return status_of(["failed" if s.name == "failed" else end for s, end in zip(slurm.states(sweep, runs), ends, strict=True)])
+    parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help=argparse.SUPPRESS if script else "the sweep")
+    parser.add_argument("--script", help=argparse.SUPPRESS)
+    parser.add_argument("--data", default="", help="folder of the data sets, in place of the file's")
+    parser.add_argument("--output", default="", help="output folder, in place of the file's")
+    what = parser.add_argument_group("the sweep, in place of a file")
+    what.add_argument("--protocol", help=", ".join(PROTOCOLS))
+    what.add_argument("--steps", nargs="+", metavar="STEP", help="train, test or both")
+    what.add_argument("--trainer", "--trainers", dest="trainers", nargs="+", metavar="NAMES", help="trainers")
+    what.add_argument("--datasets", nargs="+", metavar="NAMES", help="configs/datasets/NAME.yaml; with xd, to test on")
+    what.add_argument("--source", nargs="+", metavar="NAMES", help="with xd: data sets to train on")
+    what.add_argument("--seeds", nargs="+", metavar="NUMBERS", help="seeds")
+    what.add_argument("--shots", nargs="+", metavar="NUMBERS", help="training images of each class")
+    what.add_argument("--cfg", dest="config", metavar="NAME", help="configs/trainers/TRAINER/NAME.yaml, or NAME_*.yaml there")
+    what.add_argument("--class-agnostic", metavar="1", help="class-agnostic KDPL; its folders end in -CA")
+    what.add_argument("--extra", nargs="+", default=[], metavar="KEY VALUE", help="single settings, as behind --")
+    if not asks:
+        parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where to run (default: local)")
+        parser.add_argument("--jobs", type=_jobs, default=0, metavar="N", help="local: runs at once, in place of the file's")
+        parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
+        parser.add_argument("--redo", action="store_true", help="do runs again that were made with other settings")
+        parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
+    if script:
+        parser.add_argument("--python", metavar="COMMAND", help="the Python to run")  # the script has started it
+    args, unknown = parser.parse_known_args(argv[asks:end])
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
+    args.status = asks
+    args.options = (*(word for words in args.extra for word in words.split()), *argv[end + 1 :])
+    if bool(args.file) == any(getattr(args, key) for key in DESCRIBED):
+        given = f"'{args.file}' and a sweep of flags" if args.file else "neither"
+        parser.error(f"expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got {given}.")
+    return args
 
 
-def finish(sweep: Sweep, runs: list[Run]) -> None:
-    """Print the report of what there is, and which runs failed."""
-    report = write_report(sweep, runs)
-    if report:
-        print(f"\n{report}\nThe report is in {sweep.folder}")
-    failed = [(r, s) for r, s in zip(runs, slurm.states(sweep, runs), strict=True) if s.name == "failed"]
-    if failed:
-        print("Failed (the same command tries these again):")
-        for run, state in failed:
-            print(f"  {run.label}: {state.note}")
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from support import ROOT
 
 FLOORS = (
     "common", "config", "clip", "text", "students", "distill", "training", "classifier", "experiments", "datasets", "trainers",
-    "photos",
+    "photos", "forks",
 )  # fmt: skip
 FILES = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
-FILES = [p for p in FILES if "fallback" not in p.parts]
+ENGINE = [p for p in FILES if "fallback" in p.parts]
+FILES = [p for p in FILES if p not in ENGINE]
 COMMANDS = len(FLOORS)
 
 
@@ -81,10 +82,10 @@ def test_the_bottom_needs_no_pytorch_to_be_imported():
         assert not names & heavy, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*FILES, *ENGINE], ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_or_class_outgrows_its_idea(path):
     text = path.read_text(encoding="utf-8")
-    assert path.is_relative_to(ROOT / "datasets") or len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= (400 if "sweep" in path.parts else 350)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef):
             methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
@@ -94,7 +95,7 @@ def test_no_file_or_class_outgrows_its_idea(path):
 def test_no_room_has_more_than_a_dozen_entries():
     for folder in {p.parent for p in FILES if p.is_relative_to(ROOT / "kdpl")}:
         entries = [p for p in folder.iterdir() if p.name not in ("__pycache__", "__init__.py")]
-        assert len(entries) <= (20 if folder == ROOT / "kdpl" else 12), folder
+        assert len(entries) <= (22 if folder == ROOT / "kdpl" else 12), folder
 
 
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))

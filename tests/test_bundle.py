@@ -91,6 +91,7 @@ def test_a_test_that_fails_does_not_cost_the_prompts(tmp_path, monkeypatch):
     assert read_bundle(tmp_path).results == []
 
 
+@pytest.mark.slow
 def test_loading_neither_unpickles_nor_needs_dassl(trained):
     code = f"""
 import pickle, sys

@@ -37,6 +37,7 @@ def loaded(trainer, folder, output, **kwargs):
     return run.view_features
 
 
+@pytest.mark.slow
 def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_stopped(tmp_path):
     ranks, one = tmp_path / "ranks", tmp_path / "one"
     assert fill(ranks, *torchrun(2, "-m")) == "has all 168 features of 2 views; 168 were missing"
@@ -57,7 +58,7 @@ def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_
     ("trainer", "options", "message"),
     [
         ("CoOp", (), "TRAINER.NAME (--trainer) 'CoOp' has no teacher"),
-        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected how many views"),
+        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected the number of views"),
         ("KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 2), "TRAINER.KDPL.CACHE_DIR is not set"),
     ],
 )

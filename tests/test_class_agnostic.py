@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, config, emoji_args, run_train
+from support import LEARNERS, ROOT, config, emoji_args, mostly_slow, run_train
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
@@ -206,7 +206,7 @@ def build(learner, tmp_path, vocabulary, *more):
     return build_trainer(cfg)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
 def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_names(learner, tmp_path, vocabulary):
     trainer = build(learner, tmp_path, vocabulary)
     before = {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}
@@ -239,6 +239,7 @@ def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabu
     assert "Loading student" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_class_agnostic(tmp_path, vocabulary):
     run = run_train(*emoji_args("KDPL_CoOp", tmp_path / "out"), *options(tmp_path, vocabulary))
     assert f"Class-agnostic: {len(vocabulary)} names, 10 at most" in run.stdout

@@ -141,6 +141,7 @@ def test_cocoop_has_no_text_features_without_an_image(learned):
         _ = clf.text_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [

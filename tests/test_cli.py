@@ -29,6 +29,7 @@ def test_a_run_leaves_log_checkpoint_results_and_curves(trained):
     assert f"* accuracy: {results['results'][0]['accuracy']:.1f}%" in printed
 
 
+@pytest.mark.slow
 def test_eval_only_tests_trained_prompts_on_new_classes_and_other_data_sets(trained, tmp_path):
     folder, _ = trained
     args = emoji_args("KDPL_CoOp", tmp_path)
@@ -45,6 +46,7 @@ def test_eval_only_tests_trained_prompts_on_new_classes_and_other_data_sets(trai
     ]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_not_train_what_is_trained(trained):
     folder, _ = trained
     before = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
@@ -54,6 +56,7 @@ def test_the_same_command_again_does_not_train_what_is_trained(trained):
     assert torch.equal(before["ctx"], after["ctx"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

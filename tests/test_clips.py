@@ -159,6 +159,7 @@ def offline(code: str, tmp_path, **env) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_without_network_the_file_its_address_and_its_folder_are_named(tmp_path):
     printed = offline(
         """
@@ -174,9 +175,10 @@ def test_without_network_the_file_its_address_and_its_folder_are_named(tmp_path)
     assert "Get the file 'RN50.pt' from https://" in printed
     assert f"put it into {tmp_path}/.cache/clip" in printed
     assert "Get the file 'open_clip_pytorch_model.bin' from https://" in printed
-    assert "'ViT-H-14-quickgelu:/path/open_clip_pytorch_model.bin'" in printed
+    assert "'ViT-H-14-quickgelu:dfn5b:/path/open_clip_pytorch_model.bin'" in printed
 
 
+@pytest.mark.slow
 def test_inside_a_fork_with_a_patched_clip_the_unpatched_one_is_used(small, tmp_path):
     """A fork's `clip` wants a second argument to `build_model` and its blocks take lists."""
     fork = tmp_path / "fork"

@@ -39,23 +39,23 @@ MISTAKES = [
         "'openimages'?",
     ),
     (["OPTIM.LRR", "1"], "'OPTIM.LRR' is not a configuration key (on the command line)", "Did you mean 'OPTIM.LR'?"),
-    (["OPTIM.LR", "1", "--seed", "2"], "'--seed' stands behind the first KEY VALUE pair", "put the flags before them"),
+    (["OPTIM.LR", "1", "--seed", "2"], "'--seed' comes after the first KEY VALUE pair", "put the flags before the pairs"),
     (["INPUT.SIZE", "(224, 224)"], "INPUT.SIZE (224, 224) is not what MODEL.BACKBONE.NAME 'emoji_student' takes", "(64, 64)"),
     (["TRAINER.COOP.N_CTX", "0", "TRAINER.COOP.CTX_INIT", ""], "TRAINER.COOP.N_CTX is 0", "expected at least 1 token"),
     (["OPTIM.WARMUP_EPOCH", "30"], "OPTIM.WARMUP_EPOCH 30 is more than OPTIM.MAX_EPOCH 20", "Shorten it"),
     (["TRAINER.COOP.CSC", "True", "TRAINER.KDPL.CLASS_AGNOSTIC", "True"], "contradict each other", "Set one of them to False"),
-    (["TRAINER.KDPL.CACHE_DIR", "there"], "has nothing to keep with VIEWS 0", "set TRAINER.KDPL.VIEWS"),
+    (["TRAINER.KDPL.CACHE_DIR", "there"], "has nothing to store with VIEWS 0", "set TRAINER.KDPL.VIEWS"),
     (["--eval-only"], "--eval-only with KDPL_CoOp needs the prompts to evaluate", "--model-dir"),
-    (["--eval-only", "--model-dir", "/nowhere"], "--model-dir '/nowhere' is not there", "Expected the output folder of a run"),
+    (["--eval-only", "--model-dir", "/nowhere"], "--model-dir '/nowhere' is missing", "Expected the output folder of a run"),
     (["--eval-only", "--model-dir", str(ROOT)], "No model at", "Expected the output folder of a run in --model-dir"),
-    (["--model-dir", str(ROOT)], "is of an evaluation: add --eval-only", "MODEL.INIT_WEIGHTS"),
-    (["--load-epoch", "5"], "--load-epoch 5 is of an evaluation", "add --eval-only"),
+    (["--model-dir", str(ROOT)], "belongs to an evaluation: add --eval-only", "MODEL.INIT_WEIGHTS"),
+    (["--load-epoch", "5"], "--load-epoch 5 belongs to an evaluation", "add --eval-only"),
     (["--eval-only", "--load-epoch", "5"], "--load-epoch 5 is an epoch of the run in --model-dir", "name its output folder"),
     (["--eval-only", "--no-train"], "--eval-only and --no-train contradict each other", "Drop one"),
     (["--eval-only", "--model-dir", str(ROOT), "--resume", str(ROOT)], "--resume", "name the folder in --model-dir"),
-    (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is no folder", "expected the output folder of a run"),
-    (["MODEL.INIT_WEIGHTS", "/nowhere"], "MODEL.INIT_WEIGHTS '/nowhere' is no file", "expected a checkpoint of prompts"),
-    (["DATASET.CLASSNAMES", "/nowhere.txt"], "There is no file of class names '/nowhere.txt'", "/nowhere.txt"),
+    (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is not a folder", "expected the output folder of a run"),
+    (["MODEL.INIT_WEIGHTS", "/nowhere"], "MODEL.INIT_WEIGHTS '/nowhere' is not a file", "expected a checkpoint of prompts"),
+    (["DATASET.CLASSNAMES", "/nowhere.txt"], "There is no class-name file '/nowhere.txt'", "/nowhere.txt"),
     (["DATASET.ON_BAD_IMAGE", "skp"], "DATASET.ON_BAD_IMAGE 'skp' is not one of skip, error", "Did you mean 'skip'?"),
     (["--output-dir", f"{ROOT}/README.md/run"], f"'{ROOT}/README.md' is a file", "Choose another"),
 ]
@@ -68,13 +68,13 @@ def nothing_heavy(monkeypatch):
     def heavy(*args, **kwargs):
         raise AssertionError("a mistake was told too late")
 
-    import kdpl.datasets.emoji_scenes
+    import kdpl.datasets.emoji.scenes
     import kdpl.trainers.distill
     import kdpl.trainers.prompts
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
     monkeypatch.setattr(kdpl.trainers.distill, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.datasets.emoji_scenes, "draw_scenes", heavy)
+    monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw_scenes", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 
 
@@ -119,18 +119,18 @@ def test_values_are_checked_without_pytorch(monkeypatch, tmp_path, capsys):
         ("DATALOADER.TRAIN_X.BATCH_SIZE", 0, "1 or more"),
         ("DATALOADER.TEST.BATCH_SIZE", -4, "1 or more"),
         ("DATALOADER.NUM_WORKERS", -1, "0 or more"),
-        ("DATALOADER.K_TRANSFORMS", 2, "1: a trainer of prompts"),
+        ("DATALOADER.K_TRANSFORMS", 2, "1: a prompt trainer"),
         ("DATASET.NUM_SHOTS", -2, "images per class, or -1 for all"),
         ("SEED", 2**32, r"below 2\*\*32"),
         ("TRAIN.PRINT_FREQ", 0, "1 or more"),
         ("TRAIN.CHECKPOINT_EVERY_MINUTES", -1.0, "0 or more"),
-        ("INPUT.SIZE", (64,), r"the like of \(224, 224\)"),
-        ("INPUT.SIZE", (64, 64.5), r"the like of \(224, 224\)"),
-        ("INPUT.SIZE", (0, 0), r"the like of \(224, 224\)"),
+        ("INPUT.SIZE", (64,), r"a value such as \(224, 224\)"),
+        ("INPUT.SIZE", (64, 64.5), r"a value such as \(224, 224\)"),
+        ("INPUT.SIZE", (0, 0), r"a value such as \(224, 224\)"),
         ("INPUT.PIXEL_MEAN", [0.5, 0.5], "one number for R, G and B"),
         ("INPUT.PIXEL_STD", [0.5, 0.5, 0.0], "all above 0"),
         ("INPUT.PIXEL_STD", [0.5, 0.5, "0.5"], "all above 0"),
-        ("INPUT.RRCROP_SCALE", (1.0, 0.5), r"the like of \(0.08, 1.0\)"),
+        ("INPUT.RRCROP_SCALE", (1.0, 0.5), r"a value such as \(0.08, 1.0\)"),
     ],
 )
 def test_a_number_out_of_range_is_named_with_its_range(key, value, expected):
@@ -173,9 +173,8 @@ def test_every_name_that_is_offered_is_known_to_the_engine():
     for name in checks.CHOICES["INPUT.INTERPOLATION"]:
         cfg.INPUT.INTERPOLATION = name
         assert build_transform(cfg)
-    for name in checks.SAMPLERS:
-        sampler = build_sampler(name, data_source=[SimpleNamespace(label=0, domain=0)], batch_size=1, n_ins=1)
-        assert list(sampler) == [0]
+    for name in checks.SAMPLERS[:2]:  # those that every engine has
+        assert list(build_sampler(name, data_source=[SimpleNamespace(label=0, domain=0)])) == [0]
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -191,8 +190,8 @@ def test_every_name_that_is_offered_is_known_to_the_engine():
         (b"\x00\x01\x02", "is not readable YAML"),
         (b"[" * 5000, "is not readable YAML"),
         (b"OPTIM:\n  LR: 1\n---\nOPTIM:\n  LR: 2\n", "is not readable YAML"),
-        (b"OPTIM:\n  LR: 0.1\nSEED: 1\nOPTIM:\n  NAME: sgd\n", "the key 'OPTIM' is given twice, in lines 1 and 4: keep one"),
-        (b"OPTIM:\n  LR: 0.1\n  LR: 0.2\n", "the key 'LR' is given twice, in lines 2 and 3"),
+        (b"OPTIM:\n  LR: 0.1\nSEED: 1\nOPTIM:\n  NAME: sgd\n", "the key 'OPTIM' is given twice, on lines 1 and 4: keep one"),
+        (b"OPTIM:\n  LR: 0.1\n  LR: 0.2\n", "the key 'LR' is given twice, on lines 2 and 3"),
         (b"OPTIM: {LR: !!python/object/apply:os.getcwd []}\n", "is not readable YAML"),
         (b"SEED: 1\n1: 2\n", "'1' is not a configuration key"),
     ],
@@ -256,7 +255,7 @@ def test_a_value_means_what_its_key_is_of(key, text, value, tmp_path):
     ("key", "text", "message"),
     [
         ("DATASET.NAME", "None", "DATASET.NAME is None"),
-        ("DATASET.NAME", "True", "is True .*expected a str.* is written in quotes"),
+        ("DATASET.NAME", "True", "is True .*expected a str.*Put the text"),
         ("SEED", "True", "SEED is True .*expected a int"),
         ("OPTIM.LR", "True", "OPTIM.LR is True .*expected a float"),
         ("OPTIM.LR", "10" * 200, "OPTIM.LR is inf, expected a finite number"),
@@ -266,7 +265,7 @@ def test_a_value_means_what_its_key_is_of(key, text, value, tmp_path):
         ("USE_CUDA", "0", "USE_CUDA is 0 .*expected a bool"),
         ("USE_CUDA", "yse", "USE_CUDA is 'yse' .*expected a bool"),
         ("INPUT.SIZE", "64", "INPUT.SIZE is 64 .*expected a tuple"),
-        ("INPUT.SIZE", "['64', '64']", r"INPUT.SIZE is \('64', '64'\), expected the like of"),
+        ("INPUT.SIZE", "['64', '64']", r"INPUT.SIZE is \('64', '64'\), expected a value such as"),
     ],
 )
 def test_a_value_of_another_type_is_refused_not_bent(key, text, message, tmp_path):

@@ -15,8 +15,8 @@ from dataset_miniatures import BUILDERS, config, load
 from yacs.config import CfgNode
 
 import kdpl.datasets
-from kdpl.datasets.catalog import CATALOG
-from kdpl.datasets.folder import DamagedDataError, MissingDataError
+from kdpl.datasets.coop.catalog import CATALOG
+from kdpl.datasets.coop.folder import DamagedDataError, MissingDataError
 
 CONFIGS = Path(__file__).parents[1] / "configs/datasets"
 MADE = [name for name, facts in CATALOG.items() if facts.split_address]

@@ -7,8 +7,8 @@ import tarfile
 import pytest
 from support.files import FILES, HONEST, member, tar_of, zip_of
 
-from kdpl.datasets import archives
-from kdpl.datasets.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets.coop import archives
+from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
 
 
 def unpacked(tmp_path, content: bytes) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ def written(output):
     return (output / "history.csv").read_bytes(), {key: value for key, value in result.items() if key != "time"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("trainer", ["KDPL_PromptSRC", "CoOp"])
 def test_any_number_of_loader_workers_gives_the_same_prompts_and_results(trainer, tmp_path):
@@ -39,6 +40,7 @@ def test_any_number_of_loader_workers_gives_the_same_prompts_and_results(trainer
         assert other[1:] == found[0][1:]
 
 
+@pytest.mark.slow
 def test_what_ran_before_in_the_process_is_of_no_account(tmp_path):
     """The generators' states, and what a test or another trainer has drawn from them, change nothing."""
     first = outcome(build("KDPL_MaPLe", tmp_path / "a", *TESTED), tmp_path / "a")
@@ -51,6 +53,7 @@ def test_what_ran_before_in_the_process_is_of_no_account(tmp_path):
     assert found[1] == first[1]
 
 
+@pytest.mark.slow
 def test_processes_of_other_hash_seeds_and_folders_end_the_same(tmp_path):
     """Class-agnostic and with views: names are counted in dictionaries and sets, images stand in tables by name."""
     (tmp_path / "nouns.txt").write_text("\n".join(f"{word} {noun}" for word in ["red", "green", "blue"] for noun in NOUNS))

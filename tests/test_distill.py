@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import random_clip
 
+from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.clip.loading import load_clip
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.clip.model import Clip
 from kdpl.config.choices import ConfigError
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import select_names
@@ -89,7 +90,12 @@ def test_the_teacher_uses_the_students_scale_its_own_or_a_number(student, teache
 def test_the_teacher_sees_the_same_view_normalised_its_own_way(teacher_clip):
     pixels = torch.rand(2, 3, 64, 64)
     ours = (pixels - torch.tensor(OPENAI_MEAN).view(3, 1, 1)) / torch.tensor(OPENAI_STD).view(3, 1, 1)
-    other = Clip(teacher_clip.model, teacher_clip.name, 64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), teacher_clip.tokenize)
+    other = Clip(
+        teacher_clip.model,
+        teacher_clip.name,
+        Preprocessing((64, 64), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)),
+        teacher_clip.tokenizer,
+    )
     expected = (pixels - torch.tensor(other.mean).view(3, 1, 1)) / torch.tensor(other.std).view(3, 1, 1)
     torch.testing.assert_close(make_teacher(other).adapt(ours), expected, atol=1e-5, rtol=1e-5)
     assert make_teacher(teacher_clip).adapt(ours) is ours
@@ -97,7 +103,7 @@ def test_the_teacher_sees_the_same_view_normalised_its_own_way(teacher_clip):
 
 def test_the_teacher_resizes_to_its_own_resolution(teacher_clip):
     model = random_clip(3, 128, 96, 1, 64, 32, 77, 49408, 64, 1, 1)
-    other = Clip(model, "random", 96, OPENAI_MEAN, OPENAI_STD, teacher_clip.tokenize)
+    other = Clip(model, "random", Preprocessing((96, 96)), teacher_clip.tokenizer)
     assert make_teacher(other).image_features(torch.randn(2, 3, 64, 64)).shape == (2, 128)
 
 

@@ -56,6 +56,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "trainer", "options"), CASES)
 def test_ranks_train_and_evaluate_as_one_process_does(ranks, trainer, options, tmp_path):
     nouns = tmp_path / "nouns.txt"
@@ -68,6 +69,7 @@ def test_ranks_train_and_evaluate_as_one_process_does(ranks, trainer, options, t
     assert [p.name for p in (tmp_path / "ranks").glob("log.txt*")] == ["log.txt"], "one rank writes"
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_path):
     options = ("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
     train(2, "KDPL_CoOp", tmp_path / "unbroken", *options)
@@ -105,6 +107,7 @@ def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_
     assert_close(output, tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_batch_too_small_for_the_ranks_is_refused(tmp_path):
     process = train(2, "KDPL_CoOp", tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", 1, check=False)
     assert "A batch of 1 images cannot be shared by 2 processes: raise DATALOADER.TRAIN_X.BATCH_SIZE" in process.stderr

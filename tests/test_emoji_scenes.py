@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import mostly_slow
 from torch.nn.functional import normalize
 
 import kdpl
@@ -24,7 +25,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 
 from kdpl.clip.loading import load_clip
-from kdpl.datasets import emoji_scenes, scenes
+from kdpl.datasets.emoji import generator, scenes
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = {"food": 84, "activities": 58, "animals": 107, "travel": 153, "objects": 165}
@@ -57,70 +58,70 @@ def per_class(data) -> set[int]:
 # ---------------------------------------------------------------- the generator
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", mostly_slow(CATEGORIES, "food"))
 def test_every_pixel_of_a_category_is_the_committed_one(category):
-    images = emoji_scenes.draw(emoji_scenes.category_scenes(category))
-    assert hashlib.sha256(images).hexdigest() == emoji_scenes.SHA256[category]
+    images = scenes.draw(scenes.category_scenes(category))
+    assert hashlib.sha256(images).hexdigest() == scenes.SHA256[category]
 
 
 def test_a_scene_does_not_depend_on_the_others_drawn_with_it():
-    chosen = emoji_scenes.category_scenes("travel")[::101]
-    together = emoji_scenes.draw(chosen)
-    alone = np.concatenate([emoji_scenes.draw([scene]) for scene in reversed(chosen)])[::-1]
+    chosen = scenes.category_scenes("travel")[::101]
+    together = scenes.draw(chosen)
+    alone = np.concatenate([scenes.draw([scene]) for scene in reversed(chosen)])[::-1]
     assert (together == alone).all()
 
 
 def test_no_two_scenes_are_alike():
-    images = emoji_scenes.draw(emoji_scenes.category_scenes("food")[:280])
+    images = scenes.draw(scenes.category_scenes("food")[:280])
     assert len(np.unique(images.reshape(280, -1), axis=0)) == 280
 
 
 def test_no_entry_of_the_sine_table_is_near_a_rounding_tie():
-    exact = scenes.ONE * np.sin(np.arange(scenes.TURN) * (2 * np.pi / scenes.TURN))
-    assert (np.abs(exact - scenes._SINE) < 0.5 - 1e-6).all()
+    exact = generator.ONE * np.sin(np.arange(generator.TURN) * (2 * np.pi / generator.TURN))
+    assert (np.abs(exact - generator._SINE) < 0.5 - 1e-6).all()
 
 
 def test_draws_depend_on_key_and_position_alone():
     keys = np.arange(10, dtype=np.uint64)
-    first = scenes.Draws(keys)
+    first = generator.Draws(keys)
     once = np.concatenate([first.bits(2, 3).reshape(10, 6), first.bits(4)], 1)
-    assert (scenes.Draws(keys[4:6]).bits(10) == once[4:6]).all()
+    assert (generator.Draws(keys[4:6]).bits(10) == once[4:6]).all()
     assert len(np.unique(once)) == once.size
 
 
 def test_draws_have_the_distributions_they_name():
-    draws = scenes.scene_draws(np.arange(100), np.zeros(100))
+    draws = generator.scene_draws(np.arange(100), np.zeros(100))
     counts = np.bincount(draws.below(7, 1000).ravel(), minlength=7)
     assert len(counts) == 7 and abs(counts / 1e5 - 1 / 7).max() < 0.01
-    interval = draws.between(0.5, 0.9, 1000) / scenes.ONE
+    interval = draws.between(0.5, 0.9, 1000) / generator.ONE
     assert 0.4999 < interval.min() < 0.501 and 0.899 < interval.max() < 0.9
-    normal = draws.normal(1000) / scenes.ONE
+    normal = draws.normal(1000) / generator.ONE
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
 
 
 def test_a_fork_is_independent_of_its_parent():
-    draws = scenes.scene_draws(np.arange(50), np.zeros(50))
+    draws = generator.scene_draws(np.arange(50), np.zeros(50))
     fork = draws.fork(np.arange(50))
-    parent, child = draws.normal(2000) / scenes.ONE, fork.normal(2000) / scenes.ONE
+    parent, child = draws.normal(2000) / generator.ONE, fork.normal(2000) / generator.ONE
     assert abs((parent * child).mean()) < 0.02
 
 
-@pytest.mark.parametrize("kind", scenes.KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", generator.KINDS, ids=lambda kind: kind.__name__)
 def test_backgrounds_are_in_range_and_not_flat(kind):
-    image = scenes.backgrounds(scenes.scene_draws(np.arange(20), np.zeros(20)), (kind,))
+    image = generator.backgrounds(generator.scene_draws(np.arange(20), np.zeros(20)), (kind,))
     assert image.shape == (20, 64, 64, 3)
-    assert image.min() >= 0 and image.max() <= 255 * scenes.LEVEL
-    assert (image.std((1, 2)).max(1) > scenes.LEVEL).all()
+    assert image.min() >= 0 and image.max() <= 255 * generator.LEVEL
+    assert (image.std((1, 2)).max(1) > generator.LEVEL).all()
 
 
 def test_an_opaque_drawing_hides_the_background_and_a_transparent_one_shows_it():
     art = np.full((2, 64, 64, 4), 200, np.uint8)
     art[0, ..., 3], art[1, ..., 3] = 255, 0
     many = np.arange(50)
-    opaque = scenes.draw_scenes(art, np.zeros(50, int), many)
+    opaque = generator.draw_scenes(art, np.zeros(50, int), many)
     assert all((image == image[32, 32]).all(-1).sum() > 900 for image in opaque)  # 0.45 of the edge, squared, at least
     assert (opaque[:, 32, 32] >= 160 - 1).all() and (opaque[:, 32, 32] <= 220).all()  # brightness 0.8 to 1.1
-    clear = scenes.draw_scenes(art, np.ones(50, int), many)
+    clear = generator.draw_scenes(art, np.ones(50, int), many)
     assert (clear.std((1, 2)).max(1) > 1).all()
 
 
@@ -128,10 +129,10 @@ def test_drawings_fill_half_to_nine_tenths_of_the_edge_and_stay_inside():
     art = np.zeros((1, 64, 64, 4), np.uint8)
     yy, xx = np.mgrid[:64, :64] - 31.5
     art[0, ..., 3] = 255 * (xx**2 + yy**2 < 31.5**2)  # a black disc: turning does not change its extent
-    pixels = scenes._premultiplied(art)
+    pixels = generator._premultiplied(art)
     n = 500
-    warped = scenes._warp(pixels, np.zeros(n, int), scenes.scene_draws(np.zeros(n), np.arange(n)))
-    alpha = warped[..., 3] / (255**2 * scenes.ONE)
+    warped = generator._warp(pixels, np.zeros(n, int), generator.scene_draws(np.zeros(n), np.arange(n)))
+    alpha = warped[..., 3] / (255**2 * generator.ONE)
     diameter = 2 * np.sqrt(alpha.sum((1, 2)) / np.pi) / 64
     assert 0.48 < diameter.min() < 0.53 and 0.86 < diameter.max() < 0.92
     border = np.concatenate([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], 1)
@@ -143,9 +144,9 @@ def test_drawings_fill_half_to_nine_tenths_of_the_edge_and_stay_inside():
 
 @pytest.mark.parametrize(("category", "classes"), CATEGORIES.items())
 def test_a_category_has_its_classes_with_28_scenes_each_half_of_each_style(category, classes):
-    names = emoji_scenes.class_names(category)
+    names = scenes.class_names(category)
     assert len(names) == classes and names == sorted(names)
-    listed = emoji_scenes.category_scenes(category)
+    listed = scenes.category_scenes(category)
     counts = Counter((scene.label, scene.split, scene.style) for scene in listed)
     expected = {"train": 8, "val": 2, "test": 4}
     assert counts == {(c, s, d): n for c in range(classes) for s, n in expected.items() for d in (0, 1)}
@@ -164,15 +165,16 @@ def test_each_config_file_names_a_registered_data_set_and_nothing_else(category)
     assert cfg == before
 
 
+@pytest.mark.slow
 def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root):
     data = build_dataset(config(root))
     assert (len(data.train_x), len(data.val), len(data.test)) == (58 * 16, 58 * 4, 58 * 8)
-    assert data.classnames == emoji_scenes.class_names("activities")
+    assert data.classnames == scenes.class_names("activities")
     assert data.domains == ("twemoji", "fluent")
     folder = root / "emoji_scenes" / "activities"
-    for scene in emoji_scenes.category_scenes("activities")[::211]:
+    for scene in scenes.category_scenes("activities")[::211]:
         with Image.open(folder / scene.path) as image:
-            assert (np.asarray(image) == emoji_scenes.draw([scene])[0]).all()
+            assert (np.asarray(image) == scenes.draw([scene])[0]).all()
     assert (folder / "test" / "american_football" / "fluent_3.png").is_file()
     assert {Path(datum.impath).name.split("_")[0] for datum in data.test if datum.domain == 1} == {"fluent"}
 
@@ -188,7 +190,7 @@ def test_few_shot_subsets_are_drawn_by_the_seed(root):
 
 
 def test_base_and_new_classes_are_the_two_halves_by_name(root):
-    names = emoji_scenes.class_names("activities")
+    names = scenes.class_names("activities")
     base, new = (build_dataset(config(root, SUBSAMPLE_CLASSES=half)) for half in ("base", "new"))
     assert base.classnames == names[:29] and new.classnames == names[29:]
     assert {d.label for d in new.test} == set(range(29))
@@ -220,12 +222,13 @@ def test_without_a_root_the_cache_folder_is_used(root, monkeypatch):
     assert Path(data.test[0].impath).is_relative_to(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["older generator", "lost file", "unreadable marker"])
 def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch):
-    few = emoji_scenes.category_scenes("activities")[:28]
-    monkeypatch.setattr(emoji_scenes, "category_scenes", lambda category: few)
-    monkeypatch.setitem(emoji_scenes.SHA256, "activities", hashlib.sha256(emoji_scenes.draw(few)).hexdigest())
-    folder = emoji_scenes.scene_folder(tmp_path, "activities")
+    few = scenes.category_scenes("activities")[:28]
+    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
+    folder = scenes.scene_folder(tmp_path, "activities")
     marker, image = folder / "scenes.json", folder / few[3].path
     good = marker.read_text()
     if damage == "lost file":
@@ -234,10 +237,10 @@ def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch)
         older = json.dumps(json.loads(good) | {"generator": 0})
         marker.write_text("{" if damage == "unreadable marker" else older)
         image.write_bytes(b"old")
-    emoji_scenes.scene_folder(tmp_path, "activities")
+    scenes.scene_folder(tmp_path, "activities")
     assert marker.read_text() == good
     with Image.open(image) as picture:
-        assert (np.asarray(picture) == emoji_scenes.draw(few[3:4])[0]).all()
+        assert (np.asarray(picture) == scenes.draw(few[3:4])[0]).all()
     assert os.listdir(folder.parent) == ["activities"]
 
 
@@ -250,22 +253,25 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path):
     assert theirs.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Cannot write the emoji scenes to .*file.*KDPL_CACHE"):
         build_dataset(config(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(emoji_scenes.SHA256, "activities", "0" * 64)
+    monkeypatch.setitem(scenes.SHA256, "activities", "0" * 64)
     with pytest.raises(RuntimeError, match=r"expected 0000.*install KDPL again"):
         build_dataset(config(tmp_path))
     assert not (tmp_path / "emoji_scenes").exists()
 
 
-DRAW = "import sys; from kdpl.datasets.emoji_scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
+DRAW = "import sys; from kdpl.datasets.emoji.scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
 
 
+@pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
     parent = tmp_path / "emoji_scenes"
     killed = subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
@@ -287,15 +293,15 @@ def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_fo
 
 
 def test_embedded_files_are_small_and_need_no_pickle():
-    with np.load(emoji_scenes.EMBEDDED / "art.npz", allow_pickle=False) as file:
-        assert file["rgba"].shape == (567, 2, 64, 64, 4) and file["styles"].tolist() == list(emoji_scenes.STYLES)
-    for file in emoji_scenes.EMBEDDED.iterdir():
+    with np.load(scenes.EMBEDDED / "art.npz", allow_pickle=False) as file:
+        assert file["rgba"].shape == (567, 2, 64, 64, 4) and file["styles"].tolist() == list(scenes.STYLES)
+    for file in scenes.EMBEDDED.iterdir():
         assert file.stat().st_size < 8e6
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
 def test_weights_are_half_precision_with_the_used_tokens_only(name):
-    state = load_file(emoji_scenes.EMBEDDED / f"emoji_{name}.safetensors")
+    state = load_file(scenes.EMBEDDED / f"emoji_{name}.safetensors")
     used = state["token_embedding.used"]
     assert used.dtype == torch.int32 and used.tolist() == sorted(set(used.tolist())) and used[-1] == 49407
     assert state["token_embedding.weight"].shape == (len(used), 128)
@@ -303,16 +309,17 @@ def test_weights_are_half_precision_with_the_used_tokens_only(name):
     assert {v.dtype for v in state.values() if v.is_floating_point() and v.ndim} == {torch.float16}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_teacher_reads_scenes_better_than_the_student_and_the_icon_template_better_than_the_photo_one():
-    listed = [scene for scene in emoji_scenes.category_scenes("activities") if scene.split == "val"]
-    images = torch.from_numpy(emoji_scenes.draw(listed)).permute(0, 3, 1, 2) / 255
+    listed = [scene for scene in scenes.category_scenes("activities") if scene.split == "val"]
+    images = torch.from_numpy(scenes.draw(listed)).permute(0, 3, 1, 2) / 255
     labels = torch.tensor([scene.label for scene in listed])
 
     def accuracy(name: str, template: str) -> float:
         clip = load_clip(name)
         mean, std = (torch.tensor(channels)[:, None, None] for channels in (clip.mean, clip.std))
-        names = emoji_scenes.class_names("activities")
+        names = scenes.class_names("activities")
         texts = clip.model.encode_text(clip.tokenize([template.format(name) for name in names]))
         scores = clip.image_features((images - mean) / std) @ normalize(texts, dim=-1).T
         return (scores.argmax(1) == labels).float().mean().item()

@@ -25,7 +25,7 @@ from kdpl.classifier.decision import REJECTED, Decision
 from kdpl.classifier.serve.folder import RUNTIME, add_runtime, agreement
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.photos.export import main
 
 onnxruntime = pytest.importorskip("onnxruntime")

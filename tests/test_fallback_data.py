@@ -8,16 +8,16 @@ import fallback_pieces as pieces
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 # isort: split
-from dassl.data import DataManager, DatasetWrapper, build_data_loader
+from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
-from dassl.data.samplers import RandomClassSampler, RandomDomainSampler, SeqDomainSampler, build_sampler
+from dassl.data.manager import build_data_loader
+from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import set_random_seed
+
+from kdpl.training.batches import EpochLoader
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +107,10 @@ def test_without_shots_everything_stays(images):
     assert list(dataset.generate_fewshot_dataset(images, images[:2], num_shots=0)) == [images, images[:2]]
 
 
-def test_unknown_data_sets_and_domains_are_named(cfg, images):
+def test_unknown_data_sets_are_named(cfg):
     cfg.DATASET.NAME = "Colors"
     with pytest.raises(ValueError, match=r"DATASET\.NAME 'Colors' .* 'Colours'"):
         build_dataset(cfg)
-    dataset = DatasetBase(train_x=images)
-    dataset.domains = ["photo", "sketch"]
-    dataset.check_input_domains(["photo"], ["sketch"])
-    with pytest.raises(ValueError, match=r"DATASET\.TARGET_DOMAINS 'skech' .* 'sketch'"):
-        dataset.check_input_domains(["photo"], ["skech"])
-    with pytest.raises(ValueError, match=r"DATASET\.SOURCE_DOMAINS is empty"):
-        dataset.check_input_domains([], ["sketch"])
 
 
 # Transforms
@@ -221,53 +214,20 @@ def test_unknown_transforms_and_interpolations_are_named(cfg, capsys):
 # Samplers
 
 
-@settings(deadline=None, max_examples=60)
-@given(counts=st.lists(st.integers(2, 9), min_size=2, max_size=5), n=st.integers(1, 5), k=st.integers(1, 2))
-def test_group_samplers_fill_every_batch_evenly_and_never_repeat_an_image(root, counts, n, k):
-    n = min(n, len(counts))
-    path = pieces.read_split(root, "train")[0].impath
-    groups = [g for g, count in enumerate(counts) for _ in range(count)]
-    by_domain = RandomDomainSampler([Datum(path, domain=g) for g in groups], n * k, n)
-    by_class = RandomClassSampler([Datum(path, label=g) for g in groups], n * k, k)
-    for sampler in (by_domain, by_class):
-        indices = list(sampler)
-        assert len(indices) == len(sampler) > 0
-        assert len(set(indices)) == len(indices)
-        for start in range(0, len(indices), n * k):
-            batch = Counter(groups[i] for i in indices[start : start + n * k])
-            assert list(batch.values()) == [k] * n
-
-
-def test_equal_classes_are_used_up(images):
-    assert sorted(RandomClassSampler(images, batch_size=4, n_ins=2)) == list(range(24))
-
-
-def test_sequential_domains_come_in_order(images):
-    domains = [images[i].domain for i in SeqDomainSampler(images, batch_size=6)]
-    assert domains == [0, 0, 0, 1, 1, 1] * 4
-
-
-def test_a_class_with_too_few_images_gives_some_twice(images):
-    indices = list(RandomClassSampler(images[:3], batch_size=5, n_ins=5))
-    assert sorted(Counter(indices).values()) == [1, 2, 2]
-
-
 def test_samplers_go_by_their_names(images):
     assert list(build_sampler("SequentialSampler", data_source=images)) == list(range(24))
-    for name in ("RandomSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler"):
-        sampler = build_sampler(name, data_source=images, batch_size=4, n_domain=2, n_ins=2)
-        first, second = list(sampler), list(sampler)
-        assert sorted(first) == list(range(24))
-        assert first != second
+    sampler = build_sampler("RandomSampler", data_source=images)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == list(range(24))
+    assert first != second
     with pytest.raises(ValueError, match=r"'RandomSample' .* 'RandomSampler'"):
         build_sampler("RandomSample", data_source=images)
 
 
-def test_batches_that_cannot_be_filled_are_refused(images):
-    with pytest.raises(ValueError, match="BATCH_SIZE 5 is not a multiple of 2"):
-        RandomDomainSampler(images, batch_size=5, n_domain=2)
-    with pytest.raises(ValueError, match="Not one batch with 2 images from each of 4 groups"):
-        RandomClassSampler(images, batch_size=8, n_ins=2)
+@pytest.mark.parametrize("name", ["RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler"])
+def test_samplers_that_only_dassl_has_are_refused(images, name):
+    with pytest.raises(ValueError, match=f"'{name}' .* install Dassl, or choose one of RandomSampler, SequentialSampler"):
+        build_sampler(name, data_source=images)
 
 
 # Loaders
@@ -337,12 +297,12 @@ def test_own_transforms_and_an_own_wrapper_take_the_place_of_the_built_ones(cfg,
     assert not test["train"].any()
 
 
-def epochs(cfg, workers: int, count: int = 2) -> list[torch.Tensor]:
+def epochs(cfg, workers: int, seed: int = 5, count: int = 2) -> list[torch.Tensor]:
+    """Return the training images as a trainer sees them."""
     cfg.DATALOADER.NUM_WORKERS = workers
-    set_random_seed(5)
-    loader = DataManager(cfg).train_loader_x
+    loader = EpochLoader(DataManager(cfg).train_loader_x, seed)
     batches = []
-    for _ in range(count):
+    for loader.epoch in range(count):
         for batch in loader:
             batches.append(batch["img"])
             torch.rand(3)  # a model that draws, too
@@ -359,14 +319,11 @@ def test_every_epoch_and_every_seed_augments_anew(cfg, capsys):
     cfg.DATALOADER.TRAIN_X.SAMPLER = "SequentialSampler"
     batches = epochs(cfg, workers=0)
     assert not torch.equal(batches[0], batches[4])
-    loader = DataManager(cfg).train_loader_x
-    set_random_seed(6)
-    assert not torch.equal(next(iter(loader))["img"], batches[0])
+    assert not torch.equal(epochs(cfg, workers=0, seed=6)[0], batches[0])
 
 
 def test_augmentation_leaves_the_global_generators_alone(cfg, capsys):
-    loader = DataManager(cfg, custom_tfm_train=lambda _: random.random() + np.random.rand()).train_loader_x
-    set_random_seed(0)
+    loader = EpochLoader(DataManager(cfg, custom_tfm_train=lambda _: random.random() + np.random.rand()).train_loader_x, 0)
     first = next(batches := iter(loader))["img"]
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     second = next(batches)["img"]
@@ -378,4 +335,4 @@ def test_augmentation_leaves_the_global_generators_alone(cfg, capsys):
 
 def test_a_split_without_images_is_named(cfg):
     with pytest.raises(ValueError, match="'Colours' has no test or validation images"):
-        build_data_loader(cfg, data_source=[], is_train=False)
+        build_data_loader(cfg, DatasetWrapper, None, False, [], cfg.DATALOADER.TEST)

@@ -18,7 +18,6 @@ from dassl.utils import (
     MetricMeter,
     Registry,
     check_availability,
-    check_isfile,
     collect_env_info,
     count_num_param,
     listdir_nohidden,
@@ -73,7 +72,7 @@ def test_an_unknown_name_gets_the_closest_one_suggested():
     registry.register(type("VPT", (), {}))
     with pytest.raises(KeyError, match=r"TRAINER 'coopp' is not registered\. Did you mean 'CoOp'"):
         registry.get("coopp")
-    with pytest.raises(ValueError, match=r"'vitb32' is not available\. Did you mean 'ViT-B/32'"):
+    with pytest.raises(ValueError, match=r"'vitb32' is not one of RN50, ViT-B/32\. Did you mean 'ViT-B/32'"):
         check_availability("vitb32", ["RN50", "ViT-B/32"])
     check_availability("RN50", ["RN50", "ViT-B/32"])
 
@@ -81,8 +80,6 @@ def test_an_unknown_name_gets_the_closest_one_suggested():
 def test_with_nothing_registered_the_error_says_so():
     with pytest.raises(KeyError, match="Import the module"):
         Registry("TRAINER").get("CoOp")
-    with pytest.raises(ValueError, match="Import the module"):
-        check_availability("CoOp", [])
 
 
 def test_only_lists_stay_lists():
@@ -119,13 +116,6 @@ def test_folders_are_made_with_their_parents_and_may_exist(tmp_path):
     mkdir_if_missing(tmp_path / "a" / "b")
     mkdir_if_missing(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
-
-
-def test_a_missing_file_is_warned_about(tmp_path):
-    (tmp_path / "log.txt").touch()
-    assert check_isfile(tmp_path / "log.txt")
-    with pytest.warns(UserWarning, match="nothing"):
-        assert not check_isfile(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -216,13 +206,6 @@ def test_an_average_meter_weighs_by_count():
     assert (meter.avg, meter.count) == (0, 0)
 
 
-def test_an_exponential_average_follows_slowly():
-    meter = AverageMeter(ema=True)
-    meter.update(10.0)
-    meter.update(10.0)
-    assert meter.avg == pytest.approx(1.9)
-
-
 def test_named_values_print_as_latest_and_average():
     meter = MetricMeter()
     meter.update({"loss": 1.0, "loss_kl_forward": torch.tensor(0.25)})
@@ -294,7 +277,7 @@ class RunsCode:
 
 def test_a_checkpoint_that_could_run_code_is_refused_and_named(tmp_path):
     torch.save({"state_dict": {}, "epoch": 1, "scheduler": RunsCode()}, tmp_path / "evil.pth.tar")
-    with pytest.raises(ValueError, match=r"evil\.pth\.tar' holds more than tensors"):
+    with pytest.raises(ValueError, match=r"evil\.pth\.tar' is not .* tensors, numbers and text alone .*could run code"):
         load_checkpoint(tmp_path / "evil.pth.tar")
 
 

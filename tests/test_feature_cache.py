@@ -159,6 +159,7 @@ def test_runs_at_the_same_time_agree(clip, cache):
     assert {path.suffix for path in files(cache)} == {".rows"}
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_writing_leaves_nothing_that_counts(weights, clip, cache, capsys):
     script = f"""
 import os, signal

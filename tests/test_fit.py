@@ -20,7 +20,7 @@ from kdpl.classifier.bundle import BundleError, read_bundle
 from kdpl.classifier.classifier import Classifier
 from kdpl.classifier.decision import REJECTED, Decision, inside_score
 from kdpl.common import exits
-from kdpl.datasets.emoji_scenes import class_names
+from kdpl.datasets.emoji.scenes import class_names
 from kdpl.photos.calibrate import background_names, fit_temperature, fit_threshold
 from kdpl.photos.compare import Candidate, _verdict
 from kdpl.photos.demo import write_photos
@@ -333,7 +333,7 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
     from PIL import Image
 
     from kdpl.classifier import reduction
-    from kdpl.datasets.emoji_scenes import category_scenes, draw
+    from kdpl.datasets.emoji.scenes import category_scenes, draw
 
     for i, scene in enumerate(draw(category_scenes("activities")[:24])):
         path = tmp_path / "large" / f"{i}.jpg"

@@ -203,6 +203,7 @@ def test_the_policy_stops_what_got_into_the_page_all_the_same(tmp_path, visit):
     visit.complaints.clear()
 
 
+@pytest.mark.slow
 def test_thousands_of_images_are_as_quick_as_a_few(tmp_path, visit):
     rows = [(f"{i}.png", [f"name {i % 400}"], [1 - i / 10000]) for i in range(5000)]
     small = thumbnail(picture(0))
@@ -216,6 +217,7 @@ def test_thousands_of_images_are_as_quick_as_a_few(tmp_path, visit):
     assert page.locator("#card4999").is_visible()
 
 
+@pytest.mark.slow
 def test_a_gallery_of_nothing_says_so(tmp_path, visit):
     page = visit(write(tmp_path / "g.html", []))
     assert page.locator("#none").text_content() == "There is no image."

@@ -19,7 +19,7 @@ from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common.files import NoRoomError
 from kdpl.common.tensor_files import TensorFileError, load_torch, load_torchscript
-from kdpl.datasets import archives
+from kdpl.datasets.coop import archives
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint, load_learned
 
 TERABYTES = 2**42
@@ -89,12 +89,12 @@ def inflated(path, target):
 def test_sizes_that_a_file_does_not_have_are_not_believed(tmp_path):
     good = tmp_path / "model.pth.tar-1"
     torch.save({"state_dict": {"ctx": torch.zeros(4, 8)}, "epoch": 1}, good)
-    with pytest.raises(CheckpointError, match=r"claim more than the .* bytes that it has"):
+    with pytest.raises(CheckpointError, match=r"claim more than the file's .* bytes"):
         load_checkpoint(inflated(good, tmp_path / "inflated"))
     with pytest.raises(CheckpointError, match="is compressed, which PyTorch never does"):
         load_checkpoint(rezipped(good, tmp_path / "bomb", compression=zipfile.ZIP_DEFLATED))
     torch.save({"state_dict": {"ctx": torch.zeros(1).expand(TERABYTES)}}, tmp_path / "expanded")
-    with pytest.raises(CheckpointError, match=r"'ctx' \(4398046511104,\) stands for more numbers than the file has"):
+    with pytest.raises(CheckpointError, match=r"'ctx' \(4398046511104,\) has more elements than the file stores"):
         load_checkpoint(tmp_path / "expanded")
     buffer = io.BytesIO()
     torch.save({"state_dict": {"ctx": torch.zeros(4)}}, buffer, _use_new_zipfile_serialization=False)
@@ -183,7 +183,7 @@ def test_a_state_to_go_on_from_that_lacks_a_part_is_refused_by_name(tmp_path):
         run.train()
     (path,) = tmp_path.rglob("resume*")
     ours = load_checkpoint(path)["kdpl"]
-    damages = [{"kdpl": {k: v for k, v in ours.items() if k != lost}} for lost in ours if lost != "history"]
+    damages = [{"kdpl": {k: v for k, v in ours.items() if k != lost}} for lost in ours if lost not in ("history", "manifest")]
     damages += [{"kdpl": {**ours, "history": {}}}, {"optimizer": {"param_groups": []}}, {"scheduler": None}]
     for damage in damages:
         torch.save({**load_checkpoint(path), **damage}, path.with_name("damaged"))

@@ -60,6 +60,7 @@ def photos(tmp_path):
 TINY = ("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 
 
+@pytest.mark.slow
 def test_a_folder_without_labels_gives_the_prompts_and_the_accuracy_of_the_labelled_run(tmp_path):
     """Bit for bit: labels are used for nothing but the accuracy."""
     tiny = (*TINY, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.TARGET_DOMAINS", "twemoji")
@@ -87,7 +88,7 @@ def test_all_images_outside_the_test_folder_are_for_training(photos, tmp_path, c
     assert below(photos, data.train_x) == ["Ice_Cream/d.png", "b.png", "trip/a.jpg", "trip/hot dog/2020/c.png"]
     assert [(d.label, d.classname) for d in data.test] == [(0, NAMES[0]), (1, NAMES[1]), (1, NAMES[1])]
     assert data.classnames == NAMES and data.val is None
-    assert "passed over: 2" in capsys.readouterr().out
+    assert "not images, left out: 2" in capsys.readouterr().out
 
 
 def test_a_supervised_trainer_needs_a_class_folder_for_every_image(photos, tmp_path):
@@ -118,7 +119,7 @@ def test_a_training_without_names_or_test_images_measures_nothing(photos, tmp_pa
     assert "no accuracy will be measured" in capsys.readouterr().out
     assert not (tmp_path / "out" / "results.json").exists()
     assert "Not measured" in (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="no labelled images to test"):
+    with pytest.raises(ValueError, match="no labelled test images"):
         run.test()
     clf = kdpl.load(tmp_path / "out")
     assert clf.classnames == []
@@ -163,11 +164,11 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(photos, tmp_path, ca
     listed = (tmp_path / "out" / BAD_IMAGES).read_text().splitlines()
     assert len(listed) == 4 and listed[-1].startswith(f"'{photos}/cut.png' cannot be read")
     out = capsys.readouterr().out
-    assert "cannot be read, left out: 3" in out and out.count("replaced by the next readable one") == 1
+    assert "Unreadable images, left out: 3" in out and out.count("replaced by the next readable one") == 1
     assert run.last_result["num_images"] == 3
 
     error = ("DATASET.ON_BAD_IMAGE", "error")
-    with pytest.raises(BadImageError, match=r"that cannot be read: 3\n.*cut\.png"):
+    with pytest.raises(BadImageError, match=r"Unreadable images in .*: 3\n.*cut\.png"):
         dataset_of(photos, tmp_path / "out", *error, names=NAMES)
     for path in ("empty.jpg", "text.jpg", "test/hot dog/cut.png"):
         (photos / path).unlink()
@@ -200,14 +201,14 @@ def test_photos_are_read_upright_and_plain_ones_as_by_dassl(tmp_path):
     [
         ((), None, ValueError, "KDPL_CoOp needs class names: set DATASET.CLASSNAMES .* TRAINER.KDPL.CLASS_AGNOSTIC True"),
         ((), ["hot dog", "", "hot_dog"], ValueError, r"has the class name 'hot_dog' twice \('hot dog'\)"),
-        ((), ["", " "], ValueError, "is empty: expected a class name in each line"),
+        ((), ["", " "], ValueError, "is empty: expected one class name per line"),
         (
             (),
             ["hot dog", "ice creams"],
             ValueError,
-            "'.*test/ice_cream' is named like none of the 2 .* Did you mean 'ice creams'",
+            "'.*test/ice_cream' is not named like one of the 2 .* Did you mean 'ice creams'",
         ),
-        (("DATASET.CLASSNAMES", "name.txt"), None, FileNotFoundError, "There is no file of class names 'name.txt'"),
+        (("DATASET.CLASSNAMES", "name.txt"), None, FileNotFoundError, "There is no class-name file 'name.txt'"),
         (("DATASET.SUBSAMPLE_CLASSES", "base"), NAMES, ValueError, "takes 'all'"),
         (("DATASET.ROOT", "nowhere"), NAMES, FileNotFoundError, "'nowhere' is not a folder"),
         (("TRAINER.KDPL.CLASS_AGNOSTIC", True), None, ValueError, "no class names to match its subfolders"),

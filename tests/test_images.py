@@ -120,7 +120,7 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path, monkeypatch):
     for name, reason in {
         "truncated.jpg": "truncated",
         "empty.png": "the file is empty",
-        "text.jpg": "no known image format",
+        "text.jpg": "unknown image format",
         "float.tif": "floats of unknown range",
         "bomb.png": "more than 20,000 pixels",
         "missing.jpg": "no such file",

@@ -53,6 +53,7 @@ def test_classes_have_not_moved_before_training_and_those_that_did_come_first(bu
     assert moved == sorted(moved, key=lambda m: m.cosine) and moved[-1].cosine < 0.999
 
 
+@pytest.mark.slow
 def test_tables_csv_and_figure(bundles, tmp_path, capsys):
     outputs = ["--csv", str(tmp_path / "t.csv"), "--figure", str(tmp_path / "f.png")]
     assert main([str(bundles("CoOp")), "--top", "3", "--classes", "2", "--template", "an icon of a {}.", *outputs]) == 0

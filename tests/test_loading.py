@@ -1,14 +1,17 @@
 """The batches of a training are a function of seed and epoch alone."""
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from dassl.data.seeding import SeededSampler
+from dassl.data.samplers import build_sampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from kdpl.training.batches import EpochLoader
+from kdpl.training.seeding import epoch_seed, seeded
 
 
 class Numbers(Dataset):
@@ -24,10 +27,9 @@ class Numbers(Dataset):
         return {"index": int(index), "draws": [random.random(), float(torch.rand(()))], "impath": str(index)}
 
 
-def loader(count: int, batch: int, drop_last: bool, seeded: bool) -> DataLoader:
+def loader(count: int, batch: int, drop_last: bool, sampler: Callable = RandomSampler) -> DataLoader:
     dataset = Numbers(count)
-    sampler = SeededSampler(RandomSampler(dataset)) if seeded else RandomSampler(dataset)
-    return DataLoader(dataset, batch_sampler=BatchSampler(sampler, batch, drop_last))
+    return DataLoader(dataset, batch_sampler=BatchSampler(sampler(dataset), batch, drop_last))
 
 
 def content(batches: list[dict]) -> list[tuple]:
@@ -37,18 +39,22 @@ def content(batches: list[dict]) -> list[tuple]:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 9), st.booleans(), st.integers(0, 2**31), st.integers(0, 5))
 def test_the_bundled_engine_gives_the_batches_and_augmentations_of_an_installed_dassl(count, batch, drop_last, seed, epoch):
-    ours = EpochLoader(loader(count, batch, drop_last, seeded=True), seed)
-    theirs = EpochLoader(loader(count, batch, drop_last, seeded=False), seed)
+    bundled = partial(build_sampler, "RandomSampler", None)
+    ours, theirs = (EpochLoader(loader(count, batch, drop_last, sampler), seed) for sampler in (bundled, RandomSampler))
     ours.epoch = theirs.epoch = epoch
+    with seeded(epoch_seed(seed, epoch)):
+        plain = [b["index"].tolist() for b in loader(count, batch, drop_last)]
     random.seed(seed + 1)  # what ran before is of no account
     expected = content(list(theirs))
+    torch.manual_seed(seed + 2)
     assert content(list(ours)) == expected
+    assert [index for index, _ in expected] == plain
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 9), st.data())
 def test_an_epoch_that_begins_in_its_middle_gives_the_rest_of_the_batches(count, batch, data):
-    whole = EpochLoader(loader(count, batch, False, seeded=False), 7)
+    whole = EpochLoader(loader(count, batch, False), 7)
     expected = content(list(whole))
     whole.start = data.draw(st.integers(0, len(expected)))
     assert content(list(whole)) == expected[whole.start :]

@@ -18,7 +18,7 @@ import kdpl
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji_scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -86,15 +86,15 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
         (["{photos}", "--top", "0"], "--top is 0, expected at least 1"),
         (["{photos}", "--batch-size", "0"], "--batch-size is 0"),
         (["{photos}", "--workers", "-1"], "--workers is -1, expected at least 0"),
-        (["{empty}"], r"holds no image, at any depth \(1 other files\)"),
+        (["{empty}"], r"holds no images, at any depth \(1 other files\)"),
         (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
-        (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "stands for two outputs"),
+        (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "is given for two outputs"),
         (["{photos}", "--csv", "{photos}/0.png"], "is one of the images"),
         (
             ["{photos}", "--classnames", "{photos}/no.txt"],
-            r"There is no file of class names '.*no\.txt'\. Did you mean 'notes\.txt'",
+            r"There is no class-name file '.*no\.txt'\. Did you mean 'notes\.txt'",
         ),
-        (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected cpu"),
+        (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected a device"),
         (["{photos}", "--prompts", "{empty}"], r"There is no '.*prompts\.safetensors'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_cannot_work_is_refused_before_any_image_is_read(flags, message, pr
 def test_prompts_without_class_names_ask_for_them(photos, tmp_path, capsys):
     folder = untrained_bundle(tmp_path / "out", "CoOp", [])
     assert main(["--prompts", str(folder), str(photos)]) == exits.BAD_INPUT
-    assert "give yours, one a line, as --classnames FILE" in capsys.readouterr().err
+    assert "give yours, one per line, as --classnames FILE" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, capsys):
@@ -121,7 +121,7 @@ def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, c
     (tmp_path / "names.txt").write_text("a\n" + "very " * 100 + "long name\n")
     argv = ["--prompts", str(prompts), str(photos), "--csv", str(table), "--classnames", str(tmp_path / "names.txt")]
     assert main(argv) == exits.BAD_INPUT
-    assert "the text tower takes 77: shorten the name" in capsys.readouterr().err
+    assert "the text tower takes at most 77: shorten the name" in capsys.readouterr().err
     assert table.read_text() == "previous" and sorted(p.name for p in tmp_path.glob("*.csv*")) == ["out.csv"]
 
 
@@ -134,6 +134,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(prompts, photos, tmp_path, capsys, monk
     assert "Traceback" not in capsys.readouterr().err and not list(tmp_path.glob("*out.csv*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
 def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, tmp_path):
     folder = tmp_path / "photos"
@@ -238,6 +239,7 @@ def guide_pixels(session):
     return scope["pixels"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     count = odd_photos(tmp_path / "photos")
@@ -270,6 +272,7 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
     assert near < far / 2
 
 
+@pytest.mark.slow
 def test_the_guides_script_does_it_all(tmp_path, capfd):
     spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
     guide = importlib.util.module_from_spec(spec)

@@ -16,8 +16,8 @@ import pytest
 from dataset_miniatures import BUILDERS, load
 
 from kdpl.datasets import prepare
-from kdpl.datasets.catalog import CATALOG, Facts
-from kdpl.datasets.folder import DataFolder
+from kdpl.datasets.coop.catalog import CATALOG, Facts
+from kdpl.datasets.coop.folder import DataFolder
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -10,29 +10,36 @@ from kdpl.common import exits
 TEXT = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 
 
-def rows(heading):
-    """Return the cells of the table below a heading, without its first two lines."""
-    section = re.split(r"^## ", TEXT.split(f"\n## {heading}\n")[1], flags=re.M)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def section(heading):
+    return re.split(r"^## ", TEXT.split(f"\n## {heading}\n")[1], flags=re.M)[0]
 
 
-def test_every_promise_names_tests_that_exist():
-    promises = rows("Promises")
-    assert promises
-    tests = {}
-    for promise, named in promises:
+def cells(text):
+    """Return the cells of the tables in a text, without their first two lines."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    body = [line for line, rule in zip(lines, [*lines[1:], ""], strict=True) if not {rule[:5], line[:5]} & {"| ---"}]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+
+
+def test_every_promise_is_short_and_names_tests_that_exist():
+    promises, tests = section("Promises").split("<details>")
+    promises, tests = cells(promises), cells(tests)
+    assert promises and [number for number, _ in promises] == [number for number, _ in tests]
+    assert len({number for number, _ in tests}) == len(tests)
+    defined = {}
+    for (_, promise), (_, named) in zip(promises, tests, strict=True):
+        assert len(promise) < 150, promise
         references = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", named)
         assert references and len(references) == named.count("::"), promise
         for file, name in references:
-            if file not in tests:
+            if file not in defined:
                 tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-                tests[file] = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-            assert name in tests[file], f"{promise}: there is no {file}::{name}"
+                defined[file] = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            assert name in defined[file], f"{promise}: there is no {file}::{name}"
 
 
 def test_the_exit_codes_are_those_of_the_program():
-    documented = {name.strip("`"): int(code) for code, name, *_ in rows("Exit codes") if name}
+    documented = {name.strip("`"): int(code) for code, name, *_ in cells(section("Exit codes")) if name}
     assert documented == {name: value for name, value in vars(exits).items() if name.isupper()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.cells import Cell, average, combine, difference, harmonic_mean
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Table, all_tables, published
@@ -30,6 +31,7 @@ def add(
     domains: tuple[str, str] | None = None,
     model_dir: str | None = None,
     template: str = "",
+    manifest: dict | None = None,
 ) -> None:
     run = {
         "trainer": trainer,
@@ -40,6 +42,7 @@ def add(
         "shots": shots,
         "config": {"DATASET": {"TEMPLATE": template}},
         "model_dir": model_dir,
+        "manifest": manifest,
     }
     source, target = domains or ("", "")
     result = {
@@ -429,3 +432,23 @@ def test_without_matplotlib_the_way_out_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)  # as if it were not installed
     assert main([filled(tmp_path), "--plot", str(tmp_path / "figures")]) == 2
     assert "pip install 'kdpl[plot]'" in capsys.readouterr().err
+
+
+def test_a_cell_never_mixes_manifests_that_differ_in_more_than_the_seed(tmp_path, capsys):
+    def finished(name, seed, lr, accuracy):
+        manifest = Manifest({"SEED": seed, "OPTIM.LR": lr}, {"training images": f"1 ({seed})"}) if lr else None
+        add(tmp_path / name, "EmojiFood", accuracy, seed=seed, manifest=manifest and manifest.to_dict())
+
+    finished("a", 1, 0.1, 40.0)
+    finished("b", 2, 0.1, 50.0)
+    scores, notes = read_scores([tmp_path])
+    assert {s.method.recipe for s in scores} == {""} and not notes, "seeds of one recipe share a row"
+    finished("c", 3, 0.2, 90.0)
+    finished("d", 4, None, 20.0)
+    finished("a/before-1", 5, 0.9, 1.0)
+    scores, notes = read_scores([tmp_path])
+    assert len(scores) == 4 and len({s.method for s in scores}) == 3
+    assert any("runs with different manifests, in rows of their own" in note for note in notes)
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "45.0" in printed and "90.0" in printed and "60.0" not in printed and "no manifest" in printed

@@ -1,4 +1,4 @@
-"""The sweeps, run for real on the embedded benchmark with one short epoch."""
+"""The scripts, run for real on the embedded benchmark with one short epoch."""
 
 import json
 import os
@@ -48,6 +48,7 @@ def accuracies(root: Path) -> dict[str, float]:
     return {f"{s.path.relative_to(root)} {s.tested.dataset} {s.tested.classes}": s.accuracy for s in read_scores([root])[0]}
 
 
+@pytest.mark.slow
 def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path):
     broken = tmp_path / "output/base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
     broken.mkdir(parents=True)
@@ -56,7 +57,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
 
     status, output = run("base2new/all.sh", *args, cwd=tmp_path, OUTPUT="output", JOBS="2")
     assert status == 1, output
-    assert "CoOp emoji_food, 1 shots, seed 2: done" in output
+    assert "CoOp emoji_food, 1 shots, seed 2: finished after" in output
     assert "2 tried, 1 failed, 0 skipped" in output
     assert output.splitlines()[-1].startswith("  CoOp emoji_food, 1 shots, seed 1: ")
     common = Path("emoji_food/shots_1/CoOp/emoji/seed2")
@@ -72,6 +73,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
     assert len(accuracies(tmp_path / "output")) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path):
     args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "21"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -84,7 +86,7 @@ def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path):
     os.kill(sweep.pid, signal.SIGTERM)
     output, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 130
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert missing_datasets(folder, classes="base"), "the run was over before it was killed"
 
     status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
@@ -99,12 +101,13 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path):
     args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_food", "--seeds", "1", "--shots", "1"]
     targets = ["--datasets", "emoji_activities"]
     status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
     assert status == 1
-    assert "its training has not finished, run train.sh or all.sh first" in output
+    assert "its training has not finished: do that step first" in output
 
     assert run("xd/train.sh", *args, *QUICK, cwd=tmp_path, OUTPUT="o")[0] == 0
     status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
@@ -125,17 +128,18 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["--trianer", "CoOp"], "'--trianer' is not a setting"),
-        (["CoOp"], "'CoOp' belongs to no setting"),
-        (["--seeds"], "--seeds needs a value"),
-        (["--seeds", "one"], "'one' in SEEDS, SHOTS or JOBS is not a number"),
-        (["--jobs", "0"], "JOBS is 0, expected at least 1"),
-        (["--class-agnostic", "maybe"], "CLASS_AGNOSTIC is 'maybe', expected 0 or 1"),
-        (["--trainer", "CoOp", "--class-agnostic", "1"], "CLASS_AGNOSTIC is for the KDPL trainers, not for 'CoOp'"),
-        (["--trainer", "CoOps"], "there is no trainer 'CoOps'"),
-        (["--datasets", "pets"], "there is no data set 'pets'"),
+        (["--trianer", "CoOp"], "unrecognized arguments: --trianer. Did you mean '--trainer'?"),
+        (["CoOp"], "expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got 'CoOp'"),
+        (["--seeds"], "argument --seeds: expected at least one argument"),
+        (["--seeds", "one"], "seeds is 'one', expected a whole number"),
+        (["--jobs", "0"], "argument --jobs: 0 is not a whole number of at least 1"),
+        (["--class-agnostic", "maybe"], "class_agnostic is 'maybe', expected true or false"),
+        (["--trainer", "CoOp", "--class-agnostic", "1"], "class_agnostic: 'CoOp' has no class-agnostic mode"),
+        (["--trainer", "CoOps"], "trainers: 'CoOps' is not one of"),
+        (["--datasets", "pets"], "datasets: 'pets' is not one of"),
         (["--cfg", "vit_l14"], "KDPL_CoOp has no configuration 'vit_l14'"),
-        (["--python", "no-such-python"], "there is no command 'no-such-python'"),
+        (["--python", "no-such-python"], "There is no command 'no-such-python'"),
+        (["--", "OPTIM.MAX_EPOCHS", "1"], "'OPTIM.MAX_EPOCHS' is not a configuration key"),
     ],
 )
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
@@ -152,27 +156,43 @@ def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, protocol, args,
 def test_help_lists_the_settings(tmp_path, script):
     status, output = run(script, "--help", cwd=tmp_path)
     assert status == 0
-    assert f"Usage: scripts/{script}" in output
+    assert f"usage: scripts/{script}" in output
     assert "--seeds NUMBERS" in output
 
 
 def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
-    command = '. "$0/$1/steps.sh"; settings --trainer KDPL_PromptSRC --datasets emoji_food; config_name KDPL_PromptSRC'
-    names = [
-        subprocess.run(
-            ["bash", "-c", command, str(SCRIPTS), protocol],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHON": sys.executable},
-            check=True,
-        ).stdout.strip()
-        for protocol in ("base2new", "xd")
-    ]
+    args = ["--trainer", "KDPL_PromptSRC", "--datasets", "emoji_food", "--seeds", "1", "--steps", "train", "--dry-run"]
+    names = []
+    for protocol in ("base2new", "xd"):
+        status, output = run(f"{protocol}/all.sh", *args, cwd=tmp_path)
+        assert status == 0, output
+        names.append(output.split("--config-file ")[1].split(".yaml")[0])
     assert names[1] == f"{names[0]}_cross_datasets"
+
+
+@pytest.mark.parametrize(("script", "flags"), [("train", [False]), ("test", [True]), ("all", [False, True])])
+@pytest.mark.parametrize("protocol", ["base2new", "xd"])
+def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script, flags):
+    """The commands that a script prints, by variables and by flags; `--python` starts the sweep, too."""
+    python = tmp_path / "py"
+    python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    variables = {"TRAINER": "KDPL_CoOp", "CFG": "emoji", "SEEDS": "5 6", "SHOTS": "2", "SOURCE": "emoji_food"}
+    variables |= {"DATASETS": "emoji_food", "DATA": "data", "CLASS_AGNOSTIC": "True", "EXTRA": "OPTIM.LR 0.5", "PYTHON": "none"}
+    options = ["--python", str(python), "--seeds", "7", "--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]
+    status, output = run(f"{protocol}/{script}.sh", *options, cwd=tmp_path, OUTPUT="o", **variables)
+    assert status == 0, output
+    commands = [line.split() for line in output.splitlines() if not line.startswith("#")]
+    assert ["--eval-only" in command for command in commands] == flags
+    for command in commands:
+        assert command[command.index("--seed") + 1] == "7" and command[command.index("--root") + 1] == str(tmp_path / "data")
+        assert command[command.index("--output-dir") + 1].startswith(f"{tmp_path}/o/")
+        assert command[-6:] == ["TRAINER.KDPL.CLASS_AGNOSTIC", "True", "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]
+        assert command[command.index("DATASET.NUM_SHOTS") + 1] == "2"
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_sweeps_have_no_shellcheck_findings():
-    scripts = [str(SCRIPTS / "lib.sh"), *map(str, sorted(SCRIPTS.glob("*/*.sh")))]
+    scripts = [*map(str, sorted(SCRIPTS.glob("*/*.sh")))]
     found = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False)
     assert found.stdout == ""

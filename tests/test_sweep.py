@@ -1,8 +1,7 @@
-"""Sweeps from one file: what it may say, the commands and folders of the bash scripts, and eight real runs on this machine."""
+"""Sweeps from a file or from flags: keys and values, commands and folders, and eight real runs on this machine."""
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +14,15 @@ from support import ROOT
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits, lock
+from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
-from kdpl.experiments.sweep import plan, slurm, status, work
-from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep, runs_of
+from kdpl.experiments.sweep import plan, status, work
+from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep
+from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, runs_of
 from kdpl.sweep import main
 
 
-def finish(step: plan.Step) -> None:
+def finish(step: Step) -> None:
     """Write the results of a step as if it had run."""
     for dataset in step.datasets:
         result = {
@@ -31,6 +32,7 @@ def finish(step: plan.Step) -> None:
         }
         run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
         run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
+        run["manifest"] = Manifest(step.settings, {}).to_dict()
         name = "".join(word.capitalize() for word in dataset.split("_"))
         write_results(step.folder, run, {**result, "dataset": name, "classes": step.classes})
 
@@ -52,7 +54,7 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
     assert read_sweep(sweep_file(tmp_path, example)).executor.time == 120
     cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     told = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
-    keys = [*plan.Sweep.__dataclass_fields__, *plan.Resources.__dataclass_fields__]
+    keys = [*Sweep.__dataclass_fields__, *Resources.__dataclass_fields__]
     assert sorted(told) == sorted(set(keys) - {"name"})
 
 
@@ -64,19 +66,27 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
         ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_food'"),
-        ({"datasets": ""}, "has no 'datasets'"),
+        ({"datasets": ""}, "'datasets' is missing in"),
         ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
         ({"seeds": "[1, 1]"}, "given twice"),
         ({"config": "emojis"}, "CoOp has no configuration 'emojis'.*Did you mean 'emoji'"),
         ({"options": "{OPTIM.MAX_EPOCHS: 1}"}, "'OPTIM.MAX_EPOCHS' is not a configuration key.*Did you mean 'OPTIM.MAX_EPOCH'"),
         ({"options": "{OPTIM: {LR: fast}}"}, "OPTIM.LR is 'fast'"),
         ({"options": "[OPTIM.LR]"}, "options: is .*expected settings"),
-        ({"class_agnostic": "true"}, "class_agnostic: 'CoOp' knows no class-agnostic mode"),
+        ({"class_agnostic": "true"}, "class_agnostic: 'CoOp' has no class-agnostic mode"),
         ({"class_agnostic": "perhaps"}, "class_agnostic is 'perhaps', expected true or false"),
-        ({"source": "imagenet"}, "expected 'source' with xd alone"),
+        ({"source": "imagenet"}, "expected 'source' only with xd"),
         ({"executor": "{time: soon}"}, "executor.time is 'soon'"),
+        ({"executor": "{time: 0:00:00}"}, "executor.time is '0:00:00'.*more than nothing"),
+        ({"executor": "{time: 1-}"}, "executor.time is '1-'"),
+        ({"executor": "{time: 1:2:3:4}"}, "executor.time is '1:2:3:4'"),
+        ({"executor": "gpu"}, "executor: is 'gpu', expected keys"),
+        ({"data": "[a, b]"}, "data is .*expected a folder"),
         ({"executor": "{memory: much}"}, "executor.memory is 'much'"),
-        ({"executor": "{gpus: 4}"}, "executor.gpus is 4"),
+        ({"executor": "{gpus: 4}"}, "executor.gpus is '4'"),
+        ({"executor": "{cpus: 0}"}, "executor.cpus is '0', expected a whole number of at least 1"),
+        ({"steps": "[tset]"}, "steps: 'tset' is not one of train, test.*Did you mean 'test'"),
+        ({"steps": "test", "protocol": "few_shot"}, "steps of few_shot: 'test' is not one of train"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_the_closest(tmp_path, changes, message):
@@ -107,7 +117,7 @@ def test_zero_shot_trainers_are_those_that_are_registered():
 
     import kdpl.trainers.baselines  # noqa: F401
 
-    assert set(plan.ZERO_SHOT) == {n for n in TRAINER_REGISTRY.registered_names() if n.startswith("Zeroshot")}
+    assert set(ZERO_SHOT) == {n for n in TRAINER_REGISTRY.registered_names() if n.startswith("Zeroshot")}
 
 
 def test_values_of_options_reach_the_command_line_as_they_are_written(tmp_path):
@@ -119,53 +129,102 @@ def test_values_of_options_reach_the_command_line_as_they_are_written(tmp_path):
         ]  # fmt: skip
 
 
-# The bash scripts with a Python that prints its arguments, and takes every result for there.
-STUB = """#!/usr/bin/env bash
-if [ "$1" = -m ]; then printf '%s\\n' emoji_animals emoji_travel; else printf '%s\\n' "$0" "$@"; fi
-"""
-BASE2NEW = """
-train "$T" emoji_food 2 4 && echo {} >"$(run_dir train_base "$T" emoji_food 2 4)/results.json"
-test_new "$T" emoji_food 2 4
-"""
-XD = """
-train "$T" "$S" 2 4 && echo {} >"$(train_dir "$T" "$S" 2 4)/results.json"
-test_others "$T" "$S" 2 4
-"""
+VIT = "vit_b32_c2_ep20_batch4_4+4ctx"
+AGNOSTIC = "TRAINER.KDPL.CLASS_AGNOSTIC True "
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+# Folders and commands are those of CoOp and its forks; results of years lie there.
 @pytest.mark.parametrize(
-    ("protocol", "trainer", "config", "source", "agnostic"),
+    ("protocol", "trainer", "config", "source", "agnostic", "config_file", "train", "test"),
     [
-        ("base2new", "CoOp", "emoji", "", False),
-        ("base2new", "KDPL_PromptSRC", "vit_b32", "", True),
-        ("base2new", "ZeroshotTeacher", "emoji", "", False),
-        ("xd", "KDPL_PromptSRC", "vit_b32", "imagenet", True),
-        ("xd", "ZeroshotCLIP", "rn50", "emoji_food", False),
-        ("few_shot", "PromptSRC", "vit_b16", "emoji_food", False),
+        ("base2new", "CoOp", "emoji", "", "", "CoOp/emoji", "base2new/train_base/emoji_food/shots_4/CoOp/emoji/seed2",
+         "base2new/test_new/emoji_food/shots_4/CoOp/emoji/seed2"),
+        ("base2new", "KDPL_PromptSRC", "vit_b32", "", AGNOSTIC, f"KDPL_PromptSRC/{VIT}",
+         f"base2new/train_base/emoji_food/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2",
+         f"base2new/test_new/emoji_food/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2"),
+        ("base2new", "ZeroshotTeacher", "emoji", "", "", "KDPL_CoOp/emoji",
+         "base2new/train_base/emoji_food/shots_4/ZeroshotTeacher/emoji/seed2",
+         "base2new/test_new/emoji_food/shots_4/ZeroshotTeacher/emoji/seed2"),
+        ("xd", "KDPL_PromptSRC", "vit_b32", "imagenet", AGNOSTIC, f"KDPL_PromptSRC/{VIT}_cross_datasets",
+         f"imagenet/KDPL_PromptSRC-CA/{VIT}_cross_datasets_4shots/seed2",
+         f"evaluation/KDPL_PromptSRC-CA/{VIT}_cross_datasets_4shots/seed2"),
+        ("xd", "ZeroshotCLIP", "rn50", "emoji_food", "", "CoOp/rn50_ctxv1", "emoji_food/ZeroshotCLIP/rn50_ctxv1_4shots/seed2",
+         "evaluation_emoji_food/ZeroshotCLIP/rn50_ctxv1_4shots/seed2"),
+        ("few_shot", "PromptSRC", "vit_b16", "emoji_food", "", "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+         "emoji_food/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets_4shots/seed2", ""),
     ],
-)
-def test_commands_and_folders_are_those_of_the_bash_scripts(tmp_path, protocol, trainer, config, source, agnostic):
-    python = tmp_path / "python"
-    python.write_text(STUB)
-    python.chmod(0o755)
-    folder = "base2new" if protocol == "base2new" else "xd"
+)  # fmt: skip
+@pytest.mark.parametrize("by_flags", [False, True])
+def test_commands_and_folders_are_those_of_the_forks(
+    tmp_path, capsys, by_flags, protocol, trainer, config, source, agnostic, config_file, train, test
+):
     datasets = {"base2new": ["emoji_food"], "xd": ["emoji_animals", "emoji_travel"], "few_shot": [source]}[protocol]
-    arguments = ["--trainer", trainer, "--cfg", config, "--output", str(tmp_path / "bash"), "--data", str(tmp_path / "data")]
-    arguments += ["--class-agnostic", str(int(agnostic)), "--python", str(python), "--datasets", *datasets]
-    script = f'. "$0/{folder}/steps.sh"; T={trainer} S={source}; settings "$@"; {BASE2NEW if folder == "base2new" else XD}'
-    command = ["bash", "-c", script, str(ROOT / "scripts"), *arguments, "--", "OPTIM.MAX_EPOCH", "3"]
-    subprocess.run(command, check=True, cwd=tmp_path)
+    if by_flags:
+        argv = ["--protocol", protocol, "--trainer", trainer, "--cfg", config, "--datasets", *datasets, "--seeds", "2"]
+        argv += ["--shots", "4", "--class-agnostic", str(int(bool(agnostic))), "--data", "/DATA", "--output", str(tmp_path)]
+        argv += ["--source", source] if protocol == "xd" else []
+        argv += ["--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]
+    else:
+        text = f"protocol: {protocol}\ntrainers: {trainer}\ndatasets: [{', '.join(datasets)}]\nseeds: 2\nshots: 4\n"
+        text += f"config: {config}\nclass_agnostic: {bool(agnostic)}\noptions: {{OPTIM.MAX_EPOCH: 3}}\n"
+        text += f"source: {source}\n" if protocol == "xd" else ""
+        argv = [str(sweep_file(tmp_path, text)), "--data", "/DATA", "--output", str(tmp_path), "--dry-run"]
+    assert main(argv) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
 
-    text = f"protocol: {protocol}\ntrainers: {trainer}\ndatasets: [{', '.join(datasets)}]\nseeds: 2\nshots: 4\n"
-    text += f"config: {config}\nclass_agnostic: {agnostic}\noptions: {{OPTIM.MAX_EPOCH: 3}}\n"
-    text += f"source: {source}\n" if protocol == "xd" else ""
-    sweep = read_sweep(sweep_file(tmp_path, text), data=str(tmp_path / "data"), output=str(tmp_path / "bash"))
-    (run,) = runs_of(sweep)
-    assert len(run.steps) == (1 if protocol == "few_shot" else 2)
-    for step in run.steps:
-        printed = (step.folder / "console.txt").read_text().splitlines()
-        assert [str(python), *step.command()[1:]] == printed
+    def command(flags: str, dataset: str, folder: str, options: str) -> str:
+        return (
+            f"{sys.executable} {ROOT}/train.py {flags}--root /DATA --seed 2 --trainer {trainer} "
+            f"--dataset-config-file {ROOT}/configs/datasets/{dataset}.yaml "
+            f"--config-file {ROOT}/configs/trainers/{config_file}.yaml --output-dir {tmp_path}/{folder} "
+            f"DATASET.NUM_SHOTS 4 {options}{agnostic}OPTIM.MAX_EPOCH 3"
+        )
+
+    classes = "DATASET.SUBSAMPLE_CLASSES {} " if protocol == "base2new" else ""
+    others = f"--eval-datasets {' '.join(datasets)} " if protocol == "xd" else ""
+    expected = [command("", source or datasets[0], train, f"{classes.format('base')}TRAIN.CHECKPOINT_FREQ 1 ")]
+    if test:
+        flags = f"--eval-only --model-dir {tmp_path}/{train} {others}"
+        expected.append(command(flags, datasets[0], test, classes.format("new")))
+    assert printed == expected
+
+
+def test_a_sweep_of_flags_is_that_of_the_file_but_for_its_name(tmp_path, monkeypatch):
+    sweeps = []
+    monkeypatch.setattr("kdpl.sweep.run_local", lambda sweep, *rest, **more: sweeps.append(sweep) or 0)
+    file = sweep_file(tmp_path, options="{OPTIM.LR: 1e-5, OPTIM.MAX_EPOCH: 3}", steps="train", output=str(tmp_path))
+    flags = ["--protocol", "base2new", "--trainers", "CoOp", "KDPL_CoOp", "--datasets", "emoji_food", "--seeds", "1", "2"]
+    flags += ["--shots", "1", "--cfg", "emoji", "--steps", "train", "--output", str(tmp_path)]
+    main([str(file)])
+    main([*flags, "--extra", "OPTIM.LR", "1e-5", "--", "OPTIM.MAX_EPOCH", "3"])
+    assert replace(sweeps[1], name="some") == sweeps[0]
+    assert sweeps[1].folder == tmp_path / "sweeps/flags-base2new"
+
+
+@pytest.mark.parametrize("words", [[], ["some.yaml", "--seeds", "1"], ["some.yaml", "--", "OPTIM.LR", "1"]])
+def test_a_sweep_comes_from_a_file_or_from_flags(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "expected a sweep's file, or --protocol" in capsys.readouterr().err
+
+
+def test_the_test_alone_waits_for_no_training_and_says_which_is_missing(tmp_path):
+    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, steps="test", output=str(tmp_path / "out"))))
+    assert [step.classes for step in run.steps] == ["new"]
+    outcome = work.work(run, work.Stop(), os.environ)
+    training = run.steps[0].training
+    assert outcome.state == "failed" and outcome.reason.endswith(f"do that step first ({training.folder})")
+    assert not run.steps[0].folder.exists()
+
+
+def test_runs_of_two_configurations_do_not_share_their_records(tmp_path):
+    one, other = (
+        read_sweep(sweep_file(tmp_path, datasets="[dtd]", config=name, output=str(tmp_path))) for name in ("vit_b32", "rn50")
+    )
+    (run, *_), (same_label, *_) = runs_of(one), runs_of(other)
+    assert run.label == same_label.label and one.folder == other.folder
+    status.write_record(one, run, "failed", "a full disk")
+    assert [state.name for state in status.states(other, [run, same_label])] == ["failed", "waiting"]
 
 
 def test_a_dry_run_prints_the_commands_of_what_is_not_finished(tmp_path, capsys):
@@ -188,14 +247,14 @@ def test_status_is_of_files_processes_and_records(tmp_path, capsys):
     finished, failed, running, killed = runs = runs_of(sweep)
     for step in finished.steps:
         finish(step)
-    work.write_record(sweep, failed, "failed", "a full disk (all of it: console.txt)")
-    work.write_record(sweep, running, "running")
+    status.write_record(sweep, failed, "failed", "a full disk (all of it: console.txt)")
+    status.write_record(sweep, running, "running")
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         process.wait()
-    work.write_record(sweep, killed, "running")
-    record = work.record_file(sweep, killed)
+    status.write_record(sweep, killed, "running")
+    record = status.record_file(sweep, killed)
     record.write_text(record.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}'))
-    states = status.states_of(sweep, runs)
+    states = status.states(sweep, runs)
     assert [state.name for state in states] == ["finished", "failed", "running", "waiting"]
     assert [state.active for state in states] == [False, False, True, False]
     assert main(["status", str(file)]) == exits.FAILED
@@ -203,19 +262,19 @@ def test_status_is_of_files_processes_and_records(tmp_path, capsys):
     assert "a full disk (all of it: console.txt)" in printed and "it was killed" in printed
     assert printed.endswith("1 finished, 1 running, 1 failed, 1 waiting\n")
 
-    lock.occupy(killed.steps[0].folder)  # by a bash sweep, say
-    assert status.states_of(sweep, [killed])[0].name == "running"
+    lock.occupy(killed.steps[0].folder)  # by train.py alone, say
+    assert status.states(sweep, [killed])[0].name == "running"
     lock.release(killed.steps[0].folder)
-    assert status.states_of(sweep, [killed])[0].name == "waiting"
+    assert status.states(sweep, [killed])[0].name == "waiting"
 
 
-def fake_run(tmp_path: Path, monkeypatch, *codes: str) -> plan.Run:
+def fake_run(tmp_path: Path, monkeypatch, *codes: str) -> Run:
     """Return a run whose process ends, one time after the other, as the given lines of Python say; then it is finished."""
     (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, output=str(tmp_path / "out"))))
     run = replace(run, steps=run.steps[:1])
     left = list(codes)
-    monkeypatch.setattr(plan.Step, "missing", lambda step: ["emoji_food"] if left else [])
-    monkeypatch.setattr(plan.Step, "command", lambda step: [sys.executable, "-c", left.pop(0)])
+    monkeypatch.setattr(Step, "missing", lambda step: ["emoji_food"] if left else [])
+    monkeypatch.setattr(Step, "command", lambda step: [sys.executable, "-c", left.pop(0)])
     return run
 
 
@@ -227,9 +286,10 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
     [
         (("exit(75)", KILLED, ""), 2, 0, ""),
         (("exit(75)", KILLED, ""), 1, exits.INTERRUPTED, "it was killed by SIGUSR1"),
+        (("exit(75)",), 0, 0, ""),  # the signal came after the results
         (("exit(4)", "exit(4)", ""), 0, 0, ""),
         (("print('error: no')\nexit(2)", ""), 5, exits.BAD_INPUT, "error: no"),
-        (("import os; os.kill(os.getpid(), 9)", ""), 5, -9, "it was killed by SIGKILL"),
+        (("import os; print('Loading'); os.kill(os.getpid(), 9)", ""), 5, -9, "it was killed by SIGKILL"),
         (("", ""), 5, exits.FAILED, "without a result on emoji_food"),
     ],
 )
@@ -260,7 +320,7 @@ def test_a_run_that_stays_occupied_is_left_to_the_other(tmp_path, monkeypatch):
     run = fake_run(tmp_path, monkeypatch, *["print('in use'); exit(4)"] * 9)
     outcome = work.work(run, work.Stop(), os.environ)
     assert outcome.status == exits.OCCUPIED and outcome.reason.startswith("in use (all of it: ")
-    assert work.state_of(outcome) == "occupied" and work.status_of(["finished", "occupied"]) == exits.OCCUPIED
+    assert outcome.state == "occupied" and work.exit_status(["finished", "occupied"]) == exits.OCCUPIED
 
 
 def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tmp_path, monkeypatch, capsys):
@@ -275,7 +335,7 @@ def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tm
         return [sys.executable, "-c", ""]
 
     monkeypatch.setattr(plan, "_check", lambda sweep: None)  # it reads the commands
-    monkeypatch.setattr(plan.Step, "command", command)
+    monkeypatch.setattr(Step, "command", command)
     assert main([str(file)]) == exits.FAILED
     printed = capsys.readouterr().out
     assert f"{second.label}: finished after" in printed and "2 tried, 1 failed, 0 skipped" in printed
@@ -284,9 +344,9 @@ def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tm
     assert "(1/2 seeds)" in report.read_text()
     broken.clear()
     assert main([str(file)]) == 0
-    assert "1 tried, 1 skipped" in capsys.readouterr().out
+    assert "1 tried, 0 failed, 1 skipped" in capsys.readouterr().out
     assert "41.50 ± 0.50" in report.read_text()
-    assert [state.name for state in status.states_of(read_sweep(file), runs)] == ["finished"] * 2
+    assert [state.name for state in status.states(read_sweep(file), runs)] == ["finished"] * 2
 
 
 # ----------------------------------------------------------------------------- Slurm, without one: see tests/slurm, too
@@ -324,19 +384,55 @@ def test_a_job_array_asks_for_what_the_file_says_and_runs_this_python(fake_slurm
     expected = "time=120 mem=32G partition=gpu gpus-per-node=1 cpus-per-task=8 account=lab constraint=a100 array=0-2%3"
     assert {*expected.split(), "requeue", "signal=USR1@120"} <= flags
     assert f"{sys.executable} -u -m submitit" in script and f"export PYTHONPATH={ROOT}" in script
-    assert slurm.read_jobs(read_sweep(file)) == {run.label: f"7_{i}" for i, run in enumerate(others)}
+    assert status.read_jobs(read_sweep(file)) == {run.key: f"7_{i}" for i, run in enumerate(others)}
 
     (fake_slurm / "queue").write_text("7_0 RUNNING\n7_1 PENDING\n8_0 RUNNING\n")
-    work.write_record(read_sweep(file), others[2], "running", job="7_2")
+    status.write_record(read_sweep(file), others[2], "running", job="7_2")
     assert main(["status", str(file)]) == exits.FAILED
     printed = capsys.readouterr().out
     states = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"{others[0].label} running job 7_0, RUNNING" in states and f"{others[1].label} waiting job 7_1, PENDING" in states
-    assert any(line.startswith(f"{others[2].label} failed job 7_2 ended without a word") for line in states)
+    assert any(line.startswith(f"{others[2].label} failed job 7_2 ended without a record of why") for line in states)
 
     assert main([str(file), "--executor", "slurm"]) == 0  # what is in the queue is not submitted again
     printed = capsys.readouterr().out
     assert "Submitted 1 runs" in printed and "2 in the queue before" in printed
+
+
+def run_job(folder: Path, task: int) -> subprocess.Popen:
+    """Start a submitted job as Slurm would: the process of submitit, with Slurm's variables."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_NUM_NODES": "1"}
+    slurm |= {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    slurm |= {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_PREEMPT_SIGNAL": "USR1",
+        "SLURM_CPUS_PER_TASK": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder / "jobs")]
+    return subprocess.Popen(command, env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its_run(fake_slurm):
+    file = sweep_file(fake_slurm, EIGHT, output=str(fake_slurm / "out"), trainers="CoOp", seeds="1")
+    sweep = read_sweep(file)
+    first, _ = runs_of(sweep)
+    assert main([str(file), "--executor", "slurm"]) == 0
+    (fake_slurm / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >>"{fake_slurm}/requeued"\n')
+    (fake_slurm / "bin/scontrol").chmod(0o755)
+
+    job = run_job(sweep.folder, 0)
+    wait_for_training(first.steps[0], job)
+    assert status.read_record(sweep, first) | {"state": "running", "job": "7_0"} == status.read_record(sweep, first)
+    job.send_signal(signal.SIGUSR1)
+    printed, _ = job.communicate(timeout=120)
+    assert (fake_slurm / "requeued").read_text() == "requeue 7_0\n", printed
+    assert status.states(sweep, [first]) == [status.State("waiting", status.read_record(sweep, first)["reason"])]
+
+    job = run_job(sweep.folder, 0)
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 0 and first.done(), printed
+    assert "Resume from" in (first.steps[0].folder / "console.txt").read_text()
 
 
 def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, capsys):
@@ -373,13 +469,14 @@ def start(file: Path) -> subprocess.Popen:
     )
 
 
-def wait_for_training(step: plan.Step, sweep: subprocess.Popen) -> None:
+def wait_for_training(step: Step, sweep: subprocess.Popen) -> None:
     console = step.folder / "console.txt"
     while not (console.is_file() and "epoch [1/1]" in console.read_text()):
         assert sweep.poll() is None, sweep.communicate()[0]
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path):
     file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"))
     sweep = read_sweep(file)
@@ -390,10 +487,10 @@ def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(t
     process.send_signal(signal.SIGINT)
     before, _ = process.communicate(timeout=60)
     assert process.returncode == exits.INTERRUPTED, before
-    assert "the same command goes on from here" in before
+    assert "the same command resumes them" in before
     console = first.steps[0].folder / "console.txt"
     assert "Stopped by SIGTERM after saving" in console.read_text()
-    assert status.states_of(sweep, [first])[0] == status.State("waiting", work.read_record(sweep, first)["reason"])
+    assert status.states(sweep, [first])[0] == status.State("waiting", status.read_record(sweep, first)["reason"])
 
     process = start(file)
     wait_for_training(third.steps[0], process)
@@ -406,4 +503,26 @@ def test_eight_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(t
     report = (sweep.folder / "report.txt").read_text()
     assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
     assert (sweep.folder / "report.csv").is_file() and "| data set" in (sweep.folder / "report.md").read_text()
-    assert {state.name for state in status.states_of(sweep, runs)} == {"finished"}
+    assert {state.name for state in status.states(sweep, runs)} == {"finished"}
+
+
+def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to(tmp_path, capsys):
+    """The options of a sweep change after its runs have finished."""
+    text = {"trainers": "[CoOp]", "seeds": "[1]", "options": "{OPTIM.LR: 0.01}"}
+    file = sweep_file(tmp_path, data="", output=str(tmp_path / "out"), **text)
+    (run,) = runs_of(read_sweep(file))
+    for step in run.steps:
+        finish(step)
+    assert run.done() and not run.stale()
+    file = sweep_file(tmp_path, data="", output=str(tmp_path / "out"), **{**text, "options": "{OPTIM.LR: 0.02}"})
+    (changed,) = runs_of(read_sweep(file))
+    assert not changed.done() and changed.stale() == ["OPTIM.LR: 0.01 in the folder, 0.02 now"]
+    assert main([str(file)]) == exits.FAILED
+    printed = capsys.readouterr().out
+    assert "Made with other settings, so neither counted nor reported (--redo does them again" in printed
+    assert f"  {changed.label}: OPTIM.LR: 0.01 in the folder, 0.02 now" in printed and "41.0" not in printed
+    assert main(["status", str(file)]) == exits.FAILED
+    assert "stale" in capsys.readouterr().out
+    assert main([str(file), "--dry-run", "--redo"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands

@@ -13,6 +13,7 @@ from kdpl.clip.openai import EOT, SOT
 from kdpl.clip.prompt_layout import PromptLayout, slot
 from kdpl.clip.text_tower import TextTower
 from kdpl.text.prompts import context_prompts
+from kdpl.text.templates import template_for
 
 CONTEXT = 77
 NAMES = st.lists(
@@ -202,6 +203,7 @@ def test_the_published_way_that_benchmarks_compare_with_gives_the_same_logits_an
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_bound_on_tokens_in_flight_changes_nothing_but_the_memory():
     clip = load_clip("emoji_student")
     tower, generator = clip.text, torch.Generator().manual_seed(0)
@@ -220,3 +222,18 @@ def test_a_bound_on_tokens_in_flight_changes_nothing_but_the_memory():
         for features, gradient in found[1:]:
             torch.testing.assert_close(features, found[0][0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(gradient, found[0][1], atol=1e-5 * float(gradient.abs().max()), rtol=1e-3)
+
+
+def test_each_data_set_has_its_published_sentence():
+    sentences = {
+        "OxfordPets": "a photo of a {}, a type of pet.",
+        "OxfordFlowers": "a photo of a {}, a type of flower.",
+        "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+        "DescribableTextures": "{} texture.",
+        "EuroSAT": "a centered satellite photo of {}.",
+        "Food101": "a photo of {}, a type of food.",
+        "UCF101": "a photo of a person doing {}.",
+        **dict.fromkeys(("ImageNet", "ImageNetV2", "Caltech101", "StanfordCars", "SUN397"), "a photo of a {}."),
+    }
+    assert {name: template_for(name) for name in sentences} == sentences
+    assert template_for("OxfordPets", "an icon of a {}.") == "an icon of a {}."

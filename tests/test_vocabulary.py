@@ -184,7 +184,7 @@ def test_a_name_close_to_a_built_in_vocabulary_gets_that_suggestion():
 
 
 def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(VocabularyError, match="no file"):
+    with pytest.raises(VocabularyError, match="neither a vocabulary nor a file"):
         check_vocabulary(str(tmp_path / "missing.txt"))
     with pytest.raises(VocabularyError, match="folder"):
         check_vocabulary(str(tmp_path))

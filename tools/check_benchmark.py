@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
-from kdpl.datasets.emoji_scenes import SHA256, category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import SHA256, category_scenes, class_names, draw
 
 
 @torch.no_grad()

@@ -25,10 +25,10 @@ from pack_clip import write
 from torch import nn
 from torch.nn import functional as F
 
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD
+from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.openai import EOT, SOT, VOCABULARY
-from kdpl.datasets.emoji_scenes import STYLES, category_scenes, class_names, draw
-from kdpl.datasets.scenes import LEVEL, SIZE, backgrounds, scene_draws
+from kdpl.datasets.emoji.generator import LEVEL, SIZE, backgrounds, scene_draws
+from kdpl.datasets.emoji.scenes import STYLES, category_scenes, class_names, draw
 
 MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (OPENAI_MEAN, OPENAI_STD))
 COLOURS = {

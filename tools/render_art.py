@@ -24,7 +24,7 @@ import resvg_py
 from PIL import Image
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji_scenes import EMBEDDED
+from kdpl.datasets.emoji.scenes import EMBEDDED
 
 SIZE = 64
 PACKS = {  # style: npm package, version; packs under share-alike licences are left out on purpose

@@ -1,33 +1,13 @@
 """Dassl trainers of KDPL; importing this package registers them. The supervised baselines are in `kdpl.trainers.baselines`."""
 
-from kdpl.students import Student
-from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.kdpl import (
-    KDPL_IVLP,
-    KDPL_VPT,
-    KDPL_CoCoOp,
-    KDPL_CoOp,
-    KDPL_KgCoOp,
-    KDPL_MaPLe,
-    KDPL_PromptSRC,
-)
-from kdpl.trainers.prompts import SupervisedTrainer
-from kdpl.trainers.registry import trainer_of
+from kdpl.config.defaults import explain_missing_nodes
+from kdpl.trainers.kdpl import TRAINERS
+from kdpl.trainers.learners import load_learners, prompt_learner
+from kdpl.trainers.offers import offer_distilled
+from kdpl.trainers.wrapped import distilled
 
-__all__ = [
-    "KDPL_IVLP",
-    "KDPL_VPT",
-    "KDPL_CoCoOp",
-    "KDPL_CoOp",
-    "KDPL_KgCoOp",
-    "KDPL_MaPLe",
-    "KDPL_PromptSRC",
-    "prompt_learner",
-]
+globals().update(TRAINERS)  # kdpl.trainers.KDPL_CoOp, ...
+offer_distilled()
+explain_missing_nodes()
 
-
-def prompt_learner(student: type[Student]) -> type[Student]:
-    """Register `KDPL_<Name>` and `<Name>` for a student class of your own, as a decorator (docs/new_student.md)."""
-    trainer_of(student, DistillTrainer, "KDPL_", student.__module__)
-    trainer_of(student, SupervisedTrainer, "", student.__module__)
-    return student
+__all__ = ["TRAINERS", "distilled", "load_learners", "prompt_learner"]

@@ -1,27 +1,11 @@
 """The supervised baselines and the zero-shot trainers; importing this module registers them. A fork has its own."""
 
-from kdpl import students
+from kdpl.students import LEARNERS
 from kdpl.trainers.prompts import SupervisedTrainer
 from kdpl.trainers.registry import trainer_of
 from kdpl.trainers.zeroshot import ZeroshotCLIP, ZeroshotCLIP2, ZeroshotTeacher
 
-CoOp = trainer_of(students.CoOp, SupervisedTrainer, "", __name__)
-CoCoOp = trainer_of(students.CoCoOp, SupervisedTrainer, "", __name__)
-VPT = trainer_of(students.VPT, SupervisedTrainer, "", __name__)
-MaPLe = trainer_of(students.MaPLe, SupervisedTrainer, "", __name__)
-PromptSRC = trainer_of(students.PromptSRC, SupervisedTrainer, "", __name__)
-IVLP = trainer_of(students.IVLP, SupervisedTrainer, "", __name__)
-KgCoOp = trainer_of(students.KgCoOp, SupervisedTrainer, "", __name__)
+TRAINERS = {student.__name__: trainer_of(student, SupervisedTrainer, "", __name__) for student in LEARNERS}
+globals().update(TRAINERS)
 
-__all__ = [
-    "IVLP",
-    "VPT",
-    "CoCoOp",
-    "CoOp",
-    "KgCoOp",
-    "MaPLe",
-    "PromptSRC",
-    "ZeroshotCLIP",
-    "ZeroshotCLIP2",
-    "ZeroshotTeacher",
-]
+__all__ = ["TRAINERS", "ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher"]

@@ -1,4 +1,4 @@
-"""The state of a training in checkpoints, of whole epochs and inside an epoch, and the resuming of a run from it."""
+"""Saving a run's state after and inside epochs, and resuming from it."""
 
 import time
 from pathlib import Path
@@ -9,17 +9,18 @@ import torch
 from kdpl.common import distributed
 from kdpl.common.messages import short_reason
 from kdpl.common.signals import Interrupted
+from kdpl.config.manifest import Manifest, OtherRunError
+from kdpl.trainers import records
+from kdpl.trainers.records import INSIDE
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
-INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
-
 
 class Checkpoints:
-    """Saving and loading of a prompt trainer, in the forks' layout."""
+    """Saves and loads a prompt trainer, in the forks' layout."""
 
     last_saved = 0.0  # time.monotonic()
 
@@ -39,7 +40,7 @@ class Checkpoints:
 
     def save_inside_epoch(self) -> None:
         """Write the state after the last batch, and end the run if a signal asked for it."""
-        self.read_steps()  # what diverged is not saved
+        self.read_steps()  # raises if the run has diverged, which is not saved
         state = run_state(self, self.epoch, self.batch_idx + 1)
         if distributed.is_main():
             checkpoint.save_checkpoint(state, f"{self.output_dir}/{self.student.model_name}", INSIDE, newest=False)
@@ -49,18 +50,18 @@ class Checkpoints:
             self.leave()
 
     def is_time_to_save(self, steps_are_read: bool = True) -> bool:
-        """Whether a signal or the clock wants the state saved; several ranks agree about it, only when steps are read."""
+        """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
         due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
         return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
 
     def stop_if_asked(self) -> None:
-        # When all epochs are trained, everything is saved; otherwise the next step saves.
+        # After the last epoch everything is saved; before, the next step saves.
         if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
             self.leave()
 
     def leave(self) -> None:
-        """End the run, which has saved its state, on the signal that came."""
+        """End the run, whose state is saved, because of the received signal."""
         self.close_writer()
         message = f"Stopped by {self.stop.signal or 'a signal'} after saving: the same command resumes the run"
         print(message, flush=True)
@@ -73,11 +74,12 @@ class Checkpoints:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
         if not directory:
-            print("No prompts are loaded, because no folder is given (--model-dir): the initial ones are evaluated")
+            print("No --model-dir is given, so no prompts are loaded: the initial ones are evaluated")
             return
         path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
         state = checkpoint.load_checkpoint(path)
         checkpoint.load_learned(self.student.learned, state["state_dict"], path)
+        self.manifest = records.check_evaluated(self, path, state)
         self.finished_epochs = state["epoch"]
         self.train_seconds = state["kdpl"].get("train_seconds", 0.0)
         print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
@@ -94,8 +96,8 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
     """Return the learned parameters and everything else that an exact resume needs, in the forks' layout.
 
     Args:
-        epochs: how many are finished.
-        batches: how many of the next one are.
+        epochs: number of finished epochs.
+        batches: number of finished batches in the next epoch.
         val_result: the accuracy on the validation images.
 
     Raises:
@@ -124,6 +126,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
             "random": checkpoint.random_state(),
             "train_seconds": trainer.train_seconds,
             "trainer": trainer.extra_state_dict(),
+            "manifest": trainer.manifest and trainer.manifest.to_dict(),
             "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
         },
     }
@@ -142,14 +145,14 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
     ours = state["kdpl"]
     if "history" not in ours or state.get("optimizer") is None:
         raise checkpoint.CheckpointError(
-            f"'{path}' was not written by this trainer, or by another version of it: it can be evaluated (--eval-only "
-            "--model-dir) or start a new training (MODEL.INIT_WEIGHTS), not be resumed. Choose another --output-dir."
+            f"Cannot resume from '{path}': it was not written by this version of this trainer. Evaluate it (--eval-only "
+            "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
     try:
         _restore(trainer, path, state, ours)
-    except checkpoint.CheckpointError:
+    except (checkpoint.CheckpointError, OtherRunError):
         raise
-    except Exception as error:  # of many kinds, from inside PyTorch: a part of the state is missing or of another kind
+    except Exception as error:  # many kinds, from inside PyTorch: a part of the state is missing or of another type
         raise checkpoint.CheckpointError(
             f"Cannot resume from '{path}' ({short_reason(error)}): it is damaged or was written with other settings. Start "
             "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
@@ -160,7 +163,7 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
 
 
 def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Return the path and the content of the state that is furthest: of the newest whole epoch, or inside one."""
+    """Return the path and the content of the newest state, after or inside an epoch."""
     path = checkpoint.newest_checkpoint(folder)
     state = {} if path is None else checkpoint.load_checkpoint(path)
     inside = folder / INSIDE
@@ -176,7 +179,7 @@ def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
-    _check_same_run(trainer, path, ours)
+    _check_same_run(trainer, path, state, ours)
     checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
     trainer.finished_epochs = state["epoch"]
     trainer.optim.load_state_dict(state["optimizer"])
@@ -191,16 +194,21 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: 
         trainer.best_result = ours["best_result"]
 
 
-def _check_same_run(trainer: "PromptTrainer", path: Path, ours: dict[str, Any]) -> None:
-    """Refuse to resume with other batches than those the run was started with."""
+def _check_same_run(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to resume from another run's state."""
     if trainer.cfg.SEED < 0:
-        trainer.seed = trainer.train_loader_x.seed = ours["seed"]
-    for what, then, now in (
+        trainer.use_seed(ours["seed"])
+    then = Manifest.from_dict(ours.get("manifest"))
+    if then is None:
+        print(f"Note: '{path}' has no manifest: that it was written with these settings is not verified")
+    elif trainer.manifest is not None:
+        trainer.manifest = records.continued(trainer, then, f"'{path.parent.parent}'", state["epoch"])
+    for what, a, b in (
         ("SEED (--seed)", ours["seed"], trainer.seed),
         ("batches in an epoch", ours["num_batches"], len(trainer.train_loader_x)),
     ):
-        if then != now:
+        if a != b:
             raise checkpoint.CheckpointError(
-                f"'{path}' was written with {then} as {what}, this run has {now}: resume with the settings it was started "
-                "with, or choose another --output-dir."
+                f"'{path}' was written with {a} as {what}, this run has {b}: resume with the settings it was started with, or "
+                "choose another --output-dir."
             )

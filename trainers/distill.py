@@ -1,4 +1,4 @@
-"""The objective of KDPL as a Dassl trainer: a frozen teacher's distribution over names in place of labels."""
+"""KDPL as a Dassl trainer: a frozen teacher's distribution over names takes the place of labels."""
 
 from functools import cached_property
 from pathlib import Path
@@ -9,22 +9,27 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
+from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import Distillation
 from kdpl.distill.teacher import Teacher
-from kdpl.distill.views import ImageFile, ViewFeatures, view_features
+from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer
-from kdpl.trainers.training import Training
+from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
+
+STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
 
 
 class DistillTrainer(PromptTrainer):
     """Unsupervised distillation from a frozen teacher (KDPL, arXiv:2407.03056); labels are never read.
 
-    `loss` is the distillation loss, as in the published logs. A variant's own terms are reported beside it, with their sum
-    with `loss`, which is what is minimised, as `loss_total`.
+    `loss` is the distillation loss, as in the published logs. A learner's own terms are reported beside it; their sum with
+    `loss`, which is minimised, is `loss_total`.
     """
+
+    distilled = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -38,7 +43,7 @@ class DistillTrainer(PromptTrainer):
             if specific and cfg.TRAINER[self.student_class.node][specific]:
                 raise ValueError(
                     f"TRAINER.{self.student_class.node}.{specific} True and TRAINER.KDPL.CLASS_AGNOSTIC True contradict each "
-                    "other: a context for each class cannot be learned when the classes are unknown. Set one of them to False."
+                    "other: a context for each class cannot be learned if the classes are unknown. Set one of them to False."
                 )
 
     def teacher_name(self) -> str:
@@ -51,18 +56,18 @@ class DistillTrainer(PromptTrainer):
             return super().template()
         return f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
 
-    # ------------------------------------------------------------------------------------------------- what is loaded
+    # ------------------------------------------------------------------------------------------------------- loading
 
     @cached_property
     def training_names(self) -> list[str]:
-        """The names that the teacher gives a distribution over: the data set's, or a vocabulary's."""
+        """The names of the teacher's distribution: the data set's, or a vocabulary's."""
         options = self.cfg.TRAINER.KDPL
         if not options.CLASS_AGNOSTIC:
             return self.class_names
         from kdpl.text.vocabulary import load_vocabulary
 
         names = load_vocabulary(options.VOCABULARY, exclude=self.class_names if options.EXCLUDE_CLASSNAMES else ())
-        print(f"Class-agnostic: {len(names):,} names, {options.K_MAX:,} at most chosen for each batch")
+        print(f"Class-agnostic: {len(names):,} names, at most {options.K_MAX:,} selected for each batch")
         return names
 
     @cached_property
@@ -90,19 +95,11 @@ class DistillTrainer(PromptTrainer):
     def build_data_loader(self) -> None:
         super().build_data_loader()
         options = self.cfg.TRAINER.KDPL
-        if options.SHOTS == "random" and self.cfg.DATASET.NUM_SHOTS > 0:
-            from kdpl.datasets.base import ClassListDataset
-
-            if not isinstance(self.dm.dataset, ClassListDataset):
-                raise ValueError(
-                    f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(self.dm.dataset).__name__}, which is not "
-                    "one of kdpl.datasets: set SHOTS to 'class', or import kdpl.datasets before the fork's own."
-                )
+        check_shots(self)
         if options.VIEWS and self.train_loader_x is not None:
             loader = self.train_loader_x.loader
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            self.image_files = [ImageFile.of(item.impath, root) for item in loader.dataset.data_source]
-            names = [image.name for image in self.image_files]
+            names = [name_below(item.impath, root) for item in loader.dataset.data_source]
             self.train_loader_x = EpochLoader(loader, self.seed, options.VIEWS, options.VIEW_SEED, names)
 
     @cached_property
@@ -113,14 +110,15 @@ class DistillTrainer(PromptTrainer):
             towers.append((self.clip, self.student.frozen_image_features))
         pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
         folder = self.cfg.TRAINER.KDPL.CACHE_DIR
-        return [view_features(*tower, self.train_loader_x, self.image_files, folder, pixels) for tower in towers]
+        return [view_features(*tower, self.train_loader_x, self.training_images, folder, pixels) for tower in towers]
 
     def load_for_training(self) -> None:
         super().load_for_training()
         if self.train_loader_x is not None and self.train_loader_x.views:
             features = self.view_features
-            own_step = type(self).forward_backward is Training.forward_backward
-            if self.student.image_features_are_frozen and own_step:  # a subclass's step, and a prompted tower, need all pixels
+            # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
+            ours = all(getattr(type(self), name) is getattr(DistillTrainer, name) for name in STEP)
+            if self.student.image_features_are_frozen and ours:
                 self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
 
     # ------------------------------------------------------------------------------------------------------ training
@@ -129,8 +127,10 @@ class DistillTrainer(PromptTrainer):
         return self.images(batch)
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return a batch's images (B, 3, H, W), and the teacher's and the frozen student's features (B, d) of its views; None
-        for each that it has not."""
+        """Return a batch's images `(B, 3, H, W)`, and the teacher's and the frozen student's features `(B, d)` of its views.
+
+        Any of them is None if the batch does not have it.
+        """
         images = self.parse_batch_train(batch) if "img" in batch else None
         if not self.train_loader_x.views:
             return images, None, None
@@ -144,7 +144,7 @@ class DistillTrainer(PromptTrainer):
     def run_epoch(self) -> None:
         super().run_epoch()
         if self.train_loader_x.views:
-            for batch in self.train_loader_x.rest():  # so that after one pass over the views all are known
+            for batch in self.train_loader_x.rest():  # so that all features are known after one pass over the views
                 self.features(batch)
             for features in self.view_features:
                 features.table.sync()

@@ -1,4 +1,4 @@
-"""Evaluation on a Dassl engine, shared by everything that gives logits over the data set's class names."""
+"""Evaluation on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +14,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from kdpl.clip.loading import describe
 from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
+from kdpl.common.rows import key_of
 from kdpl.common.signals import leave_signals_to_the_parent
-from kdpl.config.checks import check_values
+from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
+from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
-from kdpl.training.pixels import Normalize, ReadableImages, bytes_transform
+from kdpl.trainers.inputs import follow_model, resized_as
+from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
 class _Curves:
-    """TensorBoard curves that end, and not the run, when they cannot be written."""
+    """TensorBoard curves whose write errors end the curves, not the run."""
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write a value to the TensorBoard log if it is open."""
@@ -44,19 +48,20 @@ class _Curves:
             yield
         except OSError as error:
             self._writer = None
-            print(f"The TensorBoard curves end here, because they cannot be written any more: {error}")
+            print(f"The TensorBoard curves end here, because they cannot be written: {error}")
 
 
 class EvaluatedTrainer(_Curves, TrainerX):
     """A trainer whose model is tested on images with class names."""
 
-    epoch = 0  # the running one, from 0
-    finished_epochs = 0  # of the prompts that are evaluated
+    epoch = 0  # the current one, from 0
+    finished_epochs = 0  # of the evaluated prompts
     learned_parameters = 0
     train_seconds = 0.0
     reported_unreadable: frozenset[str] = frozenset()  # paths of images
+    manifest: Manifest | None = None  # of the run whose prompts are evaluated
     last_result: Mapping[str, Any] | None = None  # of the last test
-    command: Mapping[str, Any] = MappingProxyType({})  # of the command line, for results.json: config_name, model_dir
+    command: Mapping[str, Any] = MappingProxyType({})  # config_name and model_dir of the command line, for results.json
 
     @property
     def class_names(self) -> list[str]:
@@ -65,47 +70,58 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
+        check_extended(cfg)
         check_values(cfg)
         check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
         known = transform_names()
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
+        self.follow_model(cfg)
+
+    def follow_model(self, cfg: CfgNode) -> None:
+        """Set INPUT of the configuration, in place, as the evaluated CLIP takes its images, and remember how.
+
+        Raises:
+            ConfigError: a value that was given contradicts it.
+            ModelNameError, WeightsError: as `describe`.
+        """
+        name = cfg.MODEL.BACKBONE.NAME
+        self.preprocessing = describe(name).preprocessing
+        follow_model(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
 
     def build_data_loader(self) -> None:
-        name = self.cfg.DATASET.NAME
-        dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-        if manager := getattr(dataset, "data_manager", None):  # of a data set that reads images its own way
-            self.dm = dm = manager(self.cfg)
-            self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
-            self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
-            self.num_classes, self.lab2cname, self.num_source_domains = dm.num_classes, dm.lab2cname, dm.num_source_domains
-        else:
+        if not use_own_manager(self):
             super().build_data_loader()
         if self.test_loader is None:
             self.cfg = without_test(self.cfg)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
+        if self.train_loader_x is not None:
+            apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
+        for loader in {id(each): each for each in (self.val_loader, self.test_loader) if each is not None}.values():
+            loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
             if loader is not None and (transform := bytes_transform(loader.dataset.transform, mean, std)):
                 loader.dataset.transform = transform
         check_names(self.class_names)
 
     def use_dataset(self, cfg: CfgNode) -> None:
-        """Evaluate on another data set from now on: its images and class names, the same model."""
+        """Switch to another data set, with its images and class names, for evaluation of the same model."""
+        self.follow_model(cfg)
         self.cfg = cfg
         self.build_data_loader()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        """Compute what depends on `class_names`."""
+        """Compute the constants that depend on `class_names`."""
         raise NotImplementedError
 
     def load_for_training(self) -> None:
-        """Load what only training needs, so that missing files are reported before the run starts."""
+        """Load everything that only training needs, so that missing files are reported before the run starts."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (B, C) of images (B, 3, H, W) over `class_names`."""
+        """Return the logits `(B, C)` of images `(B, 3, H, W)` over `class_names`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -123,7 +139,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
         loader = self.val_loader if split == "val" else self.test_loader
         if loader is None:
             raise ValueError(
-                f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled images to test. For an accuracy, put some into "
+                f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled test images. For an accuracy, put some into "
                 "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
             )
         print(f"Evaluate on the *{split}* set")
@@ -138,7 +154,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
         return next(iter(results.values()))
 
     def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the logits (B, C) and labels (B,) of a loader's batches; several ranks take turns and all get all."""
+        """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         workers = min(loader.num_workers, len(batches[rank::n]))
         own = DataLoader(
@@ -160,10 +176,10 @@ class EvaluatedTrainer(_Curves, TrainerX):
             yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
 
     def stop_if_asked(self) -> None:
-        """Raise `Interrupted` if a signal has come and nothing is left to be saved."""
+        """Raise `Interrupted` if a signal was received and everything is saved."""
 
     def teacher_name(self) -> str | None:
-        """The teacher that the numbers depend on, or None."""
+        """The teacher's name, or None for a trainer without teacher."""
         return None
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -171,32 +187,52 @@ class EvaluatedTrainer(_Curves, TrainerX):
 
     def images(self, batch: dict[str, Any]) -> Tensor:
         """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
-        if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
-            self.reported_unreadable = self.reported_unreadable.union(new)
-            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
-            print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
+        report_unreadable(self, batch)
         return self.normalize(batch["img"].to(self.device, non_blocking=True))
 
     def effective_precision(self, key: str, value: str, frozen: bool = False) -> str:
-        """Return the precision that a PREC becomes on the trainer's device, and print it if it is another."""
+        """Return the precision used on the trainer's device for a value of PREC, and print it if it differs."""
         here = effective_precision(value, self.device.type, frozen)
         if here != value:
             print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
         return here
 
 
+def use_own_manager(trainer: TrainerX) -> bool:
+    """Set a trainer's loaders from the manager of a data set that reads images its own way; return whether it has one."""
+    name = trainer.cfg.DATASET.NAME
+    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    manager = getattr(dataset, "data_manager", None)
+    if manager is not None:
+        trainer.dm = dm = manager(trainer.cfg)
+        trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
+        trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
+        trainer.lab2cname = dm.lab2cname
+    return manager is not None
+
+
+def report_unreadable(trainer: TrainerX, batch: Mapping[str, Any]) -> None:
+    """Print and write down the images of a batch that were replaced because they could not be read, each once."""
+    reported = getattr(trainer, "reported_unreadable", frozenset())
+    if new := sorted({*batch.get("unreadable", ())} - reported - {""}):
+        trainer.reported_unreadable = reported.union(new)
+        write_bad_images(trainer.cfg.OUTPUT_DIR, new, more=True)
+        print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
+
+
 def without_test(cfg: CfgNode) -> CfgNode:
-    """Return the configuration of a run without labelled images, which ends with the training.
+    """Return the configuration of a run without labelled images, which does not test.
 
     Raises:
-        ValueError: the run needs labelled images, to choose its best epoch.
+        ValueError: the run needs labelled images to select its best epoch.
     """
     if cfg.TEST.FINAL_MODEL == "best_val":
         raise ValueError(
-            f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{cfg.DATASET.NAME}' has none to "
-            "test: set it to 'last_step'."
+            f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{cfg.DATASET.NAME}' has none: "
+            "set it to 'last_step'."
         )
-    print("There are no labelled images to test: no accuracy will be measured")
+    print("There are no labelled test images: no accuracy will be measured")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.NO_TEST = True
@@ -205,7 +241,7 @@ def without_test(cfg: CfgNode) -> CfgNode:
 
 
 def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str, float]) -> dict[str, Any] | None:
-    """Add the result of a test to `results.json` in the output folder, and return it; on the main rank alone."""
+    """Add the result of a test to `results.json` in the output folder, and return it; only on the main rank."""
     if not distributed.is_main():
         return None
     cfg, teacher = trainer.cfg, trainer.teacher_name()
@@ -220,6 +256,7 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
         "train_seconds": round(trainer.train_seconds, 2),
         "epoch": trainer.finished_epochs,
         "config": cfg.dump(),
+        "manifest": trainer.manifest and trainer.manifest.to_dict(),
         **trainer.command,
     }
     result = {
@@ -230,6 +267,7 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
         "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
         "num_classes": len(trainer.class_names),
         "num_images": images,
+        "class_names": key_of(*trainer.class_names).hex(),
         **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
     }
     write_results(cfg.OUTPUT_DIR, run, result)
@@ -237,7 +275,7 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
 
 
 def transform_names() -> list[str]:
-    """Return what INPUT.TRANSFORMS may hold in the engine that is in use."""
+    """Return the names that INPUT.TRANSFORMS may hold in the engine in use."""
     from dassl.data import transforms
 
     return list(transforms.AVAILABLE if hasattr(transforms, "AVAILABLE") else transforms.transforms.AVAI_CHOICES)

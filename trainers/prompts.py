@@ -1,7 +1,7 @@
-"""The life cycle of learned prompts on a Dassl engine, an installed one or the bundled one.
+"""The life cycle of learned prompts on a Dassl engine, installed or bundled.
 
-A trainer is a student class (what is learned) times an objective: `DistillTrainer` matches a teacher without labels,
-`SupervisedTrainer` takes cross-entropy on labels. Neither engine's schedulers nor its loading are used.
+A trainer combines a student class (what is learned) with an objective: `DistillTrainer` matches a teacher without labels,
+`SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
 """
 
 import os
@@ -19,8 +19,10 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
 from kdpl.common.signals import StopRequest
-from kdpl.config.checks import check_config
+from kdpl.config.checks import check_config, check_extended
+from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
+from kdpl.distill.views import ImageFile, image_files
 from kdpl.students import Student
 from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
@@ -28,6 +30,7 @@ from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.training import Training
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
+from kdpl.training.optimizers import check_all_learn
 from kdpl.training.progress import Progress
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
@@ -37,10 +40,13 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     """Training of a student's prompts. Subclasses give `student_class`, `objective` and `compute_loss`."""
 
     student_class: type[Student]
+    distilled = False  # from a teacher, without labels
+    allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
+        check_extended(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
-        self.first_batch = 0  # at which the running epoch begins: a resumed one begins in its middle
+        self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
@@ -56,24 +62,19 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
-        options, student = cfg.TRAINER[self.student_class.node], self.student_class
+        student = self.student_class
+        options = student_options(cfg, student.node)
         super().check_cfg(cfg)
         check_config(cfg, student.node)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         check_schedule(cfg.OPTIM)
-        architecture = describe(cfg.MODEL.BACKBONE.NAME)
-        if tuple(cfg.INPUT.SIZE) != (architecture.resolution,) * 2:
-            raise ValueError(
-                f"INPUT.SIZE {tuple(cfg.INPUT.SIZE)} is not what MODEL.BACKBONE.NAME '{cfg.MODEL.BACKBONE.NAME}' takes: "
-                f"expected ({architecture.resolution}, {architecture.resolution})."
-            )
-        student.check(options, architecture, cfg.MODEL.BACKBONE.NAME)
+        student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            reason = "learns a context for each class" if specific else "encodes the names anew for each image"
+            reason = "learns a context for each class" if specific else "encodes the names again for each image"
             raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, which is shared among the processes "
-                "by image alone. Set it to False."
+                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
+                "Set it to False."
             )
 
     def build_data_loader(self) -> None:
@@ -83,20 +84,20 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
             smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
             if smallest < distributed.world():
                 raise ValueError(
-                    f"A batch of {smallest} images cannot be shared by {distributed.world()} processes: raise "
-                    "DATALOADER.TRAIN_X.BATCH_SIZE, the images in a batch of all processes together, or start fewer."
+                    f"A batch of {smallest} images cannot be split among {distributed.world()} processes: raise "
+                    "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
 
     def build_model(self) -> None:
         cfg, node = self.cfg, self.student_class.node
-        key, options = f"TRAINER.{node}.PREC", cfg.TRAINER[node]
+        key, options = f"TRAINER.{node}.PREC", student_options(cfg, node)
         precision = self.effective_precision(key, options.PREC)
         frozen = (
             self.effective_precision(key, options.PREC, frozen=True) if self.student_class.reads_frozen_image_features else ""
         )
         print(f"Loading student CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         self.clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision, self.device, frozen)
-        self.clip.text.max_rows = cfg.TRAINER.KDPL.MAX_TEXT_ROWS
+        self.clip.bound_text(cfg.TRAINER.KDPL.MAX_TEXT_ROWS)
         if cfg.TRAINER.KDPL.COMPILE:
             self.clip.compile()
         self.student = self.student_class(self.clip, options, self.class_names, self.template())
@@ -108,13 +109,14 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
             state = checkpoint.load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             checkpoint.load_learned(learned, state["state_dict"], cfg.MODEL.INIT_WEIGHTS)
         self.optim = build_optimizer(learned, cfg.OPTIM)
+        check_all_learn({self.student.model_name: learned}, [self.optim], cfg.OPTIM)
         self.sched = build_schedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        # a class-agnostic training may know no names at all
+        # A class-agnostic training may have no class names.
         self.prepared = self.prepare_names(self.class_names) if self.class_names else None
 
     def prepare_names(self, names: Sequence[str]) -> Any:
@@ -127,8 +129,14 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     @cached_property
     def objective(self) -> Objective:
-        """The loss of a batch; made when it is first needed, since an evaluation does without."""
+        """The loss of a batch; built at first use, because an evaluation does not need it."""
         raise NotImplementedError
+
+    @cached_property
+    def training_images(self) -> list[ImageFile]:
+        """Names and contents of the training images."""
+        root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], root)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
@@ -149,7 +157,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
 
 class SupervisedTrainer(PromptTrainer):
-    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, the variant's own terms included."""
+    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, including the learner's own terms."""
 
     @cached_property
     def objective(self) -> CrossEntropy:

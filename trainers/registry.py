@@ -1,33 +1,38 @@
-"""Registering trainers beside those that a fork has already."""
+"""Registering trainers without replacing those of a fork."""
 
 from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.students import Student
 
+PREFIX = "KDPL_"
+
 
 def register(trainer: type) -> type:
-    """Register a trainer class under its name, as a decorator; a name that a fork holds already is left to the fork.
+    """Register a trainer class under its name, as a decorator, unless a fork has registered that name already.
 
-    A fork's own copy of a file of this package takes the place of the installed trainer.
+    A fork's own copy of a file of this package replaces the installed trainer, and a class that is defined again in the same
+    module (in a notebook) replaces its earlier version.
     """
     name = trainer.__name__
     if name not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register()(trainer)
-    elif not _is_ours(trainer) and _is_ours(TRAINER_REGISTRY.get(name)):
+        return trainer
+    present = TRAINER_REGISTRY.get(name)
+    if present.__module__ == trainer.__module__ or (is_ours(present) and not is_ours(trainer)):
         TRAINER_REGISTRY.register(force=True)(trainer)
     return trainer
 
 
 def trainer_of(student: type[Student], base: type, prefix: str, module: str) -> type:
-    """Return a new, registered trainer `<prefix><name of the student>`: a base trainer that learns this student.
+    """Create and register the trainer `<prefix><name of the student>`.
 
     Args:
         base: `DistillTrainer` or `SupervisedTrainer`.
-        module: of the name `<prefix><name>`, for pickles and for telling a fork's trainers from these.
+        module: the new class's `__module__`, for pickling and to distinguish a fork's trainers from these.
     """
     members = {"student_class": student, "__module__": module, "__doc__": student.__doc__}
     return register(type(f"{prefix}{student.__name__}", (base,), members))
 
 
-def _is_ours(trainer: type) -> bool:
+def is_ours(trainer: type) -> bool:
     return trainer.__module__.startswith("kdpl.trainers.")

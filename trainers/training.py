@@ -1,33 +1,49 @@
-"""The epochs and steps of a training of prompts on a Dassl engine."""
+"""Epochs and steps of prompt training on a Dassl engine."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.classifier.bundle import Bundle, backbone_digest, write_bundle
 from kdpl.common import distributed, lock
-from kdpl.trainers.checkpoints import INSIDE
+from kdpl.trainers import records
+from kdpl.trainers.records import INSIDE
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
-LEAST_LOSS_SCALE = 2**-8  # it begins at 2**16 and is halved by every step whose gradients are not finite
+LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
 
 
 class Training:
     """Epochs and steps of a prompt trainer.
 
     `forward_backward(batch)` is the training step, as everywhere in Dassl: a subclass may override it, and calls
-    `model_backward_and_update(loss)`, which scales, sums over ranks and steps.
+    `model_backward_and_update(loss)`, or its parts `model_zero_grad`, `model_backward` and `model_update`, which scale, sum
+    over ranks and step.
     """
 
-    share = 1.0  # of the running batch that this rank has
+    share = 1.0  # this rank's fraction of the current batch
 
     def load_for_training(self) -> None:
         _ = self.objective
+        if self.manifest is None and self.train_loader_x is not None:
+            self.manifest = records.manifest_of(self)
+
+    def use_seed(self, seed: int) -> None:
+        """Take over the seed that an unseeded run drew."""
+        self.seed = self.train_loader_x.seed = seed
+        if self.manifest is not None:
+            self.manifest = replace(self.manifest, config={**self.manifest.config, "SEED": seed})
+
+    def before_train(self) -> None:
+        super().before_train()
+        if distributed.is_main() and self.manifest is not None:
+            self.manifest.write(self.output_dir)
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the terms to report."""
@@ -37,7 +53,7 @@ class Training:
         """Take one step on a batch; the last batch of an epoch steps the schedule.
 
         Returns:
-            The terms as scalars on the device, so that no step waits for it: many are read at a time.
+            The terms as scalars on the device, which are read for many steps at once so that no step waits for it.
         """
         loss, terms = self.compute_loss(batch)
         self.model_backward_and_update(loss)
@@ -46,37 +62,45 @@ class Training:
         return {name: term.detach() for name, term in terms.items()}
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
-        """Step the optimizer along the gradient of the loss, of several ranks the mean by their shares of the batch."""
-        self.optim.zero_grad()
+        """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch."""
+        self.model_zero_grad()
+        self.model_backward(loss)
+        self.model_update()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
         self.scaler.scale(loss * self.share).backward()
+
+    def model_update(self, names: Any = None) -> None:
+        """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
         distributed.sum_gradients(self.student.learned.parameters())
         self.scaler.step(self.optim)
         self.scaler.update()
         self._stepped = True
 
     def take_step(self, batch: dict[str, Any]) -> None:
-        """Call `forward_backward`, a subclass's too, and take in what it reports.
+        """Call `forward_backward`, which a subclass may override, and record the terms it returns.
 
         Raises:
-            RuntimeError: in a job of several ranks, it did not update through `model_backward_and_update`.
+            RuntimeError: in a job of several ranks, it did not call `model_backward_and_update` or `model_update`.
         """
         lr, self._stepped = self.get_current_lr(), False
         self.share = batch["counts"][distributed.rank()] / batch["size"] if distributed.world() > 1 else 1.0
         terms = self.forward_backward(batch)
         if distributed.world() > 1 and not self._stepped:
             raise RuntimeError(
-                f"{type(self).__name__}.forward_backward stepped without model_backward_and_update(loss), which sums the "
-                "gradients of several processes: call it there, or start one process."
+                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
+                "the gradients of several processes: call it there, or start one process."
             )
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 
     def run_epoch(self) -> None:
-        """Train for one epoch, or for the rest of one that was interrupted; print every TRAIN.PRINT_FREQ batches."""
+        """Train for one epoch, or for the rest of an interrupted one; print every TRAIN.PRINT_FREQ batches."""
         self.set_model_mode("train")
         loader = self.train_loader_x
         loader.epoch, loader.start = self.epoch, self.first_batch
         self.num_batches = len(loader)
-        # A set with fewer batches than that prints each of them.
+        # An epoch with fewer batches than that prints each of them.
         print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
         started = end = time.perf_counter()
         for i, batch in enumerate(loader, self.first_batch):
@@ -100,15 +124,15 @@ class Training:
         self.train_seconds += time.perf_counter() - started
 
     def read_steps(self) -> None:
-        """Read the terms of the steps since the last time from the device, for means and curves.
+        """Read the terms of the steps since the last call from the device, for means and curves.
 
         Raises:
-            DivergenceError: a term is not finite, it names the images of the batch; or gradients never are.
+            DivergenceError: a term is not finite (the images of the batch are named), or gradients are never finite.
         """
         steps = self.progress.read()
         if steps and self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < LEAST_LOSS_SCALE:
             raise DivergenceError(
-                f"Gradients are NaN or infinite step after step, so that none is taken: amp's loss scale fell to {scale}. "
+                f"Gradients are NaN or infinite in every step, so no step is taken: amp's loss scale fell to {scale}. "
                 "Set PREC fp32 or bf16, or lower OPTIM.LR."
             )
         for step in steps:
@@ -125,9 +149,9 @@ class Training:
         if distributed.is_main():
             self.progress.write(self.output_dir)
             if self.finished_epochs == self.max_epoch:
-                # The checkpoint of the last epoch holds all that the state inside the epoch did.
+                # The checkpoint of the last epoch replaces the state inside an epoch.
                 Path(self.output_dir, self.student.model_name, INSIDE).unlink(missing_ok=True)
-        distributed.barrier()  # a checkpoint is whole for all ranks that read it
+        distributed.barrier()  # no rank reads a checkpoint before it is complete
 
     def init_writer(self, log_dir: Any) -> None:
         if distributed.is_main():
@@ -139,6 +163,7 @@ class Training:
         self.load_for_training()
         if distributed.is_main():
             lock.occupy(self.output_dir)
+            records.check_folder(self, Path(self.cfg.RESUME or self.output_dir))
         self.stop.install()
         try:
             super().train()
@@ -147,19 +172,17 @@ class Training:
             self.close_writer()
 
     def after_train(self) -> None:
-        self.last_result = None  # tests between epochs were of other prompts
+        self.last_result = None  # earlier tests evaluated earlier prompts
         try:
             super().after_train()
-        finally:  # a test that fails, at an image say, does not cost the training
+        finally:  # a failing test, for example on a damaged image, must not lose the prompts
             if distributed.is_main():
                 print(f"Prompts written to {write_bundle(self.output_dir, bundle_of(self))}")
 
 
 def bundle_of(trainer: "PromptTrainer") -> Bundle:
-    """Return a trainer's prompts as they are, with what is needed to use them."""
+    """Return a trainer's current prompts with everything needed to use them."""
     cfg, teacher = trainer.cfg, trainer.teacher_name()
-    pixels = cfg.INPUT
-    preprocessing = Preprocessing(tuple(pixels.SIZE), pixels.INTERPOLATION, tuple(pixels.PIXEL_MEAN), tuple(pixels.PIXEL_STD))
     return Bundle(
         parameters=trainer.student.learned.state_dict(),
         variant=trainer.student_class.__name__,
@@ -167,7 +190,7 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=backbone_digest(trainer.clip),
         options=dict(trainer.student.options),
-        preprocessing=preprocessing,
+        preprocessing=trainer.clip.preprocessing,
         dataset=cfg.DATASET.NAME,
         template=trainer.template(),
         classnames=trainer.class_names,
@@ -176,4 +199,5 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         epoch=trainer.finished_epochs,
         results=[] if trainer.last_result is None else [dict(trainer.last_result)],
         config=cfg.dump(),
+        manifest=trainer.manifest and trainer.manifest.to_dict(),
     )

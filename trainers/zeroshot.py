@@ -1,4 +1,4 @@
-"""CLIP without training: the student with hand-written sentences, and the teacher."""
+"""Zero-shot CLIP: the student with hand-written sentences, and the teacher."""
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +12,21 @@ from kdpl.distill.teacher import Teacher
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates, template_for
 from kdpl.trainers.evaluation import EvaluatedTrainer
+from kdpl.trainers.inputs import follow_model
+from kdpl.trainers.records import zero_shot_manifest
 from kdpl.trainers.registry import register
 
 
 class ZeroshotTrainer(EvaluatedTrainer):
-    """Evaluates a frozen CLIP; there is nothing to train, save or load."""
+    """Evaluates a frozen CLIP, with nothing to train, save or load."""
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_config(cfg)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-        describe(self.clip_name(cfg))
 
     def clip_name(self, cfg: CfgNode) -> str:
-        """The CLIP that is evaluated: the student's."""
+        """The evaluated CLIP: the student."""
         return cfg.MODEL.BACKBONE.NAME
 
     def template(self) -> str:
@@ -40,9 +41,10 @@ class ZeroshotTrainer(EvaluatedTrainer):
 
     def use_class_names(self) -> None:
         self.text_features = self.encode_names(self.clip)  # (C, d)
+        self.manifest = zero_shot_manifest(self)
 
     def encode_names(self, clip: Clip) -> Tensor:
-        """Return the normalised text features (C, d) of the class names."""
+        """Return the normalised text features `(C, d)` of the class names."""
         return sentence_features(clip, fill(self.template(), self.class_names))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -50,11 +52,11 @@ class ZeroshotTrainer(EvaluatedTrainer):
         return similarity_logits(self.clip.logit_scale, features, self.text_features)
 
     def train(self) -> None:
-        print("A zero-shot CLIP has nothing to train: it is evaluated")
+        print("A zero-shot CLIP has nothing to train: it is only evaluated")
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load nothing: a zero-shot CLIP has no learned prompts."""
+        """Do nothing: a zero-shot CLIP has no learned prompts."""
 
 
 @register
@@ -64,7 +66,7 @@ class ZeroshotCLIP(ZeroshotTrainer):
 
 @register
 class ZeroshotCLIP2(ZeroshotTrainer):
-    """The student with the mean over the hand-written sentence and OpenAI's 80 ImageNet templates."""
+    """The student with the mean over the hand-written sentence and the 80 ImageNet templates of OpenAI."""
 
     def encode_names(self, clip: Clip) -> Tensor:
         templates = list(dict.fromkeys([*imagenet_templates(), self.template()]))
@@ -73,13 +75,18 @@ class ZeroshotCLIP2(ZeroshotTrainer):
 
 @register
 class ZeroshotTeacher(ZeroshotTrainer):
-    """The teacher's own accuracy, on the student's test images resized and normalised its way."""
+    """The teacher's own accuracy, on images prepared its way, whatever INPUT says of the student's."""
 
     def clip_name(self, cfg: CfgNode) -> str:
         return cfg.TRAINER.KDPL.TEACHER
 
     def teacher_name(self) -> str:
         return self.cfg.TRAINER.KDPL.TEACHER
+
+    def follow_model(self, cfg: CfgNode) -> None:
+        name = self.clip_name(cfg)
+        self.preprocessing = describe(name).preprocessing
+        follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)
 
     def build_model(self) -> None:
         precision = self.effective_precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)
@@ -89,6 +96,7 @@ class ZeroshotTeacher(ZeroshotTrainer):
 
     def use_class_names(self) -> None:
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.manifest = zero_shot_manifest(self)
         self.teacher = Teacher(self.clip, self.class_names, self.template(), mean, std, logit_scale="own")
 
     def logits(self, images: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ with everything that is needed to use them: which CLIP they belong to, the varia
 prepared. Nothing in it can run code.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -19,30 +18,22 @@ from torch import Tensor
 
 from kdpl.classifier.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
+from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import Clip
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason
+from kdpl.config.choices import INTERPOLATIONS
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
-FORMAT_OF_PROMPTS = 1  # written if the prompts are used as they were learned, which older versions read, too
+FORMAT_OF_PROMPTS = 1  # written if older versions use it rightly: no sentences in place of prompts, no other resize mode
 KEY = "kdpl"
 OPTIONAL = ("decision", "comparison")  # of the metadata: only `kdpl fit` writes them
 
 
 class BundleError(ValueError):
     """A bundle of prompts is missing, damaged, or cannot be used."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the input of the image tower: the shorter edge resized, the centre cut out, RGB normalised."""
-
-    size: tuple[int, int]  # height and width
-    interpolation: str  # "bicubic", "bilinear" or "nearest"
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,7 @@ class Bundle:
     epoch: int  # number of epochs that the prompts were trained for
     results: list[dict[str, Any]]  # as `kdpl.experiments.results.write_results` has them; empty where nothing was measured
     config: str  # the whole configuration of the training, as YAML
+    manifest: dict[str, Any] | None = None  # of the run, see kdpl/config/manifest.py
     kdpl_version: str = field(default_factory=lambda: VERSION)
     decision: Decision = field(default_factory=Decision)
     comparison: dict[str, Any] = field(default_factory=dict)  # the table of `kdpl fit`; empty where it was not run
@@ -78,19 +70,15 @@ class Bundle:
         if self.variant not in Student.known:
             raise BundleError(
                 f"The variant '{self.variant}' is not one of {', '.join(sorted(Student.known))}."
-                f"{did_you_mean(self.variant, Student.known)} Import the module that defines it first, or use a newer kdpl."
+                f"{did_you_mean(self.variant, Student.known)} Name the file that defines it in "
+                "--learner, import it, or use a newer kdpl."
             )
         return Student.known[self.variant]
 
 
 def backbone_digest(clip: Clip) -> str:
     """Return a digest of all weights of a CLIP, the same for fp32 and fp16."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.model.state_dict().items()):
-        if value.is_floating_point():
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
-    return digest.hexdigest()
+    return clip.weights_digest
 
 
 def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
@@ -105,10 +93,11 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
         del content["decision"]
     if not content["comparison"]:
         del content["comparison"]
-    number = FORMAT if bundle.decision.sentences else FORMAT_OF_PROMPTS
     path = Path(folder, FILE_NAME)
+    plain = bundle.preprocessing.resize_mode == "shortest" and not bundle.decision.sentences
+    version = FORMAT_OF_PROMPTS if plain else FORMAT
     with atomic_write(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"format": number, **content}, default=str)}))
+        file.write(save(tensors, {KEY: json.dumps({"format": version, **content}, default=str)}))
     with atomic_write(path.with_name(CARD_NAME), "w") as file:
         file.write(model_card(bundle))
     return path
@@ -162,9 +151,12 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
             f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
         )
     expected = {f.name: f.type for f in fields(Bundle) if f.name not in ("parameters", *OPTIONAL)}
+    content = {"manifest": None, **content}  # which bundles of version 0.1 lack
     if missing := [name for name in expected if name not in content]:
         raise _broken(path, f"its metadata lacks {', '.join(missing)}")
     for name, wanted in expected.items():
+        if name == "manifest" and content[name] is None:
+            continue
         types = _TYPES[str(getattr(wanted, "__name__", wanted)).partition("[")[0]]
         if not isinstance(content[name], types) or (isinstance(content[name], bool) and types is int):
             raise _broken(
@@ -199,11 +191,11 @@ def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
     try:
         size = tuple(int(side) for side in content["size"])
         mean, std = (tuple(float(v) for v in content[key]) for key in ("mean", "std"))
-        interpolation = content["interpolation"]
+        interpolation, mode = content["interpolation"], content.get("resize_mode", "shortest")
         sound = len(size) == 2 and min(size) > 0 and len(mean) == len(std) == 3 and min(std) > 0
-        if sound and interpolation in ("bicubic", "bilinear", "nearest"):
-            return Preprocessing(size, interpolation, mean, std)
-    except (KeyError, TypeError, ValueError):
+        if sound and interpolation in INTERPOLATIONS and mode in RESIZE_MODES:
+            return Preprocessing(size, interpolation, mean, std, mode)
+    except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise _broken(path, f"'preprocessing' of its metadata is {content!r}, which no image can be prepared with")
 

@@ -21,6 +21,9 @@ def model_card(bundle: "Bundle") -> str:
         "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
         "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
         "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
+        "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
+        if bundle.manifest
+        else "not recorded",
         "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
         "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
     }

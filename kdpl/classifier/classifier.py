@@ -117,7 +117,7 @@ class Classifier:
                 f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
                 f"{bundle.backbone_sha256[:12]}...). Give the file with the same weights as `backbone` (--backbone)."
             )
-        self.clip.text.max_rows = KDPL["MAX_TEXT_ROWS"]
+        self.clip.bound_text(KDPL["MAX_TEXT_ROWS"])
         self.student = student_class(self.clip, options, bundle.classnames, bundle.template or DEFAULT)
         try:
             load_learned(self.student.learned.float(), bundle.parameters, "the bundle")
@@ -125,7 +125,7 @@ class Classifier:
             raise self._misfit(name, error) from error
         self.student.requires_grad_(False).eval().to(self.device)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)
-        self.decoder = Decoder(size, bundle.preprocessing.interpolation)
+        self.decoder = Decoder(bundle.preprocessing)
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._classnames, self._prepared, self._text = list(bundle.classnames), None, None
         self._background: Tensor | None = None
@@ -157,7 +157,7 @@ class Classifier:
         names = list(names)
         if not names or not all(name.replace("_", " ").strip() for name in names):
             raise ValueError(f"classnames is {names!r}, expected at least one name, and none of them empty.")
-        refuse_doubles(names, "classnames")
+        refuse_doubles(names, "classnames", self.clip.tokenizer)
         if self.encoder.class_specific and names != self.bundle.classnames:
             raise ValueError(
                 f"The prompts are class-specific (TRAINER.{self.student.node}.CSC True): they were learned for "

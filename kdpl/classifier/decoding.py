@@ -15,6 +15,7 @@ import torch
 import torchvision.transforms as T
 from torch import Tensor
 
+from kdpl.clip.inputs import Preprocessing
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
 from kdpl.common.messages import short_reason
 
@@ -47,8 +48,7 @@ class Decoder:
     """Images of any kind to batches of pixels as bytes.
 
     Args:
-        size: height and width of the pixels; an image is resized to cover it and cut out at its centre.
-        interpolation: "bicubic", "bilinear" or "nearest".
+        preprocessing: how an image is resized.
 
     Attributes:
         seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
@@ -57,10 +57,10 @@ class Decoder:
         known: features by content; an image file that is among them is read and not decoded.
     """
 
-    def __init__(self, size: tuple[int, int], interpolation: str):
-        self.size = size
-        resize = T.Resize(max(size), T.InterpolationMode(interpolation))
-        self._transform = T.Compose([cut_extreme, resize, T.CenterCrop(size), T.PILToTensor()])
+    def __init__(self, preprocessing: Preprocessing):
+        self.size = preprocessing.size
+        cut = [cut_extreme] if preprocessing.resize_mode == "shortest" else []  # squashed, a line of pixels needs little
+        self._transform = T.Compose([*cut, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
         self.least = 0
         self.known: KnownFeatures | None = None

@@ -7,16 +7,15 @@ those that moved most come first.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from kdpl.clip.openai import SOT, VOCABULARY, bpe
 from kdpl.common.files import atomic_write
-from kdpl.text.prompts import sentence_features
+from kdpl.text.prompts import CLIPS_OWN, sentence_features
 from kdpl.text.templates import fill
 
 if TYPE_CHECKING:
@@ -59,17 +58,18 @@ def words_apart(embedding: Tensor) -> float:
 
 
 def _is_word(embedding: Tensor) -> Tensor:
-    known = embedding.any(dim=1)  # a packed model has rows of zeros for tokens that it does not know
-    known[SOT:] = False
-    return known
+    return embedding.any(dim=1)  # a packed model has rows of zeros for tokens that it does not know
 
 
-def nearest_words(vectors: Tensor, embedding: Tensor, top: int) -> list[list[Word]]:
+def nearest_words(
+    vectors: Tensor, embedding: Tensor, top: int, decode: Callable[[int], str] = CLIPS_OWN.decode
+) -> list[list[Word]]:
     """Return the `top` words nearest to each vector.
 
     Args:
         vectors: (n, w).
-        embedding: the token embeddings (V, w).
+        embedding: the token embeddings (V, w); rows of zeros are no words.
+        decode: the text of a token id.
     """
     ids = _is_word(embedding).nonzero().squeeze(1)
     words, found = embedding[ids].double(), []
@@ -77,7 +77,7 @@ def nearest_words(vectors: Tensor, embedding: Tensor, top: int) -> list[list[Wor
         distances = torch.cdist(some, words)  # (n, V)
         values, indices = distances.topk(min(top, len(ids)), largest=False)
         for row_values, row_ids in zip(values.tolist(), ids[indices].tolist(), strict=True):
-            found.append([Word(bpe().decode([i]).strip(), d) for i, d in zip(row_ids, row_values, strict=True)])
+            found.append([Word(decode(i), d) for i, d in zip(row_ids, row_values, strict=True)])
     return found
 
 
@@ -114,8 +114,11 @@ def notes(classifier: "Classifier") -> Iterator[str]:
 
 
 def embeddings(classifier: "Classifier") -> Tensor:
-    """Return CLIP's token embeddings (V, w)."""
-    return classifier.clip.text.embed(torch.arange(VOCABULARY))
+    """Return CLIP's token embeddings (V, w), with zeros for what stands for no text."""
+    clip = classifier.clip
+    rows = clip.text.embed(torch.arange(clip.text.vocabulary, device=clip.device)).cpu()
+    rows[list(clip.tokenizer.special)] = 0
+    return rows
 
 
 def word_rows(classifier: "Classifier", top: int) -> list[tuple[str, int, list[Word]]]:
@@ -124,7 +127,7 @@ def word_rows(classifier: "Classifier", top: int) -> list[tuple[str, int, list[W
     if vectors is None:
         return []
     owners = [""] if vectors.dim() == 2 else classifier.bundle.classnames
-    words = nearest_words(vectors.reshape(-1, vectors.shape[-1]), embeddings(classifier), top)
+    words = nearest_words(vectors.reshape(-1, vectors.shape[-1]), embeddings(classifier), top, classifier.clip.tokenizer.decode)
     places = [(owner, k) for owner in owners for k in range(1, vectors.shape[-2] + 1)]
     return [(owner, k, found) for (owner, k), found in zip(places, words, strict=True)]
 

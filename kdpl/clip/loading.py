@@ -10,7 +10,7 @@ from kdpl.clip.files import WeightsError, read_shapes, read_state_dict
 from kdpl.clip.model import Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
 from kdpl.clip.openai import VOCABULARY, architecture_of, as_clip, build_openai, openai_clip, openai_model, openai_weights
-from kdpl.clip.openclip import load_open_clip, open_clip_architecture, openai_resnet_layers, outline_open_clip
+from kdpl.clip.openclip.models import describe_open_clip, load_open_clip, openai_resnet_layers, outline_open_clip
 from kdpl.clip.precision import AUTOCAST
 from kdpl.config.choices import PRECISIONS, check_choice
 
@@ -22,29 +22,26 @@ def load_clip(
 
     Args:
         name: see kdpl/clip/names.py.
-        precision: "fp32"; "fp16" as OpenAI has it, with layer norms and embeddings in fp32; "amp" or "bf16", autocast to
-            fp16 or bf16 over fp32 weights.
+        precision: "fp32"; "fp16" as OpenAI and open_clip have it, or autocast to fp16 over fp32 weights for models whose half
+            weights do not work, which is printed; "amp" or "bf16", autocast to fp16 or bf16 over fp32 weights.
         frozen_precision: of the passes in which nothing is learned, if it differs.
 
     Raises:
         ModelNameError: no such model; the message names the closest.
-        WeightsError: no weights; the message names the file, its address and the folder it belongs in.
+        WeightsError: no weights; the message names the file, its address and how to use it.
     """
     frozen_precision = frozen_precision or precision
     for value in (precision, frozen_precision):
         check_choice("precision", value, PRECISIONS)
-    kind, architecture, weights = resolve(name)
-    if kind == "open_clip":
-        clip = load_open_clip(name, architecture, weights)
+    source = resolve(name)
+    if source.kind in ("open_clip", "folder"):
+        clip = load_open_clip(name, source, precision == "fp16")
     else:
-        state = read_state_dict(openai_weights(name) if kind == "openai" else Path(weights))
+        state = read_state_dict(openai_weights(name) if source.kind == "openai" else Path(source.path))
         clip = build_openai(name, state)
     _check_finite(clip)
-    clip.model.float()
-    if precision == "fp16":
-        _to_fp16(clip.model)
+    _set_precision(clip, precision, frozen_precision)
     clip.model.requires_grad_(False).eval().to(device)
-    clip.autocast_dtype, clip.frozen_autocast_dtype = AUTOCAST.get(precision), AUTOCAST.get(frozen_precision)
     return clip
 
 
@@ -52,23 +49,48 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
     """Build a CLIP on the meta device, with shapes and types in place of weights; nothing is downloaded.
 
     Raises:
-        ModelNameError, WeightsError: as `describe`; or open_clip cannot build the model without its weights.
+        ModelNameError, WeightsError: as `describe`.
     """
-    kind, architecture, weights = resolve(name)
-    if kind == "open_clip":
-        clip = outline_open_clip(name, architecture)
-    elif kind == "openai":
+    source = resolve(name)
+    if source.kind in ("open_clip", "folder"):
+        clip = outline_open_clip(name, source, precision == "fp16")
+    elif source.kind == "openai":
         a = OPENAI_MODELS[name]
         clip = as_clip(openai_model(a, a.vision_depth or openai_resnet_layers(name), VOCABULARY), name, a)
     else:
-        shapes = read_shapes(Path(weights))
+        shapes = read_shapes(Path(source.path))
         clip = build_openai(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
-    clip.model.float()
-    if precision == "fp16":
-        _to_fp16(clip.model)
+    _set_precision(clip, precision, frozen_precision or precision)
     clip.model.requires_grad_(False).eval()
-    clip.autocast_dtype, clip.frozen_autocast_dtype = AUTOCAST.get(precision), AUTOCAST.get(frozen_precision or precision)
     return clip
+
+
+def describe(name: str) -> Architecture:
+    """Return the architecture of the CLIP of a name, without loading or downloading weights.
+
+    Raises:
+        ModelNameError: as `load_clip`.
+        WeightsError: as `load_clip`, of a file; or its tokenizer needs a package or files that are not here.
+    """
+    source = resolve(name)
+    if source.kind == "openai":
+        return OPENAI_MODELS[name]
+    if source.kind == "file":
+        return architecture_of(read_shapes(Path(source.path)), source.path)
+    return describe_open_clip(name, source)
+
+
+def _set_precision(clip: Clip, precision: str, frozen_precision: str) -> None:
+    """Set the types of the weights, and what the passes compute in."""
+    autocast = dict(AUTOCAST)
+    if not type(clip.model).__module__.startswith("open_clip"):
+        clip.model.float()
+        if precision == "fp16":
+            _to_fp16(clip.model)
+    elif precision == "fp16" and clip.dtype != torch.float16:  # open_clip has no half weights for it
+        print(f"PREC fp16 of '{clip.name}' is autocast over fp32 weights: some of its layers do not take half weights")
+        autocast["fp16"] = torch.float16
+    clip.autocast_dtype, clip.frozen_autocast_dtype = autocast.get(precision), autocast.get(frozen_precision)
 
 
 def _check_finite(clip: Clip) -> None:
@@ -82,25 +104,6 @@ def _check_finite(clip: Clip) -> None:
         raise WeightsError(f"'{clip.name}' holds NaN or infinite weights in {shown}: fetch it again, or choose another file.")
 
 
-def describe(name: str) -> Architecture:
-    """Return the architecture of the CLIP of a name, without loading or downloading weights.
-
-    Raises:
-        ModelNameError, WeightsError: as `load_clip`, of a file.
-    """
-    kind, architecture, weights = resolve(name)
-    if kind == "openai":
-        return OPENAI_MODELS[name]
-    if kind == "file":
-        return architecture_of(read_shapes(Path(weights)), weights)
-    return open_clip_architecture(architecture)
-
-
 def _to_fp16(model: nn.Module) -> None:
-    """Halve the weights of projections and convolutions, as OpenAI's and open_clip's own fp16 does."""
-    if type(model).__module__.startswith("open_clip"):
-        from open_clip.model import convert_weights_to_lp
-
-        convert_weights_to_lp(model, dtype=torch.float16)
-    else:
-        importlib.import_module(f"{openai_clip().__name__}.model").convert_weights(model)
+    """Halve the weights of projections and convolutions, as OpenAI's own fp16 does."""
+    importlib.import_module(f"{openai_clip().__name__}.model").convert_weights(model)

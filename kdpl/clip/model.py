@@ -1,20 +1,24 @@
 """A frozen CLIP with what is needed to feed it."""
 
 import hashlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.inputs import Preprocessing, Tokenizer
+from kdpl.clip.openclip.dense_layout import DenseLayout
+from kdpl.clip.openclip.text_towers import HubText, WholeText
+from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.precision import autocast
+from kdpl.clip.prompt_layout import PromptLayout
 from kdpl.clip.text_tower import TextTower
 from kdpl.clip.vision_tower import VisionTower
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(eq=False)
@@ -24,26 +28,55 @@ class Clip:
     Attributes:
         model: the unmodified model of OpenAI's `clip` or of open_clip.
         name: what it was loaded from.
-        resolution: side of its square input, in pixels.
-        mean, std: normalisation of its input, of RGB in 0..1.
-        tokenize: sentences to token ids `(N, context_length)`, padded.
+        preprocessing: how an image becomes its input.
+        tokenizer: how a sentence becomes token ids.
         autocast_dtype: of the passes with learned prompts; None: the precision of the weights.
         frozen_autocast_dtype: of the passes in which nothing is learned.
     """
 
     model: nn.Module
     name: str
-    resolution: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    tokenize: Callable[[list[str]], Tensor]
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
     autocast_dtype: torch.dtype | None = None
     frozen_autocast_dtype: torch.dtype | None = None
 
+    @property
+    def resolution(self) -> int:
+        """Side of its square input, in pixels."""
+        return self.preprocessing.size[0]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.preprocessing.std
+
+    def tokenize(self, sentences: list[str]) -> Tensor:
+        """Return the token ids `(N, context_length)` of sentences, padded."""
+        return self.tokenizer(sentences)
+
     @cached_property
-    def text(self) -> TextTower:
-        """Its text tower for the text pass; UnsupportedTowerError where it is not CLIP's."""
-        return TextTower(self.model)
+    def text(self) -> TextTower | WholeText | HubText:
+        """Its text tower for prompts with learned vectors; UnsupportedTowerError if it takes none."""
+        text = getattr(self.model, "text", self.model)
+        if type(text).__name__ == "HFTextEncoder":
+            return HubText(text, self.tokenizer.context_length)
+        try:
+            return TextTower(self.model)
+        except UnsupportedTowerError:
+            return WholeText(text)
+
+    def layout(self, prompts: Sequence[Sequence[int]], class_specific: bool = False) -> PromptLayout | DenseLayout:
+        """Return the constants of a list of prompts, ready for `text`."""
+        return self.text.layout(prompts, self.tokenizer.pad, class_specific)
+
+    def bound_text(self, max_rows: int) -> None:
+        """Bound the tokens of learned prompts in flight at a time; 0: no bound."""
+        with suppress(UnsupportedTowerError):  # then there are no learned prompts
+            self.text.max_rows = max_rows
 
     def autocast(self, frozen: bool = False) -> torch.autocast:
         """Return the context that a pass with learned prompts, or a frozen one, runs in."""
@@ -63,7 +96,7 @@ class Clip:
         try:
             return self.text.embed_dim
         except UnsupportedTowerError:
-            return self.model.encode_text(self.tokenize(["a"]).to(self.device)).shape[1]
+            return self.encode_text(self.tokenize(["a"]).to(self.device)).shape[1]
 
     @property
     def logit_scale(self) -> Tensor:
@@ -71,9 +104,13 @@ class Clip:
         return self.model.logit_scale.detach().float().exp().squeeze()
 
     @cached_property
-    def vision(self) -> VisionTower:
-        """Its image tower for the prompted pass; UnsupportedTowerError where it is not a ViT as CLIP has it."""
-        return VisionTower(self.model.visual)
+    def vision(self) -> VisionTower | TimmViT:
+        """Its image tower for the prompted pass; UnsupportedTowerError if it takes no learned tokens."""
+        return TimmViT(self.model.visual) if hasattr(self.model.visual, "trunk") else VisionTower(self.model.visual)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Return the text features `(N, d)` of token ids as the model itself computes them, not normalised."""
+        return _plain(self.model.encode_text)(ids)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the image features `(B, d)`, not normalised, of normalised images `(B, 3, resolution, resolution)`."""
@@ -81,10 +118,22 @@ class Clip:
 
     @cached_property
     def _encode_image(self) -> Callable[[Tensor], Tensor]:
+        if hasattr(self.model.visual, "trunk"):
+            return _plain(self.model.encode_image)
         try:
             return self.vision
         except UnsupportedTowerError:
-            return self.model.encode_image
+            return _plain(self.model.encode_image)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """A digest of all weights, the same for fp32 and fp16."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            if value.is_floating_point():
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
+        return digest.hexdigest()
 
     def digest(self, tower: str) -> str:
         """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
@@ -102,6 +151,11 @@ class Clip:
     def compile(self) -> None:
         """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
         self._encode_image = torch.compile(self._encode_image)
+
+
+def _plain(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return an encoder of a model that does not normalise, as some do unless they are told."""
+    return partial(encode, normalize=False) if "normalize" in inspect.signature(encode).parameters else encode
 
 
 def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:

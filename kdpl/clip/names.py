@@ -4,8 +4,12 @@ A name is one of
 - an OpenAI model: "ViT-B/32", "RN50", ...: downloaded and checksummed by OpenAI's `clip` package;
 - an embedded model: "emoji_student", "emoji_teacher" (see docs/benchmark.md);
 - an open_clip architecture with a weights tag, "ViT-L-14:laion2b_s32b_b82k"; the tag may be left out if there is one choice;
-- a checkpoint file of OpenAI's architecture: state dict (.pt, .safetensors) or JIT archive;
-- an open_clip architecture with a checkpoint file, "ViT-H-14-quickgelu:/path/open_clip_pytorch_model.bin".
+- the same with a file of these weights, "ViT-L-14:laion2b_s32b_b82k:/path/open_clip_pytorch_model.bin";
+- an open_clip architecture with a file, "ViT-H-14-378:/path/weights.bin", if the file or all tags of the architecture agree on
+  activation and preprocessing;
+- a folder as the Hugging Face hub has it, with open_clip_config.json and weights;
+- a checkpoint file of OpenAI's architecture: state dict (.pt, .safetensors) or JIT archive, with OpenAI's activation; or a file
+  of TinyCLIP, with its own.
 """
 
 import importlib.util
@@ -13,15 +17,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.common.messages import did_you_mean
 
 EMBEDDED = ("emoji_student", "emoji_teacher")
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
+HUB_CONFIG = "open_clip_config.json"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What must be known of a CLIP before it is loaded; the vision depth of a ResNet is 0."""
+    """What must be known of a CLIP before it is loaded; the vision depth of a tower that takes no learned tokens is 0.
+
+    `no_text_context` and `no_deep_text` say why its text tower takes no learned context, at its input or at later layers;
+    empty if it does.
+    """
 
     resolution: int
     patch_size: int
@@ -31,10 +41,20 @@ class Architecture:
     text_depth: int
     context_length: int
     embed_dim: int
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    resize_mode: str = "shortest"
+    no_text_context: str = ""
+    no_deep_text: str = ""
 
     @property
     def is_vit(self) -> bool:
         return self.vision_depth > 0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing((self.resolution,) * 2, self.interpolation, self.mean, self.std, self.resize_mode)
 
 
 OPENAI_MODELS = {
@@ -54,37 +74,122 @@ class ModelNameError(ValueError):
     """A name is no CLIP that can be loaded."""
 
 
-def resolve(name: str) -> tuple[str, str, str]:
-    """Return the kind of a name ("openai", "file" or "open_clip"), its open_clip architecture, and tag or file."""
+@dataclass(frozen=True)
+class Source:
+    """Where a CLIP comes from.
+
+    Attributes:
+        kind: "openai", "file" (of OpenAI's layout), "open_clip" or "folder" (of the hub's layout).
+        architecture: of open_clip.
+        tag: of its weights; empty if it is not known.
+        path: file or folder; empty: to be downloaded.
+    """
+
+    kind: str
+    architecture: str = ""
+    tag: str = ""
+    path: str = ""
+
+
+def resolve(name: str) -> Source:
+    """Return where the CLIP of a name comes from.
+
+    Raises:
+        ModelNameError: no such model; the message names the closest.
+    """
     if name in OPENAI_MODELS:
-        return "openai", "", ""
+        return Source("openai")
     if name in EMBEDDED:
         folder = importlib.util.find_spec("kdpl.datasets").submodule_search_locations[0]
-        return "file", "", str(Path(folder, "embedded", f"{name}.safetensors"))
-    if os.path.isfile(os.path.expanduser(name)):
-        return "file", "", os.path.expanduser(name)
+        return Source("file", path=str(Path(folder, "embedded", f"{name}.safetensors")))
+    path = os.path.expanduser(name)
+    if os.path.isfile(path):
+        return Source("file", path=path)
+    if os.path.isdir(path):
+        return Source("folder", path=str(hub_folder(Path(path))))
+    return _resolve_open_clip(name)
+
+
+def _resolve_open_clip(name: str) -> Source:
     import open_clip
 
-    architecture, _, weights = name.partition(":")
+    architecture, _, rest = name.partition(":")
     if architecture not in open_clip.list_models():
         names = [*OPENAI_MODELS, *EMBEDDED, *open_clip.list_models()]
         raise ModelNameError(
             f"'{name}' is not an OpenAI CLIP model, an open_clip model or a file.{did_you_mean(architecture, names)} "
-            f"OpenAI: {', '.join(OPENAI_MODELS)}; embedded: {', '.join(EMBEDDED)}; open_clip: MODEL:TAG or MODEL:FILE."
+            f"OpenAI: {', '.join(OPENAI_MODELS)}; embedded: {', '.join(EMBEDDED)}; open_clip: MODEL:TAG or MODEL:TAG:FILE."
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if not weights:
-        weights = DEFAULT_TAGS.get(architecture) or (tags[0] if len(tags) == 1 else "")
-        if not weights:
+    if not rest:
+        tag = DEFAULT_TAGS.get(architecture) or (tags[0] if len(tags) == 1 else "")
+        if not tag:
+            way = f"write '{architecture}:TAG' with one of {', '.join(tags)}, or '{architecture}:TAG:FILE' with its file."
+            if not tags:
+                way = f"none is published, write '{architecture}:FILE' with a checkpoint."
+            raise ModelNameError(f"'{name}' has no single set of weights: {way}")
+        return Source("open_clip", architecture, tag)
+    if rest in tags:
+        return Source("open_clip", architecture, rest)
+    tag, colon, file = rest.partition(":")
+    if not colon or tag not in tags:
+        tag, file = "", rest
+    path = Path(os.path.expanduser(file))
+    if path.is_dir():
+        path = weights_in(hub_folder(path, with_config=False))
+    if not path.is_file():
+        raise ModelNameError(
+            f"'{file}' in '{name}' is neither a file nor a weights tag of {architecture}.{did_you_mean(file, tags)} "
+            f"Tags: {', '.join(tags) or 'none'}."
+        )
+    return Source("open_clip", architecture, tag, str(path))
+
+
+def hub_folder(folder: Path, with_config: bool = True) -> Path:
+    """Return the folder that holds the files of a model: itself, or the snapshot in a folder of the hub's cache.
+
+    Raises:
+        ModelNameError: it has no open_clip_config.json, or several snapshots and no `refs/main` that chooses one.
+    """
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if snapshots.is_dir():
+        found = sorted(path for path in snapshots.iterdir() if path.is_dir())
+        wanted = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        chosen = [path for path in found if path.name == wanted] or (found if len(found) == 1 else [])
+        if not chosen:
             raise ModelNameError(
-                f"'{name}' has no single set of weights: write '{architecture}:TAG' with one of {', '.join(tags)}, "
-                f"or '{architecture}:FILE' with a checkpoint."
+                f"'{folder}' has {len(found)} snapshots ({', '.join(p.name[:12] for p in found)}) and refs/main names none of "
+                "them: give the path of one snapshot."
             )
-    elif weights not in tags:
-        weights = os.path.expanduser(weights)
-        if not os.path.isfile(weights):
-            raise ModelNameError(
-                f"'{weights}' in '{name}' is neither a file nor a weights tag of {architecture}."
-                f"{did_you_mean(weights, tags)} Tags: {', '.join(tags) or 'none'}."
-            )
-    return "open_clip", architecture, weights
+        folder = chosen[0]
+    if with_config and not (folder / HUB_CONFIG).is_file():
+        raise ModelNameError(
+            f"The folder '{folder}' has no {HUB_CONFIG}: expected the files of an open_clip model as the Hugging Face hub has "
+            "them. For weights alone write 'MODEL:TAG:FILE'."
+        )
+    return folder
+
+
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the weights in the folder of a model, safetensors first.
+
+    Raises:
+        ModelNameError: there are none, or several of other names.
+    """
+    for file in WEIGHTS_FILES:
+        if (folder / file).is_file():
+            return folder / file
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    if len(others) == 1:
+        return others[0]
+    found = ", ".join(p.name for p in others) or "none"
+    raise ModelNameError(f"'{folder}' should hold one file of weights, such as {WEIGHTS_FILES[0]}; found: {found}.")

@@ -3,17 +3,20 @@
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip.files import WeightsError
-from kdpl.clip.model import OPENAI_MEAN, OPENAI_STD, Clip
+from kdpl.clip.inputs import Preprocessing, Tokenizer
+from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 
 _LONGEST_CONTEXT, _DEEPEST = 8192, 256  # of a CLIP from a file: far more than any has
@@ -69,19 +72,16 @@ def openai_weights(name: str) -> Path:
     try:
         return Path(clip._download(url, str(folder)))
     except (OSError, RuntimeError) as error:  # no network, no room, or a wrong checksum
-        raise WeightsError(download_help(name, Path(url).name, url, folder, error)) from error
-
-
-def download_help(name: str, file: str, url: str, folder: Path, error: object) -> str:
-    return (
-        f"The weights of '{name}' are not here and cannot be downloaded ({error}). Get the file '{file}' from {url} "
-        f"and put it into {folder}, or give the path of a checkpoint file instead of the name."
-    )
+        raise WeightsError(
+            f"The weights of '{name}' are not here and cannot be downloaded ({error}). Get the file '{Path(url).name}' from "
+            f"{url} and put it into {folder}, or give the path of a checkpoint file instead of the name."
+        ) from error
 
 
 def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     """Build OpenAI's model around a state dict, without giving up its precision as `clip.build_model` does."""
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    state, gelu = plain_names(state)
     a = architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
     try:
         state = _expand_compact(state)
@@ -93,7 +93,24 @@ def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     mask = model.build_attention_mask()
     for block in model.transformer.resblocks:
         block.attn_mask = mask
+    if gelu:
+        vision = model.visual.transformer.resblocks if a.is_vit else ()
+        for block in (*model.transformer.resblocks, *vision):
+            block.mlp.gelu = nn.GELU()
     return as_clip(model, name, a)
+
+
+_TINY_CLIP = re.compile(r"^_?(image_encoder|text_encoder|logit_scale)(_without_ddp)?\.(module\.)*")
+
+
+def plain_names(state: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a state dict under OpenAI's names, and whether it is of TinyCLIP, which computes with GELU.
+
+    TinyCLIP's checkpoints hold each tower in a module of its own, wrapped for several GPUs or not.
+    """
+    if not any(_TINY_CLIP.match(key) for key in state):
+        return state, False
+    return {_TINY_CLIP.sub("", key): value for key, value in state.items()}, True
 
 
 def openai_model(a: Architecture, layers: int | tuple[int, ...], vocabulary: int) -> nn.Module:
@@ -107,21 +124,22 @@ def openai_model(a: Architecture, layers: int | tuple[int, ...], vocabulary: int
 
 
 def as_clip(model: nn.Module, name: str, a: Architecture) -> Clip:
-    return Clip(model, name, a.resolution, OPENAI_MEAN, OPENAI_STD, lambda texts: _tokenize(texts, a.context_length))
+    return Clip(model, name, Preprocessing((a.resolution, a.resolution)), BytePairs(a.context_length))
 
 
-def _tokenize(texts: list[str], context_length: int) -> Tensor:
-    ids = torch.zeros(len(texts), context_length, dtype=torch.long)
-    for i, text in enumerate(texts):
-        tokens = [SOT, *bpe().encode(text), EOT]
-        check_length(text, len(tokens), context_length)
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-    return ids
+class BytePairs(Tokenizer):
+    """CLIP's byte-pair encoding as OpenAI has it."""
 
+    sot, eot, special = (SOT,), (EOT,), frozenset((SOT, EOT))
 
-def check_length(text: str, tokens: int, context_length: int) -> None:
-    if tokens > context_length:
-        raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {context_length}: shorten it.")
+    def __init__(self, context_length: int = 77):
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        return bpe().encode(text)
+
+    def decode(self, token: int) -> str:
+        return bpe().decode([token]).strip()
 
 
 def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,6 +159,7 @@ def _resnet_layers(state: dict[str, Tensor]) -> tuple[int, ...]:
 
 def architecture_of(shapes: dict[str, tuple[int, ...]], name: str) -> Architecture:
     """Read the architecture of an OpenAI CLIP off the shapes of its state dict."""
+    shapes, _ = plain_names(shapes)
 
     def depth(prefix: str) -> int:
         return len({k[len(prefix) :].split(".")[0] for k in shapes if k.startswith(prefix)})
@@ -161,7 +180,7 @@ def architecture_of(shapes: dict[str, tuple[int, ...]], name: str) -> Architectu
         raise WeightsError(
             f"'{name}' is not a checkpoint of an OpenAI CLIP: {error} is missing, or has another number of dimensions, among "
             f"{len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...). For an open_clip model of another design write "
-            "'MODEL:FILE'."
+            "'MODEL:TAG:FILE'."
         ) from error
     architecture = Architecture(*vision, text_width, depth("transformer.resblocks."), context, embed_dim)
     # What is built has these sizes: without a look at them a small file could ask for any amount of memory.

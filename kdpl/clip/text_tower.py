@@ -31,15 +31,18 @@ class TextTower:
         model: a CLIP whose text tower is a causal transformer read at the EOT position.
 
     Raises:
-        UnsupportedTowerError: the text tower is of another kind (bidirectional, with a class token, from Hugging Face, ...).
+        UnsupportedTowerError: the text tower is of another kind (bidirectional, with a class token, from Hugging Face, ...);
+            kdpl/clip/openclip/text_towers.py runs those.
     """
+
+    no_deep = ""  # vectors can be put in at later layers
 
     def __init__(self, model: nn.Module):
         text = getattr(model, "text", model)
         missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
         causal = getattr(text, "attn_mask", True) is not None and getattr(text, "cls_emb", None) is None
         pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        if missing or not causal or pool != "argmax":
+        if missing or not causal or pool not in ("argmax", "eos"):
             raise UnsupportedTowerError(
                 f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{pool}') is not a causal "
                 "transformer read at its EOT token, as OpenAI's CLIP has it: it can be a teacher, not a student."
@@ -75,6 +78,11 @@ class TextTower:
         return len(self.blocks)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids that it knows."""
+        return self._text.token_embedding.num_embeddings
+
+    @property
     def embed_dim(self) -> int:
         """Width d of the text features."""
         projection = self._text.text_projection
@@ -86,6 +94,10 @@ class TextTower:
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
         return self._text.token_embedding(ids).to(self.dtype)
+
+    def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> PromptLayout:
+        """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
+        return PromptLayout(self, prompts, class_specific)
 
     def __call__(self, layout: PromptLayout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
         """Return the text features of all prompts, not normalised.

@@ -2,7 +2,8 @@
 
 The learned tokens stand behind the image's own, `[CLS] patches prompts`, after the positional embedding and before `ln_pre`.
 At every later layer below the prompt depth the previous tokens' outputs are dropped and that layer's own take their place
-(VPT, arXiv:2203.12119), so those outputs are not computed in the first place.
+(VPT, arXiv:2203.12119), so those outputs are not computed in the first place. A tower that pools other tokens than the class
+token pools the image's own.
 """
 
 from collections.abc import Sequence
@@ -23,19 +24,19 @@ class VisionTower:
         visual: `model.visual` of a CLIP.
 
     Raises:
-        UnsupportedTowerError: it is a ResNet, or a ViT of another design (without class token, from timm, ...).
+        UnsupportedTowerError: it is a ResNet, or a ViT of another design.
     """
 
     def __init__(self, visual: nn.Module):
         needed = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
         missing = [name for name in needed if not hasattr(visual, name)]
-        pooled = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
-        if missing or not pooled:
+        if missing or getattr(visual, "pool_type", "tok") == "none":
             raise UnsupportedTowerError(
-                f"The image tower {type(visual).__name__} (missing {missing}) is not a ViT read at its class token: "
+                f"The image tower {type(visual).__name__} (missing {missing}) is not a ViT that gives one feature: "
                 "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
             )
         self.visual = visual
+        self._at_class_token = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
         self.blocks = [Block(b) for b in visual.transformer.resblocks]
 
     @property
@@ -84,17 +85,18 @@ class VisionTower:
             x = torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)  # (B, L, w)
         x = v.ln_pre(x)
         for l, block in enumerate(self.blocks):
-            if l == self.depth - 1:  # the feature is read at CLS: no other position of the last layer is needed
+            if l == self.depth - 1 and self._at_class_token:  # no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
                 x = block.finish(x[:, :1], _attend_one(q, *kv.unbind(2)))
             else:
                 q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
-                if l < len(deep):  # the prompts' outputs are replaced
+                if l < len(deep) or l == self.depth - 1:  # the prompts' outputs are replaced, or nobody reads them
                     x, q = x[:, :own], q[:, :own]
                 x = block.finish(x, _attention(q, k, v_))
                 if l < len(deep):
                     x = torch.cat([x, deep[l].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        return v.ln_post(x[:, 0]) @ v.proj if v.proj is not None else v.ln_post(x[:, 0])
+        x = v.ln_post(x[:, 0]) if self._at_class_token else v._pool(x)[0]  # (B, w)
+        return x @ v.proj if v.proj is not None else x
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Files, processes, images and messages: what every floor above stands on."""
+"""Files, processes, images and error messages, shared by all other packages."""

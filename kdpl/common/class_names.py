@@ -25,14 +25,14 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     path = Path(path).expanduser()
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"There is no file of class names '{path}'.{did_you_mean(path.name, near)}")
+        raise FileNotFoundError(f"There is no class-name file '{path}'.{did_you_mean(path.name, near)}")
     names = [line.strip() for line in _text(path).split("\n") if line.strip()]
     if not names:
-        raise ValueError(f"'{path}' is empty: expected a class name in each line.")
+        raise ValueError(f"'{path}' is empty: expected one class name per line.")
     first: dict[str, str] = {}
     for place, name in enumerate(names):
         if any(unicodedata.category(character) == "Cc" for character in name):
-            raise ValueError(f"'{path}' has control characters in {name[:40]!r}: expected a class name in each line.")
+            raise ValueError(f"'{path}' has control characters in {name[:40]!r}: expected one class name per line.")
         _refuse_comments(path, name, place)
         spoken = " ".join(name.replace("_", " ").split())  # as the prompts say it
         if spoken in first:
@@ -46,14 +46,14 @@ def _text(path: Path) -> str:
     encoding = UTF16.get(data[:2], "utf-8-sig")
     if encoding == "utf-8-sig" and 0 in (data[:1] + data[1:2]) and len(data) % 2 == 0:
         raise ValueError(
-            f"'{path}' looks like UTF-16 without a byte order mark: expected a class name in each line. Save it as UTF-8."
+            f"'{path}' looks like UTF-16 without a byte order mark: expected one class name per line. Save it as UTF-8."
         )
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         kind = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
         raise ValueError(
-            f"'{path}' is not {kind} text ({error.reason}): expected a class name in each line. Save it as UTF-8."
+            f"'{path}' is not {kind} text ({error.reason}): expected one class name per line. Save it as UTF-8."
         ) from None
 
 

@@ -1,25 +1,25 @@
-"""What a result depends on beside its configuration: versions, the commit, and which Dassl is in use."""
+"""The environment of a result: versions, the commit, and which Dassl is in use."""
 
+import os
 import platform
-import subprocess
 from functools import lru_cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+PARENT = os.getppid()  # as early as possible: a launcher that dies leaves another one
 VERSION = "0.1.0"  # of KDPL
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLED_ENGINE = PACKAGE / "fallback"
 
 
 def dassl_in_use() -> str:
-    """Return one line that says which Dassl the process uses: the installed one or the bundled engine."""
+    """Return one line naming the Dassl in use: the installed one or the bundled engine."""
     folder = Path(find_spec("dassl").origin).parent
     return "Dassl: bundled engine of KDPL" if folder.parent == BUNDLED_ENGINE else f"Dassl: installed, {folder}"
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions that a result depends on: of Python, PyTorch, kdpl and Dassl ("bundled" for our engine)."""
+    """Return the versions of Python, PyTorch, kdpl and Dassl ("bundled" for the bundled engine)."""
     bundled = "bundled" in dassl_in_use()
     return {
         "python": platform.python_version(),
@@ -31,24 +31,28 @@ def versions() -> dict[str, str | None]:
 
 @lru_cache
 def git_state() -> str | None:
-    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None if it is not a checkout."""
+    """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None outside a checkout."""
+    import subprocess
+
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = _git(root, "rev-parse", "--short", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+        commit = git("rev-parse", "--short", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, like subprocess above: `import kdpl` needs neither
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(root: Path, *args: str) -> str:
-    command = ["git", "-C", str(root), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,23 +1,23 @@
-"""Exit codes of a run, so that scripts and schedulers know what to do next."""
+"""Exit codes, for scripts and schedulers, and the one way in which commands print an error."""
 
 import os
 import sys
 import traceback
 
 FAILED = 1  # an unexpected error
-BAD_INPUT = 2  # the command, the configuration or a file: an error names it
+BAD_INPUT = 2  # the command, the configuration or a file is wrong; the error names it
 DIVERGED = 3  # the loss became NaN or infinite
 OCCUPIED = 4  # another run writes to the output folder
-SOME_UNREAD = 5  # of predict.py: images could not be read and were left out; all others have their predictions
-INTERRUPTED = 75  # stopped by SIGTERM or SIGUSR1 after saving: the same command goes on (EX_TEMPFAIL of sysexits.h)
+SOME_UNREAD = 5  # predict.py left out unreadable images; all others have their predictions
+INTERRUPTED = 75  # stopped by SIGTERM or SIGUSR1 after saving: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 
 def report(error: Exception, status: int) -> int:
-    """Print what went wrong in one message, with the traceback if KDPL_DEBUG is set, and return the exit status."""
+    """Print an error as one message, with the traceback if KDPL_DEBUG is set, and return the exit status."""
     if os.environ.get("KDPL_DEBUG"):
         traceback.print_exc()
     message = str(error)
-    if "Original Traceback" in message:  # of a data-loader worker: its own message is at the end
+    if "Original Traceback" in message:  # raised in a data-loader worker: its own message is at the end
         message = message.strip().splitlines()[-1].partition(": ")[2]
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status

@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk leaves the old version or the new one, never a part."""
+"""Atomic writing: a crash or a full disk leaves the old file or the new one, never a part of it."""
 
 import contextlib
 import errno
@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PART = ".part"  # of the names of unfinished files
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoRoomError(OSError):
-    """A file could not be written because the disk is full, or a quota or a limit on the size of files is reached."""
+    """A file could not be written because the disk is full, or a quota or a file-size limit is reached."""
 
 
 @contextmanager
@@ -22,19 +23,19 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
     """Open a temporary file beside `path`; at a clean exit it is synced to disk and renamed onto `path`.
 
     Args:
-        path: where the finished file belongs; its folder is made if missing.
+        path: the finished file; its folder is created if missing.
         mode: "w" for text (UTF-8) or "wb" for bytes.
 
     Raises:
-        NoRoomError: there is no room for it; the previous version of `path` is untouched.
-        OSError: it could not be written; the previous version of `path` is untouched.
+        NoRoomError: there is no room for the file; the previous version of `path` is untouched.
+        OSError: the file could not be written; the previous version of `path` is untouched.
     """
     path = Path(path)
     if "b" not in mode:
         kwargs.setdefault("encoding", "utf-8")
     with naming_full_disks(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
             with os.fdopen(fd, mode, **kwargs) as file:
                 yield file
@@ -45,11 +46,17 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
             raise
 
 
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Remove the unfinished files that killed writers have left in an output folder, which no one else may be writing to."""
+    for path in Path(folder).rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
+
+
 def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Rename a finished file onto `path` in the same file system, so that after a crash it is there whole or not at all.
+    """Rename a finished file onto `path` in the same file system; after a crash it is there whole or not at all.
 
     Raises:
-        OSError: that is impossible; the previous version of `path` is untouched.
+        OSError: the file could not be renamed; the previous version of `path` is untouched.
     """
     _sync(source)
     os.replace(source, path)
@@ -57,32 +64,32 @@ def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Have the names in a folder written to the disk, where the operating system and the file system can do that."""
+    """Sync a folder's entries to disk, if the operating system and the file system support it."""
     with contextlib.suppress(OSError):
         _sync(folder)
 
 
 def rename_folder(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Rename a finished folder of many files, or one that holds such, so that after a crash it is there whole or not at all.
+    """Rename a finished folder, whatever its depth; after a crash it is there whole or not at all.
 
     Raises:
-        OSError: that is impossible.
+        OSError: the folder could not be renamed.
     """
     if hasattr(os, "sync"):
-        os.sync()  # one call for all files, which is far quicker than one for each
+        os.sync()  # one call for all files is far quicker than one per file
     os.rename(source, path)
     sync_folder(Path(path).parent)
 
 
 def write_torch(state: Any, path: str | os.PathLike) -> None:
-    """Write what `torch.save` makes of `state` to a file, atomically.
+    """Save `state` with `torch.save`, atomically.
 
     Raises:
         NoRoomError, OSError: as `atomic_write`.
     """
     import torch
 
-    content = io.BytesIO()  # its own errors would hide those of the file, and the states are small
+    content = io.BytesIO()  # torch.save would hide the error of a failing file, and the states are small
     torch.save(state, content)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
@@ -90,7 +97,7 @@ def write_torch(state: Any, path: str | os.PathLike) -> None:
 
 @contextmanager
 def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
-    """Have a write that fails for want of room raise NoRoomError, which names `path` and the way out."""
+    """Raise NoRoomError, which names `path` and the way out, if a write fails for lack of room."""
     try:
         yield
     except NoRoomError:
@@ -99,8 +106,8 @@ def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise NoRoomError(
-            f"'{path}' cannot be written: {error.strerror}. What was there before is untouched. Make room on its disk, or "
-            "raise the quota or the limit on the size of files."
+            f"'{path}' cannot be written: {error.strerror}. The previous version is untouched. Make room on its disk, or "
+            "raise the quota or the file-size limit."
         ) from error
 
 
@@ -118,6 +125,13 @@ def _umask() -> int:
     return mask
 
 
+def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:
+    """Return the path of a file relative to a folder, or the absolute one if it lies elsewhere."""
+    path = os.path.abspath(path)
+    below = os.path.relpath(path, os.path.abspath(root)) if root else path
+    return path if below.startswith("..") else below
+
+
 def cache_dir() -> Path:
-    """Return the cache folder: $KDPL_CACHE if set, else ~/.cache/kdpl. It need not exist yet."""
+    """Return the cache folder, which may not exist yet: $KDPL_CACHE if set, else ~/.cache/kdpl."""
     return Path(os.environ.get("KDPL_CACHE") or "~/.cache/kdpl").expanduser()

@@ -1,6 +1,6 @@
-"""Images as people have them, read as RGB: any orientation, colour mode, transparency or bit depth.
+"""Reading images of any orientation, colour mode, transparency or bit depth as RGB.
 
-A plain RGB file without an EXIF orientation gives the very pixels of `Image.open(path).convert("RGB")`.
+A plain RGB file without an EXIF orientation gives exactly the pixels of `Image.open(path).convert("RGB")`.
 """
 
 import importlib
@@ -32,7 +32,7 @@ class BadImageError(ValueError):
 def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = None) -> Image.Image:
     """Return the image of a file in RGB and upright; of an animation the first frame, transparency on white.
 
-    What Pillow reads is read: JPEG, PNG, WebP, TIFF, ...; HEIC where the package pillow-heif is installed.
+    All formats of Pillow are read (JPEG, PNG, WebP, TIFF, ...), and HEIC if the package pillow-heif is installed.
 
     Args:
         least: decode a JPEG at a half, a quarter or an eighth of its size, as small as its shorter edge stays at least that
@@ -40,7 +40,8 @@ def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = Non
         data: the content of the file, if it was read before.
 
     Raises:
-        BadImageError: it is missing, empty, truncated, too large to be true or no image; the message names path and reason.
+        BadImageError: the file is missing, empty, truncated, implausibly large or not an image; the message names path and
+            reason.
     """
 
     def take(image: Image.Image) -> Image.Image:
@@ -75,15 +76,15 @@ def refuse_special_files(path: str | os.PathLike) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB and upright; transparent pixels are laid on white, 16 bits are scaled to 8.
+    """Return an image in RGB and upright; transparency becomes white, 16 bits are scaled to 8.
 
     Raises:
-        ValueError: its pixels are floats, whose range nobody knows.
+        ValueError: the pixels are floats, whose range is unknown.
     """
     upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
     if upright.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
-    if upright.mode == "I" or upright.mode.startswith("I;"):  # Pillow opens 16-bit files as one or the other
+    if upright.mode == "I" or upright.mode.startswith("I;"):  # Pillow opens 16-bit files in either mode
         return Image.fromarray(_eight_bits(np.asarray(upright).clip(0, 65535))).convert("RGB")
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -105,15 +106,15 @@ def cut_extreme(image: Image.Image) -> Image.Image:
 
 
 def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """Return as RGB image whatever stands for one.
+    """Return a path, image, array or tensor as an RGB image.
 
     Args:
         image: a path; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W), (1, H, W),
             (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16, or floats in 0..1.
 
     Raises:
-        BadImageError: the file cannot be read, or the shape, type or range is another.
-        TypeError: it is none of these.
+        BadImageError: the file cannot be read, or the shape, type or range is none of these.
+        TypeError: the argument is none of these.
     """
     if isinstance(image, str | os.PathLike):
         return open_image(image)
@@ -133,17 +134,17 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Im
 
 
 def is_one_image(images: object) -> bool:
-    """Whether something stands for one image, not for several: see `as_image`."""
+    """Whether the argument is one image, as `as_image` takes it, rather than several."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, str | os.PathLike | Image.Image)
 
 
 def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
-    """Return those of some files that cannot be read as images, each with the reason.
+    """Return the files that cannot be read as images, each with the reason.
 
     Args:
-        decode: read them whole; False: their headers, which is quick and does not find those that are cut off.
+        decode: decode whole files; False: read the headers only, which is quick and does not find truncated files.
     """
 
     def reason(path: Path) -> str:
@@ -158,18 +159,18 @@ def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
 
 
 def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bool = False) -> None:
-    """Write the list of images that cannot be read into an output folder, one a line; no file where there are none.
+    """Write the list of unreadable images into an output folder, one a line; no file if there are none.
 
     Args:
-        more: add to a list that is there.
+        more: add to the existing list.
     """
     path = Path(folder, BAD_IMAGES)
     lines = [" ".join(reason.splitlines()) for reason in reasons]
     text = {"encoding": "utf-8", "errors": "surrogateescape"}
     if more:
-        there = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # of another process, or an earlier one
+        listed = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # by another or an earlier process
         with open(path, "a", **text) as file:
-            file.write("".join(f"{line}\n" for line in lines if line not in there))
+            file.write("".join(f"{line}\n" for line in lines if line not in listed))
     elif lines:
         with atomic_write(path, "w", **text) as file:
             file.write("\n".join([*lines, ""]))
@@ -179,7 +180,7 @@ def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bo
 
 @cache
 def _register_heif() -> None:
-    """Have Pillow read HEIC, where pillow-heif is installed."""
+    """Make Pillow read HEIC, if pillow-heif is installed."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
@@ -200,14 +201,14 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
         )
     if isinstance(error, UnidentifiedImageError):
         missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
-        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "no known image format."
+        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
     return f"{short_reason(error)}."
 
 
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(ORIENTATION, 1) != 1
-    except Exception:  # damaged EXIF beside whole pixels, of many kinds
+    except Exception:  # damaged EXIF raises many kinds of errors, and the pixels may still be intact
         return False
 
 

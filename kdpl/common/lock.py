@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""The lock on an output folder: one run at a time writes to it."""
 
 import contextlib
 import errno
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO
 
 from kdpl.common.files import naming_full_disks
+from kdpl.common.safe_text import UnsafeTextError, parse_json, read_text
 
 FILE_NAME = ".run.lock"
+MAX_BYTES = 2**16  # far more than is ever written
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_held: dict[str, IO[str]] = {}  # by folder; as long as the process lives
+_held: dict[str, IO[str]] = {}  # lock file by path, for the life of the process
 
 
 class OccupiedError(RuntimeError):
@@ -22,13 +24,13 @@ class OccupiedError(RuntimeError):
 
 
 def occupy(folder: str | os.PathLike) -> None:
-    """Take an output folder for this process until it ends; again is no harm.
+    """Lock an output folder until this process ends; calling it again is harmless.
 
-    The lock is the operating system's on a file in the folder, so that it ends with the process however that dies. Where the
-    file system has no locks, the process that the file names is looked for on its host.
+    The lock is an operating-system lock on a file in the folder, so it ends with the process, however that dies. If the file
+    system has no locks, the process named in the file counts as the holder as long as it is alive.
 
     Raises:
-        OccupiedError: another process that lives has it; its host, process id and start are named.
+        OccupiedError: another living process holds the lock; its host, process id and start are named.
         OSError: the folder cannot be written to.
     """
     path = Path(folder).resolve() / FILE_NAME
@@ -39,14 +41,14 @@ def occupy(folder: str | os.PathLike) -> None:
     try:
         locked = _lock(file)
         file.seek(0)
-        holder = _read(file.read())
+        holder = _read(file.read(MAX_BYTES))
         if locked is False or (locked is None and holder and lives(holder)):
             raise OccupiedError(
-                f"The output folder '{path.parent}' is in use by {_describe(holder)}. Wait until it ends, stop it, or choose "
+                f"The output folder '{path.parent}' is in use by {_describe(holder)}. Wait for it to end, stop it, or choose "
                 "another --output-dir."
             )
         if holder:
-            print(f"Taking over '{path.parent}' from {_describe(holder)}, which ended without giving it back")
+            print(f"Taking over '{path.parent}' from {_describe(holder)}, which ended without releasing it")
         file.truncate(0)
         with naming_full_disks(path):
             json.dump(this_process(), file)
@@ -58,29 +60,29 @@ def occupy(folder: str | os.PathLike) -> None:
 
 
 def release(folder: str | os.PathLike) -> None:
-    """Give an output folder back, if this process has it."""
+    """Release the lock on an output folder, if this process holds it."""
     file = _held.pop(str(Path(folder).resolve() / FILE_NAME), None)
     if file is not None:
         with contextlib.suppress(OSError):
-            file.truncate(0)  # nobody's any more: the file itself stays, else two could each lock a file of that name
+            file.truncate(0)  # the file stays: if it were deleted, two processes could lock two files of that name
         file.close()
 
 
 def holder(folder: str | os.PathLike) -> dict:
-    """Return which process took an output folder last and has not given it back, if any: see `this_process` and `lives`."""
+    """Return the process that locked an output folder and has not released it, if any (see `this_process` and `lives`)."""
     try:
-        return _read((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return _read(read_text(Path(folder) / FILE_NAME, MAX_BYTES))
+    except (OSError, UnsafeTextError):
         return {}
 
 
 def this_process() -> dict:
-    """Return what tells this process from any other: its host, process id and start."""
+    """Return what identifies this process: its host, process id and start."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}
 
 
 def _lock(file: IO[str]) -> bool | None:
-    """Return whether the operating system gave the lock; None: it has none here."""
+    """Return whether the operating system granted the lock; None if the file system has no locks."""
     if sys.platform == "win32":
         return None
     import fcntl
@@ -96,8 +98,8 @@ def _lock(file: IO[str]) -> bool | None:
 
 def _read(text: str) -> dict:
     try:
-        holder = json.loads(text)
-    except ValueError:
+        holder = parse_json(text, FILE_NAME)
+    except UnsafeTextError:
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -109,7 +111,7 @@ def _describe(holder: dict) -> str:
 
 
 def lives(holder: dict) -> bool:
-    """Whether the process may still be there; on another host nobody can tell, so that it counts as living."""
+    """Whether the process may still be alive; on another host that is unknown, and it counts as alive."""
     if holder.get("host") != socket.gethostname():
         return True
     pid = holder.get("pid")
@@ -123,7 +125,7 @@ def lives(holder: dict) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """Return what tells a process from an earlier one of the same number: its start, in clock ticks since boot."""
+    """Return a process's start in clock ticks since boot, which differs from an earlier process with the same id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

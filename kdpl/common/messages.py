@@ -1,4 +1,4 @@
-"""Pieces of error messages: the closest valid name, and the short_reason of another library's error."""
+"""Parts of error messages: the closest valid name, and another library's error in short."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,6 +12,6 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 
 def short_reason(error: BaseException) -> str:
-    """Return the type and the first line of an error from inside a library, at most 200 characters of it."""
+    """Return the type and the first line (at most 200 characters) of an error raised inside a library."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

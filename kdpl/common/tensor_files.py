@@ -1,8 +1,8 @@
-"""Reading files of tensors from elsewhere: no code of theirs runs, and no more memory is taken than they are long.
+"""Safe loading of tensor files from elsewhere: no code runs, and no file takes more memory than its own size.
 
-PyTorch's `weights_only` unpickler builds tensors, numbers and text alone. What it leaves open is closed here: zip members
-that are compressed, or claim to be larger than the file; tensors that stand for more numbers than they store; and
-TorchScript archives, which `torch.jit.load` would run.
+PyTorch's `weights_only` unpickler builds tensors, numbers and text only. This module also refuses zip members that are
+compressed or claim to be larger than the file and tensors with more elements than they store, and reads TorchScript archives
+without `torch.jit.load`, which would run their code.
 """
 
 import mmap
@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SCRIPT_MARK = b"constants.pkl"  # the member by which PyTorch tells a TorchScript archive
+_SCRIPT_MARK = b"constants.pkl"  # the member by which PyTorch recognises a TorchScript archive
 
 
 class TensorFileError(ValueError):
-    """A file is no file of tensors, is damaged, or is refused."""
+    """A file is not a tensor file, is damaged, or is refused."""
 
 
 def load_torch(path: Path, stand_in: Callable[[str], type | Callable | None] = lambda name: None) -> Any:
-    """Return what `torch.save` wrote to a file, its tensors on the CPU.
+    """Load a file written by `torch.save`, with its tensors on the CPU.
 
     Args:
-        path: a zip archive, or for tensors alone the format of PyTorch before 1.6.
-        stand_in: gives what stands in for a class or function that the file names, or None where it is refused.
+        path: a zip archive, or a file of tensors only in the format of PyTorch before 1.6.
+        stand_in: returns the replacement of a class or function named in the file, or None to refuse it.
 
     Raises:
-        TensorFileError: the file holds objects that could run code, or claims more than it has.
-        Exception: of many kinds, from inside PyTorch, where the file is damaged or of another kind.
+        TensorFileError: the file holds objects that could run code, or claims to be larger than it is.
+        Exception: many kinds, from inside PyTorch, if the file is damaged or of another format.
     """
     if not zipfile.is_zipfile(path):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -39,7 +39,7 @@ def load_torch(path: Path, stand_in: Callable[[str], type | Callable | None] = l
 
 
 def load_torchscript(path: Path) -> dict[str, Tensor]:
-    """Return parameters and buffers of a TorchScript archive by name, without running anything of it.
+    """Return parameters and buffers of a TorchScript archive by name, without running its code.
 
     Raises:
         TensorFileError, Exception: as `load_torch`.
@@ -48,7 +48,7 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         with zipfile.ZipFile(path) as archive:
             directory = view[archive.start_dir :]
-        # PyTorch reads an archive that it does not take for TorchScript as one of tensors; only the view changes.
+        # PyTorch reads the archive as plain tensors if it does not recognise TorchScript; only the in-memory view changes.
         view[-len(directory) :] = directory.replace(_SCRIPT_MARK, b"-" * len(_SCRIPT_MARK))
         module = _load_zip(view, lambda name: _Scripted if name.startswith(("__torch__.", "torch.jit._pickle.")) else None)
     state: dict[str, Tensor] = {}
@@ -59,7 +59,7 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
             continue
         seen.add(id(module))
         for name, value in module.attributes.items():
-            if isinstance(value, Tensor) and name != "attn_mask":  # the one tensor of CLIP that is no weight
+            if isinstance(value, Tensor) and name != "attn_mask":  # the only tensor of CLIP that is not a weight
                 state[f"{prefix}{name}"] = value
             modules.append((f"{prefix}{name}.", value))
     return state
@@ -74,36 +74,36 @@ def is_torchscript(path: Path) -> bool:
 
 
 def check_zip(path: Path) -> None:
-    """Refuse a zip archive that is not stored plainly, as PyTorch stores its own.
+    """Refuse a zip archive with compressed members, which PyTorch never writes.
 
     Raises:
         TensorFileError: a member is compressed, or the members claim more bytes than the file has.
-        zipfile.BadZipFile: it is no zip archive.
+        zipfile.BadZipFile: the file is not a zip archive.
     """
     size, claimed = path.stat().st_size, 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if PurePosixPath(member.filename).parts[1:2] == ("code",):  # TorchScript's, compressed, never read
+            if PurePosixPath(member.filename).parts[1:2] == ("code",):  # TorchScript's code: compressed, never read
                 continue
             claimed += member.file_size
             if member.compress_type != zipfile.ZIP_STORED:
                 raise TensorFileError(f"its member {member.filename!r} is compressed, which PyTorch never does")
             if claimed > size:
-                raise TensorFileError(f"its members claim more than the {size:,} bytes that it has")
+                raise TensorFileError(f"its members claim more than the file's {size:,} bytes")
 
 
 def check_tensors(tensors: Iterable[tuple[Any, Tensor]]) -> None:
-    """Refuse tensors that are not plain: dense, on the CPU, with as many stored numbers as their shape says.
+    """Refuse tensors that are not dense, on the CPU, and stored with as many elements as their shape has.
 
     Raises:
-        TensorFileError: it names the first that is not.
+        TensorFileError: the message names the first such tensor.
     """
     for name, tensor in tensors:
         plain = isinstance(name, str) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or type(tensor) not in (Tensor, torch.nn.Parameter):
             raise TensorFileError(f"{name!r} is not a plain dense tensor with a name")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise TensorFileError(f"{name!r} {tuple(tensor.shape)} stands for more numbers than the file has")
+            raise TensorFileError(f"{name!r} {tuple(tensor.shape)} has more elements than the file stores")
 
 
 def _load_zip(source: Path | mmap.mmap, stand_in: Callable[[str], type | Callable | None]) -> Any:
@@ -118,7 +118,7 @@ def _load_zip(source: Path | mmap.mmap, stand_in: Callable[[str], type | Callabl
 
 
 class _Scripted:
-    """Stands in for a module of a TorchScript archive."""
+    """Replaces a module of a TorchScript archive."""
 
     attributes: Any = None
 

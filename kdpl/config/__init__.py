@@ -1,1 +1,1 @@
-"""The configuration: defaults, merging, choices, checks and the flags of the command line. Needs no PyTorch."""
+"""Configuration: defaults, merging, choices, checks and command-line flags. Imports no PyTorch."""

@@ -1,6 +1,6 @@
-"""What a run is refused for before anything heavy is loaded: values out of range, names that nothing has, contradictions.
+"""Checks made before anything heavy is loaded: values out of range, unknown names, contradictions.
 
-No PyTorch is needed here. What depends on the engine, a backbone or a data set is checked by the trainers' `check_cfg`.
+This module imports no PyTorch. Checks that depend on the engine, a backbone or a data set are in the trainers' `check_cfg`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.class_names import read_class_names
 from kdpl.config.choices import (
+    ALLOWED,
     FINAL_MODELS,
     INTERPOLATIONS,
     LOSSES,
@@ -27,6 +28,7 @@ from kdpl.config.choices import (
     ConfigError,
     check_choice,
 )
+from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 
 LOADERS = ("TRAIN_X", "TRAIN_U", "TEST")
 CHOICES = {
@@ -37,11 +39,11 @@ CHOICES = {
     "TEST.FINAL_MODEL": FINAL_MODELS,
     **{f"DATALOADER.{loader}.SAMPLER": SAMPLERS for loader in LOADERS},
 }
-RANGES = (  # what a number fits, in words, and the keys that must
+RANGES = (  # a condition, the same in words, and the keys that must meet it
     (lambda v: v > 0, "a number above 0", "OPTIM.LR OPTIM.GAMMA OPTIM.BASE_LR_MULT OPTIM.WARMUP_CONS_LR"),
     (lambda v: v >= 1, "1 or more", "OPTIM.MAX_EPOCH TRAIN.PRINT_FREQ INPUT.GB_K"),
     (lambda v: v >= 1, "1 or more", " ".join(f"DATALOADER.{loader}.BATCH_SIZE" for loader in LOADERS)),
-    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.CHECKPOINT_EVERY_MINUTES"),
+    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_EVERY_MINUTES"),
     (lambda v: v >= 0, "0 or more", "OPTIM.WEIGHT_DECAY OPTIM.WARMUP_MIN_LR INPUT.CROP_PADDING INPUT.GN_STD"),
     (lambda v: v >= 0, "0 or more", "INPUT.CUTOUT_N INPUT.CUTOUT_LEN INPUT.RANDAUGMENT_N"),
     (lambda v: v >= 0, "0 or more", "INPUT.COLORJITTER_B INPUT.COLORJITTER_C INPUT.COLORJITTER_S"),
@@ -49,17 +51,17 @@ RANGES = (  # what a number fits, in words, and the keys that must
     (lambda v: 0 <= v <= 1, "0 to 1", "OPTIM.RMSPROP_ALPHA INPUT.RGS_P INPUT.GB_P"),
     (lambda v: 0 <= v <= 0.5, "0 to 0.5", "INPUT.COLORJITTER_H"),
     (lambda v: v >= -1, "images per class, or -1 for all", "DATASET.NUM_SHOTS"),
-    (lambda v: v == 1, "1: a trainer of prompts takes one view of an image", "DATALOADER.K_TRANSFORMS"),
+    (lambda v: v == 1, "1: a prompt trainer takes one view of an image", "DATALOADER.K_TRANSFORMS"),
     (lambda v: v < 2**32, "below 2**32, or -1 for a random one", "SEED"),
 )
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuse values that no run can have, whatever its trainer.
+    """Refuse values that are invalid for every trainer.
 
     Raises:
         ConfigError: the message names the key, its value and what was expected.
-        FileNotFoundError, ValueError: as `read_class_names`, of DATASET.CLASSNAMES.
+        FileNotFoundError, ValueError: as `read_class_names`, for DATASET.CLASSNAMES.
     """
     values = dict(_leaves(cfg, ""))
     for key, value in values.items():
@@ -86,7 +88,7 @@ def _leaves(cfg: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_images(values: dict[str, Any]) -> None:
-    """Check what describes an image by several numbers."""
+    """Check the image settings that are lists of numbers."""
     for key, fits, expected in (
         ("INPUT.SIZE", lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v), "(224, 224)"),
         ("INPUT.PIXEL_MEAN", lambda v: len(v) == 3 and all(map(_finite, v)), "[0.48, 0.46, 0.41], one number for R, G and B"),
@@ -94,7 +96,7 @@ def _check_images(values: dict[str, Any]) -> None:
         ("INPUT.RRCROP_SCALE", lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1, "(0.08, 1.0)"),
     ):
         if key in values and not fits(values[key]):
-            raise ConfigError(f"{key} is {values[key]}, expected the like of {expected}.")
+            raise ConfigError(f"{key} is {values[key]}, expected a value such as {expected}.")
 
 
 def _finite(value: object) -> bool:
@@ -119,7 +121,7 @@ def _check_together(values: dict[str, Any]) -> None:
         )
     if values["TEST.FINAL_MODEL"] == "best_val" and values["TEST.NO_TEST"]:
         raise ConfigError(
-            "TEST.FINAL_MODEL best_val chooses the epoch by a test on the validation images, but TEST.NO_TEST is True. "
+            "TEST.FINAL_MODEL best_val selects the epoch by validation accuracy, but TEST.NO_TEST is True. "
             "Set it to False, or FINAL_MODEL to last_step."
         )
 
@@ -132,16 +134,26 @@ def _check_paths(values: dict[str, Any]) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}': '{there}' cannot be written to. Choose another.")
     if values["RESUME"] and not Path(values["RESUME"]).is_dir():
-        raise ConfigError(f"RESUME (--resume) '{values['RESUME']}' is no folder, expected the output folder of a run.")
+        raise ConfigError(f"RESUME (--resume) '{values['RESUME']}' is not a folder: expected the output folder of a run.")
     weights = values.get("MODEL.INIT_WEIGHTS")
     if weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.INIT_WEIGHTS '{weights}' is no file, expected a checkpoint of prompts.")
+        raise ConfigError(f"MODEL.INIT_WEIGHTS '{weights}' is not a file: expected a checkpoint of prompts.")
     if names := values.get("DATASET.CLASSNAMES"):
         read_class_names(names)
 
 
+def check_extended(cfg: CfgNode) -> None:
+    """Refuse a configuration without KDPL's nodes.
+
+    Raises:
+        ConfigError: the message names the line that is missing in `train.py`.
+    """
+    if "KDPL" not in cfg.TRAINER or any(key not in cfg.TRAINER.KDPL for key in KDPL):
+        raise ConfigError(f"The configuration has no TRAINER.KDPL, or not all of it: {HOW_TO_EXTEND}")
+
+
 def check_config(cfg: CfgNode, node: str = "") -> None:
-    """Refuse values that no trainer, or not the one that reads `TRAINER.<node>`, can run with.
+    """Refuse values that are invalid for every trainer, or for the one that reads `TRAINER.<node>`.
 
     Raises:
         ConfigError: the message names the key, its value and what was expected.
@@ -159,6 +171,8 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
         check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
         check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
+        for word in options.ALLOW.replace(",", " ").split():
+            check_choice("TRAINER.KDPL.ALLOW", word, ALLOWED)
         if options.K_MAX < 2:
             raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 2 names a batch.")
         for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):
@@ -166,15 +180,15 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
                 raise ConfigError(f"TRAINER.KDPL.{key} is {options[key]}, expected 0 or more.")
         if options.CACHE_DIR and not options.VIEWS:
             raise ConfigError(
-                f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to keep with VIEWS 0 (augmented afresh each time): "
-                "set TRAINER.KDPL.VIEWS to the number of fixed views an image shall have."
+                f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to store with VIEWS 0 (a new augmentation each "
+                "time): set TRAINER.KDPL.VIEWS to the number of fixed views per image."
             )
         if not 0 < options.TEMPERATURE < float("inf"):
             raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
 
 
 def parse_logit_scale(value: str | float) -> str | float:
-    """Return "student", "own" or a positive number, from TRAINER.KDPL.TEACHER_LOGIT_SCALE.
+    """Parse TRAINER.KDPL.TEACHER_LOGIT_SCALE: "student", "own" or a positive number.
 
     Raises:
         ConfigError: the value is none of these.
@@ -191,29 +205,34 @@ def parse_logit_scale(value: str | float) -> str | float:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags of the command line that contradict each other, or name a folder that is not there.
+    """Refuse command-line flags that contradict each other or name a missing folder.
 
     Raises:
         ConfigError: the message names the flags and the way out.
     """
     if args.eval_only and args.no_train:
         raise ConfigError(
-            "--eval-only and --no-train contradict each other: the first tests, the second builds alone. Drop one."
+            "--eval-only and --no-train contradict each other: the first tests, the second only builds. Drop one."
         )
     for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
         if value not in ("", None) and not args.eval_only:
-            way = "to train from its prompts set MODEL.INIT_WEIGHTS, to go on with its run --resume"
-            raise ConfigError(f"{flag} {value} is of an evaluation: add --eval-only, or drop it; {way}.")
+            way = "to train from its prompts set MODEL.INIT_WEIGHTS, to resume its run --resume"
+            raise ConfigError(f"{flag} {value} belongs to an evaluation: add --eval-only, or drop it; {way}.")
     if args.eval_only and args.resume:
         raise ConfigError(
-            f"--resume '{args.resume}' goes on training, --eval-only does not train: name the folder in --model-dir."
+            f"--resume '{args.resume}' continues a training, --eval-only does not train: name the folder in --model-dir."
         )
+    for flag, value in (("--fresh", args.fresh), ("--more-epochs", args.more_epochs)):
+        if value and (args.eval_only or args.no_train):
+            raise ConfigError(f"{flag} is for a training: drop it, or --eval-only and --no-train.")
+    if args.fresh and (args.more_epochs or args.resume):
+        raise ConfigError("--fresh starts over, --more-epochs and --resume continue a run: choose one.")
     if args.load_epoch is not None and not args.model_dir:
         raise ConfigError(
             f"--load-epoch {args.load_epoch} is an epoch of the run in --model-dir: name its output folder there."
         )
     if args.model_dir and not os.path.isdir(args.model_dir):
-        what = "a file" if os.path.exists(args.model_dir) else "not there"
+        what = "a file" if os.path.exists(args.model_dir) else "missing"
         raise ConfigError(
             f"--model-dir '{args.model_dir}' is {what}. Expected the output folder of a run in --model-dir, with "
             "'<model name>/model.pth.tar-<epoch>' in it."

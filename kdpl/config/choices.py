@@ -1,4 +1,4 @@
-"""What a key may be set to: every list of choices, once."""
+"""The allowed values of configuration keys, each list defined once."""
 
 from collections.abc import Iterable
 
@@ -14,14 +14,20 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
 SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
 SPLITS = ("test", "val")
+ALLOWED = ("hard_labels", "label_smoothing", "own_targets")  # TRAINER.KDPL.ALLOW: words, separated by commas
 FINAL_MODELS = ("last_step", "best_val")
 
 
+def is_distilled(trainer: str) -> bool:
+    """Return whether the trainer of this name learns from a teacher without labels."""
+    return trainer.startswith("KDPL_")
+
+
 class ConfigError(ValueError):
-    """A configuration has an unknown key or a value that is not possible."""
+    """A configuration has an unknown key or an invalid value."""
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raise a ConfigError that names a key, its value, what it can be, and the closest of that, unless `value` is one of it."""
+    """Raise a ConfigError with the key, its value, the choices and the closest of them, unless `value` is a choice."""
     if value not in choices:
         raise ConfigError(f"{key} '{value}' is not one of {', '.join(choices)}.{did_you_mean(value, choices)}")

@@ -1,4 +1,4 @@
-"""The flags of `train.py`, which are those of CoOp and its forks, and the configuration that they stand for."""
+"""The flags of `train.py`, the same as in CoOp and its forks, and the configuration built from them."""
 
 import argparse
 import re
@@ -24,19 +24,22 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
     )
     parser.add_argument("--root", default="", help="folder of the data sets")
     parser.add_argument("--output-dir", default="", help="folder for log, checkpoints and results")
-    parser.add_argument("--resume", default="", help="output folder of the run to go on from (default: --output-dir)")
-    parser.add_argument("--seed", type=int, help="fixes all random choices; negative: none is fixed")
+    parser.add_argument("--resume", default="", help="output folder of the run to resume (default: --output-dir)")
+    parser.add_argument("--seed", type=int, help="seed of all random choices; negative: a random seed")
     parser.add_argument("--source-domains", nargs="+", help="domains to train on")
     parser.add_argument("--target-domains", nargs="+", help="domains to test on")
     parser.add_argument("--transforms", nargs="+", help="image transforms")
     parser.add_argument("--config-file", default="", help="configuration of the trainer")
     parser.add_argument("--dataset-config-file", default="", help="configuration of the data set")
     parser.add_argument("--trainer", default="", help="name of the trainer, such as KDPL_CoOp")
+    add_learner_flag(parser)
     parser.add_argument("--backbone", default="", help="the student CLIP, such as ViT-B/32")
-    parser.add_argument("--head", default="", help="kept for the forks' scripts: MODEL.HEAD.NAME")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME, for the forks' scripts")
     parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to evaluate, with --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch to evaluate (default: the best, else the newest)")
+    parser.add_argument("--fresh", action="store_true", help="start over: move what is in the output folder into a subfolder")
+    parser.add_argument("--more-epochs", action="store_true", help="resume a run with a larger OPTIM.MAX_EPOCH than it had")
     parser.add_argument("--no-train", action="store_true", help="build everything, but do not train")
     parser.add_argument(
         "--eval-datasets",
@@ -51,7 +54,7 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
         flags = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
     for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
-        # Lists take every word up to the next flag; KEY VALUE pairs behind them are given back.
+        # argparse gives a list every word up to the next flag: the KEY VALUE pairs among them go back to opts.
         values = getattr(args, name) or []
         first = next((i for i, v in enumerate(values) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", v)), None)
         if first is not None:
@@ -60,8 +63,14 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
     return args
 
 
+def add_learner_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--learner`, whose files `kdpl.trainers.load_learners` imports before the configuration is read."""
+    help_text = "Python file that defines a prompt learner (docs/new_student.md); may be given several times"
+    parser.add_argument("--learner", action="append", default=[], metavar="FILE.py", help=help_text)
+
+
 def build_cfg(args: argparse.Namespace, dataset_config_file: str):
-    """Return the frozen configuration: defaults, data set file, trainer file, flags, then KEY VALUE pairs."""
+    """Return the frozen configuration, merged in this order: defaults, data set file, trainer file, flags, KEY VALUE pairs."""
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -81,7 +90,7 @@ def build_cfg(args: argparse.Namespace, dataset_config_file: str):
 
 
 def find_dataset_config(name: str, dataset_config_file: str) -> str:
-    """Return the file of a data set configuration given by path or by name, looked for beside --dataset-config-file first."""
+    """Return a data set's configuration file from its path or name, searched beside --dataset-config-file first."""
     if name.endswith(".yaml"):
         return name
     folders = [Path(dataset_config_file).parent] if dataset_config_file else []

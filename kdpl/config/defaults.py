@@ -4,9 +4,12 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from yacs.config import CfgNode as CN
+
+from kdpl.config.choices import ConfigError
 
 KDPL = {
     "TEACHER": "ViT-H-14-quickgelu",
@@ -26,23 +29,32 @@ KDPL = {
     "COMPILE": False,
     "MAX_TEXT_ROWS": 8192,
     "SHARD_CLASSES": False,
+    "ALLOW": "",
 }
 DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "IMAGE_LIST": "", "ON_BAD_IMAGE": "skip"}
+NEWER_DASSL = {"INPUT": {"RRCROP_SCALE": (0.08, 1.0)}}  # missing in older ones, which do as the default says
+HOW_TO_EXTEND = (
+    "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
+)
 TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
-_elsewhere: dict[str, dict[str, Any]] = {}  # options of learners that are not in kdpl/students, by node
+_external: dict[str, dict[str, Any]] = {}  # options by node, of learners defined outside kdpl/students
 
 
 def extend_cfg(cfg: CN) -> None:
     """Add to `cfg`, in place, the configuration nodes and keys of KDPL that are missing from it.
 
-    A fork's own values are kept: a node or key that exists already is left alone.
+    A fork's own values are kept: a node or key that exists already is left alone. But an empty default of another type than
+    KDPL's, such as CTX_INIT False in place of words, becomes None, which is as empty and takes values of either type.
 
     Args:
         cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
     """
     trainer = {**learners(), "KDPL": KDPL}
-    _add_missing(cfg, CN({"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}))
+    nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
+    _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
+    for name in _EXPLAINED:
+        vars(cfg).pop(name, None)
 
 
 def _add_missing(cfg: CN, defaults: CN) -> None:
@@ -51,27 +63,87 @@ def _add_missing(cfg: CN, defaults: CN) -> None:
             cfg[key] = value
         elif isinstance(value, CN):
             _add_missing(cfg[key], value)
+        elif {type(value), type(cfg[key])} == {str, bool} and not cfg[key]:
+            cfg[key] = None
+
+
+def explain_missing_nodes() -> None:
+    """Make Dassl's default configuration say how to extend it, if keys of KDPL's are merged into one that lacks them."""
+    from dassl import config
+
+    default = config.cfg_default
+    # As attributes of this node, bound to each of its clones by `deepcopy`; a subclass would not merge with plain nodes.
+    for name, method in _EXPLAINED.items():
+        vars(default)[name] = MethodType(method, default)
+
+
+def _merge_other(cfg: CN, other: CN) -> None:
+    if "KDPL" in other.get("TRAINER", ()):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_other_cfg(cfg, other)
+
+
+def _merge_list(cfg: CN, pairs: list) -> None:
+    if any(str(key).startswith("TRAINER.KDPL.") for key in pairs[::2]):
+        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
+    CN.merge_from_list(cfg, pairs)
+
+
+_EXPLAINED = {"merge_from_other_cfg": _merge_other, "merge_from_list": _merge_list}
+
+
+def student_options(cfg: CN, node: str) -> CN:
+    """Return the options of a prompt learner, `cfg.TRAINER.<node>`, with KDPL's type where a fork's default has another.
+
+    Raises:
+        ConfigError: a value has no meaning for KDPL, such as CTX_INIT True.
+    """
+    options, defaults = cfg.TRAINER[node].clone(), learners()[node]
+    options.defrost()
+    for key, default in defaults.items():
+        if key not in options or options[key] is None or (options[key] is False and isinstance(default, str)):
+            options[key] = type(default)() if options.get(key, default) is not default else default
+        elif type(default) is str and not isinstance(options[key], str):
+            raise ConfigError(f"TRAINER.{node}.{key} is {options[key]!r}, expected text such as 'a photo of a', or ''.")
+    options.freeze()
+    return options
 
 
 def learners() -> dict[str, dict[str, Any]]:
-    """Return the options of all prompt learners with their defaults, by configuration node."""
-    return {**_built_in(), **_elsewhere}
+    """Return the default options of all prompt learners, by configuration node."""
+    return {**_built_in(), **_external}
+
+
+def _built_in() -> dict[str, dict[str, Any]]:
+    return dict(_classes().values())
 
 
 @cache
-def _built_in() -> dict[str, dict[str, Any]]:
-    """Read `node` and `defaults` of the classes in kdpl/students from their source, because importing these needs PyTorch."""
+def _classes() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Read `node` and `defaults` of the classes in kdpl/students from their source: importing them would import PyTorch."""
     found = {}
     for path in sorted(_STUDENTS.glob("*.py")):
         for definition in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(definition, ast.ClassDef):
                 values = {n.targets[0].id: n.value for n in definition.body if isinstance(n, ast.Assign)}
                 if "defaults" in values:
-                    found[ast.literal_eval(values["node"])] = ast.literal_eval(values["defaults"])
+                    found[definition.name] = ast.literal_eval(values["node"]), ast.literal_eval(values["defaults"])
     return found
 
 
+def node_of(trainer: str) -> str:
+    """Return the configuration node of the learner of a trainer such as `KDPL_CoOp`; empty if it is not one of KDPL's."""
+    return _classes().get(trainer.removeprefix("KDPL_"), ("",))[0]
+
+
 def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
-    """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`."""
+    """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`; PREC is fp16 unless given.
+
+    Raises:
+        ConfigError: the node belongs to a learner of KDPL, with other options.
+    """
+    options = {"PREC": "fp16", **defaults}
+    if options != _built_in().get(node, options):
+        raise ConfigError(f"TRAINER.{node} are the options of a learner of KDPL: give yours a `node` of its own.")
     if node not in _built_in():
-        _elsewhere[node] = dict(defaults)
+        _external[node] = options

@@ -10,16 +10,19 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg, learners
 
+_GIVEN = "keys that were given"  # beside yacs's own marks of a node, which copies keep
+
 
 class _Text(str):
-    """A number as it is written: what it means depends on the key, '1e5' may be a name, '1.10' a version."""
+    """A number as written in the file: the key decides its type, since '1e5' may be a name and '1.10' a version."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are kept as they are written, and whose keys are not given twice."""
+    """A YAML loader that leaves numbers as written and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
@@ -28,7 +31,7 @@ class _Loader(yaml.SafeLoader):
                 line = key.start_mark.line + 1
                 if lines.setdefault(key.value, line) != line:
                     raise ConfigError(
-                        f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}: keep one."
+                        f"the key '{key.value}' is given twice, on lines {lines[key.value]} and {line}: keep one."
                     )
         return super().construct_mapping(node, deep)
 
@@ -38,11 +41,11 @@ for _tag in ("int", "float", "timestamp"):
 
 
 def merged_cfg(files: Sequence[str], flags: Mapping[str, Any], opts: Sequence[str]):
-    """Return the defaults with files, flags and KEY VALUE pairs merged into them in this order.
+    """Return the defaults with files, flags and KEY VALUE pairs merged in this order.
 
     Args:
-        files: YAML files; empty: none.
-        flags: values by key; one that is None or empty was not given.
+        files: YAML files; an empty path is skipped.
+        flags: values by key; None or an empty value means not given.
 
     Raises:
         ConfigError: as `merge_file` and `merge_options`.
@@ -64,17 +67,18 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     """Merge a YAML configuration file into `cfg`, in place.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, or a key or value of it does not fit; the closest is named.
+        ConfigError: the file is missing or not a YAML mapping, or one of its keys or values is invalid; the closest valid one
+            is named.
     """
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
-    if not path.is_file():
+    if not path.exists():
         folder = path.parent
         names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = parse_yaml(read_text(path), "the file", _Loader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
         raise ConfigError(f"'{path}' is not readable YAML: {error}{hint}") from error
@@ -84,15 +88,27 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     merge(cfg, content, f" (in '{path}')")
 
 
+def is_given(cfg: CN, key: str) -> bool:
+    """Whether a file, a flag or a pair set a key, or its value is another than the engine's default."""
+    from dassl.config import get_cfg_default
+
+    if key in cfg.__dict__.get(_GIVEN, ()):
+        return True
+    value, default = cfg, get_cfg_default()
+    for part in key.split("."):
+        value, default = value[part], default[part]
+    return value != default
+
+
 def merge_options(cfg: CN, options: Sequence[str]) -> None:
     """Merge `KEY VALUE` pairs of the command line into `cfg`, in place.
 
     Raises:
-        ConfigError: a key without value, an unknown key, or a value that does not fit.
+        ConfigError: a key without a value, an unknown key, or a value of another type.
     """
     flag = next((key for key in options[::2] if key.startswith("--")), None)
     if flag:
-        raise ConfigError(f"'{flag}' stands behind the first KEY VALUE pair: put the flags before them.")
+        raise ConfigError(f"'{flag}' comes after the first KEY VALUE pair: put the flags before the pairs.")
     if len(options) % 2:
         raise ConfigError(f"'{options[-1]}' has no value: expected pairs such as 'OPTIM.LR 0.002' after the flags.")
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -108,11 +124,11 @@ def merge(cfg: CN, content: Mapping[str, Any], where: str = "", prefix: str = ""
     """Merge nested keys and values into `cfg`, in place.
 
     Args:
-        where: the source of the values, named in errors: " (in 'FILE')".
-        prefix, root: the path of `cfg` in the whole configuration, and that.
+        where: the source of the values for error messages, such as " (in 'FILE')".
+        prefix, root: the path of `cfg` in the whole configuration, and the whole configuration.
 
     Raises:
-        ConfigError: an unknown key, or a value that does not fit.
+        ConfigError: an unknown key, or a value of another type.
     """
     root = cfg if root is None else root
     for key, value in content.items():
@@ -126,6 +142,7 @@ def merge(cfg: CN, content: Mapping[str, Any], where: str = "", prefix: str = ""
             merge(cfg[key], value, where, f"{full}.", root)
         else:
             cfg[key] = _coerce(value, cfg[key], full, where)
+            root.__dict__.setdefault(_GIVEN, set()).add(full)
 
 
 def _keys(cfg: CN, prefix: str) -> list[str]:
@@ -138,7 +155,7 @@ def _keys(cfg: CN, prefix: str) -> list[str]:
 
 
 def literal(value: Any) -> Any:
-    """Read a string that spells a Python value as that value, as yacs does: '1e-5', which YAML takes for a word, too."""
+    """Evaluate a string that is a Python literal, as yacs does; this includes '1e-5', which is text in YAML."""
     if not isinstance(value, str):
         return value
     try:
@@ -148,7 +165,7 @@ def literal(value: Any) -> Any:
 
 
 def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
-    """Return `value` as the type of `default` where nothing is lost by it."""
+    """Convert `value` to the type of `default` if nothing is lost by it."""
     wanted = type(default)
     if wanted is not str:
         value = literal(value)
@@ -166,7 +183,7 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
     if type(value) is not wanted:
         hint = ""
         if wanted is str and isinstance(value, bool | None):
-            hint = f" Text that reads '{value}' is written in quotes, \"'{value}'\"."
+            hint = f" Put the text '{value}' in quotes: \"'{value}'\"."
         raise ConfigError(f"{key} is {value!r}{where}: expected a {wanted.__name__}, such as {default!r}.{hint}")
     return value
 
@@ -185,10 +202,10 @@ def _as_float(value: int) -> float:
 
 
 def learner_options(node: str, values: Mapping[str, Any]) -> CN:
-    """Return the configuration node of a prompt learner, TRAINER.<node>, from plain values; missing ones are the defaults.
+    """Return the options of a prompt learner, TRAINER.<node>, from plain values; missing ones have their defaults.
 
     Raises:
-        ConfigError: a key is not one of the node's, or a value does not fit.
+        ConfigError: an unknown key, or a value of another type.
     """
     cfg = CN({"TRAINER": {node: dict(learners()[node])}})
     merge(cfg, {"TRAINER": {node: dict(values)}}, " (in the options)")

@@ -1,4 +1,4 @@
-"""The method: objective, loss, teacher, choice of names, and the features of fixed views."""
+"""The method: objective, loss, teacher, selection of names, and the features of fixed views."""
 
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.objective import CrossEntropy, Distillation

@@ -1,4 +1,4 @@
-"""The distillation objective, and the choice of names when the class names are unknown (KDPL, arXiv:2407.03056)."""
+"""The distillation loss (KDPL, arXiv:2407.03056)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +14,8 @@ def distillation_loss(
     Args:
         student_logits, teacher_logits: `(B, C)`; the softmaxes and the loss are computed in fp32.
         kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S) or "reverse" KL(S||T).
-        temperature: both logits are divided by it and the loss is multiplied by its square, which keeps the size of the
-            gradients (Hinton et al., arXiv:1503.02531).
+        temperature: divides both logits; the loss is multiplied by its square, which keeps the scale of the gradients
+            (Hinton et al., arXiv:1503.02531).
 
     Returns:
         Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`: sums over C, means over B.
@@ -23,6 +23,19 @@ def distillation_loss(
     Raises:
         ValueError: an unknown kind, or shapes that disagree.
     """
+    forward, reverse = _both_ways(student_logits, teacher_logits, kind, temperature)
+    forward, reverse = forward.mean() * temperature**2, reverse.mean() * temperature**2
+    return {"loss": _combine(kind, forward, reverse), "loss_kl_forward": forward, "loss_kl_reverse": reverse}
+
+
+def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0) -> Tensor:
+    """Return the loss of each row, `(B,)`, whose mean is `distillation_loss`; arguments and errors are the same."""
+    forward, reverse = _both_ways(student_logits, teacher_logits, kind, temperature)
+    return _combine(kind, forward, reverse) * temperature**2
+
+
+def _both_ways(student_logits: Tensor, teacher_logits: Tensor, kind: str, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return KL(T||S) and KL(S||T) of each row, `(B,)`."""
     if kind not in LOSSES:
         raise ValueError(f"TRAINER.KDPL.LOSS '{kind}' is not one of {', '.join(LOSSES)}.")
     if student_logits.shape != teacher_logits.shape:
@@ -32,7 +45,8 @@ def distillation_loss(
     log_s = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     difference = log_t - log_s  # (B, C)
-    forward = (log_t.exp() * difference).sum(-1).mean() * temperature**2
-    reverse = (log_s.exp() * -difference).sum(-1).mean() * temperature**2
-    loss = {"symmetric": 0.5 * forward + 0.5 * reverse, "forward": forward, "reverse": reverse}[kind]
-    return {"loss": loss, "loss_kl_forward": forward, "loss_kl_reverse": reverse}
+    return (log_t.exp() * difference).sum(-1), (log_s.exp() * -difference).sum(-1)
+
+
+def _combine(kind: str, forward: Tensor, reverse: Tensor) -> Tensor:
+    return {"symmetric": 0.5 * forward + 0.5 * reverse, "forward": forward, "reverse": reverse}[kind]

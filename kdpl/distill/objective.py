@@ -4,7 +4,7 @@
     loss, terms = objective(images)
     loss.backward()
 
-Everything that trains, counts, times or explains a step calls these.
+The trainers, the calculator and the benchmarks all call these; no other copy of the step exists.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Objective:
     """A student's loss on a batch.
 
     Args:
-        student: what learns.
+        student: the prompt learner.
         names: the class names (C).
         shard_classes: in a job of several ranks, each encodes a share of the names.
     """
@@ -34,8 +34,8 @@ class Objective:
     def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
         if len(names) < 2:
             raise ValueError(
-                f"There is nothing to learn about {len(names)} class names {list(names)}: expected at least 2, such as those "
-                "of DATASET.SUBSAMPLE_CLASSES all, or with TRAINER.KDPL.CLASS_AGNOSTIC a vocabulary's."
+                f"Training needs at least 2 class names, got {len(names)}: {list(names)}. Set DATASET.SUBSAMPLE_CLASSES all, "
+                "or with TRAINER.KDPL.CLASS_AGNOSTIC a larger vocabulary."
             )
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
 
@@ -49,14 +49,14 @@ class Objective:
 
 
 class Distillation(Objective):
-    """KDPL (arXiv:2407.03056): the divergence of a student from a frozen teacher, over the same names. No label enters it.
+    """KDPL (arXiv:2407.03056): the divergence of a student from a frozen teacher over the same names, without labels.
 
     Args:
-        student: what learns.
+        student: the prompt learner.
         teacher: a frozen CLIP, or a `Teacher` over these names.
         names: the class names; with `k_max` a vocabulary.
         template: the teacher's sentence, with `{}` for the name; by default the student's.
-        k_max: class-agnostic: for each batch the `k_max` names that the teacher finds most probable are selected.
+        k_max: for class-agnostic training: in each batch only the teacher's `k_max` most probable names are used.
         loss: "symmetric" (the default), "forward" or "reverse", see `distillation_loss`.
         temperature: divides both logits.
         logit_scale: the factor of the teacher's logits: "student" (as published), "own" or a number.
@@ -86,15 +86,15 @@ class Distillation(Objective):
         super().__init__(student, names, shard_classes)
         if k_max and student.class_specific:
             raise ValueError(
-                f"{type(student).__name__} has prompts of its own for every class, which cannot be learned for names that are "
-                "selected anew for each batch: leave k_max out, or the class-specific prompts."
+                f"{type(student).__name__} has class-specific prompts, which cannot be learned for names that change with "
+                "every batch: leave k_max out, or the class-specific prompts."
             )
         if isinstance(teacher, Clip):
             normalization = student.clip.mean, student.clip.std
             sentence = template or student.template
             teacher = Teacher(teacher, self.names, sentence, *normalization, logit_scale, cached=bool(k_max))
         if teacher.names != self.names:
-            raise ValueError(f"The teacher's {len(teacher.names)} names are not the objective's {len(names)}, in this order.")
+            raise ValueError(f"The teacher's {len(teacher.names)} names differ from the objective's {len(names)}.")
         self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
         self.selection = SelectionReport(self.names) if k_max else None
         self.prepared = None if k_max else self._prepare(self.names)
@@ -110,10 +110,10 @@ class Distillation(Objective):
         """Return the loss of a batch, to call `backward()` on, and the terms to report.
 
         Args:
-            images: `(B, 3, H, W)`, normalised for the student; None if all features that are needed are known.
-            teacher_features: the teacher's image features `(B, d_T)`, if they are known.
-            frozen_features: the frozen student's image features `(B, d)`, if they are known.
-            share: of the whole batch that these images are, in a job of several ranks.
+            images: `(B, 3, H, W)`, normalised for the student; None if all needed features are given.
+            teacher_features: the teacher's image features `(B, d_T)`, if already computed.
+            frozen_features: the frozen student's image features `(B, d)`, if already computed.
+            share: this rank's fraction of the whole batch, in a job of several ranks.
 
         Returns:
             The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers and, if
@@ -138,7 +138,7 @@ class Distillation(Objective):
 
 
 class CrossEntropy(Objective):
-    """The supervised baselines: cross-entropy on labels, with the student's own regularisers in `loss`."""
+    """Cross-entropy on labels, for the supervised baselines; `loss` includes the student's own regularisers."""
 
     def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
         super().__init__(student, names, shard_classes)
@@ -150,7 +150,7 @@ class CrossEntropy(Objective):
         Args:
             images: `(B, 3, H, W)`, normalised for the student.
             labels: `(B,)`.
-            frozen_features: the frozen student's image features `(B, d)`, if they are known.
+            frozen_features: the frozen student's image features `(B, d)`, if already computed.
         """
         student, frozen = self.student, self._frozen(images, frozen_features)
         with student.clip.autocast():

@@ -1,4 +1,4 @@
-"""The choice of names when the class names are unknown (KDPL-CA, arXiv:2407.03056), and a report of the choices."""
+"""Selection of names when the class names are unknown (KDPL-CA, arXiv:2407.03056), and a report of it."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ COLUMNS = ("name", "times_selected", "share_of_batches", "mean_probability")
 
 
 class SelectionReport:
-    """Counts, on the device and without waiting for it, how often each name is selected and how probable it was.
+    """Counts how often each name is selected and how probable it was, on the device and without synchronising.
 
     Args:
         names: the vocabulary `(V)`.
@@ -24,15 +24,15 @@ class SelectionReport:
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
         self.batches = 0
-        self._times = torch.zeros(len(self.names), dtype=torch.float64)  # float: its sums are deterministic on a GPU too
+        self._times = torch.zeros(len(self.names), dtype=torch.float64)  # float: sums are deterministic on a GPU too
         self._probability = torch.zeros(len(self.names), dtype=torch.float64)  # sum over the batches that selected it
 
     @torch.no_grad()
     def add(self, indices: Tensor, probabilities: Tensor) -> None:
-        """Take note of one batch.
+        """Count one batch.
 
         Args:
-            indices: of the selected names, each once, `(K,)`.
+            indices: of the selected names, distinct, `(K,)`.
             probabilities: their mean probabilities in the batch, `(K,)`.
         """
         if self._times.device != indices.device:
@@ -42,7 +42,7 @@ class SelectionReport:
         self._probability[indices] += probabilities.double()
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write a CSV file of the names that were selected at all, by falling count, then by falling probability.
+        """Write a CSV file of the names that were ever selected, by falling count, then by falling probability.
 
         Its columns are `COLUMNS`; the mean probability is over the batches that selected the name.
 
@@ -66,7 +66,7 @@ class SelectionReport:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: it counts another number of names.
+            ValueError: the state is from a vocabulary of another size.
         """
         if len(state["times"]) != len(self.names):
             raise ValueError(
@@ -79,12 +79,12 @@ class SelectionReport:
 
 @torch.no_grad()
 def select_names(teacher_logits: Tensor, k: int, weight: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return the k names that the teacher finds most probable in the mean over the batch, and these probabilities.
+    """Return the k names with the highest teacher probability, averaged over the batch, and these probabilities.
 
     Args:
         teacher_logits: `(B, V)` over a vocabulary; the softmax over it is computed in fp32.
-        k: how many names; more than V means all.
-        weight: the share of the whole batch that these images are, in a job of several ranks.
+        k: number of names; more than V means all.
+        weight: this rank's fraction of the whole batch, in a job of several ranks.
 
     Returns:
         Indices `(k,)` by falling probability, and mean probabilities `(k,)`.

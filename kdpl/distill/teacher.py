@@ -1,4 +1,4 @@
-"""The frozen teacher: a large CLIP that gives a distribution over class names for the student's augmented images."""
+"""The frozen teacher: a large CLIP whose distribution over class names is the target for the student."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ class Teacher:
 
     Args:
         clip: the teacher.
-        names: class names `(C)`; their text features are encoded once, here.
+        names: class names `(C)`; their text features are computed once, at construction.
         template: a sentence with `{}` for the name.
-        input_mean, input_std: normalisation of the images it will be given, the student's.
+        input_mean, input_std: normalisation of the images it is called with, the student's.
         logit_scale: "student" (as published), "own", or a number.
         cached: read the names' features from the cache on disk, or write them there; for a vocabulary.
-        text_features: the normalised features `(C, d)` of the names, if they are known.
+        text_features: the normalised features `(C, d)` of the names, if already computed.
 
     Raises:
         ValueError: `logit_scale` is none of these.
@@ -42,37 +42,37 @@ class Teacher:
     ):
         self.clip, self.names = clip, list(names)
         if text_features is None:
-            with torch.autocast(clip.device.type, enabled=False):  # whatever the caller's
+            with torch.autocast(clip.device.type, enabled=False):  # independent of the caller's autocast
                 encode = cached_text_features if cached else lambda *_: sentence_features(clip, fill(template, names))
                 text_features = encode(clip, self.names, template)
         self.text_features = text_features.to(clip.device)  # (C, d)
         self.logit_scale = parse_logit_scale(logit_scale)
 
-        # Images come normalised the student's way: x * std + mean, then (· - mean') / std', as one multiply and add.
+        # Images are normalised for the student: x * std + mean, then (· - mean') / std', as one multiply and one add.
         ours, theirs = ((torch.tensor(m), torch.tensor(s)) for m, s in ((input_mean, input_std), (clip.mean, clip.std)))
         self._same_normalization = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
         self._gain = (ours[1] / theirs[1]).view(3, 1, 1).to(clip.device)
         self._bias = ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1).to(clip.device)
 
     def adapt(self, images: Tensor) -> Tensor:
-        """Return the same views `(B, 3, H, W)`, resized and normalised the teacher's way: `(B, 3, resolution, resolution)`."""
+        """Resize and normalise images `(B, 3, H, W)` for the teacher: `(B, 3, resolution, resolution)`."""
         size = (self.clip.resolution, self.clip.resolution)
         if images.shape[-2:] != size:
             images = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
         return images if self._same_normalization else images * self._gain + self._bias
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return the normalised image features `(B, d)` in fp32 of images normalised the student's way."""
+        """Return the normalised image features `(B, d)` in fp32 of images normalised for the student."""
         with torch.inference_mode(), self.clip.autocast(frozen=True):
             features = F.normalize(self.clip.image_features(self.adapt(images)).float(), dim=-1)
-        return features.clone()  # of an inference tensor: it may take part in autograd
+        return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 
     @torch.no_grad()
     def logits(self, features: Tensor, student_scale: Tensor) -> Tensor:
         """Return the logits `(B, C)` in fp32 of image features `(B, d)`.
 
         Args:
-            student_scale: exp(logit_scale) of the student, used where `logit_scale` is "student".
+            student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
         return similarity_logits(self.scale(student_scale), features, self.text_features)
 

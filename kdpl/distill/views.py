@@ -14,50 +14,45 @@ from torch import Tensor
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
+from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder
+from kdpl.common.rows.digests import file_digests
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader
 
-_IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; the shards found at the start follow
+_IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; 2, 3, ... are the shards found at the start
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The identity of an image: its name in the data set, and size and time of change (ns) of its file."""
+    """The identity of an image: its name in the data set, by which its views are drawn, and a digest of its file's content."""
 
     name: str
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: str | os.PathLike, root: str | os.PathLike) -> "ImageFile":
-        """Return that of a file; its name is its path below `root` where it lies there.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        path = os.path.abspath(path)
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise FileNotFoundError(f"No image at '{path}' ({error.strerror}). Check DATASET.ROOT.") from None
-        below = os.path.relpath(path, os.path.abspath(root)) if root else path
-        return cls(path if below.startswith("..") else below, status.st_size, status.st_mtime_ns)
+    content: str
 
     def key(self, view: int) -> bytes:
-        return key_of(self.name, self.size, self.changed, view)
+        return key_of(self.name, self.content, view)
+
+
+def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile]:
+    """Return the identities of a training set's images, whose names are their paths below `root`.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+    """
+    return [ImageFile(name_below(p, root), digest.hex()) for p, digest in zip(paths, file_digests(paths), strict=True)]
 
 
 class FeatureTable:
-    """Features `(d,)` by image and view: those found in a store, and those put in since.
+    """Features `(d,)` by image and view: those found in a store, and those added since.
 
     Args:
-        images: the training set, N of them.
-        views: V of each.
+        images: the training set (N).
+        views: V, the number of views per image.
         width: d.
-        dtype: float16 or float32; what is put in is rounded to it, so that it reads the same from memory and disk.
-        store: their cache on disk; None: memory only.
+        dtype: float16 or float32; features are rounded to it, so that they are the same in memory and on disk.
+        store: the cache on disk; None: memory only.
     """
 
     def __init__(self, images: Sequence[ImageFile], views: int, width: int, dtype: torch.dtype, store: RowStore | None = None):
@@ -65,7 +60,7 @@ class FeatureTable:
         shape = (len(images), views)
         self.known = torch.zeros(shape, dtype=torch.bool)
         self._segment, self._row = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.long)
-        self._memory: Tensor | None = None  # (N * V, d), in place: pages that nothing is put into take no memory
+        self._memory: Tensor | None = None  # (N * V, d), allocated at once: pages without features take no memory
         self._own: np.ndarray | None = None
         self.writable = store is not None
         self._shards: list[np.ndarray] = []
@@ -74,7 +69,7 @@ class FeatureTable:
 
     @property
     def missing(self) -> int:
-        """How many features are not known."""
+        """The number of features that are not known."""
         return int((~self.known).sum())
 
     def get(self, index: Tensor, view: Tensor) -> Tensor:
@@ -87,7 +82,7 @@ class FeatureTable:
         return features
 
     def put(self, index: Tensor, view: Tensor, features: Tensor) -> None:
-        """Take in features `(B, d)`; what is not finite is left out."""
+        """Add features `(B, d)`; those that are not finite are left out."""
         finite = torch.isfinite(features).all(1)
         index, view, features = index[finite], view[finite], features[finite].to(self.dtype)
         if not len(index):
@@ -98,7 +93,7 @@ class FeatureTable:
         self.known[index, view] = True
 
     def sync(self) -> None:
-        """Make the operating system write everything that was put in to the disk, if there is a store."""
+        """Sync all added features to disk, if there is a store."""
         if self.store is not None:
             self.store.sync()
 
@@ -140,22 +135,22 @@ class ViewFeatures:
     """A frozen tower's features of views, computed when a view is first seen.
 
     Args:
-        compute: normalised images `(n, 3, H, W)` to features `(n, d)`.
-        table: where they are kept.
-        chunk: images that are computed together. It is always this many, filled up with blank ones, so that an image's feature
-            is bit-identical whatever else is in the batch.
-        device: where the features are given.
+        compute: maps normalised images `(n, 3, H, W)` to features `(n, d)`.
+        table: stores the features.
+        chunk: number of images computed together. Smaller chunks are padded with blank images, so that an image's feature is
+            bit-identical whatever else is in the batch.
+        device: of the returned features.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], table: FeatureTable, chunk: int, device: torch.device):
         self.compute, self.table, self.chunk, self.device = compute, table, chunk, device
 
     def missing(self, index: Tensor, view: Tensor) -> Tensor:
-        """Return which images' pixels are needed, `(B,)`."""
+        """Return a mask `(B,)` of the images whose features are not known, so that their pixels are needed."""
         return ~self.table.known[index, view]
 
     def agree(self) -> None:
-        """Forget what not every rank has found, so that all know the same from now on; rank 0 alone writes to the disk."""
+        """Forget features that not every rank has found, so that all ranks know the same; only rank 0 writes to disk."""
         if distributed.world() > 1:
             self.table.known &= distributed.total(self.table.known.int()) == distributed.world()
             self.table.writable &= distributed.is_main()
@@ -165,7 +160,7 @@ class ViewFeatures:
 
         Args:
             batch: of an `EpochLoader` with views.
-            pixels: normalised images `(len(batch["rows"]), 3, H, W)`; None where nothing is missing.
+            pixels: normalised images `(len(batch["rows"]), 3, H, W)`; None if nothing is missing.
         """
         index, view, rows = batch["index"], batch["view"], batch["rows"]
         missing = self.missing(index, view).nonzero().squeeze(1)
@@ -181,7 +176,7 @@ class ViewFeatures:
         return features.to(self.device, non_blocking=True).float()
 
     def _put_for_all(self, batch: dict[str, Any], features: Tensor) -> None:
-        """Take in what this rank has computed and what the others have, in the order of the whole batch."""
+        """Add the features that this and the other ranks have computed, in the order of the whole batch."""
         index, view = batch["all_index"], batch["all_view"]
         missing = self.missing(index, view)
         if missing.any():
@@ -197,19 +192,19 @@ def view_features(
     folder: str,
     pixels: object,
 ) -> ViewFeatures:
-    """Return a frozen tower's features of a training set's views, with those that a cache on disk has.
+    """Return a frozen tower's features of a training set's views, including those in a cache on disk.
 
     Args:
-        clip: the tower's.
-        compute: normalised images `(n, 3, H, W)` to features `(n, d)`.
+        clip: the CLIP of the tower.
+        compute: maps normalised images `(n, 3, H, W)` to features `(n, d)`.
         loader: of the training set, with views.
-        images: the training set's.
+        images: of the training set.
         folder: of the cache; empty: none.
-        pixels: how images are normalised, which distinguishes features as their weights do.
+        pixels: the normalisation of images; features with another one are stored apart.
     """
     autocast = clip.frozen_autocast_dtype
     halved = clip.dtype != torch.float32 or autocast is not None
-    dtype = torch.float16 if halved else torch.float32  # so that fp32 is exact, and half precision half the size
+    dtype = torch.float16 if halved else torch.float32  # exact for fp32, half the size for half precision
     store = None
     if folder:
         meaning = {

@@ -1,4 +1,4 @@
-"""What a training run takes, before it is started: the counted operations of its steps priced on a machine."""
+"""Time and memory of a training run before it starts: the counted operations of its steps, priced on a machine."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,11 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from kdpl import students
-from kdpl.clip.loading import describe
-from kdpl.clip.precision import cpu_has_bf16, effective_precision
 from kdpl.common.messages import short_reason
-from kdpl.config.choices import ConfigError
-from kdpl.experiments.cost import PARTS, Settings, StepCost, count_step
+from kdpl.config.choices import ConfigError, is_distilled
+from kdpl.experiments.cost import PARTS, StepCost, count_step
 from kdpl.experiments.machines import EXCHANGE, LINK, Machine
+from kdpl.text.vocabulary import load_vocabulary
 
 
 class Run(NamedTuple):
@@ -34,11 +33,11 @@ class Run(NamedTuple):
         return self.images // self.batch
 
     @property
-    def epochs(self) -> tuple[int, int]:
-        """Epochs that compute the features of frozen towers, and epochs that know them."""
+    def epochs(self) -> dict[str, int]:
+        """Epochs that compute the features of frozen towers, and epochs that know them; only those there are."""
         total, views = self.cfg.OPTIM.MAX_EPOCH, self.cfg.TRAINER.KDPL.VIEWS
         fresh = 0 if views and self.warm else min(total, views or total)
-        return fresh, total - fresh
+        return {kind: n for kind, n in (("fresh", fresh), ("known", total - fresh)) if n}
 
 
 class Estimate(NamedTuple):
@@ -46,8 +45,7 @@ class Estimate(NamedTuple):
 
     parts: dict[str, float]  # seconds of a step, by part
     flops: dict[str, int]
-    compute: float  # seconds of a step without its data
-    step: float
+    step: float  # seconds of a step with its data
     memory: dict[str, float]  # bytes at the peak, by what they hold
 
 
@@ -55,80 +53,61 @@ def class_names(count: int) -> list[str]:
     """Return real class names, so that prompts have real lengths: ImageNet's, then nouns."""
     from open_clip import IMAGENET_CLASSNAMES
 
-    names = list(IMAGENET_CLASSNAMES[:count])
+    names = list(IMAGENET_CLASSNAMES)
     if count > len(names):
-        from kdpl.text.vocabulary import load_vocabulary
-
-        names = list(dict.fromkeys([*names, *load_vocabulary("imagenet21k")]))[:count]
+        names = list(dict.fromkeys([*names, *load_vocabulary("imagenet21k")]))
     if count > len(names):
         raise ConfigError(f"--classes is {count}, expected at most {len(names)}: there are no more names to count with.")
-    return names
+    return names[:count]
 
 
-def settings_of(run: Run, device_type: str, cached: bool) -> Settings:
-    """Return what one rank's step is made of."""
+def count(run: Run, device_type: str, cached: bool) -> StepCost:
+    """Return the counts of one rank's step.
+
+    Args:
+        cached: the features of frozen towers are known.
+
+    Raises:
+        ConfigError: a step of these CLIPs cannot be run in their precisions.
+    """
     cfg, options = run.cfg, run.cfg.TRAINER.KDPL
-    distilled = cfg.TRAINER.NAME.startswith("KDPL_")
-    names = min(options.K_MAX, run.classes) if distilled and options.CLASS_AGNOSTIC else run.classes
+    names = min(options.K_MAX, run.classes) if is_distilled(cfg.TRAINER.NAME) and options.CLASS_AGNOSTIC else run.classes
     if options.SHARD_CLASSES:
         names = -(-names // run.ranks)
-    prec = cfg.TRAINER[run.learner.node].PREC
-    own = effective_precision(prec, device_type)
-    frozen = effective_precision(prec, device_type, frozen=True) if device_type == "cpu" and cpu_has_bf16() else own
-    return Settings(
-        run.learner,
-        cfg.TRAINER[run.learner.node],
-        cfg.MODEL.BACKBONE.NAME,
-        options.TEACHER if distilled else "",
-        class_names(names),
-        -(-run.batch // run.ranks),
-        own,
-        frozen,
-        effective_precision(options.PREC, device_type, frozen=True),
-        options.MAX_TEXT_ROWS,
-        cached,
-    )
-
-
-def counted(settings: Settings) -> StepCost:
     try:
-        return count_step(settings)
+        return count_step(cfg, class_names(names), -(-run.batch // run.ranks), device_type, cached)
     except (RuntimeError, AttributeError) as error:  # from inside a tower: most likely it is not made for half precision
         raise ConfigError(
-            f"A step of student '{settings.student}' in {settings.student_precision} and teacher '{settings.teacher}' in "
-            f"{settings.teacher_precision} cannot be run ({short_reason(error)}). Try --precision amp or fp32, or another CLIP."
+            f"A step of student '{cfg.MODEL.BACKBONE.NAME}' in {cfg.TRAINER[run.learner.node].PREC} and teacher "
+            f"'{options.TEACHER}' in {options.PREC} cannot be run ({short_reason(error)}). Try --precision amp or fp32, or "
+            "another CLIP."
         ) from error
 
 
-def price(run: Run, settings: Settings, cost: StepCost, machine: Machine) -> Estimate:
+def price(run: Run, cost: StepCost, machine: Machine) -> Estimate:
     """Return what a step that has been counted takes on a machine."""
-    tally = cost.tally
-    parts = {part: sum(machine.seconds(op) * n for op, n in tally.ops.items() if op.part == part) for part in PARTS}
+    parts = {part: sum(machine.seconds(op) * n for op, n in cost.tally.ops.items() if op.part == part) for part in PARTS}
     if run.ranks > 1:
         parts["exchange"] = EXCHANGE + cost.learned_bytes / LINK
         if run.cfg.TRAINER.KDPL.SHARD_CLASSES:  # features there, gradients back
-            parts["exchange"] += 2 * (EXCHANGE + 4 * run.classes * describe(settings.student).embed_dim / LINK)
+            parts["exchange"] += 2 * (EXCHANGE + 4 * run.classes * cost.embed_dim / LINK)
     compute = sum(parts.values())
-    pixels = not (settings.cached and run.learner.image_features_are_frozen)
     workers = run.cfg.DATALOADER.NUM_WORKERS
-    data = settings.batch * machine.image_seconds / max(1, workers) if pixels else 0.0
+    data = cost.batch * machine.image_seconds / max(1, workers) if cost.reads_images else 0.0
     step = max(compute, data) if workers else compute + data  # workers load the next images meanwhile
     memory = {
         "student": cost.student_bytes,
         "teacher": cost.teacher_bytes,
         "prompts and momentum": 2 * cost.learned_bytes,
-        "text, kept for its gradient": tally.kept["text"],
-        "activations": tally.peak - tally.kept["text"],
-        "process" if machine.waits else "CUDA": machine.resident,
+        "activations": cost.tally.peak,
+        "process" if machine.device_type == "cpu" else "CUDA": machine.resident,
     }
-    flops = {part: tally.flops(part) for part in PARTS}
-    return Estimate({**parts, "data": data}, flops, compute, step, memory)
+    return Estimate({**parts, "data": data}, {part: cost.tally.flops(part) for part in PARTS}, step, memory)
 
 
 def summarise(run: Run, machine: Machine, estimates: dict[str, Estimate]) -> dict[str, object]:
     """Return seconds of an epoch of each kind and of the run, and GB at the peak."""
     epoch = {kind: run.steps * e.step for kind, e in estimates.items()}
-    counts = dict(zip(("fresh", "known"), run.epochs, strict=True))
     peak = max(sum(e.memory.values()) for e in estimates.values())
     return {
         "trainer": run.cfg.TRAINER.NAME,
@@ -136,9 +115,9 @@ def summarise(run: Run, machine: Machine, estimates: dict[str, Estimate]) -> dic
         "basis": machine.basis,
         "gpus": run.ranks,
         "steps_per_epoch": run.steps,
-        "epochs": {kind: n for kind, n in counts.items() if n},
+        "epochs": run.epochs,
         "epoch_s": epoch,
-        "run_s": sum(counts[kind] * seconds for kind, seconds in epoch.items()),
+        "run_s": sum(n * epoch[kind] for kind, n in run.epochs.items()),
         "peak_gb": peak / 1e9,
         "fits": peak <= machine.memory,
     }
@@ -149,26 +128,22 @@ TITLES = {"fresh": "augmented afresh", "known": "known views"}
 
 def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], summary: dict) -> None:
     cfg = run.cfg
-    teacher = f", teacher {cfg.TRAINER.KDPL.TEACHER}" if cfg.TRAINER.NAME.startswith("KDPL_") else ""
+    teacher = f", teacher {cfg.TRAINER.KDPL.TEACHER}" if is_distilled(cfg.TRAINER.NAME) else ""
     print(
         f"ESTIMATE for {cfg.TRAINER.NAME}, student {cfg.MODEL.BACKBONE.NAME}{teacher}\n{run.classes:,} classes, "
         f"{run.images:,} images, batch {run.batch}, {cfg.OPTIM.MAX_EPOCH} epochs of {run.steps:,} steps; "
         f"{run.ranks} x {machine.name} ({machine.basis})\n"
     )
-    first = next(iter(estimates.values()))
-    rows = []
-    for part in first.parts:
-        row = {"a step, ms": part}
-        for kind, e in estimates.items():
-            row |= {f"GFLOP, {TITLES[kind]}": e.flops.get(part, 0) / 1e9, f"ms, {TITLES[kind]}": e.parts[part] * 1e3}
-        rows.append(row)
-    total = {"a step, ms": "step"}
-    for kind, e in estimates.items():
-        total |= {f"GFLOP, {TITLES[kind]}": sum(e.flops.values()) / 1e9, f"ms, {TITLES[kind]}": e.step * 1e3}
-    print(tabulate([*rows, total], headers="keys", floatfmt=",.1f"))
-    memory = max(estimates.values(), key=lambda e: sum(e.memory.values())).memory
-    table = [*({"memory, GB": what, "GB": size / 1e9} for what, size in memory.items())]
-    print("\n" + tabulate([*table, {"memory, GB": "peak", "GB": summary["peak_gb"]}], headers="keys", floatfmt=".2f"))
+    several = list(estimates.values())
+    rows = [
+        [part, *(n for e in several for n in (e.flops.get(part, 0) / 1e9, e.parts[part] * 1e3))] for part in several[0].parts
+    ]
+    rows.append(["step", *(n for e in several for n in (sum(e.flops.values()) / 1e9, e.step * 1e3))])
+    headers = ["a step, ms", *(f"{unit}, {TITLES[kind]}" for kind in estimates for unit in ("GFLOP", "ms"))]
+    print(tabulate(rows, headers, floatfmt=",.1f"))
+    memory = max(several, key=lambda e: sum(e.memory.values())).memory
+    sizes = [*((what, size / 1e9) for what, size in memory.items()), ("peak", summary["peak_gb"])]
+    print("\n" + tabulate(sizes, ["memory, GB", "GB"], floatfmt=".2f"))
     if not summary["fits"]:
         print(f"\nThis does not fit: one {machine.name} has {machine.memory / 1e9:.0f} GB. Lower --batch or MAX_TEXT_ROWS.")
     times = ", ".join(

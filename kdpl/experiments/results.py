@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.config.influence import unfollowed
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -26,6 +28,7 @@ _RUN = {
     "train_seconds": 0.0,
     "epoch": 0,
     "config": "",
+    "manifest": None,
 }
 _IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
 _ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
@@ -33,24 +36,23 @@ _RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macr
 
 
 class ResultsError(ValueError):
-    """A results file that is damaged, or that this version cannot read."""
+    """A results file is damaged, or this version cannot read it."""
 
 
 class NewerSchemaError(ResultsError):
-    """A results file of a schema that only a newer version of kdpl reads."""
+    """A results file has a schema that only a newer version of kdpl reads."""
 
 
 def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
     """Add the result of one test to `output_dir/results.json`.
 
-    An earlier result of the same data set, split, classes and domains is replaced. A file that is damaged, or of
-    another run (trainer, backbone, teacher, seed or shots differ), is moved aside and a line says so: the new result
-    is never lost over it.
+    An earlier result of the same data set, split, classes and domains is replaced. A damaged file, or one from another run
+    (trainer, backbone, teacher, seed or shots differ), is moved aside with a warning: the new result is never lost over it.
 
     Args:
         output_dir: the run's output folder; it is made if missing.
         run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
-            epoch, config (the whole configuration as text or nested dict), and where known config_name (stem of the
+            epoch, config (the whole configuration as text or nested dict), and if known config_name (stem of the
             trainer's configuration file) and model_dir (the output folder of the training run that is tested).
         result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
             num_images, and accuracy, error_rate and macro_f1 in percent.
@@ -62,7 +64,7 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
         ValueError: `run` or `result` has a key that is not known, or `result` lacks one.
     """
     _check_keys("run", run, known=_RUN)
-    _check_keys("result", result, known=_RESULT, needed=_RESULT)
+    _check_keys("result", result, known=(*_RESULT, "class_names"), needed=_RESULT)
     path = Path(output_dir, FILE_NAME)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     header = {
@@ -98,11 +100,11 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     if path.is_dir():
         path /= FILE_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultsError(f"'{path}' is damaged, it is not JSON ({error}). Move it away and test again.") from None
+    except (UnsafeTextError, IsADirectoryError) as error:
+        raise ResultsError(f"'{path}' is damaged: it is not JSON ({error}). Move it away and test again.") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise NewerSchemaError(f"'{path}' is of schema {schema}, this version reads up to {SCHEMA}: use a newer kdpl.")
@@ -113,7 +115,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def same_dataset(a: str, b: str) -> bool:
-    """Whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
+    """Return whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
     return _plain(a) == _plain(b)
 
 
@@ -123,6 +125,7 @@ def missing_datasets(
     classes: str = "all",
     split: str = "test",
     model_dir: str | os.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return which of the data sets have no result in a run's folder.
 
@@ -130,17 +133,27 @@ def missing_datasets(
         datasets: names (see `same_dataset`); none: any data set will do, and the missing one is called "any".
         classes, split: which result.
         model_dir: the folder of the training run that was tested; results older than its own do not count.
+        settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
 
     Raises:
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
     """
-    entries = [e for e in _entries_or_none(Path(folder)) if (e["classes"], e["split"]) == (classes, split)]
+    run = _run_or_none(Path(folder))
+    recorded = ((run or {}).get("manifest") or {}).get("config") or {}
+    if settings is not None and unfollowed(recorded) != unfollowed(settings):
+        run = None
+    entries = [e for e in (run or {}).get("results", ()) if (e["classes"], e["split"]) == (classes, split)]
     if model_dir is not None:
-        trained = max((entry["time"] for entry in _entries_or_none(Path(model_dir))), default="")
+        trained = max((entry["time"] for entry in (_run_or_none(Path(model_dir)) or {}).get("results", ())), default="")
         entries = [entry for entry in entries if entry["time"] >= trained]
     if not datasets:
         return [] if entries else ["any"]
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def recorded_manifest(folder: str | os.PathLike) -> Any:
+    """Return the manifest in a folder's results file; None without one."""
+    return (_run_or_none(Path(folder)) or {}).get("manifest")
 
 
 def _check_keys(what: str, given: dict[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
@@ -159,10 +172,11 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     except ResultsError as error:
         _move_aside(path, "damaged", str(error))
         return []
-    differing = [key for key in _IDENTITY if earlier[key] != header[key]]
-    if differing:
-        changes = ", ".join(f"{key} {earlier[key]!r}, now {header[key]!r}" for key in differing)
-        _move_aside(path, "other", f"'{path}' is of another run ({changes}).")
+    pairs = {key: (earlier[key], header[key]) for key in _IDENTITY}
+    pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
+    changes = ", ".join(f"{key} {then!r}, now {now!r}" for key, (then, now) in pairs.items() if then != now)
+    if changes:
+        _move_aside(path, "other", f"'{path}' is from another run ({changes}).")
         return []
     return earlier["results"]
 
@@ -172,11 +186,11 @@ def _move_aside(path: Path, reason: str, why: str) -> None:
     while (aside := path.with_name(f"{path.name}.{reason}-{n}")).exists():
         n += 1
     os.replace(path, aside)
-    print(f"Warning: {why} It is kept as '{aside}', and a new file is begun.")
+    print(f"Warning: {why} It is saved as '{aside}', and a new file begins.")
 
 
 def _problem(content: dict[str, Any]) -> str | None:
-    """Say what is wrong with the content of a results file, if anything is."""
+    """Return what is wrong with the content of a results file, or None."""
     if not isinstance(content.get("trainer"), str):
         return f"'trainer' is {content.get('trainer')!r}, expected a name"
     results = content.get("results")
@@ -191,13 +205,13 @@ def _problem(content: dict[str, Any]) -> str | None:
     return None
 
 
-def _entries_or_none(folder: Path) -> list[dict[str, Any]]:
+def _run_or_none(folder: Path) -> dict[str, Any] | None:
     try:
-        return read_results(folder / FILE_NAME)["results"]
+        return read_results(folder / FILE_NAME)
     except NewerSchemaError:
         raise
     except (FileNotFoundError, ResultsError):
-        return []
+        return None
 
 
 def _identity(entry: dict[str, Any], keys: Sequence[str]) -> list[Any]:

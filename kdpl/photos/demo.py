@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji_scenes import category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import category_scenes, class_names, draw
 
 CATEGORY = "activities"
 

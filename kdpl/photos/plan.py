@@ -19,7 +19,7 @@ from kdpl.config.checks import check_values
 from kdpl.config.choices import ConfigError
 from kdpl.config.command_line import CONFIGS
 from kdpl.config.merging import merged_cfg
-from kdpl.datasets.emoji_scenes import EMBEDDED as EMBEDDED_FOLDER
+from kdpl.datasets.emoji.scenes import EMBEDDED as EMBEDDED_FOLDER
 from kdpl.text.templates import DEFAULT
 
 HELD_OUT_SHARE = 0.2

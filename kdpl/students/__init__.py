@@ -1,4 +1,4 @@
-"""The prompt learners: what each learns, and how images and class names become logits."""
+"""Prompt learners: what each of them learns, and how it turns images and class names into logits."""
 
 from kdpl.students.base import Output, Student
 from kdpl.students.cocoop import CoCoOp

@@ -1,4 +1,4 @@
-"""What every prompt learner has: a frozen CLIP, a small module of what is learned, and the way to logits.
+"""The base of every prompt learner: a frozen CLIP, a small module of learned parameters, and the way to logits.
 
 A new learner is a subclass that overrides what differs (docs/new_student.md): `defaults` and `check` are its options,
 `build` fills `self.learned`, `prepare` computes the constants of a list of class names, and `image_features` and
@@ -22,7 +22,7 @@ from kdpl.text.templates import DEFAULT
 
 
 class Output(NamedTuple):
-    """A batch as a student sees it; features are normalised."""
+    """A student's logits and normalised features of a batch."""
 
     logits: Tensor  # (B, C)
     image_features: Tensor  # (B, d)
@@ -32,49 +32,50 @@ class Output(NamedTuple):
 class Shard(NamedTuple):
     """One rank's share of the class names."""
 
-    prepared: Any  # the student's constants of them
-    counts: list[int]  # how many names each rank has
+    prepared: Any  # the student's constants of these names
+    counts: list[int]  # number of names of each rank
 
 
 class Student(nn.Module):
     """A frozen CLIP with learned prompts.
 
-    `self.learned` is the one module that is trained, registered and saved; the names of its parameters are those of the
-    published checkpoints.
+    `self.learned` is the only module that is trained, registered and saved; its parameters have the names of the published
+    checkpoints.
 
     Args:
         clip: the frozen CLIP.
         options: values of the learner's options, `TRAINER.<node>`; missing ones have their defaults.
-        names: the training's class names; only class-specific prompts depend on them.
+        names: the class names of the training; only class-specific prompts depend on them.
         template: the data set's hand-written sentence, with `{}` for the name.
 
     Raises:
         ConfigError: an option is unknown or has a value of another type.
     """
 
-    known: ClassVar[dict[str, type["Student"]]] = {}  # all learners by class name, those from elsewhere too
+    known: ClassVar[dict[str, type["Student"]]] = {}  # all learners by class name, including external ones
 
     node: ClassVar[str]  # the configuration node of its options
     defaults: ClassVar[dict[str, Any]]  # the options, as a literal: kdpl.config.defaults reads it without importing PyTorch
-    model_name: ClassVar[str] = "prompt_learner"  # under which the forks register and save it
-    image_features_are_frozen: ClassVar[bool] = False  # nothing learned touches the image tower
-    reads_frozen_image_features: ClassVar[bool] = False  # they are needed: as its own, or in its regularisers
+    model_name: ClassVar[str] = "prompt_learner"  # the name under which the forks register and save it
+    image_features_are_frozen: ClassVar[bool] = False  # nothing learned affects the image tower
+    reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
+    can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
     learns_class_specific: ClassVar[str] = ""  # the option that gives every class prompts of its own, if there is one
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__name__ in Student.known and Student.known[cls.__name__].__module__.startswith("kdpl.students."):
             return
-        Student.known[cls.__name__] = cls
         if "defaults" in vars(cls):
             add_learner(cls.node, cls.defaults)
+        Student.known[cls.__name__] = cls
 
     def __init__(
         self, clip: Clip, options: Mapping[str, Any] | None = None, names: Sequence[str] = (), template: str = DEFAULT
     ):
         super().__init__()
-        self.clip = clip
+        self.clip, self.names = clip, list(names)
         self.options = learner_options(self.node, options or {})
         self.template = template
         self.learned = nn.Module()
@@ -82,17 +83,34 @@ class Student(nn.Module):
         self.build(names)
 
     def build(self, names: Sequence[str]) -> None:
-        """Register what is learned in `self.learned`."""
+        """Register the learned parameters in `self.learned`."""
         raise NotImplementedError
 
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
-        """Raise a ValueError that names both sides if the CLIP `name` cannot take these options."""
+        """Raise a ValueError that names both values if these options do not fit the CLIP `name`."""
         for key, value in options.items():
             if key.startswith("PROMPT_DEPTH"):
                 cls._check_depth(key, value, architecture, name)
-            elif key.startswith("N_CTX") and value < 1:
-                raise ValueError(f"TRAINER.{cls.node}.{key} is {value}, expected at least 1 token.")
+            elif key.startswith("N_CTX"):
+                if value < 1:
+                    raise ValueError(f"TRAINER.{cls.node}.{key} is {value}, expected at least 1 token.")
+                cls._check_context(key, value, architecture, name, bool(options.get("CTX_INIT")))
+
+    @classmethod
+    def _check_context(cls, key: str, length: int, architecture: Architecture, name: str, words: bool) -> None:
+        if key.endswith("VISION"):
+            return
+        if architecture.no_text_context:
+            raise ValueError(
+                f"TRAINER.{cls.node} learns text context, {key} {length}, which MODEL.BACKBONE.NAME '{name}' cannot take: "
+                f"{architecture.no_text_context} Choose the trainer VPT, or another CLIP, such as 'ViT-B/32'."
+            )
+        if not words and length >= architecture.context_length - 2:
+            raise ValueError(
+                f"TRAINER.{cls.node}.{key} is {length}, but MODEL.BACKBONE.NAME '{name}' takes {architecture.context_length} "
+                "tokens, the class name and its ends among them: set it lower."
+            )
 
     @classmethod
     def _check_depth(cls, key: str, depth: int, architecture: Architecture, name: str) -> None:
@@ -104,6 +122,10 @@ class Student(nn.Module):
         layers = architecture.text_depth if key.endswith("TEXT") else architecture.vision_depth
         if key == "PROMPT_DEPTH":
             layers = min(layers, architecture.text_depth)
+        if not key.endswith("VISION") and depth > 1 and architecture.no_deep_text:
+            raise ValueError(
+                f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}': {architecture.no_deep_text}"
+            )
         if not 1 <= depth <= layers:
             raise ValueError(
                 f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}' has {layers} layers: "
@@ -117,7 +139,7 @@ class Student(nn.Module):
 
     @property
     def class_specific(self) -> bool:
-        """Whether every class of the training has prompts of its own."""
+        """Whether every training class has prompts of its own."""
         return bool(self.learns_class_specific and self.options[self.learns_class_specific])
 
     def prepare(self, names: Sequence[str]) -> Any:
@@ -136,12 +158,12 @@ class Student(nn.Module):
         """Return the frozen CLIP's normalised image features `(B, d)` in fp32, without gradient."""
         with torch.inference_mode(), self.clip.autocast(frozen=True):
             features = F.normalize(self.clip.image_features(images).float(), dim=-1)
-        return features.clone()  # of an inference tensor: it may take part in autograd
+        return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 
     def frozen_text_features(self, names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Return the frozen CLIP's text features `(C, d)` of names, computed once per name.
 
-        They are the normalised mean over the templates of unnormalised features.
+        A feature is the normalised mean over the templates of unnormalised features.
 
         Args:
             templates: sentences with `{}` for the name; by default the data set's hand-written one.
@@ -159,8 +181,8 @@ class Student(nn.Module):
         Args:
             images: `(B, 3, H, W)`, normalised; None if `frozen` is given and `image_features_are_frozen`.
             prepared: what `prepare` (or `prepare_shard`) returned for the class names.
-            text_features: already computed by `encode_names`, in an evaluation.
-            frozen: already computed by `frozen_image_features`, `(B, d)`.
+            text_features: of `encode_names`, if already computed (in an evaluation).
+            frozen: of `frozen_image_features`, `(B, d)`, if already computed.
         """
         own = frozen is None or not self.image_features_are_frozen
         f = self.image_features(images) if own else frozen  # (B, d)
@@ -168,13 +190,13 @@ class Student(nn.Module):
         return Output(similarity_logits(self.logit_scale, f, g), f, g)
 
     def encode_names(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
-        """Return `text_features` of all names, gathered from all ranks if they share the names."""
+        """Return `text_features` of all names, gathered from all ranks if each has a share of them."""
         if isinstance(prepared, Shard):
             return distributed.gather_with_gradient(self.text_features(prepared.prepared), prepared.counts)
         return self.text_features(prepared, image_features)
 
     def prepare_shard(self, names: Sequence[str]) -> Any:
-        """Return the constants of this rank's share of the class names; with one rank of all of them.
+        """Return the constants of this rank's share of the class names; of all of them with one rank.
 
         Raises:
             ValueError: there are fewer names than ranks.
@@ -183,14 +205,14 @@ class Student(nn.Module):
             return self.prepare(names)
         if len(names) < distributed.world():
             raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True cannot share {len(names)} class names among {distributed.world()} processes: "
+                f"TRAINER.KDPL.SHARD_CLASSES True cannot split {len(names)} class names among {distributed.world()} processes: "
                 "set it to False."
             )
         counts = [len(names[distributed.share(len(names), rank)]) for rank in range(distributed.world())]
         return Shard(self.prepare(names[distributed.share(len(names))]), counts)
 
     def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the learner's own terms of the loss by name, weights included; they are added to the main loss.
+        """Return the learner's own loss terms by name, already weighted; they are added to the main loss.
 
         Args:
             frozen: `frozen_image_features` of the batch `(B, d)`, if `reads_frozen_image_features`.
@@ -198,7 +220,7 @@ class Student(nn.Module):
         return {}
 
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
-        """Finish an epoch, counted from 0."""
+        """Finish epoch number `epoch`, counted from 0."""
         for ensemble in self._ensembles.values():
             ensemble.flush()
 

@@ -1,4 +1,4 @@
-"""CoCoOp (arXiv:2203.05557): a small net shifts the context tokens by each image's feature."""
+"""CoCoOp (arXiv:2203.05557): a small network shifts the context tokens for each image."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

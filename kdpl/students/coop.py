@@ -1,4 +1,4 @@
-"""CoOp (arXiv:2109.01134): learned context tokens before, around or behind the class name."""
+"""CoOp (arXiv:2109.01134): learned context tokens before, around or after the class name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,10 +34,10 @@ class CoOp(Student):
             check_choice(key, options["CLASS_TOKEN_POSITION"], CLASS_TOKEN_POSITIONS)
 
     def prepare(self, names: Sequence[str]) -> PromptLayout:
-        if self.class_specific and len(names) != len(self.learned.ctx):
+        if self.class_specific and list(names) != self.names:
             raise ValueError(
-                f"TRAINER.COOP.CSC True learned a context for each of {len(self.learned.ctx)} classes and has none for a list "
-                f"of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
+                f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.names)} classes and cannot be used with "
+                f"another list, of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
             )
         return self.context.layout(names, self.class_specific)
 

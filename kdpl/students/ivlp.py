@@ -1,4 +1,4 @@
-"""IVLP: independent text and visual prompts, the learner that PromptSRC regularises (arXiv:2307.06948)."""
+"""IVLP: independent text and visual prompts, which PromptSRC regularises (arXiv:2307.06948)."""
 
 from collections.abc import Sequence
 

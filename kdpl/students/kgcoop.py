@@ -1,4 +1,4 @@
-"""KgCoOp (arXiv:2303.13283): CoOp whose text features stay near those of the hand-written sentence."""
+"""KgCoOp (arXiv:2303.13283): CoOp with its text features kept close to those of the hand-written sentence."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from kdpl.students.coop import CoOp
 
 
 class KgCoOp(CoOp):
-    """CoOp with the mean squared distance of its text features to the frozen CLIP's, W times, in the loss."""
+    """CoOp with W times the cosine distance of its text features to the frozen CLIP's in the loss."""
 
     node = "KGCOOP"
     defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "PREC": "fp16", "W": 8.0}
     learns_class_specific = ""
 
     def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return `loss_kg`, W times the squared Euclidean distance, mean over the C names."""
+        """Return `loss_kg`: W times one minus the cosine (half the squared distance), averaged over the C names."""
         g, g0 = output.text_features, self.frozen_text_features(names)  # (C, d)
-        return {"loss_kg": self.options.W * (g - g0).pow(2).sum(-1).mean()}
+        return {"loss_kg": self.options.W * (1 - (g * g0).sum(-1)).mean()}

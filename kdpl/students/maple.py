@@ -10,7 +10,7 @@ from kdpl.students.pieces import TextContext, VisualPrompts, normalized_text, ra
 
 
 class MaPLe(VisualPrompts, Student):
-    """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and the same pair again for each deeper layer."""
+    """Learns `ctx (n, w_t)` with `proj` Linear(w_t, w_v), and such a pair for each deeper layer."""
 
     node = "MAPLE"
     defaults = {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}

@@ -1,4 +1,4 @@
-"""Pieces that prompt learners are made of: text context, visual prompts, and parameters under published names."""
+"""Parts shared by the prompt learners: text context, visual prompts, and parameters under published names."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.model import Clip
+from kdpl.clip.openclip.dense_layout import DenseLayout
+from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.prompt_layout import PromptLayout
 from kdpl.clip.vision_tower import VisionTower
 from kdpl.text.prompts import context_prompts, init_tokens
@@ -15,19 +17,19 @@ INIT_STD = 0.02  # of randomly initialised prompts
 
 
 class TextContext:
-    """The learned context tokens of a text prompt: their initial words and the prompts that hold them.
+    """The learned context tokens of a text prompt: initial values, and the prompts of a list of names.
 
     Args:
         clip: the frozen CLIP.
         words: CTX_INIT; empty: random initialisation.
         n_ctx: N_CTX.
-        fixed_count: True if N_CTX counts (MaPLe, PromptSRC: the first N_CTX tokens of the words are learned), False
-            if the words do (CoOp, CoCoOp: all of them are learned, whatever N_CTX says).
+        fixed_count: True: N_CTX tokens are learned, the first of the words (MaPLe, PromptSRC); False: all tokens of the
+            words, and N_CTX is ignored (CoOp, CoCoOp).
         position: of the class name: "end", "middle" or "front".
     """
 
     def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end"):
-        tokens = init_tokens(words) if words else []
+        tokens = init_tokens(words, clip.tokenizer) if words else []
         if tokens and not fixed_count:
             n_ctx = len(tokens)
         if len(tokens) < n_ctx:
@@ -44,27 +46,28 @@ class TextContext:
         shape = (self.n_ctx, tower.width) if classes is None else (classes, self.n_ctx, tower.width)
         return random_prompts(*shape)
 
-    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout:
+    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout | DenseLayout:
         """Return the prompts of these class names, ready for the text pass."""
-        prompts = context_prompts(names, self.n_ctx, self.words, self.position)
+        prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer)
+        longest = self.clip.text.context_length - self.clip.tokenizer.stripped
         for name, prompt in zip(names, prompts, strict=True):
-            if len(prompt) > self.clip.text.context_length:
+            if len(prompt) > longest:
                 raise ValueError(
                     f"The prompt of class name '{name}' has {len(prompt)} tokens, {self.n_ctx} of them context; the text tower "
-                    f"takes {self.clip.text.context_length}: shorten the name, or the context (N_CTX, CTX_INIT)."
+                    f"takes at most {longest}: shorten the name or the context (N_CTX, CTX_INIT)."
                 )
-        return PromptLayout(self.clip.text, prompts, class_specific)
+        return self.clip.layout(prompts, class_specific)
 
 
 class VisualPrompts:
-    """Mixed into students that prompt the image tower."""
+    """A mixin for students that prompt the image tower."""
 
     def prompted_image_features(self, images: Tensor, prompts: Tensor, deep: Sequence[Tensor]) -> Tensor:
         """Return normalised features `(B, d)` in fp32."""
         return F.normalize(self.vision(images, prompts, deep).float(), dim=-1)
 
     @property
-    def vision(self) -> VisionTower:
+    def vision(self) -> VisionTower | TimmViT:
         return self.clip.vision
 
 
@@ -85,7 +88,7 @@ def random_prompts(*shape: int) -> Tensor:
 
 
 def put_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-    """Register a parameter under a dotted name, as `image_encoder.VPT`, making the modules on the way; return it."""
+    """Register and return a parameter under a dotted name such as `image_encoder.VPT`, creating the modules on its path."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(module, part):

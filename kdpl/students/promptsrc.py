@@ -1,4 +1,4 @@
-"""PromptSRC (arXiv:2307.06948): IVLP kept near the frozen CLIP, and averaged over epochs."""
+"""PromptSRC (arXiv:2307.06948): IVLP regularised towards the frozen CLIP, and averaged over epochs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ class PromptSRC(IVLP):
         "GPA_STD": 1,
     }
     reads_frozen_image_features = True
+    can_train_longer = False  # the weights of its average are those of the planned epochs
 
     def build(self, names: Sequence[str]) -> None:
         super().build(names)
@@ -58,7 +59,7 @@ class PromptSRC(IVLP):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
-        """Add this epoch's parameters to the weighted sum; after the last epoch the sum is the model."""
+        """Add this epoch's parameters to the weighted sum, which becomes the model after the last epoch."""
         super().end_epoch(epoch, max_epoch)
         weight = gaussian_weights(max_epoch, self.options.GPA_MEAN, self.options.GPA_STD)[epoch]
         for name, parameter in self.learned.named_parameters():
@@ -78,6 +79,6 @@ class PromptSRC(IVLP):
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
     """Return the weights N(epoch; mean, std) of epochs 1..E, normalised to sum 1."""
     exponents = [-0.5 * ((epoch - mean) / std) ** 2 for epoch in range(1, epochs + 1)]
-    largest = max(exponents)  # taken out, so that the weights do not all underflow if the mean is far away
+    largest = max(exponents)  # subtracted, so that the weights do not all underflow if the mean is far away
     weights = [math.exp(e - largest) for e in exponents]
     return [w / sum(weights) for w in weights]

@@ -1,1 +1,1 @@
-"""Texts and their features: prompts, sentences, vocabularies."""
+"""Prompts, templates, vocabularies, and cached text features."""

@@ -1,7 +1,7 @@
-"""Text features computed once: a teacher's over a vocabulary, and a student's prompt ensembles, by class name.
+"""A cache of text features by class name: a teacher's over a vocabulary, and a student's prompt ensembles.
 
-On disk they are rows (kdpl/common/rows.py) below `text_features` in the cache folder. A folder of rows belongs to the text
-tower's design and weights and to the sentences; other ones are never read.
+On disk they are rows (kdpl/common/rows/) below `text_features` in the cache folder. A folder of rows belongs to one text
+tower (architecture and weights) and one list of templates; rows of another are never read.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,20 @@ from kdpl.common.files import cache_dir
 from kdpl.common.rows import RowStore, key_of, store_folder
 from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
 
-NAMES_AT_ONCE = 1000  # new names after which they are written
+NAMES_AT_ONCE = 1000  # new names are written to disk in blocks of this size
 
 
 class TextFeatures:
     """The normalised mean over templates of a frozen CLIP's unnormalised text features, by class name.
 
-    Names are computed when they are first asked for, and written every `NAMES_AT_ONCE` names and at `flush`. They are stored
-    in full precision, so that a run that finds them sees the very values of the run that computed them; half precision would
-    move the published losses by more than 1e-4.
+    Features are computed at first use, and written every `NAMES_AT_ONCE` names and at `flush`. They are stored in fp32, so a
+    run that reads them gets bit-identical values; half precision would move the published losses by more than 1e-4.
 
     Args:
         clip: the frozen CLIP; the features are on its device, in fp32.
         templates: sentences with `{}` for the name.
-        among: the list that all names are from, for features that must not depend on which others were computed with them,
-            not even in the last bit: then the names of a call are found all or not at all.
+        among: the list that all names are from. If given, the names of one call are either all read or all computed, so that
+            the features are bit-identical whatever was cached before.
     """
 
     def __init__(self, clip: Clip, templates: Sequence[str], among: Sequence[str] = ()):
@@ -63,7 +62,7 @@ class TextFeatures:
             self._add(found, torch.from_numpy(np.stack(rows)).to(self._table.device))
             new = [n for n in new if n not in self._row_of]
         if new:
-            with torch.autocast(self.clip.device.type, enabled=False):  # whatever the caller's
+            with torch.autocast(self.clip.device.type, enabled=False):  # independent of the caller's autocast
                 self._add(new, ensemble_features(self.clip, new, self.templates, normalize=False))
             self._unwritten += new
             if len(self._unwritten) >= NAMES_AT_ONCE:
@@ -71,14 +70,14 @@ class TextFeatures:
         return self._table[torch.tensor([self._row_of[n] for n in names], device=self._table.device)]
 
     def flush(self) -> None:
-        """Write the names that are not on disk yet; if that is impossible, the run continues without."""
+        """Write the features that are not on disk yet; if they cannot be written, print why and go on."""
         if self._unwritten:
             features = self._table[[self._row_of[n] for n in self._unwritten]].cpu()
             try:
                 self._store.append([key_of(n) for n in self._unwritten], features.numpy())
                 self._store.sync()
             except OSError as error:
-                print(f"The text features are not cached, because '{self._store.folder}' cannot be written: {error}")
+                print(f"Text features are not cached: '{self._store.folder}' cannot be written ({error})")
             self._unwritten = []
 
     def _add(self, names: Sequence[str], features: Tensor) -> None:
@@ -92,7 +91,7 @@ class TextFeatures:
 
 
 def cached_text_features(clip: Clip, names: Sequence[str], template: str) -> Tensor:
-    """Return the normalised text features `(V, d)` of a vocabulary's names in a template, from the cache or computed now."""
+    """Return the normalised text features `(V, d)` of a vocabulary in a template, read from the cache or computed."""
     features = TextFeatures(clip, [template], names)
     first = features.missing(names)
     if first:

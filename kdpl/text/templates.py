@@ -20,15 +20,15 @@ def template_for(dataset: str, override: str = "") -> str:
     """Return the sentence for a data set: `override` (DATASET.TEMPLATE) if given, else the published one.
 
     Raises:
-        ValueError: the override has no place, or more than one, for the class name.
+        ValueError: the override does not hold `{}` exactly once.
     """
     if override and override.count("{}") != 1:
-        raise ValueError(f"DATASET.TEMPLATE '{override}' must hold one '{{}}' for the class name, as '{DEFAULT}' does.")
+        raise ValueError(f"DATASET.TEMPLATE '{override}' must hold one '{{}}' for the class name, as in '{DEFAULT}'.")
     return override or BY_DATASET.get(dataset, DEFAULT)
 
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
-    """Put each class name into a template, underscores read as spaces."""
+    """Put each class name into a template; underscores become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in names]
 
 

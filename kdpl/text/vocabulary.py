@@ -1,4 +1,4 @@
-"""Vocabularies: the names that stand in for unknown class names (class-agnostic mode, arXiv:2407.03056)."""
+"""Vocabularies: the candidate names when the class names are unknown (class-agnostic mode, arXiv:2407.03056)."""
 
 import csv
 import hashlib
@@ -16,19 +16,19 @@ from kdpl.text.prompts import encode
 
 VOCABULARIES = ("imagenet21k", "openimages")
 OPENIMAGES_URL = "https://storage.googleapis.com/openimages/v7/oidv7-class-descriptions.csv"
-COLUMNS = ("ClassName", "DisplayName")  # of a CSV file; the second is Open Images'
-MAX_NAMES = 200_000  # more than WordNet's nouns; a teacher would read more of them for hours
-RESERVE = 24  # start, end, full stop, and a context of 16 vectors or the longest sentence of an ensemble
+COLUMNS = ("ClassName", "DisplayName")  # of a CSV file; Open Images uses the second
+MAX_NAMES = 200_000  # more than WordNet's nouns; a teacher would encode a longer list for hours
+RESERVE = 24  # tokens for start, end, full stop, and 16 context vectors or the longest sentence of an ensemble
 _MAX_BYTES = 64 * 2**20  # of a file
-_TIMEOUT = 30  # seconds without an answer
+_TIMEOUT = 30  # seconds without a response
 
 
 class VocabularyError(ValueError):
-    """A vocabulary is unknown, missing or no list of names."""
+    """A vocabulary is unknown, missing or not a list of names."""
 
 
 def check_vocabulary(name: str) -> None:
-    """Refuse a vocabulary that cannot be found, without reading it.
+    """Check that a vocabulary exists, without reading it.
 
     Raises:
         VocabularyError: `name` is neither one of `VOCABULARIES` nor a file.
@@ -36,31 +36,31 @@ def check_vocabulary(name: str) -> None:
     if name == "imagenet21k":
         _lemma_file()
     elif name not in VOCABULARIES and not Path(name).expanduser().is_file():
-        what = "is a folder, not a file" if Path(name).expanduser().is_dir() else "is no vocabulary and no file"
+        what = "is a folder, not a file" if Path(name).expanduser().is_dir() else "is neither a vocabulary nor a file"
         suggestion = "" if os.path.dirname(name) else did_you_mean(name, VOCABULARIES)
         raise VocabularyError(
             f"TRAINER.KDPL.VOCABULARY '{name}' {what}.{suggestion} Expected {', '.join(VOCABULARIES)}, or the path of "
-            f"a text file with one name a line or of a CSV file with a column {COLUMNS[0]}."
+            f"a text file with one name per line or of a CSV file with a column {COLUMNS[0]}."
         )
 
 
 def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int = 77, reserve: int = RESERVE) -> list[str]:
-    """Return the names of a vocabulary, in its order, each once.
+    """Return the distinct names of a vocabulary, in its order.
 
-    Underscores are read as spaces. Of names that the text towers cannot tell apart, because they differ in case alone
-    or have the same token ids, the first is kept. Names too long for a prompt are left out, and a line is printed.
+    Underscores become spaces. Of names that the text towers cannot distinguish, because they differ only in case or have the
+    same token ids, the first stays. Names too long for a prompt are left out, which is reported in one line.
 
     Args:
         name: `imagenet21k`, the first lemma of each ImageNet-21k synset, from the installed timm; `openimages`, the
-            class descriptions of Open Images V7, downloaded once; or the path of a text file (one name a line) or of a
-            CSV file (with a header, of which the column ClassName is read).
+            class descriptions of Open Images V7, downloaded once; or the path of a text file (one name per line) or of a
+            CSV file (with a header and a column ClassName).
         exclude: names to leave out, compared by token ids: the data set's own class names.
         context_length: of the text towers, in tokens.
-        reserve: how many of these tokens stay free for what surrounds a name.
+        reserve: tokens reserved for the rest of the prompt.
 
     Raises:
-        VocabularyError: an unknown name, or a file that is no list of at least one and at most `MAX_NAMES` usable
-            names; the message says where and why.
+        VocabularyError: an unknown name, or a file without usable names or with more than `MAX_NAMES`; the message says
+            where and why.
     """
     check_vocabulary(name)
     names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(name, lambda: _read_file(Path(name).expanduser()))()
@@ -91,7 +91,7 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int 
         print(f"Vocabulary '{name}': left out {len(by_ids) - len(kept):,} names of the data set's own classes")
     if not kept:
         raise VocabularyError(
-            f"Vocabulary '{name}' holds nothing but the data set's own class names, which are left out: "
+            f"Vocabulary '{name}' holds only the data set's own class names, which are left out: "
             "choose a larger one, or set TRAINER.KDPL.EXCLUDE_CLASSNAMES False."
         )
     return list(kept.values())
@@ -102,12 +102,12 @@ def _normalized(name: str) -> str:
 
 
 def _distinct(names: Iterable[str], source: str) -> list[str]:
-    """Return normalised names, the first of each spelling; blank ones are passed over."""
+    """Return normalised names, the first of those that differ only in case; blank names are skipped."""
     by_lower: dict[str, str] = {}
     for name in map(_normalized, names):
         by_lower.setdefault(name.lower(), name)
         if len(by_lower) > MAX_NAMES:
-            raise VocabularyError(f"Vocabulary '{source}' holds more than {MAX_NAMES:,} names, which is the most: shorten it.")
+            raise VocabularyError(f"Vocabulary '{source}' holds more than {MAX_NAMES:,} names, the maximum: shorten it.")
     by_lower.pop("", None)
     return list(by_lower.values())
 
@@ -116,7 +116,7 @@ def _distinct(names: Iterable[str], source: str) -> list[str]:
 
 
 def _lemma_file() -> Path:
-    spec = importlib.util.find_spec("timm")  # a look for the folder: importing timm would take seconds
+    spec = importlib.util.find_spec("timm")  # finds the folder only: importing timm would take seconds
     path = Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt" if spec and spec.origin else None
     if path is None or not path.is_file():
         raise VocabularyError(
@@ -140,7 +140,7 @@ def _imagenet21k() -> Iterator[str]:
 def _openimages() -> list[str]:
     """Read the class descriptions from the cache, downloading them at first use.
 
-    No checksum of the file is known, so the digest at its first use is written beside it and holds from then on.
+    The file has no published checksum, so its digest at first use is written beside it and compared from then on.
     """
     path = cache_dir() / "vocabularies" / OPENIMAGES_URL.rsplit("/", 1)[1]
     if not path.is_file():
@@ -151,8 +151,8 @@ def _openimages() -> list[str]:
         if expected[:1] != [digest]:
             raise VocabularyError(
                 f"{path} has changed since its first use: its SHA-256 is {digest}, {record.name} says "
-                f"{' '.join(expected[:1]) or 'nothing'}. Delete both files to fetch it again, or {record.name} "
-                "alone to trust the file as it is."
+                f"{' '.join(expected[:1]) or 'nothing'}. Delete both files to download it again, or only {record.name} "
+                "to trust the file as it is."
             )
     names = list(_read_file(path))
     if not record.is_file():
@@ -162,7 +162,7 @@ def _openimages() -> list[str]:
 
 
 def _download(path: Path) -> None:
-    print(f"Fetching {OPENIMAGES_URL}")
+    print(f"Downloading {OPENIMAGES_URL}")
     try:
         with urllib.request.urlopen(OPENIMAGES_URL, timeout=_TIMEOUT) as answer:
             data = answer.read(_MAX_BYTES + 1)
@@ -170,12 +170,12 @@ def _download(path: Path) -> None:
         if announced is not None and len(data) != int(announced):
             raise ValueError(f"got {len(data):,} of {announced} bytes")
         if not data.removeprefix(b"\xef\xbb\xbf").startswith(b"LabelName,"):
-            raise ValueError("the answer is not a table of class descriptions")
+            raise ValueError("the response is not a table of class descriptions")
         with atomic_write(path) as file:
             file.write(data)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise VocabularyError(
-            f"The vocabulary 'openimages' is not here and cannot be downloaded ({error or type(error).__name__}). Get "
+            f"The vocabulary 'openimages' is not cached and cannot be downloaded ({error or type(error).__name__}). Download "
             f"{OPENIMAGES_URL} another way and put it into {path.parent} as {path.name}, or choose another "
             "TRAINER.KDPL.VOCABULARY: imagenet21k needs no download."
         ) from error
@@ -197,7 +197,7 @@ def _read_file(path: Path) -> Iterator[str]:
             if not header:
                 raise VocabularyError(f"Vocabulary '{path}' is empty: expected a header with a column {COLUMNS[0]}.")
             raise VocabularyError(
-                f"Vocabulary '{path}' has no column {COLUMNS[0]}: its first line names {', '.join(header[:10])}. "
+                f"Vocabulary '{path}' has no column {COLUMNS[0]}: its header is {', '.join(header[:10])}. "
                 f"Rename the column of names to {COLUMNS[0]}."
             )
         for row in rows:
@@ -213,7 +213,7 @@ def _read_file(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file without their ends, which must be free of control characters."""
+    """Yield the lines of a UTF-8 text file without line ends; control characters are refused."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -221,7 +221,7 @@ def _lines(path: Path) -> Iterator[str]:
     with file:
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_BYTES:
-            raise VocabularyError(f"Vocabulary '{path}' has {size:,} bytes, more than any list of {MAX_NAMES:,} names.")
+            raise VocabularyError(f"Vocabulary '{path}' has {size:,} bytes, too many for a list of {MAX_NAMES:,} names.")
         offset = 0
         for number, line in enumerate(file, 1):
             try:
@@ -233,11 +233,11 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
             offset += len(line)
             text = text.rstrip("\r\n")
-            if not text.isprintable():  # quick for almost all lines; what it finds may also be a harmless format character
+            if not text.isprintable():  # quick, and rarely true; it may also find a harmless format character
                 for character in text:
                     if unicodedata.category(character) == "Cc":
                         raise VocabularyError(
                             f"Vocabulary '{path}', line {number}: control character U+{ord(character):04X} in "
-                            f"{text[:40]!r}. Expected names alone, one a line, or a file that ends in .csv."
+                            f"{text[:40]!r}. Expected only names, one per line, or a file that ends in .csv."
                         )
             yield text

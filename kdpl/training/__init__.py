@@ -1,1 +1,1 @@
-"""A training's batches, schedule, progress and checkpoints, without Dassl."""
+"""Batches, schedule, progress and checkpoints of a training, without Dassl."""

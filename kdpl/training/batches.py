@@ -1,4 +1,4 @@
-"""The batches of a training set, epoch by epoch, as a function of the run's seed and the epoch alone."""
+"""The batches of a training set, a function of only the run's seed and the epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,30 +16,30 @@ Wanted = Callable[[Tensor, Tensor], Tensor]
 
 
 class EpochLoader:
-    """A training loader whose batches depend on seed and epoch, not on workers, on what ran before, or on where it starts.
+    """A training loader whose batches depend on seed and epoch only: not on workers, earlier epochs or the first batch.
 
-    The attribute `epoch` says which epoch, from 0, the next iteration gives, and `start` at which batch it begins.
+    Set `epoch` (from 0) and `start`, the first batch, before iterating.
 
-    With views, every image has that many fixed augmented views instead of a fresh augmentation each time; an epoch shows one
-    of each image, and as many epochs show them all. Batches then have `index` and `view` `(B,)`, and pixels for those
-    images alone that `wanted` asks for: `rows` says which they are.
+    With views, every image has that many fixed augmented views instead of a new augmentation each time; an epoch shows one
+    view of each image, and `views` epochs show all of them. Batches then have `index` and `view` `(B,)`, and pixels only for
+    the images that `wanted` selects, at positions `rows`.
 
-    In a job of several ranks a batch is the rank's share of the whole, whose length is `size`; `counts` are the lengths of all
-    shares, and with views `all_index` and `all_view` are those of the whole batch.
+    In a job of several ranks a batch is the rank's share of the whole batch of length `size`; `counts` are the lengths of all
+    shares, and with views `all_index` and `all_view` describe the whole batch.
 
     Args:
-        loader: a loader of Dassl's; its data set, order of batches, workers and collation are used.
+        loader: a Dassl loader; its data set, order of batches, workers and collation are used.
         seed: of the run.
-        views: how many fixed views an image has; 0: a fresh augmentation every time.
-        seed_of_views: views are drawn by a seed of (`seed_of_views`, image, view).
-        images: a name for each image of the data set, which stands for it in that seed.
+        views: number of fixed views per image; 0: a new augmentation every time.
+        seed_of_views: a view's augmentation is seeded by (`seed_of_views`, image, view).
+        images: a name for each image of the data set, used in that seed.
     """
 
     def __init__(self, loader: DataLoader, seed: int, views: int = 0, seed_of_views: int = 0, images: Sequence[str] = ()):
         self.loader = loader
         self.seed, self.views, self.seed_of_views, self.images = seed, views, seed_of_views, images
         self.epoch = self.start = 0
-        self.wanted: Wanted | None = None  # from index and view (B,) to which images' pixels are needed; None: all
+        self.wanted: Wanted | None = None  # maps index and view (B,) to a mask of needed pixels; None: all
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -54,18 +54,18 @@ class EpochLoader:
     def batches(self) -> list[list[SeededIndex]]:
         """Return the indices of all batches of the epoch, each with the seed of its augmentation."""
         with seeded(epoch_seed(self.seed, self.epoch)):
-            torch.empty((), dtype=torch.int64).random_()  # what a loader draws before its order
+            torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws this number before its order
             batches = list(self.loader.batch_sampler)
             generator = torch.Generator().manual_seed(int(torch.randint(SEEDS, (1,))))
         return [[self._seeded_index(i, generator) for i in batch] for batch in batches]
 
     def rest(self) -> Iterator[dict[str, Any]]:
-        """Give, in batches, the images that the epoch leaves out and whose pixels are wanted nevertheless."""
+        """Return batches of the wanted images that the epoch leaves out (its last, incomplete batch)."""
         seen = {int(i) for batch in self.batches() for i in batch}
         return self.wanted_of([i for i in range(len(self.dataset)) if i not in seen], self.loader.batch_size)
 
     def wanted_of(self, images: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-        """Give, in batches of `size`, those of some images whose pixels are wanted in this epoch's view."""
+        """Return batches of `size` of those `images` whose pixels are wanted in this epoch's view."""
         index = torch.tensor(images, dtype=torch.long)
         index = index[self.wanted(index, self._view(index))] if self.wanted and len(index) else index[:0]
         return self._load([[self._seeded_index(i, None) for i in chunk.tolist()] for chunk in index.split(size) if len(chunk)])
@@ -73,8 +73,6 @@ class EpochLoader:
     def _seeded_index(self, index: int, generator: torch.Generator | None) -> SeededIndex:
         if self.views:
             return SeededIndex(index, view_seed(self.seed_of_views, self.images[index], (self.epoch + index) % self.views))
-        if isinstance(index, SeededIndex):  # of the bundled engine's loader
-            return index
         return SeededIndex(index, int(torch.randint(SEEDS, (1,), generator=generator)))
 
     def _view(self, index: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ class EpochLoader:
             collate_fn=self.loader.collate_fn,
             pin_memory=self.loader.pin_memory,
             worker_init_fn=leave_signals_to_the_parent,
-            generator=torch.Generator(),  # of the workers' own seeds, which nothing depends on
+            generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
         )
 
 
@@ -121,7 +119,7 @@ def _share_lengths(count: int) -> list[int]:
 
 
 class _SeededImages(ReadableImages):
-    """A data set whose augmentation draws from generators seeded by the index."""
+    """A data set whose augmentation uses generators seeded by the index."""
 
     def __getitem__(self, index: SeededIndex) -> dict[str, Any]:
         with seeded(index.seed):

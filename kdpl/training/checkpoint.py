@@ -1,7 +1,7 @@
-"""Checkpoints of learned prompts: written atomically, read without running code, refused where they do not fit.
+"""Checkpoints of learned prompts: written atomically, read without running code, refused if they do not fit.
 
-The layout is the forks': `<folder>/<model name>/model.pth.tar-<epoch>` holds a dictionary with `state_dict`, `epoch`,
-`optimizer`, `scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest.
+The layout is that of the forks: `<folder>/<model name>/model.pth.tar-<epoch>` holds a dictionary with `state_dict`, `epoch`,
+`optimizer`, `scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest one.
 """
 
 import os
@@ -22,8 +22,8 @@ from kdpl.common.tensor_files import TensorFileError, check_tensors, load_torch
 NEWEST = "checkpoint"
 BEST = "model-best.pth.tar"
 
-# What published checkpoints hold beside tensors: schedulers and the optimizers inside them, as whole objects. They are
-# replaced by inert stand-ins; any other object, and so any code, is refused.
+# Published checkpoints hold schedulers, and the optimizers inside them, as pickled objects. These are replaced by inert
+# stand-ins; any other object, and so any code, is refused.
 _IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.")
 _PLAIN_DICTS = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -35,16 +35,16 @@ class CheckpointError(ValueError):
 
 
 def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | None) -> Path:
-    """Return the file of an epoch; None: the best on the validation set where there is one, else the newest.
+    """Return the file of an epoch; None: the best on the validation set if there is one, else the newest.
 
     Raises:
-        CheckpointError: there is no such file; the message lists those that there are.
+        CheckpointError: there is no such file; the message lists the existing ones.
     """
     folder = Path(folder, model_name)
     path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
     if epoch is None and not path.is_file():
         path = newest_checkpoint(folder) or path
-    if not os.path.isfile(path):  # False, too, for a name that no file can have
+    if not os.path.isfile(path):  # also False for an impossible file name, for which Path.is_file raises
         present = sorted(p.name for p in folder.glob("model*")) if folder.is_dir() else []
         raise CheckpointError(
             f"No model at '{str(path)[:1000]}'. "
@@ -55,19 +55,19 @@ def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | Non
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """Return the checkpoint that the text file `checkpoint` in `folder` names, or None where there is none."""
+    """Return the checkpoint named by the text file `checkpoint` in `folder`, or None if there is no such file."""
     pointer = Path(folder, NEWEST)
     if not pointer.is_file():
         return None
-    # A name alone counts: the file may come from elsewhere.
+    # Only the file name is used: the folder may have been copied from elsewhere.
     return Path(folder, Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name)
 
 
 def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str, newest: bool = True) -> Path:
-    """Write `state` to `folder/name` and name it in the text file `checkpoint`, if it is the `newest`; BEST is not named there.
+    """Write `state` to `folder/name`; if it is the `newest` and not BEST, name it in the text file `checkpoint`.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: the file could not be written; its previous version is untouched.
     """
     path = Path(folder, name)
     write_torch(state, path)
@@ -78,10 +78,10 @@ def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str,
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint of ours or of the public CoOp, MaPLe, PromptSRC and KDPL code; tensors are put on the CPU.
+    """Load a checkpoint of KDPL, or of the public CoOp, MaPLe, PromptSRC and KDPL code, with its tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or holds objects that could run code.
+        CheckpointError: the file is missing, damaged, of another format, or holds objects that could run code.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -92,12 +92,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             check_tensors((k, v) for k, v in state["state_dict"].items() if isinstance(v, Tensor))
     except TensorFileError as error:
         raise CheckpointError(
-            f"'{path}' is refused: {error}. A checkpoint of prompts holds tensors and numbers alone."
+            f"'{path}' is refused: {error}. A checkpoint of prompts holds only tensors and numbers."
         ) from error
-    except Exception as error:  # of many kinds, from inside the unpickler
+    except Exception as error:  # many kinds, from inside the unpickler
         raise CheckpointError(
             f"'{path}' is not a readable checkpoint ({short_reason(error)}): "
-            "it is damaged, or not of torch.save. Delete it, or choose another with --load-epoch."
+            "it is damaged, or was not written by torch.save. Delete it, or choose another with --load-epoch."
         ) from error
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
         raise CheckpointError(f"'{path}' has no 'state_dict': it is not a checkpoint of prompts.")
@@ -118,7 +118,7 @@ def _empty_dict(*args: Any) -> dict:
 
 
 class _Ignored:
-    """Stands in for an object of a published checkpoint that nobody reads."""
+    """Replaces an unused object of a published checkpoint."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -128,15 +128,15 @@ class _Ignored:
 
 
 def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str | os.PathLike) -> None:
-    """Copy learned prompts into `module`; what belongs to class names or to the frozen CLIP is passed over.
+    """Copy learned prompts into `module`; entries of class names and of the frozen CLIP are skipped.
 
     Args:
         module: a student's `learned`.
-        state_dict: from `load_checkpoint`; class-dependent buffers and frozen weights may be in it.
+        state_dict: from `load_checkpoint`; it may hold class-dependent buffers and frozen weights.
         source: named in errors.
 
     Raises:
-        CheckpointError: a parameter is missing, of another shape or not finite, or the checkpoint has learned ones more.
+        CheckpointError: a parameter is missing, of another shape or not finite, or the checkpoint has more learned ones.
     """
     own = dict(module.named_parameters())
     found = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
@@ -165,7 +165,7 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of the random generators of Python, numpy and torch, as tensors and numbers."""
+    """Return the random states of Python, NumPy and PyTorch, as tensors and numbers."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -176,7 +176,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore what `random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

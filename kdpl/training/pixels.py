@@ -1,6 +1,7 @@
-"""Pixels on their way from file to device: as bytes, a quarter of their size as floats, normalised there."""
+"""Images from file to device: moved as bytes, a quarter of the size of floats, and normalised on the device."""
 
 import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,25 +20,27 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no file at `path`.
-        OSError: the file is empty, damaged, too large to be true or of a format that Pillow does not read.
+        OSError: the file is empty, damaged, implausibly large or of a format that Pillow does not read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for, for ever
+            raise OSError("it is not a regular file")
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
-    except Exception as error:  # Pillow's decoders have no common one
+    except Exception as error:  # Pillow's decoders share no base exception
         reason = "the file is empty" if os.path.isfile(path) and not os.path.getsize(path) else short_reason(error)
         raise OSError(f"'{path}' cannot be read as an image ({reason}). Extract or download it again.") from error
 
 
 class ReadableImages(Dataset):
-    """A data set of Dassl's whose images are read by `read_image`.
+    """A Dassl data set whose images are read by `read_image`.
 
-    Dassl's own reader tries a damaged file again for ever in many of its versions, and names it in none.
+    In many versions Dassl's own reader retries a damaged file for ever, and in none does it name the file.
 
     Args:
-        dataset: a `DatasetWrapper`, or what stands for one.
+        dataset: a `DatasetWrapper`, or an object like it.
     """
 
     def __init__(self, dataset: Dataset):
@@ -54,7 +57,7 @@ class ReadableImages(Dataset):
 
 
 def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable | None:
-    """Return the transform that gives the same images as bytes, to be normalised by `Normalize`, bit for bit the same.
+    """Return the same transform with uint8 output, which `Normalize` turns into bit-identical floats.
 
     Args:
         transform: from a PIL image to a normalised tensor (3, H, W).
@@ -74,8 +77,15 @@ def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, .
     return T.Compose([*steps, T.PILToTensor()])
 
 
+def apply_crop_scale(transform: Any, scale: tuple[float, float]) -> None:
+    """Let the random resized crops of a transform, in place, have INPUT.RRCROP_SCALE, which an older Dassl does not read."""
+    for step in getattr(transform, "transforms", ()):
+        if isinstance(step, T.RandomResizedCrop):
+            step.scale = tuple(scale)
+
+
 class Normalize:
-    """Images as bytes to normalised floats, on their device; floats are taken for normalised already.
+    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
 
     Args:
         mean, std: of RGB in 0..1.
@@ -85,7 +95,7 @@ class Normalize:
         self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return `(B, 3, H, W)` in fp32, with the very operations of torchvision's `ToTensor` and `Normalize`."""
+        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
         if images.dtype != torch.uint8:
             return images
         if self._mean.device != images.device:

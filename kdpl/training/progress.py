@@ -1,6 +1,6 @@
-"""The course of a training: the terms of its steps, the means of the running epoch, and `history.csv`, an epoch a line.
+"""Progress of a training: the terms of its steps, means over the current epoch, and `history.csv` with a line per epoch.
 
-Terms stay on the device until they are read, many steps at a time, so that no step waits for it.
+Terms stay on the device and are read for many steps at once, so that no step waits for the device.
 """
 
 import csv
@@ -24,10 +24,10 @@ class DivergenceError(FloatingPointError):
 
 
 class Step(NamedTuple):
-    """The terms of a training step, and the means of the epoch up to it."""
+    """The terms of a training step, and their means over the epoch so far."""
 
-    batch: int  # its number in the epoch, from 0
-    lr: float  # the learning rate it was taken with
+    batch: int  # in the epoch, from 0
+    lr: float  # learning rate of this step
     values: dict[str, float]
     means: dict[str, float]
 
@@ -41,7 +41,7 @@ class _Waiting(NamedTuple):
 
 
 class _Times(NamedTuple):
-    """Seconds of the steps since the start of the epoch or of the process, whichever is later."""
+    """Seconds of the steps since the start of the epoch, or of the process if that was later."""
 
     last_data: float = 0.0
     last: float = 0.0
@@ -54,26 +54,26 @@ class Progress:
     """Steps, means and epochs of a training.
 
     Attributes:
-        rows: the epochs that have ended: `epoch` from 1, and the mean of the learning rate and of every term.
+        rows: one dictionary per finished epoch: `epoch` from 1, and the means of the learning rate and of every term.
     """
 
     def __init__(self):
         self.rows: list[dict[str, float]] = []
         self._waiting: list[_Waiting] = []
-        self._count = 0  # steps of the running epoch that were read
+        self._count = 0  # steps of the current epoch that were read
         self._sums: dict[str, float] = {}
         self._last: Step | None = None
         self._times = _Times()
 
     def add(self, batch: int, lr: float, paths: Sequence[str], terms: dict[str, Any] | None, share: float = 1.0) -> None:
-        """Take in a step.
+        """Add a step.
 
         Args:
             batch: its number in the epoch.
             lr: the learning rate.
             paths: of the batch's images.
             terms: numbers, or scalars on the device, by name; None: none.
-            share: of the batch that they are the mean of, in a job of several ranks.
+            share: this rank's fraction of the whole batch, in a job of several ranks.
 
         Raises:
             TypeError: `terms` is not a dictionary.
@@ -86,14 +86,14 @@ class Progress:
         self._waiting.append(_Waiting(batch, lr, paths, tuple(terms), values * share))
 
     def time(self, data: float, whole: float) -> None:
-        """Take in the seconds that a step took, and those of them that it waited for data."""
+        """Add the seconds that a step took, and the part of them spent waiting for data."""
         self._times = _Times(data, whole, self._times.all_data + data, self._times.all + whole, self._times.steps + 1)
 
     def read(self) -> list[Step]:
-        """Return the steps since the last time, in one transfer.
+        """Return the steps since the last call, in one transfer.
 
         Raises:
-            DivergenceError: a term is NaN or infinite; it names the first such step and the images of its batch.
+            DivergenceError: a term is NaN or infinite; the message names the first such step and its images.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
@@ -107,7 +107,7 @@ class Progress:
                 images = "\n".join(["Images of the batch:", *(f"  {path}" for path in step.paths)])
                 raise DivergenceError(
                     f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}. {images}\n"
-                    "Look whether an image or a class name is odd; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
+                    "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
                 )
             self._count += 1
             for name, value in {"lr": step.lr, **values}.items():
@@ -118,11 +118,11 @@ class Progress:
         return steps
 
     def line(self, lr: float, steps_left: int) -> str:
-        """Return times, terms and learning rate of the last step in the form that the forks' parsers read.
+        """Return times, terms and learning rate of the last step, in the format that the forks' parsers read.
 
         Args:
             lr: the learning rate of the next step.
-            steps_left: to the end of the training.
+            steps_left: until the end of the training.
         """
         times, last = self._times, self._last
         mean, mean_data = (total / max(1, times.steps) for total in (times.all, times.all_data))
@@ -142,7 +142,7 @@ class Progress:
         """Write all epochs to `history.csv` in the folder.
 
         Raises:
-            OSError: it cannot be written; what was there before is untouched.
+            OSError: the file cannot be written; its previous version is untouched.
         """
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with atomic_write(os.path.join(folder, FILE_NAME), "w", newline="") as file:
@@ -151,7 +151,7 @@ class Progress:
             writer.writerows(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all steps that were read, for a checkpoint."""
+        """Return the means of all steps that were read, for a checkpoint."""
         return {"rows": [dict(row) for row in self.rows], "count": self._count, "sums": dict(self._sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate of every epoch: a warm-up, then steps or a cosine."""
+"""The learning rate of every epoch: a warm-up, then a step or cosine schedule."""
 
 import math
 from bisect import bisect_right
@@ -13,15 +13,15 @@ from kdpl.config.choices import check_choice
 
 
 def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """Return a scheduler that sets, when stepped once after every epoch, the rates that `rate` gives.
+    """Return a scheduler that is stepped once after every epoch and sets the rates of `rate`.
 
-    Each parameter group has its own base rate: its "lr" in the optimizer. The scheduler's state holds numbers alone.
+    The base rate of a parameter group is its "lr" in the optimizer. The scheduler's state holds only numbers.
 
     Args:
         optim_cfg: the OPTIM node of a configuration.
 
     Raises:
-        ValueError: a key of the schedule has a value that is not possible.
+        ValueError: a key of the schedule has an invalid value.
     """
     return _EpochSchedule(optimizer, optim_cfg)
 
@@ -43,7 +43,7 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
         base_lr: the rate that the schedule scales; by default OPTIM.LR.
 
     Raises:
-        ValueError: a key of the schedule has a value that is not possible.
+        ValueError: a key of the schedule has an invalid value.
     """
     check_schedule(optim_cfg)
     base_lr = optim_cfg.LR if base_lr is None else base_lr
@@ -62,7 +62,7 @@ class _EpochSchedule(LRScheduler):
         return [rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        # Without the configuration, which safe loading would refuse and which a resumed run has anyway.
+        # Without the configuration: safe loading would refuse it, and a resumed run has it anyway.
         return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
 
 
@@ -97,10 +97,10 @@ _FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _mul
 
 
 def check_schedule(optim_cfg: CfgNode) -> None:
-    """Raise a ValueError that names the key where a key of the schedule has a value that is not possible."""
+    """Raise a ValueError that names the key if a key of the schedule has an invalid value."""
     check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, _FACTORS)
     if optim_cfg.MAX_EPOCH < 1:
-        raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, but a schedule needs at least 1 epoch.")
+        raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, expected at least 1 epoch.")
     steps = _steps(optim_cfg)
     if not steps or not all(isinstance(step, int) for step in steps):
         raise ValueError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, expected whole epochs such as (30,) or (30, 60).")

@@ -1,7 +1,7 @@
-"""Randomness of data loading as a function of the run's seed, not of what ran before or of how many workers load.
+"""Random numbers of data loading, a function of only the run's seed: not of earlier steps or the number of workers.
 
 The order of an epoch's batches is drawn from generators seeded for that epoch, and an image's augmentation from generators
-seeded for that image. So a run that is stopped anywhere and started again sees what an unbroken one does.
+seeded for that image, so a resumed run sees the same images as an uninterrupted one.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ SEEDS = 2**31  # seeds lie below this: NumPy's are 32 bits wide
 
 
 class SeededIndex(int):
-    """An index into a data set that carries the seed of the image's augmentation."""
+    """An index into a data set, with the seed of the image's augmentation."""
 
     seed: int
 
@@ -26,12 +26,12 @@ class SeededIndex(int):
         return self
 
     def __getnewargs__(self) -> tuple[int, int]:
-        return int(self), self.seed  # for the way to a worker process
+        return int(self), self.seed  # for pickling to a worker process
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from the CPU generators of Python, NumPy and torch seeded with `seed`, then put their states back."""
+    """Seed the CPU generators of Python, NumPy and PyTorch inside the block, then restore their states."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -45,11 +45,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch, counted from 0, of a run with `seed`."""
+    """Return the seed of an epoch, counted from 0, in a run with `seed`."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % SEEDS
 
 
 def view_seed(seed: int, image: str, view: int) -> int:
-    """Return the seed of a fixed augmented view of an image, which its name stands for."""
+    """Return the seed of a fixed augmented view of an image, identified by its name."""
     digest = hashlib.blake2b(f"{seed}\0{view}\0{image}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % SEEDS

@@ -1,13 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck source-path=SCRIPTDIR source=steps.sh
-. "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-
-HELP="Usage: scripts/xd/test.sh [settings] [-- KEY VALUE ...]
-Cross-dataset, second step: test what train.sh has trained on other data sets, all of them in one process.
-
-$SOURCE_HELP
-$DATASETS_HELP"
-
-settings "$@"
-add_all_runs test_done test_others
-sweep
+# Cross-dataset, second step: test the prompts of train.sh on other data sets, all of a run in one process. Settings: all.sh.
+# shellcheck source-path=SCRIPTDIR source=all.sh
+. "$(dirname "${BASH_SOURCE[0]}")/all.sh" --steps test "$@"

@@ -1,12 +1,4 @@
 #!/usr/bin/env bash
-# shellcheck source-path=SCRIPTDIR source=steps.sh
-. "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-
-HELP="Usage: scripts/xd/train.sh [settings] [-- KEY VALUE ...]
-Cross-dataset, first step: train on all classes of the source. With several --shots this is the few-shot sweep.
-
-$SOURCE_HELP"
-
-settings "$@"
-add_all_runs train_done train
-sweep
+# Cross-dataset, first step: train on all classes of the source and test on them. With several --shots it is the few-shot sweep. Settings: all.sh.
+# shellcheck source-path=SCRIPTDIR source=all.sh
+. "$(dirname "${BASH_SOURCE[0]}")/all.sh" --steps train "$@"

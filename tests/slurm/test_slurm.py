@@ -12,8 +12,9 @@ from support import ROOT
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits
-from kdpl.experiments.sweep import slurm, status, work
-from kdpl.experiments.sweep.plan import Run, read_sweep, runs_of
+from kdpl.experiments.sweep import status
+from kdpl.experiments.sweep.plan import read_sweep
+from kdpl.experiments.sweep.runs import Run, runs_of
 
 FOLDER = Path(os.environ.get("KDPL_SLURM", "/tmp/kdpl-slurm"))  # never the cluster that the machine may belong to
 ON_SLURM = "{gpus: 0, cpus: 1, memory: 3G, time: 20}"
@@ -68,9 +69,9 @@ def test_eight_jobs_one_of_them_preempted_end_in_the_complete_report(tmp_path):
     preempted = runs[1]
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(preempted))
-    job = slurm.read_jobs(plan)[preempted.label]
+    job = status.read_jobs(plan)[preempted.key]
     subprocess.run(["scancel", "--signal=USR1", f"{job}.0"], check=True)
-    wait_until(lambda: " after saving: the same command again" in console(preempted))
+    wait_until(lambda: " after saving: the same command" in console(preempted))
 
     again = output_of(sweep(file, "--executor", "slurm"))
     assert "Submitted" not in again, "jobs in the queue are not submitted again"
@@ -79,7 +80,7 @@ def test_eight_jobs_one_of_them_preempted_end_in_the_complete_report(tmp_path):
     printed = output_of(waiting)
     log = (plan.folder / "jobs" / f"{job}_0_log.out").read_text()
     assert f"Requeued job {job}" in log and "Resume from" in console(preempted)
-    assert {state.name for state in slurm.states(plan, runs)} == {"finished"}
+    assert {state.name for state in status.states(plan, runs)} == {"finished"}
     report = (plan.folder / "report.txt").read_text()
     assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
     assert "Base-to-new" in report
@@ -94,13 +95,13 @@ def test_a_job_that_is_cancelled_stays_so_and_one_that_fails_is_named(tmp_path):
     broken.write_text("a file where a folder belongs")
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(cancelled))
-    subprocess.run(["scancel", slurm.read_jobs(plan)[cancelled.label]], check=True)
+    subprocess.run(["scancel", status.read_jobs(plan)[cancelled.key]], check=True)
     printed = output_of(waiting, exits.FAILED)
     assert f"  {failed.label}: " in printed and f"(all of it: {failed.steps[0].folder}/console.txt)" in printed
-    assert [state.name for state in slurm.states(plan, runs)] == ["waiting", "failed"]
-    assert "Stopped by SIG" in console(cancelled) and work.read_record(plan, cancelled)["state"] == "interrupted"
+    assert [state.name for state in status.states(plan, runs)] == ["waiting", "failed"]
+    assert "Stopped by SIG" in console(cancelled) and status.read_record(plan, cancelled)["state"] == "interrupted"
 
     broken.unlink()
     output_of(sweep(file, "--executor", "slurm", "--wait"))
     assert "Resume from" in console(cancelled)
-    assert slurm.states(plan, runs) == [status.State("finished")] * 2
+    assert status.states(plan, runs) == [status.State("finished")] * 2

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from clip.model import CLIP
 from safetensors.torch import save_file
@@ -14,7 +16,28 @@ import kdpl
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ("emoji_food", "emoji_activities", "emoji_animals", "emoji_travel", "emoji_objects")
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+# Every prompt learner, with the number of its learned parameters on the embedded benchmark, whose widths are all 128.
+LEARNERS = {
+    "CoOp": 4 * 128,
+    "CoCoOp": 4 * 128 + 129 * 8 + 9 * 128,
+    "VPT": 4 * 8 * 128,
+    "MaPLe": 3 * (2 * 128 + 129 * 128),
+    "PromptSRC": 3 * 4 * 128 + 3 * 4 * 128,
+    "IVLP": 3 * 4 * 128 + 3 * 4 * 128,
+    "KgCoOp": 4 * 128,
+}
+
+
+def mostly_slow(values: Iterable[str], *quick: str) -> list:
+    """Return the values of a parameter, all but the `quick` ones marked slow: `pytest -m "not slow"` tries those alone.
+
+    Raises:
+        ValueError: a quick one is none of the values.
+    """
+    values = list(values)
+    if unknown := [value for value in quick if value not in values]:
+        raise ValueError(f"{unknown} are none of the values {values}.")
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def random_clip(seed: int, *sizes) -> CLIP:
@@ -44,7 +67,7 @@ def config(trainer: str, dataset: str, output: str | os.PathLike, *options: obje
     import kdpl.trainers.baselines  # noqa: F401
     from kdpl import train
 
-    file = config_file or f"{ROOT}/configs/trainers/{trainer}/emoji.yaml"
+    file = config_file or emoji_settings(trainer)
     args = train.parse_args(["--trainer", trainer, "--config-file", file, "--output-dir", str(output), *map(str, options)])
     cfg = train.build_cfg(args, f"{ROOT}/configs/datasets/{dataset}.yaml" if dataset else "")
     cfg.defrost()
@@ -68,14 +91,18 @@ def run_train(*args: object, check: bool = True, cwd: str | os.PathLike | None =
 
 def emoji_args(trainer: str, output: str | os.PathLike, dataset: str = "emoji_food", seed: int = 1) -> list[str]:
     """Return the command line of a run on the embedded benchmark."""
-    config_name = trainer if (ROOT / f"configs/trainers/{trainer}").is_dir() else "CoOp"
-    if trainer.startswith("Zeroshot"):
-        config_name = "KDPL_CoOp"
     return [
         "--trainer", trainer, "--seed", str(seed), "--output-dir", str(output),
         "--dataset-config-file", f"{ROOT}/configs/datasets/{dataset}.yaml",
-        "--config-file", f"{ROOT}/configs/trainers/{config_name}/emoji.yaml",
+        "--config-file", emoji_settings(trainer),
     ]  # fmt: skip
+
+
+def emoji_settings(trainer: str) -> str:
+    """Return a trainer's configuration file for the embedded benchmark; one without its own has that of its KDPL trainer."""
+    names = (trainer, f"KDPL_{trainer}", "KDPL_CoOp")
+    files = (ROOT / f"configs/trainers/{name}/emoji.yaml" for name in names)
+    return str(next(file for file in files if file.is_file()))
 
 
 def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
@@ -130,6 +157,7 @@ __all__ = [
     "emoji_args",
     "image_file",
     "kdpl",
+    "mostly_slow",
     "random_clip",
     "run_train",
     "save_clip",

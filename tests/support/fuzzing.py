@@ -36,10 +36,10 @@ from kdpl.config.checks import check_config
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file, merge_options
-from kdpl.datasets.archives import ArchiveError, unpack
-from kdpl.datasets.catalog import CATALOG
-from kdpl.datasets.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.splits import find_split
+from kdpl.datasets.coop.archives import ArchiveError, unpack
+from kdpl.datasets.coop.catalog import CATALOG
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
+from kdpl.datasets.coop.splits import find_split
 from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.experiments.results import ResultsError, read_results, write_results
 from kdpl.experiments.sweep.plan import SweepError, read_sweep, runs_of
@@ -365,7 +365,7 @@ def check_results_are_added(content: bytes, folder: Path) -> None:
 
 def check_rows(content: bytes, folder: Path) -> None:
     (folder / "a.rows").write_bytes(content)
-    table = FeatureTable([ImageFile("a", 1, 2), ImageFile("b", 1, 2)], 2, 4, torch.float32, RowStore(folder, 4, "f4"))
+    table = FeatureTable([ImageFile("a", "2"), ImageFile("b", "2")], 2, 4, torch.float32, RowStore(folder, 4, "f4"))
     table.get(torch.tensor([0, 1]), torch.tensor([0, 1]))
 
 
@@ -373,7 +373,7 @@ def check_rows(content: bytes, folder: Path) -> None:
 def rows_bytes() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         store = RowStore(folder, 4, "f4")
-        store.append([ImageFile(name, 1, 2).key(view) for name in "ab" for view in (0, 1)], np.ones((4, 4), "f4"))
+        store.append([ImageFile(name, "2").key(view) for name in "ab" for view in (0, 1)], np.ones((4, 4), "f4"))
         return next(Path(folder).glob("*.rows")).read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""One cell of a table: the values of a method's seeds, and what can be computed of them."""
+"""One cell of a table: the values of a method's seeds, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cell:
 
     Attributes:
         values: the value of each seed; under `ANY_SEED` one that does not depend on a seed.
-        of_means: the mean where it is not the mean of `values`, such as a harmonic mean of two means.
+        of_means: the mean if it is not the mean of `values`, such as a harmonic mean of two means.
     """
 
     values: Mapping[int | None, float]
@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def std(self) -> float:
-        """The standard deviation over the seeds as the forks' parser has it: of the population, not of a sample."""
+        """Standard deviation over the seeds as the forks' parser computes it: of the population, not of a sample."""
         return pstdev(self.values.values())
 
     @property
@@ -39,7 +39,7 @@ class Cell:
         return [seed for seed in expected if seed not in self.values] if self.depends_on_seed else []
 
     def text(self, expected: Sequence[int], signed: bool = False) -> str:
-        """Return mean and deviation, with "(2/3 seeds)" where seeds are missing."""
+        """Return mean and deviation, with "(2/3 seeds)" if seeds are missing."""
         text = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
         if len(self.values) > 1:
             text += f" ± {self.std:.2f}"
@@ -68,7 +68,7 @@ def combine(cells: Sequence[Cell | None], function: Callable[[list[float]], floa
 
 
 def average(cells: Sequence[Cell | None]) -> Cell | None:
-    """Return the mean of cells, such as over data sets; None unless all are there."""
+    """Return the mean of cells, such as over data sets; None if one is missing."""
     return combine(cells, fmean)
 
 

@@ -62,7 +62,7 @@ def _caption(table: Table) -> str:
         parts.append(f"seed {seeds}")
     caption = ", ".join(parts) + "."
     if any(cell and cell.missing(table.seeds) for row in table.rows for cell in row.cells if row.kind != "published"):
-        caption += f" Seeds are missing where (n/{len(table.seeds)} seeds) is said."
+        caption += f" Seeds are missing in cells with (n/{len(table.seeds)} seeds)."
     if any(row.kind == "published" for row in table.rows):
         caption += " As published: arXiv:2407.03056."
     return caption

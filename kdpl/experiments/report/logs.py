@@ -11,7 +11,7 @@ _TESTED = re.compile(r"Evaluate on the \*(\w+)\* set")
 
 @dataclass
 class Log:
-    """What a run's logs tell.
+    """The content of a run's logs.
 
     Attributes:
         arguments: of the command line, as text.
@@ -31,12 +31,12 @@ class Log:
 
 
 def log_files(folder: Path) -> list[Path]:
-    """Return the logs in a folder, oldest first: a run that went on after an interruption has one for each start."""
+    """Return the logs in a folder, oldest first: a run that was resumed has one for each start."""
     return sorted(path for path in folder.glob("log.txt*") if path.is_file())
 
 
 def read_logs(folder: Path) -> Log:
-    """Read all logs of a run; what a later one says counts."""
+    """Read all logs of a run; a later one counts before an earlier one."""
     log = Log()
     for path in log_files(folder):
         _read_into(log, path.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -69,7 +69,7 @@ def _read_into(log: Log, lines: list[str]) -> None:
 
 
 def _settings(lines: list[str]) -> dict[str, str]:
-    """Return the printed settings, dotted keys to text, from the first line to the first one that is none."""
+    """Return the printed settings, dotted keys to text, up to the first line that is not a setting."""
     settings: dict[str, str] = {}
     nodes: list[tuple[int, str]] = []  # the indents and names of what the line lies in
     for line in lines:

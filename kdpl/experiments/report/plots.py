@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.common.files import atomic_write
+from kdpl.config.choices import is_distilled
 from kdpl.experiments.report.cells import Cell
 from kdpl.experiments.report.tables import AVERAGE, Row, Table
 
@@ -153,7 +154,7 @@ def _styles(methods: Sequence[str]) -> list[dict[str, str]]:
 def _line(method: str) -> str:
     if "-CA" in method:
         return ":"
-    return "--" if method.startswith("KDPL_") else "-"
+    return "--" if is_distilled(method) else "-"
 
 
 def _family(method: str) -> str:

@@ -1,7 +1,8 @@
-"""Finding runs under output folders, and telling of each result what was trained on what and tested on what."""
+"""Find runs under output folders, and what each result was trained on and tested on."""
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
 from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
 
+BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
 # Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.
 _SHARED = ("INPUT.", "OPTIM.", "TRAINER.", "DATALOADER.TRAIN_X.")
 
@@ -30,35 +32,29 @@ class Data:
 
 @dataclass(frozen=True)
 class Method:
-    """A trainer with what tells its settings apart. The class-agnostic mode is a method of its own.
+    """A trainer with the settings in which its runs differ. The class-agnostic mode is a method of its own.
 
     Attributes:
         name: the trainer, with "-CA" in class-agnostic mode.
         config: stem of the trainer's configuration file, "" if not known.
         teacher: the teacher CLIP, "" if there is none or it is not known.
-        template: the hand-written sentence where it is not the data set's own.
+        template: the hand-written sentence if it is not the data set's own.
+        recipe: digest of its manifests without the seed, if other runs would be in the same cells with another one.
     """
 
     name: str
     config: str = ""
     teacher: str = ""
     template: str = ""
+    recipe: str = ""
 
     @property
     def is_zero_shot(self) -> bool:
         return self.name.startswith("Zeroshot")
 
     @property
-    def is_distilled(self) -> bool:
-        return self.name.startswith("KDPL_")
-
-    @property
-    def is_class_agnostic(self) -> bool:
-        return self.name.endswith("-CA")
-
-    @property
     def supervised_name(self) -> str:
-        """The name of the method that learns the same prompts from labels."""
+        """Name of the method that learns the same prompts from labels."""
         return self.name.removeprefix("KDPL_").removesuffix("-CA")
 
 
@@ -75,11 +71,12 @@ class Score:
     accuracy: float
     time: str
     path: Path
+    recipe: str = ""  # of the manifest; empty without one
 
 
 @dataclass
 class _Run:
-    """An output folder as read, before it is known what its model was trained on."""
+    """An output folder as read; what its model was trained on is not known yet."""
 
     path: Path
     facts: dict[str, Any]
@@ -91,67 +88,79 @@ class _Run:
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
     """Read every run under the folders: its results.json, or else the result at the end of its log.txt.
 
-    Of several results for the same thing the newest counts, and where they differ a line says so.
+    Of several results for the same thing the newest counts; if they differ, a note says so.
 
     Args:
         folders: output folders, of one run or of many.
         split: "test", or "val" for the validation images.
 
     Returns:
-        The scores, and lines about what could not be used.
+        The scores, and notes about what could not be used.
 
     Raises:
         FileNotFoundError: a folder does not exist, or there is no run under any of them.
     """
-    runs, notes = [], []
-    for path in _run_folders(folders):
-        run = _read_run(path, notes)
-        if run is not None:
-            runs.append(run)
+    notes: list[str] = []
+    runs = [run for path in _run_folders(folders) if (run := _read_run(path, notes))]
     if not runs and not notes:
         listed = ", ".join(f"'{folder}'" for folder in folders)
         raise FileNotFoundError(f"There is no {FILE_NAME} and no log.txt under {listed}: no run has written there yet.")
     by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
     scores: dict[tuple, Score] = {}
-    for run in runs:
-        for score in _scores(run, by_output_dir, split):
-            key = (score.method, score.backbone, score.shots, score.seed, score.trained, score.tested)
-            other = scores.get(key)
-            if other is not None and other.accuracy != score.accuracy:
-                notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
-            if other is None or score.time >= other.time:
-                scores[key] = score
+    for score in _apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes):
+        key = (*_cell_of(score), score.seed)
+        other = scores.get(key)
+        if other is not None and other.accuracy != score.accuracy:
+            notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
+        if other is None or score.time >= other.time:
+            scores[key] = score
     return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
 
 
+def _cell_of(score: Score) -> tuple:
+    return score.method, score.backbone, score.shots, score.trained, score.tested
+
+
+def _apart(scores: Iterable[Score], notes: list[str]) -> list[Score]:
+    """Return the scores, with methods of their own for those of one cell whose manifests differ in more than the seed."""
+    scores, recipes = list(scores), defaultdict(set)
+    for score in scores:
+        recipes[_cell_of(score)].add(score.recipe)
+    apart = {cell for cell, found in recipes.items() if len(found) > 1}
+    for cell in sorted({(cell[0].name, str(cell[-1])) for cell in apart}):
+        notes.append(
+            f"{cell[0]} on {cell[1]}: runs with different manifests, in rows of their own (see manifest.json in each)."
+        )
+    return [
+        replace(s, method=replace(s.method, recipe=s.recipe or "no manifest")) if _cell_of(s) in apart else s for s in scores
+    ]
+
+
 def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
-    """Say where runs that may stand in one row were trained with different settings under one configuration's name."""
-    values: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    """Return notes about runs of one row that were trained with different settings under one configuration's name."""
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
         if run.path in used and not run.log.evaluates_only and not run.facts["trainer"].startswith("Zeroshot"):
-            trainer = _trainer_name(run.facts["trainer"], _is_class_agnostic(run))
-            of_method = values.setdefault((trainer, _config_name(run), run.facts["backbone"]), {})
+            trainer, config = _trainer_name(run.facts["trainer"], _is_class_agnostic(run)), _config_name(run)
+            method = f"{trainer} ({config or 'configuration not known'}, student {run.facts['backbone']})"
             for key, value in run.settings.items():
-                of_method.setdefault(key, set()).add(value)
-    notes = []
-    for (trainer, config, backbone), of_method in values.items():
-        for key, found in of_method.items():
-            if len(found) > 1:
-                method = f"{trainer} ({config or 'configuration not known'}, student {backbone})"
-                notes.append(f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}.")
-    return notes
+                values[method, key].add(value)
+    return [
+        f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}."
+        for (method, key), found in values.items()
+        if len(found) > 1
+    ]
 
 
 def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
     found: dict[Path, Path] = {}
     for folder in folders:
         path = Path(folder)
-        if path.is_file():
-            path = path.parent
+        path = path.parent if path.is_file() else path
         if not path.is_dir():
             raise FileNotFoundError(f"There is no folder '{folder}'. Give output folders, such as output/base2new.")
         for root, directories, files in os.walk(path):
-            directories.sort()
+            directories[:] = sorted(name for name in directories if not BEFORE.fullmatch(name))
             if FILE_NAME in files or any(name.startswith("log.txt") for name in files):
                 found[Path(root).resolve()] = Path(root)
     return list(found.values())
@@ -225,37 +234,25 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
         facts["teacher"] or "",
         facts["template"],
     )
+    shots = 0 if method.is_zero_shot else _shots(origin)
+    recipe = (facts.get("manifest") or {}).get("recipe", "")
     scores = []
-    for entry in run.entries:
-        if entry["split"] != split:
-            continue
-        source, target = " ".join(entry["source_domains"]), " ".join(entry["target_domains"])
-        tested = Data(entry["dataset"], entry["classes"], target)
-        trained = None if method.is_zero_shot else _trained_on(run, origin, Data(tested.dataset, tested.classes, source))
-        shots = 0 if method.is_zero_shot else _shots(origin)
-        scores.append(
-            Score(
-                method,
-                facts["backbone"],
-                shots,
-                facts["seed"],
-                trained,
-                tested,
-                entry["accuracy"],
-                entry["time"],
-                run.path,
-            )
-        )
+    for entry in [e for e in run.entries if e["split"] == split]:
+        tested = Data(entry["dataset"], entry["classes"], " ".join(entry["target_domains"]))
+        same_source = replace(tested, domains=" ".join(entry["source_domains"]))
+        trained = None if method.is_zero_shot else _trained_on(run, origin, same_source)
+        run_facts = facts["backbone"], shots, facts["seed"], trained
+        scores.append(Score(method, *run_facts, tested, entry["accuracy"], entry["time"], run.path, recipe))
     return scores
 
 
 def _model_dir(run: _Run) -> str | None:
-    """The folder of the run that trained the tested model, if this one did not."""
+    """Return the folder of the run that trained the tested model, if this one did not."""
     return run.facts["model_dir"] or (run.log.arguments.get("model_dir") if run.log.evaluates_only else None)
 
 
 def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
-    """Tell what the model was trained on: by the training run, else by the folders' names in the forks' layout."""
+    """Return what the model was trained on: by the training run, else by the folders' names in the forks' layout."""
     if not origin.log.evaluates_only and origin.log.config.get("DATASET.NAME"):
         config = origin.log.config
         domains = " ".join(as_list(config.get("DATASET.SOURCE_DOMAINS", "")))
@@ -274,7 +271,7 @@ def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
 
 
 def _registered_name(stem: str) -> str:
-    """The usual name of a data set for the stem of its configuration: emoji_food is EmojiFood."""
+    """Return the usual name of a data set for the stem of its configuration: emoji_food is EmojiFood."""
     return "".join(word.capitalize() for word in stem.split("_"))
 
 

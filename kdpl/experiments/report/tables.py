@@ -3,9 +3,10 @@
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
+from kdpl.config.choices import is_distilled
 from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
 from kdpl.experiments.report.runs import Data, Method, Score
 
@@ -17,31 +18,14 @@ PAPER_TEACHER = "ViT-H-14-quickgelu"
 AVERAGE = "average"
 SHIFT = "domain generalisation"
 
-_DATASET_ORDER = [
-    "ImageNet",
-    "Caltech101",
-    "OxfordPets",
-    "StanfordCars",
-    "OxfordFlowers",
-    "Food101",
-    "FGVCAircraft",
-    "SUN397",
-    "DescribableTextures",
-    "EuroSAT",
-    "UCF101",
-    *SHIFTED,
-]
-_METHOD_ORDER = [
-    "ZeroshotCLIP",
-    "ZeroshotCLIP2",
-    "ZeroshotTeacher",
-    "CoOp",
-    "CoCoOp",
-    "VPT",
-    "MaPLe",
-    "PromptSRC",
-    "IVLP",
-]
+_DATASET_ORDER = (
+    SOURCE, "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",
+    "DescribableTextures", "EuroSAT", "UCF101", *SHIFTED,
+)  # fmt: skip
+_METHOD_ORDER = ("ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher", "CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+
+
+Cells = tuple[Cell | None, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +33,7 @@ class Row:
     """A row: its labels, then its cells; `kind` is "method", "difference" or "published"."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell | None, ...]
+    cells: Cells
     kind: str = "method"
 
 
@@ -93,32 +77,22 @@ def all_tables(scores: Iterable[Score], seeds: Sequence[int] = ()) -> list[Table
 
 
 def _base_to_new(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
-    halves = [s for s in scores if s.tested.classes != "all" and (s.trained is None or _is_base_to_new(s))]
+    halves = [s for s in scores if s.tested.classes != "all" and (s.trained is None or _trained_on_base(s))]
     tables = []
     for shots in sorted({score.shots for score in halves if score.trained}) or [0]:
         trained = {score.tested.dataset for score in halves if score.trained and score.shots == shots}
-        chosen = [
-            score
-            for score in halves
-            if (score.trained and score.shots == shots)
-            or (not score.trained and (not trained or score.tested.dataset in trained))
-        ]
-        table = Table(
-            "base-to-new",
-            _subject(backbone, shots),
-            ("data set", "method"),
-            ("base", "new", "H"),
-            _seeds(chosen, seeds),
+        chosen = [s for s in halves if (s.shots == shots if s.trained else not trained or s.tested.dataset in trained)]
+        rows = _dataset_rows(
+            chosen, lambda s: s.tested.classes, ("base", "new"), finish=lambda pair: (*pair, harmonic_mean(*pair))
         )
-        columns = [partial(_tests_classes, classes) for classes in ("base", "new")]
-        table.rows = _dataset_rows(chosen, columns, finish=lambda pair: (*pair, harmonic_mean(*pair)))
-        tables.append(table)
+        columns, subject = ("base", "new", "H"), _subject(backbone, shots)
+        tables.append(Table("base-to-new", subject, ("data set", "method"), columns, _seeds(chosen, seeds), rows))
     return tables
 
 
 def _few_shot(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
-    whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or _same_images(s))]
-    sources = {s.trained for s in scores if s.trained and s.tested.classes == "all" and not _same_images(s)}
+    whole = [s for s in scores if s.tested.classes == "all" and s.trained in (None, s.tested)]
+    sources = {s.trained for s in scores if s.tested.classes == "all" and s.trained not in (None, s.tested)}
     shots_of: dict[Data, set[int]] = {}
     for score in whole:
         if score.trained or not any(s.trained for s in scores):
@@ -128,28 +102,25 @@ def _few_shot(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[
     chosen = [score for score in whole if score.tested in shown]
     shots = sorted({score.shots for score in chosen})
     subject = f"student {backbone}, all classes, by training images of each class"
-    table = Table("few-shot", subject, ("data set", "method"), tuple(map(str, shots)), _seeds(chosen, seeds))
-    table.rows = _dataset_rows(chosen, [partial(_has_shots, n) for n in shots], finish=lambda cells: cells)
-    return [table]
+    rows = _dataset_rows(chosen, lambda s: s.shots, shots)
+    return [Table("few-shot", subject, ("data set", "method"), tuple(map(str, shots)), _seeds(chosen, seeds), rows)]
 
 
 def _dataset_rows(
-    scores: list[Score],
-    columns: Sequence[Callable[[Score], bool]],
-    finish: Callable[[tuple[Cell | None, ...]], tuple[Cell | None, ...]],
+    scores: list[Score], key: Callable[[Score], object], columns: Sequence[object], finish: Callable[[Cells], Cells] = tuple
 ) -> list[Row]:
-    """Rows for every data set and method, those of the average over data sets first.
+    """Return rows for every data set and method, those of the average over data sets first.
 
     Args:
-        columns: for each column, which scores belong in it.
+        key: of a score, equal to the column that it belongs in.
         finish: adds the columns that are computed from the others.
     """
     methods = _methods(scores)
-    blocks: dict[str, dict[Method, tuple[Cell | None, ...]]] = {}
-    for dataset in _in_order({str(score.tested) for score in scores}):
+    blocks: dict[str, dict[Method, Cells]] = {}
+    for dataset in sorted({str(score.tested) for score in scores}, key=_dataset_key):
         here = [score for score in scores if str(score.tested) == dataset]
         blocks[dataset] = {
-            method: tuple(_cell(s for s in here if s.method == method and belongs(s)) for belongs in columns)
+            method: tuple(_cell(s for s in here if s.method == method and key(s) == column) for column in columns)
             for method in methods
         }
     rows = []
@@ -162,7 +133,7 @@ def _dataset_rows(
 
 
 def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
-    """Tables of prompts trained on all classes of a source and tested elsewhere."""
+    """Return the tables of prompts trained on all classes of a source and tested elsewhere."""
     whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or s.trained.classes == "all")]
     tables = []
     origins = {(s.trained, s.shots) for s in whole if s.trained}
@@ -173,40 +144,34 @@ def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list
             # The paper's table begins with the source itself, so it is worth showing alone.
             if chosen or (protocol == SHIFT and source == Data(SOURCE)):
                 columns = [source, *sorted(chosen, key=lambda data: _dataset_key(str(data)))]
-                tables.append(_transfer_table(protocol, whole, columns, backbone=backbone, shots=shots, seeds=seeds))
+                tables.append(_transfer_table(protocol, whole, columns, backbone, shots, seeds))
     return tables
 
 
 def _transfer_table(
-    protocol: str, whole: list[Score], columns: list[Data], *, backbone: str, shots: int, seeds: Sequence[int]
+    protocol: str, whole: list[Score], columns: list[Data], backbone: str, shots: int, seeds: Sequence[int]
 ) -> Table:
-    """The table of prompts trained on the first of the columns."""
+    """Return the table of prompts trained on the first of the columns."""
     source, *targets = columns
     chosen = [s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))]
     by_method = {}
     for method in _methods(chosen):
         cells = [_cell(s for s in chosen if s.method == method and s.tested == column) for column in columns]
         by_method[method] = (*cells, average(cells[1:]))
-    table = Table(
-        protocol,
-        _subject(backbone, shots, source),
-        ("method",),
-        (f"{source} (source)", *map(str, targets), AVERAGE),
-        seeds=_seeds(chosen, seeds),
-    )
     paper = {}
     if protocol == SHIFT and source == Data(SOURCE) and shots == PAPER_SHOTS:
         paper = {m: _published_row(backbone, m, targets) for m in by_method}
-    table.rows = _rows(by_method, published=paper)
-    return table
+    headings = (f"{source} (source)", *map(str, targets), AVERAGE)
+    subject, rows = _subject(backbone, shots, source), _rows(by_method, published=paper)
+    return Table(protocol, subject, ("method",), headings, _seeds(chosen, seeds), rows)
 
 
 def _rows(
-    by_method: dict[Method, tuple[Cell | None, ...]],
+    by_method: dict[Method, Cells],
     labels: tuple[str, ...] = (),
-    published: dict[Method, tuple[Cell | None, ...] | None] | None = None,
+    published: dict[Method, Cells | None] | None = None,
 ) -> list[Row]:
-    """The rows of methods; a method's published values and its difference to its supervised twin follow it."""
+    """Return the rows of methods; a method's difference to its supervised twin and its published values follow it."""
     rows = []
     names = _labels_of(by_method)
     for method, cells in by_method.items():
@@ -221,8 +186,8 @@ def _rows(
 
 
 def _twin(method: Method, methods: Iterable[Method]) -> Method | None:
-    """The supervised method with the same prompts: of the same configuration, or the only one there is."""
-    if not method.is_distilled:
+    """Return the supervised method with the same prompts: of the same configuration, or the only one there is."""
+    if not is_distilled(method.name):
         return None
     candidates = [other for other in methods if other.name == method.supervised_name]
     same = [other for other in candidates if other.config == method.config]
@@ -230,7 +195,7 @@ def _twin(method: Method, methods: Iterable[Method]) -> Method | None:
 
 
 def _labels_of(methods: Iterable[Method]) -> dict[Method, str]:
-    """Names of methods, with as much of their settings as it takes to tell them apart."""
+    """Return the names of methods, with the settings in which they differ."""
     methods = list(methods)
     labels = {}
     for method in methods:
@@ -240,7 +205,7 @@ def _labels_of(methods: Iterable[Method]) -> dict[Method, str]:
             parts.append(f'"{method.template}"')
         parts += [
             getattr(method, key) or "unknown"
-            for key in ("config", "teacher")
+            for key in ("config", "teacher", "recipe")
             if any(getattr(other, key) != getattr(method, key) for other in rivals)
         ]
         labels[method] = f"{method.name} ({', '.join(parts)})" if parts else method.name
@@ -254,7 +219,7 @@ def published() -> dict[tuple[str, str], dict[str, float]]:
         return {(r.pop("student"), r.pop("method")): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
 
 
-def _published_row(backbone: str, method: Method, targets: list[Data]) -> tuple[Cell | None, ...] | None:
+def _published_row(backbone: str, method: Method, targets: list[Data]) -> Cells | None:
     if method.template or (method.teacher and method.teacher != PAPER_TEACHER):
         return None
     values = published().get(("any" if method.name == "ZeroshotTeacher" else backbone, method.name))
@@ -278,21 +243,8 @@ def _seeds(scores: Iterable[Score], seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds) or tuple(sorted({score.seed for score in scores if not score.method.is_zero_shot}))
 
 
-def _is_base_to_new(score: Score) -> bool:
+def _trained_on_base(score: Score) -> bool:
     return score.trained.classes == "base" and score.trained.dataset == score.tested.dataset
-
-
-def _tests_classes(classes: str, score: Score) -> bool:
-    return score.tested.classes == classes
-
-
-def _has_shots(shots: int, score: Score) -> bool:
-    return score.shots == shots
-
-
-def _same_images(score: Score) -> bool:
-    """Whether the training and test images are of the same data set, classes and domains."""
-    return score.trained == score.tested
 
 
 def _methods(scores: Iterable[Score]) -> list[Method]:
@@ -302,11 +254,9 @@ def _methods(scores: Iterable[Score]) -> list[Method]:
 def _method_key(method: Method) -> tuple:
     name = method.supervised_name
     place = _METHOD_ORDER.index(name) if name in _METHOD_ORDER else len(_METHOD_ORDER)
-    return (place, name, method.is_distilled, method.is_class_agnostic, method.config, method.teacher, method.template)
-
-
-def _in_order(datasets: Iterable[str]) -> list[str]:
-    return sorted(set(datasets), key=_dataset_key)
+    agnostic = method.name.endswith("-CA")
+    settings = method.config, method.teacher, method.template, method.recipe
+    return (place, name, is_distilled(method.name), agnostic, *settings)
 
 
 def _dataset_key(name: str) -> tuple[int, str]:

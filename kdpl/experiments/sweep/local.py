@@ -1,69 +1,110 @@
-"""A sweep on this machine: so many runs at once, as processes."""
+"""A sweep on this machine: several runs at once, each a process."""
 
 import os
 import queue
+import shlex
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
+from typing import Any
 
-from kdpl.experiments.sweep.plan import Run, Sweep
-from kdpl.experiments.sweep.work import Outcome, Stop, environment, state_of, work, write_record
+from kdpl.experiments.sweep.ending import finish, stale_runs
+from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
+from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status
 
 STOPPING = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n))
 
 
-def gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
+def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> None:
+    """Print the commands of what is missing, below the parameters that Slurm would get."""
+    for key, value in parameters.items():
+        print(f"# {key}: {value}")
+    runs = runs_of(sweep)
+    outdated = {} if redo else stale_runs(runs)
+    todo = [run for run in runs if not run.done() and run.label not in outdated]
+    for label, found in outdated.items():
+        print(f"# {label}: made with other settings ({found}), see --redo")
+    for run in todo:
+        print(f"# {run.label}")
+        for step in run.steps:
+            if step.missing():
+                print(shlex.join(step.command()))
+    print(f"# {len(todo)} to do, {len(runs) - len(todo) - len(outdated)} finished before")
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in visible.split(",") if name] if visible else [str(i) for i in range(torch.cuda.device_count())]
 
-
-def run_local(sweep: Sweep, runs: list[Run], jobs: int) -> list[str]:
-    """Do the runs, `jobs` at once; return the state in which each ended.
+def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False) -> int:
+    """Do the runs that are not finished, then print the report and which failed; return the exit status.
 
     Args:
-        jobs: 0: one for each GPU, or one. More than there are GPUs share them.
+        jobs: runs at once; 0: the sweep's, else one for each GPU, else one. More than there are GPUs share them.
+        stopped: the exit status after a request to stop; 0: that of how the runs ended.
+        redo: do runs again whose results were made with other settings.
     """
-    devices = gpus() if sweep.executor.gpus else []
+    runs = runs_of(sweep)
+    finished = [run for run in runs if run.done()]
+    for run in finished:
+        print(f"skipped {run.label}: finished before", flush=True)
+    outdated = {} if redo else stale_runs(runs)
+    todo = [run for run in runs if run not in finished and run.label not in outdated]
+    stop = Stop()
+    previous = {number: signal.signal(number, stop.take) for number in STOPPING}
+    try:
+        outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    ends = [outcome.state for outcome in outcomes.values()]
+    counts = [f"{ends.count(name)} {name}" for name in ("occupied", "interrupted") if name in ends]
+    summary = ", ".join([f"{len(todo)} tried", f"{ends.count('failed')} failed", *counts, f"{len(finished)} skipped"])
+    failed = {label: outcome.reason for label, outcome in outcomes.items() if outcome.state == "failed"}
+    finish(sweep, runs, summary, failed, outdated)
+    return stopped if stopped and stop.signal is not None else exit_status([*ends, *["failed" for _ in outdated]])
+
+
+def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
+    """Do the runs, several at once; return how each ended, by its label."""
+    devices = gpus() if sweep.executor.gpus and runs else []
     jobs = jobs or len(devices) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
     slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for i in range(jobs):
         slots.put(devices[i % len(devices)] if devices else None)
-    stop = Stop()
 
-    def do(run: Run) -> tuple[Outcome, float]:
+    def timed(run: Run) -> tuple[Outcome, float]:
         began, gpu = time.monotonic(), slots.get()
         try:
-            if stop.signal is None:
-                write_record(sweep, run, "running")
-            outcome = work(run, stop, environment(threads, gpu), sweep.executor.restarts)
-            write_record(sweep, run, state_of(outcome), outcome.reason)
+            return do(sweep, run, stop, environment(threads, gpu)), time.monotonic() - began
         finally:
             slots.put(gpu)
-        return outcome, time.monotonic() - began
 
-    def take(number: int, frame) -> None:
-        if stop.signal is None:
-            print("stopping: runs save what they have; the same command goes on from here", flush=True)
-        stop.take(number, frame)
+    outcomes: dict[str, Outcome] = {}
+    spent = 0.0
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(timed, run): run for run in runs}
+        for n, future in enumerate(as_completed(futures), 1):
+            label = futures[future].label
+            outcome, seconds = future.result()
+            outcomes[label] = outcome
+            spent += seconds
+            left = len(runs) - n if stop.signal is None else 0
+            rest = f", {left} left, about {_clock(spent / n * left / min(left, jobs))}" if left else ""
+            print(f"[{n}/{len(runs)}] {label}: {outcome.state} after {_clock(seconds)}{rest}", flush=True)
+            if outcome.status:
+                print(f"    {outcome.reason}", flush=True)
+    return outcomes
 
-    previous = {number: signal.signal(number, take) for number in STOPPING}
-    states = []
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = {pool.submit(do, run): run for run in runs}
-            for n, future in enumerate(as_completed(futures), 1):
-                outcome, seconds = future.result()
-                states.append(state_of(outcome))
-                took = timedelta(seconds=round(seconds))
-                print(f"[{n}/{len(runs)}] {futures[future].label}: {states[-1]} after {took}", flush=True)
-                if outcome.status:
-                    print(f"    {outcome.reason}", flush=True)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return states
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [name for name in visible.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _clock(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

@@ -1,77 +1,126 @@
-"""What has become of a sweep's runs: from their results, from records, and from Slurm."""
+"""The state of a sweep's runs: from their results, from records, from locks and from Slurm."""
 
+import json
 import socket
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
-from kdpl.common import lock
-from kdpl.experiments.sweep.plan import Run, Sweep
-from kdpl.experiments.sweep.work import read_record
+from kdpl.common import exits, lock
+from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 
-STATES = ("finished", "running", "failed", "waiting")
+STATES = ("finished", "running", "failed", "stale", "waiting")
 
 
 @dataclass(frozen=True)
 class State:
-    """One of `STATES`, what there is to say about it, and whether it will change without anybody's doing."""
+    """One of `STATES`, a note on it, and whether it will change without anybody starting the sweep again."""
 
     name: str
     note: str = ""
     active: bool = False
 
 
-def states_of(
-    sweep: Sweep, runs: list[Run], jobs: Mapping[str, str] | None = None, queue: Mapping[str, str] | None = None
-) -> list[State]:
-    """Return the state of each run.
+def show(sweep: Sweep) -> int:
+    """Print the state of every run; return the exit status, 1 if a run has failed or is stale."""
+    runs = runs_of(sweep)
+    now = states(sweep, runs)
+    print(tabulate([(run.label, s.name, s.note) for run, s in zip(runs, now, strict=True)], tablefmt="plain"))
+    names = [s.name for s in now]
+    print("\n" + ", ".join(f"{names.count(name)} {name}" for name in STATES if name in names))
+    return exits.FAILED if {"failed", "stale"} & {*names} else 0
 
-    Args:
-        jobs: the Slurm job of a run, by its label.
-        queue: the state of every Slurm job that waits or runs; None: Slurm does not answer.
-    """
-    return [_state(sweep, run, (jobs or {}).get(run.label, ""), queue) for run in runs]
+
+def states(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
+    """Return the state of each run; Slurm is asked only if there are jobs."""
+    jobs = read_jobs(sweep)
+    queue = slurm_queue() if jobs else {}
+    return [_state(sweep, run, jobs.get(run.key, ""), queue) for run in runs]
 
 
 def _state(sweep: Sweep, run: Run, job: str, queue: Mapping[str, str] | None) -> State:
-    if run.done():
-        return State("finished")
+    """Return the state of a run.
+
+    Args:
+        job: the Slurm job that it was submitted as last, if any.
+        queue: the state of every Slurm job that waits or runs; None: Slurm does not answer.
+    """
+    if run.done() or (found := run.stale()):
+        return State("finished") if run.done() else State("stale", f"made with other settings: {'; '.join(found)}")
     record = read_record(sweep, run)
-    if job and queue is None and record.get("state") != "failed":
+    state, reason = record.get("state"), record.get("reason", "")
+    if job and queue is None and state != "failed":
         return State("waiting", f"job {job}; Slurm does not answer", active=True)
-    if job and queue and job in queue:
+    if queue and job in queue:
         running = queue[job] in ("RUNNING", "COMPLETING", "STAGE_OUT")
         return State("running" if running else "waiting", f"job {job}, {queue[job]}", active=True)
-    return _ended(sweep, record, job) or _here(run, record) or State("waiting", _why(record))
-
-
-def _ended(sweep: Sweep, record: dict, job: str) -> State | None:
-    """The state of a run that has failed, by its record or because its job is gone and has left none."""
-    if record.get("state") == "failed":
-        return State("failed", record["reason"])
-    if record.get("state") == "running" and record.get("job") and record["job"] == job:
-        return State("failed", f"job {job} ended without a word: killed, or out of memory; see {sweep.folder / 'jobs'}")
-    return None
-
-
-def _here(run: Run, record: dict) -> State | None:
-    """The state of a run that a process of this machine is at work on, of this sweep or of another."""
-    holders = [record] if record.get("state") == "running" else []
+    if state == "running" and job and record["job"] == job:
+        state = "failed"
+        reason = f"job {job} ended without a record of why: killed, or out of memory; see {sweep.folder / 'jobs'}"
+    if state == "failed":
+        return State("failed", reason)
+    # A process of this machine may be at work on it, of this sweep or of another.
+    holders = [record] if state == "running" else []
     for holder in holders + [lock.holder(step.folder) for step in run.steps]:
         if holder.get("host") == socket.gethostname() and lock.lives(holder):
             return State("running", f"process {holder['pid']} on {holder['host']}", active=True)
-    return None
+    return State("waiting", "it was killed" if state == "running" else reason)
 
 
-def _why(record: dict) -> str:
-    """Why a run that was begun waits for the command to be given again."""
-    return {"running": "it was killed"}.get(record.get("state", ""), record.get("reason", ""))
+# ------------------------------------------------------------------------------------------------------------- records
 
 
-def table(runs: list[Run], states: list[State]) -> str:
-    """Return the states as text: a line for each run, and a count."""
-    rows = [(run.label, state.name, state.note) for run, state in zip(runs, states, strict=True)]
-    names = [state.name for state in states]
-    count = ", ".join(f"{names.count(name)} {name}" for name in STATES if name in names)
-    return f"{tabulate(rows, tablefmt='plain')}\n\n{count}"
+def record_file(sweep: Sweep, run: Run) -> Path:
+    """Return the file that records how a run goes."""
+    return sweep.folder / "runs" / f"{run.key}.json"
+
+
+def write_record(sweep: Sweep, run: Run, state: str, reason: str = "", job: str = "") -> None:
+    """Record how a run goes: state "running", or "finished", "failed", "interrupted" or "occupied" and why."""
+    content = {"run": run.label, "state": state, "reason": reason, "job": job, **lock.this_process()}
+    _write_json(record_file(sweep, run), content)
+
+
+def read_record(sweep: Sweep, run: Run) -> dict[str, Any]:
+    """Return what `write_record` wrote last, or nothing."""
+    return _read_json(record_file(sweep, run))
+
+
+def write_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:
+    """Record the Slurm job of runs, by their keys; earlier ones of other runs stay."""
+    _write_json(sweep.folder / "jobs.json", {**read_jobs(sweep), **jobs})
+
+
+def read_jobs(sweep: Sweep) -> dict[str, str]:
+    """Return the Slurm job that each run was submitted as last, by its key."""
+    return _read_json(sweep.folder / "jobs.json")
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """Return the state of all jobs of this user that wait or run; None: Slurm does not answer."""
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i %T"]
+    try:
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(line.split()[:2] for line in answer.splitlines() if line.strip())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, UnsafeTextError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils import Registry
-from dassl.utils.registry import check_choice
+from dassl.utils.registry import Registry, build_registered
 from kdpl.common.files import write_torch
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
-def build_evaluator(cfg: CfgNode, **kwargs) -> "EvaluatorBase":
+def build_evaluator(cfg: CfgNode, **kwargs) -> "Classification":
     """Return the evaluator that TEST.EVALUATOR names.
 
     Args:
@@ -22,31 +21,12 @@ def build_evaluator(cfg: CfgNode, **kwargs) -> "EvaluatorBase":
     Raises:
         ValueError: no evaluator of that name is registered.
     """
-    check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
-    if cfg.VERBOSE:
-        print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
-    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
-
-
-class EvaluatorBase:
-    """What an evaluator does: `reset`, `process` for every batch, `evaluate` at the end."""
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg
-
-    def reset(self) -> None:
-        raise NotImplementedError
-
-    def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        raise NotImplementedError
-
-    def evaluate(self) -> OrderedDict[str, float]:
-        raise NotImplementedError
+    return build_registered(EVALUATOR_REGISTRY, "TEST.EVALUATOR", cfg, **kwargs)
 
 
 @EVALUATOR_REGISTRY.register()
-class Classification(EvaluatorBase):
-    """The evaluator of classification.
+class Classification:
+    """The evaluator of classification: `reset`, `process` for every batch, `evaluate` at the end.
 
     Args:
         cfg: the whole configuration.
@@ -57,7 +37,7 @@ class Classification(EvaluatorBase):
     """
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None):
-        super().__init__(cfg)
+        self.cfg = cfg
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
             raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname, or set it to False.")
         self._lab2cname = lab2cname

@@ -1,17 +1,17 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import nn
+from torch import nn, optim
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from dassl.utils.registry import check_choice
-from kdpl.training.schedule import build_schedule
+from kdpl.config.choices import OPTIMIZERS, check_choice
+from kdpl.training.schedule import build_schedule as build_lr_scheduler
+
+__all__ = ["build_lr_scheduler", "build_optimizer"]
 
 
 def build_optimizer(
@@ -30,7 +30,7 @@ def build_optimizer(
         ValueError: the optimizer is unknown, or a name in NEW_LAYERS is not one of the model's children.
         TypeError: STAGED_LR with something else than a module.
     """
-    check_choice("OPTIM.NAME", optim_cfg.NAME, _OPTIMIZERS)
+    check_choice("OPTIM.NAME", optim_cfg.NAME, OPTIMIZERS)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("OPTIM.STAGED_LR is ignored, because the parameter groups are given", stacklevel=2)
@@ -39,12 +39,22 @@ def build_optimizer(
         parameters = _staged(model, optim_cfg)
     else:
         parameters = model.parameters() if isinstance(model, nn.Module) else model
-    return _OPTIMIZERS[optim_cfg.NAME](parameters, optim_cfg, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY)
+    optimizer, own = _class_and_settings(optim_cfg)
+    return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
 
-def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """Return the scheduler of `kdpl.schedule.build_schedule`, to be stepped once after every epoch."""
-    return build_schedule(optimizer, optim_cfg)
+def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
+    betas = {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2)}
+    momentum = {"momentum": cfg.MOMENTUM}
+    return {
+        "adam": (optim.Adam, betas),
+        "amsgrad": (optim.Adam, {**betas, "amsgrad": True}),
+        "sgd": (optim.SGD, {**momentum, "dampening": cfg.SGD_DAMPNING, "nesterov": cfg.SGD_NESTEROV}),
+        "rmsprop": (optim.RMSprop, {**momentum, "alpha": cfg.RMSPROP_ALPHA}),
+        # Decoupled, as in the authors' code (arXiv:1908.03265), which Dassl has.
+        "radam": (optim.RAdam, {**betas, "decoupled_weight_decay": True}),
+        "adamw": (optim.AdamW, betas),
+    }[cfg.NAME]
 
 
 def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, Any]]:
@@ -67,42 +77,3 @@ def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, A
     new_ids = {id(p) for p in new}
     base = [p for p in model.parameters() if id(p) not in new_ids]
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
-
-
-def _adam(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.Adam(parameters, betas=_betas(cfg), **common)
-
-
-def _amsgrad(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.Adam(parameters, betas=_betas(cfg), amsgrad=True, **common)
-
-
-def _adamw(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.AdamW(parameters, betas=_betas(cfg), **common)
-
-
-def _radam(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    # Decoupled, as in the authors' code (arXiv:1908.03265), which Dassl has.
-    return torch.optim.RAdam(parameters, betas=_betas(cfg), decoupled_weight_decay=True, **common)
-
-
-def _rmsprop(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.RMSprop(parameters, alpha=cfg.RMSPROP_ALPHA, momentum=cfg.MOMENTUM, **common)
-
-
-def _sgd(parameters: Iterable, cfg: CfgNode, **common: float) -> Optimizer:
-    return torch.optim.SGD(parameters, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV, **common)
-
-
-def _betas(cfg: CfgNode) -> tuple[float, float]:
-    return cfg.ADAM_BETA1, cfg.ADAM_BETA2
-
-
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": _adam,
-    "amsgrad": _amsgrad,
-    "sgd": _sgd,
-    "rmsprop": _rmsprop,
-    "radam": _radam,
-    "adamw": _adamw,
-}

@@ -1,5 +1,5 @@
 """Data sets, transforms and data loaders."""
 
-from dassl.data.manager import DataManager, DatasetWrapper, build_data_loader
+from dassl.data.manager import DataManager, DatasetWrapper
 
-__all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
+__all__ = ["DataManager", "DatasetWrapper"]

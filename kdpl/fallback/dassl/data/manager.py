@@ -1,6 +1,11 @@
-"""From the configuration to the loaders of all splits."""
+"""The loaders of all splits, from the configuration.
+
+A loader of training images draws their order and their augmentation from the global generators. The trainers iterate over it
+through `kdpl.training.batches.EpochLoader`, which makes both a function of the run's seed and the epoch.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.samplers import build_sampler
-from dassl.data.seeding import SeededSampler, augmentation_seed
-from dassl.data.transforms import build_transform, interpolation_mode
+from dassl.data.transforms import build_transform, train_steps
 from dassl.utils import read_image
 
 Transform = Callable[[Image.Image], Any]
@@ -53,7 +57,7 @@ class DatasetWrapper(Dataset):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply that often. Set it to 1, "
                 "or INPUT.NO_TRANSFORM to False."
             )
-        self.to_tensor = _without_augmentation(cfg)
+        self.to_tensor = T.Compose(train_steps(cfg, [n for n in cfg.INPUT.TRANSFORMS if n == "normalize"]))
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -61,9 +65,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         image = read_image(item.impath)
-        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
-        with augmentation_seed(idx):
-            output |= self._views(image)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx), **self._views(image)}
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
@@ -84,7 +86,7 @@ class DataManager:
 
     Attributes:
         dataset: the data set.
-        train_loader_x: labelled training images, shuffled; the last short batch is left out if there is a full one.
+        train_loader_x: labelled training images, shuffled; the last short batch is dropped if there is a full one.
         train_loader_u: unlabelled training images, or None.
         val_loader: validation images, or None.
         test_loader: test images.
@@ -110,24 +112,13 @@ class DataManager:
         tfm_test = _custom_or_built(cfg, custom_tfm_test, is_train=False)
         loaders = cfg.DATALOADER
         node_u = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
-
-        def loader(data_source: list[Datum], node: CfgNode, is_train: bool) -> DataLoader:
-            return build_data_loader(
-                cfg,
-                sampler_type=node.SAMPLER,
-                data_source=data_source,
-                batch_size=node.BATCH_SIZE,
-                n_domain=node.get("N_DOMAIN", 0),
-                n_ins=node.get("N_INS", 16),
-                tfm=tfm_train if is_train else tfm_test,
-                is_train=is_train,
-                dataset_wrapper=dataset_wrapper,
-            )
-
-        self.train_loader_x = loader(dataset.train_x, loaders.TRAIN_X, is_train=True)
-        self.train_loader_u = loader(dataset.train_u, node_u, is_train=True) if dataset.train_u else None
-        self.val_loader = loader(dataset.val, loaders.TEST, is_train=False) if dataset.val else None
-        self.test_loader = loader(dataset.test, loaders.TEST, is_train=False)
+        wrapper = dataset_wrapper or DatasetWrapper
+        train = partial(build_data_loader, cfg, wrapper, tfm_train, True)
+        test = partial(build_data_loader, cfg, wrapper, tfm_test, False)
+        self.train_loader_x = train(dataset.train_x, loaders.TRAIN_X)
+        self.train_loader_u = train(dataset.train_u, node_u) if dataset.train_u else None
+        self.val_loader = test(dataset.val, loaders.TEST) if dataset.val else None
+        self.test_loader = test(dataset.test, loaders.TEST)
 
         self.num_classes: int = dataset.num_classes
         self.lab2cname: dict[int, str] = dataset.lab2cname
@@ -150,40 +141,32 @@ class DataManager:
 
 def build_data_loader(
     cfg: CfgNode,
-    sampler_type: str = "SequentialSampler",
-    data_source: Sequence[Datum] | None = None,
-    batch_size: int = 64,
-    n_domain: int = 0,
-    n_ins: int = 2,
-    tfm: Transform | Sequence[Transform] | None = None,
-    is_train: bool = True,
-    dataset_wrapper: Callable[..., Dataset] | None = None,
+    wrapper: Callable[..., Dataset],
+    transform: Transform | Sequence[Transform] | None,
+    is_train: bool,
+    data_source: Sequence[Datum] | None,
+    node: CfgNode,
 ) -> DataLoader:
     """Return a loader over `data_source`.
 
     Args:
-        sampler_type: RandomSampler, SequentialSampler, RandomDomainSampler, SeqDomainSampler or RandomClassSampler.
-        data_source: the images.
-        n_domain: domains in a batch, for RandomDomainSampler.
-        n_ins: images of a class in a batch, for RandomClassSampler.
-        tfm: the transform, or several.
-        is_train: leave out the last short batch, if there is a full one.
-        dataset_wrapper: a class in place of `DatasetWrapper`.
+        wrapper: `DatasetWrapper`, or what takes its place.
+        is_train: drop the last short batch, if there is a full one.
+        node: SAMPLER and BATCH_SIZE.
 
     Raises:
-        ValueError: there are no images, or the sampler is unknown or cannot fill a batch.
+        ValueError: there are no images, or the sampler is unknown or only Dassl has it.
     """
     if not data_source:
         split = "training" if is_train else "test or validation"
         raise ValueError(f"Data set '{cfg.DATASET.NAME}' has no {split} images. Check DATASET.ROOT and the split.")
-    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
-    wrapper = dataset_wrapper or DatasetWrapper
+    sampler = build_sampler(node.SAMPLER, cfg, data_source)
     return DataLoader(
-        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=SeededSampler(sampler) if is_train else sampler,
+        wrapper(cfg, data_source, transform=transform, is_train=is_train),
+        batch_size=node.BATCH_SIZE,
+        sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        drop_last=is_train and len(sampler) >= batch_size,
+        drop_last=is_train and len(sampler) >= node.BATCH_SIZE,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
 
@@ -195,10 +178,3 @@ def _custom_or_built(
         return build_transform(cfg, is_train)
     print(f"* Using custom transform for {'training' if is_train else 'testing'}")
     return custom
-
-
-def _without_augmentation(cfg: CfgNode) -> T.Compose:
-    steps = [T.Resize(tuple(cfg.INPUT.SIZE), interpolation_mode(cfg)), T.ToTensor()]
-    if "normalize" in cfg.INPUT.TRANSFORMS:
-        steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    return T.Compose(steps)

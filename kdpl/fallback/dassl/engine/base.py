@@ -1,4 +1,4 @@
-"""What every trainer has: registered models, their checkpoints, the epoch loop and the step of the optimizers."""
+"""What every trainer has: registered models with their checkpoints and optimizers, and the loop over epochs."""
 
 import os
 from collections import OrderedDict
@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dassl.utils import check_availability, load_checkpoint, resume_from_checkpoint, save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import BEST, NEWEST, checkpoint_name
+from dassl.utils.checkpoint import BEST, NEWEST
 
 Names = str | list[str] | None
 
 
-class TrainerBase:
-    """The loop over epochs, and the models that a trainer saves, loads and updates.
+class Models:
+    """The models that a trainer saves, loads and updates.
 
     Methods that take `names` act on the registered models of these names, on all of them by default.
     """
@@ -25,12 +25,11 @@ class TrainerBase:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
-        self._writer = None
 
     def register_model(
         self, name: str = "model", model: nn.Module | None = None, optim: Optimizer | None = None, sched: Any = None
     ) -> None:
-        """Register a model with its optimizer and scheduler; what is registered is what checkpoints hold.
+        """Register a model with its optimizer and scheduler; checkpoints hold what is registered.
 
         Args:
             name: also the name of the folder of its checkpoints.
@@ -86,7 +85,7 @@ class TrainerBase:
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
-        """Load the newest checkpoint of every registered model, with its optimizer and scheduler, where all have one.
+        """Load the newest checkpoint of every registered model, with its optimizer and scheduler, if all have one.
 
         Returns:
             The number of finished epochs, 0 if there is no checkpoint.
@@ -124,7 +123,7 @@ class TrainerBase:
             print("No model is loaded, because no folder is given (--model-dir)")
             return
         for name, model in self._models.items():
-            path = Path(directory, name, BEST if epoch is None else checkpoint_name(epoch))
+            path = Path(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
             if not path.is_file():
                 present = sorted(file.name for file in path.parent.glob("model*"))
                 raise FileNotFoundError(
@@ -159,6 +158,39 @@ class TrainerBase:
             raise FloatingPointError(
                 f"The loss is infinite or NaN ({loss}). Try a lower OPTIM.LR, a longer warm-up or PREC fp32."
             )
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Forget the gradients."""
+        for optim in self._optimizers(names):
+            optim.zero_grad()
+
+    def model_backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of the loss, which must be finite."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Names = None) -> None:
+        """Step the optimizers."""
+        for optim in self._optimizers(names):
+            optim.step()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        """Step the optimizers along the gradients of this loss alone."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def _optimizers(self, names: Names) -> list[Optimizer]:
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        return [optim for optim in optims if optim is not None]
+
+
+class TrainerBase(Models):
+    """The loop over epochs, and the TensorBoard log."""
+
+    def __init__(self):
+        super().__init__()
+        self._writer = None
 
     def init_writer(self, log_dir: str | os.PathLike) -> None:
         """Open the TensorBoard log unless it is open."""
@@ -209,45 +241,8 @@ class TrainerBase:
     def run_epoch(self) -> None:
         raise NotImplementedError
 
-    def test(self) -> float:
-        raise NotImplementedError
-
-    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
-
-    def model_inference(self, images: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def model_zero_grad(self, names: Names = None) -> None:
-        """Forget the gradients."""
-        for optim in self._optimizers(names):
-            optim.zero_grad()
-
-    def model_backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of the loss, which must be finite."""
-        self.detect_anomaly(loss)
-        loss.backward()
-
-    def model_update(self, names: Names = None) -> None:
-        """Step the optimizers."""
-        for optim in self._optimizers(names):
-            optim.step()
-
-    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
-        """Step the optimizers along the gradients of this loss alone."""
-        self.model_zero_grad(names)
-        self.model_backward(loss)
-        self.model_update(names)
-
-    def _optimizers(self, names: Names) -> list[Optimizer]:
-        optims = [self._optims[name] for name in self.get_model_names(names)]
-        return [optim for optim in optims if optim is not None]
 
 
 def _state(part: Any) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The trainers that variants derive from: data, tests and checkpoints of a configured run, and its training epochs."""
 
+import random
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,14 +11,26 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.data.seeding import seed_epoch
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, load_checkpoint
+from dassl.utils import load_checkpoint, set_random_seed
 from dassl.utils.checkpoint import BEST
-from dassl.utils.registry import check_choice
+from dassl.utils.registry import Registry, build_registered
+from kdpl.config.choices import FINAL_MODELS, SPLITS, check_choice
+from kdpl.training.batches import EpochLoader
+from kdpl.training.progress import Progress
+from kdpl.training.seeding import SEEDS, epoch_seed
 
-_SPLITS = ["test", "val"]
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg: CfgNode) -> TrainerBase:
+    """Return the trainer that TRAINER.NAME names, built from `cfg`.
+
+    Raises:
+        ValueError: no trainer of that name is registered.
+    """
+    return build_registered(TRAINER_REGISTRY, "TRAINER.NAME", cfg)
 
 
 class SimpleTrainer(TrainerBase):
@@ -69,7 +82,7 @@ class SimpleTrainer(TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
-        """Go on from the newest checkpoint in RESUME or else OUTPUT_DIR, and open the TensorBoard log."""
+        """Resume from the newest checkpoint in RESUME or else OUTPUT_DIR, and open the TensorBoard log."""
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
             self.best_result = self._best_so_far()
@@ -106,12 +119,12 @@ class SimpleTrainer(TrainerBase):
         """Evaluate on a split, print and log the results, and return the first: the accuracy in percent.
 
         Args:
-            split: "test" or "val" (the test set where there is no validation set); by default TEST.SPLIT.
+            split: "test" or "val" (the test set if there is no validation set); by default TEST.SPLIT.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
-        check_choice("split", split, _SPLITS)
+        check_choice("split", split, SPLITS)
         if split == "val" and self.val_loader is None:
             split = "test"
         print(f"Evaluate on the *{split}* set")
@@ -140,46 +153,41 @@ class TrainerX(SimpleTrainer):
     """A trainer on labelled images: an epoch is one pass over `train_loader_x`, a step `forward_backward(batch)`."""
 
     def run_epoch(self) -> None:
-        """Train for one epoch; print every TRAIN.PRINT_FREQ batches and log to TensorBoard."""
-        seed_epoch(self.cfg.SEED, self.epoch)
+        """Train for one epoch; print every TRAIN.PRINT_FREQ batches and log to TensorBoard.
+
+        With a SEED, an epoch draws the same whatever ran before and however many workers load.
+        """
+        seed = self.cfg.SEED if self.cfg.SEED >= 0 else random.randrange(SEEDS)
+        if self.cfg.SEED >= 0:
+            set_random_seed(epoch_seed(seed, self.epoch))
         self.set_model_mode("train")
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self.num_batches = len(self.train_loader_x)
+        loader, progress = EpochLoader(self.train_loader_x, seed), Progress()
+        loader.epoch, self.num_batches = self.epoch, len(loader)
         # A set with fewer batches than that prints each of them.
         print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
-        end = time.time()
-        for batch_idx, batch in enumerate(self.train_loader_x):
+        end = time.perf_counter()
+        for batch_idx, batch in enumerate(loader):
             self.batch_idx = batch_idx
-            data_time.update(time.time() - end)
-            losses.update(self.forward_backward(batch))
-            batch_time.update(time.time() - end)
-            if (self.batch_idx + 1) % print_freq == 0:
-                self._print_progress(losses, batch_time, data_time)
-            step = self.epoch * self.num_batches + self.batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
-            end = time.time()
+            data = time.perf_counter() - end
+            terms = self.forward_backward(batch)
+            progress.add(batch_idx, self.get_current_lr(), batch.get("impath", ()), terms)
+            progress.time(data, time.perf_counter() - end)
+            (step,) = progress.read()
+            if (batch_idx + 1) % print_freq == 0:
+                left = (self.max_epoch - self.epoch) * self.num_batches - batch_idx - 1
+                where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch_idx + 1}/{self.num_batches}]"
+                print(where, progress.line(step.lr, left))
+            for name, mean in {**step.means, "lr": step.lr}.items():
+                self.write_scalar(f"train/{name}", mean, self.epoch * self.num_batches + batch_idx)
+            end = time.perf_counter()
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the images, labels and domains of a batch, on the device."""
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
 
-    def _print_progress(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
-        batches_left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-        print(
-            f"epoch [{self.epoch + 1}/{self.max_epoch}] "
-            f"batch [{self.batch_idx + 1}/{self.num_batches}] "
-            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
-            f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
-            f"{losses} "
-            f"lr {self.get_current_lr():.4e} "
-            f"eta {timedelta(seconds=int(batch_time.avg * batches_left))}"
-        )
-
 
 def _check_run(cfg: CfgNode) -> None:
-    check_choice("TEST.SPLIT", cfg.TEST.SPLIT, _SPLITS)
-    check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
+    check_choice("TEST.SPLIT", cfg.TEST.SPLIT, SPLITS)
+    check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, FINAL_MODELS)
     if cfg.TRAIN.PRINT_FREQ < 1:
         raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}, expected a number of batches, at least 1.")

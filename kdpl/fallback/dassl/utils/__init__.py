@@ -1,4 +1,5 @@
 """Registries, files, random seeds, logging, meters and checkpoints."""
+# ruff: noqa: F401 - others import these names from here
 
 from dassl.utils.checkpoint import (
     count_num_param,
@@ -7,31 +8,16 @@ from dassl.utils.checkpoint import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from dassl.utils.environment import collect_env_info, set_random_seed
-from dassl.utils.files import check_isfile, listdir_nohidden, mkdir_if_missing, read_image, read_json, write_json
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
-from dassl.utils.registry import Registry, check_availability, tolist_if_not
-
-__all__ = [
-    "AverageMeter",
-    "Logger",
-    "MetricMeter",
-    "Registry",
-    "check_availability",
-    "check_isfile",
-    "collect_env_info",
-    "count_num_param",
-    "listdir_nohidden",
-    "load_checkpoint",
-    "load_pretrained_weights",
-    "mkdir_if_missing",
-    "read_image",
-    "read_json",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-    "set_random_seed",
-    "setup_logger",
-    "tolist_if_not",
-    "write_json",
-]
+from dassl.utils.registry import Registry, check_availability
+from dassl.utils.tools import (
+    collect_env_info,
+    listdir_nohidden,
+    mkdir_if_missing,
+    read_json,
+    set_random_seed,
+    tolist_if_not,
+    write_json,
+)
+from kdpl.training.pixels import read_image

@@ -1,7 +1,6 @@
-"""Saving and loading of weights and training state; files are written whole or not at all and load safely."""
+"""Weights and training state in files, which are written whole or not at all and load safely."""
 
 import os
-import pickle
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +10,9 @@ import torch
 from torch import nn
 
 from kdpl.common.files import atomic_write, write_torch
-from kdpl.common.tensor_files import TensorFileError, load_torch
-
-BEST = "model-best.pth.tar"
-NEWEST = "checkpoint"  # the text file that names the newest checkpoint of its folder
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Return the name of the checkpoint written after `epoch` epochs."""
-    return f"model.pth.tar-{epoch}"
+from kdpl.common.messages import short_reason
+from kdpl.common.tensor_files import load_torch
+from kdpl.training.checkpoint import BEST, NEWEST, newest_checkpoint
 
 
 def save_checkpoint(
@@ -40,7 +33,7 @@ def save_checkpoint(
     """
     if remove_module_from_keys:
         state = state | {"state_dict": _without_module_prefix(state["state_dict"])}
-    name = model_name or checkpoint_name(state["epoch"])
+    name = model_name or f"model.pth.tar-{state['epoch']}"
     for target in [name, BEST] if is_best else [name]:
         path = Path(save_dir, target)
         write_torch(state, path)
@@ -55,19 +48,17 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds Python objects, which safe loading refuses.
+        ValueError: the file is damaged, or holds Python objects, which could run code.
     """
     if not Path(fpath).is_file():
         raise FileNotFoundError(f"No checkpoint at '{fpath}'.")
     try:
         return load_torch(Path(fpath))
-    except (pickle.UnpicklingError, TensorFileError) as error:
+    except Exception as error:  # of many kinds, from inside the unpickler
         raise ValueError(
-            f"'{fpath}' holds more than tensors, numbers and text, and is not loaded because that could run any code. "
-            "If you trust it, save it again with its 'state_dict' alone where it was made."
+            f"'{fpath}' is not a complete checkpoint of tensors, numbers and text alone ({short_reason(error)}). Use another "
+            "epoch's file; if you trust one that holds more, save its 'state_dict' alone where it was made."
         ) from error
-    except Exception as error:  # damaged bytes are read as any instruction, and fail in any way
-        raise ValueError(f"'{fpath}' is not a complete checkpoint ({error!r}). Use another epoch's file.") from error
 
 
 def resume_from_checkpoint(
@@ -87,10 +78,9 @@ def resume_from_checkpoint(
     Raises:
         FileNotFoundError: the folder names no checkpoint, or the one it names is gone.
     """
-    pointer = Path(fdir, NEWEST)
-    if not pointer.is_file():
-        raise FileNotFoundError(f"No text file '{NEWEST}' in '{fdir}' that names the checkpoint to go on from.")
-    path = Path(fdir, pointer.read_text(encoding="utf-8").strip())
+    path = newest_checkpoint(fdir)
+    if path is None:
+        raise FileNotFoundError(f"No text file '{NEWEST}' in '{fdir}' that names the checkpoint to resume from.")
     print(f"Loading checkpoint from {path}")
     checkpoint = load_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
@@ -102,7 +92,7 @@ def resume_from_checkpoint(
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the weights of a file whose names and shapes are those of `model`, and name those that were left out.
+    """Load the weights of a file whose names and shapes are those of `model`, and print the names of the others.
 
     Args:
         weight_path: a checkpoint, or a state dictionary alone.

@@ -43,7 +43,7 @@ class Logger:
 def setup_logger(output: str | os.PathLike | None = None) -> None:
     """Copy everything printed from now on to `log.txt` in the folder `output`.
 
-    A log that exists is kept: the new one's name is then followed by the time.
+    An existing log stays: the new one's name is then followed by the time.
 
     Args:
         output: a folder, or a file whose name ends in .txt or .log; None: no log is written.

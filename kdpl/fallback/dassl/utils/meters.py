@@ -6,14 +6,9 @@ import torch
 
 
 class AverageMeter:
-    """The latest value and the average of all values so far.
+    """The latest value and the mean of all values so far."""
 
-    Args:
-        ema: average exponentially, with weight 0.1 on the latest value, in place of the plain mean.
-    """
-
-    def __init__(self, ema: bool = False):
-        self.ema = ema
+    def __init__(self):
         self.reset()
 
     def reset(self) -> None:
@@ -25,7 +20,7 @@ class AverageMeter:
         self.val = val.item() if isinstance(val, torch.Tensor) else val
         self.sum += self.val * n
         self.count += n
-        self.avg = 0.9 * self.avg + 0.1 * self.val if self.ema else self.sum / self.count
+        self.avg = self.sum / self.count
 
 
 class MetricMeter:

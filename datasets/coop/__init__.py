@@ -1,0 +1,1 @@
+"""The data sets of the CoOp family: catalogue, lists of images, splits and archives."""

@@ -1,0 +1,73 @@
+"""The data sets of the CoOp family as Dassl data sets, one class for each entry of the catalogue."""
+
+import os
+from collections.abc import Iterable
+
+from dassl.data.datasets import Datum
+from yacs.config import CfgNode
+
+from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
+from kdpl.datasets.coop.catalog import CATALOG, Facts
+from kdpl.datasets.coop.drawn_lists import drawn_split
+from kdpl.datasets.coop.folder import DataFolder, Record
+from kdpl.datasets.coop.splits import load_split
+
+
+class CoOpDataset(ClassListDataset):
+    """A data set in CoOp's folder layout.
+
+    Reads DATASET.ROOT, DATASET.NUM_SHOTS, DATASET.SUBSAMPLE_CLASSES and SEED. A data set that is for testing only returns its
+    test images as training images too, since Dassl takes the class names from these; NUM_SHOTS has no effect on it.
+
+    Raises:
+        MissingDataError: the data set, a file or an image of it is not under DATASET.ROOT.
+        DamagedDataError: a file of it does not hold what it should.
+    """
+
+    facts: Facts
+
+    def __init__(self, cfg: CfgNode):
+        facts = self.facts
+        data = DataFolder(facts, cfg.DATASET.ROOT)
+        self.dataset_dir = str(data.path)
+        self.image_dir = str(data.images)
+        blind = draws_blindly(cfg) and not facts.test_only
+        whole = facts.test_only or blind
+        split = load_split(data) if whole else drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+
+        test = _datums(split.test, self.image_dir)
+        train = test if facts.test_only else _datums(split.train, self.image_dir)
+        val = _datums(split.val, self.image_dir)
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        if facts.val_is_test:
+            val = test
+        drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
+        super().__init__(train, train_x=drawn, val=val or None, test=test)
+
+
+def _datums(records: Iterable[Record], images: str) -> list[Datum]:
+    return [Datum(os.path.join(images, r.impath), r.label, classname=r.classname) for r in records]
+
+
+def dataset_dir_check(cfg: CfgNode) -> None:
+    """Raise MissingDataError if the data set of `cfg` is not under DATASET.ROOT.
+
+    This is cheap: it looks for files and folders alone. A data set that is not in the catalogue passes.
+    """
+    facts = CATALOG.get(cfg.DATASET.NAME)
+    if facts is not None:
+        DataFolder(facts, cfg.DATASET.ROOT).require()
+
+
+def _dataset_class(facts: Facts) -> type[CoOpDataset]:
+    members = {
+        "__doc__": f"{facts.name}, in the folder `{facts.folder}`.",
+        "__module__": __name__,
+        "dataset_dir": facts.folder,
+        "facts": facts,
+    }
+    return type(facts.name, (CoOpDataset,), members)
+
+
+DATASETS = {name: _dataset_class(facts) for name, facts in CATALOG.items()}
+globals().update(DATASETS)  # so that a class is found, and pickled, by its name

@@ -1,0 +1,119 @@
+"""The fifteen data sets of the CoOp family: folders, files, addresses, sizes and how their lists are read.
+
+`catalog.yaml` holds them. Folders and file names are those of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md), so that a data
+folder made for it or for one of its forks is used as it is. Sizes of the lists are those reported with them
+(arXiv:2109.01134, appendix). Addresses and MD5 sums are torchvision's if it fetches the same archive.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdpl.config.choices import check_choice
+from kdpl.datasets.coop import readers
+from kdpl.datasets.coop.folder import DataFolder, Split
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to be fetched for a data set.
+
+    Attributes:
+        gives: files and folders, relative to the data set's folder, that are there when it is done.
+        file: the archive's name, or the file's own.
+        url: direct address; empty if it must be fetched by hand.
+        md5: checksum of `file`; empty if none is published.
+        by_hand: where a person finds it, if there is no `url`.
+        inside: name in the archive of the first of `gives`, if it differs; it may be an archive itself.
+        copy_of: file of another data set, relative to DATASET.ROOT, that it is a copy of.
+        only_without_split: whether it is of no use once the published split is there.
+    """
+
+    gives: tuple[str, ...]
+    file: str = ""
+    url: str = ""
+    md5: str = ""
+    by_hand: str = ""
+    inside: str = ""
+    copy_of: str = ""
+    only_without_split: bool = False
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether `file` has to be unpacked to give what it gives."""
+        return bool(self.file) and self.gives != (self.file,)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is particular to one data set.
+
+    Attributes:
+        name: registered name, DATASET.NAME.
+        folder: its folder under DATASET.ROOT.
+        images: folder of the images, relative to `folder`; paths in split files start there.
+        classes: number of classes.
+        sizes: published numbers of training, validation and test images.
+        read: function of readers.py that returns the three lists if there is no split file.
+        sources: files to be fetched.
+        split_address: where the published split file is; empty if the data set brings its own lists.
+        renamed: class names of folders whose class is called differently.
+        ignored: folders that are no class.
+        test_only: there is no training list; the test list gives the class names.
+        val_is_test: validation uses the test images.
+    """
+
+    name: str
+    folder: str
+    images: str
+    classes: int
+    sizes: Sequence[int]
+    read: Callable[[DataFolder], Split]
+    sources: tuple[Source, ...]
+    split_address: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
+    test_only: bool = False
+    val_is_test: bool = False
+
+    @property
+    def published_split(self) -> str:
+        """Name of the split file that published results use."""
+        return f"split_zhou_{self.name}.json"
+
+    @property
+    def made_split(self) -> str:
+        """Name of the split file that is made if the published one is absent."""
+        return f"split_kdpl_{self.name}.json"
+
+    def tree(self) -> str:
+        """Draw the files and folders that the data set needs."""
+        lines = [f"  {self.folder}/"]
+        if self.split_address:
+            lines.append(f"    {self.published_split}")
+        for source in self.sources:
+            note = "  (not needed beside the split file)" if source.only_without_split else ""
+            lines += [f"    {path}{note}" for path in source.gives]
+        return "\n".join(lines)
+
+
+def _facts(name: str, entry: dict[str, Any]) -> Facts:
+    sources = tuple(Source(**{**source, "gives": tuple(source["gives"])}) for source in entry["sources"])
+    return Facts(name=name, **{**entry, "read": getattr(readers, entry["read"]), "sources": sources})
+
+
+_ENTRIES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CATALOG = {name: _facts(name, entry) for name, entry in _ENTRIES.items()}
+
+
+def facts_of(name: str) -> Facts:
+    """Return a data set's entry.
+
+    Raises:
+        ConfigError: there is none of this name; the closest is named.
+    """
+    check_choice("The data set", name, CATALOG)
+    return CATALOG[name]

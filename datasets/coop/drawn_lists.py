@@ -1,0 +1,63 @@
+"""The drawn lists of a data set that is read folder by folder, kept so that a second start need not list its folders.
+
+ImageNet has 1.28 million files in 2,000 folders. What a start needs of them, the few-shot training list and the test list, is
+written beside the few-shot subsets with the times at which the folders changed; while these are the same, so are the lists.
+"""
+
+import hashlib
+import json
+import os
+
+from dassl.data.datasets import DatasetBase
+
+from kdpl.common.files import atomic_write
+from kdpl.datasets.coop import readers
+from kdpl.datasets.coop.fewshot_cache import CACHE_FOLDER, cached_fewshot
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError, Split
+from kdpl.datasets.coop.splits import load_split, read_split, split_text
+
+LISTED = (readers.imagenet,)  # readers whose lists depend on folders and classnames.txt alone
+
+
+def drawn_split(dataset: DatasetBase, data: DataFolder, num_shots: int, seed: int) -> Split:
+    """Return a data set's lists with `num_shots` training and validation images of every class drawn.
+
+    Raises:
+        MissingDataError, DamagedDataError: as `load_split`.
+    """
+    if data.facts.read not in LISTED or num_shots < 1 or seed < 0:
+        return cached_fewshot(dataset, data, load_split(data), num_shots, seed)
+    data.require()
+    before = _times(data)
+    name = f"{CACHE_FOLDER}/lists_{num_shots}-seed_{seed}-{before}.json"
+    if (data.path / name).is_file():
+        try:
+            split = read_split(data, name)
+            print(f"Reading lists from {data.path / name}")
+            return split
+        except (DamagedDataError, MissingDataError, OSError):
+            pass
+    split = cached_fewshot(dataset, data, load_split(data), num_shots, seed)
+    if _times(data) == before:  # no folder changed while it was listed
+        _write(data, name, split)
+    return split
+
+
+def _times(data: DataFolder) -> str:
+    """Return a digest of the class folders, of when each changed, and of classnames.txt."""
+    found = [os.stat(data.path / "classnames.txt").st_mtime_ns]
+    for part in ("train", "val"):
+        top = f"{data.facts.images}/{part}"
+        found += [(part, name, os.stat(data.path / top / name).st_mtime_ns) for name in data.subfolders(top)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _write(data: DataFolder, name: str, split: Split) -> None:
+    try:
+        with atomic_write(data.path / name, "w") as file:
+            file.write(split_text(zip(Split._fields, split, strict=True)))
+        for old in (data.path / CACHE_FOLDER).glob(f"{name.split('/')[1].rpartition('-')[0]}-*.json"):
+            if old.name != name.split("/")[1]:
+                old.unlink(missing_ok=True)  # of folders as they were
+    except OSError as error:
+        print(f"The lists are not saved, the next start reads the folders again: {error}")

@@ -1,0 +1,185 @@
+"""A data set's folder on disk: read its files, list its images, and report what is wrong with it."""
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kdpl.common.image_files import SUFFIXES
+
+if TYPE_CHECKING:
+    from kdpl.datasets.coop.catalog import Facts
+
+
+class MissingDataError(FileNotFoundError):
+    """A data set, or a file of it, is not where it belongs."""
+
+
+class DamagedDataError(ValueError):
+    """A file of a data set does not hold what it should."""
+
+
+class Record(NamedTuple):
+    """One image of a list; `impath` is relative to the image folder, with forward slashes."""
+
+    impath: str
+    label: int
+    classname: str
+
+
+class Split(NamedTuple):
+    """The three lists of a data set."""
+
+    train: list[Record]
+    val: list[Record]
+    test: list[Record]
+
+
+class DataFolder:
+    """The folder of one data set.
+
+    Args:
+        facts: the data set's entry in the catalogue.
+        root: the folder that holds all data sets (DATASET.ROOT).
+    """
+
+    def __init__(self, facts: "Facts", root: str | os.PathLike):
+        self.facts = facts
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))
+        self.path = self.root / facts.folder
+        self.images = self.path / facts.images
+        self._listed: dict[str, frozenset[str]] = {}
+
+    # --- what is there ---
+
+    @cached_property
+    def has_published_split(self) -> bool:
+        """Whether the split file that published results use is in the folder."""
+        return bool(self.facts.split_address) and (self.path / self.facts.published_split).is_file()
+
+    def absent(self) -> list[str]:
+        """Return the files and folders that the data set needs and that are not there."""
+        needed = [s for s in self.facts.sources if not (s.only_without_split and self.has_published_split)]
+        return [path for source in needed for path in source.gives if not (self.path / path).exists()]
+
+    def require(self) -> None:
+        """Raise MissingDataError unless everything the data set needs is there."""
+        absent = self.absent()
+        if absent:
+            raise self.missing(f"{', '.join(absent)} not found in {self.path}.")
+
+    # --- reading ---
+
+    def lines(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield `(place, line)` for the lines of a text file that are not blank; `place` is for error messages."""
+        for number, line in enumerate(self._text(name).splitlines(), start=1):
+            if line.strip():
+                yield f"{name}, line {number}", line.strip()
+
+    def fields(self, name: str, count: int) -> Iterator[tuple[str, list[str]]]:
+        """Yield `(place, fields)` for the lines of a text file; the last of `count` fields may contain spaces.
+
+        Raises:
+            DamagedDataError: a line has fewer than `count` fields.
+        """
+        for place, line in self.lines(name):
+            fields = line.split(maxsplit=count - 1)
+            if len(fields) < count:
+                raise self.damaged(f"{place} is {line!r}; expected {count} fields separated by spaces.")
+            yield place, fields
+
+    def json(self, name: str) -> Any:
+        """Return what a JSON file holds."""
+        try:
+            return json.loads(self._text(name))
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(f"{name} is not valid JSON ({error}).", name) from None
+
+    def mat(self, name: str, variable: str) -> Any:
+        """Return one variable of a MATLAB file, structs as dictionaries.
+
+        Raises:
+            ModuleNotFoundError: SciPy is not installed.
+            DamagedDataError: the file is not a MATLAB file or lacks the variable.
+        """
+        try:
+            from scipy.io import loadmat
+        except ImportError:
+            raise ModuleNotFoundError(
+                f"{self.facts.name}: reading {name} needs SciPy. Install it (pip install scipy), or put the published "
+                f"{self.facts.published_split} into {self.path}, which makes {name} unnecessary."
+            ) from None
+        path = self._there(name, os.path.isfile)
+        try:
+            return loadmat(str(path), simplify_cells=True)[variable]
+        except Exception as error:  # loadmat has no common base class for the errors of a broken file
+            raise self.damaged(f"{name} cannot be read: {error!r}.", name) from None
+
+    def subfolders(self, name: str) -> list[str]:
+        """Return the sorted names of the folders inside the folder `name`; hidden ones are left out."""
+        with os.scandir(self._there(name, os.path.isdir)) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+    def listdir(self, name: str) -> frozenset[str]:
+        """Return the names inside the folder `name`, which is listed once."""
+        if name not in self._listed:
+            self._listed[name] = frozenset(os.listdir(self._there(name, os.path.isdir)))
+        return self._listed[name]
+
+    def image_names(self, name: str) -> list[str]:
+        """Return the sorted names of the image files inside the folder `name`; hidden ones are left out.
+
+        Raises:
+            MissingDataError: there is none.
+        """
+        names = [n for n in self.listdir(name) if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith(".")]
+        if not names:
+            raise self.missing(f"{self.path / name} holds no image.")
+        return sorted(names)
+
+    def _text(self, name: str) -> str:
+        try:
+            return self._there(name, os.path.isfile).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.damaged(f"{name} is not UTF-8 text ({error.reason}).", name) from None
+
+    def _there(self, name: str, is_right: Callable[[Path], bool]) -> Path:
+        path = self.path / name
+        if not is_right(path):
+            raise self.missing(f"{name} not found in {self.path}.")
+        return path
+
+    # --- errors ---
+
+    def missing(self, what: str) -> MissingDataError:
+        """Return the error for a file or folder that is not there, with the expected tree and the way out."""
+        return MissingDataError(
+            f"{self.facts.name}: {what}{_wrong_root(self)}\n"
+            f"Expected under {self.root}:\n{self.facts.tree()}\n"
+            f"To fetch it, or to read what must be fetched by hand: "
+            f"python -m kdpl.datasets.prepare {self.facts.name} --root {self.root}"
+        )
+
+    def damaged(self, what: str, name: str = "") -> DamagedDataError:
+        """Return the error for a file that does not hold what it should; `name` is one that can be fetched again."""
+        if name == self.facts.published_split:
+            what += f" Download it again from {self.facts.split_address}, or delete it."
+        elif name:
+            what += " Delete it and fetch it again."
+        return DamagedDataError(f"{self.facts.name}: {what} (in {self.path})")
+
+
+def _wrong_root(data: DataFolder) -> str:
+    if data.path.is_dir():
+        return ""
+    if not data.root.is_dir():
+        return f" DATASET.ROOT {data.root} is not a folder."
+    folder = data.facts.folder
+    if data.root.name == folder:
+        return f" DATASET.ROOT must be the folder above {folder}; try --root {data.root.parent}."
+    folders = {entry.name.lower(): entry.name for entry in data.root.iterdir() if entry.is_dir()}
+    closest = difflib.get_close_matches(folder.lower(), folders, n=1, cutoff=0.7)
+    return f" There is a folder '{folders[closest[0]]}': is it this one, misnamed?" if closest else ""

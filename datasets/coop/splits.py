@@ -1,0 +1,156 @@
+"""The three lists of a data set: of the published split file, made by CoOp's rules, or the data set's own."""
+
+import json
+import warnings
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from kdpl.common.files import atomic_write
+from kdpl.datasets.coop.folder import DataFolder, MissingDataError, Record, Split
+
+
+def load_split(data: DataFolder) -> Split:
+    """Return a data set's lists; without its published split file a made one is used, with a warning.
+
+    A made split is saved beside the place of the published one, under a name of its own, and used from then on.
+
+    Raises:
+        MissingDataError: files, folders or images are absent.
+        DamagedDataError: a file does not hold what it should.
+    """
+    split, origin = find_split(data)
+    facts = data.facts
+    if origin in (facts.published_split, facts.made_split):
+        print(f"Reading split from {data.path / origin}")
+    if facts.split_address and not data.has_published_split:
+        if origin != facts.made_split:
+            save_split(data.path / facts.made_split, split, "split")
+        total, published = sum(map(len, split)), sum(facts.sizes)
+        partial = f" It has {total:,} images, the whole data set {published:,}." if total < published else ""
+        warnings.warn(
+            f"{facts.name}: results will not be comparable with published ones, because {facts.published_split} is "
+            f"not in {data.path} and a split made here is used instead ({facts.made_split}). The published one is at "
+            f"{facts.split_address}.{partial}",
+            stacklevel=2,
+        )
+    return split
+
+
+def find_split(data: DataFolder) -> tuple[Split, str]:
+    """Return a data set's lists and the name of the split file they are from, "" if there is none."""
+    data.require()
+    facts = data.facts
+    if data.has_published_split:
+        origin = facts.published_split
+    elif facts.split_address and (data.path / facts.made_split).is_file():
+        origin = facts.made_split
+    else:
+        origin = ""
+    split = read_split(data, origin) if origin else facts.read(data)
+    if facts.split_address and not origin:
+        _check_classes(data, split)
+    _check_labels(data, split, origin or "the data set's lists")
+    _check_images(data, split, origin or "the data set's lists")
+    return split, origin
+
+
+def read_split(data: DataFolder, name: str) -> Split:
+    """Read a split file: JSON with the lists "train", "val" and "test" of `[image path, label, class name]`.
+
+    Raises:
+        DamagedDataError: it is malformed, or names a file outside the image folder.
+    """
+    content = data.json(name)
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
+        raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
+    return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
+
+
+def save_split(path: Path, split: Split, what: str) -> None:
+    """Write a split file; if it cannot be written, only a line says so, since the same split is drawn again next time."""
+    parts = []
+    for part, records in zip(Split._fields, split, strict=True):
+        rows = ",\n".join(f"    {json.dumps(record)}" for record in records)
+        parts.append(f'  "{part}": [\n{rows}\n  ]' if rows else f'  "{part}": []')
+    try:
+        with atomic_write(path, "w") as file:
+            file.write("{\n" + ",\n".join(parts) + "\n}\n")
+        print(f"Saved {what} to {path}")
+    except OSError as error:
+        print(f"The {what} is not saved: {error}")
+
+
+def _records(data: DataFolder, name: str, part: str, rows: list) -> list[Record]:
+    records = [_record(row) for row in rows]
+    if None in records:
+        number = records.index(None)
+        raise data.damaged(
+            f"{name}: entry {number + 1} of '{part}' is {str(rows[number])[:80]}; expected [image path relative to "
+            f"{data.images.name}/, label, class name]."
+        )
+    return records
+
+
+def _record(row) -> Record | None:
+    if not (isinstance(row, list) and len(row) == 3):
+        return None
+    path, label, classname = row
+    try:
+        label = int(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    sound = isinstance(path, str) and _is_inside(path) and label >= 0 and isinstance(classname, str)
+    return Record(path, label, classname) if sound else None
+
+
+def _is_inside(path: str) -> bool:
+    return bool(path) and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+
+
+def _check_labels(data: DataFolder, split: Split, origin: str) -> None:
+    """Raise DamagedDataError unless labels count from 0 without a gap and each has one name in all lists."""
+    names: dict[int, str] = {}
+    for record in split.test if data.facts.test_only else split.train:
+        if names.setdefault(record.label, record.classname) != record.classname:
+            raise data.damaged(
+                f"{origin}: label {record.label} is called both '{names[record.label]}' and '{record.classname}'."
+            )
+    if not names:
+        raise data.damaged(f"{origin}: the training list is empty.")
+    gap = next((label for label in range(len(names)) if label not in names), None)
+    if gap is not None:
+        raise data.damaged(f"{origin}: no training image has label {gap}, though labels go up to {max(names)}.")
+    for record in (*split.val, *split.test):
+        if names.get(record.label) != record.classname:
+            raise data.damaged(
+                f"{origin}: {record.impath} has label {record.label} and class name '{record.classname}', but in the "
+                f"training list that label is {names.get(record.label, 'absent')!r}."
+            )
+
+
+def _check_images(data: DataFolder, split: Split, origin: str) -> None:
+    """Raise MissingDataError if an image of the split is not there."""
+    by_folder = defaultdict(set)
+    for record in (*split.train, *split.val, *split.test):
+        folder, _, name = record.impath.rpartition("/")
+        by_folder[folder].add(name)
+    absent = []
+    for folder, names in by_folder.items():
+        try:
+            present = data.listdir(str(PurePosixPath(data.facts.images) / folder))
+        except MissingDataError:
+            present = frozenset()
+        absent += [str(PurePosixPath(folder, name)) for name in names - present]
+    if absent:
+        total = sum(map(len, by_folder.values()))
+        raise data.missing(
+            f"{len(absent):,} of the {total:,} images named in {origin} are not in {data.images}, "
+            f"the first of them {min(absent)}."
+        )
+
+
+def _check_classes(data: DataFolder, split: Split) -> None:
+    """Raise MissingDataError if a split that is about to be made and saved lacks classes."""
+    classes = len({record.label for record in split.train})
+    if classes != data.facts.classes:
+        raise data.missing(f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part.")

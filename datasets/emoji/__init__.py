@@ -1,0 +1,1 @@
+"""The embedded benchmark: emoji in random scenes."""

@@ -1,0 +1,82 @@
+"""The inputs of a CLIP: how an image becomes pixels, and how a sentence becomes token ids."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+RESIZE_MODES = ("shortest", "squash")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of an image tower: resized, RGB in 0..1 normalised.
+
+    The resize mode "shortest" resizes the shorter edge and cuts out the centre, "squash" resizes both edges to `size`.
+    """
+
+    size: tuple[int, int]  # height and width
+    interpolation: str = "bicubic"  # "bicubic", "bilinear" or "nearest"
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    resize_mode: str = "shortest"
+
+    def resize_steps(self) -> list[Callable]:
+        """Return the transforms from a PIL image of any size to a PIL image of `size`."""
+        import torchvision.transforms as T
+
+        mode = T.InterpolationMode(self.interpolation)
+        if self.resize_mode == "squash":
+            return [T.Resize(self.size, mode)]
+        return [T.Resize(max(self.size), mode), T.CenterCrop(self.size)]
+
+
+class Tokenizer:
+    """Sentences to token ids `[*sot, ..., *eot, pad, pad, ...]` of one length.
+
+    Subclasses give `encode`, `decode` and, if the ids of a whole sentence are more than that, `__call__`.
+
+    Attributes:
+        context_length: ids of a sentence.
+        sot, eot: ids before and behind those of the text; either may be empty.
+        pad: the id that fills up.
+        stripped: ids that the model's own tokenizer counts, then replaces by padding.
+        special: ids that no text may contain.
+    """
+
+    context_length: int
+    sot: tuple[int, ...]
+    eot: tuple[int, ...]
+    pad: int = 0
+    stripped: int = 0
+    special: frozenset[int] = frozenset()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without `sot` and `eot`."""
+        raise NotImplementedError
+
+    def decode(self, token: int) -> str:
+        """Return the text of one id."""
+        raise NotImplementedError
+
+    def check_length(self, text: str, tokens: int) -> None:
+        """Raise a ValueError if a text of so many ids, `sot` and `eot` among them, is longer than the context."""
+        tokens += self.stripped
+        if tokens > self.context_length:
+            raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {self.context_length}: shorten it.")
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Return the ids `(N, context_length)` of sentences.
+
+        Raises:
+            ValueError: a sentence is longer than the context.
+        """
+        ids = torch.full((len(texts), self.context_length), self.pad, dtype=torch.long)
+        for i, text in enumerate(texts):
+            tokens = [*self.sot, *self.encode(text), *self.eot]
+            self.check_length(text, len(tokens))
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+        return ids

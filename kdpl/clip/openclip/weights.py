@@ -1,0 +1,107 @@
+"""The weights of open_clip's models: found, fetched, and put into a model that was built without."""
+
+import os
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip.files import WeightsError, read_state_dict
+from kdpl.clip.names import Source, weights_in
+from kdpl.clip.openclip.recipe import Recipe
+from kdpl.common.messages import short_reason
+
+
+def weights_file(name: str, source: Source, recipe: Recipe) -> Path:
+    """Return the file of a CLIP's weights, from the disk, the hub's cache, or downloaded.
+
+    Raises:
+        WeightsError: it is not here and cannot be downloaded; the message names file, address and how to use it.
+    """
+    if source.kind == "folder":
+        return weights_in(Path(source.path))
+    if source.path:
+        return Path(source.path)
+    return Path(_fetch(name, source, recipe.published))
+
+
+def load_weights(model: nn.Module, path: Path, architecture: str) -> None:
+    """Put the tensors of a checkpoint in place of a model's parameters, each in the type of the parameter.
+
+    Raises:
+        WeightsError: they do not fit the architecture, or the file cannot be read.
+    """
+    state = read_state_dict(path)
+    try:
+        state = _adapt(state, model)
+        wanted = {key: value.dtype for key, value in model.state_dict().items()}
+        for key in state:  # one at a time, so that no second copy of all is there at any moment
+            if key in wanted and state[key].is_floating_point():
+                state[key] = state[key].to(wanted[key])
+        model.load_state_dict(state, assign=True)
+    except Exception as error:  # of many kinds: a tensor is missing or of another shape
+        raise WeightsError(
+            f"'{path}' cannot be loaded as {architecture} ({short_reason(error)}: {' '.join(str(error).split())[-200:]}). "
+            "Expected a checkpoint of this open_clip architecture that holds tensors alone."
+        ) from error
+    model.requires_grad_(False)
+
+
+def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename and reshape the tensors of older and foreign checkpoints as open_clip's own loading does."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    for key in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
+        state.pop(key, None)
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for key in ("logit_scale", "logit_bias"):
+        own = getattr(model, key)
+        if key in state and own is not None and state[key].shape != own.shape:
+            state[key] = state[key].reshape(own.shape)
+    if "logit_bias" not in state and model.logit_bias is not None:
+        state["logit_bias"] = torch.zeros_like(state["logit_scale"])
+    if not hasattr(model, "text") or hasattr(model.text, "positional_embedding"):
+        resize_text_pos_embed(state, model)
+    else:
+        state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
+    resize_pos_embed(state, model)
+    return state
+
+
+def _fetch(name: str, source: Source, published: dict) -> str:
+    """Return the file of a weights tag, from the cache or downloaded."""
+    import open_clip
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    repository, file = os.path.split(published.get("hf_hub", ""))
+    if not repository:
+        try:
+            return open_clip.download_pretrained(published)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(_help(name, source, published["url"], error)) from error
+    candidates = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    for candidate in candidates:
+        cached = try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return cached
+    error: Exception | None = None
+    for candidate in candidates:
+        url = hf_hub_url(repository, candidate)
+        try:  # one quick question first: the hub's client retries for most of a minute where there is no network
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+            return hf_hub_download(repository, candidate)
+        except Exception as e:
+            error = e
+    raise WeightsError(_help(name, source, hf_hub_url(repository, candidates[-1]), error)) from error
+
+
+def _help(name: str, source: Source, url: str, error: object) -> str:
+    file = url.rpartition("/")[2]
+    return (
+        f"The weights of '{name}' are not here and cannot be downloaded ({error}). Get the file '{file}' from {url}, put it "
+        f"anywhere, and write '{source.architecture}:{source.tag}:/path/{file}' in place of the name."
+    )

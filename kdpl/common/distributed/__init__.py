@@ -1,0 +1,167 @@
+"""One run on several processes, started by `torchrun`: rank, world size and the collectives a run needs.
+
+With a single process every function is a no-op or returns its input, so callers need no special case. The learned parameters
+are tiny: a step exchanges one vector, the sum of their gradients.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdpl.common.distributed.watch import Watch
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
+
+
+class RankLostError(OSError):
+    """Another process of the job has ended or does not respond."""
+
+
+def launched() -> bool:
+    """Whether `torchrun`, or a launcher that sets the same variables, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start(use_cuda: bool) -> None:
+    """Join the other processes of the job; a no-op with one process, or when called again."""
+    if not launched() or dist.is_initialized():
+        return
+    cuda = use_cuda and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    watch = Watch()
+    watch.parent()
+    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
+    watch.ranks()
+    if rank():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
+
+
+def stop() -> None:
+    """Leave the job."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # the other processes may have ended
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the process that writes files and prints."""
+    return rank() == 0
+
+
+def share(count: int, of: int | None = None) -> slice:
+    """Return the slice of `count` items that a rank works on, by default this rank; lengths differ by at most one."""
+    of = rank() if of is None else of
+    n = world()
+    return slice(count * of // n, count * (of + 1) // n)
+
+
+def _named(call: Callable) -> Callable:
+    """Turn a failed collective into a RankLostError that says what to do."""
+
+    @wraps(call)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except RuntimeError as error:
+            raise RankLostError(
+                f"Another process of the job ended or does not respond (this is rank {rank()} of {world()}). Look for its "
+                f"error; the same command resumes from the last saved state. ({str(error).splitlines()[0]})"
+            ) from error
+
+    return named
+
+
+@_named
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world() > 1:
+        dist.barrier()
+
+
+@_named
+def total(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over the ranks."""
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    return bool(total(torch.tensor(float(flag)))) if world() > 1 else flag
+
+
+@_named
+def from_main(value: Any) -> Any:
+    """Return rank 0's value of an object."""
+    if world() > 1:
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return value
+
+
+@_named
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each parameter's gradient by its sum over the ranks, in one all-reduce."""
+    if world() == 1:
+        return
+    parameters = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+@_named
+def same_as_main(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Broadcast rank 0's values to all ranks, in place."""
+    if world() > 1:
+        for parameter in parameters:
+            dist.broadcast(parameter.data, 0)
+
+
+@_named
+def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate the rows `(counts[r], ...)` of all ranks, `(sum(counts), ...)`; no gradient flows."""
+    if world() == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded.contiguous())
+    return torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+        return gather_rows(rows, counts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return total(gradient)[ctx.own], None  # every rank's loss depends on these rows
+
+
+def gather_with_gradient(rows: Tensor, counts: list[int]) -> Tensor:
+    """Gather as `gather_rows`; the gradient of a rank's rows is summed over all ranks' losses."""
+    return _GatherWithGradient.apply(rows, counts) if world() > 1 else rows

@@ -1,0 +1,173 @@
+"""A training step written for labels, run without them: its cross-entropy becomes the divergence from a teacher.
+
+    labels, replaced = replace_cross_entropy(teacher_logits)
+    with replaced:
+        step(images, labels)  # anybody's: F.cross_entropy(logits, labels), inside a model too, several times, ...
+    replaced.check()
+
+Plain PyTorch; `kdpl.trainers.distilled` does this for a Dassl trainer.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from kdpl.distill.loss import distillation_loss, divergences
+from kdpl.distill.pseudo_labels import PseudoLabels, Record, Tracked, UnsupportedStepError, pseudo_labels
+
+LABEL_SMOOTHING, OWN_TARGETS = "label_smoothing", "own_targets"  # in TRAINER.KDPL.ALLOW, beside hard_labels
+
+
+class ReplacedCrossEntropy(TorchFunctionMode):
+    """While it is entered, `F.cross_entropy` and `F.nll_loss` with pseudo-labels give the divergence from a teacher.
+
+    Args:
+        teacher_logits: of the batch's images over the class names, `(B, C)`.
+        kind, temperature: of `distillation_loss`.
+        allowed: of `kdpl.config.choices.ALLOWED` (docs/forks.md).
+
+    Attributes:
+        calls: how often each kind of call was replaced: (function, rows, reduction).
+        own_calls: calls with the trainer's own targets, which are left as they are.
+    """
+
+    def __init__(
+        self, teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0, allowed: Collection[str] = ()
+    ):
+        super().__init__()
+        self.teacher_logits, self.kind, self.temperature = teacher_logits, kind, temperature
+        self.record = Record(teacher_logits.shape[1], frozenset(allowed))
+        self.calls: Counter[tuple[str, int, str]] = Counter()
+        self.own_calls = self.smoothed_calls = 0
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.cross_entropy or func is F.nll_loss:
+            return self._loss(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _loss(
+        self,
+        func: Callable,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        name = func.__name__
+        if not isinstance(target, PseudoLabels):
+            arguments = {"weight": weight, "size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
+            arguments |= {"reduction": reduction} | ({"label_smoothing": label_smoothing} if name == "cross_entropy" else {})
+            return self._own(func, name, input, target, arguments)
+        C = self.teacher_logits.shape[1]
+        if input.dim() != 2 or input.shape[1] != C:
+            raise UnsupportedStepError(
+                f"F.{name} got logits {tuple(input.shape)}, expected (rows, {C}): over the {C} class names that the teacher's "
+                "distribution is over."
+            )
+        if target.dim() != 1 or len(target) != len(input):
+            raise UnsupportedStepError(f"F.{name} got {tuple(target.shape)} labels for {len(input)} rows of logits.")
+        if weight is not None:
+            raise UnsupportedStepError(f"F.{name} got class weights, which have no meaning without labels: drop weight=.")
+        if ignore_index in range(C):
+            raise UnsupportedStepError(f"F.{name} ignores class {ignore_index}, which has no meaning without labels.")
+        if label_smoothing:
+            self._smoothed(label_smoothing)
+        if name == "nll_loss" and not _are_log_probabilities(input):
+            raise UnsupportedStepError(
+                "F.nll_loss got rows that are not log-probabilities (their exponentials do not sum to 1): expected the result "
+                "of F.log_softmax."
+            )
+        reduction = _reduction(size_average, reduce, reduction)
+        self.calls[name, len(input), reduction] += 1
+        teacher = self.teacher_logits[target.rows]  # (rows, C)
+        if reduction == "mean":
+            return distillation_loss(input, teacher, self.kind, self.temperature)["loss"]
+        rows = divergences(input, teacher, self.kind, self.temperature)  # (rows,)
+        return rows if reduction == "none" else rows.sum()
+
+    def _own(self, func: Callable, name: str, logits: Tensor, target: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Leave a call alone whose targets are not labels."""
+        if isinstance(target, Tracked) or OWN_TARGETS not in self.record.allowed:
+            raise UnsupportedStepError(
+                f"F.{name} got logits {tuple(logits.shape)} and targets {tuple(target.shape)} that are not the batch's labels: "
+                f"which image is each row of? If the targets have nothing to do with labels (a term between texts, or between "
+                f"views), set TRAINER.KDPL.ALLOW {OWN_TARGETS}, which leaves such calls as they are."
+            )
+        self.own_calls += 1
+        return func(logits, target, **arguments)
+
+    def _smoothed(self, amount: float) -> None:
+        if LABEL_SMOOTHING not in self.record.allowed:
+            raise UnsupportedStepError(
+                f"F.cross_entropy got label_smoothing {amount}. The teacher's distribution is smooth itself: drop it, or set "
+                f"TRAINER.KDPL.ALLOW {LABEL_SMOOTHING}, which ignores it."
+            )
+        self.smoothed_calls += 1
+
+    def check(self, trainer: str = "The trainer") -> None:
+        """Refuse a step without any call that was replaced.
+
+        Raises:
+            UnsupportedStepError: there was none.
+        """
+        if not self.calls:
+            raise UnsupportedStepError(
+                f"{trainer} called neither F.cross_entropy nor F.nll_loss with the batch's labels in its step, so there is no "
+                "loss on labels that a teacher could replace: it learns without labels already, or by a loss of its own."
+            )
+
+    def summary(self) -> list[str]:
+        """Return lines that say what was replaced, for the log."""
+        lines = [
+            f"{count} x F.{name} of {rows} rows, reduction '{reduction}'"
+            for (name, rows, reduction), count in self.calls.items()
+        ]
+        lines = [f"replaced by the divergence from the teacher: {', '.join(lines)}"]
+        if self.smoothed_calls:
+            lines.append(f"label smoothing was ignored in {self.smoothed_calls} calls")
+        if self.own_calls:
+            lines.append(f"left as they are: {self.own_calls} calls with targets of the trainer's own")
+        if self.record.lookups:
+            lines.append(f"pseudo-labels took rows from tables of classes {self.record.lookups} times")
+        if self.record.hard:
+            uses = ", ".join(f"{count} x {name}" for name, count in self.record.hard.items())
+            lines.append(f"pseudo-labels were read as hard labels: {uses}")
+        return lines
+
+
+def replace_cross_entropy(
+    teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0, allowed: Collection[str] = ()
+) -> tuple[PseudoLabels, ReplacedCrossEntropy]:
+    """Return a batch's pseudo-labels `(B,)` and the context in which a step with them learns from the teacher.
+
+    Args:
+        teacher_logits, kind, temperature, allowed: as of `ReplacedCrossEntropy`.
+    """
+    replaced = ReplacedCrossEntropy(teacher_logits, kind, temperature, allowed)
+    rows = torch.arange(len(teacher_logits), device=teacher_logits.device)
+    return pseudo_labels(teacher_logits.argmax(1), rows, replaced.record), replaced
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """Return the reduction that PyTorch's old arguments and its new one mean together."""
+    if size_average is None and reduce is None:
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction '{reduction}' is not one of none, mean, sum.")
+        return reduction
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
+
+
+@torch.no_grad()
+def _are_log_probabilities(rows: Tensor) -> bool:
+    return bool((rows.float().logsumexp(1).abs() < 1e-2).all())

@@ -1,0 +1,263 @@
+"""Labels without truth: a teacher's argmax that knows which image each entry is of, and refuses to be read as a hard label.
+
+Plain PyTorch. `pseudo_labels` makes them, `kdpl.distill.interception` matches their rows with a teacher's distribution.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HARD_LABELS = "hard_labels"  # in TRAINER.KDPL.ALLOW
+
+
+class UnsupportedStepError(ValueError):
+    """A training step does something with labels that has no meaning without them."""
+
+
+class Record:
+    """What a step's pseudo-labels were used for.
+
+    Args:
+        classes: how many names they are over.
+        allowed: of TRAINER.KDPL.ALLOW.
+    """
+
+    def __init__(self, classes: int, allowed: frozenset[str] = frozenset()):
+        self.classes, self.allowed = classes, allowed
+        self.hard: Counter[str] = Counter()  # uses as hard labels, by the function's name
+        self.lookups = 0  # rows taken from a table of classes
+
+    def use_hard(self, what: str) -> None:
+        """Take note that pseudo-labels are read as hard labels.
+
+        Raises:
+            UnsupportedStepError: TRAINER.KDPL.ALLOW has no "hard_labels".
+        """
+        if HARD_LABELS not in self.allowed:
+            raise UnsupportedStepError(
+                f"The trainer reads labels by {what}. They are pseudo-labels, the teacher's argmax, whose distribution "
+                f"enters the loss through cross-entropy alone. To let them be read as hard labels too, set TRAINER.KDPL.ALLOW "
+                f"{HARD_LABELS}."
+            )
+        self.hard[what] += 1
+
+
+class Tracked(Tensor):
+    """A tensor that knows its step's `Record`. Subclasses: `PseudoLabels`, and `Agreement` of comparisons with them."""
+
+    record: Record
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        found = _tracked((args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            if any(isinstance(x, PseudoLabels) for x in found):
+                return _of_labels(func, args, kwargs, found)
+            return _of_agreement(func, args, kwargs, found[0].record)
+
+
+class PseudoLabels(Tracked):
+    """The teacher's argmax; `rows`, of the same shape, says which image of the batch each entry is of.
+
+    Operations that move entries about (indexing, cat, repeat, split, view, to, ...) move `rows` alike. Everything else is
+    refused, or with "hard_labels" allowed gives plain tensors; comparisons give an `Agreement`.
+    """
+
+    rows: Tensor
+
+
+class Agreement(Tracked):
+    """What comparisons with pseudo-labels gave, and what was computed from that: for reports, such as an accuracy.
+
+    It may not meet a tensor that requires a gradient, nor choose entries or branches, unless "hard_labels" is allowed.
+    """
+
+
+def pseudo_labels(values: Tensor, rows: Tensor, record: Record) -> PseudoLabels:
+    """Return labels that know their images.
+
+    Args:
+        values: class indices, of an integer type and any shape.
+        rows: which image of the batch each is of, of the same shape.
+        record: of the step.
+    """
+    labels = values.as_subclass(PseudoLabels)
+    labels.rows, labels.record = rows, record
+    return labels
+
+
+_T = Tensor
+_MOVES = {
+    _T.__getitem__, _T.clone, _T.detach, _T.contiguous, _T.view, _T.reshape, _T.flatten, _T.squeeze, _T.unsqueeze, _T.repeat,
+    _T.repeat_interleave, _T.expand, _T.index_select, _T.narrow, _T.select, _T.chunk, _T.split, _T.tensor_split, _T.unbind,
+    _T.flip, _T.roll, _T.t, _T.transpose, _T.permute, _T.masked_select, _T.unfold, _T.tile, _T.ravel, _T.swapaxes,
+    _T.movedim, _T.take_along_dim, _T.gather, _T.T.__get__, _T.mT.__get__, _T.data.__get__,
+    torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack, torch.clone, torch.detach, torch.reshape,
+    torch.flatten, torch.squeeze, torch.unsqueeze, torch.repeat_interleave, torch.index_select, torch.narrow, torch.select,
+    torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.flip, torch.roll, torch.t, torch.transpose,
+    torch.permute, torch.masked_select, torch.tile, torch.ravel, torch.swapaxes, torch.movedim, torch.take_along_dim,
+    torch.gather, torch.broadcast_to, _T.broadcast_to,
+}  # fmt: skip
+_MOVES_LIKE = {_T.expand_as: _T.expand, _T.view_as: _T.view, _T.reshape_as: _T.reshape}  # another's shape
+_CONVERSIONS = {
+    _T.to, _T.cpu, _T.cuda, _T.long, _T.int, _T.short, _T.type, _T.type_as, _T.pin_memory,
+}  # fmt: skip
+_JOINS = {torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack}
+_BY_SHAPE = {
+    _T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_tensor, torch.zeros_like, torch.ones_like, torch.empty_like,
+    torch.full_like, torch.rand_like, torch.randn_like,
+}  # fmt: skip
+_COMPARISONS = {getattr(place, name) for place in (_T, torch) for name in ("eq", "ne")} | {_T.__eq__, _T.__ne__}
+_READS = {
+    _T.item, _T.tolist, _T.numpy, _T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.__contains__, _T.__array__,
+    _T.__deepcopy__, _T.__reduce_ex__, _T.is_nonzero, _T.equal, _T.allclose, torch.equal, torch.allclose, torch.is_nonzero,
+    _T.__setitem__,
+}  # fmt: skip
+_CHOICES = {
+    _T.__bool__, _T.is_nonzero, _T.where, torch.where, _T.nonzero, torch.nonzero, _T.argwhere, torch.argwhere,
+    _T.masked_select, torch.masked_select, _T.masked_fill, torch.masked_fill, _T.masked_fill_, _T.__setitem__,
+    _T.index_select, torch.index_select, torch.is_nonzero,
+}  # fmt: skip
+
+
+def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) -> Any:
+    """Call a function some of whose arguments are pseudo-labels."""
+    record = next(x for x in found if isinstance(x, PseudoLabels)).record
+    source, name = args[0] if args else None, name_of(func)
+    if func in _MOVES_LIKE and isinstance(source, PseudoLabels):
+        func, args = _MOVES_LIKE[func], (source, args[1].shape)
+    others = _tracked((args[1:], kwargs))
+    in_place = (name.endswith("_") and not name.endswith("__")) or func is _T.__setitem__
+    if "out" in kwargs or (in_place and isinstance(source, PseudoLabels)):
+        raise UnsupportedStepError(
+            f"The trainer changes labels in place by {name}: pseudo-labels would no longer be those of their images."
+        )
+    if func in _MOVES and _all_labels(source) and not any(isinstance(x, PseudoLabels) for x in others):
+        if others:
+            record.use_hard("indexing with a comparison")
+        return _move(func, args, kwargs, record)
+    if func in _JOINS:
+        raise UnsupportedStepError(
+            f"The trainer joins pseudo-labels with other tensors by {name}: which image would these labels be of?"
+        )
+    if _is_lookup(func, args, record):
+        record.lookups += 1
+    elif func in _READS:
+        record.use_hard(name)
+    result = func(*_plain(args), **_plain(kwargs))
+    if func in _CONVERSIONS and isinstance(source, PseudoLabels):
+        return _converted(result, source, name)
+    if func in _COMPARISONS:
+        return _agreement(result, record)
+    if _tensors(result) and func not in _BY_SHAPE and func not in _READS and not _is_lookup(func, args, record):
+        record.use_hard(name)
+    return result
+
+
+def _move(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
+    """Do with the rows what is done with the values."""
+    values = func(*_plain(args), **_plain(kwargs))
+    rows = func(_rows(args[0]), *_plain(args[1:]), **_plain(kwargs))
+    if isinstance(values, list | tuple):
+        return type(values)(pseudo_labels(v, r, record) for v, r in zip(values, rows, strict=True))
+    return pseudo_labels(values, rows, record)
+
+
+def _converted(plain: Any, source: PseudoLabels, name: str) -> Any:
+    """Return labels of another device or integer type."""
+    if not isinstance(plain, Tensor):  # `type()` without arguments
+        return plain
+    if plain.is_floating_point() or plain.is_complex() or plain.dtype == torch.bool:
+        source.record.use_hard(f"{name} to {plain.dtype}")
+        return plain
+    if plain.dtype != source.dtype and source.record.classes - 1 > torch.iinfo(plain.dtype).max:
+        raise UnsupportedStepError(f"{source.record.classes} classes are too many for labels of type {plain.dtype}.")
+    return pseudo_labels(plain, source.rows.to(plain.device), source.record)
+
+
+def _of_agreement(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
+    """Call a function some of whose arguments come from comparisons with pseudo-labels."""
+    use = ""
+    if func in _CHOICES or (func is _T.__getitem__ and _tracked(args[1])):
+        use = f"{name_of(func)} of a comparison"
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in _tensors((args, kwargs))):
+        use = f"{name_of(func)} of a comparison, in what is learned"
+    if use:
+        record.use_hard(use)
+    result = func(*_plain(args), **_plain(kwargs))
+    return result if use else _agreement(result, record)
+
+
+def _agreement(result: Any, record: Record) -> Any:
+    if type(result) in (list, tuple):
+        return type(result)(_agreement(x, record) for x in result)
+    if not isinstance(result, Tensor):
+        return result
+    result = result.as_subclass(Agreement)
+    result.record = record
+    return result
+
+
+def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
+    """Whether labels take rows from a table that has one for each class."""
+    by_index = func is _T.__getitem__ and isinstance(args[1], PseudoLabels)
+    by_select = func in (_T.index_select, torch.index_select) and args[1] == 0
+    if not by_index and not by_select and func is not F.embedding:
+        return False
+    table = args[1] if func is F.embedding else args[0]
+    return isinstance(table, Tensor) and not isinstance(table, Tracked) and len(table) == record.classes and table.dim() > 1
+
+
+# ---------------------------------------------------------------------------------------------------- nested arguments
+
+
+def name_of(func: Callable) -> str:
+    """Return a function's name as a reader knows it: 'one_hot', 'Tensor.eq'."""
+    name = getattr(func, "__name__", str(func))
+    owner = getattr(func, "__self__", None)
+    return getattr(owner, "__name__", name) if name == "__get__" else name
+
+
+def _leaves(nested: Any) -> list[Any]:
+    if isinstance(nested, list | tuple):
+        return [leaf for x in nested for leaf in _leaves(x)]
+    if isinstance(nested, dict):
+        return _leaves(list(nested.values()))
+    if isinstance(nested, slice):
+        return _leaves([nested.start, nested.stop, nested.step])
+    return [nested]
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [x for x in _leaves(nested) if isinstance(x, Tensor)]
+
+
+def _tracked(nested: Any) -> list[Tracked]:
+    return [x for x in _leaves(nested) if isinstance(x, Tracked)]
+
+
+def _all_labels(nested: Any) -> bool:
+    leaves = _leaves(nested)
+    return bool(leaves) and all(isinstance(x, PseudoLabels) for x in leaves)
+
+
+def _map(f: Callable, nested: Any) -> Any:
+    if isinstance(nested, list | tuple):
+        mapped = [_map(f, x) for x in nested]
+        return type(nested)(*mapped) if hasattr(nested, "_fields") else type(nested)(mapped)
+    if isinstance(nested, dict):
+        return {key: _map(f, x) for key, x in nested.items()}
+    return f(nested)
+
+
+def _plain(nested: Any) -> Any:
+    return _map(lambda x: x.as_subclass(Tensor) if isinstance(x, Tracked) else x, nested)
+
+
+def _rows(nested: Any) -> Any:
+    return _map(lambda x: x.rows, nested)

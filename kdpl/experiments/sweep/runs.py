@@ -1,0 +1,228 @@
+"""A sweep and its runs: the commands, and the output folders of CoOp and its forks."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from kdpl.common.environment import PACKAGE
+from kdpl.common.messages import did_you_mean
+from kdpl.config import manifest
+from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
+from kdpl.config.defaults import node_of
+from kdpl.config.influence import differences, unfollowed
+from kdpl.experiments.results import missing_datasets, recorded_manifest
+
+STEPS = ("train", "test")
+ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
+# of a checkout the script, which reads well in a log; an installed package has none
+TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
+
+
+class SweepError(ValueError):
+    """A sweep has an unknown key, or a value that is not possible."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use; only `jobs`, `gpus` and `restarts` matter on this machine.
+
+    Attributes:
+        jobs: runs at once on this machine; 0: one for each GPU, or one.
+        max_parallel: runs at once on the cluster.
+        restarts: how often a run is restarted that was interrupted (on this machine) or ran out of time (on the cluster).
+        time: minutes.
+        setup: lines of shell before Python starts, such as `module load cuda`.
+    """
+
+    jobs: int = 0
+    max_parallel: int = 256
+    restarts: int = 10
+    time: int = 240
+    memory: str = ""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    cpus: int = 4
+    gpus: int = 1
+    setup: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Trainers x data sets x shots x seeds, from a file or from flags (`kdpl.experiments.sweep.plan`). Paths are absolute."""
+
+    name: str
+    protocol: str
+    trainers: tuple[str, ...]
+    datasets: tuple[str, ...]
+    source: tuple[str, ...] = ("imagenet",)
+    steps: tuple[str, ...] = STEPS
+    seeds: tuple[int, ...] = (1, 2, 3)
+    shots: tuple[int, ...] = (16,)
+    config: str = "vit_b32"
+    class_agnostic: bool = False
+    data: str = ""
+    output: Path = Path("output")
+    options: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ...
+    executor: Resources = field(default_factory=Resources)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the sweep's logs, records and report."""
+        return self.output / "sweeps" / self.name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a run: a training with its test, or a test of learned prompts.
+
+    Attributes:
+        datasets: the step is done once each has a result; a training has one.
+        training: the step whose prompts are tested; None: this is the training.
+        others: test on the data sets that have no result yet, in one process.
+    """
+
+    folder: Path
+    trainer: str
+    config_file: Path
+    datasets: tuple[str, ...]
+    seed: int
+    shots: int
+    data: str
+    options: tuple[str, ...]
+    classes: str = "all"
+    training: "Step | None" = None
+    others: bool = False
+
+    @property
+    def model_dir(self) -> Path | None:
+        return self.training.folder if self.training else None
+
+    @cached_property
+    def settings(self) -> dict[str, Any] | None:
+        """The configuration of the training, as its manifest records it; None for a trainer that is not KDPL's."""
+        training = self.training or self
+        node = node_of(training.trainer)
+        if not node and training.trainer not in ZERO_SHOT:
+            return None
+        file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
+        cfg = build_cfg(parse_args(training.arguments(training.datasets)), file)
+        return manifest.config_of(cfg, node, training.trainer.startswith("KDPL_") or training.trainer == "ZeroshotTeacher")
+
+    def missing(self) -> list[str]:
+        """Return the data sets without a result of these settings."""
+        return missing_datasets(self.folder, self.datasets, self.classes, model_dir=self.model_dir, settings=self.settings)
+
+    def stale(self) -> list[str]:
+        """Return in what the settings differ from those that the folder's run was made with."""
+        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
+        if self.settings is None or (not (self.folder / "results.json").is_file() and then is None):
+            return []
+        return (
+            list(differences(unfollowed(then.config), unfollowed(self.settings), manifest.THERE).values())
+            if then
+            else ["it has no manifest"]
+        )
+
+    def command(self) -> list[str]:
+        """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
+        fresh = [] if self.training or not self.stale() else ["--fresh"]
+        return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
+
+    def arguments(self, datasets: Sequence[str]) -> list[str]:
+        """Return the arguments of `train.py` for these data sets."""
+        flags = ["--eval-only", "--model-dir", str(self.model_dir)] if self.training else []
+        if self.others:
+            flags += ["--eval-datasets", *datasets]
+        options = ["DATASET.NUM_SHOTS", str(self.shots)]
+        if self.classes != "all":
+            options += ["DATASET.SUBSAMPLE_CLASSES", self.classes]
+        if not self.training:
+            options += ["TRAIN.CHECKPOINT_FREQ", "1"]
+        return [
+            *flags, "--root", self.data, "--seed", str(self.seed), "--trainer", self.trainer,
+            "--dataset-config-file", str(CONFIGS / "datasets" / f"{datasets[0]}.yaml"), "--config-file", str(self.config_file),
+            "--output-dir", str(self.folder), *options, *self.options,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trainer, data set, number of shots and seed: its steps, one after the other.
+
+    Attributes:
+        key: the output folder as one word; a label is the same whatever the configuration, a key is not.
+    """
+
+    label: str
+    key: str
+    steps: tuple[Step, ...]
+
+    def done(self) -> bool:
+        return not any(step.missing() for step in self.steps)
+
+    def stale(self) -> list[str]:
+        """Return in what the settings differ from those that its results were made with."""
+        return list(dict.fromkeys(text for step in self.steps for text in step.stale()))
+
+
+def runs_of(sweep: Sweep) -> list[Run]:
+    """Return all runs of a sweep: the seeds of a number of shots, a data set and a trainer one after the other."""
+    trained_on = sweep.source if sweep.protocol == "xd" else sweep.datasets
+    return [_run(sweep, *point) for point in product(sweep.trainers, trained_on, sweep.shots, sweep.seeds)]
+
+
+def _run(sweep: Sweep, trainer: str, dataset: str, shots: int, seed: int) -> Run:
+    config_file = config_of(trainer, sweep.config, sweep.protocol)
+    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", "True") if sweep.class_agnostic else ()
+    step = partial(Step, trainer=trainer, config_file=config_file, seed=seed, shots=shots, data=sweep.data,
+                   options=agnostic + sweep.options)  # fmt: skip
+    method = f"{trainer}-CA" if sweep.class_agnostic else trainer
+    if sweep.protocol == "base2new":
+        end = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}")
+        train = step(sweep.output / "base2new/train_base" / end, datasets=(dataset,), classes="base")
+        test = step(sweep.output / "base2new/test_new" / end, datasets=(dataset,), classes="new", training=train)
+    else:
+        end = Path(method, f"{config_file.stem}_{shots}shots", f"seed{seed}")
+        train = step(sweep.output / dataset / end, datasets=(dataset,))
+        evaluation = "evaluation" if dataset == "imagenet" else f"evaluation_{dataset}"  # sources must not share a folder
+        test = step(sweep.output / evaluation / end, datasets=sweep.datasets, training=train, others=True)
+    steps = tuple(s for name, s in zip(STEPS, (train, test), strict=True) if name in sweep.steps)
+    of_source = dataset if sweep.protocol == "base2new" else f"from {dataset}"
+    key = "_".join(steps[-1].folder.relative_to(sweep.output).parts)
+    return Run(f"{method} {of_source}, {shots} shots, seed {seed}", key, steps)
+
+
+def config_of(trainer: str, config: str, protocol: str) -> Path:
+    """Return a trainer's configuration file: the one of that name, else the one that begins with it.
+
+    Raises:
+        SweepError: there is none, or there are several.
+    """
+    trainers = sorted(p.name for p in (CONFIGS / "trainers").glob("*"))
+    if not trainers:
+        raise SweepError(f"There are no configurations in '{CONFIGS}': run sweeps from a checkout of the repository.")
+    check_known("trainers", [trainer], [*trainers, *ZERO_SHOT])
+    files = sorted((CONFIGS / "trainers" / ZERO_SHOT.get(trainer, trainer)).glob("*.yaml"))
+    names = [file.stem for file in files]
+    if config in names:
+        return files[names.index(config)]
+    found = [f for f in files if f.stem.startswith(f"{config}_") and not f.stem.endswith("_cross_datasets")]
+    if len(found) != 1:
+        problem = f"several configurations '{config}_*', choose one" if found else f"no configuration '{config}'"
+        raise SweepError(f"config: {trainer} has {problem} of {', '.join(names)}.{did_you_mean(config, names)}")
+    # PromptSRC has settings of its own for training on all classes of a source.
+    special = found[0].with_name(f"{found[0].stem}_cross_datasets.yaml")
+    return special if protocol != "base2new" and special in files else found[0]
+
+
+def check_known(key: str, values: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse values that are not among the known ones, naming the closest."""
+    for value in values:
+        if value not in known:
+            raise SweepError(f"{key}: '{value}' is not one of {', '.join(known)}.{did_you_mean(value, known)}")

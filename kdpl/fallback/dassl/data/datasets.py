@@ -1,0 +1,158 @@
+"""Data sets: labelled images, and the splits that make a data set."""
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from yacs.config import CfgNode
+
+from dassl.utils.registry import Registry, build_registered
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg: CfgNode) -> "DatasetBase":
+    """Return the data set that DATASET.NAME names, built from `cfg`.
+
+    Raises:
+        ValueError: no data set of that name is registered.
+    """
+    return build_registered(DATASET_REGISTRY, "DATASET.NAME", cfg)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Datum:
+    """One labelled image.
+
+    Attributes:
+        impath: path of the image file.
+        label: class index.
+        domain: domain index.
+        classname: class name.
+
+    Raises:
+        TypeError: `impath` is not text.
+        FileNotFoundError: there is no file at `impath`.
+    """
+
+    impath: str = ""
+    label: int = 0
+    domain: int = 0
+    classname: str = ""
+
+    def __post_init__(self):
+        if not isinstance(self.impath, str):
+            raise TypeError(f"impath must be text, got {type(self.impath).__name__} {self.impath!r}. Convert it with str().")
+        if not os.path.isfile(self.impath):
+            raise FileNotFoundError(f"No image at '{self.impath}'. Check DATASET.ROOT and the data set's folder.")
+
+
+class DatasetBase:
+    """The splits of a data set and the names of its classes, which are those of `train_x`.
+
+    Args:
+        train_x: labelled training images.
+        train_u: unlabelled training images.
+        val: validation images.
+        test: test images.
+
+    Raises:
+        ValueError: `train_x` is empty, or a label in it has two class names.
+    """
+
+    dataset_dir = ""  # the data set's folder under DATASET.ROOT
+    domains: Sequence[str] = []
+
+    def __init__(
+        self,
+        train_x: list[Datum],
+        train_u: list[Datum] | None = None,
+        val: list[Datum] | None = None,
+        test: list[Datum] | None = None,
+    ):
+        self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
+        self._num_classes = self.get_num_classes(train_x)
+        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+
+    # Properties, so that a subclass can have other class names than those of its training images.
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self._lab2cname
+
+    @property
+    def classnames(self) -> list[str]:
+        return self._classnames
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source: Sequence[Datum]) -> int:
+        """Return the number of classes: the highest label plus 1."""
+        if not data_source:
+            raise ValueError(
+                "The data set has no labelled training image (train_x is empty). Check DATASET.ROOT and the split."
+            )
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
+        """Return the class name of each label, as a dictionary and as a list, both in the order of the labels."""
+        names: dict[int, str] = {}
+        for item in data_source:
+            if names.setdefault(item.label, item.classname) != item.classname:
+                raise ValueError(
+                    f"Label {item.label} has two class names, '{names[item.label]}' and '{item.classname}' "
+                    f"(at '{item.impath}'). Give every class its own label."
+                )
+        names = dict(sorted(names.items()))
+        return names, list(names.values())
+
+    def generate_fewshot_dataset(
+        self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
+    ) -> list[Datum] | Sequence[list[Datum]]:
+        """Draw `num_shots` images of every class, with Python's `random`.
+
+        Args:
+            data_sources: one or more lists of images; each is drawn from on its own.
+            num_shots: images per class; below 1, everything is returned as it is.
+            repeat: draw with replacement from a class that has fewer images; otherwise such a class is taken whole.
+
+        Returns:
+            A list of images for one source, a sequence of such lists for several.
+        """
+        output: Sequence[list[Datum]] = data_sources
+        if num_shots >= 1:
+            print(f"Creating a {num_shots}-shot dataset")
+            output = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
+        return output[0] if len(output) == 1 else output
+
+    def _draw_shots(self, data_source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+        # Which classes come first decides what is drawn for a seed; this is Dassl's order, so splits are the same.
+        drawn = []
+        for items in self.split_dataset_by_label(data_source).values():
+            if len(items) >= num_shots:
+                drawn += random.sample(items, num_shots)
+            else:
+                drawn += random.choices(items, k=num_shots) if repeat else items
+        return drawn
+
+    def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return the images of each label, the labels in the order of their first image."""
+        return grouped(data_source, [item.label for item in data_source])
+
+    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return the images of each domain, the domains in the order of their first image."""
+        return grouped(data_source, [item.domain for item in data_source])
+
+
+def grouped(items: Iterable, keys: Sequence[int]) -> dict[int, list]:
+    """Return the items of each key, the keys in the order of their first item."""
+    groups = defaultdict(list)
+    for item, key in zip(items, keys, strict=True):
+        groups[key].append(item)
+    return groups

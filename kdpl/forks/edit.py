@@ -1,0 +1,189 @@
+"""The three changes that let KDPL work in a fork's `train.py`: made by its syntax, marked, and undone by the marks."""
+
+import ast
+import io
+import os
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpl.common.files import atomic_write
+
+MARK = "  # by kdpl.install"
+BACKUP = ".before-kdpl"
+
+
+class EditError(ValueError):
+    """A `train.py` is missing, is not Python, or has no place for a change."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A line to insert.
+
+    Attributes:
+        line: behind which line of the file, counted from 1; 0: at its start.
+        text: the line, with its indentation.
+    """
+
+    line: int
+    text: str
+
+
+def read_source(path: Path) -> str:
+    """Return a Python file's text with its line ends, as its encoding line says.
+
+    Raises:
+        EditError: there is no such file, or it cannot be decoded.
+    """
+    try:
+        raw = path.read_bytes()
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        return raw.decode(encoding.removesuffix("-sig"))
+    except FileNotFoundError:
+        raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.") from None
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise EditError(f"'{path}' cannot be read as Python ({error}).") from error
+
+
+def missing_changes(source: str, name: str = "train.py") -> list[Change]:
+    """Return the changes that a `train.py` still needs, in the order of its lines; none if it has all.
+
+    Raises:
+        EditError: it is not Python, or neither defines extend_cfg(cfg) nor calls get_cfg_default().
+    """
+    try:
+        tree = ast.parse(source.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError) as error:
+        raise EditError(f"'{name}' is not Python that this version reads ({error}).") from error
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    changes = []
+    if "kdpl.trainers" not in imported:
+        changes.append(Change(_before_imports(tree), "import kdpl.trainers"))
+    if "kdpl.datasets" not in imported:
+        changes.append(Change(_behind_datasets(tree), "import kdpl.datasets"))
+    if not any(isinstance(node, ast.Call) and ast.unparse(node.func) == "kdpl.extend_cfg" for node in ast.walk(tree)):
+        changes.append(_extension(tree, source, name))
+    return changes
+
+
+def _before_imports(tree: ast.Module) -> int:
+    """Return the line before the first statement that may stand behind `import kdpl.trainers`."""
+    line = 0
+    for i, node in enumerate(tree.body):
+        docstring = i == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+        if not docstring and not future:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            return max(line, first - 1)
+        line = node.end_lineno
+    return line
+
+
+def _behind_datasets(tree: ast.Module) -> int:
+    """Return the last line of the imports of the fork's own data sets, or else of all imports at the top level."""
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    own = [node for node in imports if any(name.split(".")[0] == "datasets" for name in _names(node))]
+    chosen = own or imports
+    return chosen[-1].end_lineno if chosen else _before_imports(tree)
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+
+
+def _extension(tree: ast.Module, source: str, name: str) -> Change:
+    """Return the call of kdpl.extend_cfg: at the end of extend_cfg(cfg), or behind `cfg = get_cfg_default()`."""
+    lines = source.split("\n")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" and node.args.args:
+            last = node.body[-1]
+            returns = isinstance(last, ast.Return)
+            if len(node.body) > 1 or not returns:
+                indent = lines[node.body[0].lineno - 1][: node.body[0].col_offset]
+                line = last.lineno - 1 if returns else last.end_lineno
+                return Change(line, f"{indent}kdpl.extend_cfg({node.args.args[0].arg})")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
+            target = node.targets[0]
+            if ast.unparse(node.value.func).endswith("get_cfg_default") and isinstance(target, ast.Name):
+                indent = lines[node.lineno - 1][: node.col_offset]
+                return Change(node.end_lineno, f"{indent}kdpl.extend_cfg({target.id})")
+    raise EditError(
+        f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by "
+        "hand, where the configuration is built, before files are merged into it."
+    )
+
+
+def apply_changes(source: str, changes: list[Change]) -> str:
+    """Return the text with each change on a line of its own, with the file's own line ends.
+
+    Raises:
+        EditError: the result would not be Python, such as where statements share a line.
+    """
+    end = "\r\n" if "\r\n" in source else "\n"
+    lines = [f"{line}\n" for line in source.split("\n")]  # as `ast` counts them, unlike str.splitlines
+    lines[-1] = lines[-1][:-1]
+    lines = lines if lines[-1] else lines[:-1]
+    mark = "\ufeff" if source.startswith("\ufeff") else ""
+    if mark:
+        lines[0] = lines[0].removeprefix(mark)
+    for change in sorted(changes, key=lambda c: c.line, reverse=True):
+        if change.line and not lines[change.line - 1].endswith("\n"):
+            lines[change.line - 1] += end
+        lines.insert(change.line, f"{change.text}{MARK}{end}")
+    changed = "".join(lines)
+    try:
+        ast.parse(changed)
+    except SyntaxError as error:
+        raise EditError(f"The changes do not fit into the file (line {error.lineno}): make them by hand.") from error
+    return mark + changed
+
+
+def without_changes(source: str) -> str:
+    """Return the text without the marked lines."""
+    kept = [line for line in source.split("\n") if not line.rstrip("\r").endswith(MARK)]
+    return "\n".join(kept)
+
+
+def install(path: Path) -> Path:
+    """Make the missing changes in a file, keep what it was beside it, and return the path of that copy."""
+    source = read_source(path)
+    changed = apply_changes(source, missing_changes(source, str(path)))
+    backup = path.with_name(path.name + BACKUP)
+    if not backup.exists():
+        _write(backup, path.read_bytes(), path)
+    _write(path, _encoded(changed, path), path)
+    return backup
+
+
+def undo(path: Path) -> str:
+    """Take the marked lines out of a file and return what was done, in a line.
+
+    The copy of the file is removed if it is the same again.
+    """
+    source = read_source(path)
+    restored = without_changes(source)
+    backup = path.with_name(path.name + BACKUP)
+    if restored == source:
+        return f"'{path}' has no line of kdpl.install."
+    old = read_source(backup) if backup.exists() else None
+    if old is not None and old.rstrip("\r\n") == restored.rstrip("\r\n"):
+        _write(path, backup.read_bytes(), path)
+        backup.unlink()
+        return f"'{path}' is what it was before."
+    _write(path, _encoded(restored, path), path)
+    copy = f" What it was before is in '{backup}'." if old is not None else ""
+    return f"The lines of kdpl.install are taken out of '{path}', which has other changes since.{copy}"
+
+
+def _encoded(text: str, path: Path) -> bytes:
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(path.read_bytes()).readline)
+    return text.encode(encoding.removesuffix("-sig"))
+
+
+def _write(path: Path, content: bytes, like: Path) -> None:
+    mode = os.stat(like).st_mode
+    with atomic_write(path) as file:
+        file.write(content)
+    os.chmod(path, mode)

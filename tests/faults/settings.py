@@ -1,0 +1,180 @@
+"""Change every key of the configuration, one at a time, in a finished and in an interrupted folder.
+
+    python tests/faults/settings.py
+    python tests/faults/settings.py --keys OPTIM. TRAINER.KDPL.
+
+Each change must be refused by name, or be harmless: then the folder ends with the prompts that a fresh run with the same
+setting gives, to the last bit, or within rounding if kdpl/config/influence.py says so. Prints a line for each key and exits
+with 1 if one is neither.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import kdpl  # first: it makes `dassl` importable
+
+import torch  # isort: skip
+from support import ROOT  # isort: skip
+from support.trainings import build, parameters  # isort: skip
+
+from kdpl.config.influence import influence, leaves
+from kdpl.config.manifest import OtherRunError
+
+TRAINER, NODE = "KDPL_CoOp", "COOP"
+RUN = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 20, "TEST.NO_TEST", True, "TRAIN.CHECKPOINT_FREQ", 1)
+ROUNDING = 1e-4
+OTHERS = {
+    "INPUT.INTERPOLATION": "bilinear",
+    "INPUT.TRANSFORMS": ("random_resized_crop", "normalize"),
+    "INPUT.PIXEL_MEAN": [0.5, 0.5, 0.5],
+    "INPUT.PIXEL_STD": [0.5, 0.5, 0.5],
+    "INPUT.RRCROP_SCALE": (0.3, 1.0),
+    "INPUT.SIZE": (32, 32),
+    "DATASET.NAME": "EmojiActivities",
+    "DATASET.ROOT": "elsewhere",
+    "DATASET.SOURCE_DOMAINS": ("twemoji",),
+    "DATASET.TARGET_DOMAINS": ("twemoji",),
+    "DATASET.SUBSAMPLE_CLASSES": "new",
+    "DATASET.TEMPLATE": "an icon of a {}.",
+    "DATASET.CLASSNAMES": "{names}",
+    "DATASET.ON_BAD_IMAGE": "error",
+    "DATALOADER.TRAIN_X.SAMPLER": "SequentialSampler",
+    "DATALOADER.TRAIN_U.SAMPLER": "SequentialSampler",
+    "DATALOADER.TEST.SAMPLER": "RandomSampler",
+    "MODEL.BACKBONE.NAME": "emoji_teacher",
+    "MODEL.INIT_WEIGHTS": "{weights}",
+    "OPTIM.NAME": "adam",
+    "OPTIM.LR_SCHEDULER": "single_step",
+    "OPTIM.WARMUP_TYPE": "linear",
+    "OPTIM.NEW_LAYERS": ("ctx",),
+    "TEST.SPLIT": "val",
+    "TEST.FINAL_MODEL": "best_val",
+    "TRAINER.NAME": "CoOp",
+    "TRAINER.COOP.CTX_INIT": "an icon of a",
+    "TRAINER.COOP.CLASS_TOKEN_POSITION": "middle",
+    "TRAINER.KDPL.TEACHER": "emoji_student",
+    "TRAINER.KDPL.LOSS": "reverse",
+    "TRAINER.KDPL.SHOTS": "random",
+    "TRAINER.KDPL.TEACHER_LOGIT_SCALE": "own",
+    "TRAINER.KDPL.VOCABULARY": "{names}",
+    "TRAINER.KDPL.CACHE_DIR": "",  # refused without views, whatever the folder
+}
+LEFT_OUT = ("OUTPUT_DIR", "RESUME", "TEST.EVALUATOR")  # where the run is, and what has one value
+
+
+def other_value(key: str, value: object, folder: Path) -> object:
+    """Return a value of the same kind that a key could have instead."""
+    if key in OTHERS:
+        other = OTHERS[key]
+        files = {"{names}": folder / "names.txt", "{weights}": folder / "weights.pth.tar"}
+        return str(files[other]) if isinstance(other, str) and other in files else other
+    if key.endswith(".PREC"):
+        return "bf16" if value != "bf16" else "fp32"
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1 if isinstance(value, int) else value * 1.5 + 0.01
+    return f"{value}x" if isinstance(value, str) else ("x",)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+class Stopped(BaseException):
+    """Stands for a run that was interrupted."""
+
+
+def interrupt(run, batches: int) -> None:
+    """Train until the state inside an epoch is saved after so many batches."""
+    step, taken = run.forward_backward, []
+    run.is_time_to_save = lambda *_: len(taken) == batches
+
+    def counted(batch):
+        if len(taken) == batches:
+            raise Stopped
+        taken.append(None)
+        return step(batch)
+
+    run.forward_backward = counted
+    with contextlib.suppress(Stopped):
+        run.train()
+
+
+def outcome(folder: Path, work: Path, key: str, value: object, fresh: dict) -> str:
+    """Return what a change does in a copy of a run's folder: "refused: ...", "harmless", "rounds" or "WRONG: ..."."""
+    copy = work / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    options = [*RUN, key, value]
+    try:
+        with quietly():
+            run = build(TRAINER if key != "TRAINER.NAME" else str(value), copy, *options)
+            run.train()
+    except OtherRunError:
+        return "refused"
+    except (ValueError, KeyError, OSError, AssertionError) as error:
+        return f"refused: {str(error).splitlines()[0][:80]}"
+    if key not in fresh:
+        with quietly():
+            new = build(TRAINER, work / "fresh", *options)
+            shutil.rmtree(work / "fresh", ignore_errors=True)
+            new.train()
+        fresh[key] = parameters(new)
+    ours = parameters(run)
+    if all(torch.equal(ours[k], v) for k, v in fresh[key].items()):
+        return "harmless"
+    largest = max((ours[k] - v).abs().max().item() for k, v in fresh[key].items())
+    if influence(key, NODE, True) == "rounds" and largest < ROUNDING:
+        return "rounds"
+    return f"WRONG: the prompts differ from a fresh run's by {largest:.1e}"
+
+
+def check(keys: list[str]) -> list[str]:
+    """Print a line for each key that begins with one of `keys`; return those that were neither refused nor harmless."""
+    wrong, fresh = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        (work / "names.txt").write_text("cat\ndog\n")
+        with quietly():
+            finished = build(TRAINER, work / "finished", *RUN)
+            finished.train()
+            interrupt(build(TRAINER, work / "interrupted", *RUN), 3)
+        shutil.copy(next((work / "finished").rglob("model.pth.tar-1")), work / "weights.pth.tar")
+        for key, value in leaves(finished.cfg):
+            if key in LEFT_OUT or not key.startswith(tuple(keys)):
+                continue
+            other = other_value(key, value, work)
+            found = {state: outcome(work / state, work, key, other, fresh) for state in ("finished", "interrupted")}
+            print(
+                f"{key}: {value!r} -> {other!r}: " + "; ".join(f"{state} {what}" for state, what in found.items()), flush=True
+            )
+            wrong += [f"{key} ({state}): {what}" for state, what in found.items() if what.startswith("WRONG")]
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", nargs="+", default=[""], help="beginnings of keys (default: all)")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    wrong = check(args.keys)
+    print("\n".join(["", f"{len(wrong)} settings could be mixed in silence", *wrong]))
+    return 1 if wrong else 0
+
+
+__all__ = ["check", "kdpl"]
+
+if __name__ == "__main__":
+    sys.exit(main())

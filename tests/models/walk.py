@@ -1,0 +1,229 @@
+# ruff: noqa: E402, I001  the hub's folder is chosen before it is read, see shrunk.py
+"""Hold every architecture that open_clip lists against the library, and print what kdpl can do with it.
+
+    python tests/models/walk.py [--names ViT-B-32 ...] [--precisions fp16 bf16]
+
+Each is shrunk to two layers a tower, with random weights, biases and statistics. The teacher's features must be the library's
+in fp32 and in half precision; a student's text features with the initial words must be the library's, and its gradients finite;
+or it is refused from the configuration alone. The table is that of docs/models.md.
+"""
+
+import argparse
+import multiprocessing
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+
+from shrunk import encode, library_model, library_tokenizer, shrink
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tabulate import tabulate
+from torch import Tensor
+
+import kdpl  # noqa: F401  it makes `dassl` importable
+from kdpl import students
+from kdpl.clip.files import WeightsError
+from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.model import Clip
+from kdpl.clip.names import Architecture
+from kdpl.config.merging import learner_options
+from kdpl.students import Student
+from kdpl.text.prompts import sentence_features
+
+LEARNERS = ("CoOp", "CoCoOp", "KgCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+NAMES = ["green salad", "hot_dog", "ice cream cone"]
+WORDS = "a photo of a"
+HALF = {"fp16": 2e-2, "bf16": 2e-2, "amp": 2e-2}
+FAMILIES = (  # by the beginning of the name, or a pattern
+    ("CoCa", r"coca_(?!roberta)"),
+    ("CoCa, RoBERTa text", "coca_roberta"),
+    ("ConvNeXt", "convnext"),
+    ("EVA01, EVA02", "EVA"),
+    ("MobileCLIP-S, MobileCLIP2-S", r"MobileCLIP2?-S"),
+    ("MobileCLIP-B, MobileCLIP2-B", r"MobileCLIP2?-B"),
+    ("MobileCLIP2-L", "MobileCLIP2-L"),
+    ("mT5 text", "mt5"),
+    ("NLLB text", r"nllb-clip-\w+$"),
+    ("NLLB text, SigLIP image", r"nllb-clip-\w+-siglip"),
+    ("PE-Core", "PE-Core"),
+    ("ResNet", "RN"),
+    ("RoBERTa, XLM-RoBERTa text", r"(xlm-)?roberta"),
+    ("Swin", "swin"),
+    ("SigLIP", r"ViT.*SigLIP(?!2)"),
+    ("SigLIP2", r"ViT.*SigLIP2"),
+    ("CLIPA", r"ViT.*CLIPA"),
+    ("MetaCLIP2 (worldwide)", r"ViT.*worldwide"),
+    ("ViT with layer scale (ViT-M-16-alt)", "ViT-M-16-alt"),
+    ("ViTamin", "ViTamin"),
+    ("ViT without class token (gap)", "vit_medium"),
+    ("ViT with relative positions", "vit_relpos"),
+    ("ViT", "ViT-"),
+)
+
+
+@dataclass
+class Verdict:
+    """What kdpl can do with one architecture."""
+
+    name: str
+    tokenizer: str = ""
+    precision: str = ""
+    learners: dict[str, str] = field(default_factory=dict)  # "yes", or why it is refused
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest error of a row, as a part of the row's length."""
+    return float(((ours.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
+
+
+def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
+    """Hold one architecture against the library.
+
+    Raises:
+        AssertionError: a feature is not the library's, a gradient is not finite, or something else than what is documented
+            is refused.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = tags[0] if tags else ""
+    try:
+        architecture = describe(f"{name}:{tag}" if tag else _named(name, tag, Path(__file__)))
+    except WeightsError as error:
+        assert "pip install 'kdpl[hf]'" in str(error), error
+        return Verdict(name, "needs transformers", "-", dict.fromkeys(LEARNERS, "needs transformers"))
+    library = library_model(name, tag)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "weights.safetensors")
+        save_file({k: v.contiguous().clone() for k, v in library.state_dict().items()}, file)
+        clip = load_clip(_named(name, tag, file))
+        verdict = Verdict(name, type(clip.tokenizer).__name__)
+        images = torch.randn(2, 3, clip.resolution, clip.resolution, generator=torch.Generator().manual_seed(1))
+        sentences = [f"{WORDS} {n.replace('_', ' ')}." for n in NAMES]
+        ids = library_tokenizer(name)(sentences)
+        assert torch.equal(ids, clip.tokenize(sentences))
+        images_0, texts_0 = encode(library, images, ids)
+        check_features(clip, images, sentences, images_0, texts_0, 1e-5)
+        verdict.learners = {learner: check_learner(clip, learner, architecture, images, texts_0) for learner in LEARNERS}
+        for precision in precisions:
+            half = load_clip(_named(name, tag, file), precision)
+            check_features(half, images, sentences, images_0, texts_0, HALF[precision])
+            verdict.precision = "autocast" if precision == "fp16" and half.autocast_dtype else verdict.precision or "half"
+            for learner in ("CoOp", "VPT"):
+                if verdict.learners[learner] == "yes":
+                    check_learner(half, learner, architecture, images, texts_0, HALF[precision])
+    return verdict
+
+
+def _named(name: str, tag: str, file: Path) -> str:
+    return f"{name}:{tag}:{file}" if tag else f"{name}:{file}"
+
+
+def check_features(clip: Clip, images: Tensor, sentences: list[str], images_0: Tensor, texts_0: Tensor, bound: float) -> None:
+    """Hold a teacher's features against the library's."""
+    with torch.inference_mode(), clip.autocast(frozen=True):
+        ours = clip.image_features(images)
+    assert relative(ours, images_0) < bound, ("image", clip.name, clip.dtype, relative(ours, images_0))
+    ours = sentence_features(clip, sentences, normalize=False)
+    assert relative(ours, texts_0) < bound, ("text", clip.name, clip.dtype, relative(ours, texts_0))
+
+
+def check_learner(
+    clip: Clip, learner: str, architecture: Architecture, images: Tensor, texts_0: Tensor, bound: float = 1e-5
+) -> str:
+    """Return "yes", or why a learner is refused from the configuration alone."""
+    kind: type[Student] = getattr(students, learner)
+    options = {"CTX_INIT": WORDS, "PREC": "fp32"}
+    options |= {k: 2 for k in kind.defaults if k.startswith("PROMPT_DEPTH")}
+    options |= {k: 4 for k in kind.defaults if k in ("N_CTX", "N_CTX_TEXT")}
+    options = learner_options(kind.node, options)
+    try:
+        kind.check(options, architecture, clip.name)
+    except ValueError as error:
+        assert f"TRAINER.{kind.node}" in str(error) and f"'{clip.name}'" in str(error), error
+        shallow = learner_options(kind.node, {**options, **{k: 1 for k in options if k.startswith("PROMPT_DEPTH")}})
+        try:
+            kind.check(shallow, architecture, clip.name)
+        except ValueError:
+            return "no"
+        options = shallow
+    torch.manual_seed(0)
+    student = kind(clip, options, NAMES)
+    prepared = student.prepare(NAMES)
+    if learner in ("CoOp", "KgCoOp", "VPT"):
+        with torch.no_grad(), clip.autocast():
+            ours = student.text_features(prepared)
+        error = relative(ours, F.normalize(texts_0, dim=-1))
+        assert error < bound, (learner, clip.name, clip.dtype, error)
+    with clip.autocast():
+        frozen = student.frozen_image_features(images) if student.image_features_are_frozen else None
+        output = student(images, prepared, frozen=frozen)
+    torch.logsumexp(output.logits, -1).sum().backward()
+    for key, value in student.learned.named_parameters():
+        assert value.grad is not None and value.grad.isfinite().all(), (learner, clip.name, key)
+    assert any(value.grad.any() for value in student.learned.parameters()), (learner, clip.name)
+    return "yes" if options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", 2)) == 2 or learner == "VPT" else "depth 1"
+
+
+def family(name: str) -> str:
+    return next(label for label, pattern in FAMILIES if re.match(pattern, name))
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Return the verdicts by family, as a table in Markdown."""
+    rows = []
+    for label, _ in FAMILIES:
+        some = [v for v in verdicts if family(v.name) == label]
+        if not some:
+            continue
+        same = {(v.precision, v.tokenizer, tuple(v.learners.items())) for v in some}
+        for precision, tokenizer, learners in sorted(same):
+            count = sum((v.precision, v.tokenizer, tuple(v.learners.items())) == (precision, tokenizer, learners) for v in some)
+            can = dict(learners)
+            text = {can[k] for k in ("CoOp", "CoCoOp", "KgCoOp")}
+            deep = {can[k] for k in ("MaPLe", "PromptSRC", "IVLP")}
+            rows.append(
+                [label, count, "yes", " / ".join(sorted(text)), can["VPT"], " / ".join(sorted(deep)), precision, tokenizer]
+            )
+    head = ["family", "architectures", "teacher", "CoOp, CoCoOp, KgCoOp", "VPT", "MaPLe, PromptSRC, IVLP", "fp16", "tokenizer"]
+    return tabulate(rows, head, tablefmt="github")
+
+
+def attempt(name: str, precisions: tuple[str, ...]) -> Verdict | str:
+    """Return the verdict on an architecture, or what is wrong with it."""
+    try:
+        return check(name, precisions)
+    except Exception as error:  # each is reported, and the others are still walked
+        return f"{type(error).__name__}: {error}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="+", default=[], help="architectures (default: all)")
+    parser.add_argument("--precisions", nargs="+", choices=HALF, default=list(HALF), help="beside fp32 (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    args = parser.parse_args()
+    shrink()
+    names = args.names or open_clip.list_models()
+    verdicts, wrong = [], 0
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), shrink) as pool:
+        found = pool.map(attempt, names, [tuple(args.precisions)] * len(names))
+        for name, verdict in zip(names, found, strict=True):
+            print(f"{name}: {verdict}", file=sys.stderr, flush=True)
+            if isinstance(verdict, str):
+                wrong += 1
+            else:
+                verdicts.append(verdict)
+    print(table(verdicts))
+    print(f"\n{len(verdicts)} architectures held, {wrong} wrong")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""Wrong things to put into the code, one after another, and for each the smallest set of tests that must catch it."""
+
+from typing import NamedTuple
+
+LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp")
+
+
+class Mutation(NamedTuple):
+    """One wrong thing."""
+
+    name: str
+    changes: tuple[tuple[str, str, str], ...]  # (file, text that stands there once, text in its place)
+    tests: tuple[str, ...]  # as pytest takes them
+
+
+def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, ((file, old, new),), tests)
+
+
+OBJECTIVE, LOSS, TEACHER = "kdpl/distill/objective.py", "kdpl/distill/loss.py", "kdpl/distill/teacher.py"
+DISTILL, TRAINING, CHECKPOINTS = "trainers/distill.py", "trainers/training.py", "trainers/checkpoints.py"
+LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
+OWN = "tests/test_own_step.py::"
+FROZEN = "tests/test_frozen.py::"
+
+_STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
+
+
+def label_where(condition: str) -> tuple[str, str, str]:
+    """Return the change that lets the labels of a batch into the step of a training, if the condition holds."""
+    return (
+        DISTILL,
+        _STEP,
+        _STEP.replace("return", "loss, terms =")
+        + f'        if "label" in batch and {condition}:\n'
+        + '            loss = loss * (1 + 0.01 * batch["label"].float().mean())\n'
+        + "        return loss, terms\n",
+    )
+
+
+MUTATIONS = [
+    # ------------------------------------------------------------------------------------------------------------- labels
+    *(
+        mutation(
+            f"a label in the step of {learner}",
+            *label_where(f'self.student_class.__name__ == "{learner}"'),
+            f"{LABELS}[{learner}]",
+        )
+        for learner in LEARNERS
+    ),
+    mutation("a label in the step with views", *label_where("self.train_loader_x.views"), f"{LABELS}_with_views[CoOp]"),
+    mutation(
+        "a label in the class-agnostic step",
+        *label_where("self.objective.k_max"),
+        f"{LABELS}_when_the_classes_are_unknown[MaPLe-fresh]",
+    ),
+    mutation("a label in the step of several ranks", *label_where("self.share < 1"), f"{LABELS}_on_two_ranks[CoOp-True]"),
+    mutation(
+        "cross-entropy on labels in the objective",
+        DISTILL,
+        _STEP,
+        _STEP.replace("return", "loss, terms =")
+        + "        from torch.nn.functional import cross_entropy\n"
+        + "        logits = self.student(images, self.objective.prepared, frozen=frozen).logits\n"
+        + '        return loss + 0.01 * cross_entropy(logits, batch["label"]), terms\n',
+        f"{LABELS}[CoOp]",
+    ),
+    # ------------------------------------------------------------------------------------------------------------- frozen
+    Mutation(
+        "the teacher's gradient kept",
+        (
+            (
+                TEACHER,
+                "        with torch.inference_mode(), self.clip.autocast(frozen=True):",
+                "        with self.clip.autocast():",
+            ),
+            (
+                TEACHER,
+                "        self.clip, self.names = clip, list(names)\n",
+                "        self.clip, self.names = clip, list(names)\n        clip.model.requires_grad_(True)\n",
+            ),
+            (TEACHER, "    @torch.no_grad()\n    def logits", "    def logits"),
+        ),
+        (f"{FROZEN}test_nothing_but_the_learned_prompts_has_a_gradient_or_moves[CoOp]",),
+    ),
+    mutation(
+        "the teacher in train mode",
+        TEACHER,
+        "        self.clip, self.names = clip, list(names)\n",
+        "        self.clip, self.names = clip, list(names)\n        clip.model.train()\n",
+        f"{FROZEN}test_nothing_but_the_learned_prompts_has_a_gradient_or_moves[CoOp]",
+    ),
+    Mutation(
+        "a frozen tower trained",
+        (
+            (
+                "trainers/prompts.py",
+                "        self.optim = build_optimizer(learned, cfg.OPTIM)\n",
+                "        self.optim = build_optimizer(learned, cfg.OPTIM)\n"
+                "        tower = self.clip.model.transformer.requires_grad_(True)\n"
+                '        self.optim.add_param_group({"params": list(tower.parameters()), "lr": 0.002})\n',
+            ),
+        ),
+        (f"{FROZEN}test_nothing_but_the_learned_prompts_has_a_gradient_or_moves[VPT]",),
+    ),
+    # --------------------------------------------------------------------------------------------------------- the loss
+    mutation(
+        "a reversed KL",
+        LOSS,
+        "difference = log_t - log_s",
+        "difference = log_s - log_t",
+        "tests/test_distill.py::test_the_loss_is_the_mean_of_both_divergences",
+    ),
+    mutation(
+        "forward and reverse swapped",
+        LOSS,
+        '"forward": forward, "reverse": reverse}[kind]',
+        '"forward": reverse, "reverse": forward}[kind]',
+        "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence",
+    ),
+    mutation(
+        "the squared temperature forgotten",
+        LOSS,
+        "reverse = (log_s.exp() * -difference).sum(-1).mean() * temperature**2",
+        "reverse = (log_s.exp() * -difference).sum(-1).mean()",
+        "tests/test_distill.py::test_temperature_flattens_both_and_keeps_the_size_of_gradients",
+    ),
+    mutation(
+        "the student's scale not used",
+        TEACHER,
+        '        if self.logit_scale == "student":\n            return student_scale\n',
+        '        if self.logit_scale == "student":\n            return self.clip.logit_scale\n',
+        "tests/test_distill.py::test_the_teacher_uses_the_students_scale_its_own_or_a_number",
+    ),
+    mutation(
+        "a wrong template for the teacher",
+        DISTILL,
+        "teacher = Teacher(clip, names, self.template(), mean",
+        "teacher = Teacher(clip, names, DEFAULT, mean",
+        "tests/test_golden.py::test_losses_logits_and_parameters_are_the_published_ones[CoOp_KDPL]",
+    ),
+    mutation(
+        "a template without its full stop",
+        "kdpl/text/templates.py",
+        '"a photo of a {}, a type of pet."',
+        '"a photo of a {}, a type of pet"',
+        "tests/test_text.py::test_each_data_set_has_its_published_sentence",
+    ),
+    mutation(
+        "the teacher's views normalised the student's way",
+        TEACHER,
+        "return images if self._same_normalization else images * self._gain + self._bias",
+        "return images",
+        "tests/test_distill.py::test_the_teacher_sees_the_same_view_normalised_its_own_way",
+    ),
+    # --------------------------------------------------------------------------------------------------- class-agnostic
+    mutation(
+        "the K names in another order",
+        OBJECTIVE,
+        "names = [self.names[i] for i in chosen.tolist()]",
+        "names = [self.names[i] for i in sorted(chosen.tolist())]",
+        "tests/test_objective_names.py::test_the_students_names_are_the_columns_of_the_teachers_logits[CoOp]",
+    ),
+    mutation(
+        "names selected by their greatest probability",
+        "kdpl/distill/selection.py",
+        "teacher_logits.float().softmax(-1).mean(0)",
+        "teacher_logits.float().softmax(-1).amax(0)",
+        "tests/test_distill.py::test_selection_takes_the_names_of_highest_mean_probability",
+    ),
+    # --------------------------------------------------------------------------------------------------------- PromptSRC
+    mutation(
+        "GPA weights of epochs from 0",
+        "kdpl/students/promptsrc.py",
+        "for epoch in range(1, epochs + 1)]",
+        "for epoch in range(epochs)]",
+        "tests/test_trainers.py::test_gaussian_aggregation_is_the_weighted_sum_over_epochs",
+    ),
+    mutation(
+        "the last epoch's prompts in place of the weighted sum",
+        "kdpl/students/promptsrc.py",
+        "self.learned.load_state_dict(self.average)",
+        "pass",
+        "tests/test_trainers.py::test_gaussian_aggregation_is_the_weighted_sum_over_epochs",
+    ),
+    mutation(
+        "the sign of a regulariser",
+        "kdpl/students/promptsrc.py",
+        "(log_s0.exp() * (log_s0 - log_s)).mean()",
+        "(log_s0.exp() * (log_s - log_s0)).mean()",
+        "tests/test_trainers.py::test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss",
+    ),
+    mutation(
+        "regularisers reported and not minimised",
+        OBJECTIVE,
+        'total = terms["loss"] + sum(own.values())',
+        'total = terms["loss"]',
+        "tests/test_trainers.py::test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss",
+    ),
+    # ------------------------------------------------------------------------------------------------------------ passes
+    mutation(
+        "the text feature read one token too early",
+        "kdpl/clip/prompt_layout.py",
+        "ends[c] = end - 1",
+        "ends[c] = end - 2",
+        "tests/test_text.py::test_plain_sentences_equal_encode_text",
+    ),
+    mutation(
+        "a suffix that sees one token too few of its prefix",
+        "kdpl/clip/prompt_layout.py",
+        "device=device).tril(n) for _, m in self.groups]",
+        "device=device).tril(n - 1) for _, m in self.groups]",
+        "tests/test_text.py::test_learned_context_equals_the_full_length_pass",
+    ),
+    # ------------------------------------------------------------------------------------------------------------- views
+    mutation(
+        "views keyed without their number",
+        "kdpl/distill/views.py",
+        "return key_of(self.name, self.content, view)",
+        "return key_of(self.name, self.content)",
+        "tests/test_views.py::test_other_weights_transforms_and_changed_images_do_not_find_them",
+    ),
+    mutation(
+        "all views drawn alike",
+        "kdpl/training/seeding.py",
+        'f"{seed}\\0{view}\\0{image}"',
+        'f"{seed}\\0{image}"',
+        "tests/test_views.py::test_views_are_augmented_and_differ_between_images_views_and_view_seeds",
+    ),
+    # ------------------------------------------------------------------------------------------------------------ resume
+    mutation(
+        "a resumed random state forgotten",
+        CHECKPOINTS,
+        '    checkpoint.set_random_state(ours["random"])\n',
+        '    assert ours["random"]\n',
+        f"{OWN}test_a_step_that_draws_random_numbers_is_resumed_with_the_next_ones",
+    ),
+    mutation(
+        "a resumed optimizer state forgotten",
+        CHECKPOINTS,
+        '    trainer.optim.load_state_dict(state["optimizer"])\n',
+        "",
+        "tests/test_interruption.py::test_a_run_killed_inside_an_epoch_ends_bit_identical[KDPL_CoOp]",
+    ),
+    mutation(
+        "a resumed schedule forgotten",
+        CHECKPOINTS,
+        '    trainer.sched.load_state_dict(state["scheduler"])\n',
+        "",
+        "tests/test_interruption.py::test_a_run_killed_inside_an_epoch_ends_bit_identical[KDPL_CoOp]",
+    ),
+    mutation(
+        "a resumed average of prompts forgotten",
+        CHECKPOINTS,
+        '    trainer.student.load_extra_state_dict(ours["student"])\n',
+        '    assert "student" in ours\n',
+        "tests/test_interruption.py::test_a_run_killed_inside_an_epoch_ends_bit_identical[KDPL_PromptSRC]",
+    ),
+    mutation(
+        "a resumed gradient scale forgotten",
+        CHECKPOINTS,
+        '    trainer.scaler.load_state_dict(ours["scaler"])\n',
+        '    assert "scaler" in ours\n',
+        f"{OWN}test_a_run_killed_between_its_steps_ends_bit_identical[True]",
+    ),
+    # --------------------------------------------------------------------------------------------------- steps and ranks
+    mutation(
+        "the ranks' shares not weighted",
+        TRAINING,
+        "self.scaler.scale(loss * self.share).backward()",
+        "self.scaler.scale(loss / distributed.world()).backward()",
+        f"{OWN}test_ranks_sum_its_gradients_by_their_shares",
+    ),
+    mutation(
+        "the ranks' gradients not summed",
+        TRAINING,
+        "        distributed.sum_gradients(self.student.learned.parameters())\n",
+        "",
+        f"{OWN}test_ranks_sum_its_gradients_by_their_shares",
+    ),
+    mutation(
+        "a rank's own step accepted",
+        TRAINING,
+        "if distributed.world() > 1 and not self._stepped:",
+        "if distributed.world() > 2 and not self._stepped:",
+        f"{OWN}test_ranks_refuse_a_step_that_none_of_the_others_knows_of",
+    ),
+    mutation(
+        "a subclass's step not called",
+        TRAINING,
+        "terms = self.forward_backward(batch)",
+        "terms = Training.forward_backward(self, batch)",
+        f"{OWN}test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts",
+    ),
+    mutation(
+        "a subclass's step not called by an installed Dassl",
+        TRAINING,
+        "terms = self.forward_backward(batch)",
+        "terms = Training.forward_backward(self, batch)",
+        f"{OWN}test_it_is_called_on_an_installed_dassl",
+    ),
+    mutation(
+        "gradients not scaled",
+        TRAINING,
+        "self.scaler.scale(loss * self.share).backward()",
+        "self.scaler.scale(loss.detach()); (loss * self.share).backward()",
+        f"{OWN}test_its_gradients_are_scaled_and_unscaled",
+    ),
+    mutation(
+        "known pixels withheld from a subclass's step",
+        DISTILL,
+        "if self.student.image_features_are_frozen and ours:",
+        "if self.student.image_features_are_frozen:",
+        f"{OWN}test_with_views_all_its_pixels_arrive_when_all_features_are_known_too",
+        f"{OWN}test_with_views_a_loss_of_its_own_gets_all_pixels_too",
+    ),
+    # -------------------------------------------------------------------------------------------------------- evaluation
+    mutation(
+        "the class order of evaluation permuted",
+        "trainers/evaluation.py",
+        "return [self.lab2cname[label] for label in sorted(self.lab2cname)]",
+        "return [self.lab2cname[label] for label in sorted(self.lab2cname, reverse=True)]",
+        "tests/test_golden.py::test_losses_logits_and_parameters_are_the_published_ones[CoOp_KDPL]",
+    ),
+]

@@ -1,0 +1,29 @@
+"""Samples of the exhaustive scripts in tests/faults, which docs/reliability.md names."""
+
+import subprocess
+import sys
+
+import pytest
+from support import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(script, *args):
+    command = [sys.executable, str(ROOT / "tests/faults" / script), *map(str, args)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+def test_a_changed_key_is_refused_or_harmless():
+    keys = ("OPTIM.LR", "TRAINER.NAME", "TEST.SPLIT", "TRAINER.KDPL.MAX_TEXT_ROWS")
+    printed = run("settings.py", "--keys", *keys)
+    assert "OPTIM.LR: 0.005 -> 0.0175: finished refused; interrupted refused" in printed
+    assert "TEST.SPLIT: 'test' -> 'val': finished harmless; interrupted harmless" in printed
+    assert "0 settings could be mixed in silence" in printed
+
+
+def test_a_failed_operation_costs_nothing():
+    printed = run("nth.py", "--first", 3, "--step", 90)
+    assert "0 failures" in printed and printed.count("error: ") >= 1, printed

@@ -1,0 +1,388 @@
+"""Trainers of forks learn without labels, by their own steps: the wrapped ones are KDPL's to 1e-6, and honest."""
+
+import re
+
+import fork_styles
+import pytest
+import torch
+from support import config
+
+import kdpl.trainers
+from kdpl.trainers.wrapped import DistilledTrainer
+
+SMALL = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000, "TEST.NO_TEST", True)
+NODES = {"StyleMaPLe": "KDPL_MaPLe", "StylePromptSRC": "KDPL_PromptSRC"}
+
+
+def build(trainer, output, *options, seed=1, file=None):
+    from dassl.engine import build_trainer
+    from dassl.utils import set_random_seed
+    from support import ROOT
+
+    file = file or NODES.get(trainer.removeprefix("KDPL_"), trainer if "Style" not in trainer else "KDPL_CoOp")
+    views = ("DATALOADER.K_TRANSFORMS", 2) if "Views" in trainer else ()
+    cfg = config("KDPL_CoOp", "emoji_food", output, "--seed", seed, "OPTIM.MAX_EPOCH", 2, *SMALL, *options,
+                 config_file=f"{ROOT}/configs/trainers/{file}/emoji.yaml")  # fmt: skip
+    cfg.TRAINER.NAME = trainer
+    if views:
+        cfg.merge_from_list(list(views))
+    set_random_seed(seed)
+    return build_trainer(cfg)
+
+
+def learned(trainer):
+    return {f"{m}.{k}": v.detach().clone() for m, model in trainer._models.items() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("style", fork_styles.STYLES)
+def test_a_trainer_of_any_style_learns_without_labels(style, tmp_path, capsys):
+    trainer = build(f"KDPL_{style}", tmp_path)
+    assert isinstance(trainer, DistilledTrainer) and isinstance(trainer, getattr(fork_styles, style))
+    before = learned(trainer)
+    trainer.train()
+    after = learned(trainer)
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+    printed = capsys.readouterr().out
+    assert printed.count(f"KDPL in {style}: replaced by the divergence from the teacher") == 1
+    assert "taken out of the batch: " in printed and "impath, index" in printed and "agreement with the teacher" in printed
+
+
+# ------------------------------------------------------------------------------------------- identity with our own trainers
+
+
+def _promptsrc(name):
+    layer = next((part for part in name.split(".") if part.isdigit()), "0")
+    return f"{'visual' if name.startswith('image_encoder') else 'text'}.{layer}"
+
+
+MAPS = {
+    "StyleCoOp": lambda name: name,
+    "StyleMaPLe": lambda name: name.removeprefix("prompt_learner."),
+    "StylePromptSRC": _promptsrc,
+}
+
+
+@pytest.mark.parametrize("style", MAPS)
+def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
+    """Losses of each of four steps, and the parameters after them."""
+    own_name = NODES.get(style, "KDPL_CoOp")
+    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATASET.NUM_SHOTS", 4)
+    from dassl.engine import build_trainer
+    from support import config as own_config
+
+    own = build_trainer(own_config(own_name, "emoji_food", tmp_path / "own", "--seed", 1, *SMALL, *options))
+    wrapped = build(f"KDPL_{style}", tmp_path / "wrapped", *options)
+    theirs = dict(wrapped.model.learner.named_parameters())
+    pairs = {name: theirs[MAPS[style](name)] for name in own.student.learned.state_dict()}
+    assert len({id(p) for p in pairs.values()}) == len(pairs) == len(theirs)
+    with torch.no_grad():
+        for name, parameter in pairs.items():
+            parameter.copy_(own.student.learned.state_dict()[name])
+    start = {name: p.detach().clone() for name, p in pairs.items()}
+    for trainer in (own, wrapped):
+        trainer.set_model_mode("train")
+        trainer.num_batches = 100
+    batches = list(own.train_loader_x)[:4]
+    assert len(batches) == 4
+    for i, batch in enumerate(batches):
+        own.batch_idx = wrapped.batch_idx = i
+        ours = own.forward_backward(batch)
+        their = wrapped.forward_backward({**batch, "img": own.images(batch)})
+        assert their["loss"] == pytest.approx(float(ours.get("loss_total", ours["loss"])), abs=1e-6, rel=1e-6)
+    for name, parameter in own.student.learned.named_parameters():
+        assert (parameter - start[name]).abs().max() > 1e-4
+        assert torch.allclose(parameter, pairs[name], atol=1e-6), (name, (parameter - pairs[name]).abs().max())
+
+
+def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
+    from dassl.engine import build_trainer
+
+    own = build_trainer(config("KDPL_CoOp", "emoji_food", tmp_path / "own", "--seed", 1, *SMALL))
+    wrapped = build("KDPL_StyleCoOp", tmp_path / "wrapped")
+    for trainer in (own, wrapped):
+        trainer.epoch = trainer.train_loader_x.epoch = 1
+    for a, b in zip(own.train_loader_x, wrapped.train_loader_x, strict=True):
+        assert a["impath"] == b["impath"] and torch.equal(own.images(a), b["img"])
+
+
+# ------------------------------------------------------------------------------------------------------------- honesty
+
+
+@pytest.mark.parametrize("style", ["StyleCoOp", "StyleProbe", "StyleSurgery"])
+def test_other_true_labels_change_nothing_bit_for_bit(style, tmp_path, monkeypatch):
+    options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
+    first = build(f"KDPL_{style}", tmp_path / "a", *options)
+    start = learned(first)
+    first.train()
+
+    from kdpl.trainers import unlabelled
+
+    monkeypatch.setattr(unlabelled, "UnlabelledItem", _wrong)
+    other = build(f"KDPL_{style}", tmp_path / "b", *options)
+    assert all(torch.equal(start[k], v) for k, v in learned(other).items())
+    labels = [batch["label"].tolist() for batch in other.train_loader_x]
+    assert {label for batch in labels for label in batch} <= set(range(42))
+    other.train()
+    assert all(torch.equal(v, learned(other)[k]) for k, v in learned(first).items())
+    assert any(not torch.equal(start[k], v) for k, v in learned(first).items())
+
+
+def _wrong(path, domain):
+    """An item with a label, as if nothing hid it, and a wrong one."""
+    from dassl.data.datasets import Datum
+
+    return Datum(path, label=sum(path.encode()) % 42, domain=domain, classname="wrong")
+
+
+def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
+    from kdpl.distill.pseudo_labels import PseudoLabels, UnsupportedStepError
+    from kdpl.trainers.unlabelled import HIDDEN
+
+    trainer = build("KDPL_StyleCoOp", tmp_path)
+    seen = []
+    trainer.step = lambda images, labels: seen.append(labels) or fork_styles.StyleCoOp.step(trainer, images, labels)
+    parse = trainer.parse_batch_train
+
+    def looking(batch):
+        assert sorted(batch) == ["domain", "img", "label"]
+        for key in ("impath", "index"):
+            assert batch.get(key) is None
+            with pytest.raises(UnsupportedStepError, match=rf"reads batch\['{key}'\]"):
+                batch[key]
+        return parse(batch)
+
+    trainer.parse_batch_train = looking
+    trainer.train()
+    assert all(isinstance(labels, PseudoLabels) for labels in seen) and seen
+    items = [*trainer.dm.dataset.train_x, *trainer.train_loader_x.dataset.data_source]
+    assert {(item.label, item.classname) for item in items} == {(HIDDEN, "")}
+    assert len(trainer.dm.dataset.classnames) == 42 and {item.label for item in trainer.dm.dataset.test} == set(range(42))
+
+
+# --------------------------------------------------------------------------------------- registry, decorators, own names
+
+
+def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(tmp_path):
+    from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+    from kdpl.trainers import distilled
+
+    assert {f"KDPL_{style}" for style in fork_styles.STYLES} <= set(TRAINER_REGISTRY.registered_names())
+    made = TRAINER_REGISTRY.get("KDPL_StyleProbe")
+    assert made is TRAINER_REGISTRY.get("KDPL_StyleProbe") and made.__mro__[1:3] == (DistilledTrainer, fork_styles.StyleProbe)
+
+    class CoOp(fork_styles.StyleCoOp):
+        pass
+
+    assert distilled(CoOp) is kdpl.trainers.KDPL_CoOp is TRAINER_REGISTRY.get("KDPL_CoOp")
+    assert distilled(CoOp, name="Wrapped_CoOp").__mro__[2] is CoOp is not TRAINER_REGISTRY.get("KDPL_CoOp")
+
+    @distilled
+    @TRAINER_REGISTRY.register(force=True)
+    class Decorated(fork_styles.StyleCoOp):
+        pass
+
+    @distilled(teacher_view=1)
+    class Later(fork_styles.StyleViews):
+        pass
+
+    assert TRAINER_REGISTRY.get("KDPL_Decorated") is Decorated and TRAINER_REGISTRY.get("Decorated") is Decorated.__mro__[2]
+    assert TRAINER_REGISTRY.get("KDPL_Later") is Later and Later.teacher_view == 1
+    TRAINER_REGISTRY.register(type("KDPL_Theirs", (fork_styles.Style,), {}), force=True)
+    with pytest.raises(ValueError, match="KDPL_Theirs is a trainer of"):
+        distilled(type("Theirs", (fork_styles.Style,), {}))
+    for wrong in (kdpl.trainers.KDPL_CoOp, Later, TrainerX, str):
+        with pytest.raises(TypeError, match="cannot be distilled"):
+            distilled(wrong)
+    with pytest.raises(KeyError):
+        TRAINER_REGISTRY.get("KDPL_Nobody")
+
+
+def test_the_trainer_sees_its_own_name_and_node(tmp_path):
+    trainer = build("KDPL_StyleCoOp", tmp_path)
+    assert trainer.cfg.TRAINER.NAME == "StyleCoOp" and trainer.cfg.TRAINER.COOP.N_CTX == 4
+
+
+# --------------------------------------------------------------------------------------------- options, views, resuming
+
+
+def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, capsys):
+    options = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1)
+    plain = build("KDPL_StyleCoOp", tmp_path / "a", *options)
+    plain.train()
+    cache = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    first = build("KDPL_StyleCoOp", tmp_path / "b", *options, *cache)
+    first.train()
+    again = build("KDPL_StyleCoOp", tmp_path / "c", *options, *cache)
+    calls = []
+    again.load_for_training()
+    again._kdpl_views.compute = lambda images: calls.append(len(images))
+    again.train()
+    assert not calls, "all features come from the cache"
+    found = re.findall(r"Features of (\d+) of 84 views found", capsys.readouterr().out)
+    assert int(found[0]) == 0 and int(found[1]) > 64
+    for other in (first, again):
+        assert all(torch.allclose(v, learned(other)[k], atol=1e-7) for k, v in learned(plain).items())
+
+
+@pytest.mark.parametrize("style", ["StylePromptSRC", "StyleMixup", "StyleAmp"])
+def test_a_run_that_stops_after_an_epoch_is_resumed_bit_identical(style, tmp_path):
+    """The average over epochs, and the net and optimizer that no checkpoint of Dassl's holds, included."""
+    options = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1, "DATASET.NUM_SHOTS", 1)
+    unbroken = build(f"KDPL_{style}", tmp_path / "a", *options)
+    unbroken.train()
+    stopped = build(f"KDPL_{style}", tmp_path / "b", *options)
+    finish = stopped.after_epoch
+
+    def stop_after_the_second():
+        finish()
+        if stopped.epoch == 1:
+            raise KeyboardInterrupt
+
+    stopped.after_epoch = stop_after_the_second
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = build(f"KDPL_{style}", tmp_path / "b", *options)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert all(torch.equal(v, learned(resumed)[k]) for k, v in learned(unbroken).items())
+    if style == "StyleMixup":
+        assert all(torch.equal(a, b) for a, b in zip(unbroken.gate.parameters(), resumed.gate.parameters(), strict=True))
+
+
+def test_a_run_with_labels_or_of_another_seed_is_not_resumed(tmp_path):
+    from kdpl.training.checkpoint import CheckpointError
+
+    options = ("OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1)
+    build("StyleCoOp", tmp_path / "a", *options).train()
+    with pytest.raises(CheckpointError, match="perhaps by the same trainer with labels"):
+        build("KDPL_StyleCoOp", tmp_path / "a", *options).train()
+    build("KDPL_StyleCoOp", tmp_path / "b", *options).train()
+    with pytest.raises(CheckpointError, match="written with seed 1, now 2"):
+        build("KDPL_StyleCoOp", tmp_path / "b", *options, seed=2).train()
+
+
+def test_the_kind_of_loss_and_the_teachers_scale_are_those_of_the_options(tmp_path):
+    losses = []
+    for options in (
+        (),
+        ("TRAINER.KDPL.LOSS", "forward"),
+        ("TRAINER.KDPL.TEMPERATURE", 2.0),
+        ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", 7),
+    ):
+        trainer = build("KDPL_StyleCoOp", tmp_path / str(len(losses)), *options)
+        trainer.batch_idx, trainer.num_batches = 0, 9
+        losses.append(trainer.forward_backward(next(iter(trainer.train_loader_x)))["loss"])
+    assert len({round(loss, 5) for loss in losses}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("TRAINER.KDPL.TEMPERATURE", 0.0), "TRAINER.KDPL.TEMPERATURE is 0.0"),
+        (("TRAINER.KDPL.CLASS_AGNOSTIC", True), "bound to the class names"),
+        (("TRAINER.KDPL.SHARD_CLASSES", True), "encodes all its names itself"),
+        (("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler"), "puts batches together by label"),
+        (("TRAINER.KDPL.ALLOW", "hard_label"), "TRAINER.KDPL.ALLOW 'hard_label' is not one of .* Did you mean 'hard_labels'"),
+        (("TRAINER.KDPL.LOSS", "kl"), "TRAINER.KDPL.LOSS 'kl'"),
+        (("TRAINER.KDPL.TEACHER", "ViT-Z"), "ViT-Z"),
+    ],
+)
+def test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build("KDPL_StyleCoOp", tmp_path, *options)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cfg = config("KDPL_CoOp", "emoji_food", tmp_path)
+    from kdpl.trainers.wrapped import check_distilled
+
+    with pytest.raises(ValueError, match="cannot be summed over several processes"):
+        check_distilled(cfg, "TCP")
+
+
+def test_a_step_with_two_batches_and_one_without_a_call_are_refused(tmp_path):
+    trainer = build("KDPL_StyleCoOp", tmp_path)
+    trainer.batch_idx, trainer.num_batches = 0, 9
+    batch = next(iter(trainer.train_loader_x))
+    with pytest.raises(ValueError, match="takes 2 batches a step"):
+        trainer.forward_backward(batch, batch)
+    trainer.step = lambda images, labels: (trainer.model(images).mean(), None, labels)
+    with pytest.raises(ValueError, match=r"StyleCoOp called neither F.cross_entropy nor"):
+        trainer.forward_backward(batch)
+
+
+def test_a_model_on_several_gpus_is_refused(tmp_path, monkeypatch):
+    from kdpl.trainers.wrapped import check_built
+
+    trainer = build("KDPL_StyleCoOp", tmp_path)
+    trainer.model = torch.nn.DataParallel(trainer.model)
+    check_built(trainer)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"spreads model over 2 GPUs .* CUDA_VISIBLE_DEVICES=0"):
+        check_built(trainer)
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(100.0), "two"])
+def test_a_model_without_one_logarithm_of_the_scale_is_refused_and_the_way_out_works(scale, tmp_path):
+    trainer = build("KDPL_StyleCoOp", tmp_path)
+    model = trainer.model
+    if scale == "two":
+        model.a, model.b = torch.nn.Module(), torch.nn.Module()
+        model.a.logit_scale, model.b.logit_scale = torch.tensor(4.0), torch.tensor(4.5)
+        model.clip.logit_scale = model.logit_scale = None
+    else:
+        model.logit_scale = model.clip.logit_scale = None
+        if scale is not None:
+            del model.logit_scale
+            model.logit_scale = scale
+    with pytest.raises(ValueError, match="expected one logarithm of CLIP's scale"):
+        trainer.load_for_training()
+
+
+# ---------------------------------------------------------------------------------------------------- what would not learn
+
+
+def test_a_learned_parameter_that_is_in_no_optimizer_is_an_error(tmp_path, monkeypatch):
+    optimizer = fork_styles.build_optimizer
+    monkeypatch.setattr(fork_styles, "build_optimizer", lambda model, cfg: optimizer(list(model.parameters())[:1], cfg))
+    with pytest.raises(ValueError, match=r"would never learn: MultiModalPromptLearner\.\w+.* and \d more"):
+        build("KDPL_StyleMaPLe", tmp_path)
+
+
+def test_kdpls_own_trainer_refuses_an_optimizer_without_its_parameters(tmp_path, monkeypatch):
+    """As an installed Dassl makes it with OPTIM.STAGED_LR: of child modules alone."""
+    from dassl.engine import build_trainer
+    from dassl.optim import build_optimizer
+
+    from kdpl.trainers import prompts
+
+    monkeypatch.setattr(prompts, "build_optimizer", lambda m, cfg: build_optimizer([torch.nn.Parameter(torch.ones(1))], plain))
+    cfg = config("KDPL_CoOp", "emoji_food", tmp_path, *SMALL)
+    plain = cfg.OPTIM.clone()
+    cfg.OPTIM.STAGED_LR, cfg.OPTIM.NEW_LAYERS = True, ("probe",)
+    with pytest.raises(
+        ValueError, match=r"would never learn: prompt_learner.ctx. OPTIM.STAGED_LR is True with .*Set STAGED_LR"
+    ):
+        build_trainer(cfg)
+
+
+@pytest.mark.parametrize("warmup", ["constant", "linear"])
+def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatch):
+    """Also where the name is bound to a scheduler that stops, as an installed Dassl's does on today's PyTorch."""
+    import dassl.optim
+
+    def stops(optimizer, cfg):
+        raise TypeError("LRScheduler.__init__() takes from 2 to 3 positional arguments but 4 were given")
+
+    monkeypatch.setattr(dassl.optim, "build_lr_scheduler", stops)
+    monkeypatch.setattr(fork_styles, "build_lr_scheduler", stops)
+    trainer = build("KDPL_StyleCoOp", tmp_path, "OPTIM.WARMUP_TYPE", warmup, "OPTIM.MAX_EPOCH", 3)
+    rates = []
+    for _ in range(3):
+        rates.append(trainer.get_current_lr())
+        trainer.optim.step()
+        trainer.update_lr()
+    assert rates == pytest.approx([1e-5, 0.005, 0.005 * 0.75])
+    assert fork_styles.build_lr_scheduler is stops

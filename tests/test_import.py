@@ -1,0 +1,92 @@
+"""`import kdpl` is light, and finds the package from wherever it is called."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import ROOT
+
+CLONE = ("kdpl", "trainers", "datasets", "configs", "__init__.py", "setup.py", "pyproject.toml", "train.py")
+
+
+def python(code: str, cwd, **env: str) -> str:
+    """Run code in a process of its own, without this checkout's path, and return what it printed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of this checkout in a folder named `kdpl`."""
+    folder = tmp_path_factory.mktemp("parent") / "kdpl"
+    folder.mkdir()
+    for name in CLONE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_importing_kdpl_imports_no_pytorch():
+    heavy = ("torch", "torchvision", "numpy", "open_clip", "clip", "PIL", "dassl")
+    code = f"import sys, kdpl; print([name for name in {heavy} if name in sys.modules])"
+    assert python(code, ROOT) == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_path", [False, True])
+def test_a_clone_named_kdpl_is_imported_from_its_parent_folder(with_path, clone):
+    code = """
+import kdpl, kdpl.trainers, kdpl.trainers.baselines, kdpl.datasets, kdpl.common.lock
+print(kdpl.__version__, kdpl.load.__module__, kdpl.dassl_in_use()[:5])
+print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common.lock.__file__, sep="\\n")
+"""
+    first, *files = python(code, clone.parent, **({"PYTHONPATH": str(clone)} if with_path else {})).splitlines()
+    assert first.endswith("kdpl.classifier.classifier Dassl")
+    inside = ("kdpl/__init__.py", "trainers/__init__.py", "datasets/__init__.py", "kdpl/common/lock.py")
+    assert files == [str(clone / path) for path in inside]
+
+
+@pytest.mark.slow
+def test_commands_of_such_a_clone_run_from_its_parent_folder_and_inside_it(clone):
+    for cwd, command in ((clone.parent, ["-m", "kdpl.train"]), (clone.parent, ["kdpl/train.py"]), (clone, ["train.py"])):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        process = subprocess.run(
+            [sys.executable, *command, "--trainer", "KDPL_Coop"],
+            cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert process.returncode == 2 and "Did you mean 'KDPL_CoOp'?" in process.stderr, process.stderr
+
+
+@pytest.mark.slow
+def test_pytest_runs_inside_such_a_clone(clone):
+    """Its own `__init__.py` must not make pytest take the whole clone for a package of tests."""
+    (clone / "tests").mkdir()
+    (clone / "tests" / "conftest.py").write_text("import kdpl\n")
+    (clone / "tests" / "test_it.py").write_text(
+        f"import kdpl\n\n\ndef test_it():\n    assert kdpl.__file__ == {str(clone / 'kdpl' / '__init__.py')!r}\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=clone, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0 and "1 passed" in process.stdout, process.stdout + process.stderr
+
+
+def test_nothing_of_the_checkout_but_its_packages_is_installed(tmp_path):
+    code = """
+import setuptools
+found = {}
+setuptools.setup = lambda **kwargs: found.update(kwargs)
+exec(open("setup.py").read())
+print(found["package_dir"], all(name.split(".")[0] == "kdpl" for name in found["packages"]))
+"""
+    assert python(code, ROOT) == "{'kdpl': 'kdpl', 'kdpl.trainers': 'trainers', 'kdpl.datasets': 'datasets'} True"

@@ -1,0 +1,289 @@
+"""A result is what it says it is: no folder is trained in, and no prompts are evaluated, under settings that are not theirs."""
+
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT, emoji_args, image_file, run_train
+from support.trainings import assert_same, build, parameters
+
+from kdpl.common import exits
+from kdpl.common.rows import digests
+from kdpl.config.influence import HARMLESS, MATTERS, ROUNDS, differences, influence, leaves
+from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
+from kdpl.config.merging import merged_cfg
+from kdpl.training.checkpoint import load_checkpoint
+
+QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
+
+
+def train(folder, *options, trainer="KDPL_CoOp", check=False, flags=(), dataset="emoji_food"):
+    args = [*emoji_args(trainer, folder, dataset), *flags, *QUICK, *options]
+    return run_train(*args, check=check)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    train(folder, check=True)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------- the keys
+
+
+def test_every_key_of_the_configuration_has_one_influence():
+    keys = [key for key, _ in leaves(merged_cfg((), {}, []))]
+    lists = (*MATTERS, *ROUNDS, *HARMLESS)
+    for key in keys:
+        owners = [name for name in lists if key == name or (name.endswith(".") and key.startswith(name))]
+        assert len(owners) <= 1, (key, owners)
+        assert owners or key.startswith("TRAINER."), f"{key} must be put into MATTERS, ROUNDS or HARMLESS"
+    for name in lists:
+        assert any(key == name or (name.endswith(".") and key.startswith(name)) for key in keys), f"{name} is no key"
+
+
+def test_options_of_other_learners_are_harmless_and_unknown_keys_matter():
+    assert influence("TRAINER.VPT.N_CTX_VISION", "COOP", True) == "harmless"
+    assert influence("TRAINER.COOP.N_CTX", "COOP", False) == "matters"
+    assert influence("TRAINER.KDPL.TEACHER", "COOP", True) == "matters"
+    assert influence("TRAINER.KDPL.TEACHER", "COOP", False) == "harmless"
+    assert influence("TRAINER.SOME_FORKS.KEY", "COOP", True) == "matters"
+    assert influence("SOME.NEW_KEY", "COOP", True) == "matters"
+
+
+# ------------------------------------------------------------------------------------------------------- the manifest
+
+
+@pytest.mark.slow
+def test_a_manifest_is_in_the_folder_the_checkpoint_the_bundle_the_results_and_the_card(finished):
+    import kdpl.classifier.bundle
+
+    manifest = read_manifest(finished)
+    assert manifest.config["OPTIM.LR"] == 0.005 and manifest.config["SEED"] == 1
+    assert len(manifest.facts["class names"]) == 42 and manifest.facts["template"] == "a photo of a {}."
+    assert manifest.facts["student"] != manifest.facts["teacher"] and manifest.facts["training images"].startswith("42 (")
+    assert {"torch", "kdpl", "dassl", "threads", "processes", "device", "commit"} <= manifest.environment.keys()
+    (path,) = finished.rglob("model.pth.tar-2")
+    kept = [load_checkpoint(path)["kdpl"]["manifest"], json.loads((finished / "results.json").read_text())["manifest"]]
+    kept.append(kdpl.classifier.bundle.read_bundle(finished).manifest)
+    assert [content["digest"] for content in kept] == [manifest.digest] * 3
+    assert manifest.digest in (finished / "MODEL_CARD.md").read_text()
+
+
+names = st.lists(st.text(max_size=3), unique=True, min_size=2, max_size=5)
+
+
+@given(names, st.permutations(range(5)), st.floats(0.1, 1), st.floats(0.1, 1))
+def test_the_digest_follows_everything_and_the_recipe_everything_but_the_seed(classes, order, a, b):
+    def manifest(seed=1, lr=a, images="1 (x)", classes=classes):
+        return Manifest({"SEED": seed, "OPTIM.LR": lr}, {"class names": list(classes), "training images": images})
+
+    one = manifest()
+    assert one.digest == Manifest.from_dict(json.loads(json.dumps(one.to_dict()))).digest
+    assert (manifest(lr=b).digest == one.digest) == (a == b) == (manifest(lr=b).recipe == one.recipe)
+    assert manifest(2).digest != one.digest and manifest(2, images="2 (y)").recipe == one.recipe
+    assert manifest(images="2 (y)").digest != one.digest
+    shuffled = [classes[i] for i in order if i < len(classes)]
+    assert (manifest(classes=shuffled).digest == one.digest) == (shuffled == list(classes))
+
+
+@pytest.mark.parametrize(
+    "content", [None, 3, [], {}, {"format": 2}, {"format": 1, "config": [], "facts": {}, "environment": {}}]
+)
+def test_what_is_no_manifest_counts_as_none(content, tmp_path):
+    assert Manifest.from_dict(content) is None
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert read_manifest(tmp_path) is None
+    (tmp_path / "manifest.json").write_text("[" * 200_000)
+    assert read_manifest(tmp_path) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+OTHER = {
+    "TRAINER.KDPL.TEACHER": "emoji_student",
+    "TRAINER.KDPL.CLASS_AGNOSTIC": True,
+    "TRAINER.KDPL.LOSS": "reverse",
+    "OPTIM.LR": 0.5,
+    "DATASET.TEMPLATE": "an icon of a {}.",
+    "SEED": 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", OTHER)
+def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(key, finished):
+    before = {
+        p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and "log" not in p.name and "tfevents" not in p.name
+    }
+    process = train(finished, key, OTHER[key])
+    assert process.returncode == exits.BAD_INPUT
+    then = read_manifest(finished).config[key]
+    assert f"  {key}: {then} in the folder, {OTHER[key]} now" in process.stderr
+    assert "--fresh" in process.stderr and "Loading dataset" not in process.stdout
+    assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.slow
+def test_a_finished_folder_is_refused_to_another_trainer(finished):
+    process = train(finished, trainer="CoOp")
+    assert process.returncode == exits.BAD_INPUT
+    assert "  TRAINER.NAME: KDPL_CoOp in the folder, CoOp now\nStart with" in process.stderr
+
+
+@pytest.mark.slow
+def test_the_same_command_again_trains_nothing_and_passes(finished):
+    (path,) = finished.rglob("model.pth.tar-2")
+    before = path.read_bytes()
+    process = train(finished, "DATALOADER.NUM_WORKERS", 1, "TRAIN.PRINT_FREQ", 1, "TRAINER.KDPL.MAX_TEXT_ROWS", 100)
+    assert process.returncode == 0 and path.read_bytes() == before
+    assert (
+        "Note: TRAINER.KDPL.MAX_TEXT_ROWS: 8192 in the folder, 100 now; this moves results by rounding alone" in process.stdout
+    )
+    assert read_manifest(finished).environment["earlier"][0]["TRAINER.KDPL.MAX_TEXT_ROWS"] == 8192
+
+
+@pytest.mark.slow
+def test_images_whose_content_changed_are_another_run(tmp_path):
+    """Same names, sizes and times, other pixels."""
+    data = tmp_path / "photos"
+    for i in range(4):
+        image_file(data / f"{i}.bmp", 64, i)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    args = ["--root", data, "--seed", 1, "--trainer", "KDPL_CoOp", "--output-dir", tmp_path / "out", "--dataset-config-file",
+            ROOT / "configs/datasets/image_folder.yaml", "--config-file", ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml",
+            "DATASET.CLASSNAMES", tmp_path / "names.txt", "OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]  # fmt: skip
+    cache = {"KDPL_CACHE": str(tmp_path / "cache")}
+    run_train(*args, **cache)
+    times = os.stat(data / "0.bmp")
+    with open(data / "0.bmp", "r+b") as file:
+        file.seek(100)
+        file.write(b"\0\1\2\3")
+    os.utime(data / "0.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    process = run_train(*args, check=False, **cache)
+    assert process.returncode == exits.BAD_INPUT, process.stderr
+    assert "has changed although its size and time have not: all 4 files are read again" in process.stdout
+    assert "training images: 4 (" in process.stderr
+
+
+@pytest.mark.slow
+def test_a_run_starts_over_beside_what_was_there(tmp_path):
+    train(tmp_path / "out", check=True)
+    process = train(tmp_path / "out", "OPTIM.LR", 0.001, flags=["--fresh"])
+    assert process.returncode == 0, process.stderr
+    old = tmp_path / "out" / "before-1"
+    assert (read_manifest(old).config["OPTIM.LR"], read_manifest(tmp_path / "out").config["OPTIM.LR"]) == (0.005, 0.001)
+    assert (old / "prompts.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_path):
+    train(tmp_path, check=True)
+    assert train(tmp_path, "OPTIM.MAX_EPOCH", 3).returncode == exits.BAD_INPUT
+    assert train(tmp_path, "OPTIM.MAX_EPOCH", 1, flags=["--more-epochs"]).returncode == exits.BAD_INPUT, "fewer are not more"
+    process = train(tmp_path, "OPTIM.MAX_EPOCH", 3, flags=["--more-epochs"])
+    assert process.returncode == 0, process.stderr
+    manifest = read_manifest(tmp_path)
+    assert manifest.changes == [{"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}] and manifest.config["OPTIM.MAX_EPOCH"] == 3
+    assert json.loads((tmp_path / "results.json").read_text())["manifest"]["changes"] == manifest.changes
+
+
+@pytest.mark.slow
+def test_the_average_of_promptsrc_is_of_the_planned_epochs(tmp_path):
+    build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 1).train()
+    longer = build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 2)
+    longer.allowed_changes = ("OPTIM.MAX_EPOCH",)
+    with pytest.raises(OtherRunError, match=r"OPTIM\.MAX_EPOCH: 1 in the folder, 2 now"):
+        longer.train()
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.slow
+def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
+    def evaluate(*options, trainer="KDPL_CoOp", flags=()):
+        return train(tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new", *options, trainer=trainer,
+                     flags=["--eval-only", "--model-dir", finished, *flags])  # fmt: skip
+
+    assert evaluate().returncode == 0
+    recorded = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert recorded["manifest"]["digest"] == read_manifest(finished).digest and recorded["results"][0]["classes"] == "new"
+    for process, text in (
+        (evaluate(trainer="CoOp"), "TRAINER.NAME: KDPL_CoOp in the folder, CoOp now"),
+        (evaluate("INPUT.INTERPOLATION", "bilinear"), "INPUT.INTERPOLATION: bicubic in the folder, bilinear now"),
+        (evaluate("TRAINER.COOP.CLASS_TOKEN_POSITION", "front"), "CLASS_TOKEN_POSITION: end in the folder, front now"),
+        (
+            evaluate("MODEL.BACKBONE.NAME", "emoji_teacher"),
+            "MODEL.BACKBONE.NAME: emoji_student in the folder, emoji_teacher now",
+        ),
+    ):
+        assert process.returncode == exits.BAD_INPUT and text in process.stderr, process.stderr
+
+
+def test_class_specific_contexts_stay_with_their_classes(tmp_path):
+    csc = ("TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    run = build("KDPL_CoOp", tmp_path / "a", *csc)
+    run.train()
+    other = build("KDPL_CoOp", tmp_path / "b", *csc)
+    first, second, *_ = sorted(other.lab2cname)
+    other.lab2cname[first], other.lab2cname[second] = other.lab2cname[second], other.lab2cname[first]
+    with pytest.raises(OtherRunError, match="class names: the same in another order; label 0 is"):
+        other.load_model(str(tmp_path / "a"))
+    new = build("KDPL_CoOp", tmp_path / "c", *csc, "DATASET.SUBSAMPLE_CLASSES", "new")
+    with pytest.raises((OtherRunError, ValueError), match=r"class names|has none for a list"):
+        new.load_model(str(tmp_path / "a"))
+    same = build("KDPL_CoOp", tmp_path / "d", *csc)
+    same.load_model(str(tmp_path / "a"))
+    assert_same(parameters(same), parameters(run))
+
+
+def test_a_foreign_checkpoint_says_that_nothing_is_verified(finished, tmp_path, capsys):
+    (path,) = finished.rglob("model.pth.tar-2")
+    state = load_checkpoint(path)
+    (tmp_path / "prompt_learner").mkdir()
+    torch.save({"state_dict": state["state_dict"], "epoch": 2}, tmp_path / "prompt_learner" / "model.pth.tar-2")
+    run = build("KDPL_CoOp", tmp_path / "out")
+    run.load_model(str(tmp_path), epoch=2)
+    assert (
+        "has no manifest: that it fits this student, these options and class names is not verified" in capsys.readouterr().out
+    )
+    assert run.manifest is None
+
+
+# ----------------------------------------------------------------------------------------------------------- digests
+
+
+def test_digests_are_remembered_and_follow_the_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
+    paths = [image_file(tmp_path / f"{i}.png", 8, i) for i in range(3)]
+    read = []
+
+    def digest(path):
+        read.append(path)
+        return digests.file_digest(path)
+
+    first = digests.file_digests(paths, digest)
+    assert first == [digests.file_digest(p) for p in paths] and len(read) == 3
+    monkeypatch.setattr(digests, "SAMPLE", 1)
+    assert digests.file_digests(paths, digest) == first and len(read) == 4, "a sample is read again"
+    image_file(paths[0], 8, 9)
+    assert digests.file_digests(paths, digest)[1:] == first[1:] != digests.file_digests(paths, digest)
+    assert digests.file_digests(paths, digest)[0] == digests.file_digest(paths[0]) != first[0]
+
+
+def test_differences_name_the_key_and_both_values():
+    found = differences({"OPTIM.LR": 0.005, "A": 1}, {"OPTIM.LR": 0.5, "B": 2}, "in the folder")
+    assert found["OPTIM.LR"] == "OPTIM.LR: 0.005 in the folder, 0.5 now"
+    assert found["A"] == "A: 1 in the folder, not set now" and found["B"] == "B: not set in the folder, 2 now"
+
+
+def test_class_specific_contexts_are_not_tested_on_another_data_set_of_as_many_classes(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    run.train()
+    with pytest.raises(ValueError, match="learned a context for each of 42 classes"):
+        run.prepare_names(run.class_names[::-1])

@@ -1,0 +1,213 @@
+"""`forward_backward(batch)` is the training step: a subclass that overrides it is called, on both engines.
+
+Gradient scaling, several ranks, views and resuming work around it as around the trainers' own.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import ROOT, emoji_args, mostly_slow
+from support.installed_dassl import installed_dassl
+from support.ranks import environment, torchrun
+from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
+
+from kdpl.training.checkpoint import load_checkpoint
+
+IN_PROCESS = (*SMALL, "DATALOADER.NUM_WORKERS", 0)
+
+
+def own(output, *options, name="OwnStep"):
+    import support.own_step  # noqa: F401  it registers them
+
+    return build("KDPL_CoOp", output, *IN_PROCESS, "TRAINER.NAME", name, *options)
+
+
+def trained(run):
+    run.train()
+    return parameters(run)
+
+
+def history(output):
+    with (output / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# -------------------------------------------------------------------------------------------------------------- one engine
+
+
+def test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts(tmp_path):
+    plain = trained(build("KDPL_CoOp", tmp_path / "plain", *IN_PROCESS))
+    run = own(tmp_path / "own")
+    assert_same(trained(run), plain)
+    assert run.pixels == [8] * 15, "three epochs of five batches"
+    rows = history(tmp_path / "own")
+    assert [set(row) for row in rows] == [{"epoch", "lr", "loss", "own_images"}] * 3
+    assert [float(row["own_images"]) for row in rows] == [8] * 3
+    assert [row["loss"] for row in rows] == [row["loss"] for row in history(tmp_path / "plain")]
+    doubled = trained(own(tmp_path / "doubled", name="OwnStepDoubled"))
+    assert not torch.equal(doubled["ctx"], plain["ctx"])
+
+
+@pytest.mark.slow
+def test_it_is_called_on_an_installed_dassl(tmp_path):
+    """A real one if KDPL_DASSL names it; tests/support/installed_dassl.py says what stands in for it otherwise."""
+    roof = installed_dassl(tmp_path / "site")
+    outputs = {}
+    for name in ("KDPL_CoOp", "OwnStep", "OwnStepDoubled"):
+        outputs[name] = tmp_path / name
+        options = (*SMALL, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.NAME", name)
+        command = [ROOT / "tests/support/own_step.py", *emoji_args("KDPL_CoOp", outputs[name]), *options]
+        path = os.pathsep.join([roof, str(ROOT), str(ROOT / "tests")])
+        process = subprocess.run(
+            [sys.executable, *map(str, (*command, "DATALOADER.NUM_WORKERS", 0))],
+            capture_output=True,
+            text=True,
+            env={**environment(), "PYTHONPATH": path},
+            timeout=300,
+            check=False,
+        )
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        assert "Dassl: installed" in process.stdout
+    prompts = {name: load_checkpoint(o / "prompt_learner/model.pth.tar-3")["state_dict"] for name, o in outputs.items()}
+    assert [float(row["own_images"]) for row in history(outputs["OwnStep"])] == [8] * 3
+    assert_same(prompts["OwnStep"], prompts["KDPL_CoOp"])
+    assert not torch.equal(prompts["OwnStepDoubled"]["ctx"], prompts["KDPL_CoOp"]["ctx"])
+
+
+# -------------------------------------------------------------------------------------------------------- gradient scaling
+
+
+def scaled(run, scale=2.0**14):
+    """Return the run with the gradient scaling that PREC amp has on a GPU."""
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
+    return run
+
+
+@pytest.mark.parametrize("name", mostly_slow(["OwnStep", "OwnStepInParts"], "OwnStepInParts"))
+def test_its_gradients_are_scaled_and_unscaled(name, tmp_path):
+    """Both are multiplications by a power of 2, so that the prompts are those of a run without."""
+    plain = trained(own(tmp_path / "plain", name=name))
+    run, seen = scaled(own(tmp_path / "scaled", name=name)), []
+    forward_backward = run.forward_backward
+
+    def record(batch):
+        terms = forward_backward(batch)
+        seen.append(run.student.learned.ctx.grad.abs().max().item())  # unscaled by the step
+        return terms
+
+    run.forward_backward = record
+    sizes = []
+    run.student.learned.ctx.register_hook(lambda gradient: sizes.append(gradient.abs().max().item()))
+    assert_same(trained(run), plain)
+    assert sizes == [size * 2.0**14 for size in seen], "the backward pass ran on the scaled loss"
+
+
+def test_a_step_whose_scaled_gradients_are_not_finite_is_left_out(tmp_path):
+    run = scaled(own(tmp_path))
+    run.load_for_training()
+    run.num_batches, run.batch_idx = 5, 0
+    before = parameters(run)
+    update = run.update
+    run.update = lambda loss: update(loss * float("inf"))
+    batch = next(iter(run.train_loader_x))
+    run.take_step(batch)
+    assert_same(parameters(run), before)
+    assert run.scaler.get_scale() == 2.0**13
+    run.update = update
+    run.take_step(batch)
+    assert not torch.equal(parameters(run)["ctx"], before["ctx"])
+
+
+# ----------------------------------------------------------------------------------------------------------- several ranks
+
+
+def on_ranks(ranks, name, output, *options):
+    small = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", *SMALL, "OPTIM.MAX_EPOCH", 2)
+    # 42 images in batches of 9: a rank of two has 4 or 5 of them.
+    batches = ("DATALOADER.TRAIN_X.BATCH_SIZE", 9, "DATALOADER.NUM_WORKERS", 0, "TRAINER.NAME", name)
+    args = (*emoji_args("KDPL_CoOp", output), *small, *batches, *options)
+    command = torchrun(ranks, ROOT / "tests/support/own_step.py", *args)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path}, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
+    found = {}
+    for ranks in (1, 2):
+        process = on_ranks(ranks, "OwnStep", tmp_path / str(ranks))
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        found[ranks] = load_checkpoint(tmp_path / str(ranks) / "prompt_learner/model.pth.tar-2")["state_dict"]
+        assert [float(row["own_images"]) for row in history(tmp_path / str(ranks))] == [9] * 2
+    torch.testing.assert_close(found[1]["ctx"], found[2]["ctx"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
+    process = on_ranks(2, "OwnStepByItself", tmp_path)
+    assert process.returncode != 0
+    assert "OwnStepByItself.forward_backward took no step through model_backward_and_update(loss)" in process.stderr
+    assert not list(tmp_path.rglob("model.pth.tar*")), "nothing that was trained so is saved"
+
+
+@pytest.mark.slow
+def test_one_process_may_step_by_itself(tmp_path):
+    assert_same(trained(own(tmp_path / "a", name="OwnStepByItself")), trained(own(tmp_path / "b")))
+
+
+# ------------------------------------------------------------------------------------------------------------ views, resume
+
+
+def test_with_views_all_its_pixels_arrive_when_all_features_are_known_too(tmp_path):
+    views = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 5, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    plain = trained(build("KDPL_CoOp", tmp_path / "plain", *IN_PROCESS, *views))
+    run = own(tmp_path / "own", *views)
+    assert_same(trained(run), plain)
+    assert run.pixels == [8] * 25
+    assert run.known == [True] * 25, "the first run cached the features of all images"
+
+
+@pytest.mark.slow
+def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
+    import support.own_step
+
+    class OwnLoss(support.own_step.KDPL_CoOp):
+        def compute_loss(self, batch):
+            assert len(batch["img"]) == 8
+            return super().compute_loss(batch)
+
+    cfg = build("KDPL_CoOp", tmp_path / "a", *IN_PROCESS, "TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 4).cfg
+    OwnLoss(cfg).train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_scaling", [False, True])
+def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_path):
+    unbroken, broken = (own(tmp_path / folder, *EVERY_STEP, name="OwnStepInParts") for folder in ("unbroken", "broken"))
+    last = own(tmp_path / "broken", name="OwnStepInParts")
+    if with_scaling:  # a scale that grows on the way, so that a forgotten one shows
+        for run in (unbroken, broken, last):
+            run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2, enabled=True)
+    expected = trained(unbroken)
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    assert_same(trained(last), expected)
+    assert len(broken.pixels) == 7 and len(last.pixels) == 8
+    assert last.scaler.state_dict() == unbroken.scaler.state_dict()
+    assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
+
+
+def test_a_step_that_draws_random_numbers_is_resumed_with_the_next_ones(tmp_path):
+    expected = trained(own(tmp_path / "unbroken", *EVERY_STEP, name="OwnStepWithNoise"))
+    broken = own(tmp_path / "broken", *EVERY_STEP, name="OwnStepWithNoise")
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    assert_same(trained(own(tmp_path / "broken", name="OwnStepWithNoise")), expected)

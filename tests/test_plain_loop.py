@@ -1,0 +1,109 @@
+"""README's loop without a framework, run as printed, reaches the accuracy of the trainer."""
+
+import random
+import re
+import shutil
+
+import pytest
+import torch
+from support import ROOT, config
+
+from kdpl.distill import Distillation
+from kdpl.training.pixels import read_image
+
+pytestmark = pytest.mark.slow
+DATASET = "emoji_activities"
+SETTINGS = ("DATASET.NUM_SHOTS", 16, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.WARMUP_EPOCH", -1, "TRAIN.PRINT_FREQ", 1000)
+
+
+def loop() -> str:
+    """Return README's lines; the architecture page shows the same ones."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "objective(images)" in b)
+    assert block in (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    return block
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """KDPL_CoOp after a training with the settings of the loop, and its accuracy."""
+    from dassl.engine import build_trainer
+    from dassl.utils import set_random_seed
+
+    run = build_trainer(config("KDPL_CoOp", DATASET, tmp_path_factory.mktemp("run"), "--seed", 1, *SETTINGS))
+    set_random_seed(1)
+    run.train()
+    return run, run.last_result["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def photos(trained, tmp_path_factory):
+    """A folder with the trainer's training images, without their labels, and its class names."""
+    run, _ = trained
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "photos" / "unlabelled").mkdir(parents=True)
+    for i, item in enumerate(run.dm.dataset.train_x):
+        shutil.copy(item.impath, folder / "photos" / "unlabelled" / f"{i}.png")
+    (folder / "names.txt").write_text("\n".join(run.class_names))
+    return folder
+
+
+def hits(student, run) -> torch.Tensor:
+    """Return which of the trainer's test images a student classifies correctly, `(N,)`."""
+    items, transform = run.dm.dataset.test, run.test_loader.dataset.transform
+    correct = []
+    with torch.no_grad():
+        prepared = student.prepare(run.class_names)
+        for start in range(0, len(items), 256):
+            part = items[start : start + 256]
+            images = run.normalize(torch.stack([transform(read_image(item.impath)) for item in part]))
+            correct.append(student(images, prepared).logits.argmax(1) == torch.tensor([item.label for item in part]))
+    return torch.cat(correct)
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two accuracies on the same images differ by more than sampling error (McNemar, three standard errors).
+
+    Only the images that one student gets right and the other wrong count. If both are equally good, each such image favours
+    either with probability 1/2, so the difference of the two counts has mean 0 and the sum of the counts as its variance.
+    """
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return abs(only_a - only_b) > 3 * (only_a + only_b) ** 0.5
+
+
+def run_lines(lines: str, photos, monkeypatch):
+    """Run the lines in the folder and return their student."""
+    monkeypatch.chdir(photos)
+    torch.manual_seed(0)
+    scope: dict = {}
+    exec(lines, scope)
+    return scope["student"]
+
+
+@pytest.mark.slow
+def test_the_lines_reach_the_accuracy_of_the_trainer(trained, photos, monkeypatch):
+    run, accuracy = trained
+    expected = hits(run.student, run)
+    assert 100 * expected.float().mean() == pytest.approx(accuracy), "measured as the trainer does"
+    assert not differ(hits(run_lines(loop(), photos, monkeypatch), run), expected)
+
+
+def test_lines_that_do_not_train_do_not_reach_it(trained, photos, monkeypatch):
+    run, _ = trained
+    student = run_lines(loop().replace("in range(20)", "in range(0)"), photos, monkeypatch)
+    assert differ(hits(student, run), hits(run.student, run))
+
+
+def test_lines_with_a_shuffled_teacher_do_not_reach_it(trained, photos, monkeypatch):
+    class Shuffled(Distillation):
+        """Its teacher's names are in another order."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            order = list(range(len(self.names)))
+            random.Random(0).shuffle(order)
+            self.teacher.text_features = self.teacher.text_features[order]
+
+    monkeypatch.setattr("kdpl.distill.Distillation", Shuffled)
+    run, _ = trained
+    assert differ(hits(run_lines(loop(), photos, monkeypatch), run), hits(run.student, run))

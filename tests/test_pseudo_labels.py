@@ -1,0 +1,229 @@
+"""Pseudo-labels know their images through whatever moves them; what is no move is refused, and named."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kdpl.distill.interception import replace_cross_entropy
+from kdpl.distill.loss import distillation_loss, divergences
+from kdpl.distill.pseudo_labels import Agreement, PseudoLabels, UnsupportedStepError
+
+B, C = 6, 5
+
+
+def made(*allowed, kind="symmetric", temperature=1.0):
+    torch.manual_seed(0)
+    teacher = torch.randn(B, C) * 3
+    labels, replaced = replace_cross_entropy(teacher, kind, temperature, allowed)
+    return teacher, labels, replaced, torch.randn(B, C, requires_grad=True)
+
+
+# ---------------------------------------------------------------------------------------------------- moving about
+
+shifts = st.integers(-7, 7)
+MOVES = {
+    "index": lambda x, k: x[torch.arange(len(x)).roll(k)],
+    "mask": lambda x, k: x[torch.arange(len(x)) % 2 == k % 2],
+    "slice": lambda x, k: x[abs(k) % 3 :],
+    "step": lambda x, k: x[:: 1 + abs(k) % 2],
+    "cat": lambda x, k: torch.cat([x, x[: abs(k)]]),
+    "concat": lambda x, k: torch.concat((x[:1], x), dim=0),
+    "stack": lambda x, k: torch.stack([x, x.roll(k)]).flatten(),
+    "stack_columns": lambda x, k: torch.stack([x, x.roll(k)], dim=1).reshape(-1),
+    "repeat": lambda x, k: x.repeat(1 + abs(k) % 2),
+    "repeat_interleave": lambda x, k: x.repeat_interleave(1 + abs(k) % 3),
+    "expand": lambda x, k: x[None].expand(2, -1).reshape(-1),
+    "chunk": lambda x, k: torch.cat(torch.chunk(x, 2)[::-1]),
+    "split": lambda x, k: torch.cat([*x.split(2)][::-1]),
+    "unbind": lambda x, k: torch.stack(x.unbind()),
+    "iterate": lambda x, k: torch.stack([*x][::-1]),
+    "view": lambda x, k: x.view(1, -1).t().squeeze(1),
+    "to": lambda x, k: x.to("cpu").to(torch.int32).long().clone().detach().contiguous(),
+    "flip": lambda x, k: x.flip(0),
+    "select": lambda x, k: torch.index_select(x, 0, torch.arange(len(x)).flip(0)),
+    "expand_as": lambda x, k: x.expand_as(torch.zeros(2, len(x))).permute(1, 0).flatten(),
+    "type_as": lambda x, k: x.type_as(torch.zeros(1, dtype=torch.long)),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(MOVES)), shifts), max_size=6))
+def test_any_sequence_of_moves_keeps_rows_right(moves):
+    """Against an independent bookkeeping: the same moves on a plain tensor of image numbers."""
+    teacher, labels, replaced, _ = made()
+    images = torch.arange(B)
+    for name, k in moves:
+        if not len(images) or len(images) > 400:
+            break
+        labels, images = MOVES[name](labels, k), MOVES[name](images, k)
+    assert isinstance(labels, PseudoLabels)
+    assert torch.equal(labels.rows, images)
+    assert torch.equal(labels.as_subclass(torch.Tensor).long(), teacher.argmax(1)[images])
+    if len(images):
+        logits = torch.randn(len(images), C)
+        with replaced:
+            assert torch.equal(F.cross_entropy(logits, labels), distillation_loss(logits, teacher[images])["loss"])
+
+
+def test_shapes_and_types_are_told_without_ado():
+    _, labels, _, _ = made()
+    assert (labels.shape, labels.size(0), len(labels), labels.dim(), labels.dtype) == ((B,), B, B, 1, torch.int64)
+    assert labels.device.type == "cpu" and not labels.is_cuda and "tensor" in repr(labels)
+    assert type(torch.zeros_like(labels)) is type(labels.new_zeros(3)) is torch.Tensor
+
+
+def test_accuracy_is_reported_as_agreement_with_the_teacher():
+    from dassl.metrics import compute_accuracy
+
+    teacher, labels, _, _ = made()
+    assert compute_accuracy(teacher, labels)[0].item() == 100
+    same = teacher.argmax(1) == labels
+    assert isinstance(same, Agreement) and same.float().mean().item() == 1
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
+
+HARD = {
+    "one_hot": lambda y, s: F.one_hot(y, C),
+    "float": lambda y, s: y.float(),
+    "half": lambda y, s: y.to(torch.float16),
+    "sum": lambda y, s: 0.3 * y + 0.7 * y,
+    "max": lambda y, s: y.max(),
+    "tolist": lambda y, s: y.tolist(),
+    "item": lambda y, s: y[0].item(),
+    "numpy": lambda y, s: y.numpy(),
+    "int": lambda y, s: int(y[0]),
+    "gather": lambda y, s: s.log_softmax(1).gather(1, y[:, None]),
+    "pick": lambda y, s: s[torch.arange(B), y],
+    "scatter": lambda y, s: torch.zeros(B, C).scatter_(1, y[:, None], 1.0),
+    "unique": lambda y, s: torch.unique(y),
+    "where": lambda y, s: torch.where(y == 3),
+    "mask": lambda y, s: s[y == y[0]],
+    "own_mask": lambda y, s: y[y == 3],
+    "branch": lambda y, s: bool((y == 3).any()),
+    "weight": lambda y, s: ((s.argmax(1) == y).float() * s.sum(1)).mean(),
+    "other_loss": lambda y, s: F.multi_margin_loss(s, y),
+    "buffer": lambda y, s: torch.zeros(B, dtype=torch.long).copy_(y),
+    "queue": lambda y, s: torch.zeros(2 * B, dtype=torch.long).__setitem__(slice(0, B), y),
+    "table_of_others": lambda y, s: torch.randn(C + 3, 2)[y],
+    "sorted": lambda y, s: y.sort(),
+}
+
+
+@pytest.mark.parametrize("use", HARD)
+def test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted(use):
+    _, labels, replaced, s = made()
+    with replaced, pytest.raises(UnsupportedStepError, match=r"reads labels by .* TRAINER.KDPL.ALLOW hard_labels"):
+        HARD[use](labels, s)
+    _, labels, replaced, s = made("hard_labels")
+    with replaced:
+        HARD[use](labels, s)
+    assert sum(replaced.record.hard.values()) >= 1
+    assert any("read as hard labels" in line for line in replaced.summary())
+
+
+@pytest.mark.parametrize("allowed", [(), ("hard_labels",)])
+def test_labels_whose_image_would_be_unknown_are_refused_in_any_case(allowed):
+    _, labels, _, _ = made(*allowed)
+    for change in (labels.zero_, lambda: labels.__setitem__(0, 1), lambda: labels.add_(1)):
+        with pytest.raises(UnsupportedStepError, match="in place"):
+            change()
+    with pytest.raises(UnsupportedStepError, match="joins pseudo-labels with other tensors by cat"):
+        torch.cat([labels, torch.zeros(2, dtype=torch.long)])
+
+
+CALLS = {
+    "class weights": lambda y, s: F.cross_entropy(s, y, weight=torch.ones(C)),
+    r"logits \(6, 4\), expected \(rows, 5\)": lambda y, s: F.cross_entropy(s[:, :4], y),
+    r"logits \(6, 5, 1\)": lambda y, s: F.cross_entropy(s[..., None], y[..., None]),
+    r"\(4,\) labels for 6 rows": lambda y, s: F.cross_entropy(s, y[:4]),
+    "which image is each row of": lambda y, s: F.cross_entropy(s, torch.zeros(B, dtype=torch.long)),
+    "TRAINER.KDPL.ALLOW own_targets": lambda y, s: F.cross_entropy(s, s.softmax(1).detach()),
+    "label_smoothing 0.1": lambda y, s: F.cross_entropy(s, y, label_smoothing=0.1),
+    "ignores class 2": lambda y, s: F.cross_entropy(s, y, ignore_index=2),
+    "not log-probabilities": lambda y, s: F.nll_loss(s, y),
+}
+
+
+@pytest.mark.parametrize("message", CALLS)
+def test_calls_without_a_meaning_are_refused_by_name(message):
+    _, labels, replaced, s = made()
+    with replaced, pytest.raises(UnsupportedStepError, match=message):
+        CALLS[message](labels, s)
+
+
+def test_a_step_without_any_call_is_refused():
+    _, _, replaced, s = made()
+    with replaced:
+        F.mse_loss(s, s.detach())
+    with pytest.raises(UnsupportedStepError, match=r"PromptKD called neither F.cross_entropy nor"):
+        replaced.check("PromptKD")
+
+
+# ------------------------------------------------------------------------------------------------------ what is replaced
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "forward", "reverse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_every_reduction_gives_the_same_loss(kind, temperature):
+    teacher, labels, replaced, s = made(kind=kind, temperature=temperature)
+    expected = distillation_loss(s, teacher, kind, temperature)["loss"]
+    each = torch.stack(
+        [distillation_loss(a[None], b[None], kind, temperature)["loss"] for a, b in zip(s, teacher, strict=True)]
+    )
+    assert torch.allclose(divergences(s, teacher, kind, temperature), each, atol=1e-6)
+    with replaced:
+        for loss in (
+            F.cross_entropy(s, labels),
+            nn.CrossEntropyLoss()(s, labels),
+            F.nll_loss(s.log_softmax(1), labels),
+            nn.NLLLoss()(s.log_softmax(1), labels),
+            F.cross_entropy(s, labels, reduction="sum") / B,
+            F.cross_entropy(s, labels, size_average=False) / B,
+            F.cross_entropy(s, labels, reduction="none").mean(),
+            F.cross_entropy(s, labels, reduce=False).mean(),
+            F.cross_entropy(torch.cat([s, s]), torch.cat([labels, labels])),
+            torch.stack([F.cross_entropy(s[i : i + 1], labels[i : i + 1]) for i in range(B)]).mean(),
+        ):
+            assert torch.allclose(loss, expected, atol=1e-5)
+        assert torch.equal(F.cross_entropy(s, labels), expected)
+    assert sum(replaced.calls.values()) == 10 + B
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1), st.permutations(range(B)))
+def test_a_mixture_of_losses_is_the_same_mixture_of_divergences(lam, order):
+    teacher, labels, replaced, s = made()
+    with replaced:
+        mixed = lam * F.cross_entropy(s, labels) + (1 - lam) * F.cross_entropy(s, labels[list(order)])
+    other = distillation_loss(s, teacher[list(order)])["loss"]
+    assert torch.allclose(mixed, lam * distillation_loss(s, teacher)["loss"] + (1 - lam) * other)
+
+
+def test_own_targets_and_smoothing_are_let_through_where_allowed():
+    teacher, labels, replaced, s = made("own_targets", "label_smoothing")
+    with replaced:
+        own = F.cross_entropy(s, torch.zeros(B, dtype=torch.long))
+        smooth = F.cross_entropy(s, labels, label_smoothing=0.1)
+    assert torch.equal(own, F.cross_entropy(s, torch.zeros(B, dtype=torch.long)))
+    assert torch.equal(smooth, distillation_loss(s, teacher)["loss"])
+    assert [replaced.own_calls, replaced.smoothed_calls] == [1, 1]
+    assert "smoothing was ignored in 1" in "\n".join(replaced.summary())
+
+
+def test_rows_of_a_table_of_classes_are_taken_and_counted():
+    teacher, labels, replaced, _ = made()
+    table = torch.randn(C, 3)
+    with replaced:
+        assert torch.equal(table[labels], table[teacher.argmax(1)])
+        assert torch.equal(F.embedding(labels, table), table[teacher.argmax(1)])
+    assert replaced.record.lookups == 2 and not replaced.record.hard
+
+
+def test_outside_of_the_context_pseudo_labels_are_not_a_target():
+    _, labels, _, s = made()
+    with pytest.raises(UnsupportedStepError, match="cross_entropy"):
+        F.cross_entropy(s, labels)

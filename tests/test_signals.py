@@ -1,0 +1,98 @@
+"""Signals and processes: what a terminal, a scheduler or the system does to a run costs nothing, and ends in one plain line."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT, emoji_args, run_train
+
+from kdpl.common import exits
+from kdpl.common.files import remove_parts
+
+RUN = (
+    *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 300, "TRAIN.PRINT_FREQ", 4),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", 8),
+)
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+
+
+def start(output, *options, until="\nepoch ["):
+    """Start a training in a process group of its own and return it once `until` was printed, with its log."""
+    log = output.parent / f"{output.name}.log"
+    command = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, (*emoji_args("KDPL_CoOp", output), *RUN, *options))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    while until not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.02)
+    return process, log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", SIGNALS)
+def test_a_second_signal_within_a_second_still_ends_in_75(again, tmp_path):
+    """Of the same or another kind, at any moment until the process has ended."""
+    numbers = random.Random(again)
+    output, first = tmp_path / "run", numbers.choice(SIGNALS)
+    process, log = start(output, "DATALOADER.NUM_WORKERS", 1)
+    os.killpg(process.pid, getattr(signal, first))
+    end = time.monotonic() + 0.9
+    while process.poll() is None and time.monotonic() < end:
+        os.killpg(process.pid, getattr(signal, again))
+        time.sleep(0.01)
+    assert process.wait(60) == exits.INTERRUPTED, log.read_text()[-2000:]
+    assert "after saving: the same command resumes the run" in log.read_text() and "Traceback" not in log.read_text()
+    assert list(output.rglob("resume.pth.tar"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_the_training_ends_in_one_line(name, tmp_path):
+    process, log = start(tmp_path / "run", until="Loading dataset")
+    os.kill(process.pid, getattr(signal, name))
+    assert process.wait(60) == exits.INTERRUPTED, log.read_text()
+    assert f"Stopped by {name} before the training: the same command does it again" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_is_named_in_one_line(tmp_path):
+    process, log = start(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:  # workers are started anew in each epoch
+        for pid in children.read_text().split() if children.exists() else ():
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
+    assert process.wait(60) == exits.FAILED, log.read_text()[-2000:]
+    last = log.read_text().strip().splitlines()[-1]
+    assert last.startswith("error: A process that loads images ended (DataLoader worker (pid"), last
+    assert "lower DATALOADER.NUM_WORKERS" in last
+
+
+def test_parts_of_files_that_a_killed_writer_left_are_removed_by_the_next_run(tmp_path):
+    (tmp_path / "prompt_learner").mkdir()
+    parts = [tmp_path / ".results.json.abc.part", tmp_path / "prompt_learner" / ".model.pth.tar-1.xyz.part"]
+    others = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "results.json"]
+    for path in (*parts, *others):
+        path.touch()
+    remove_parts(tmp_path)
+    assert not any(p.exists() for p in parts) and all(p.exists() for p in others)
+
+
+@pytest.mark.slow
+def test_a_run_removes_them(tmp_path):
+    part = tmp_path / "run" / ".manifest.json.abc.part"
+    part.parent.mkdir()
+    part.touch()
+    run_train(*emoji_args("KDPL_CoOp", tmp_path / "run"), *RUN, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    assert not part.exists()

@@ -1,0 +1,206 @@
+"""What a trainer's run is made of, and whether it may continue, or evaluate, what another run has left."""
+
+import sys
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from yacs.config import CfgNode
+
+from kdpl.clip.model import Clip
+from kdpl.common import distributed, lock
+from kdpl.common.environment import git_state, versions
+from kdpl.common.rows import key_of
+from kdpl.common.rows.digests import file_digest, file_digests
+from kdpl.config.influence import differences, section, unfollowed
+from kdpl.config.manifest import (
+    THERE,
+    Manifest,
+    as_json,
+    compare,
+    config_of,
+    continue_from,
+    read_manifest,
+    refuse_differences,
+)
+from kdpl.students import Student
+from kdpl.training import checkpoint
+
+if TYPE_CHECKING:
+    from kdpl.trainers.prompts import PromptTrainer
+    from kdpl.trainers.zeroshot import ZeroshotTrainer
+
+INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
+EPOCHS = "OPTIM.MAX_EPOCH"
+BEFORE = "before-"
+PIXELS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
+WAYS_OUT = (
+    "Start with the settings of that run, choose another --output-dir, or start over with --fresh, which moves what is there "
+    "aside."
+)
+
+
+def manifest_of(trainer: "PromptTrainer") -> Manifest:
+    """Return the manifest of a training that is about to start; all ranks get the main rank's."""
+    cfg, node = trainer.cfg, trainer.student_class.node
+    distilled = trainer.distilled
+    try:
+        facts = _facts(trainer, distilled) if distributed.is_main() else None
+    except OSError as error:  # an image that is missing: every rank ends
+        facts = error
+    facts = distributed.from_main(facts)
+    if isinstance(facts, OSError):
+        raise facts
+    config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
+    return Manifest(config, facts, environment_of(cfg, node, distilled, trainer.device))
+
+
+def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
+    cfg = trainer.cfg
+    teacher = trainer.objective.teacher.clip if distilled else None
+    agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+    init = cfg.MODEL.INIT_WEIGHTS
+    return {
+        "class names": trainer.class_names,
+        "template": trainer.template(),
+        "training images": images_digest(trainer, labelled=not distilled),
+        "student": weights(trainer.clip),
+        "teacher": teacher and weights(teacher),
+        "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
+        "initial weights": file_digests([init])[0].hex() if init else None,
+        **learner_file(trainer.student_class),
+    }
+
+
+def learner_file(student: type[Student]) -> dict[str, str]:
+    """Return a digest of the file of a learner from outside this package, whose code may change between two runs."""
+    file = getattr(sys.modules[student.__module__], "__file__", None)
+    if file is None or student.__module__.startswith("kdpl."):
+        return {}
+    return {"learner's file": file_digest(file).hex()}
+
+
+def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
+    """Return where a run computes."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return as_json(
+        {
+            **versions(),
+            "commit": git_state(),
+            "device": where,
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **section(cfg, "rounds", node, distilled),
+        }
+    )
+
+
+def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
+    """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
+    distilled = trainer.teacher_name() is not None
+    config = config_of(trainer.cfg, "", distilled)
+    facts = {"clip": weights(trainer.clip)}
+    return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
+
+
+def images_digest(trainer: "PromptTrainer", labelled: bool) -> str:
+    """Return how many training images there are, and a digest of their names, contents and, with labels, labels in order."""
+    items, files = trainer.train_loader_x.dataset.data_source, trainer.training_images
+    rows = [[file.name, file.content, item.label if labelled else 0] for file, item in zip(files, items, strict=True)]
+    return f"{len(items)} ({key_of(rows).hex()})"
+
+
+def weights(clip: Clip) -> str:
+    """Return a CLIP's name in a manifest: a digest of all its weights, the same in any precision."""
+    return clip.weights_digest[:16]
+
+
+def saved_states(folder: Path, model_name: str = "*") -> list[Path]:
+    """Return what a run's folder holds to resume from."""
+    return [path for name in (checkpoint.NEWEST, INSIDE) for path in folder.glob(f"{model_name}/{name}")]
+
+
+def check_folder(trainer: "PromptTrainer", folder: Path) -> None:
+    """Refuse to train in a folder that holds the prompts of another learner; those of the same one are resumed, and compared.
+
+    Raises:
+        OtherRunError: it lists what differs and the ways out.
+    """
+    then = read_manifest(folder)
+    if then and saved_states(folder) and not saved_states(folder, trainer.student.model_name):
+        continued(trainer, then, f"'{folder}'", 0)
+
+
+def continued(trainer: "PromptTrainer", then: Manifest, there: str, epoch: int) -> Manifest:
+    """Return the manifest of a run that continues another one: with the changes that were made on purpose.
+
+    Args:
+        then: the other run's.
+        there: where that is from, for messages.
+        epoch: how many epochs are finished.
+
+    Raises:
+        OtherRunError: they differ in anything else.
+    """
+    now, allowed = trainer.manifest, trainer.allowed_changes
+    if EPOCHS in allowed and not (trainer.student.can_train_longer and now.config[EPOCHS] > then.config.get(EPOCHS, 0)):
+        allowed = ()
+    return continue_from(then, now, there, WAYS_OUT, allowed, epoch)
+
+
+def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any]) -> Manifest | None:
+    """Return the manifest of prompts that were loaded for an evaluation; None for those of another program.
+
+    Raises:
+        OtherRunError: they were learned by another trainer, for another CLIP, with other options or other pixels, or have a
+            context for each of other classes.
+    """
+    then = Manifest.from_dict(state["kdpl"].get("manifest"))
+    if then is None:
+        print(f"Note: '{path}' has no manifest: that it fits this student, these options and class names is not verified")
+        return None
+    cfg, node = trainer.cfg, trainer.student_class.node
+    now = config_of(cfg, node, trainer.distilled)
+    own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
+    facts = {"student": weights(trainer.clip)}
+    backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
+    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone])
+    if trainer.student.class_specific:
+        facts["class names"] = trainer.class_names
+    asked = Manifest({k: now[k] for k in keys if k in now}, facts)
+    learned = Manifest({k: then.config[k] for k in keys if k in then.config}, {k: then.facts.get(k) for k in facts})
+    compare(learned, asked, f"'{path.parent.parent}'", "Evaluate the prompts with the settings that they were learned with.")
+    return then
+
+
+def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> None:
+    """Refuse, before data are read, to train in the folder of a run whose configuration differs.
+
+    Args:
+        trainer: a `PromptTrainer` class.
+        allowed: keys that may differ.
+
+    Raises:
+        OtherRunError: it lists what differs and the ways out.
+    """
+    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    then = read_manifest(folder) if saved_states(folder) else None
+    if then is None:
+        return
+    now = config_of(cfg, trainer.student_class.node, trainer.distilled)
+    if cfg.SEED < 0:
+        now["SEED"] = then.config.get("SEED")
+    refuse_differences(differences(unfollowed(then.config), unfollowed(now), THERE), f"'{folder}'", WAYS_OUT, allowed)
+
+
+def move_aside(folder: Path) -> None:
+    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays."""
+    entries = [p for p in folder.iterdir() if p.name != lock.FILE_NAME and not p.name.startswith(BEFORE)]
+    if entries:
+        n = next(n for n in count(1) if not (folder / f"{BEFORE}{n}").exists())
+        aside = folder / f"{BEFORE}{n}"
+        aside.mkdir()
+        for path in entries:
+            path.rename(aside / path.name)
+        print(f"What was in '{folder}' is in '{aside}' now")

@@ -1,0 +1,350 @@
+"""Any Dassl trainer without labels: the cross-entropy of its own training step becomes KDPL's loss (docs/forks.md)."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import dassl.optim
+import torch
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.utils import set_random_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from yacs.config import CfgNode
+
+from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.precision import effective_precision
+from kdpl.common import distributed
+from kdpl.config.checks import check_config, check_extended
+from kdpl.config.choices import ConfigError
+from kdpl.distill.interception import replace_cross_entropy
+from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.distill.teacher import Teacher
+from kdpl.distill.views import ViewFeatures, image_files, view_features
+from kdpl.text.prompts import check_names
+from kdpl.text.templates import template_for
+from kdpl.trainers.evaluation import report_unreadable, use_own_manager, without_test
+from kdpl.trainers.registry import PREFIX, is_ours
+from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_shots, hide_labels
+from kdpl.trainers.whole_state import load_whole_state, save_whole_state
+from kdpl.training.optimizers import check_all_learn
+from kdpl.training.pixels import apply_crop_scale
+from kdpl.training.schedule import build_schedule, check_schedule
+from kdpl.training.seeding import SEEDS, epoch_seed
+
+LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
+
+
+class DistilledTrainer:
+    """What `distilled` puts before a trainer class: the same trainer, whose step learns from a frozen teacher.
+
+    Attributes:
+        wrapped: the name of the trainer in the registry, which it sees as its TRAINER.NAME.
+        teacher_view: which of several views of an image the teacher sees.
+    """
+
+    wrapped = ""
+    teacher_view = 0
+    _kdpl_steps = 0  # of the running epoch
+
+    def __init__(self, cfg: CfgNode):
+        check_extended(cfg)
+        self._kdpl_seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TRAINER.NAME = self.wrapped
+        cfg.freeze()
+        super().__init__(cfg)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        check_distilled(cfg, self.wrapped)
+        super().check_cfg(cfg)
+
+    def build_data_loader(self) -> None:
+        if not use_own_manager(self):
+            super().build_data_loader()
+        if self.test_loader is None:
+            self.cfg = without_test(self.cfg)
+        check_shots(self)
+        hide_labels(self)
+        options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
+        apply_crop_scale(loader.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
+        images = []
+        if options.VIEWS:
+            root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+            images = image_files([item.impath for item in loader.dataset.data_source], root)
+        names = [image.name for image in images]
+        self._kdpl_images = images
+        self.train_loader_x = UnlabelledLoader(self, loader, self._kdpl_seed, options.VIEWS, options.VIEW_SEED, names)
+
+    def build_model(self) -> None:
+        with _working_schedulers():
+            super().build_model()
+        check_built(self)
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    @cached_property
+    def _kdpl_teacher(self) -> Teacher:
+        cfg, options = self.cfg, self.cfg.TRAINER.KDPL
+        names = [self.lab2cname[label] for label in sorted(self.lab2cname)]
+        check_names(names)
+        precision = effective_precision(options.PREC, self.device.type, frozen=True)
+        print(f"Loading teacher CLIP (backbone: {options.TEACHER}, precision: {precision})")
+        clip = load_clip(options.TEACHER, precision, self.device)
+        mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+        template = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        teacher = Teacher(clip, names, template, mean, std, options.TEACHER_LOGIT_SCALE)
+        if options.COMPILE:
+            clip.compile()
+        return teacher
+
+    @cached_property
+    def _kdpl_views(self) -> ViewFeatures:
+        cfg, teacher = self.cfg, self._kdpl_teacher
+        pixels: list = [list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)]
+        pixels += [f"view {self.teacher_view}"] if self.teacher_view or cfg.DATALOADER.K_TRANSFORMS > 1 else []
+        folder = cfg.TRAINER.KDPL.CACHE_DIR
+        return view_features(teacher.clip, teacher.image_features, self.train_loader_x, self._kdpl_images, folder, pixels)
+
+    def load_for_training(self) -> None:
+        """Load the teacher, so that missing weights are reported before the run starts."""
+        teacher = self._kdpl_teacher
+        if teacher.logit_scale == "student":
+            student_scale(self)
+
+    def forward_backward(self, batch: dict[str, Any], *others: Any) -> Any:
+        """Take the trainer's own step on a batch whose labels are the teacher's argmax.
+
+        Raises:
+            UnsupportedStepError: the step does something with labels that has no meaning without them.
+        """
+        if others:
+            raise UnsupportedStepError(
+                f"{self.wrapped} takes {1 + len(others)} batches a step, KDPL replaces the labels of one."
+            )
+        report_unreadable(self, batch)
+        options, logits = self.cfg.TRAINER.KDPL, self._teacher_logits(batch)
+        allowed = [word for word in options.ALLOW.replace(",", " ").split() if word]
+        labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, allowed)
+        shown = UnlabelledBatch(batch, labels)
+        with replaced:
+            summary = super().forward_backward(shown)
+        replaced.check(self.wrapped)
+        if not self._kdpl_steps and not self.__dict__.get("_kdpl_reported"):
+            self._kdpl_reported = True
+            several = isinstance(batch["img"], list | tuple)
+            lines = [
+                *replaced.summary(),
+                f"taken out of the batch: {', '.join(shown.taken_out) or 'nothing'}; 'acc' is the agreement with the teacher",
+                *([f"the teacher sees view {self.teacher_view} of {len(batch['img'])} of an image"] if several else []),
+            ]
+            print("\n".join(f"KDPL in {self.wrapped}: {line}" for line in lines))
+        self._kdpl_steps += 1
+        return summary
+
+    def _teacher_logits(self, batch: dict[str, Any]) -> Tensor:
+        """Return the teacher's logits (B, C) of a batch's images."""
+        images = batch["img"]
+        if isinstance(images, list | tuple):
+            if self.teacher_view >= len(images):
+                raise UnsupportedStepError(f"Images have {len(images)} views, the teacher cannot see view {self.teacher_view}.")
+            images = images[self.teacher_view]
+        images = images.to(self.device, non_blocking=True)  # (B, 3, H, W)
+        features = self._kdpl_views(batch, images) if self.train_loader_x.views else self._kdpl_teacher.image_features(images)
+        teacher = self._kdpl_teacher
+        return teacher.logits(features, student_scale(self) if teacher.logit_scale == "student" else torch.ones(()))
+
+    def before_train(self) -> None:
+        super().before_train()
+        self.load_for_training()
+
+    def before_epoch(self) -> None:
+        set_random_seed(epoch_seed(self._kdpl_seed, self.epoch))  # a resumed run draws what an unbroken one does
+        self._kdpl_steps = 0
+        super().before_epoch()
+
+    def after_epoch(self) -> None:
+        if not self._kdpl_steps:
+            raise UnsupportedStepError(f"{self.wrapped} trained an epoch without calling forward_backward(batch).")
+        if self.train_loader_x.views:
+            self._kdpl_views.table.sync()
+        super().after_epoch()
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def _kdpl_run(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that wrote a checkpoint."""
+        return {"trainer": self.wrapped, "seed": self._kdpl_seed, "batches in an epoch": len(self.train_loader_x)}
+
+    def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
+        super().save_model(epoch, directory, *args, **kwargs)
+        if not kwargs.get("model_name") and len(args) < 3:  # of an epoch, not the best on the validation images
+            save_whole_state(self, directory, epoch + 1, self._kdpl_run)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        epoch = super().resume_model_if_exist(directory)
+        if epoch:
+            load_whole_state(self, directory, epoch, self._kdpl_run)
+        return epoch
+
+    def use_dataset(self, cfg: CfgNode) -> None:
+        """Refuse other data sets: the trainer's model is bound to its class names."""
+        raise ConfigError(
+            f"--eval-datasets: the model of {self.wrapped} is bound to the class names it was built with. Evaluate with "
+            "--eval-only --model-dir and the data set's --dataset-config-file."
+        )
+
+
+def distilled(
+    trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0
+) -> type | Callable[[type], type]:
+    """Register a trainer that learns without labels: `trainer_class` with a teacher in place of them.
+
+    A function, `distilled(TRAINER_REGISTRY.get("TCP"))`, or a decorator, the uppermost one, with or without arguments.
+
+    Args:
+        trainer_class: a Dassl `TrainerX`.
+        name: by default KDPL_<its name>; if KDPL has a trainer of that name, which is faster, that one is returned.
+        teacher_view: if a batch has several views of an image, which of them the teacher sees.
+
+    Returns:
+        The registered class, a subclass of `trainer_class`.
+
+    Raises:
+        TypeError: it is not a `TrainerX`, or has no step of its own.
+        ValueError: a fork has a trainer of that name.
+    """
+    if trainer_class is None:
+        return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
+    if not can_be_distilled(trainer_class):
+        raise TypeError(
+            f"{trainer_class!r} cannot be distilled: expected a class derived from dassl.engine.TrainerX with a "
+            "forward_backward(batch) of its own, and none of KDPL's."
+        )
+    wrapped = trainer_class.__name__
+    name = name or f"{PREFIX}{wrapped}"
+    present = TRAINER_REGISTRY.get(name) if name in own_names() else DistilledTrainer
+    if is_ours(present) and present is not DistilledTrainer:
+        return present
+    if not issubclass(present, DistilledTrainer):
+        raise ValueError(f"{name} is a trainer of {present.__module__} already: give the wrapped one another name=.")
+    members = {"wrapped": wrapped, "teacher_view": teacher_view, "__module__": trainer_class.__module__}
+    members["__doc__"] = f"{wrapped} without labels (KDPL, arXiv:2407.03056)."
+    made = type(name, (DistilledTrainer, trainer_class), members)
+    TRAINER_REGISTRY.register(made, force=True)
+    return made
+
+
+def own_names() -> list[str]:
+    """Return the registered names, without those that could be made."""
+    return list(getattr(TRAINER_REGISTRY, "present_names", TRAINER_REGISTRY.registered_names)())
+
+
+def can_be_distilled(trainer_class: Any) -> bool:
+    """Whether a class is a Dassl trainer with a training step of its own, and none of KDPL's."""
+    return (
+        isinstance(trainer_class, type)
+        and issubclass(trainer_class, TrainerX)
+        and not is_ours(trainer_class)
+        and not issubclass(trainer_class, DistilledTrainer)
+        and not hasattr(trainer_class, "student_class")
+        and trainer_class.forward_backward is not TrainerX.forward_backward
+    )
+
+
+def check_distilled(cfg: CfgNode, wrapped: str) -> None:
+    """Refuse what a wrapped trainer cannot do.
+
+    Raises:
+        ConfigError: the message names the key and the reason.
+    """
+    check_extended(cfg)
+    check_config(cfg, "KDPL")
+    check_schedule(cfg.OPTIM)
+    template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    describe(cfg.TRAINER.KDPL.TEACHER)
+    if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        raise ConfigError(
+            f"TRAINER.KDPL.CLASS_AGNOSTIC True: the model of {wrapped} is bound to the class names it is built with, and "
+            "cannot give logits over names chosen for each batch. Set it to False, or use a trainer of KDPL's own."
+        )
+    if cfg.TRAINER.KDPL.SHARD_CLASSES:
+        raise ConfigError(f"TRAINER.KDPL.SHARD_CLASSES True: {wrapped} encodes all its names itself. Set it to False.")
+    if distributed.launched():
+        raise ConfigError(
+            f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start "
+            "one process, or use a trainer of KDPL's own."
+        )
+    if cfg.DATALOADER.TRAIN_X.SAMPLER == "RandomClassSampler":
+        raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
+
+
+def check_built(trainer: Any) -> None:
+    """Refuse a model that would not learn, or whose calls cannot be seen.
+
+    Raises:
+        ValueError: a learned parameter is in no optimizer, the model runs on several GPUs, or the order of names differs.
+    """
+    parts = {name: value for name, value in vars(trainer).items() if isinstance(value, nn.Module)}
+    parallel = [name for name, part in parts.items() if any(isinstance(m, nn.DataParallel) for m in part.modules())]
+    if parallel and torch.cuda.device_count() > 1:
+        raise UnsupportedStepError(
+            f"{trainer.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), in "
+            "whose threads no call can be replaced: let it see one, CUDA_VISIBLE_DEVICES=0."
+        )
+    names = getattr(trainer.dm.dataset, "classnames", None)
+    ordered = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
+    if names is not None and list(names) != ordered:
+        raise ValueError(f"The data set's classnames are not in the order of its labels: {list(names)[:3]}, {ordered[:3]}.")
+    optimizers = [x for x in [*trainer._optims.values(), *vars(trainer).values()] if isinstance(x, Optimizer)]
+    models = {name: model for name, model in trainer._models.items() if model is not None}
+    if isinstance(getattr(trainer, "model", None), nn.Module):
+        models.setdefault("model", trainer.model)
+    check_all_learn(models, optimizers, trainer.cfg.OPTIM)
+
+
+def student_scale(trainer: Any) -> Tensor:
+    """Return exp(logit_scale) of a trainer's model, in fp32.
+
+    Raises:
+        ValueError: there is none, or several that differ.
+    """
+    found = {}
+    for model in [getattr(trainer, "model", None), *trainer._models.values()]:
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(scale := getattr(module, "logit_scale", None), Tensor) and scale.numel() == 1:
+                found.setdefault(name.removeprefix("module").count(".") + bool(name.removeprefix("module")), []).append(scale)
+        if found:
+            break
+    outermost = [float(scale.detach()) for scale in found[min(found)]] if found else []
+    if not outermost or max(outermost) - min(outermost) > 1e-4 or max(outermost) > LARGEST_LOG_SCALE:
+        what = f"logit_scale is {', '.join(map(str, sorted(set(outermost))))}" if outermost else "has no logit_scale"
+        raise ValueError(
+            f"The model of {trainer.wrapped}: {what}, expected one logarithm of CLIP's scale. Set "
+            "TRAINER.KDPL.TEACHER_LOGIT_SCALE to 'own' or a number, which the teacher's logits are multiplied with."
+        )
+    return found[min(found)][0].detach().float().exp().reshape(())
+
+
+@contextmanager
+def _working_schedulers() -> Iterator[None]:
+    """Let a trainer's `build_lr_scheduler` be KDPL's, wherever the name stands: Dassl's warm-up stops on today's PyTorch."""
+    theirs = dassl.optim.build_lr_scheduler
+    places = [
+        (module, name)
+        for module in list(sys.modules.values())
+        for name, value in list(getattr(module, "__dict__", {}).items())
+        if value is theirs
+    ]
+    for module, name in places:
+        setattr(module, name, build_schedule)
+    try:
+        yield
+    finally:
+        for module, name in places:
+            setattr(module, name, theirs)
