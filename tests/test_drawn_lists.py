@@ -25,7 +25,7 @@ def forbid_listing(monkeypatch):
         raise AssertionError(f"{name} was listed")
 
     monkeypatch.setattr(DataFolder, "image_names", refuse)
-    monkeypatch.setattr(DataFolder, "check_images", refuse)
+    monkeypatch.setattr(DataFolder, "listdir", refuse)
 
 
 def test_the_second_start_reads_the_lists_and_gives_the_same(imagenet, monkeypatch, capsys):

@@ -10,11 +10,10 @@ import os
 
 from dassl.data.datasets import DatasetBase
 
-from kdpl.common.files import atomic_write
 from kdpl.datasets.coop import readers
 from kdpl.datasets.coop.fewshot_cache import CACHE_FOLDER, cached_fewshot
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError, Split
-from kdpl.datasets.coop.splits import load_split, read_split, split_text
+from kdpl.datasets.coop.splits import load_split, read_split, save_split
 
 LISTED = (readers.imagenet,)  # readers whose lists depend on folders and classnames.txt alone
 
@@ -53,11 +52,10 @@ def _times(data: DataFolder) -> str:
 
 
 def _write(data: DataFolder, name: str, split: Split) -> None:
+    save_split(data.path / name, split, "lists")
     try:
-        with atomic_write(data.path / name, "w") as file:
-            file.write(split_text(zip(Split._fields, split, strict=True)))
         for old in (data.path / CACHE_FOLDER).glob(f"{name.split('/')[1].rpartition('-')[0]}-*.json"):
             if old.name != name.split("/")[1]:
                 old.unlink(missing_ok=True)  # of folders as they were
     except OSError as error:
-        print(f"The lists are not saved, the next start reads the folders again: {error}")
+        print(f"Lists drawn earlier cannot be removed: {error}")
