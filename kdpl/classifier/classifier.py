@@ -157,7 +157,7 @@ class Classifier:
         names = list(names)
         if not names or not all(name.replace("_", " ").strip() for name in names):
             raise ValueError(f"classnames is {names!r}, expected at least one name, and none of them empty.")
-        refuse_doubles(names, "classnames")
+        refuse_doubles(names, "classnames", self.clip.tokenizer)
         if self.encoder.class_specific and names != self.bundle.classnames:
             raise ValueError(
                 f"The prompts are class-specific (TRAINER.{self.student.node}.CSC True): they were learned for "

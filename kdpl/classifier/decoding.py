@@ -58,6 +58,7 @@ class Decoder:
     """
 
     def __init__(self, preprocessing: Preprocessing):
+        self.size = preprocessing.size
         self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
         self.least = 0

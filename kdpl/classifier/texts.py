@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdpl.clip.inputs import Tokenizer
 from kdpl.students import Student
-from kdpl.text.prompts import encode, ensemble_features
+from kdpl.text.prompts import CLIPS_OWN, encode, ensemble_features
 
 
 class NameEncoder:
@@ -57,18 +58,19 @@ class NameEncoder:
             return self.student.image_features(images)
 
 
-def refuse_doubles(names: Sequence[str], source: str) -> None:
+def refuse_doubles(names: Sequence[str], source: str, tokenizer: Tokenizer = CLIPS_OWN) -> None:
     """Refuse class names that become the same tokens: "Ice_Hockey" and "ice hockey" would share their probability.
 
     Args:
         source: where the names are from, for the message.
+        tokenizer: of the text tower.
 
     Raises:
         ValueError: two names are the same to the text tower; the message has both spellings.
     """
     first: dict[tuple[int, ...], str] = {}
     for name in names:
-        tokens = tuple(encode(name.replace("_", " ")))
+        tokens = tuple(encode(name.replace("_", " "), tokenizer))
         if tokens in first:
             same = "twice" if first[tokens] == name else f"and '{first[tokens]}', which are the same words to CLIP"
             raise ValueError(f"{source} has '{name}' {same}: the two would share its probability. Remove one of them.")

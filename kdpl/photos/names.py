@@ -54,7 +54,7 @@ def propose(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clip = load_clip(teacher_name, "fp32", device)
     teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
-    decoder, normalize = Decoder((clip.resolution,) * 2, "bicubic"), Normalize(clip.mean, clip.std)
+    decoder, normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
     counts, mass, seen = Counter(), torch.zeros(len(names)), 0
     for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
         features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))

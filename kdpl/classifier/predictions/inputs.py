@@ -57,7 +57,7 @@ def find(given: Sequence[str]) -> Found:
         if not listing.images:
             others = listing.others + len(listing.unreadable)
             raise InputError(
-                f"'{path}' holds no image, at any depth ({others:,} other files). Name files one by one if their suffix is "
+                f"'{path}' holds no images, at any depth ({others:,} other files). Name files one by one if their suffix is "
                 "unusual."
             )
         images |= dict.fromkeys(map(str, listing.images))
@@ -82,14 +82,14 @@ def check_outputs(outputs: Sequence[str], images: Sequence[str]) -> None:
     """
     standard = [path for path in outputs if path in STANDARD_OUTPUT]
     if len(standard) > 1:
-        raise InputError(f"'{standard[0]}' stands for two outputs: --csv, --json and --html need a file each.")
+        raise InputError(f"'{standard[0]}' is given for two outputs: --csv, --json and --html need a file each.")
     paths = [Path(path).absolute() for path in outputs if path not in STANDARD_OUTPUT]
     real = [os.path.realpath(path) for path in paths]
     for path, target in zip(paths, real, strict=True):
         if path.is_dir():
             raise InputError(f"The output '{path}' is a folder: expected the path of a file.")
         if real.count(target) > 1 and is_replaceable(Path(target)):
-            raise InputError(f"'{path}' stands for two outputs: --csv, --json and --html need a file each.")
+            raise InputError(f"'{path}' is given for two outputs: --csv, --json and --html need a file each.")
     if not real:
         return
     by_target = dict(zip(real, paths, strict=True))

@@ -99,6 +99,11 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
     """
     from onnx import TensorProto, helper
 
+    if preprocessing.resize_mode != "shortest":
+        raise ValueError(
+            f"Images that are resized by '{preprocessing.resize_mode}' cannot be prepared in the model: 'shortest' can. "
+            "Classifier.export_onnx writes a model that takes prepared pixels."
+        )
     if preprocessing.interpolation not in FILTERS:
         raise ValueError(f"The interpolation '{preprocessing.interpolation}' cannot be exported: {', '.join(FILTERS)} can.")
     side, n = preprocessing.size[0], Nodes()
