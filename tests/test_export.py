@@ -22,7 +22,11 @@ from support import untrained_bundle
 import kdpl
 from kdpl.classifier.bundle import read_bundle, write_bundle
 from kdpl.classifier.decision import REJECTED, Decision
+from kdpl.classifier.decoding import Decoder
 from kdpl.classifier.serve.folder import RUNTIME, add_runtime, agreement
+from kdpl.classifier.serve.onnx_file import OPSET
+from kdpl.classifier.serve.preprocessing import with_preprocessing
+from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import category_scenes, draw
@@ -96,6 +100,23 @@ def test_lines_of_pixels_are_cut_in_the_model_too(exported, prompts):
         image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
         found = session.run(["probabilities"], {"image": image})[0]
         assert np.abs(found - clf(image).numpy()).max() < 1e-3, shape
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_the_model_resizes_as_the_decoder_does_in_every_mode(mode):
+    from onnx import TensorProto, helper
+
+    preprocessing = Preprocessing((48, 48), resize_mode=mode)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 48, 48]) for name in ("pixels", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["same"])], "same", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    session = onnxruntime.InferenceSession(with_preprocessing(model, preprocessing, "image", "pixels").SerializeToString())
+    decoder = Decoder(preprocessing)
+    for shape in ((97, 64), (60, 200), (48, 48), (20, 31), (2, 900), (900, 30)):
+        image = np.random.default_rng(0).integers(64, 192, (*shape, 3), dtype=np.uint8)  # nothing is clipped between the edges
+        ((expected,),) = decoder.batches(image, 1, 0)
+        found = 255 * session.run(None, {"image": image})[0][0]
+        assert np.abs(found - expected.pixels.numpy()).max() <= 1.01, shape  # a grey level, by rounding
 
 
 @settings(max_examples=25, deadline=None)

@@ -98,7 +98,7 @@ def test_what_cannot_work_is_refused(bundles, tmp_path, capsys):
         (["--top", "0"], "--top is 0"),
         (["--template", "a photo"], "must hold one '{}'"),
         (["--csv", str(tmp_path)], "is a folder"),
-        (["--figure", str(tmp_path / "figure.doc")], "'.doc' is no format of figures"),
+        (["--figure", str(tmp_path / "figure.doc")], "'.doc' is not a figure format"),
     ):
         assert main([str(bundles("CoOp")), *flags]) == exits.BAD_INPUT
         assert message in capsys.readouterr().err

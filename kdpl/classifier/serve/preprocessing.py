@@ -91,7 +91,8 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
     """Return a model that takes an image `(H, W, 3)` in uint8 in place of pixels `(1, 3, R, R)`.
 
     The steps are those of `Decoder`: what is extremely long is cut; the shorter edge is resized to R and the centre is
-    cropped, or both edges are resized to R (`Preprocessing.resize_mode`).
+    cropped, or both edges are resized to R (`Preprocessing.resize_mode`). The width is resized first. Some versions of Pillow
+    begin with the height if that takes fewer operations, which changes the pixels of hard edges by some grey levels.
 
     Args:
         model: an ONNX model whose input is `pixels`.
@@ -99,11 +100,6 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
     """
     from onnx import TensorProto, helper
 
-    if preprocessing.resize_mode != "shortest":
-        raise ValueError(
-            f"Images that are resized by '{preprocessing.resize_mode}' cannot be prepared in the model: 'shortest' can. "
-            "Classifier.export_onnx writes a model that takes prepared pixels."
-        )
     if preprocessing.interpolation not in FILTERS:
         raise ValueError(f"The interpolation '{preprocessing.interpolation}' cannot be exported: {', '.join(FILTERS)} can.")
     side, n = preprocessing.size[0], Nodes()
