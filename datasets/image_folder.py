@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from kdpl.classifier.texts import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
-from kdpl.common.image_files import list_images, media_line
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
+from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
 from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
@@ -144,7 +144,7 @@ class ImageFolder(ClassListDataset):
         if listing.others and distributed.is_main():
             media = media_line(listing.media)
             print(
-                f"Files in {self.root} that are hidden or no images, passed over: {listing.others:,}"
+                f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}"
                 f"{f' (not read: {media})' if media else ''}"
             )
         splits = {name: [p for p in listing.images if p.relative_to(self.root).parts[0] == name] for name in LABELLED}

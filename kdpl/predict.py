@@ -1,7 +1,7 @@
-"""Name what is on images with learned prompts: `kdpl predict OUT PHOTOS`, `python predict.py --prompts OUT PHOTOS`.
+"""Classify images with learned prompts: `kdpl predict OUT PHOTOS`, `python predict.py --prompts OUT PHOTOS`.
 
-One line an image is printed: the path, then names with their probabilities, with tabs between. Images that cannot be read are
-listed on stderr and left out; the exit status (kdpl/exits.py) then is 5, and 0 if all were read.
+One line per image is printed: the path, then names with their probabilities, with tabs between. Images that cannot be read are
+listed on stderr and left out; the exit status (kdpl/common/exits.py) then is 5, and 0 if all were read.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
-from kdpl.common.image_files import media_line
+from kdpl.common.images.files import media_line
 from kdpl.common.messages import short_reason
 from kdpl.config.command_line import add_learner_flag
 
@@ -35,17 +35,17 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} OUT IMAGE [IMAGE ...] [options]",
-        description="Name what is on images with learned prompts. OUT is the output folder of a training.",
+        description="Classify images with learned prompts. OUT is the output folder of a training.",
         epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
         "2, the command or a file is wrong; 1, another failure, such as a full disk.",
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of images, - for a list of paths on stdin")
     add("--prompts", metavar="OUT", help="OUT as a flag: output folder of a training, or prompts.safetensors")
-    add("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
-    add("--top", type=int, default=5, metavar="K", help="names for each image (default: 5)")
+    add("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
+    add("--top", type=int, default=5, metavar="K", help="names per image (default: 5)")
     add("--csv", metavar="FILE", help="also write a table: path, name, probability, name_2, ...")
-    add("--json", metavar="FILE", help="also write one JSON object a line: path, names, probabilities")
+    add("--json", metavar="FILE", help="also write one JSON object per line: path, names, probabilities")
     add("--html", metavar="FILE", help="also write a gallery of the images, to check and to correct")
     add("--copy-to", metavar="DIR", help="also copy the photos into folders by class")
     add("--link-to", metavar="DIR", help="also link the photos into folders by class")
@@ -53,10 +53,10 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
     add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
     add("--restart", action="store_true", help="begin anew instead of resuming a run that was stopped")
     add("--quiet", action="store_true", help="print neither lines nor progress; errors and the summary remain")
-    add("--batch-size", type=int, default=64, metavar="B", help="images at a time in the model (default: 64)")
+    add("--batch-size", type=int, default=64, metavar="B", help="images per batch (default: 64)")
     add("--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
     add("--full-size", action="store_true", help="decode large JPEGs at their full size (exact, and slower)")
     add("--no-cache", action="store_true", help="neither read nor write the cache of image features")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image (default: {MAX_PIXELS:,})")
@@ -112,7 +112,7 @@ def load(args: argparse.Namespace) -> "Classifier":
     if names:
         classifier.classnames = names
     if not classifier.classnames:
-        raise InputError("The prompts were learned without class names: give yours, one a line, as --classnames FILE.")
+        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
     if len(classifier.classnames) == 1 and not args.reject:
         raise InputError(
             f"There is one class name alone, '{classifier.classnames[0]}', and every image would be it: give more names, or "
