@@ -19,7 +19,7 @@ from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
-from kdpl.common.files.images import media_line
+from kdpl.common.images.files import media_line
 from kdpl.common.messages import short_reason
 from kdpl.config.command_line import add_learner_flag
 

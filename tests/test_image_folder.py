@@ -255,7 +255,7 @@ def test_odd_entries_do_not_stop_a_training(photos, tmp_path, capsys):
     data = dataset_of(photos, tmp_path / "out", names=NAMES)
     assert len(data.train_x) == 5
     out = capsys.readouterr().out
-    assert "left out: 2" in out and "it is a FIFO" in out and "(not read: 1 .MOV)" in out
+    assert "(all in bad_images.txt)" in out and "left out: 2" in out and "it is a FIFO" in out and "(not read: 1 .MOV)" in out
 
 
 def test_names_that_are_the_same_to_clip_are_refused(photos, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
-from kdpl.common.files.images import list_images
+from kdpl.common.images.files import list_images
 
 CHECKED = 100  # photos on which the model is compared with the classifier, at most
 

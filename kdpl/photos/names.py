@@ -14,7 +14,7 @@ from kdpl.clip.names import EMBEDDED
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
-from kdpl.common.files.images import list_images
+from kdpl.common.images.files import list_images
 from kdpl.config.choices import ConfigError
 from kdpl.photos.fit import TEACHER
 

@@ -13,8 +13,8 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.common.files import atomic_write
-from kdpl.common.files.images import list_images
 from kdpl.common.images import unreadable
+from kdpl.common.images.files import list_images
 from kdpl.config.checks import check_values
 from kdpl.config.choices import ConfigError
 from kdpl.config.command_line import CONFIGS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdpl.classifier.predictions.outputs import STANDARD_OUTPUT, is_replaceable
-from kdpl.common.files.images import list_images
+from kdpl.common.images.files import list_images
 
 
 class InputError(ValueError):

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdpl.common.files import atomic_write
-from kdpl.common.files.images import HEIF_SUFFIXES, kind_of
+from kdpl.common.images.files import HEIF_SUFFIXES, kind_of
 from kdpl.common.messages import short_reason
 
 LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
