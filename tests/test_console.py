@@ -76,6 +76,7 @@ def installed(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_fit_and_predict_work_from_a_wheel_far_from_the_clone(installed, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "KDPL_CACHE": str(tmp_path / "cache")}
     (console,) = (installed / "bin").glob("kdpl*")

@@ -6,14 +6,19 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import image_file
+from support import ROOT, image_file
 
 import kdpl
 from kdpl.classifier.bundle import BundleError, read_bundle
@@ -110,6 +115,12 @@ def test_the_same_command_again_gives_the_same_and_other_photos_are_refused(fitt
     ]
     assert fit(command) == exits.SOME_UNREAD
     assert (folder / "prompts.safetensors").read_bytes() == before
+    files = {p for p in folder.rglob("*") if p.is_file()}
+    assert fit([*command, "--template", "an icon of a {}."]) == exits.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "DATASET.TEMPLATE" in error and "another output folder (-o)" in error and "--fresh" not in error
+    assert {p for p in folder.rglob("*") if p.is_file()} == files
+    assert (folder / "prompts.safetensors").read_bytes() == before
     image_file(photos / "photos" / "new.png")
     try:
         assert fit(command) == exits.BAD_INPUT and "is the fit of other photos or names" in capsys.readouterr().err
@@ -200,6 +211,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, messag
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_path, capsys):
     (tmp_path / "one.txt").write_text("christmas tree\n")
     command = [str(photos / "photos"), str(tmp_path / "one.txt"), "-o", str(tmp_path / "out"), *EMBEDDED, "--reject"]
@@ -212,6 +224,24 @@ def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_pat
     )
     found = {row["name"] for row in csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8", newline=""))}
     assert found == {"christmas tree", REJECTED}
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, photos, tmp_path):
+    out, command = tmp_path / "out", [str(photos / "photos"), str(photos / "names.txt"), *EMBEDDED]
+    line = [sys.executable, "-m", "kdpl", "fit", *command, "-o", str(out), "--sentence", "an icon of a {}."]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, env=env)
+    log = out / "log.txt"
+    while process.poll() is None and not (log.is_file() and "epoch [2/" in log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == exits.INTERRUPTED, error
+    assert "SIGINT" in error and "Traceback" not in error and not (out / "prompts.safetensors").exists()
+    assert fit([*command, "-o", str(out), "--sentence", "an icon of a {}."]) == exits.SOME_UNREAD
+    whole, resumed = (read_bundle(folder).parameters for folder in (fitted[0], out))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 # ------------------------------------------------------------------------------------------------------- pieces of a fit

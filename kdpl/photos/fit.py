@@ -15,7 +15,9 @@ from tabulate import tabulate
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
+from kdpl.common.signals import stopping_at_once
 from kdpl.config.choices import ConfigError
+from kdpl.config.manifest import OtherRunError
 from kdpl.text.templates import DEFAULT
 
 STUDENT, TEACHER = "ViT-B/32", "ViT-H-14-quickgelu"
@@ -95,14 +97,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
     args = parse_args(argv, prog)
     start = time.perf_counter()
     try:
-        plan = prepare(args)
-        plan.write()
-        cfg = plan.cfg()
+        with stopping_at_once("before the training"):
+            plan = prepare(args)
+            plan.write()
+            cfg = plan.cfg()
 
-        from kdpl.photos.train import estimate, train
+            from kdpl.photos.train import estimate, train
 
-        say(plan, cfg, estimate(cfg, len(plan.train), len(plan.names)))
+            say(plan, cfg, estimate(cfg, len(plan.train), len(plan.names)))
         trainer = train(cfg, args.quiet)
+    except OtherRunError as error:
+        listed = str(error).rpartition("\n")[0]  # then come the flags of train.py
+        return report(OtherRunError(f"{listed}\nChoose another output folder (-o), or remove this one."), exits.BAD_INPUT)
     except lock.OccupiedError as error:
         return report(error, exits.OCCUPIED)
     except FloatingPointError as error:
@@ -112,7 +118,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
     try:
         from kdpl.photos.finish import finish
 
-        finish(plan, trainer, args.sentence)
+        with stopping_at_once("during the comparison"):
+            finish(plan, trainer, args.sentence)
     except (ValueError, OSError) as error:
         return report(error, exits.FAILED)
     print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} min. Next:\n")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl.common.messages import short_reason
+from kdpl.common.signals import Interrupted
 
 STEP = re.compile(r"epoch \[(\d+)/(\d+)\] batch \[(\d+)/(\d+)\]")
 
@@ -62,21 +63,29 @@ def train(cfg: CfgNode, quiet: bool) -> Any:
 
     Raises:
         ValueError, OSError, FloatingPointError, OccupiedError: as `train.py` reports them.
+        OtherRunError: the output folder has a run with other settings; nothing there is changed.
+        Interrupted: by a signal, after the state is saved.
     """
     import kdpl.datasets
     import kdpl.trainers  # noqa: F401
+    from kdpl.trainers import records
 
-    from dassl.engine import build_trainer  # isort: skip
+    from dassl.engine import TRAINER_REGISTRY, build_trainer  # isort: skip
     from dassl.utils import set_random_seed, setup_logger  # isort: skip
 
+    records.check_settings(cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME), ())
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    with silent_log(quiet):
-        setup_logger(cfg.OUTPUT_DIR)
-        print(f"** Config **\n{cfg}")
-        set_random_seed(cfg.SEED)
-        trainer = build_trainer(cfg)
-        trainer.command = {"config_name": "fit", "model_dir": None}
-        trainer.train()
+    try:
+        with silent_log(quiet):
+            setup_logger(cfg.OUTPUT_DIR)
+            print(f"** Config **\n{cfg}")
+            set_random_seed(cfg.SEED)
+            trainer = build_trainer(cfg)
+            trainer.command = {"config_name": "fit", "model_dir": None}
+            trainer.train()
+    except Interrupted as stop:  # it has said so in the log
+        print(stop, file=sys.stderr)
+        raise
     return trainer
 
 
