@@ -85,7 +85,7 @@ def estimate(cfg: CfgNode, images: int, classes: int) -> str:
     import torch
 
     from kdpl import students
-    from kdpl.experiments.estimate import Run, counted, duration, price, settings_of, summarise
+    from kdpl.experiments.estimate import Run, count, duration, price, summarise
     from kdpl.experiments.machines import GPUS, find_machine
 
     cuda = torch.cuda.is_available() and cfg.USE_CUDA
@@ -95,11 +95,7 @@ def estimate(cfg: CfgNode, images: int, classes: int) -> str:
     try:
         learner = getattr(students, cfg.TRAINER.NAME.removeprefix("KDPL_"))
         run, machine = Run(cfg, learner, max(2, classes), images, 1, False), find_machine(name)
-        estimates = {}
-        for kind, epochs in zip(("fresh", "known"), run.epochs, strict=True):
-            if epochs:
-                settings = settings_of(run, machine.device_type, kind == "known")
-                estimates[kind] = price(run, settings, counted(settings), machine)
+        estimates = {kind: price(run, count(run, machine.device_type, kind == "known"), machine) for kind in run.epochs}
         summary = summarise(run, machine, estimates)
     except (ValueError, OSError, RuntimeError) as error:
         return f"no estimate ({short_reason(error)})"
