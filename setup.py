@@ -1,6 +1,13 @@
-"""Packaging of KDPL: `kdpl` is the method, `kdpl.trainers` and `kdpl.datasets` are the top-level folders of those names."""
+"""Packaging of KDPL: `kdpl` is the method, `kdpl.trainers` and `kdpl.datasets` are the top-level folders of those names.
+
+The configurations are data of the package, `kdpl/configs`, so that the command `kdpl` works without a checkout.
+"""
 
 from setuptools import find_namespace_packages, setup
+
+FOLDERS = {"kdpl": "kdpl", "trainers": "kdpl.trainers", "datasets": "kdpl.datasets", "configs": "kdpl.configs"}
+
+DATA = [f"*.{kind}" for kind in ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "yaml")] + ["LICENSE*"]
 
 
 def packages(folder: str, name: str) -> list[str]:
@@ -8,7 +15,7 @@ def packages(folder: str, name: str) -> list[str]:
 
 
 setup(
-    packages=packages("kdpl", "kdpl") + packages("trainers", "kdpl.trainers") + packages("datasets", "kdpl.datasets"),
-    package_dir={"kdpl": "kdpl", "kdpl.trainers": "trainers", "kdpl.datasets": "datasets"},
-    package_data={"": ["*.md", "*.txt", "*.csv", "*.json", "*.yaml", "*.npz", "*.safetensors", "*.html", "LICENSE*"]},
+    packages=[p for folder, name in FOLDERS.items() for p in packages(folder, name)],
+    package_dir={name: folder for folder, name in FOLDERS.items()},
+    package_data={"": DATA},
 )

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from kdpl import predict
 from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.classifier.predictions.run import Run
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.loading import load_clip
 from kdpl.config.merging import learner_options
@@ -35,7 +36,7 @@ def write_prompts(folder: Path, name: str, classes: int) -> None:
     options = learner_options("COOP", {"CTX_INIT": "a photo of a", "PREC": "fp32"})
     preprocessing = Preprocessing((clip.resolution,) * 2, "bicubic", OPENAI_MEAN, OPENAI_STD)
     facts = {"variant": "CoOp", "trainer": "KDPL_CoOp", "dataset": "", "template": "a photo of a {}.", "teacher": None}
-    learned = CoOp.build(clip, options, names).learned.state_dict()
+    learned = CoOp(clip, options, names).learned.state_dict()
     write_bundle(
         folder,
         Bundle(
@@ -70,10 +71,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     folder = Path(args.measure)
     outputs = ["--csv", str(folder / "out.csv"), "--json", str(folder / "out.jsonl")]
     outputs += ["--html", str(folder / "out.html")] if args.html else []
-    command = predict.parse_args(
-        ["--prompts", str(folder), str(folder / "images"), "--batch-size", str(args.batch), "--device", args.device, *outputs]
-    )
-    images = predict.check(command)[: args.images[0]]
+    outputs += ["--restart", "--full-size", "--no-cache", "--batch-size", str(args.batch), "--device", args.device]
+    command = predict.parse_args([str(folder), str(folder / "images"), *outputs])
+    images = predict.check(command).images[: args.images[0]]
     classifier = predict.load(command)
     for _ in classifier.stream(images[: args.batch], args.batch):  # the class names' features, and what is allocated once
         pass
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     start = time.perf_counter()
-    predict.predict(classifier, images, command)
+    Run(classifier, command, len(images))(images)
     seconds = time.perf_counter() - start
     peak = held("VmHWM") - before
     batch = torch.zeros(args.batch, 3, *classifier.bundle.preprocessing.size, device=classifier.device)

@@ -1,5 +1,6 @@
 """Any folder of photos as a data set: class names from a text file or none, labels only for images to test."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from dassl.data.datasets import Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
+from kdpl.classifier.texts import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
-from kdpl.common.images import BAD_IMAGES, BadImageError, find_images, open_image, unreadable, write_bad_images
+from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
+from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
 from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
@@ -46,7 +49,7 @@ class Photos(Dataset):
         for place in range(len(self)):
             item = self.data_source[(index + place) % len(self)]
             try:
-                image = open_image(item.impath)
+                image = cut_extreme(open_image(item.impath))
                 break
             except BadImageError as error:
                 if not self.replace:
@@ -84,7 +87,9 @@ class ImageFolder(ClassListDataset):
     folder that is named like a class is the label.
 
     Reads DATASET.ROOT, DATASET.CLASSNAMES (a text file with a class name in each line; empty: none are known, for
-    class-agnostic training), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all images) and SEED.
+    class-agnostic training), DATASET.IMAGE_LIST (a JSON list of the training images, relative to the root; empty: all that are
+    found, and `test` and `val` are evaluated), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all
+    images) and SEED.
 
     Raises:
         FileNotFoundError: the folder or the file of names is not there, or the folder has no images.
@@ -106,15 +111,13 @@ class ImageFolder(ClassListDataset):
                 "'all'. Give other class names in DATASET.CLASSNAMES instead."
             )
         self.names = read_class_names(cfg.DATASET.CLASSNAMES) if cfg.DATASET.CLASSNAMES else []
+        refuse_doubles(self.names, f"DATASET.CLASSNAMES '{cfg.DATASET.CLASSNAMES}'")
         self._check_names(cfg)
-        paths, others = find_images(self.root)
-        splits = {name: [p for p in paths if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
-        splits["train"] = [p for p in paths if p.relative_to(self.root).parts[0] not in LABELLED]
-        if not paths:
-            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
-        if others and distributed.is_main():
-            print(f"Files in {self.root} that are hidden or not images, left out: {others:,}")
-        self._leave_out_unreadable(splits, cfg)
+        if cfg.DATASET.IMAGE_LIST:
+            splits, bad = {**{name: [] for name in LABELLED}, "train": read_list(cfg.DATASET.IMAGE_LIST, self.root)}, {}
+        else:
+            splits, bad = self._listed(root)
+        self._leave_out_unreadable(splits, bad, cfg)
         evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
         train = self._training_images(splits["train"], cfg)
         self.has_train, self.has_test = bool(train), bool(evaluated["test"])
@@ -132,9 +135,26 @@ class ImageFolder(ClassListDataset):
                 "each line, or train without names by a KDPL trainer with TRAINER.KDPL.CLASS_AGNOSTIC True."
             )
 
-    def _leave_out_unreadable(self, splits: dict[str, list[Path]], cfg: CfgNode) -> None:
+    def _listed(self, root: str) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+        """Return the images below the root by split, and the unreadable entries with the reasons."""
+        listing = list_images(self.root)
+        if not listing.images:
+            others = listing.others + len(listing.unreadable)
+            raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
+        if listing.others and distributed.is_main():
+            media = media_line(listing.media)
+            print(
+                f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}"
+                f"{f' (not read: {media})' if media else ''}"
+            )
+        splits = {name: [p for p in listing.images if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
+        splits["train"] = [p for p in listing.images if p.relative_to(self.root).parts[0] not in LABELLED]
+        return splits, listing.unreadable
+
+    def _leave_out_unreadable(self, splits: dict[str, list[Path]], bad: dict[Path, str], cfg: CfgNode) -> None:
         """Remove unreadable images: those to train on by their headers, those to test on by all they hold."""
-        bad = {path: reason for name, paths in splits.items() for path, reason in unreadable(paths, name in LABELLED).items()}
+        for name, paths in splits.items():
+            bad = {**bad, **unreadable(paths, name in LABELLED)}
         if distributed.is_main():
             write_bad_images(cfg.OUTPUT_DIR, list(bad.values()))
         if not bad:
@@ -198,6 +218,22 @@ class ImageFolder(ClassListDataset):
             return self.names.index(folder)
         similar = [label for label, name in enumerate(self.names) if _plain(name) == _plain(folder)]
         return similar[0] if len(similar) == 1 else None
+
+
+def read_list(path: str | os.PathLike, root: Path) -> list[Path]:
+    """Return the images of a JSON list of paths relative to a folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a JSON list of paths.
+    """
+    try:
+        names = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"DATASET.IMAGE_LIST '{path}' is not JSON: {error}.") from None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"DATASET.IMAGE_LIST '{path}' must hold a list of paths relative to DATASET.ROOT, such as ['a.jpg'].")
+    return [root / name for name in names]
 
 
 def _plain(name: str) -> str:

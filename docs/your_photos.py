@@ -6,36 +6,21 @@ with the truth, beside hand-written sentences.
 
 import argparse
 import csv
-import random
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from tabulate import tabulate
 
 import kdpl
-from kdpl.datasets.emoji.scenes import category_scenes, draw
+from kdpl.photos.demo import write_photos
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("a photo of a {}.", "an icon of a {}.")  # the default, and the best known one for these images
-
-
-def write_photos(folder: Path, category: str, classes: int, split: str) -> dict[str, str]:
-    """Write the images of a split in random order, under names that say nothing, and return the truth by path."""
-    scenes = [s for s in category_scenes(category) if s.split == split and s.label < classes]
-    random.Random(0).shuffle(scenes)
-    folder.mkdir(parents=True, exist_ok=True)
-    truth = {}
-    for number, (scene, pixels) in enumerate(zip(scenes, draw(scenes), strict=True), 1):
-        path = folder / f"IMG_{number:04d}.png"
-        Image.fromarray(pixels).save(path)
-        truth[str(path)] = scene.classname
-    return truth
 
 
 def run(*command: str) -> None:

@@ -1,6 +1,7 @@
 """What the tests share: `dassl` made importable, small real CLIPs with random weights, and configurations."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -37,6 +38,20 @@ def _cache(tmp_path_factory):
     yield
     if previous is None:
         del os.environ["KDPL_CACHE"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    with playwright.sync_playwright() as p:
+        try:
+            browser = p.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
 
 
 __all__ = ["kdpl"]

@@ -132,7 +132,7 @@ def test_what_is_no_bundle_is_refused_by_name(trained, tmp_path):
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ([], "names no format"),
-        ({**content, "format": 9, "kdpl_version": "9.9"}, "format 9, .* newer kdpl, such as 9.9"),
+        ({**content, "format": 3, "kdpl_version": "9.9"}, "format 3, .* newer kdpl, such as 9.9"),
         ({k: v for k, v in content.items() if k != "variant"}, "lacks variant"),
         ({**content, "classnames": "cat"}, "'classnames' of its metadata is 'cat', expected list"),
         ({**content, "classnames": [1]}, "class names are not all text"),

@@ -1,14 +1,16 @@
 """The gallery in a real browser: what it shows, how it is used, and that no name can make it do anything else."""
 
+import csv
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from kdpl.classifier.decision import REJECTED
 from kdpl.classifier.gallery import THUMBNAIL, thumbnail, write_gallery
+from kdpl.classifier.gallery.page import data_url, page_head, page_tail, row_line
 
 HOSTILE = [
     "<img src=x onerror=\"document.title='owned'\">",
@@ -84,19 +86,6 @@ def test_a_gallery_that_fails_leaves_the_previous_one(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    with playwright.sync_playwright() as p:
-        try:
-            browser = p.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(browser):
     """Return a function that opens a file and gives the page; afterwards nothing may have been asked for, said or broken."""
@@ -105,7 +94,7 @@ def visit(browser):
 
     def visit(path):
         page = context.new_page()
-        page.on("requestfinished", lambda r: requests.append(r.url) if not r.url.startswith("data:") else None)
+        page.on("requestfinished", lambda r: requests.append(r.url) if not r.url.startswith(("data:", "blob:")) else None)
         page.on("requestfailed", lambda r: complaints.append(f"{r.url} violates: {r.failure}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text))
@@ -234,3 +223,159 @@ def test_a_gallery_of_nothing_says_so(tmp_path, visit):
     assert page.locator("#none").text_content() == "There is no image."
     page.keyboard.press("Enter")
     assert page.locator("dialog[open]").count() == 0
+
+
+# ------------------------------------------------------------------------------------- from kdpl predict, check and correct
+
+
+@pytest.fixture
+def predicted(tmp_path):
+    """A function that predicts photos and gives the page; `inside` is the number of images whose thumbnails are in it."""
+    from support import image_file, untrained_bundle
+
+    from kdpl.classifier.gallery import writer
+    from kdpl.predict import main
+
+    prompts = untrained_bundle(tmp_path / "out", "CoOp", ["cat", 'dog, "small"', "bird"])
+
+    def predict(count=6, inside=writer.INSIDE, monkeypatch=None):
+        for i in range(count):
+            image_file(tmp_path / "my photos" / f"ä #{i}?.png", 300, seed=i)
+        (tmp_path / "my photos" / "<b>broken.jpg").write_bytes(b"no")
+        monkeypatch.setattr(writer, "INSIDE", inside)
+        page = tmp_path / "g.html"
+        assert (
+            main([str(prompts), str(tmp_path / "my photos"), "--html", str(page), "--csv", str(tmp_path / "g.csv"), "--quiet"])
+            == 5
+        )
+        return page
+
+    return predict
+
+
+def until(page, condition):
+    """Wait until something holds in a page; playwright's own waiting would need what the page's policy forbids."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{condition} does not come true")
+
+
+@pytest.mark.parametrize("inside", [2000, 3])
+def test_enter_shows_the_full_picture_and_what_was_not_read(inside, predicted, browser, monkeypatch, tmp_path):
+    page = browser.new_page()
+    page.goto(predicted(inside=inside, monkeypatch=monkeypatch).as_uri())
+    page.wait_for_selector(".card")
+    until(page, "[...document.querySelectorAll('.card img')].every(i => i.naturalWidth === 192)")
+    assert (tmp_path / "g_files").exists() == (inside == 3)
+    page.select_option("#order", "path")
+    page.focus("#grid")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('picture').naturalWidth === 300")
+    page.keyboard.press("Escape")
+    assert page.locator("#missing").text_content() == "1 not read"
+    page.click("#missing")
+    assert "<b>broken.jpg' cannot be read as an image" in page.locator("#list").text_content()
+    page.click("#shut")
+    (tmp_path / "my photos").rename(tmp_path / "moved")
+    page.reload()
+    page.wait_for_selector(".card")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('picture').naturalWidth === 192")  # the thumbnail stands in
+    page.close()
+
+
+def test_predictions_are_checked_by_keyboard_and_saved(predicted, browser, monkeypatch, tmp_path):
+    page = browser.new_page()
+    uri = predicted(monkeypatch=monkeypatch).as_uri()
+    page.goto(uri)
+    page.wait_for_selector(".card")
+    page.select_option("#order", "path")
+    page.focus("#grid")
+    expected = {row["path"]: row["name"] for row in csv.DictReader((tmp_path / "g.csv").open(encoding="utf-8", newline=""))}
+    order = paths(page)
+    page.keyboard.press("y")
+    page.keyboard.press("n")
+    page.keyboard.press("c")
+    right = next(name for name in ("cat", 'dog, "small"', "bird") if name != expected[order[2]])
+    page.keyboard.type("whale")
+    page.keyboard.press("Enter")  # not one of the names: nothing happens
+    page.fill("#name", right)
+    page.keyboard.press("Enter")
+    page.keyboard.press("y")  # beside the full picture
+    page.keyboard.press("Escape")
+    page.keyboard.press("y")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("u")
+    assert page.locator("#save").text_content() == "Save labels.csv (4)"
+    page.reload()
+    page.wait_for_selector(".card")
+    page.select_option("#show", "wrong")
+    assert page.locator("#count").text_content() == "2 of 6 images"
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "labels.csv"
+    download.value.save_as(tmp_path / "labels.csv")
+    rows = list(csv.DictReader((tmp_path / "labels.csv").open(encoding="utf-8", newline="")))
+    found = {row["path"]: (row["label"], row["right"], row["predicted"]) for row in rows}
+    assert found == {
+        order[0]: (expected[order[0]], "yes", expected[order[0]]),
+        order[1]: ("", "no", expected[order[1]]),
+        order[2]: (right, "no", expected[order[2]]),
+        order[3]: (expected[order[3]], "yes", expected[order[3]]),
+    }
+    page.close()
+
+
+def test_the_page_fits_a_phone(predicted, browser, monkeypatch):
+    page = browser.new_page(viewport={"width": 360, "height": 640}, has_touch=True)
+    page.goto(predicted(monkeypatch=monkeypatch).as_uri())
+    page.wait_for_selector(".card")
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits) and page.locator("#grid").bounding_box()["height"] > 300
+    page.tap(".card")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate(fits)
+    for button in ("yes", "no", "name", "next", "close"):
+        box = page.locator(f"#{button}").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["y"] + box["height"] <= 640, button
+    page.tap("#no")
+    assert page.locator("#save").text_content() == "Save labels.csv (1)"
+    page.close()
+
+
+def test_a_hundred_thousand_images_are_shown(tmp_path, browser):
+    (tmp_path / "t.webp").write_bytes(thumbnail(picture(0)))
+    count = 100_000
+    with (tmp_path / "g.html").open("w", encoding="utf-8") as file:
+        file.write(page_head({"title": "Many", "names": ["cat"]}))
+        for i in range(count):
+            pairs = [(f"name {(i + k) % 400}", (1 - i / count) / (k + 1)) for k in range(5)]
+            file.write(row_line(f"a folder of photos/deep/below/IMG_{i:06d}.jpg", pairs, "t.webp", {"full": "t.webp"}))
+        file.write(page_tail({f"{i}.jpg": "it is empty" for i in range(2000)}))
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto((tmp_path / "g.html").as_uri())
+    page.wait_for_selector(".card")
+    assert page.locator("#count").text_content() == "100,000 images" and len(paths(page)) < 80
+    page.keyboard.press("End")
+    assert selected(page).endswith("IMG_099999.jpg")
+    page.fill("#filter", "name 7")
+    assert page.locator("#count").text_content() == "2,750 of 100,000 images"
+    page.close()
+
+
+def test_rejected_images_are_shown_as_none_of_these(tmp_path, browser):
+    with (tmp_path / "g.html").open("w", encoding="utf-8") as file:
+        file.write(page_head({"title": "T", "names": ["cat", "dog"]}))
+        file.write(row_line("a.png", [(REJECTED, None), ("cat", 0.9)], data_url(thumbnail(picture(0)))))
+        file.write(row_line("b.png", [("dog", 0.8), ("cat", 0.2)], data_url(thumbnail(picture(1)))))
+        file.write(page_tail({}))
+    page = browser.new_page()
+    page.goto((tmp_path / "g.html").as_uri())
+    page.wait_for_selector(".card")
+    page.click(f".chip:has-text('{REJECTED}')")
+    assert page.locator("#count").text_content() == "1 of 2 images"
+    assert page.locator("#card0 .names li").all_text_contents() == [REJECTED, "cat90.0%"]
+    page.close()

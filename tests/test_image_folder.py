@@ -1,6 +1,7 @@
 """A folder of photos trains as the labelled benchmark does, without a label in reach; what is wrong with it is told."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -228,3 +229,35 @@ def test_what_is_wrong_with_its_files_is_told(photos, tmp_path):
         dataset_of(tmp_path / "empty", tmp_path / "out", names=NAMES)
     with pytest.raises(ConfigError, match=r"DATASET.ON_BAD_IMAGE 'skp' is not one of skip, error. Did you mean 'skip'"):
         trainer_of(cfg_of(photos, tmp_path / "out", "DATASET.ON_BAD_IMAGE", "skp", names=NAMES))
+
+
+def test_a_list_names_the_images_to_train_on(photos, tmp_path):
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps(["trip/a.jpg", "test/hot dog/1.png"]))  # of any folder: nothing is evaluated
+    data = dataset_of(photos, tmp_path / "out", "DATASET.IMAGE_LIST", listed, names=NAMES)
+    assert below(photos, data.train_x) == ["trip/a.jpg", "test/hot dog/1.png"] and not data.has_test
+    for content, message in (
+        ("[", "is not JSON"),
+        ("[]", "must hold a list of paths"),
+        ('{"a": 1}', "must hold a list of paths"),
+    ):
+        listed.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            dataset_of(photos, tmp_path / "out", "DATASET.IMAGE_LIST", listed, names=NAMES)
+
+
+def test_odd_entries_do_not_stop_a_training(photos, tmp_path, capsys):
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "itself.png").symlink_to("itself.png")
+    (photos / "trip" / "back").symlink_to(photos)
+    (photos / "film.MOV").touch()
+    Image.new("RGB", (20_000, 1)).save(photos / "line.png")
+    data = dataset_of(photos, tmp_path / "out", names=NAMES)
+    assert len(data.train_x) == 5
+    out = capsys.readouterr().out
+    assert "(all in bad_images.txt)" in out and "left out: 2" in out and "it is a FIFO" in out and "(not read: 1 .MOV)" in out
+
+
+def test_names_that_are_the_same_to_clip_are_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"'Hot_Dog' and 'hot dog', which are the same words to CLIP"):
+        dataset_of(photos, tmp_path / "out", names=["hot dog", "Hot_Dog"])

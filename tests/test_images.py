@@ -1,14 +1,21 @@
 """Images of every kind are read as upright RGB, plain ones to the very pixel; what is none is named with the reason."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from support import image_file
 
-from kdpl.common.images import ORIENTATION, BadImageError, as_image, find_images, open_image
+from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image
+from kdpl.common.images import files as image_files
+from kdpl.common.images.files import find_images, list_images, media_line, natural_key
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -176,3 +183,113 @@ def test_images_are_found_at_any_depth_and_hidden_or_other_files_counted(tmp_pat
     images, others = find_images(tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
     assert others == 6  # .git is one, and so is the link that leads back
+
+
+# --------------------------------------------------------------------------------------------- whatever lies in a folder
+
+
+def test_folders_that_link_to_each_other_are_listed_once(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        image_file(tmp_path / name)
+    (tmp_path / "a" / "to b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to a").symlink_to(tmp_path / "a")
+    outside = image_file(tmp_path.parent / f"{tmp_path.name} outside" / "3.png").parent
+    (tmp_path / "linked").symlink_to(outside)
+    (tmp_path / "linked twice").symlink_to(outside)
+    listing = list_images(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in listing.images] == ["a/1.png", "b/2.png", "linked/3.png"]
+    assert listing.others == 3 and not listing.unreadable
+
+
+def test_odd_entries_are_listed_with_their_reasons_and_stop_nothing(tmp_path):
+    image_file(tmp_path / "photo.png")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    (tmp_path / "nowhere.jpg").symlink_to("gone.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("raw.CR2", "b.cr2", "film.MOV", "notes.txt"):
+        (tmp_path / name).touch()
+    listing = list_images(tmp_path)
+    assert listing.images == [tmp_path / "photo.png"]
+    reasons = {path.name: reason.partition(": ")[2] for path, reason in listing.unreadable.items()}
+    assert reasons == {
+        "itself.jpg": "too many levels of symbolic links.",
+        "nowhere.jpg": "it is a link to a file that does not exist.",
+        "pipe.jpg": "it is a FIFO (named pipe).",
+        "device.png": "it is a device.",
+    }
+    assert listing.others == 4 and media_line(listing.media) == "2 .CR2, 1 .MOV"
+    for name in ("pipe.jpg", "device.png"):  # opening them would wait for ever, or never end
+        with pytest.raises(BadImageError, match=r"it is a (FIFO|device)"):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_must_not_be_read_costs_nothing_but_itself(tmp_path):
+    image_file(tmp_path / "photo.png")
+    image_file(tmp_path / "lost+found" / "secret.png")
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "lost+found").chmod(0o700)
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("image_files", {str(image_files.__file__)!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["image_files"] = module
+spec.loader.exec_module(module)
+import os; os.setuid(65534)
+listing = module.list_images({str(tmp_path)!r})
+print(len(listing.images), *listing.unreadable.values())
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout.startswith("1 "), process.stderr
+    assert "lost+found' cannot be listed: Permission denied" in process.stdout
+
+
+def test_a_folder_deeper_than_python_recurses_is_listed(tmp_path):
+    folders = [tmp_path]
+    try:
+        for _ in range(1200):
+            folders.append(folders[-1] / "d")
+            folders[-1].mkdir()
+        (folders[-1] / "x.png").touch()
+        assert list_images(tmp_path).images == [folders[-1] / "x.png"]
+    finally:  # what clears temporary folders away recurses
+        (folders[-1] / "x.png").unlink(missing_ok=True)
+        for folder in reversed(folders[1:]):
+            folder.rmdir()
+
+
+def test_names_are_sorted_as_people_count():
+    names = ["img_10.jpg", "b/1.jpg", "img_2.jpg", "IMG_3.jpg", "a/2.jpg", "007.jpg"]
+    assert sorted(names, key=natural_key) == ["007.jpg", "a/2.jpg", "b/1.jpg", "img_2.jpg", "IMG_3.jpg", "img_10.jpg"]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=6))
+def test_any_names_can_be_sorted(names):
+    assert sorted(sorted(names, key=natural_key)) == sorted(names)
+
+
+def test_a_line_of_pixels_is_cut_before_it_is_resized():
+    line = Image.new("RGB", (60_000, 2), "red")
+    line.paste("blue", (29_990, 0, 30_010, 2))
+    assert cut_extreme(line).size == (2 * LONGEST, 2)
+    assert cut_extreme(line).getpixel((LONGEST, 0)) == (0, 0, 255)
+    assert cut_extreme(line.transpose(Image.Transpose.ROTATE_90)).size == (2, 2 * LONGEST)
+    for size in ((LONGEST * 3, 3), (5, 4), (1, 1)):
+        image = Image.new("RGB", size)
+        assert cut_extreme(image) is image
+
+
+def test_a_pil_image_that_fails_late_is_a_bad_image(tmp_path):
+    path = image_file(tmp_path / "cut.png", 128)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(BadImageError, match=r"PIL image of \(128, 128\) cannot be read: .*"):
+        as_image(Image.open(path))
+
+
+def test_a_jpeg_is_decoded_at_a_fraction_that_keeps_its_shorter_edge(tmp_path):
+    image_file(tmp_path / "large.jpg", 800)
+    assert [open_image(tmp_path / "large.jpg", least).size[0] for least in (0, 500, 400, 150, 20)] == [800, 800, 400, 200, 100]
+    assert open_image(image_file(tmp_path / "large.png", 800), 20).size == (800, 800)

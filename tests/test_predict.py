@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(prompts, photos, tmp_path, capsys, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdpl.classifier.predictions._print_lines", interrupted)
+    monkeypatch.setattr("kdpl.classifier.predictions.run.print_line", interrupted)
     assert main(["--prompts", str(prompts), str(photos), "--csv", str(tmp_path / "out.csv")]) == 130
     assert "Traceback" not in capsys.readouterr().err and not list(tmp_path.glob("*out.csv*"))
 
@@ -161,12 +161,37 @@ def test_files_of_class_names_are_read_as_people_write_them(tmp_path):
         (b"\n \n", "is empty"),
         (b"caf\xe9\n", "not UTF-8 text"),
         (b"cat\x00dog", "control characters"),
+        ("cat\ndog\n".encode("utf-16-le"), "looks like UTF-16 without a byte order mark.*Save it as UTF-8"),
+        (b"\xff\xfec", "not UTF-16 text"),
+        (b"# my classes\ncat\n", "has the comment '# my classes': remove it"),
+        (b"Class names:\ncat\n", "begins with 'Class names:', which looks like a header"),
     ):
         file.write_bytes(text)
         with pytest.raises(ValueError, match=message):
             read_class_names(file)
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("chat\nécureuil\nlabel\n".encode(encoding))
+        assert read_class_names(file) == ["chat", "écureuil", "label"]
     file.write_bytes("salt, pepper\n👩\u200d🚀 astronaut\n".encode())
     assert read_class_names(file) == ["salt, pepper", "👩\u200d🚀 astronaut"]
+
+
+def test_names_that_are_the_same_to_clip_are_refused_with_both_spellings(prompts, photos, tmp_path, capsys):
+    for names, message in (
+        ("Ice_Hockey\nice hockey\n", r"'ice hockey' twice \('Ice_Hockey'\)|'ice hockey' and 'Ice_Hockey', which are the same"),
+        ("tennis\nTennis\n", "has 'Tennis' and 'tennis', which are the same words to CLIP"),
+        ("ice hockey\nice  Hockey\n", "has 'ice  Hockey' and 'ice hockey', which are the same words"),
+        ("cafe &amp; bar\nCafe & Bar\n", "which are the same words"),
+    ):
+        (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+        assert main(["--prompts", str(prompts), str(photos), "--classnames", str(tmp_path / "names.txt")]) == exits.BAD_INPUT
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_one_name_alone_says_nothing_and_is_refused(prompts, photos, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("pizza\n")
+    assert main(["--prompts", str(prompts), str(photos), "--classnames", str(tmp_path / "names.txt")]) == exits.BAD_INPUT
+    assert "one class name alone, 'pizza', and every image would be it" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------- from a folder to predictions

@@ -7,8 +7,6 @@ prepared. Nothing in it can run code.
 
 import json
 import os
-import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kdpl.classifier.card import CARD_NAME, FILE_NAME, model_card
+from kdpl.classifier.decision import Decision
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import Clip
 from kdpl.common.environment import VERSION
@@ -27,9 +27,9 @@ from kdpl.config.choices import INTERPOLATIONS
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
-FILE_NAME = "prompts.safetensors"
-CARD_NAME = "MODEL_CARD.md"
+FORMAT_1 = 1  # written if version 0.1, which reads it, computes the same: learned prompts, and the shorter edge resized
 KEY = "kdpl"
+OPTIONAL = ("decision", "comparison")  # of the metadata: only `kdpl fit` writes them
 
 
 class BundleError(ValueError):
@@ -57,6 +57,8 @@ class Bundle:
     config: str  # the whole configuration of the training, as YAML
     manifest: dict[str, Any] | None = None  # of the run, see kdpl/config/manifest.py
     kdpl_version: str = field(default_factory=lambda: VERSION)
+    decision: Decision = field(default_factory=Decision)
+    comparison: dict[str, Any] = field(default_factory=dict)  # the table of `kdpl fit`; empty where it was not run
 
     @property
     def student_class(self) -> type[Student]:
@@ -87,10 +89,15 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     """
     content = asdict(bundle)
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in content.pop("parameters").items()}
+    if content["decision"] == asdict(Decision()):
+        del content["decision"]
+    if not content["comparison"]:
+        del content["comparison"]
+    older = bundle.preprocessing.resize_mode == "shortest" and not bundle.decision.sentences
+    number = FORMAT_1 if older else FORMAT
     path = Path(folder, FILE_NAME)
-    version = 1 if bundle.preprocessing.resize_mode == "shortest" else FORMAT  # format 1 knew no other mode
     with atomic_write(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"format": version, **content}, default=str)}))
+        file.write(save(tensors, {KEY: json.dumps({"format": number, **content}, default=str)}))
     with atomic_write(path.with_name(CARD_NAME), "w") as file:
         file.write(model_card(bundle))
     return path
@@ -143,7 +150,7 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
             f"'{path}' is of format {content['format']}, this kdpl ({VERSION}) reads up to {FORMAT}: install a newer "
             f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
         )
-    expected = {f.name: f.type for f in fields(Bundle) if f.name != "parameters"}
+    expected = {f.name: f.type for f in fields(Bundle) if f.name not in ("parameters", *OPTIONAL)}
     content = {"manifest": None, **content}  # which bundles of version 0.1 lack
     if missing := [name for name in expected if name not in content]:
         raise _broken(path, f"its metadata lacks {', '.join(missing)}")
@@ -158,7 +165,14 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
     if not all(isinstance(name, str) for name in content["classnames"]):
         raise _broken(path, "its class names are not all text")
     values = {name: content[name] for name in expected}
-    return Bundle(parameters, **{**values, "preprocessing": _preprocessing(path, content["preprocessing"])})
+    try:
+        decision = Decision.of(content.get("decision"))
+    except (TypeError, ValueError) as error:
+        raise _broken(path, f"'decision' of its metadata cannot be used: {error}") from None
+    if not isinstance(comparison := content.get("comparison", {}), dict):
+        raise _broken(path, f"'comparison' of its metadata is {comparison!r}, expected dict")
+    preprocessing = _preprocessing(path, content["preprocessing"])
+    return Bundle(parameters, **{**values, "preprocessing": preprocessing, "decision": decision, "comparison": comparison})
 
 
 # JSON's types of the fields' types
@@ -190,49 +204,3 @@ def _broken(path: Path, what: str) -> BundleError:
     return BundleError(
         f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it anew."
     )
-
-
-def model_card(bundle: Bundle) -> str:
-    """Return the card of a bundle, in Markdown."""
-    learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
-    facts = {
-        "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
-        "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
-        "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
-        "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
-        "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
-        if bundle.manifest
-        else "not recorded",
-        "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
-        "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
-    }
-    others = "These prompts are class-specific." if bundle.options.get("CSC") else "Other class names may be set."
-    lines = [
-        "---", "library_name: kdpl", "pipeline_tag: image-classification", "tags: [clip, prompt-learning]", "---",
-        f"# Prompts for {_plain(bundle.backbone)}", "",
-        f"`{FILE_NAME}` makes the CLIP model {_plain(bundle.backbone)} a classifier of images over the class names below. "
-        f"{others}", "",
-        "```python", "import kdpl", "", f'clf = kdpl.load("{FILE_NAME}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
-        "print(clf.classnames)", "```", "",
-        "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in facts.items()), "",
-        "## Accuracy", "", *_accuracy(bundle.results), "",
-        "## Class names", "", *([f"- {_plain(name)}" for name in bundle.classnames] or ["None were known in training."]), "",
-        "## Configuration", "", *(f"    {line}" for line in bundle.config.splitlines()), "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _accuracy(results: list[Mapping[str, Any]]) -> list[str]:
-    if not results:
-        return ["Not measured: there were no labelled test images, or no test was asked for."]
-    head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
-    return head + [
-        f"| {_plain(r['dataset'])} | {r['split']} | {r['classes']} ({r['num_classes']}) | {r['num_images']:,} "
-        f"| {r['accuracy']:.2f} | {r['macro_f1']:.2f} |"
-        for r in results
-    ]
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))

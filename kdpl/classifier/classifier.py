@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
-from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoder, OnBad
+from kdpl.classifier.decision import inside_score
+from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
+from kdpl.classifier.texts import NameEncoder, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names import ModelNameError
@@ -26,7 +28,20 @@ from kdpl.training.pixels import Normalize
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 
-def load(path: str | os.PathLike, device: str | torch.device | None = None, backbone: str | None = None) -> "Classifier":
+class Answer(NamedTuple):
+    """A batch of images, as they were given, and what the classifier says about them."""
+
+    images: list[Any]
+    probabilities: Tensor  # (B, C), on the CPU
+    rejected: Tensor | None  # (B), bool: none of the classes; None unless asked for
+
+
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device | None = None,
+    backbone: str | None = None,
+    calibrated: bool = False,
+) -> "Classifier":
     """Return the classifier that a training has written.
 
     Args:
@@ -34,12 +49,13 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None, back
         device: "cpu", "cuda", ...; None: a GPU where there is one.
         backbone: where the CLIP is found that the prompts were learned for, if its name or path is another here: anything
             that MODEL.BACKBONE.NAME takes. Its weights must be the same.
+        calibrated: divide the logits by the temperature that `kdpl fit` has fitted to the teacher.
 
     Raises:
-        BundleError: the file is missing, damaged, or does not fit the CLIP.
+        BundleError: the file is missing, damaged, does not fit the CLIP, or has no temperature.
         ModelNameError, WeightsError: see `kdpl.clip.load_clip`.
     """
-    return Classifier(read_bundle(path), device, backbone)
+    return Classifier(read_bundle(path), device, backbone, calibrated)
 
 
 class Classifier:
@@ -57,14 +73,26 @@ class Classifier:
 
     Args:
         bundle: from `read_bundle`.
-        device, backbone: see `load`.
+        device, backbone, calibrated: see `load`.
 
     Raises:
-        BundleError: the prompts do not fit the CLIP.
+        BundleError: the prompts do not fit the CLIP, or have no temperature and shall be calibrated.
     """
 
-    def __init__(self, bundle: Bundle, device: str | torch.device | None = None, backbone: str | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str | torch.device | None = None,
+        backbone: str | None = None,
+        calibrated: bool = False,
+    ):
         self.bundle = bundle
+        if calibrated and bundle.decision.temperature is None:
+            raise BundleError(
+                "The prompts have no temperature for calibrated probabilities: `kdpl fit` finds one, train.py does not. Leave "
+                "`calibrated` (--calibrated) out."
+            )
+        self.temperature = bundle.decision.temperature if calibrated else 1.0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name, student_class = backbone or bundle.backbone, bundle.student_class
         try:
@@ -96,9 +124,11 @@ class Classifier:
         except CheckpointError as error:
             raise self._misfit(name, error) from error
         self.student.requires_grad_(False).eval().to(self.device)
-        self._decoder = Decoder(bundle.preprocessing)
+        self.encoder = NameEncoder(self.student, bundle.decision.sentences)
+        self.decoder = Decoder(bundle.preprocessing)
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._classnames, self._prepared, self._text = list(bundle.classnames), None, None
+        self._background: Tensor | None = None
 
     def _misfit(self, name: str, error: Exception) -> BundleError:
         return BundleError(f"The prompts of {self.bundle.trainer} for '{self.bundle.backbone}' do not fit '{name}': {error}")
@@ -106,7 +136,7 @@ class Classifier:
     @property
     def seconds(self) -> dict[str, float]:
         """Time spent since the start, see `Decoder.seconds`."""
-        return self._decoder.seconds
+        return self.decoder.seconds
 
     # ---------------------------------------------------------------------------------------------------------- class names
 
@@ -115,7 +145,8 @@ class Classifier:
         """The class names, in the order of the probabilities; others may be set unless the prompts are class-specific.
 
         Raises:
-            ValueError: on setting, no name, an empty or double one, or class-specific prompts have none for the list.
+            ValueError: on setting, no name, an empty one, two that are the same to CLIP, or class-specific prompts have none
+                for the list.
         """
         return list(self._classnames)
 
@@ -126,9 +157,8 @@ class Classifier:
         names = list(names)
         if not names or not all(name.replace("_", " ").strip() for name in names):
             raise ValueError(f"classnames is {names!r}, expected at least one name, and none of them empty.")
-        if double := [name for i, name in enumerate(names) if name in names[:i]] if len(set(names)) < len(names) else []:
-            raise ValueError(f"classnames has '{double[0]}' twice: the two would share its probability.")
-        if self.student.class_specific and names != self.bundle.classnames:
+        refuse_doubles(names, "classnames", self.clip.tokenizer)
+        if self.encoder.class_specific and names != self.bundle.classnames:
             raise ValueError(
                 f"The prompts are class-specific (TRAINER.{self.student.node}.CSC True): they were learned for "
                 f"{', '.join(self.bundle.classnames[:5])}, ... ({len(self.bundle.classnames)} names) in this order, and there "
@@ -147,7 +177,7 @@ class Classifier:
         return self._class_features().cpu().clone()
 
     def _refuse_conditional(self, what: str) -> None:
-        if self.student.text_depends_on_images:
+        if self.encoder.depends_on_images:
             raise ValueError(
                 f"{self.bundle.variant} {what}: a small net shifts its context by each image's feature, so that every image "
                 "has text features of its own. Use the probabilities, or another variant, such as CoOp."
@@ -157,16 +187,21 @@ class Classifier:
         if not self._classnames:
             raise ValueError("The prompts were learned without class names: set `classnames` (--classnames) to yours first.")
         if self._prepared is None:
-            self._prepared = self.student.prepare(self._classnames)
+            self._prepared = self.encoder.prepare(self._classnames)
         return self._prepared
 
-    @torch.no_grad()
     def _class_features(self) -> Tensor | None:
         """Return the text features (C, d), computed when they are first needed; None where each image has its own."""
-        if self._text is None and not self.student.text_depends_on_images:
-            with self.clip.autocast():
-                self._text = self.student.text_features(self._class_prompts())
+        if self._text is None and not self.encoder.depends_on_images:
+            self._text = self.encoder.features(self._class_prompts())
         return self._text
+
+    @property
+    def background_features(self) -> Tensor:
+        """The normalised text features (K, d) of the names that are none of the classes."""
+        if self._background is None:
+            self._background = self.encoder.features(self.encoder.prepare(self.bundle.decision.background))
+        return self._background
 
     # --------------------------------------------------------------------------------------------------------------- images
 
@@ -176,7 +211,7 @@ class Classifier:
         Raises:
             BadImageError: an image cannot be read.
         """
-        batches = list(self.predict(images, batch_size))
+        batches = [answer.probabilities for answer in self.answers(images, batch_size)]
         return torch.cat(batches) if batches else torch.empty(0, len(self._classnames))
 
     def predict(
@@ -187,8 +222,8 @@ class Classifier:
         Raises:
             BadImageError: an image cannot be read.
         """
-        for _, probabilities in self.stream(images, batch_size, workers):
-            yield probabilities
+        for answer in self.answers(images, batch_size, workers):
+            yield answer.probabilities
 
     def stream(
         self,
@@ -208,36 +243,73 @@ class Classifier:
         Raises:
             BadImageError: an image cannot be read, and there is no `on_bad`.
         """
-        for batch, pixels in self._decoder.batches(images, batch_size, workers, on_bad):
-            yield batch, self._logits(pixels).softmax(dim=-1)
+        for answer in self.answers(images, batch_size, workers, on_bad):
+            yield answer.images, answer.probabilities
+
+    @torch.no_grad()
+    def answers(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int = BATCH_SIZE,
+        workers: int = WORKERS,
+        on_bad: OnBad | None = None,
+        reject: bool = False,
+    ) -> Iterator[Answer]:
+        """Give, batch by batch, images, probabilities, and whether an image is none of the classes; see `stream`.
+
+        Args:
+            reject: compare with the background names by the threshold of the bundle.
+
+        Raises:
+            ValueError: as `Decision.check_reject`.
+        """
+        if reject:
+            self.bundle.decision.check_reject(self._classnames)
+        for batch in self.decoder.batches(images, batch_size, workers, on_bad):
+            features = self._features(batch)
+            logits = self._logits(features)  # (B, C)
+            rejected = None
+            if reject:
+                others = similarity_logits(self.student.logit_scale, features, self.background_features).cpu()  # (B, K)
+                rejected = inside_score(logits, others) < self.bundle.decision.threshold
+            yield Answer([item.image for item in batch], (logits / self.temperature).softmax(dim=-1), rejected)
 
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
-        rows = [self._logits(pixels) for _, pixels in self._decoder.batches(images, batch_size)]
+        rows = [self._logits(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, len(self._classnames))
 
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the normalised image features (N, d), on the CPU."""
-        rows = [self._image_features(pixels).cpu() for _, pixels in self._decoder.batches(images, batch_size)]
+        rows = [self._features(batch).cpu() for batch in self.decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, self.clip.embed_dim)
 
     @torch.no_grad()
-    def _logits(self, pixels: Tensor) -> Tensor:
-        """Return the logits (B, C) of images (B, 3, H, W) as bytes, just as the training's evaluation does, on the CPU."""
+    def _logits(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) of image features (B, d), just as the training's evaluation does, on the CPU."""
         text = self._class_features()
-        with self._decoder.timed("model"):
-            features = self._image_features(pixels)
-            with self.clip.autocast():
-                if text is None:
-                    text = self.student.text_features(self._class_prompts(), features)
-                return similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
+        with self.decoder.timed("model"):
+            if text is None:
+                text = self.encoder.features(self._class_prompts(), features)
+            return similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
 
     @torch.no_grad()
-    def _image_features(self, pixels: Tensor) -> Tensor:
-        images = self._normalize(pixels.to(self.device))
-        frozen = self.student.image_features_are_frozen
-        with self.clip.autocast(frozen):
-            return self.student.image_features(images)
+    def _features(self, batch: list[Decoded]) -> Tensor:
+        """Return the normalised image features (B, d) of decoded images: computed, or found in the cache."""
+        known = self.decoder.known
+        new = [item for item in batch if item.pixels is not None]
+        with self.decoder.timed("model"):
+            computed = self.encoder.image_features(self._normalize(stacked_pixels(new).to(self.device))) if new else None
+        if known is None:
+            return computed
+        keys = [item.key for item in new if item.key is not None]
+        if keys:
+            known.add(keys, torch.stack([f for item, f in zip(new, computed, strict=True) if item.key is not None]))
+        if len(new) == len(batch):
+            return computed
+        rows = iter(computed) if new else iter(())
+        found = iter(known.get([item.key for item in batch if item.pixels is None]).to(self.device))
+        return torch.stack([next(found if item.pixels is None else rows) for item in batch])
 
     def export_onnx(self, path: str | os.PathLike) -> Path:
         """Write an ONNX file for the class names as they are, in fp32, and return its path.
@@ -250,10 +322,19 @@ class Classifier:
             ImportError: the package onnx is not installed.
             OSError: the file could not be written.
         """
-        self._refuse_conditional("cannot be exported with a fixed list of class names")
-        from kdpl.classifier.export import export
+        from kdpl.classifier.serve.onnx_file import export
 
+        return export(self.in_fp32(), path)
+
+    def in_fp32(self) -> "Classifier":
+        """Return the same classifier, with the class names as they are, on the CPU and in fp32.
+
+        Raises:
+            ValueError: the variant has other text features for each image (CoCoOp).
+        """
+        self._refuse_conditional("cannot be exported with a fixed list of class names")
         options = {**self.bundle.options, **({"PREC": "fp32"} if "PREC" in self.bundle.options else {})}
-        plain = Classifier(dataclasses.replace(self.bundle, options=options), "cpu", self.clip.name)
+        bundle = dataclasses.replace(self.bundle, options=options)
+        plain = Classifier(bundle, "cpu", self.clip.name, calibrated=self.temperature != 1.0)
         plain._classnames = self._classnames
-        return export(plain, path)
+        return plain

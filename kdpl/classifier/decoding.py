@@ -6,20 +6,42 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torchvision.transforms as T
 from torch import Tensor
 
 from kdpl.clip.inputs import Preprocessing
-from kdpl.common.images import BadImageError, as_image, is_one_image
+from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
+from kdpl.common.messages import short_reason
 
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
 
 BATCH_SIZE = 64
 WORKERS = min(8, os.cpu_count() or 1)
+
+
+class KnownFeatures(Protocol):
+    """Image features that were computed before, by the content of the file."""
+
+    def key(self, content: bytes) -> bytes: ...
+
+    def __contains__(self, key: bytes) -> bool: ...
+
+
+@dataclass
+class Decoded:
+    """An image on its way to the model: its pixels (3, H, W) as bytes, or the key of features that are known."""
+
+    image: Any
+    pixels: Tensor | None = None
+    key: bytes | None = None
+    error: BadImageError | None = None
+    seconds: float = 0.0
 
 
 class Decoder:
@@ -31,11 +53,16 @@ class Decoder:
     Attributes:
         seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
             images that were not decoded yet) and "model", which the classifier adds.
+        least: JPEG files may be decoded at a fraction of their size if the shorter edge keeps this many pixels; 0: never.
+        known: features by content; an image file that is among them is read and not decoded.
     """
 
     def __init__(self, preprocessing: Preprocessing):
-        self._transform = T.Compose([*preprocessing.resize_steps(), T.PILToTensor()])
+        self.size = preprocessing.size
+        self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
+        self.least = 0
+        self.known: KnownFeatures | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -48,60 +75,87 @@ class Decoder:
 
     def batches(
         self, images: Any, batch_size: int, workers: int = WORKERS, on_bad: OnBad | None = None
-    ) -> Iterator[tuple[list[Any], Tensor]]:
-        """Yield images and their pixels (B, 3, H, W) as bytes, decoded in threads at most two batches ahead."""
+    ) -> Iterator[list[Decoded]]:
+        """Yield batches of decoded images, decoded in threads at most two batches ahead.
+
+        Args:
+            on_bad: called with an image that cannot be read and the error, and the image is left out; None: it is raised.
+        """
         if batch_size < 1 or workers < 0:
             raise ValueError(f"batch_size {batch_size}, workers {workers}: expected at least 1 image, and 0 or more threads.")
         decoded = self._decoded([images] if is_one_image(images) else images, 2 * batch_size, workers)
         try:
-            batch, pixels = [], []
+            batch: list[Decoded] = []
             while True:
                 with self.timed("waiting"):
                     item = next(decoded, None)
                 if item is not None:
-                    image, result = item
-                    if isinstance(result, BadImageError):
-                        if on_bad is None:
-                            raise result
-                        on_bad(image, result)
+                    self.seconds["decoding"] += item.seconds
+                    if item.error is None:
+                        batch.append(item)
+                    elif on_bad is None:
+                        raise item.error
                     else:
-                        batch.append(image)
-                        pixels.append(result)
+                        on_bad(item.image, item.error)
                 if len(batch) == batch_size or (item is None and batch):
-                    yield batch, torch.stack(pixels)
-                    batch, pixels = [], []
+                    yield batch
+                    batch = []
                 if item is None:
                     return
         finally:
             decoded.close()
 
-    def _decoded(self, images: Iterable[Any], ahead: int, workers: int) -> Iterator[tuple[Any, Tensor | BadImageError]]:
+    def _decoded(self, images: Iterable[Any], ahead: int, workers: int) -> Iterator[Decoded]:
         if not workers:
-            yield from ((image, self._counted(self._decode(image))) for image in images)
+            yield from map(self._decode, images)
             return
         pool = ThreadPoolExecutor(workers, "decode")
         images = iter(images)
         try:
-            waiting: deque[tuple[Any, Future]] = deque()
+            waiting: deque[Future[Decoded]] = deque()
             while True:
-                waiting.extend((image, pool.submit(self._decode, image)) for image in islice(images, ahead - len(waiting)))
+                waiting.extend(pool.submit(self._decode, image) for image in islice(images, ahead - len(waiting)))
                 if not waiting:
                     return
-                image, future = waiting.popleft()
-                yield image, self._counted(future.result())
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, image: Any) -> tuple[float, Tensor | BadImageError]:
-        """Return how long it took (s), and the pixels (3, H, W) of an image, or why it has none."""
-        start = time.perf_counter()
+    def _decode(self, image: Any) -> Decoded:
+        start, result = time.perf_counter(), Decoded(image)
         try:
-            result = self._transform(as_image(image))
+            if isinstance(image, str | os.PathLike):
+                self._decode_file(image, result)
+            else:
+                result.pixels = self._transform(as_image(image))
         except BadImageError as error:
-            result = error
-        return time.perf_counter() - start, result
-
-    def _counted(self, decoded: tuple[float, Tensor | BadImageError]) -> Tensor | BadImageError:
-        seconds, result = decoded
-        self.seconds["decoding"] += seconds
+            result.error = error
+        except (OSError, MemoryError) as error:
+            result.error = BadImageError(f"'{image}' cannot be read as an image: {short_reason(error)}.")
+        result.seconds = time.perf_counter() - start
         return result
+
+    def _decode_file(self, path: str | os.PathLike, result: Decoded) -> None:
+        data = None
+        if self.known is not None:
+            with _missing_as_bad(path):
+                refuse_special_files(path)
+                data = Path(path).read_bytes()
+            result.key = self.known.key(data)
+            if result.key in self.known:
+                return
+        result.pixels = self._transform(open_image(path, self.least, data))
+
+
+@contextmanager
+def _missing_as_bad(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else short_reason(error)
+        raise BadImageError(f"'{path}' cannot be read as an image: {reason}.") from error
+
+
+def stacked_pixels(batch: list[Decoded]) -> Tensor:
+    """Return the pixels (B, 3, H, W) of decoded images."""
+    return torch.stack([item.pixels for item in batch])

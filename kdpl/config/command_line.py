@@ -4,12 +4,14 @@ import argparse
 import re
 from pathlib import Path
 
+from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config.checks import check_values
 from kdpl.config.choices import ConfigError
 from kdpl.config.merging import merged_cfg
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Installed, the configurations lie in the package; in a checkout they lie beside it.
+CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir() or p.parent != PACKAGE)
 
 
 DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."

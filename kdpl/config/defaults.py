@@ -31,7 +31,7 @@ KDPL = {
     "SHARD_CLASSES": False,
     "ALLOW": "",
 }
-DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "ON_BAD_IMAGE": "skip"}
+DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "IMAGE_LIST": "", "ON_BAD_IMAGE": "skip"}
 NEWER_DASSL = {"INPUT": {"RRCROP_SCALE": (0.08, 1.0)}}  # missing in older ones, which do as the default says
 HOW_TO_EXTEND = (
     "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
@@ -17,7 +18,8 @@ from kdpl.experiments.results import missing_datasets, recorded_manifest
 
 STEPS = ("train", "test")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
-TRAIN = CONFIGS.parent / "train.py"
+# The script of a checkout, which reads well in a log; an installed package has none.
+TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
 
 
 class SweepError(ValueError):
@@ -130,7 +132,7 @@ class Step:
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
         fresh = [] if self.training or not self.stale() else ["--fresh"]
-        return [sys.executable, str(TRAIN), *fresh, *self.arguments(self.missing() or self.datasets)]
+        return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
 
     def arguments(self, datasets: Sequence[str]) -> list[str]:
         """Return the arguments of `train.py` for these data sets."""

@@ -4,8 +4,9 @@ A plain RGB file without an EXIF orientation gives exactly the pixels of `Image.
 """
 
 import importlib
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdpl.common.files import atomic_write
+from kdpl.common.images.files import HEIF_SUFFIXES, kind_of
 from kdpl.common.messages import short_reason
 
-HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
 BAD_IMAGES = "bad_images.txt"  # in the output folder: the unreadable images
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -28,25 +29,50 @@ class BadImageError(ValueError):
     """A file or an array cannot be read as an image."""
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = None) -> Image.Image:
     """Return an image file in RGB and upright; the first frame of an animation, transparency on white.
 
     All formats of Pillow are read (JPEG, PNG, WebP, TIFF, ...), and HEIC if the package pillow-heif is installed.
+
+    Args:
+        least: decode a JPEG at a half, a quarter or an eighth of its size, as small as its shorter edge stays at least that
+            many pixels; 0: at its full size.
+        data: the content of the file, if it was read before.
 
     Raises:
         BadImageError: the file is missing, empty, truncated, implausibly large or not an image; the message names path and
             reason.
     """
-    return _read(path, to_rgb)
+
+    def take(image: Image.Image) -> Image.Image:
+        if least:
+            image.draft(None, (least, least))
+        return to_rgb(image)
+
+    return _read(path, take, data)
 
 
-def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
+def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
     _register_heif()
     try:
-        with Image.open(path) as image:
+        if data is None:
+            refuse_special_files(path)
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
             return take(image)
+    except BadImageError:
+        raise
     except Exception as error:  # Pillow's decoders share no base exception
         raise BadImageError(f"'{path}' cannot be read as an image: {_reason(path, error)}") from error
+
+
+def refuse_special_files(path: str | os.PathLike) -> None:
+    """Raise a BadImageError for a path that is not a regular file: opening a FIFO would wait for ever.
+
+    Raises:
+        OSError: there is no such file, or a link leads nowhere.
+    """
+    if kind := kind_of(os.stat(path).st_mode):
+        raise BadImageError(f"'{path}' cannot be read as an image: {kind}.")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -66,6 +92,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+def cut_extreme(image: Image.Image) -> Image.Image:
+    """Return the middle of an image that is more than `LONGEST` times as long as it is wide, and any other as it is.
+
+    Resized whole, a line of 60,000 x 1 pixels would fill gigabytes, for a square of its middle.
+    """
+    width, height = image.size
+    longest = LONGEST * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
 def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Image.Image:
     """Return a path, image, array or tensor as an RGB image.
 
@@ -80,7 +119,10 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Im
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        try:
+            return to_rgb(image)
+        except Exception as error:  # of a file that Pillow opened and reads only now
+            raise BadImageError(f"A PIL image of {image.size} cannot be read: {short_reason(error)}.") from error
     if isinstance(image, Tensor):
         array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array  # (C, H, W) to (H, W, C)
@@ -96,30 +138,6 @@ def is_one_image(images: object) -> bool:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, str | os.PathLike | Image.Image)
-
-
-def find_images(folder: str | os.PathLike) -> tuple[list[Path], int]:
-    """Return the image files at any depth below a folder, sorted by path, and the number of other files.
-
-    Images are recognised by suffix. A hidden file or folder, whose name begins with a dot, counts as one other file.
-    """
-    images, others = [], 0
-    for path in _files(Path(folder)):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-            others += 1
-        else:
-            images.append(path)
-    return images, others
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as listing:
-        entries = sorted(listing, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir() and not entry.name.startswith(".") and not (entry.is_symlink() and _leads_back(entry.path)):
-            yield from _files(folder / entry.name)
-        else:
-            yield folder / entry.name
 
 
 def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
@@ -160,11 +178,6 @@ def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bo
         path.unlink(missing_ok=True)
 
 
-def _leads_back(link: str) -> bool:
-    """Whether a link points to a folder that contains it, so that following it would never end."""
-    return Path(link).absolute().parent.resolve().is_relative_to(Path(link).resolve())
-
-
 @cache
 def _register_heif() -> None:
     """Make Pillow read HEIC, if pillow-heif is installed."""
@@ -176,12 +189,15 @@ def _register_heif() -> None:
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
     if not os.path.isfile(path):
-        return "it is a folder." if os.path.isdir(path) else "there is no such file."
+        return "it is a link that leads nowhere." if os.path.islink(path) else "there is no such file."
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is."
     if os.path.getsize(path) == 0:
         return "the file is empty."
     if isinstance(error, Image.DecompressionBombError):
         return (
-            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise the limit (predict "
+            "--max-pixels; in Python PIL.Image.MAX_IMAGE_PIXELS)."
         )
     if isinstance(error, UnidentifiedImageError):
         missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)

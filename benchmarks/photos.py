@@ -1,0 +1,173 @@
+"""From a folder of photos of 12 megapixels to a table: `kdpl predict` beside the loops of open_clip and of transformers.
+
+All have a CLIP of ViT-B/32's size with the same random weights (transformers: of the same sizes) and the same photos. They take
+turns in processes of their own. Times begin when the model is loaded: "photos/s" is of the whole run, "first s" until the first
+photo has its answer, from the start of the process on. "again" is a second run whose features are in the cache.
+"difference" is the largest of a probability from kdpl's with full decoding. Without transformers its row is left out.
+
+`--memory 1000 100000` instead prints the most memory that `kdpl predict` holds with so many small photos and the embedded
+student: the photos are links to some files, so that all but the first are found in the cache.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import in_own_process, machine, print_rows
+from PIL import Image
+
+from predict import held, write_prompts
+
+STARTED = time.time()
+WAYS = ("kdpl", "kdpl again", "kdpl full size", "open_clip", "transformers")
+BATCH = 16
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write JPEGs of coarse shapes, edges and fine texture, whose bytes per pixel are those of photos."""
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(draws.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        edges = Image.fromarray(draws.integers(0, 256, (45, 60, 3), dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
+        photo = np.asarray(Image.blend(coarse, edges, 0.3)).astype(np.int16)
+        photo += draws.integers(-8, 9, (size[1], size[0], 1), dtype=np.int16)
+        Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
+
+
+def by_kdpl(folder: Path, flags: list[str]) -> tuple[float, float, dict]:
+    from kdpl import predict
+    from kdpl.classifier.predictions.run import Run
+
+    output = folder / "out.jsonl"
+    common = ["--json", str(output), "--restart", "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]
+    command = predict.parse_args([str(folder), str(folder / "images"), *common, *flags])
+    images = predict.check(command).images
+    classifier = predict.load(command)
+    start = time.perf_counter()
+    run = Run(classifier, command, len(images))
+    run(images)
+    seconds = time.perf_counter() - start
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    found = {r["path"]: dict(zip(r["names"], r["probabilities"], strict=True)) for r in rows}
+    return seconds, run.first_answer - STARTED, found
+
+
+def by_open_clip(folder: Path) -> tuple[float, float, dict]:
+    """The loop of open_clip's README, in batches."""
+    import open_clip
+    from safetensors.torch import load_file
+
+    from kdpl.classifier.classifier import load
+
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32-quickgelu")
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "clip.safetensors").items()}, strict=False)
+    model.eval()
+    classifier = load(folder, "cpu")
+    text, scale, names = classifier.text_features, float(classifier.clip.logit_scale), classifier.classnames
+    paths = sorted((folder / "images").iterdir())
+    start, first, found = time.perf_counter(), 0.0, {}
+    with torch.no_grad():
+        for at in range(0, len(paths), BATCH):
+            batch = paths[at : at + BATCH]
+            images = torch.stack([preprocess(Image.open(path)) for path in batch])
+            features = model.encode_image(images)
+            features /= features.norm(dim=-1, keepdim=True)
+            p = (scale * features @ text.T).softmax(dim=-1)
+            found |= {str(path): dict(zip(names, row.tolist(), strict=True)) for path, row in zip(batch, p, strict=True)}
+            first = first or time.time() - STARTED
+    return time.perf_counter() - start, first, found
+
+
+def by_transformers(folder: Path) -> tuple[float, float, dict]:
+    """A loop over transformers' image processor and model."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(projection_dim=512, patch_size=32)
+    model, processor = CLIPVisionModelWithProjection(config).eval(), CLIPImageProcessor()
+    paths = sorted((folder / "images").iterdir())
+    start, first = time.perf_counter(), 0.0
+    with torch.no_grad():
+        for at in range(0, len(paths), BATCH):
+            images = [Image.open(path) for path in paths[at : at + BATCH]]
+            model(**processor(images=images, return_tensors="pt"))
+            first = first or time.time() - STARTED
+    return time.perf_counter() - start, first, {}
+
+
+def measure(folder: Path, way: str) -> dict:
+    """Run one way in this process."""
+    flags = {"kdpl full size": ["--full-size", "--no-cache"]}.get(way, [])
+    calls = {"open_clip": by_open_clip, "transformers": by_transformers}
+    seconds, first, found = calls[way](folder) if way in calls else by_kdpl(folder, flags)
+    count = len(list((folder / "images").iterdir()))
+    row = {"way": way, "photos": count, "seconds": seconds, "photos_per_s": count / seconds, "first_s": first}
+    (folder / f"{way}.json").write_text(json.dumps(found), encoding="utf-8")
+    exact = folder / "kdpl full size.json"
+    if found and exact.is_file():
+        expected = json.loads(exact.read_text(encoding="utf-8"))
+        row["difference"] = max(abs(p - expected[path][n]) for path, ps in found.items() for n, p in ps.items())
+    return row | {"memory_GB": held("VmHWM") / 1e9}
+
+
+def most_memory(count: int) -> dict:
+    """Predict so many photos in this process, and return the most memory it held."""
+    from kdpl import predict
+    from kdpl.photos.fit import main as fit
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["KDPL_CACHE"] = str(folder / "cache")
+        fit(["--demo", "--quick", "--quiet", "-o", str(folder / "demo")])
+        originals = sorted((folder / "demo" / "new_photos").iterdir())
+        (folder / "many").mkdir()
+        for i in range(count):
+            os.link(originals[i % len(originals)], folder / "many" / f"IMG_{i:06d}.png")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        start = time.perf_counter()
+        outputs = ["--csv", str(folder / "p.csv"), "--json", str(folder / "p.jsonl"), "--quiet"]
+        predict.main([str(folder / "demo" / "prompts"), str(folder / "many"), *outputs])
+        seconds = time.perf_counter() - start
+    return {"photos": count, "seconds": seconds, "memory_GB": held("VmHWM") / 1e9}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--size", type=int, nargs=2, default=[4000, 3000], help="width and height")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
+    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help="one way alone, in this process")
+    parser.add_argument("--memory", type=int, nargs="+", default=[], metavar="N", help="numbers of small photos")
+    parser.add_argument("--count", type=int, help="one number of small photos, in this process")
+    args = parser.parse_args()
+    if args.count:
+        print_rows([most_memory(args.count)], True)
+        return
+    if args.memory:
+        print_rows([in_own_process(sys.argv[0], "--count", n)["rows"][0] for n in args.memory], args.json)
+        return
+    if args.measure:
+        print_rows([measure(Path(args.measure[0]), args.measure[1])], True)
+        return
+    print(f"{machine()}; ViT-B/32-sized CLIP in fp32, batch {BATCH}, {args.photos} JPEGs of {args.size[0]} x {args.size[1]} px")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["KDPL_CACHE"] = str(folder / "cache")
+        write_prompts(folder, "ViT-B/32", args.classes)
+        write_photos(folder / "images", args.photos, tuple(args.size))
+        ways = [w for w in WAYS if w != "transformers" or importlib.util.find_spec("transformers")]
+        order = ["kdpl full size", *(w for w in ways if w != "kdpl full size")]
+        rows = {way: in_own_process(sys.argv[0], "--measure", folder, way)["rows"][0] for way in order}
+    print_rows([rows[way] for way in ways], args.json)
+
+
+if __name__ == "__main__":
+    main()

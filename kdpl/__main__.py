@@ -1,0 +1,74 @@
+"""The command `kdpl`, also as `python -m kdpl`: every command of the package under one name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kdpl.common import exits
+from kdpl.common.environment import VERSION
+from kdpl.common.messages import did_you_mean
+
+
+class Command(NamedTuple):
+    """A command: the module whose `main(argv)` does it, and one line about it."""
+
+    module: str
+    about: str
+    takes_prog: bool = False  # whether `main` also takes the name to print in its usage
+
+
+COMMANDS = {
+    "fit": Command("kdpl.photos.fit", "learn prompts from a folder of photos and a list of names", True),
+    "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class", True),
+    "names": Command("kdpl.photos.names", "propose class names for a folder of photos", True),
+    "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked", True),
+    "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself", True),
+    "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
+    "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
+    "estimate": Command("kdpl.estimate", "time and memory of a training, before it is started"),
+    "cache": Command("kdpl.cache", "compute the features of fixed views once, for many runs"),
+    "prepare": Command("kdpl.datasets.prepare", "fetch and check benchmark data sets"),
+    "sweep": Command("kdpl.sweep", "run many trainings, here or on Slurm"),
+    "report": Command("kdpl.report", "tables of all runs below some folders"),
+    "results": Command("kdpl.results", "questions about one run's results.json"),
+}
+
+
+def usage() -> str:
+    """Return the help of `kdpl`, which fits a screen of 24 lines."""
+    lines = [f"  {name:<10} {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kdpl COMMAND ...",
+            "",
+            *lines,
+            "",
+            "kdpl fit --demo                          see it work, without photos or weights",
+            "kdpl fit PHOTOS names.txt -o OUT         learn prompts from your photos",
+            "kdpl predict OUT PHOTOS --csv FILE       use them",
+            "kdpl COMMAND --help                      all flags of a command",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if name in ("--version", "-V"):
+        print(f"kdpl {VERSION}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: '{name}' is not a command of kdpl.{did_you_mean(name, COMMANDS)} See kdpl --help.", file=sys.stderr)
+        return exits.BAD_INPUT
+    command = COMMANDS[name]
+    sys.argv[0] = f"kdpl {name}"  # what the parsers print
+    run = importlib.import_module(command.module).main
+    return run(rest, f"kdpl {name}") if command.takes_prog else run(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

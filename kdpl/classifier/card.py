@@ -1,0 +1,88 @@
+"""The card of a bundle, in Markdown: what was learned from what, how well it does, and how it is used."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdpl.classifier.decision import Decision
+
+if TYPE_CHECKING:
+    from kdpl.classifier.bundle import Bundle
+
+FILE_NAME = "prompts.safetensors"
+CARD_NAME = "MODEL_CARD.md"
+
+
+def model_card(bundle: "Bundle") -> str:
+    """Return the card of a bundle, in Markdown."""
+    learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
+    facts = {
+        "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
+        "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
+        "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
+        "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
+        "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
+        if bundle.manifest
+        else "not recorded",
+        "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
+        "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
+    }
+    specific = bundle.options.get("CSC") and not bundle.decision.sentences
+    others = "These prompts are class-specific." if specific else "Other class names may be set."
+    if bundle.decision.sentences:
+        others += " `kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below."
+    lines = [
+        "---", "library_name: kdpl", "pipeline_tag: image-classification", "tags: [clip, prompt-learning]", "---",
+        f"# Prompts for {_plain(bundle.backbone)}", "",
+        f"`{FILE_NAME}` makes the CLIP model {_plain(bundle.backbone)} a classifier of images over the class names below. "
+        f"{others}", "",
+        "```python", "import kdpl", "", f'clf = kdpl.load("{FILE_NAME}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
+        "print(clf.classnames)", "```", "",
+        "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in facts.items()), "",
+        "## Accuracy", "", *_accuracy(bundle.results), "",
+        *_comparison(bundle.comparison), *_decision(bundle.decision),
+        "## Class names", "", *([f"- {_plain(name)}" for name in bundle.classnames] or ["None were known in training."]), "",
+        "## Configuration", "", *(f"    {line}" for line in bundle.config.splitlines()), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _accuracy(results: list[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return ["Not measured: there were no labelled test images, or no test was asked for."]
+    head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
+    return head + [
+        f"| {_plain(r['dataset'])} | {r['split']} | {r['classes']} ({r['num_classes']}) | {r['num_images']:,} "
+        f"| {r['accuracy']:.2f} | {r['macro_f1']:.2f} |"
+        for r in results
+    ]
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[str]:
+    if not comparison:
+        return []
+    rows = [
+        f"| {_plain(row['prompts'])} | {row['agreement']:.1f} ± {row['error']:.1f} | {row['divergence']:.3f} |"
+        for row in comparison["rows"]
+    ]
+    head = ["| prompts | agreement (%) | divergence |", "| --- | --- | --- |"]
+    about = f"On {comparison['photos']:,} held-out photos, without labels: how often the likeliest name is the teacher's, with "
+    about += "twice the standard error, and the symmetric divergence from the teacher's probabilities."
+    return ["## Agreement with the teacher", "", about, "", *head, *rows, "", _plain(comparison["verdict"]), ""]
+
+
+def _decision(decision: Decision) -> list[str]:
+    lines = []
+    if decision.sentences:
+        shown = ", ".join(f"“{_plain(s)}”" for s in decision.sentences[:3]) + (", ..." if len(decision.sentences) > 3 else "")
+        lines.append(f"- Used in place of the learned prompts: {len(decision.sentences)} hand-written sentences, {shown}")
+    if decision.temperature is not None:
+        lines.append(f"- Temperature of calibrated probabilities: {decision.temperature:.3f}")
+    if decision.threshold is not None:
+        lines.append(f"- Rejected: a score below {decision.threshold:.3f} against {len(decision.background)} other names")
+    return ["## Use", "", *lines, ""] if lines else []
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,110 @@
+"""Rows of predictions as text: lines for the terminal, CSV, and JSON lines."""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from kdpl.classifier.decision import REJECTED
+from kdpl.classifier.predictions.outputs import Output
+
+
+class Row(NamedTuple):
+    """An image and what the classifier says about it."""
+
+    path: str
+    names: list[str]  # the likeliest, best first
+    probabilities: list[float]
+    rejected: bool = False  # none of the classes
+
+    def shown(self, top: int) -> list[tuple[str, float | None]]:
+        """Return names with probabilities, of a rejected image with `REJECTED` before them, which has no probability."""
+        pairs = list(zip(self.names, self.probabilities, strict=True))
+        return ([(REJECTED, None), *pairs] if self.rejected else pairs)[:top]
+
+
+class Writer(Protocol):
+    """Takes rows, and gives back the paths of those that an earlier run has written."""
+
+    output: Output
+
+    def begin(self) -> None: ...
+
+    def write(self, rows: Sequence[Row]) -> None: ...
+
+    def paths(self) -> Iterator[str]: ...
+
+    def finish(self) -> None: ...
+
+
+class CsvWriter:
+    """A table: path, name, probability, name_2, ... A file name that is not UTF-8 is written with backslashes."""
+
+    def __init__(self, output: Output, top: int):
+        self.output, self.top = output, top
+
+    def begin(self) -> None:
+        later = (column for k in range(2, self.top + 1) for column in (f"name_{k}", f"probability_{k}"))
+        self._write_fields(["path", "name", "probability", *later])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            pairs = row.shown(self.top)
+            fields = [field for name, p in pairs for field in (name, "" if p is None else f"{p:.6f}")]
+            self._write_fields([row.path, *fields])
+
+    def _write_fields(self, fields: list[str]) -> None:
+        line = io.StringIO()
+        csv.writer(line).writerow(fields)
+        self.output.write(line.getvalue())
+
+    def paths(self) -> Iterator[str]:
+        with open(self.output.part, encoding="utf-8", newline="") as file:
+            rows = csv.reader(file)
+            next(rows, None)
+            yield from (row[0] for row in rows if row)
+
+    def finish(self) -> None:
+        self.output.finish()
+
+
+class JsonWriter:
+    """One object a line: path, names, probabilities, and `rejected` if images may be."""
+
+    def __init__(self, output: Output, reject: bool):
+        self.output, self.reject = output, reject
+
+    def begin(self) -> None:
+        pass
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            content = {"path": row.path, "names": row.names, "probabilities": [round(p, 6) for p in row.probabilities]}
+            if self.reject:
+                content["rejected"] = row.rejected
+            self.output.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+    def paths(self) -> Iterator[str]:
+        with open(self.output.part, encoding="utf-8", newline="\n") as file:
+            yield from (json.loads(line)["path"] for line in file)
+
+    def finish(self) -> None:
+        self.output.finish()
+
+
+def line_of(row: Row, top: int) -> str:
+    """Return the row as a line for the terminal, with tabs between path and names."""
+    fields = [row.path, *(name if p is None else f"{name} {p:.4f}" for name, p in row.shown(top))]
+    return "\t".join(on_one_line(field) for field in fields)
+
+
+def on_one_line(text: str) -> str:
+    """Return text with its control characters escaped: a terminal would obey some of them."""
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def written(path: str) -> str:
+    """Return a path as the tables have it."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,32 @@
+"""Name what is on pictures: python client.py PICTURE ... (needs numpy, pillow and onnxruntime, and nothing else)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+HERE = Path(__file__).parent
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Return a picture upright in RGB, transparency on white, 16 bits scaled to 8: (H, W, 3) uint8."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image).clip(0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+if __name__ == "__main__":
+    session = onnxruntime.InferenceSession(HERE / "model.onnx")
+    facts = json.loads((HERE / "names.json").read_text(encoding="utf-8"))
+    for path in sys.argv[1:]:
+        probabilities, *rejected = session.run(None, {"image": read_rgb(path)})
+        best = int(probabilities[0].argmax())
+        none = bool(rejected and rejected[0][0])
+        print(path, facts["rejected"] if none else facts["names"][best], f"{probabilities[0, best]:.4f}", sep="\t")

@@ -1,0 +1,134 @@
+"""A classifier of fixed class names as an ONNX file, which runs without PyTorch and without this package."""
+
+import dataclasses
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpl.classifier.decision import inside_score
+from kdpl.common.files import atomic_write
+
+if TYPE_CHECKING:
+    from kdpl.classifier.classifier import Classifier
+
+OPSET = 18  # the first whose Resize has the antialiasing that Pillow has
+INPUT, OUTPUT, REJECTED_OUTPUT = "pixels", "probabilities", "rejected"
+IMAGE = "image"  # the input of a file that prepares its images itself
+
+
+class PixelsToProbabilities(nn.Module):
+    """From RGB in 0..1, `(N, 3, R, R)`, to probabilities `(N, C)`: normalisation, image tower, class matrix, softmax.
+
+    Args:
+        classifier: on the CPU and in fp32.
+        reject: give as a second output `(N)` whether an image is none of the classes.
+    """
+
+    def __init__(self, classifier: "Classifier", reject: bool = False):
+        super().__init__()
+        student, preprocessing = classifier.student, classifier.bundle.preprocessing
+        # Frozen features are computed in inference mode, which cannot be traced.
+        frozen = classifier.encoder.images_are_frozen
+        self.encode = classifier.clip.image_features if frozen else student.image_features
+        self.temperature = classifier.temperature
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1))
+        self.register_buffer("classes", student.logit_scale * classifier.text_features.T)  # (d, C)
+        self.others, self.threshold = None, 0.0
+        if reject:
+            classifier.bundle.decision.check_reject(classifier.classnames)
+            self.register_buffer("background", student.logit_scale * classifier.background_features.T)  # (d, K)
+            self.others, self.threshold = self.background, float(classifier.bundle.decision.threshold)
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = F.normalize(self.encode((pixels - self.mean) / self.std), dim=-1)  # (N, d)
+        logits = features @ self.classes  # (N, C)
+        probabilities = (logits / self.temperature).softmax(dim=-1)
+        if self.others is None:
+            return probabilities
+        return probabilities, inside_score(logits, features @ self.others) < self.threshold
+
+
+def export(classifier: "Classifier", path: str | os.PathLike) -> Path:
+    """Write a classifier, on the CPU and in fp32, as an ONNX file; see `Classifier.export_onnx`."""
+    return write_model(traced(classifier, False), classifier, path)
+
+
+def export_with_preprocessing(
+    classifier: "Classifier", path: str | os.PathLike, reject: bool = False, half: bool = False
+) -> Path:
+    """Write a classifier as an ONNX file that takes an image of any size.
+
+    Its input `image` (H, W, 3) is uint8 RGB, upright and without transparency. It is cut, resized and cropped as in KDPL. Its
+    output `probabilities` is (1, C); with `reject` there is another, `rejected` (1), bool.
+
+    Args:
+        classifier: on the CPU and in fp32.
+        half: store the weights in half precision; the file is half as large, and it still computes in fp32.
+
+    Raises:
+        ValueError: images shall be rejected, and the bundle has no threshold.
+        ImportError: the package onnx is not installed.
+        OSError: the file could not be written.
+    """
+    from kdpl.classifier.serve.preprocessing import with_preprocessing
+
+    model = with_preprocessing(traced(classifier, reject), classifier.bundle.preprocessing, IMAGE, INPUT)
+    if half:
+        from kdpl.classifier.serve.preprocessing import halve_weights
+
+        halve_weights(model)
+    return write_model(model, classifier, path)
+
+
+def traced(classifier: "Classifier", reject: bool) -> Any:
+    """Return the ONNX model from pixels to probabilities."""
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError("Exporting needs the package onnx: pip install 'kdpl[onnx]'.") from None
+    side = classifier.bundle.preprocessing.size[0]
+    model = PixelsToProbabilities(classifier, reject).eval()
+    outputs = [OUTPUT, *([REJECTED_OUTPUT] if reject else [])]
+    data = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own: it is the one that needs no further package
+        torch.onnx.export(
+            model,
+            (torch.rand(2, 3, side, side),),
+            data,
+            input_names=[INPUT],
+            output_names=outputs,
+            dynamic_axes={name: {0: "N"} for name in (INPUT, *outputs)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return onnx.load_from_string(data.getvalue())
+
+
+def write_model(model: Any, classifier: "Classifier", path: str | os.PathLike) -> Path:
+    """Write an ONNX model with what one must know to use it in its metadata."""
+    import onnx
+
+    bundle = classifier.bundle
+    facts = {
+        "classnames": json.dumps(classifier.classnames),
+        "template": bundle.template,
+        "preprocessing": json.dumps(dataclasses.asdict(bundle.preprocessing)),
+        "temperature": str(classifier.temperature),
+        "backbone": bundle.backbone,
+        "trainer": bundle.trainer,
+        "kdpl": bundle.kdpl_version,
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model)
+    with atomic_write(path) as file:
+        file.write(model.SerializeToString())
+    return Path(path)

@@ -1,0 +1,77 @@
+"""Class names for a classifier: their text features by learned prompts or sentences, and a check that no two are the same."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.clip.inputs import Tokenizer
+from kdpl.students import Student
+from kdpl.text.prompts import CLIPS_OWN, encode, ensemble_features
+
+
+class NameEncoder:
+    """From names to text features, and from images to the image features that belong to them.
+
+    Args:
+        student: the prompt learner.
+        sentences: hand-written sentences with `{}` for the name; empty: the learned prompts are used.
+    """
+
+    def __init__(self, student: Student, sentences: Sequence[str] = ()):
+        self.student, self.sentences = student, list(sentences)
+
+    @property
+    def depends_on_images(self) -> bool:
+        """Whether every image has text features of its own (CoCoOp)."""
+        return not self.sentences and self.student.text_depends_on_images
+
+    @property
+    def class_specific(self) -> bool:
+        """Whether there are prompts for the names of the training alone."""
+        return not self.sentences and self.student.class_specific
+
+    @property
+    def images_are_frozen(self) -> bool:
+        """Whether the image features are those of the frozen CLIP."""
+        return bool(self.sentences) or self.student.image_features_are_frozen
+
+    def prepare(self, names: Sequence[str]) -> Any:
+        """Return what `features` needs of the names."""
+        return list(names) if self.sentences else self.student.prepare(names)
+
+    @torch.no_grad()
+    def features(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
+        """Return the normalised text features (C, d), or (B, C, d) if `depends_on_images`."""
+        with self.student.clip.autocast(frozen=bool(self.sentences)):
+            if self.sentences:
+                return ensemble_features(self.student.clip, prepared, self.sentences)
+            return self.student.text_features(prepared, image_features)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the normalised image features (B, d) of normalised images."""
+        with self.student.clip.autocast(self.images_are_frozen):
+            if self.sentences:
+                return self.student.frozen_image_features(images)
+            return self.student.image_features(images)
+
+
+def refuse_doubles(names: Sequence[str], source: str, tokenizer: Tokenizer = CLIPS_OWN) -> None:
+    """Refuse class names that become the same tokens: "Ice_Hockey" and "ice hockey" would share their probability.
+
+    Args:
+        source: where the names are from, for the message.
+        tokenizer: of the text tower.
+
+    Raises:
+        ValueError: two names are the same to the text tower; the message has both spellings.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for name in names:
+        tokens = tuple(encode(name.replace("_", " "), tokenizer))
+        if tokens in first:
+            same = "twice" if first[tokens] == name else f"and '{first[tokens]}', which are the same words to CLIP"
+            raise ValueError(f"{source} has '{name}' {same}: the two would share its probability. Remove one of them.")
+        first[tokens] = name

@@ -1,0 +1,1 @@
+"""From a folder of photos to a classifier: `kdpl fit`, `kdpl names`, `kdpl eval` and `kdpl export`."""

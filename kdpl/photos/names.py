@@ -1,0 +1,103 @@
+"""Propose class names for a folder of photos: `kdpl names PHOTOS`, from a vocabulary, by the teacher."""
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from kdpl.clip.names import EMBEDDED
+from kdpl.common import exits
+from kdpl.common.exits import report
+from kdpl.common.files import atomic_write
+from kdpl.common.images.files import list_images
+from kdpl.config.choices import ConfigError
+from kdpl.photos.fit import TEACHER
+
+LOOKED_AT = 1000  # photos at most, drawn by the seed
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Propose class names for a folder of photos: the names of a vocabulary that the teacher sees."
+    )
+    add = parser.add_argument
+    add("photos", metavar="PHOTOS", help="folder of photos, at any depth")
+    add("-o", "--output", metavar="FILE", help="also write the names, one a line, to be edited")
+    add("--count", type=int, default=50, metavar="N", help="names that are proposed at most (default: 50)")
+    add("--share", type=float, default=0.5, metavar="P", help="least share of the photos, in percent (default: 0.5)")
+    add("--teacher", default=TEACHER, metavar="CLIP", help=f"the CLIP that sees (default: {TEACHER})")
+    add("--vocabulary", metavar="V", help="imagenet21k, openimages, or a file of names (default: imagenet21k)")
+    add("--template", default="a photo of a {}.", metavar="S", help="the teacher's sentence")
+    add("--seed", type=int, default=1, help=f"of the {LOOKED_AT:,} photos that are drawn (default: 1)")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def propose(
+    photos: Sequence[Path], teacher_name: str, names: list[str], template: str
+) -> tuple[list[tuple[str, int, float]], int]:
+    """Return the names that are likeliest for some photo, most frequent first, and how many photos were read.
+
+    Returns:
+        For each name the number of photos that it is the likeliest of, and its mean probability over all photos.
+    """
+    from kdpl.classifier.decoding import Decoder, stacked_pixels
+    from kdpl.clip.loading import load_clip
+    from kdpl.distill.teacher import Teacher
+    from kdpl.training.pixels import Normalize
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clip = load_clip(teacher_name, "fp32", device)
+    teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
+    decoder, normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
+    counts, mass, seen = Counter(), torch.zeros(len(names)), 0
+    for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
+        features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))
+        p = teacher.logits(features, torch.ones(())).softmax(1).cpu()  # (B, V)
+        counts.update(p.argmax(1).tolist())
+        mass += p.sum(0)
+        seen += len(batch)
+    found = [(names[i], n, float(mass[i]) / seen) for i, n in counts.items()]
+    return sorted(found, key=lambda row: (-row[1], -row[2], row[0])), seen
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
+    """Run the command line; return the exit status."""
+    args = parse_args(argv, prog)
+    try:
+        if args.count < 1 or not 0 <= args.share <= 100:
+            raise ConfigError(f"--count {args.count}, --share {args.share}: expected at least 1 name, and 0 to 100 percent.")
+        if args.template.count("{}") != 1:
+            raise ConfigError(f"--template '{args.template}' must hold one '{{}}' for the name.")
+        if not Path(args.photos).is_dir():
+            raise ConfigError(f"PHOTOS '{args.photos}' is not a folder: expected the folder with your photos.")
+
+        from kdpl.photos.plan import vocabulary_for
+        from kdpl.text.vocabulary import load_vocabulary
+
+        vocabulary = args.vocabulary or vocabulary_for("emoji_student" if args.teacher in EMBEDDED else args.teacher)
+        names = load_vocabulary(vocabulary)
+        photos = list_images(args.photos).images
+        photos = sorted(random.Random(args.seed).sample(photos, min(LOOKED_AT, len(photos))))
+        found, seen = propose(photos, args.teacher, names, args.template)
+        if not found:
+            raise ConfigError(f"PHOTOS '{args.photos}' has no photo that can be read.")
+        kept = [row for row in found if 100 * row[1] >= args.share * seen][: args.count]
+        print(tabulate([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
+        covered = sum(n for _, n, _ in kept)
+        print(f"\n{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you like.")
+        if args.output:
+            with atomic_write(args.output, "w") as file:
+                file.write("\n".join([*(name for name, *_ in kept), ""]))
+    except (ValueError, OSError, ImportError) as error:
+        return report(error, exits.BAD_INPUT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

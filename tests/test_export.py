@@ -1,0 +1,236 @@
+"""What is exported agrees with `kdpl predict`: onnxruntime in Python and in Node, and the page in a real browser.
+
+The page's runtime comes from npm; KDPL_TEST_ORT_WEB may name the package instead, and KDPL_TEST_NODE_MODULES a folder
+with onnxruntime-node.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support import untrained_bundle
+
+import kdpl
+from kdpl.classifier.bundle import read_bundle, write_bundle
+from kdpl.classifier.decision import REJECTED, Decision
+from kdpl.classifier.decoding import Decoder
+from kdpl.classifier.serve.folder import RUNTIME, add_runtime, agreement
+from kdpl.classifier.serve.onnx_file import OPSET
+from kdpl.classifier.serve.preprocessing import with_preprocessing
+from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
+from kdpl.common import exits
+from kdpl.common.images import ORIENTATION, open_image
+from kdpl.datasets.emoji.scenes import category_scenes, draw
+from kdpl.photos.export import main
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Prompts with a temperature, and a threshold that rejects about a half of the photos."""
+    folder = untrained_bundle(tmp_path_factory.mktemp("out"), "CoOp", NAMES)
+    decision = Decision(temperature=2.0, background=["car", "tree", "house"], threshold=1.0, classnames=NAMES)
+    write_bundle(folder, dataclasses.replace(read_bundle(folder), decision=decision))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos as people have them: turned, transparent, of 16 bits, grey, of odd sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = draw(category_scenes("food")[::97][:8])
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    images = [Image.fromarray(scene).resize(size, Image.Resampling.BICUBIC) for scene, size in zip(
+        scenes, [(640, 480), (480, 640), (200, 301), (300, 300), (97, 64), (1200, 800), (64, 64), (50, 40)], strict=True
+    )]  # fmt: skip
+    images[0].transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif, quality=95)
+    clear = images[1].convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(folder / "transparent.png")
+    Image.fromarray(np.asarray(images[2].convert("L")).astype(np.uint16) * 251).save(folder / "deep.png")
+    images[3].convert("L").save(folder / "grey.png")
+    images[4].convert("P").save(folder / "palette.png")
+    images[5].save(folder / "large.jpg", quality=90)
+    images[6].save(folder / "exact.webp", lossless=True)
+    images[7].save(folder / "small.png")
+    return folder
+
+
+def expected_of(prompts, photos, **options):
+    clf = kdpl.load(prompts, "cpu", **options)
+    paths = sorted(str(p) for p in photos.iterdir())
+    (answer,) = clf.answers(paths, reject=True)
+    return dict(zip(paths, zip(answer.probabilities.numpy(), answer.rejected.tolist(), strict=True), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exported(prompts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "folder"
+    assert main([str(prompts), str(folder), "--reject", "--calibrated", "--no-page"]) == 0
+    assert main([str(prompts), str(folder.parent / "half"), "--reject", "--calibrated", "--half", "--no-page"]) == 0
+    return folder
+
+
+def test_the_model_prepares_images_as_predict_does(exported, prompts, photos):
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for path, (probabilities, rejected) in expected_of(prompts, photos, calibrated=True).items():
+        found, out = session.run(["probabilities", "rejected"], {"image": np.asarray(open_image(path))})
+        assert np.abs(found[0] - probabilities).max() < 1e-3, path
+        assert bool(out[0]) == rejected
+    both = {rejected for _, rejected in expected_of(prompts, photos).values()}
+    assert both == {True, False}, "the threshold says something"
+
+
+def test_lines_of_pixels_are_cut_in_the_model_too(exported, prompts):
+    session, clf = onnxruntime.InferenceSession(exported / "model.onnx"), kdpl.load(prompts, "cpu", calibrated=True)
+    for shape in ((3, 20_000), (9001, 2), (1, 1)):
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        found = session.run(["probabilities"], {"image": image})[0]
+        assert np.abs(found - clf(image).numpy()).max() < 1e-3, shape
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_the_model_resizes_as_the_decoder_does_in_every_mode(mode):
+    from onnx import TensorProto, helper
+
+    preprocessing = Preprocessing((48, 48), resize_mode=mode)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 48, 48]) for name in ("pixels", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["same"])], "same", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    session = onnxruntime.InferenceSession(with_preprocessing(model, preprocessing, "image", "pixels").SerializeToString())
+    decoder = Decoder(preprocessing)
+    for shape in ((97, 64), (60, 200), (48, 48), (20, 31), (2, 900), (900, 30)):
+        image = np.random.default_rng(0).integers(64, 192, (*shape, 3), dtype=np.uint8)  # nothing is clipped between the edges
+        ((expected,),) = decoder.batches(image, 1, 0)
+        found = 255 * session.run(None, {"image": image})[0][0]
+        assert np.abs(found - expected.pixels.numpy()).max() <= 1.01, shape  # a grey level, by rounding
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(8, 400), ratio=st.floats(0.5, 2.0), seed=st.integers(0, 9))
+def test_any_size_of_image_gives_the_probabilities_of_predict(width, ratio, seed, exported, prompts):
+    session = SESSIONS.setdefault("session", onnxruntime.InferenceSession(exported / "model.onnx"))
+    clf = SESSIONS.setdefault("clf", kdpl.load(prompts, "cpu", calibrated=True))
+    image = np.random.default_rng(seed).integers(0, 256, (max(4, int(width * ratio)), width, 3), dtype=np.uint8)
+    found = session.run(["probabilities"], {"image": image})[0]
+    assert np.abs(found - clf(image).numpy()).max() < 1e-3
+
+
+SESSIONS: dict = {}
+
+
+def test_half_precision_halves_the_file_and_its_loss_is_measured(exported, prompts, photos, tmp_path, capsys):
+    whole, half = ((exported.parent / name / "model.onnx").stat().st_size for name in ("folder", "half"))
+    assert half < 0.55 * whole
+    clf = kdpl.load(prompts, "cpu", calibrated=True)
+    paths = sorted(str(p) for p in photos.iterdir())
+    found = agreement(clf, exported.parent / "half" / "model.onnx", paths)
+    assert found.photos == len(paths) == found.same and 0 < found.difference < 5e-3
+    assert main([str(prompts), str(tmp_path / "x"), "--half", "--calibrated", "--no-page", "--check", str(photos)]) == 0
+    assert f"No probability differs by more than {found.difference:.5f}" in capsys.readouterr().out
+
+
+def test_the_python_client_turns_composes_and_scales_as_predict_does(exported, prompts, photos):
+    expected = expected_of(prompts, photos, calibrated=True)
+    command = [sys.executable, str(exported / "client.py"), *expected]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    for (path, name, p), (probabilities, rejected) in zip(lines, expected.values(), strict=True):
+        assert name == (REJECTED if rejected else NAMES[probabilities.argmax()]), path
+        assert abs(float(p) - probabilities.max()) < 1e-3
+
+
+def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):
+    plain = untrained_bundle(tmp_path / "plain", "CoOp", NAMES)
+    conditional = untrained_bundle(tmp_path / "cocoop", "CoCoOp", NAMES)
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    for argv, message in (
+        ([plain, "--reject"], "no threshold to reject images by"),
+        ([plain, "--calibrated"], "no temperature"),
+        ([conditional], "CoCoOp cannot be exported with a fixed list"),
+        ([prompts, "--reject", "--classnames", tmp_path / "names.txt"], "calibrated for other class names"),
+        ([plain, "--runtime", tmp_path], "lacks ort.wasm.min.mjs"),
+        ([plain, "--runtime", "nowhere.tgz"], "neither a folder nor an npm package.*--no-page"),
+    ):
+        first, *rest = map(str, argv)
+        assert main([first, str(tmp_path / "folder"), *rest]) == exits.BAD_INPUT
+        assert re.search(message, capsys.readouterr().err)
+
+
+# ------------------------------------------------------------------------------------------------------- Node, a browser
+
+
+def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_path):
+    node, modules = shutil.which("node"), os.environ.get("KDPL_TEST_NODE_MODULES")
+    if not (node and modules):
+        pytest.skip("no Node with onnxruntime-node: name its folder in KDPL_TEST_NODE_MODULES")
+    expected = expected_of(prompts, photos, calibrated=True)
+    images = []
+    for i, path in enumerate(expected):
+        pixels = np.asarray(open_image(path))
+        (tmp_path / f"{i}.rgb").write_bytes(pixels.tobytes())
+        images.append([str(tmp_path / f"{i}.rgb"), *pixels.shape])
+    script = f"""
+const ort = require({json.dumps(os.path.join(modules, "onnxruntime-node"))}), fs = require("fs");
+(async () => {{
+  const session = await ort.InferenceSession.create({json.dumps(str(exported / "model.onnx"))});
+  const found = [];
+  for (const [file, ...shape] of {json.dumps(images)})
+  {{
+    const image = new ort.Tensor("uint8", new Uint8Array(fs.readFileSync(file)), shape);
+    found.push([...(await session.run({{image}})).probabilities.data]);
+  }}
+  console.log(JSON.stringify(found));
+}})();
+"""
+    process = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+    found = np.array(json.loads(process.stdout))
+    assert np.abs(found - np.stack([p for p, _ in expected.values()])).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def served(exported):
+    """The address of the folder's own server, with the page's runtime from npm."""
+    try:
+        add_runtime(exported, os.environ.get("KDPL_TEST_ORT_WEB", ""))
+    except OSError as error:
+        pytest.skip(f"no onnxruntime-web: {error}")
+    assert all((exported / name).is_file() for name in RUNTIME)
+    for name in ("index.html", "page.css", "page.js", "serve.py"):
+        shutil.copy(os.path.join(os.path.dirname(kdpl.__file__), "classifier", "serve", name), exported / name)
+    command = [sys.executable, str(exported / "serve.py"), "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+    yield server.stdout.readline().strip()
+    server.terminate()
+    server.wait()
+
+
+def test_the_page_classifies_pictures_in_the_browser_as_predict_does(served, prompts, photos, browser):
+    page = browser.new_page()
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(served)
+    page.evaluate("window.ready")
+    for path, (probabilities, rejected) in expected_of(prompts, photos, calibrated=True).items():
+        page.set_input_files("#file", path)
+        answer = page.evaluate("classify(document.getElementById('file').files[0])")
+        # the browser decodes JPEGs and blends transparency with roundings of its own
+        assert np.abs(np.array(answer["probabilities"]) - probabilities).max() < 1e-2, path
+        assert page.locator("#state").text_content() in ((REJECTED,) if rejected else (NAMES[probabilities.argmax()],)), path
+    assert not complaints and all(url.startswith((served, "blob:", "data:")) for url in asked), (complaints, asked)
+    page.close()
