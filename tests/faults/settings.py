@@ -40,7 +40,7 @@ OTHERS = {
     "INPUT.RRCROP_SCALE": (0.3, 1.0),
     "INPUT.SIZE": (32, 32),
     "DATASET.NAME": "EmojiActivities",
-    "DATASET.ROOT": "elsewhere",
+    "DATASET.ROOT": "{elsewhere}",
     "DATASET.SOURCE_DOMAINS": ("twemoji",),
     "DATASET.TARGET_DOMAINS": ("twemoji",),
     "DATASET.SUBSAMPLE_CLASSES": "new",
@@ -75,8 +75,8 @@ def other_value(key: str, value: object, folder: Path) -> object:
     """Return a value of the same kind that a key could have instead."""
     if key in OTHERS:
         other = OTHERS[key]
-        files = {"{names}": folder / "names.txt", "{weights}": folder / "weights.pth.tar"}
-        return str(files[other]) if isinstance(other, str) and other in files else other
+        files = {"{names}": "names.txt", "{weights}": "weights.pth.tar", "{elsewhere}": "elsewhere"}
+        return str(folder / files[other]) if isinstance(other, str) and other in files else other
     if key.endswith(".PREC"):
         return "bf16" if value != "bf16" else "fp32"
     if isinstance(value, bool):
