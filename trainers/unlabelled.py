@@ -45,9 +45,9 @@ def hide_labels(trainer: "TrainerX") -> None:
                 "derive it from dassl.data.DatasetWrapper."
             )
         loader.dataset.data_source = hidden.setdefault(id(items), _hidden(items))
-    for split in ("_train_x", "_train_u"):
-        if items := getattr(dataset, split, None):
-            setattr(dataset, split, hidden.setdefault(id(items), _hidden(items)))
+    for name, items in list(vars(dataset).items()):  # _train_x in Dassl, train_x in the bundled engine
+        if items and name.lstrip("_") in ("train_x", "train_u"):
+            setattr(dataset, name, hidden.setdefault(id(items), _hidden(items)))
 
 
 def _hidden(items: list) -> list[UnlabelledItem]:

@@ -121,8 +121,8 @@ MUTATIONS = [
     mutation(
         "the squared temperature forgotten",
         LOSS,
-        "reverse = (log_s.exp() * -difference).sum(-1).mean() * temperature**2",
-        "reverse = (log_s.exp() * -difference).sum(-1).mean()",
+        "forward.mean() * temperature**2, reverse.mean() * temperature**2",
+        "forward.mean() * temperature**2, reverse.mean()",
         "tests/test_distill.py::test_temperature_flattens_both_and_keeps_the_size_of_gradients",
     ),
     mutation(

@@ -161,7 +161,9 @@ class TrainerX(SimpleTrainer):
         if self.cfg.SEED >= 0:
             set_random_seed(epoch_seed(seed, self.epoch))
         self.set_model_mode("train")
-        loader, progress = EpochLoader(self.train_loader_x, seed), Progress()
+        loader, progress = self.train_loader_x, Progress()
+        if not isinstance(loader, EpochLoader):
+            loader = EpochLoader(loader, seed)
         loader.epoch, self.num_batches = self.epoch, len(loader)
         # A set with fewer batches than that prints each of them.
         print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
