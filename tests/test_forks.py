@@ -62,6 +62,7 @@ MAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", MAPS)
 def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
     """Losses of each of four steps, and the parameters after them."""
@@ -225,6 +226,7 @@ def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, c
         assert all(torch.allclose(v, learned(other)[k], atol=1e-7) for k, v in learned(plain).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["StylePromptSRC", "StyleMixup", "StyleAmp"])
 def test_a_run_that_stops_after_an_epoch_is_resumed_bit_identical(style, tmp_path):
     """The average over epochs, and the net and optimizer that no checkpoint of Dassl's holds, included."""

@@ -227,6 +227,7 @@ def command(trainer, output):
             "TEST.NO_TEST", True]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(fork, tmp_path):
     """A fork whose defaults are CTX_INIT False and CHECKPOINT_FREQ -1, under its own `merge_from_file`."""
     edit.install(fork / "train.py")
@@ -248,6 +249,7 @@ def test_a_forgotten_extension_ends_in_a_line_that_says_so(fork, tmp_path):
     assert "at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)`" in printed.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "kind", "name", "base"),
     [

@@ -89,4 +89,7 @@ setuptools.setup = lambda **kwargs: found.update(kwargs)
 exec(open("setup.py").read())
 print(found["package_dir"], all(name.split(".")[0] == "kdpl" for name in found["packages"]))
 """
-    assert python(code, ROOT) == "{'kdpl': 'kdpl', 'kdpl.trainers': 'trainers', 'kdpl.datasets': 'datasets'} True"
+    assert (
+        python(code, ROOT)
+        == "{'kdpl': 'kdpl', 'kdpl.trainers': 'trainers', 'kdpl.datasets': 'datasets', 'kdpl.configs': 'configs'} True"
+    )

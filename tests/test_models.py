@@ -8,18 +8,18 @@ import pytest
 from support import ROOT
 
 GROUPS = {
-    "plain": ["ViT-S-32-alt", "ViT-B-32-quickgelu", "RN50", "ViT-M-16-alt", "coca_ViT-B-32"],
-    "convolutional": ["convnext_tiny", "MobileCLIP2-S0", "swin_base_patch4_window7_224"],
-    "timm ViTs": ["MobileCLIP-B", "EVA02-B-16", "PE-Core-T-16-384", "ViTamin-S", "MobileCLIP2-L-14"],
-    "other timm ViTs": ["vit_medium_patch16_gap_256", "vit_relpos_medium_patch16_cls_224"],
-    "hub tokenizers": ["ViT-B-16-SigLIP", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "ViT-H-14-worldwide"],
-    "hub text": ["roberta-ViT-B-32", "nllb-clip-base-siglip", "mt5-base-ViT-B-32"],
+    "plain": ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32"],
+    "convolutional": ["convnext_tiny", "swin_base_patch4_window7_224"],
+    "timm ViTs": ["EVA02-B-16", "MobileCLIP2-L-14"],
+    "hub tokenizers": ["ViT-B-16-SigLIP", "ViT-H-14-worldwide"],
+    "hub text": ["roberta-ViT-B-32", "mt5-base-ViT-B-32"],
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_teachers_equal_the_library_and_students_learn_or_are_refused(group):
-    command = [sys.executable, ROOT / "tests/models/walk.py", "--precisions", "fp16", "bf16", "--names", *GROUPS[group]]
+    command = [sys.executable, ROOT / "tests/models/walk.py", "--precisions", "fp16", "--names", *GROUPS[group]]
     process = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert process.returncode == 0, process.stderr[-4000:]
     assert f"{len(GROUPS[group])} architectures held, 0 wrong" in process.stdout

@@ -228,6 +228,7 @@ def load_elsewhere(name: str, home: Path, endpoint: str, **env: str) -> subproce
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
 
 
+@pytest.mark.slow
 def test_a_missing_download_names_a_way_that_works(tiny, hub, tmp_path):
     model = tiny().eval()
     expected = float(model.encode_text(open_clip.tokenize(["cat"])).sum().detach())

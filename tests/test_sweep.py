@@ -413,6 +413,7 @@ def run_job(folder: Path, task: int) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its_run(fake_slurm):
     file = sweep_file(fake_slurm, EIGHT, output=str(fake_slurm / "out"), trainers="CoOp", seeds="1")
     sweep = read_sweep(file)
