@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support import config, image_file
 import kdpl
 from kdpl.common.images import BAD_IMAGES, BadImageError
 from kdpl.config.choices import ConfigError
+from kdpl.config.manifest import OtherRunError
 
 NAMES = ["hot dog", "ice cream", "🍕 pizza, with cheese"]
 
@@ -244,6 +246,17 @@ def test_a_list_names_the_images_to_train_on(photos, tmp_path):
         listed.write_text(content)
         with pytest.raises(ValueError, match=message):
             dataset_of(photos, tmp_path / "out", "DATASET.IMAGE_LIST", listed, names=NAMES)
+
+
+def test_a_list_of_other_images_is_another_run_wherever_it_lies(photos, tmp_path):
+    lists = {"one": ["trip/a.jpg", "b.png"], "same": ["trip/a.jpg", "b.png"], "other": ["trip/a.jpg", "Ice_Cream/d.png"]}
+    for name, images in lists.items():
+        (tmp_path / name).write_text(json.dumps(images))
+        options = ("OPTIM.MAX_EPOCH", 1, "TRAIN.PRINT_FREQ", 1000, "DATASET.IMAGE_LIST", tmp_path / name)
+        refused = pytest.raises(OtherRunError, match="training images") if name == "other" else nullcontext()
+        run = trainer_of(cfg_of(photos, tmp_path / "out", *options, names=NAMES))
+        with refused:
+            run.train()
 
 
 def test_odd_entries_do_not_stop_a_training(photos, tmp_path, capsys):
