@@ -29,13 +29,7 @@ def build(name: str, recipe: Recipe, half: bool = False) -> nn.Module:
     if recipe.hub_text:
         needs_transformers(name, "text tower", recipe.hub_text)
     try:
-        try:
-            with _empty_parameters():
-                model = _construct(recipe, half)
-        except RuntimeError:  # some image towers run their stem once to learn its size, which needs one device for all
-            with torch.device("meta"):
-                model = _construct(recipe, half)
-            _remake_masks(model)
+        model = _construct_empty(recipe, half)
     except Exception as error:  # of many kinds, from deep inside
         if recipe.hub_text and isinstance(error, OSError):
             raise WeightsError(hub_help(name, "text tower", recipe.hub_text, error)) from error
@@ -58,8 +52,6 @@ def has_own_half(model: nn.Module) -> bool:
 
 def _construct_empty(recipe: Recipe, half: bool) -> nn.Module:
     """Return the model in the way that takes the least memory and leaves no buffer without its values."""
-    if str(recipe.config["vision_cfg"].get("timm_model_name")).removeprefix("shrunk_").startswith("swin"):
-        return _construct(recipe, half).eval()  # it computes the masks of its windows on the device of its weights
     for where in (_empty_parameters(), torch.device("meta")):
         # Some image towers run their stem once to learn its size, which needs one device for all; others compute buffers on
         # the device of a parameter.
