@@ -77,9 +77,11 @@ def shrink() -> None:
     except ImportError:
         return
     for repository in repositories:
-        _write_tokenizer(_snapshot(repository), repository)
+        if not (_snapshot(repository) / "tokenizer_config.json").exists():  # by the process that started this one
+            _write_tokenizer(_snapshot(repository), repository)
     for repository in towers:
-        _write_config(_snapshot(repository), repository)
+        if not (_snapshot(repository) / "config.json").exists():
+            _write_config(_snapshot(repository), repository)
 
 
 def randomize(model: nn.Module) -> None:
