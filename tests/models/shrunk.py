@@ -5,6 +5,7 @@
 published ones. Import this before `huggingface_hub`, `transformers` or `open_clip` read where the hub's cache is.
 """
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -72,14 +73,19 @@ def shrink() -> None:
             config["multimodal_cfg"].update(layers=1, width=WIDTH, heads=2)
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return
-    for repository in repositories:
-        _write_tokenizer(_snapshot(repository), repository)
-    for repository in towers:
-        _write_config(_snapshot(repository), repository)
+    if importlib.util.find_spec("transformers"):
+        _fill_hub(repositories, towers)
+
+
+def _fill_hub(repositories: set[str], towers: set[str]) -> None:
+    """Write small tokenizers and configurations, unless the process that started this one has."""
+    for names, file, write in (
+        (repositories, "tokenizer_config.json", _write_tokenizer),
+        (towers, "config.json", _write_config),
+    ):
+        for repository in names:
+            if not (_snapshot(repository) / file).exists():
+                write(_snapshot(repository), repository)
 
 
 def randomize(model: nn.Module) -> None:
