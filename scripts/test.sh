@@ -7,4 +7,4 @@ source scripts/env.sh
 "$PYTHON" -m pip install --quiet --editable '.[test]'
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -n 2 "$@"
+exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -35,9 +35,10 @@ def run(limit, *options, flags=(), main=train.main):
     print(json.dumps({"status": main([*flags, *sys.argv[1:], *options])}), file=sys.stderr, flush=True)
 
 run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "1")
-run(15_000, "OPTIM.MAX_EPOCH", "2")   # less than a checkpoint
+more = ("--more-epochs",)
+run(15_000, "OPTIM.MAX_EPOCH", "2", flags=more)   # less than a checkpoint
 run(3_000, flags=("--eval-only", "--model-dir", folder))  # less than results.json, and than the log
-run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "2")
+run(resource.RLIM_INFINITY, "OPTIM.MAX_EPOCH", "2", flags=more)
 views = ("TRAINER.KDPL.VIEWS", "1", "TRAINER.KDPL.CACHE_DIR", folder + "/views")
 run(15_000, *views, main=cache.main)  # less than the features
 run(resource.RLIM_INFINITY, *views, main=cache.main)

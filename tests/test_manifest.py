@@ -215,7 +215,10 @@ def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
     assert recorded["manifest"]["digest"] == read_manifest(finished).digest and recorded["results"][0]["classes"] == "new"
     for process, text in (
         (evaluate(trainer="CoOp"), "TRAINER.NAME: KDPL_CoOp in the folder, CoOp now"),
-        (evaluate("INPUT.INTERPOLATION", "bilinear"), "INPUT.INTERPOLATION: bicubic in the folder, bilinear now"),
+        (
+            evaluate("INPUT.INTERPOLATION", "bilinear"),
+            "INPUT.INTERPOLATION bilinear is not what MODEL.BACKBONE.NAME 'emoji_student' takes",
+        ),
         (evaluate("TRAINER.COOP.CLASS_TOKEN_POSITION", "front"), "CLASS_TOKEN_POSITION: end in the folder, front now"),
         (
             evaluate("MODEL.BACKBONE.NAME", "emoji_teacher"),

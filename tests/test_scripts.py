@@ -111,12 +111,15 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
 
     assert run("xd/train.sh", *args, *QUICK, cwd=tmp_path, OUTPUT="o")[0] == 0
     status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
+    assert status == 1 and "its prompts were learned with other settings: give the same (" in output
+    assert "OPTIM.MAX_EPOCH: 1 in the folder" in output
+    status, output = run("xd/test.sh", *args, *targets, *QUICK, cwd=tmp_path, OUTPUT="o")
     assert status == 0, output
     folder = tmp_path / "o/evaluation_emoji_food/CoOp/emoji_1shots/seed1"
     first = json.loads((folder / "results.json").read_text())["results"]
     assert [r["dataset"] for r in first] == ["EmojiActivities"]
 
-    status, output = run("xd/test.sh", *args, *targets, "emoji_animals", cwd=tmp_path, OUTPUT="o")
+    status, output = run("xd/test.sh", *args, *targets, "emoji_animals", *QUICK, cwd=tmp_path, OUTPUT="o")
     assert status == 0, output
     both = read_results(folder)["results"]
     assert both[0] == first[0], "tested again"

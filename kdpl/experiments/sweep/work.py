@@ -80,6 +80,10 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Out
         while step.missing():
             if stop.signal is not None:
                 return Outcome(exits.INTERRUPTED, "stopped before it was started")
+            if step.training and (found := step.training.stale()):
+                return Outcome(
+                    exits.FAILED, f"its prompts were learned with other settings: give the same ({'; '.join(found)})"
+                )
             if step.training and step.training.missing():
                 return Outcome(exits.FAILED, f"its training has not finished: do that step first ({step.model_dir})")
             outcome = _process(step, stop, env)
