@@ -224,6 +224,7 @@ def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_nam
     assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.objective.selection.batches
 
 
+@pytest.mark.slow
 def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
     everything = load_vocabulary(str(EMBEDDED))
     with_them = build("VPT", tmp_path, everything)

@@ -118,6 +118,7 @@ def test_an_image_that_vanishes_during_training_is_named(tmp_path):
     assert run.finished_epochs == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_gives_up_is_not_used(tmp_path, monkeypatch):
     """Dassl's own tries a damaged file again and again; here it fails at once, so that the test ends."""
     (tmp_path / "installed_reader.py").write_text(
@@ -170,6 +171,7 @@ def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
     assert (results(tmp_path / "out")["num_images"], run.finished_epochs) == (8, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
 def test_a_single_image_is_a_batch(trainer, tmp_path):
     run = build(photos(tmp_path / "photos", ["fox", "owl"], [1]), tmp_path / "out", trainer=trainer)

@@ -32,6 +32,8 @@ from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import category_scenes, draw
 from kdpl.photos.export import main
 
+pytestmark = pytest.mark.slow
+
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]

@@ -35,6 +35,8 @@ from kdpl.photos.fit import main as fit
 from kdpl.photos.names import main as names_main
 from kdpl.predict import main as predict
 
+pytestmark = pytest.mark.slow
+
 NAMES = class_names("activities")[:12]
 EMBEDDED = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quick", "--quiet"]
 
@@ -211,7 +213,6 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, messag
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.slow
 def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_path, capsys):
     (tmp_path / "one.txt").write_text("christmas tree\n")
     command = [str(photos / "photos"), str(tmp_path / "one.txt"), "-o", str(tmp_path / "out"), *EMBEDDED, "--reject"]
@@ -226,7 +227,6 @@ def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_pat
     assert found == {"christmas tree", REJECTED}
 
 
-@pytest.mark.slow
 def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, photos, tmp_path):
     out, command = tmp_path / "out", [str(photos / "photos"), str(photos / "names.txt"), *EMBEDDED]
     line = [sys.executable, "-m", "kdpl", "fit", *command, "-o", str(out), "--sentence", "an icon of a {}."]

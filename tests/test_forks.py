@@ -34,6 +34,7 @@ def learned(trainer):
     return {f"{m}.{k}": v.detach().clone() for m, model in trainer._models.items() for k, v in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", fork_styles.STYLES)
 def test_a_trainer_of_any_style_learns_without_labels(style, tmp_path, capsys):
     trainer = build(f"KDPL_{style}", tmp_path)
@@ -95,6 +96,7 @@ def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
         assert torch.allclose(parameter, pairs[name], atol=1e-6), (name, (parameter - pairs[name]).abs().max())
 
 
+@pytest.mark.slow
 def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
     from dassl.engine import build_trainer
 
@@ -109,6 +111,7 @@ def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- honesty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["StyleCoOp", "StyleProbe", "StyleSurgery"])
 def test_other_true_labels_change_nothing_bit_for_bit(style, tmp_path, monkeypatch):
     options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
@@ -207,6 +210,7 @@ def test_the_trainer_sees_its_own_name_and_node(tmp_path):
 # --------------------------------------------------------------------------------------------- options, views, resuming
 
 
+@pytest.mark.slow
 def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, capsys):
     options = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1)
     plain = build("KDPL_StyleCoOp", tmp_path / "a", *options)

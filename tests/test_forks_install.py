@@ -241,6 +241,7 @@ def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(
     assert "KDPL_StyleProbe: 10 steps without labels, 3 of 3 learned parameters moved" in printed
 
 
+@pytest.mark.slow
 def test_a_forgotten_extension_ends_in_a_line_that_says_so(fork, tmp_path):
     text = changed((fork / "train.py").read_text()).replace("    kdpl.extend_cfg(cfg)", "    pass")
     (fork / "train.py").write_text(text)

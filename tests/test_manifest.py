@@ -245,6 +245,7 @@ def test_class_specific_contexts_stay_with_their_classes(tmp_path):
     assert_same(parameters(same), parameters(run))
 
 
+@pytest.mark.slow
 def test_a_foreign_checkpoint_says_that_nothing_is_verified(finished, tmp_path, capsys):
     (path,) = finished.rglob("model.pth.tar-2")
     state = load_checkpoint(path)

@@ -59,6 +59,7 @@ def test_json_that_python_cannot_take_is_refused(text, tmp_path):
     lock.release(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     code = f"from kdpl.training.pixels import read_image\nread_image({str(tmp_path / 'x.jpg')!r})"

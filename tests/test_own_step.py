@@ -17,6 +17,8 @@ from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die
 
 from kdpl.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 IN_PROCESS = (*SMALL, "DATALOADER.NUM_WORKERS", 0)
 
 
@@ -52,7 +54,6 @@ def test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts(t
     assert not torch.equal(doubled["ctx"], plain["ctx"])
 
 
-@pytest.mark.slow
 def test_it_is_called_on_an_installed_dassl(tmp_path):
     """A real one if KDPL_DASSL names it; tests/support/installed_dassl.py says what stands in for it otherwise."""
     roof = installed_dassl(tmp_path / "site")
@@ -137,7 +138,6 @@ def on_ranks(ranks, name, output, *options):
     )
 
 
-@pytest.mark.slow
 def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
     found = {}
     for ranks in (1, 2):
@@ -148,7 +148,6 @@ def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
     torch.testing.assert_close(found[1]["ctx"], found[2]["ctx"], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
     process = on_ranks(2, "OwnStepByItself", tmp_path)
     assert process.returncode != 0
@@ -156,7 +155,6 @@ def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
     assert not list(tmp_path.rglob("model.pth.tar*")), "nothing that was trained so is saved"
 
 
-@pytest.mark.slow
 def test_one_process_may_step_by_itself(tmp_path):
     assert_same(trained(own(tmp_path / "a", name="OwnStepByItself")), trained(own(tmp_path / "b")))
 
@@ -173,7 +171,6 @@ def test_with_views_all_its_pixels_arrive_when_all_features_are_known_too(tmp_pa
     assert run.known == [True] * 25, "the first run cached the features of all images"
 
 
-@pytest.mark.slow
 def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
     import support.own_step
 
@@ -186,7 +183,6 @@ def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
     OwnLoss(cfg).train()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("with_scaling", [False, True])
 def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_path):
     unbroken, broken = (own(tmp_path / folder, *EVERY_STEP, name="OwnStepInParts") for folder in ("unbroken", "broken"))

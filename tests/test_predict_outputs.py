@@ -22,6 +22,8 @@ from kdpl.classifier.predictions.tables import Row
 from kdpl.common import exits
 from kdpl.predict import main
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["red apple", "pizza", "croissant"]
 
 
