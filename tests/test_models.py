@@ -11,8 +11,8 @@ GROUPS = {
     "plain": ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32"],
     "convolutional": ["convnext_tiny", "swin_base_patch4_window7_224"],
     "timm ViTs": ["EVA02-B-16", "MobileCLIP2-L-14"],
-    "hub tokenizers": ["ViT-B-16-SigLIP", "ViT-H-14-worldwide"],
-    "hub text": ["roberta-ViT-B-32", "mt5-base-ViT-B-32"],
+    "hub tokenizers": ["ViT-B-16-SigLIP"],
+    "hub text": ["roberta-ViT-B-32"],
 }
 
 
