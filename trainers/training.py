@@ -145,12 +145,12 @@ class Training:
         self.finished_epochs = self.epoch + 1
         self.student.end_epoch(self.epoch, self.max_epoch)
         self.progress.end_epoch(self.finished_epochs)
-        super().after_epoch()
-        if distributed.is_main():
+        if distributed.is_main():  # before the checkpoint: a run that fails between them does the epoch again, and writes both
             self.progress.write(self.output_dir)
-            if self.finished_epochs == self.max_epoch:
-                # The checkpoint of the last epoch replaces the state inside an epoch.
-                Path(self.output_dir, self.student.model_name, INSIDE).unlink(missing_ok=True)
+        super().after_epoch()
+        if distributed.is_main() and self.finished_epochs == self.max_epoch:
+            # The checkpoint of the last epoch replaces the state inside an epoch.
+            Path(self.output_dir, self.student.model_name, INSIDE).unlink(missing_ok=True)
         distributed.barrier()  # no rank reads a checkpoint before it is complete
 
     def init_writer(self, log_dir: Any) -> None:
