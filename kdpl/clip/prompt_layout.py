@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from kdpl.clip.openclip.dense_layout import DenseLayout
     from kdpl.clip.text_tower import TextTower
 
 
@@ -92,18 +93,23 @@ class PromptLayout:
 
     def embed(self, ctx: Tensor | None) -> Tensor:
         """Return the packed input of the first layer, `(P, N, w)`; P is 1, or B for one context per image."""
-        if ctx is None:
-            if self.slot_count:
-                raise ValueError(f"The prompts have {self.slot_count} context slots: expected ctx, got None.")
-            return self.rows.unsqueeze(0)
-        if ctx.shape[-2] != self.slot_count:
-            raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {self.slot_count} slots.")
-        if self.class_specific:
-            vectors = ctx[self.slot_owners, self.slot_index].unsqueeze(0)  # (1, S, w)
-        else:
-            vectors = (ctx if ctx.dim() == 3 else ctx.unsqueeze(0)).index_select(1, self.slot_index)  # (P, S, w)
-        vectors = vectors.to(self.rows.dtype) + self.rows[self.slot_rows]
-        return self.rows.expand(len(vectors), -1, -1).index_copy(1, self.slot_rows, vectors)
+        return fill_slots(self, self.rows, ctx)
+
+
+def fill_slots(layout: "PromptLayout | DenseLayout", rows: Tensor, ctx: Tensor | None) -> Tensor:
+    """Return the rows `(N, w)` of a layout with context vectors in its slots, `(P, N, w)`; P is 1, or B for one per image."""
+    if ctx is None:
+        if layout.slot_count:
+            raise ValueError(f"The prompts have {layout.slot_count} context slots: expected ctx, got None.")
+        return rows.unsqueeze(0)
+    if ctx.shape[-2] != layout.slot_count:
+        raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {layout.slot_count} slots.")
+    if layout.class_specific:
+        vectors = ctx[layout.slot_owners, layout.slot_index].unsqueeze(0)  # (1, S, w)
+    else:
+        vectors = (ctx if ctx.dim() == 3 else ctx.unsqueeze(0)).index_select(1, layout.slot_index)  # (P, S, w)
+    vectors = vectors.to(rows.dtype) + rows[layout.slot_rows]
+    return rows.expand(len(vectors), -1, -1).index_copy(1, layout.slot_rows, vectors)
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]], class_specific: bool) -> int:

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kdpl.clip.prompt_layout import fill_slots
+
 
 class DenseTower(Protocol):
     """What the layout asks of a tower."""
@@ -94,15 +96,4 @@ class DenseLayout:
 
     def embed(self, ctx: Tensor | None) -> Tensor:
         """Return the different rows of the first layer's input, `(P, U, w)`; P is 1, or B for one context per image."""
-        if ctx is None:
-            if self.slot_count:
-                raise ValueError(f"The prompts have {self.slot_count} context slots: expected ctx, got None.")
-            return self.unique.unsqueeze(0)
-        if ctx.shape[-2] != self.slot_count:
-            raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {self.slot_count} slots.")
-        if self.class_specific:
-            vectors = ctx[self.slot_owners, self.slot_index].unsqueeze(0)  # (1, S, w)
-        else:
-            vectors = (ctx if ctx.dim() == 3 else ctx.unsqueeze(0)).index_select(1, self.slot_index)  # (P, S, w)
-        vectors = vectors.to(self.unique.dtype) + self.unique[self.slot_rows]
-        return self.unique.expand(len(vectors), -1, -1).index_copy(1, self.slot_rows, vectors)
+        return fill_slots(self, self.unique, ctx)
