@@ -79,13 +79,16 @@ names = st.lists(st.text(max_size=3), unique=True, min_size=2, max_size=5)
 
 @given(names, st.permutations(range(5)), st.floats(0.1, 1), st.floats(0.1, 1))
 def test_the_digest_follows_everything_and_the_recipe_everything_but_the_seed(classes, order, a, b):
-    def manifest(seed=1, lr=a, images="1 (x)", classes=classes):
-        return Manifest({"SEED": seed, "OPTIM.LR": lr}, {"class names": list(classes), "training images": images})
+    def manifest(seed=1, lr=a, images="1 (x)", classes=classes, shots=16):
+        config = {"SEED": seed, "OPTIM.LR": lr, "DATASET.NUM_SHOTS": shots}
+        return Manifest(config, {"class names": list(classes), "training images": images})
 
     one = manifest()
     assert one.digest == Manifest.from_dict(json.loads(json.dumps(one.to_dict()))).digest
     assert (manifest(lr=b).digest == one.digest) == (a == b) == (manifest(lr=b).recipe == one.recipe)
     assert manifest(2).digest != one.digest and manifest(2, images="2 (y)").recipe == one.recipe
+    assert manifest(2, images="2 (y)", shots=-1).recipe != manifest(shots=-1).recipe, "no seed has drawn these"
+    assert manifest(2, shots=-1).recipe == manifest(shots=-1).recipe
     assert manifest(images="2 (y)").digest != one.digest
     shuffled = [classes[i] for i in order if i < len(classes)]
     assert (manifest(classes=shuffled).digest == one.digest) == (shuffled == list(classes))

@@ -435,8 +435,10 @@ def test_without_matplotlib_the_way_out_is_named(tmp_path, capsys, monkeypatch):
 
 
 def test_a_cell_never_mixes_manifests_that_differ_in_more_than_the_seed(tmp_path, capsys):
+    config = {"DATASET.NUM_SHOTS": 1}
+
     def finished(name, seed, lr, accuracy):
-        manifest = Manifest({"SEED": seed, "OPTIM.LR": lr}, {"training images": f"1 ({seed})"}) if lr else None
+        manifest = Manifest({**config, "SEED": seed, "OPTIM.LR": lr}, {"training images": f"1 ({seed})"}) if lr else None
         add(tmp_path / name, "EmojiFood", accuracy, seed=seed, manifest=manifest and manifest.to_dict())
 
     finished("a", 1, 0.1, 40.0)

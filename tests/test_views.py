@@ -3,8 +3,10 @@
 import errno
 
 import numpy as np
+import PIL
 import pytest
 import torch
+import torchvision
 import torchvision.transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,7 +125,7 @@ def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
     assert losses(warm) == losses(cold)
 
 
-def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path):
+def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, monkeypatch):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     run("KDPL_CoOp", tmp_path / "cold", *kept)
 
@@ -137,6 +139,11 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path):
     assert known("TRAINER.KDPL.TEACHER", "emoji_student") == [student, student], "the weights count, not the role"
     assert known("INPUT.RRCROP_SCALE", (0.3, 1.0)) == [0, 0]
     assert known("TRAINER.KDPL.VIEW_SEED", 1) == [0, 0]
+    for library in (PIL, torchvision):
+        with monkeypatch.context() as other:
+            other.setattr(library, "__version__", "another")
+            assert known() == [0, 0]
+    assert known() == [teacher, student]
     assert ImageFile("a", "2").key(0) != ImageFile("a", "3").key(0) != ImageFile("a", "3").key(1)
 
 

@@ -25,6 +25,7 @@ DIGITS = 10  # of the short digests
 EARLIER = "earlier"  # in the environment: what was different before a run was continued
 ZERO_SHOT = ("INPUT.", "MODEL.", "TRAINER.", "DATASET.TEMPLATE")  # what matters without a training
 PER_SEED = ("SEED",)  # keys in which runs of one recipe differ
+SHOTS = "DATASET.NUM_SHOTS"  # if positive, the seed draws the training images
 
 
 class OtherRunError(ValueError):
@@ -55,9 +56,10 @@ class Manifest:
 
     @property
     def recipe(self) -> str:
-        """A short digest that runs share which differ in their seed alone, and in the images that it has drawn."""
+        """A short digest that runs share which differ in their seed alone, and in the images that it has drawn, if any."""
         config = {key: value for key, value in self.config.items() if key not in PER_SEED}
-        facts = {key: value for key, value in self.facts.items() if key != "training images"}
+        drawn = self.config.get(SHOTS, -1) > 0
+        facts = {key: value for key, value in self.facts.items() if not (drawn and key == "training images")}
         return _digest(config, facts, [{**c, "epoch": None} for c in self.changes])
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import kdpl  # first: it makes `dassl` importable
 
 import torch  # isort: skip
+import torch.utils.tensorboard  # isort: skip  # once, here: the forked runs share it
 from support import ROOT, emoji_args  # isort: skip
 
 import kdpl.classifier.classifier

@@ -22,6 +22,7 @@ DISTILL, TRAINING, CHECKPOINTS = "trainers/distill.py", "trainers/training.py", 
 LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
 OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
+MANIFEST = "tests/test_manifest.py::"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
 
@@ -226,6 +227,99 @@ MUTATIONS = [
         'f"{seed}\\0{view}\\0{image}"',
         'f"{seed}\\0{image}"',
         "tests/test_views.py::test_views_are_augmented_and_differ_between_images_views_and_view_seeds",
+    ),
+    mutation(
+        "views found whatever the content of the image",
+        "kdpl/distill/views.py",
+        "return key_of(self.name, self.content, view)",
+        "return key_of(self.name, view)",
+        "tests/test_views.py::test_other_weights_transforms_and_changed_images_do_not_find_them",
+    ),
+    mutation(
+        "views found whatever library has read the image",
+        "kdpl/distill/views.py",
+        '"versions": [PIL.__version__, torchvision.__version__],',
+        '"versions": [],',
+        "tests/test_views.py::test_other_weights_transforms_and_changed_images_do_not_find_them",
+    ),
+    mutation(
+        "remembered digests never verified",
+        "kdpl/common/rows/digests.py",
+        "wrong = [i for i in sample if digest(paths[i]) != known[keys[i]]]",
+        "wrong = []",
+        f"{MANIFEST}test_digests_are_remembered_and_follow_the_content",
+    ),
+    # --------------------------------------------------------------------------------------------------------- manifests
+    mutation(
+        "a learning rate that does not matter",
+        "kdpl/config/influence.py",
+        '"VERSION", "OUTPUT_DIR",',
+        '"VERSION", "OPTIM.LR", "OUTPUT_DIR",',
+        f"{MANIFEST}test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything[OPTIM.LR]",
+    ),
+    mutation(
+        "an interrupted run continued under another learning rate",
+        "kdpl/config/influence.py",
+        '"VERSION", "OUTPUT_DIR",',
+        '"VERSION", "OPTIM.LR", "OUTPUT_DIR",',
+        "tests/test_interruption.py::test_a_run_is_not_gone_on_with_under_other_settings",
+    ),
+    mutation(
+        "training images told apart by their names alone",
+        "trainers/records.py",
+        "rows = [[file.name, file.content,",
+        "rows = [[file.name,",
+        f"{MANIFEST}test_images_whose_content_changed_are_another_run",
+    ),
+    mutation(
+        "contexts of classes evaluated for other classes",
+        "trainers/records.py",
+        "    if trainer.student.class_specific:\n",
+        "    if trainer is None:\n",
+        f"{MANIFEST}test_class_specific_contexts_stay_with_their_classes",
+    ),
+    mutation(
+        "prompts of one trainer evaluated as another's",
+        "trainers/records.py",
+        'keys = sorted(["TRAINER.NAME", *PIXELS',
+        "keys = sorted([*PIXELS",
+        f"{MANIFEST}test_prompts_are_evaluated_as_what_they_were_learned_as",
+    ),
+    mutation(
+        "a sweep that counts runs of other options",
+        "kdpl/experiments/sweep/runs.py",
+        "model_dir=self.model_dir, settings=self.settings)",
+        "model_dir=self.model_dir)",
+        "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
+    ),
+    mutation(
+        "a cell that mixes recipes",
+        "kdpl/experiments/report/runs.py",
+        "apart = {cell for cell, found in recipes.items() if len(found) > 1}",
+        "apart = set()",
+        "tests/test_report.py::test_a_cell_never_mixes_manifests_that_differ_in_more_than_the_seed",
+    ),
+    mutation(
+        "a recipe that forgets which images it was trained on",
+        "kdpl/config/manifest.py",
+        "drawn = self.config.get(SHOTS, -1) > 0",
+        "drawn = True",
+        f"{MANIFEST}test_the_digest_follows_everything_and_the_recipe_everything_but_the_seed",
+    ),
+    # ----------------------------------------------------------------------------------------------------------- signals
+    mutation(
+        "a second signal that kills",
+        "kdpl/common/signals.py",
+        "elif now - self._first > REPEATED_S:",
+        "else:",
+        "tests/test_signals.py::test_a_second_signal_within_a_second_still_ends_in_75",
+    ),
+    mutation(
+        "a launcher that nobody watches",
+        "kdpl/common/distributed/watch.py",
+        "while _parent_lives():",
+        "while True:",
+        "tests/test_watch.py::test_a_launcher_that_dies_ends_its_ranks_and_frees_the_folder",
     ),
     # ------------------------------------------------------------------------------------------------------------ resume
     mutation(
