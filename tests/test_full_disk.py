@@ -1,16 +1,21 @@
 """A full disk, or a limit on the size of files: the previous version stays, and the message names the file and the way out."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from itertools import count
 
 import pytest
 import torch
 from dataset_miniatures import BUILDERS, load
 from support import ROOT, emoji_args, save_clip
 from support.files import RUN, result
+from support.trainings import build
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from kdpl.classifier.bundle import read_bundle
 from kdpl.clip.loading import load_clip
@@ -183,3 +188,26 @@ def test_another_error_keeps_its_own_kind_and_the_file(tmp_path):
         raise PermissionError("another")
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("when", ["when they are opened", "later, in TensorBoard's thread"])
+def test_curves_that_cannot_be_written_do_not_end_the_run(when, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    curves = tmp_path / "out" / "tensorboard"
+    if when == "when they are opened":
+        curves.parent.mkdir()
+        curves.write_text("a file in the place of the folder")
+    else:
+        write, calls = RecordWriter.write, count()
+
+        def fail(self, data):
+            if next(calls) > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(self, data)
+
+        monkeypatch.setattr(RecordWriter, "write", fail)
+    run = build("KDPL_CoOp", tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    run.train()
+    printed = capsys.readouterr()
+    assert printed.out.count("The TensorBoard curves end here, because they cannot be written") == 1
+    assert "Traceback" not in printed.err and (tmp_path / "out" / "prompts.safetensors").is_file()

@@ -1,5 +1,7 @@
 """Evaluation on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names."""
 
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -29,8 +31,21 @@ from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
+def _report_unless_of_curves(args: threading.ExceptHookArgs) -> None:
+    """Report the error of a thread; TensorBoard's writer hands its write errors to the next call, which reports them."""
+    of_curves = isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")
+    if not of_curves:
+        threading.__excepthook__(args)
+
+
 class _Curves:
     """TensorBoard curves whose write errors end the curves, not the run."""
+
+    def init_writer(self, log_dir: str | os.PathLike) -> None:
+        """Open the TensorBoard log unless it is open."""
+        threading.excepthook = _report_unless_of_curves
+        with self._outliving_the_curves():
+            super().init_writer(log_dir)
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write a value to the TensorBoard log if it is open."""
