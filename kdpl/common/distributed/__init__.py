@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdpl.common.distributed.watch import Watch
+from kdpl.common.distributed import watch
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
 
@@ -37,10 +37,9 @@ def start(use_cuda: bool) -> None:
     cuda = use_cuda and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    watch = Watch()
-    watch.parent()
+    watch.in_thread(watch.parent)
     dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
-    watch.ranks()
+    watch.in_thread(watch.ranks)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
 
