@@ -78,7 +78,8 @@ def holder(folder: str | os.PathLike) -> dict:
 
 def this_process() -> dict:
     """Return what identifies this process: its host, process id and start."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": now, "born": _birth(os.getpid())}
 
 
 def _lock(file: IO[str]) -> bool | None:
@@ -130,7 +131,3 @@ def _birth(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
