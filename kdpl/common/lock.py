@@ -1,6 +1,5 @@
 """The lock on an output folder: one run at a time writes to it."""
 
-import contextlib
 import errno
 import json
 import os
@@ -59,17 +58,8 @@ def occupy(folder: str | os.PathLike) -> None:
     _held[str(path)] = file
 
 
-def release(folder: str | os.PathLike) -> None:
-    """Release the lock on an output folder, if this process holds it."""
-    file = _held.pop(str(Path(folder).resolve() / FILE_NAME), None)
-    if file is not None:
-        with contextlib.suppress(OSError):
-            file.truncate(0)  # the file stays: if it were deleted, two processes could lock two files of that name
-        file.close()
-
-
 def holder(folder: str | os.PathLike) -> dict:
-    """Return the process that locked an output folder and has not released it, if any (see `this_process` and `lives`)."""
+    """Return the process that locked an output folder last, if any (see `this_process` and `lives`)."""
     try:
         return _read(read_text(Path(folder) / FILE_NAME, MAX_BYTES))
     except (OSError, UnsafeTextError):
