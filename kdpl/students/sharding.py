@@ -31,8 +31,7 @@ def prepare_names(student: "Student", names: Sequence[str], shard_classes: bool)
         raise ValueError(
             f"TRAINER.KDPL.SHARD_CLASSES True cannot split {len(names)} class names among {ranks} processes: set it to False."
         )
-    counts = [len(names[distributed.share(len(names), rank)]) for rank in range(ranks)]
-    return Shard(student.prepare(names[distributed.share(len(names))]), counts)
+    return Shard(student.prepare(names[distributed.share(len(names))]), distributed.share_lengths(len(names)))
 
 
 def encode_names(student: "Student", prepared: Any, image_features: Tensor | None = None) -> Tensor:

@@ -64,11 +64,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int, of: int | None = None) -> slice:
-    """Return the slice of `count` items that a rank works on, by default this rank; lengths differ by at most one."""
-    of = rank() if of is None else of
+def share(count: int) -> slice:
+    """Return the slice of `count` items that this rank works on; the ranks' lengths differ by at most one."""
+    start = sum(share_lengths(count)[: rank()])
+    return slice(start, start + share_lengths(count)[rank()])
+
+
+def share_lengths(count: int) -> list[int]:
+    """Return of how many of `count` items each rank works on."""
     n = world()
-    return slice(count * of // n, count * (of + 1) // n)
+    return [count * (of + 1) // n - count * of // n for of in range(n)]
 
 
 def _named(call: Callable) -> Callable:
