@@ -163,7 +163,9 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
             if found is None:
                 raise PrepareError(f"{archive} holds no {source.inside or first}. Is it another archive of that name?")
             if found.name == first:
-                _move_absent(found.parent.iterdir(), data.path)
+                for entry in list(found.parent.iterdir()):
+                    if not (data.path / entry.name).exists():
+                        rename_folder(entry, data.path / entry.name)
             else:
                 rename_folder(found, data.path / first)
     except ArchiveError:
@@ -177,12 +179,6 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
 
 def _find(top: Path, name: str) -> Path | None:
     return min(top.rglob(name), key=lambda path: len(path.parts), default=None)
-
-
-def _move_absent(entries: Iterable[Path], folder: Path) -> None:
-    for entry in list(entries):
-        if not (folder / entry.name).exists():
-            rename_folder(entry, folder / entry.name)
 
 
 def _instruction(source: Source, data: DataFolder) -> str:
