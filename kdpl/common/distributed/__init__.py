@@ -4,7 +4,6 @@ With a single process every function is a no-op or returns its input, so callers
 are tiny: a step exchanges one vector, the sum of their gradients.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -42,13 +41,6 @@ def start(use_cuda: bool) -> None:
     watch.in_thread(watch.ranks)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
-
-
-def stop() -> None:
-    """Leave the job."""
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # the other processes may have ended
-            dist.destroy_process_group()
 
 
 def rank() -> int:
