@@ -216,12 +216,9 @@ def inspect(data: DataFolder) -> Report:
         return Report("partial" if there else "missing", "", "", ", ".join(absent))
     try:
         split, origin = find_split(data)
-    except MissingDataError as error:
-        return Report("partial", "", "", _first_line(error, facts))
-    except DamagedDataError as error:
-        return Report("damaged", "", "", _first_line(error, facts))
-    except (ModuleNotFoundError, OSError) as error:
-        return Report("present", "", "", _first_line(error, facts))
+    except (DamagedDataError, ModuleNotFoundError, OSError) as error:  # a MissingDataError is an OSError
+        state = {MissingDataError: "partial", DamagedDataError: "damaged"}.get(type(error), "present")
+        return Report(state, "", "", str(error).splitlines()[0].removeprefix(f"{facts.name}: "))
     total = sum(map(len, split))
     kind = "own lists" if not facts.split_address else "published" if data.has_published_split else "made here"
     note = f"{facts.published_split}: {facts.split_address}" if kind == "made here" else ""
@@ -231,10 +228,6 @@ def inspect(data: DataFolder) -> Report:
         note = f"{published - total:,} images. {note}".strip()
     state = "complete" if total >= published else "partial"
     return Report(state, f"{total:,} of {published:,}", kind, note)
-
-
-def _first_line(error: Exception, facts: Facts) -> str:
-    return str(error).splitlines()[0].removeprefix(f"{facts.name}: ")
 
 
 if __name__ == "__main__":
