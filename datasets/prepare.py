@@ -17,8 +17,9 @@ from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
 from kdpl.common.files import atomic_write, rename_folder, replace
+from kdpl.config.choices import check_choice
 from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
-from kdpl.datasets.coop.catalog import CATALOG, Facts, Source, facts_of
+from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.coop.splits import find_split
 
@@ -46,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="report what is there; fetch nothing (default: all names)")
     args = parser.parse_args(argv)
     try:
-        chosen = [facts_of(name) for name in args.names]
+        for name in args.names:
+            check_choice("The data set", name, CATALOG)
     except ValueError as error:
         parser.error(str(error))
+    chosen = [CATALOG[name] for name in args.names]
     if not chosen and not args.check:
         parser.error("name the data sets to prepare, or give --check")
     if args.check:
