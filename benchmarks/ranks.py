@@ -84,7 +84,8 @@ def measure(args: argparse.Namespace) -> None:
             durations.append(time.perf_counter() - started)
     if distributed.is_main():
         Path(args.measure).write_text(json.dumps(statistics.median(durations[1:])))
-    distributed.stop()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
 from kdpl.config.choices import SUBSAMPLES, check_choice, is_distilled
+from kdpl.training.seeding import seeded
 
 MAX_VAL_SHOTS = 4
 
@@ -131,14 +132,5 @@ class ClassListDataset(DatasetBase):
         return 1 + max(self._names, default=-1)
 
 
-@contextmanager
-def _random_seeded(seed: int):
-    if seed < 0:
-        yield
-        return
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
+def _random_seeded(seed: int) -> AbstractContextManager:
+    return seeded(seed) if seed >= 0 else nullcontext()

@@ -17,8 +17,9 @@ from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
 from kdpl.common.files import atomic_write, rename_folder, replace
+from kdpl.config.choices import check_choice
 from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
-from kdpl.datasets.coop.catalog import CATALOG, Facts, Source, facts_of
+from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.coop.splits import find_split
 
@@ -46,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="report what is there; fetch nothing (default: all names)")
     args = parser.parse_args(argv)
     try:
-        chosen = [facts_of(name) for name in args.names]
+        for name in args.names:
+            check_choice("The data set", name, CATALOG)
     except ValueError as error:
         parser.error(str(error))
+    chosen = [CATALOG[name] for name in args.names]
     if not chosen and not args.check:
         parser.error("name the data sets to prepare, or give --check")
     if args.check:
@@ -163,7 +166,9 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
             if found is None:
                 raise PrepareError(f"{archive} holds no {source.inside or first}. Is it another archive of that name?")
             if found.name == first:
-                _move_absent(found.parent.iterdir(), data.path)
+                for entry in list(found.parent.iterdir()):
+                    if not (data.path / entry.name).exists():
+                        rename_folder(entry, data.path / entry.name)
             else:
                 rename_folder(found, data.path / first)
     except ArchiveError:
@@ -177,12 +182,6 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
 
 def _find(top: Path, name: str) -> Path | None:
     return min(top.rglob(name), key=lambda path: len(path.parts), default=None)
-
-
-def _move_absent(entries: Iterable[Path], folder: Path) -> None:
-    for entry in list(entries):
-        if not (folder / entry.name).exists():
-            rename_folder(entry, folder / entry.name)
 
 
 def _instruction(source: Source, data: DataFolder) -> str:
@@ -220,12 +219,9 @@ def inspect(data: DataFolder) -> Report:
         return Report("partial" if there else "missing", "", "", ", ".join(absent))
     try:
         split, origin = find_split(data)
-    except MissingDataError as error:
-        return Report("partial", "", "", _first_line(error, facts))
-    except DamagedDataError as error:
-        return Report("damaged", "", "", _first_line(error, facts))
-    except (ModuleNotFoundError, OSError) as error:
-        return Report("present", "", "", _first_line(error, facts))
+    except (DamagedDataError, ModuleNotFoundError, OSError) as error:  # a MissingDataError is an OSError
+        state = {MissingDataError: "partial", DamagedDataError: "damaged"}.get(type(error), "present")
+        return Report(state, "", "", str(error).splitlines()[0].removeprefix(f"{facts.name}: "))
     total = sum(map(len, split))
     kind = "own lists" if not facts.split_address else "published" if data.has_published_split else "made here"
     note = f"{facts.published_split}: {facts.split_address}" if kind == "made here" else ""
@@ -235,10 +231,6 @@ def inspect(data: DataFolder) -> Report:
         note = f"{published - total:,} images. {note}".strip()
     state = "complete" if total >= published else "partial"
     return Report(state, f"{total:,} of {published:,}", kind, note)
-
-
-def _first_line(error: Exception, facts: Facts) -> str:
-    return str(error).splitlines()[0].removeprefix(f"{facts.name}: ")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_no_file_or_class_outgrows_its_idea(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef):
             methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
-            assert len(methods) <= 20, (node.name, len(methods))
+            assert len(methods) <= 19, (node.name, len(methods))
 
 
 def test_no_room_has_more_than_a_dozen_entries():

@@ -13,7 +13,9 @@ import torch
 from support import ROOT, emoji_args, run_train
 from support.ranks import environment, torchrun
 
+from kdpl.common import distributed
 from kdpl.common.exits import INTERRUPTED
+from kdpl.students.sharding import prepare_names
 from kdpl.training.checkpoint import load_checkpoint
 
 # 84 images in batches of 10: a rank of four has 2 or 3 of them. 336 test images in batches of 50, the last of 36.
@@ -111,3 +113,21 @@ def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_
 def test_a_batch_too_small_for_the_ranks_is_refused(tmp_path):
     process = train(2, "KDPL_CoOp", tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", 1, check=False)
     assert "A batch of 1 images cannot be split among 2 processes: raise DATALOADER.TRAIN_X.BATCH_SIZE" in process.stderr
+
+
+@pytest.mark.parametrize(("count", "world"), [(10, 4), (2, 3), (7, 1)])
+def test_ranks_share_items_evenly_and_leave_none_out(count, world, monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(range(count))[distributed.share(count)])
+    assert [i for share in shares for i in share] == list(range(count))
+    assert [len(share) for share in shares] == distributed.share_lengths(count)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_fewer_class_names_than_ranks_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(ValueError, match="cannot split 2 class names among 3 processes: set it to False"):
+        prepare_names(None, ["apple", "pear"], shard_classes=True)

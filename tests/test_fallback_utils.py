@@ -101,7 +101,7 @@ def test_json_survives_the_round_trip_into_a_new_folder(tmp_path):
 
 def test_a_damaged_json_file_is_named(tmp_path):
     (tmp_path / "split.json").write_text('{"train": [')
-    with pytest.raises(ValueError, match=r"split\.json' is not valid JSON"):
+    with pytest.raises(ValueError, match=r"split\.json' is not JSON"):
         read_json(tmp_path / "split.json")
 
 

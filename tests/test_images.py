@@ -15,7 +15,7 @@ from support import image_file
 
 from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image
 from kdpl.common.images import files as image_files
-from kdpl.common.images.files import find_images, list_images, media_line, natural_key
+from kdpl.common.images.files import list_images, media_line, natural_key
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -180,9 +180,9 @@ def test_images_are_found_at_any_depth_and_hidden_or_other_files_counted(tmp_pat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "back").symlink_to(tmp_path)
-    images, others = find_images(tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
-    assert others == 6  # .git is one, and so is the link that leads back
+    listing = list_images(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in listing.images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
+    assert listing.others == 6 and not listing.unreadable  # .git is one, and so is the link that leads back
 
 
 # --------------------------------------------------------------------------------------------- whatever lies in a folder

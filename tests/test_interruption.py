@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow, run_train
+from support import ROOT, emoji_args, mostly_slow, release, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
@@ -299,7 +299,7 @@ def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
     assert run.epoch == 1, "not at the first ones, which amp's scale is found by"
 
 
-def test_a_lock_is_held_until_it_is_given_back(tmp_path):
+def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
     holder = (
         f"import time\nfrom kdpl.common import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
         "print('held', flush=True)\ntime.sleep(60)"
@@ -310,8 +310,8 @@ def test_a_lock_is_held_until_it_is_given_back(tmp_path):
             lock.occupy(tmp_path)
         process.kill()
     lock.occupy(tmp_path)
-    lock.release(tmp_path)
-    assert (tmp_path / lock.FILE_NAME).read_text() == ""
+    assert lock.holder(tmp_path) == lock.this_process() | {"started": lock.holder(tmp_path)["started"]}
+    release(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, live
             lock.occupy(tmp_path)
     else:
         lock.occupy(tmp_path)
-        lock.release(tmp_path)
+        release(tmp_path)
         assert "Taking over" in capsys.readouterr().out
 
 

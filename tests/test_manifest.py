@@ -293,4 +293,4 @@ def test_class_specific_contexts_are_not_tested_on_another_data_set_of_as_many_c
     run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
     run.train()
     with pytest.raises(ValueError, match="learned a context for each of 42 classes"):
-        run.prepare_names(run.class_names[::-1])
+        run.student.prepare(run.class_names[::-1])

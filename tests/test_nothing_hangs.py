@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import yaml
-from support import ROOT
+from support import ROOT, release
 from support.files import sweep_file
 
 from kdpl.common import lock
@@ -56,7 +56,7 @@ def test_json_that_python_cannot_take_is_refused(text, tmp_path):
         read_results(tmp_path)
     assert read_manifest(tmp_path) is None and lock.holder(tmp_path) == {}
     lock.occupy(tmp_path)
-    lock.release(tmp_path)
+    release(tmp_path)
 
 
 @pytest.mark.slow

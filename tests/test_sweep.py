@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, release
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits, lock
@@ -264,7 +264,7 @@ def test_status_is_of_files_processes_and_records(tmp_path, capsys):
 
     lock.occupy(killed.steps[0].folder)  # by train.py alone, say
     assert status.states(sweep, [killed])[0].name == "running"
-    lock.release(killed.steps[0].folder)
+    release(killed.steps[0].folder)
     assert status.states(sweep, [killed])[0].name == "waiting"
 
 

@@ -225,10 +225,9 @@ def test_a_bound_on_tokens_in_flight_changes_nothing_but_the_memory():
 
 
 def test_each_data_set_has_its_published_sentence():
+    kinds = {"OxfordPets": "pet", "OxfordFlowers": "flower", "FGVCAircraft": "aircraft"}
     sentences = {
-        "OxfordPets": "a photo of a {}, a type of pet.",
-        "OxfordFlowers": "a photo of a {}, a type of flower.",
-        "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+        **{name: f"a photo of a {{}}, a type of {kind}." for name, kind in kinds.items()},
         "DescribableTextures": "{} texture.",
         "EuroSAT": "a centered satellite photo of {}.",
         "Food101": "a photo of {}, a type of food.",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, emoji_args
+from support import ROOT, emoji_args, release
 from support.ranks import environment, torchrun
 
 from kdpl.common import lock
@@ -53,7 +53,7 @@ def test_a_launcher_that_dies_ends_its_ranks_and_frees_the_folder(until, tmp_pat
         time.sleep(0.1)
     assert "error: The launcher of this process (torchrun) has ended" in log.read_text()
     lock.occupy(tmp_path / "out")
-    lock.release(tmp_path / "out")
+    release(tmp_path / "out")
 
 
 def test_a_rank_that_stops_is_named(tmp_path):

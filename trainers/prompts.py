@@ -7,7 +7,6 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 import os
 import random
 import time
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +23,7 @@ from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
 from kdpl.distill.views import ImageFile, image_files
 from kdpl.students import Student
+from kdpl.students.sharding import encode_names, prepare_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
@@ -117,11 +117,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
 
     def use_class_names(self) -> None:
         # A class-agnostic training may have no class names.
-        self.prepared = self.prepare_names(self.class_names) if self.class_names else None
-
-    def prepare_names(self, names: Sequence[str]) -> Any:
-        """Return the student's constants of class names; with TRAINER.KDPL.SHARD_CLASSES of this rank's share of them."""
-        return self.student.prepare_shard(names) if self.cfg.TRAINER.KDPL.SHARD_CLASSES else self.student.prepare(names)
+        shard, names = self.cfg.TRAINER.KDPL.SHARD_CLASSES, self.class_names
+        self.prepared = prepare_names(self.student, names, shard) if names else None
 
     def template(self) -> str:
         """The hand-written sentence of the data set."""
@@ -149,7 +146,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     def test(self, split: str | None = None) -> float:
         if self.class_names and not self.student.text_depends_on_images:  # once for the whole evaluation
             with self.clip.autocast():
-                self.evaluation_text = self.student.encode_names(self.prepared)
+                self.evaluation_text = encode_names(self.student, self.prepared)
         try:
             return super().test(split)
         finally:

@@ -35,7 +35,8 @@ def is_archive(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as raw, _decompressed(raw) as stream:
-            return _looks_like_tar(stream.read(512))
+            tarfile.TarInfo.frombuf(stream.read(512), "utf-8", "surrogateescape")
+            return True
     except (*_DAMAGE, OSError):
         return False
 
@@ -212,11 +213,3 @@ def _decompressed(raw: IO[bytes]) -> IO[bytes]:
         if start.startswith(magic):
             return opener(raw)
     return raw
-
-
-def _looks_like_tar(block: bytes) -> bool:
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from kdpl.config.choices import check_choice
 from kdpl.datasets.coop import readers
 from kdpl.datasets.coop.folder import DataFolder, Split
 
@@ -107,13 +106,3 @@ def _facts(name: str, entry: dict[str, Any]) -> Facts:
 
 _ENTRIES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CATALOG = {name: _facts(name, entry) for name, entry in _ENTRIES.items()}
-
-
-def facts_of(name: str) -> Facts:
-    """Return a data set's entry.
-
-    Raises:
-        ConfigError: there is none of this name; the closest is named.
-    """
-    check_choice("The data set", name, CATALOG)
-    return CATALOG[name]

@@ -209,34 +209,19 @@ def _style_indices(key: str, chosen: Sequence[str]) -> list[int]:
     return [STYLES.index(style) for style in chosen or STYLES]
 
 
-class EmojiFood(EmojiScenes):
-    """84 kinds of food and drink."""
-
-    category = "food"
-
-
-class EmojiActivities(EmojiScenes):
-    """58 things of sports, games and festivities."""
-
-    category = "activities"
+CATEGORIES = {
+    "food": "84 kinds of food and drink.",
+    "activities": "58 things of sports, games and festivities.",
+    "animals": "107 animals and plants.",
+    "travel": "153 vehicles, buildings, landscapes and kinds of weather.",
+    "objects": "165 things of use.",
+}
 
 
-class EmojiAnimals(EmojiScenes):
-    """107 animals and plants."""
-
-    category = "animals"
-
-
-class EmojiTravel(EmojiScenes):
-    """153 vehicles, buildings, landscapes and kinds of weather."""
-
-    category = "travel"
+def _category_class(category: str) -> type[EmojiScenes]:
+    members = {"__doc__": CATEGORIES[category], "__module__": __name__, "category": category}
+    return type(f"Emoji{category.capitalize()}", (EmojiScenes,), members)
 
 
-class EmojiObjects(EmojiScenes):
-    """165 things of use."""
-
-    category = "objects"
-
-
-DATASETS = {c.__name__: c for c in (EmojiFood, EmojiActivities, EmojiAnimals, EmojiTravel, EmojiObjects)}
+DATASETS = {c.__name__: c for c in map(_category_class, CATEGORIES)}
+globals().update(DATASETS)  # so that a class is found, and pickled, by its name

@@ -1,6 +1,5 @@
 """Learned prompts as a classifier of images: `kdpl.load(folder)`."""
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
-from kdpl.classifier.texts import NameEncoder, refuse_doubles
+from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names import ModelNameError
@@ -126,17 +125,13 @@ class Classifier:
         self.student.requires_grad_(False).eval().to(self.device)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)
         self.decoder = Decoder(bundle.preprocessing)
+        self.seconds = self.decoder.seconds
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
-        self._classnames, self._prepared, self._text = list(bundle.classnames), None, None
-        self._background: Tensor | None = None
+        self._texts = NameTexts(self.encoder, bundle.classnames)
+        self._background = NameTexts(self.encoder, bundle.decision.background)
 
     def _misfit(self, name: str, error: Exception) -> BundleError:
         return BundleError(f"The prompts of {self.bundle.trainer} for '{self.bundle.backbone}' do not fit '{name}': {error}")
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Time spent since the start, see `Decoder.seconds`."""
-        return self.decoder.seconds
 
     # ---------------------------------------------------------------------------------------------------------- class names
 
@@ -148,7 +143,7 @@ class Classifier:
             ValueError: on setting, no name, an empty one, two that are the same to CLIP, or class-specific prompts have none
                 for the list.
         """
-        return list(self._classnames)
+        return list(self._texts.names)
 
     @classnames.setter
     def classnames(self, names: Sequence[str]) -> None:
@@ -164,7 +159,7 @@ class Classifier:
                 f"{', '.join(self.bundle.classnames[:5])}, ... ({len(self.bundle.classnames)} names) in this order, and there "
                 "are none for other names. Train with CSC False."
             )
-        self._classnames, self._prepared, self._text = names, None, None
+        self._texts = NameTexts(self.encoder, names)
 
     @property
     def text_features(self) -> Tensor:
@@ -173,35 +168,21 @@ class Classifier:
         Raises:
             ValueError: the variant has other text features for each image (CoCoOp).
         """
-        self._refuse_conditional("has no text features of the class names alone")
-        return self._class_features().cpu().clone()
+        self.refuse_conditional("has no text features of the class names alone")
+        return self._texts.features.cpu().clone()
 
-    def _refuse_conditional(self, what: str) -> None:
+    def refuse_conditional(self, what: str) -> None:
+        """Raise a ValueError that says what the variant cannot do if every image has text features of its own (CoCoOp)."""
         if self.encoder.depends_on_images:
             raise ValueError(
                 f"{self.bundle.variant} {what}: a small net shifts its context by each image's feature, so that every image "
                 "has text features of its own. Use the probabilities, or another variant, such as CoOp."
             )
 
-    def _class_prompts(self) -> Any:
-        if not self._classnames:
-            raise ValueError("The prompts were learned without class names: set `classnames` (--classnames) to yours first.")
-        if self._prepared is None:
-            self._prepared = self.encoder.prepare(self._classnames)
-        return self._prepared
-
-    def _class_features(self) -> Tensor | None:
-        """Return the text features (C, d), computed when they are first needed; None where each image has its own."""
-        if self._text is None and not self.encoder.depends_on_images:
-            self._text = self.encoder.features(self._class_prompts())
-        return self._text
-
     @property
     def background_features(self) -> Tensor:
         """The normalised text features (K, d) of the names that are none of the classes."""
-        if self._background is None:
-            self._background = self.encoder.features(self.encoder.prepare(self.bundle.decision.background))
-        return self._background
+        return self._background.features
 
     # --------------------------------------------------------------------------------------------------------------- images
 
@@ -212,18 +193,7 @@ class Classifier:
             BadImageError: an image cannot be read.
         """
         batches = [answer.probabilities for answer in self.answers(images, batch_size)]
-        return torch.cat(batches) if batches else torch.empty(0, len(self._classnames))
-
-    def predict(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE, workers: int = WORKERS
-    ) -> Iterator[Tensor]:
-        """Give the probabilities (B, C) batch by batch; of the images no more than two batches are held at a time.
-
-        Raises:
-            BadImageError: an image cannot be read.
-        """
-        for answer in self.answers(images, batch_size, workers):
-            yield answer.probabilities
+        return torch.cat(batches) if batches else torch.empty(0, len(self.classnames))
 
     def stream(
         self,
@@ -235,7 +205,7 @@ class Classifier:
         """Give, batch by batch, the images as they were given, paths say, and their probabilities (B, C) on the CPU.
 
         Args:
-            images: any number of them; they are taken when their turn comes.
+            images: any number of them; they are taken when their turn comes, and no more than two batches are held at a time.
             batch_size: B.
             workers: threads that read images ahead of the model; 0: none.
             on_bad: called with an image that cannot be read and the error, and the image is left out; None: it is raised.
@@ -264,7 +234,7 @@ class Classifier:
             ValueError: as `Decision.check_reject`.
         """
         if reject:
-            self.bundle.decision.check_reject(self._classnames)
+            self.bundle.decision.check_reject(self.classnames)
         for batch in self.decoder.batches(images, batch_size, workers, on_bad):
             features = self._features(batch)
             logits = self._logits(features)  # (B, C)
@@ -277,7 +247,7 @@ class Classifier:
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
         rows = [self._logits(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
-        return torch.cat(rows) if rows else torch.empty(0, len(self._classnames))
+        return torch.cat(rows) if rows else torch.empty(0, len(self.classnames))
 
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the normalised image features (N, d), on the CPU."""
@@ -287,10 +257,10 @@ class Classifier:
     @torch.no_grad()
     def _logits(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) of image features (B, d), just as the training's evaluation does, on the CPU."""
-        text = self._class_features()
+        text = self._texts.features
         with self.decoder.timed("model"):
             if text is None:
-                text = self.encoder.features(self._class_prompts(), features)
+                text = self.encoder.features(self._texts.prepared, features)
             return similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
 
     @torch.no_grad()
@@ -324,17 +294,4 @@ class Classifier:
         """
         from kdpl.classifier.serve.onnx_file import export
 
-        return export(self.in_fp32(), path)
-
-    def in_fp32(self) -> "Classifier":
-        """Return the same classifier, with the class names as they are, on the CPU and in fp32.
-
-        Raises:
-            ValueError: the variant has other text features for each image (CoCoOp).
-        """
-        self._refuse_conditional("cannot be exported with a fixed list of class names")
-        options = {**self.bundle.options, **({"PREC": "fp32"} if "PREC" in self.bundle.options else {})}
-        bundle = dataclasses.replace(self.bundle, options=options)
-        plain = Classifier(bundle, "cpu", self.clip.name, calibrated=self.temperature != 1.0)
-        plain._classnames = self._classnames
-        return plain
+        return export(self, path)

@@ -1,6 +1,7 @@
 """Class names for a classifier: their text features by learned prompts or sentences, and a check that no two are the same."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +57,25 @@ class NameEncoder:
             if self.sentences:
                 return self.student.frozen_image_features(images)
             return self.student.image_features(images)
+
+
+class NameTexts:
+    """A list of names and what an encoder makes of it, when it is first needed."""
+
+    def __init__(self, encoder: NameEncoder, names: Sequence[str]):
+        self.encoder, self.names = encoder, list(names)
+
+    @cached_property
+    def prepared(self) -> Any:
+        """What `NameEncoder.features` needs of the names."""
+        if not self.names:
+            raise ValueError("The prompts were learned without class names: set `classnames` (--classnames) to yours first.")
+        return self.encoder.prepare(self.names)
+
+    @cached_property
+    def features(self) -> Tensor | None:
+        """The normalised text features (C, d); None if every image has its own."""
+        return None if self.encoder.depends_on_images else self.encoder.features(self.prepared)
 
 
 def refuse_doubles(names: Sequence[str], source: str, tokenizer: Tokenizer = CLIPS_OWN) -> None:

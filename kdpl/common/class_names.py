@@ -24,7 +24,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
+        near = [p.name for p in path.parent.glob("*.txt")]
         raise FileNotFoundError(f"There is no class-name file '{path}'.{did_you_mean(path.name, near)}")
     names = [line.strip() for line in _text(path).split("\n") if line.strip()]
     if not names:

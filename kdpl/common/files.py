@@ -39,7 +39,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
         try:
             with os.fdopen(fd, mode, **kwargs) as file:
                 yield file
-            os.chmod(temporary, 0o666 & ~_umask())
+            mask = os.umask(0)  # it can only be read by setting it
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
             replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -117,12 +119,6 @@ def _sync(path: str | os.PathLike) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:

@@ -1,6 +1,5 @@
 """The lock on an output folder: one run at a time writes to it."""
 
-import contextlib
 import errno
 import json
 import os
@@ -59,17 +58,8 @@ def occupy(folder: str | os.PathLike) -> None:
     _held[str(path)] = file
 
 
-def release(folder: str | os.PathLike) -> None:
-    """Release the lock on an output folder, if this process holds it."""
-    file = _held.pop(str(Path(folder).resolve() / FILE_NAME), None)
-    if file is not None:
-        with contextlib.suppress(OSError):
-            file.truncate(0)  # the file stays: if it were deleted, two processes could lock two files of that name
-        file.close()
-
-
 def holder(folder: str | os.PathLike) -> dict:
-    """Return the process that locked an output folder and has not released it, if any (see `this_process` and `lives`)."""
+    """Return the process that locked an output folder last, if any (see `this_process` and `lives`)."""
     try:
         return _read(read_text(Path(folder) / FILE_NAME, MAX_BYTES))
     except (OSError, UnsafeTextError):
@@ -78,7 +68,8 @@ def holder(folder: str | os.PathLike) -> dict:
 
 def this_process() -> dict:
     """Return what identifies this process: its host, process id and start."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "born": _birth(os.getpid())}
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": now, "born": _birth(os.getpid())}
 
 
 def _lock(file: IO[str]) -> bool | None:
@@ -130,7 +121,3 @@ def _birth(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

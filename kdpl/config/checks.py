@@ -6,7 +6,6 @@ This module imports no PyTorch. Checks that depend on the engine, a backbone or 
 import argparse
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from kdpl.config.choices import (
     check_choice,
 )
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
+from kdpl.config.influence import leaves
 
 LOADERS = ("TRAIN_X", "TRAIN_U", "TEST")
 CHOICES = {
@@ -63,7 +63,7 @@ def check_values(cfg: CfgNode) -> None:
         ConfigError: the message names the key, its value and what was expected.
         FileNotFoundError, ValueError: as `read_class_names`, for DATASET.CLASSNAMES.
     """
-    values = dict(_leaves(cfg, ""))
+    values = dict(leaves(cfg))
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} is {value}, expected a finite number.")
@@ -77,14 +77,6 @@ def check_values(cfg: CfgNode) -> None:
     _check_images(values)
     _check_together(values)
     _check_paths(values)
-
-
-def _leaves(cfg: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _check_images(values: dict[str, Any]) -> None:

@@ -111,11 +111,7 @@ def student_options(cfg: CN, node: str) -> CN:
 
 def learners() -> dict[str, dict[str, Any]]:
     """Return the default options of all prompt learners, by configuration node."""
-    return {**_built_in(), **_external}
-
-
-def _built_in() -> dict[str, dict[str, Any]]:
-    return dict(_classes().values())
+    return {**dict(_classes().values()), **_external}
 
 
 @cache
@@ -142,8 +138,8 @@ def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the node belongs to a learner of KDPL, with other options.
     """
-    options = {"PREC": "fp16", **defaults}
-    if options != _built_in().get(node, options):
+    options, built_in = {"PREC": "fp16", **defaults}, dict(_classes().values())
+    if options != built_in.get(node, options):
         raise ConfigError(f"TRAINER.{node} are the options of a learner of KDPL: give yours a `node` of its own.")
-    if node not in _built_in():
+    if node not in built_in:
         _external[node] = options

@@ -74,8 +74,7 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
     if not path.exists():
-        folder = path.parent
-        names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        names = [p.name for p in path.parent.glob("*.yaml")]
         raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
     try:
         content = parse_yaml(read_text(path), "the file", _Loader)

@@ -18,6 +18,7 @@ from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
 from kdpl.students import Student
+from kdpl.students.sharding import prepare_names
 
 Terms = dict[str, Tensor]
 
@@ -40,7 +41,7 @@ class Objective:
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
 
     def _prepare(self, names: Sequence[str]) -> Any:
-        return self.student.prepare_shard(names) if self.shard_classes else self.student.prepare(names)
+        return prepare_names(self.student, names, self.shard_classes)
 
     def _frozen(self, images: Tensor | None, frozen_features: Tensor | None) -> Tensor | None:
         if frozen_features is not None or not self.student.reads_frozen_image_features:

@@ -8,9 +8,7 @@ import io
 import math
 import os
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 from kdpl.common.messages import did_you_mean
 from kdpl.config.choices import ConfigError
@@ -125,32 +124,29 @@ def find_machine(
     )
 
 
-def measure_cpu(repeat: int = 5) -> Machine:
+def measure_cpu() -> Machine:
     """Measure this CPU with as many threads as PyTorch has now; it takes seconds.
 
     Matrix products are measured in a layer of 1,024 tokens; everything else in a layer norm of 16 MB, more than caches hold.
-
-    Args:
-        repeat: how often each thing is measured; the median counts.
     """
     resident, rates = resident_memory(), {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = (torch.randn(shape).to(dtype) for shape in ((1024, 512), (2048, 512)))
-        rates[dtype] = 2 * x.numel() * len(weight) / _median(partial(F.linear, x, weight), repeat, 3)
+        rates[dtype] = 2 * x.numel() * len(weight) / _median(partial(F.linear, x, weight))
     x = torch.randn(2**13, 512)
     return Machine(
         "cpu",
         "cpu",
         rates,
-        2 * x.nbytes / _median(partial(F.layer_norm, x, (512,)), repeat, 3),
+        2 * x.nbytes / _median(partial(F.layer_norm, x, (512,))),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         resident,
-        _measure_image(repeat),
+        _measure_image(),
         f"measured here, {torch.get_num_threads()} threads",
     )
 
 
-def _measure_image(repeat: int) -> float:
+def _measure_image() -> float:
     """Return the seconds that a JPEG of 500 x 375 pixels takes to become 224 x 224 pixels."""
     import torchvision.transforms as T
     from PIL import Image
@@ -160,19 +156,13 @@ def _measure_image(repeat: int) -> float:
     Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     crop = T.RandomResizedCrop(224, interpolation=T.InterpolationMode.BICUBIC)
     transform = T.Compose([crop, T.RandomHorizontalFlip(), T.PILToTensor()])
-    return _median(lambda: transform(Image.open(file).convert("RGB")), repeat, 3)
+    return _median(lambda: transform(Image.open(file).convert("RGB")))
 
 
-def _median(call: Callable[[], object], repeat: int, calls: int) -> float:
-    """Return the median time of a call, after one that does not count; each measurement is of `calls` in a row."""
-    call()
-    durations = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        durations.append((time.perf_counter() - start) / calls)
-    return statistics.median(durations)
+def _median(call: Callable[[], object]) -> float:
+    """Return the median time of a call with as many threads as PyTorch has now."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.3).median
 
 
 def resident_memory() -> float:

@@ -59,12 +59,7 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
 
     Returns:
         The path of the file.
-
-    Raises:
-        ValueError: `run` or `result` has a key that is not known, or `result` lacks one.
     """
-    _check_keys("run", run, known=_RUN)
-    _check_keys("result", result, known=(*_RESULT, "class_names"), needed=_RESULT)
     path = Path(output_dir, FILE_NAME)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     header = {
@@ -154,13 +149,6 @@ def missing_datasets(
 def recorded_manifest(folder: str | os.PathLike) -> Any:
     """Return the manifest in a folder's results file; None without one."""
     return (_run_or_none(Path(folder)) or {}).get("manifest")
-
-
-def _check_keys(what: str, given: dict[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{what} has keys that are not known: {', '.join(unknown)}. Known are: {', '.join(known)}.")
-    if lacking := sorted(set(needed) - set(given)):
-        raise ValueError(f"{what} lacks: {', '.join(lacking)}.")
 
 
 def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:

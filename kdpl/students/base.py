@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
-from kdpl.common import distributed
 from kdpl.config.defaults import add_learner
 from kdpl.config.merging import learner_options
+from kdpl.students.limits import check_context, check_depth
+from kdpl.students.sharding import encode_names
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
 
@@ -27,13 +28,6 @@ class Output(NamedTuple):
     logits: Tensor  # (B, C)
     image_features: Tensor  # (B, d)
     text_features: Tensor  # (C, d), or (B, C, d) if every image has its own
-
-
-class Shard(NamedTuple):
-    """One rank's share of the class names."""
-
-    prepared: Any  # the student's constants of these names
-    counts: list[int]  # number of names of each rank
 
 
 class Student(nn.Module):
@@ -77,6 +71,8 @@ class Student(nn.Module):
         super().__init__()
         self.clip, self.names = clip, list(names)
         self.options = learner_options(self.node, options or {})
+        # Whether every training class has prompts of its own.
+        self.class_specific = bool(self.learns_class_specific and self.options[self.learns_class_specific])
         self.template = template
         self.learned = nn.Module()
         self._ensembles: dict[tuple[str, ...], TextFeatures] = {}
@@ -91,56 +87,14 @@ class Student(nn.Module):
         """Raise a ValueError that names both values if these options do not fit the CLIP `name`."""
         for key, value in options.items():
             if key.startswith("PROMPT_DEPTH"):
-                cls._check_depth(key, value, architecture, name)
+                check_depth(f"TRAINER.{cls.node}", key, value, architecture, name)
             elif key.startswith("N_CTX"):
-                if value < 1:
-                    raise ValueError(f"TRAINER.{cls.node}.{key} is {value}, expected at least 1 token.")
-                cls._check_context(key, value, architecture, name, bool(options.get("CTX_INIT")))
-
-    @classmethod
-    def _check_context(cls, key: str, length: int, architecture: Architecture, name: str, words: bool) -> None:
-        if key.endswith("VISION"):
-            return
-        if architecture.no_text_context:
-            raise ValueError(
-                f"TRAINER.{cls.node} learns text context, {key} {length}, which MODEL.BACKBONE.NAME '{name}' cannot take: "
-                f"{architecture.no_text_context} Choose the trainer VPT, or another CLIP, such as 'ViT-B/32'."
-            )
-        if not words and length >= architecture.context_length - 2:
-            raise ValueError(
-                f"TRAINER.{cls.node}.{key} is {length}, but MODEL.BACKBONE.NAME '{name}' takes {architecture.context_length} "
-                "tokens, the class name and its ends among them: set it lower."
-            )
-
-    @classmethod
-    def _check_depth(cls, key: str, depth: int, architecture: Architecture, name: str) -> None:
-        if not architecture.is_vit:
-            raise ValueError(
-                f"TRAINER.{cls.node} learns visual prompts and needs a ViT, but MODEL.BACKBONE.NAME '{name}' is a ResNet "
-                "or another tower. Choose a ViT such as 'ViT-B/32', or the trainer CoOp or CoCoOp."
-            )
-        layers = architecture.text_depth if key.endswith("TEXT") else architecture.vision_depth
-        if key == "PROMPT_DEPTH":
-            layers = min(layers, architecture.text_depth)
-        if not key.endswith("VISION") and depth > 1 and architecture.no_deep_text:
-            raise ValueError(
-                f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}': {architecture.no_deep_text}"
-            )
-        if not 1 <= depth <= layers:
-            raise ValueError(
-                f"TRAINER.{cls.node}.{key} is {depth}, but MODEL.BACKBONE.NAME '{name}' has {layers} layers: "
-                f"expected 1 to {layers}."
-            )
+                check_context(f"TRAINER.{cls.node}", key, value, architecture, name, bool(options.get("CTX_INIT")))
 
     @property
     def logit_scale(self) -> Tensor:
         """exp(logit_scale) of the frozen CLIP."""
         return self.clip.logit_scale
-
-    @property
-    def class_specific(self) -> bool:
-        """Whether every training class has prompts of its own."""
-        return bool(self.learns_class_specific and self.options[self.learns_class_specific])
 
     def prepare(self, names: Sequence[str]) -> Any:
         """Return the constants of a list of class names, computed once per list and passed to the other methods."""
@@ -180,36 +134,14 @@ class Student(nn.Module):
 
         Args:
             images: `(B, 3, H, W)`, normalised; None if `frozen` is given and `image_features_are_frozen`.
-            prepared: what `prepare` (or `prepare_shard`) returned for the class names.
+            prepared: what `prepare` (or `sharding.prepare_names`) returned for the class names.
             text_features: of `encode_names`, if already computed (in an evaluation).
             frozen: of `frozen_image_features`, `(B, d)`, if already computed.
         """
         own = frozen is None or not self.image_features_are_frozen
         f = self.image_features(images) if own else frozen  # (B, d)
-        g = self.encode_names(prepared, f) if text_features is None else text_features
+        g = encode_names(self, prepared, f) if text_features is None else text_features
         return Output(similarity_logits(self.logit_scale, f, g), f, g)
-
-    def encode_names(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
-        """Return `text_features` of all names, gathered from all ranks if each has a share of them."""
-        if isinstance(prepared, Shard):
-            return distributed.gather_with_gradient(self.text_features(prepared.prepared), prepared.counts)
-        return self.text_features(prepared, image_features)
-
-    def prepare_shard(self, names: Sequence[str]) -> Any:
-        """Return the constants of this rank's share of the class names; of all of them with one rank.
-
-        Raises:
-            ValueError: there are fewer names than ranks.
-        """
-        if distributed.world() == 1:
-            return self.prepare(names)
-        if len(names) < distributed.world():
-            raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True cannot split {len(names)} class names among {distributed.world()} processes: "
-                "set it to False."
-            )
-        counts = [len(names[distributed.share(len(names), rank)]) for rank in range(distributed.world())]
-        return Shard(self.prepare(names[distributed.share(len(names))]), counts)
 
     def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the learner's own loss terms by name, already weighted; they are added to the main loss.

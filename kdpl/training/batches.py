@@ -80,7 +80,7 @@ class EpochLoader:
 
     def _load(self, batches: list[list[SeededIndex]]) -> Iterator[dict[str, Any]]:
         shares = [batch[distributed.share(len(batch))] for batch in batches]
-        facts = [{"size": len(batch), "counts": _share_lengths(len(batch))} for batch in batches]
+        facts = [{"size": len(batch), "counts": distributed.share_lengths(len(batch))} for batch in batches]
         if not self.views:
             for loaded, fact in zip(self._loader(shares), facts, strict=True):
                 yield {**loaded, **fact}
@@ -111,11 +111,6 @@ class EpochLoader:
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
         )
-
-
-def _share_lengths(count: int) -> list[int]:
-    shares = [distributed.share(count, rank) for rank in range(distributed.world())]
-    return [share.stop - share.start for share in shares]
 
 
 class _SeededImages(ReadableImages):

@@ -45,7 +45,7 @@ def write_folder(classifier: "Classifier", folder: Path, reject: bool, half: boo
         ValueError, ImportError, OSError: as `export_with_preprocessing`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = export_with_preprocessing(classifier.in_fp32(), folder / "model.onnx", reject, half)
+    path = export_with_preprocessing(classifier, folder / "model.onnx", reject, half)
     with atomic_write(folder / "names.json", "w") as file:
         json.dump({"names": classifier.classnames, "rejected": REJECTED}, file, ensure_ascii=False)
     for part in PARTS:

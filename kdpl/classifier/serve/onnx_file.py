@@ -57,7 +57,7 @@ class PixelsToProbabilities(nn.Module):
 
 
 def export(classifier: "Classifier", path: str | os.PathLike) -> Path:
-    """Write a classifier, on the CPU and in fp32, as an ONNX file; see `Classifier.export_onnx`."""
+    """Write a classifier as an ONNX file; see `Classifier.export_onnx`."""
     return write_model(traced(classifier, False), classifier, path)
 
 
@@ -70,11 +70,11 @@ def export_with_preprocessing(
     output `probabilities` is (1, C); with `reject` there is another, `rejected` (1), bool.
 
     Args:
-        classifier: on the CPU and in fp32.
+        classifier: with the class names asked for.
         half: store the weights in half precision; the file is half as large, and it still computes in fp32.
 
     Raises:
-        ValueError: images shall be rejected, and the bundle has no threshold.
+        ValueError: images shall be rejected, and the bundle has no threshold; or every image has text features of its own.
         ImportError: the package onnx is not installed.
         OSError: the file could not be written.
     """
@@ -95,7 +95,7 @@ def traced(classifier: "Classifier", reject: bool) -> Any:
     except ImportError:
         raise ImportError("Exporting needs the package onnx: pip install 'kdpl[onnx]'.") from None
     side = classifier.bundle.preprocessing.size[0]
-    model = PixelsToProbabilities(classifier, reject).eval()
+    model = PixelsToProbabilities(_in_fp32(classifier), reject).eval()
     outputs = [OUTPUT, *([REJECTED_OUTPUT] if reject else [])]
     data = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -111,6 +111,17 @@ def traced(classifier: "Classifier", reject: bool) -> Any:
             dynamo=False,
         )
     return onnx.load_from_string(data.getvalue())
+
+
+def _in_fp32(classifier: "Classifier") -> "Classifier":
+    """Return the same classifier, with the class names as they are, on the CPU and in fp32."""
+    classifier.refuse_conditional("cannot be exported with a fixed list of class names")
+    options = {**classifier.bundle.options, **({"PREC": "fp32"} if "PREC" in classifier.bundle.options else {})}
+    bundle = dataclasses.replace(classifier.bundle, options=options)
+    plain = type(classifier)(bundle, "cpu", classifier.clip.name, calibrated=classifier.temperature != 1.0)
+    if classifier.classnames:
+        plain.classnames = classifier.classnames
+    return plain
 
 
 def write_model(model: Any, classifier: "Classifier", path: str | os.PathLike) -> Path:

@@ -4,7 +4,6 @@ With a single process every function is a no-op or returns its input, so callers
 are tiny: a step exchanges one vector, the sum of their gradients.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdpl.common.distributed.watch import Watch
+from kdpl.common.distributed import watch
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
 
@@ -37,19 +36,11 @@ def start(use_cuda: bool) -> None:
     cuda = use_cuda and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    watch = Watch()
-    watch.parent()
+    watch.in_thread(watch.parent)
     dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
-    watch.ranks()
+    watch.in_thread(watch.ranks)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
-
-
-def stop() -> None:
-    """Leave the job."""
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # the other processes may have ended
-            dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -65,11 +56,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int, of: int | None = None) -> slice:
-    """Return the slice of `count` items that a rank works on, by default this rank; lengths differ by at most one."""
-    of = rank() if of is None else of
+def share(count: int) -> slice:
+    """Return the slice of `count` items that this rank works on; the ranks' lengths differ by at most one."""
+    start = sum(share_lengths(count)[: rank()])
+    return slice(start, start + share_lengths(count)[rank()])
+
+
+def share_lengths(count: int) -> list[int]:
+    """Return of how many of `count` items each rank works on."""
     n = world()
-    return slice(count * of // n, count * (of + 1) // n)
+    return [count * (of + 1) // n - count * of // n for of in range(n)]
 
 
 def _named(call: Callable) -> Callable:

@@ -112,12 +112,6 @@ def kind_of(mode: int) -> str:
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), "")
 
 
-def find_images(folder: str | os.PathLike) -> tuple[list[Path], int]:
-    """Return the image files at any depth below a folder, sorted by path, and how many other entries there are."""
-    listing = list_images(folder)
-    return listing.images, listing.others + len(listing.unreadable)
-
-
 def natural_key(path: str | os.PathLike) -> list[list[tuple[bool, int, str]]]:
     """Return a key by which paths are sorted as people count: "img_2" before "img_10"."""
     return [

@@ -11,7 +11,7 @@ from kdpl.experiments.report.tables import Row, Table
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 NONE = "—"
-_STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+_STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_raw"}
 _LATEX = {"±": r"$\pm$", NONE: "--", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}"}
 
 
@@ -32,7 +32,7 @@ def _render(table: Table, style: str) -> str:
     text = tabulate(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
-        tablefmt="latex_raw" if style == "latex" else _STYLES[style],
+        tablefmt=_STYLES[style],
         disable_numparse=True,
         colalign=["left"] * len(table.labels) + ["right"] * len(table.columns),
     )

@@ -101,7 +101,7 @@ def _bars(title: str, groups: Sequence[str], methods: dict[str, Sequence[Cell | 
             places,
             [_mean(cell) for cell in cells],
             width,
-            yerr=[_std(cell) for cell in cells],
+            yerr=[0.0 if cell is None else cell.std for cell in cells],
             label=method,
             color=style["color"],
             hatch=hatch,
@@ -163,7 +163,3 @@ def _family(method: str) -> str:
 
 def _mean(cell: Cell | None) -> float:
     return math.nan if cell is None else cell.mean
-
-
-def _std(cell: Cell | None) -> float:
-    return 0.0 if cell is None else cell.std

@@ -264,15 +264,11 @@ def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
         if part == "evaluation" or part.startswith("cross_domain"):
             return Data("ImageNet")
         if part.startswith("evaluation_"):
-            return Data(_registered_name(part.removeprefix("evaluation_")))
+            stem = part.removeprefix("evaluation_")
+            return Data("".join(word.capitalize() for word in stem.split("_")))  # emoji_food is EmojiFood
         if same_dataset(part.removeprefix("train_"), "ImageNet"):
             return Data("ImageNet")
     return replace(tested, classes="base") if tested.classes == "new" else tested
-
-
-def _registered_name(stem: str) -> str:
-    """Return the usual name of a data set for the stem of its configuration: emoji_food is EmojiFood."""
-    return "".join(word.capitalize() for word in stem.split("_"))
 
 
 def _shots(run: _Run) -> int:

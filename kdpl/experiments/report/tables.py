@@ -12,7 +12,6 @@ from kdpl.experiments.report.runs import Data, Method, Score
 
 SOURCE = "ImageNet"
 SHIFTED = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
-PAPER = "arXiv:2407.03056"
 PAPER_SHOTS = 16
 PAPER_TEACHER = "ViT-H-14-quickgelu"
 AVERAGE = "average"

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
 
+from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.ending import finish, stale_runs
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status
-
-STOPPING = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n))
 
 
 def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> None:
@@ -49,7 +48,7 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False)
     outdated = {} if redo else stale_runs(runs)
     todo = [run for run in runs if run not in finished and run.label not in outdated]
     stop = Stop()
-    previous = {number: signal.signal(number, stop.take) for number in STOPPING}
+    previous = {number: signal.signal(number, stop.take) for number in SIGNALS}
     try:
         outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
     finally:

@@ -32,7 +32,7 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
     """
     path = Path(file)
     if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        names = [p.name for p in path.parent.glob("*.yaml")]
         raise SweepError(f"There is no sweep '{path}'.{did_you_mean(path.name, names)}")
     try:
         # All values as text: YAML would read 1:30:00 as a number of seconds, and 1e-5 as a word.

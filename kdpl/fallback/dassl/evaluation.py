@@ -68,7 +68,9 @@ class Classification:
         """
         if not self._labels:
             raise ValueError("There is nothing to evaluate: no batch was processed since the last reset().")
-        counts = self._counts()  # (C, C), rows are labels, columns predictions
+        c = self._num_classes
+        pairs = torch.cat(self._labels).long() * c + torch.cat(self._predictions)
+        counts = torch.bincount(pairs, minlength=c * c).view(c, c)  # rows are labels, columns predictions
         total, correct = int(counts.sum()), int(counts.diagonal().sum())
         accuracy = 100 * correct / total
         results = OrderedDict(accuracy=accuracy, error_rate=100 - accuracy, macro_f1=_macro_f1(counts))
@@ -85,11 +87,6 @@ class Classification:
         if self.cfg.TEST.COMPUTE_CMAT:
             self._save_confusion_matrix(counts)
         return results
-
-    def _counts(self) -> torch.Tensor:
-        c = self._num_classes
-        pairs = torch.cat(self._labels).long() * c + torch.cat(self._predictions)
-        return torch.bincount(pairs, minlength=c * c).view(c, c)
 
     def _per_class(self, counts: torch.Tensor) -> float:
         print("=> per-class result")

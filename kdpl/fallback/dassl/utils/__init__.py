@@ -15,9 +15,9 @@ from dassl.utils.tools import (
     collect_env_info,
     listdir_nohidden,
     mkdir_if_missing,
-    read_json,
     set_random_seed,
     tolist_if_not,
     write_json,
 )
+from kdpl.common.safe_text import read_json
 from kdpl.training.pixels import read_image

@@ -53,16 +53,7 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
     path = Path(output)
     if path.suffix not in (".txt", ".log"):
         path /= "log.txt"
-    sys.stdout = _open_new(path)
-
-
-def _open_new(path: Path) -> Logger:
-    candidates = [path, path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))]
-    while True:
-        try:
-            return Logger(candidates[0])
-        except FileExistsError:
-            if len(candidates) > 1:
-                candidates.pop(0)
-            else:
-                candidates[0] = candidates[0].with_name(candidates[0].name + "-1")
+    stamped = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+    while path.exists():
+        path, stamped = stamped, stamped.with_name(stamped.name + "-1")
+    sys.stdout = Logger(path)

@@ -26,19 +26,6 @@ def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
     return sorted(names) if sort else names
 
 
-def read_json(fpath: str | os.PathLike) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        ValueError: the file is not valid JSON.
-    """
-    with open(fpath, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"'{fpath}' is not valid JSON ({error}). Delete it if it can be made again.") from error
-
-
 def write_json(obj: Any, fpath: str | os.PathLike) -> None:
     """Write `obj` to a JSON file, making its folder if missing."""
     with atomic_write(fpath, "w") as file:
