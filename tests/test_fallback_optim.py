@@ -69,19 +69,37 @@ def test_settings_reach_the_optimizer(name, expected):
     assert {key: group[key] for key in expected} == expected
 
 
+def test_new_layers_learn_at_the_full_rate_and_the_rest_at_a_part_of_it():
+    model = TwoParts()
+    cfg = optim("NAME", "sgd", "LR", 0.1, "STAGED_LR", True, "NEW_LAYERS", ("head",), "BASE_LR_MULT", 0.2)
+    rates = {id(p): g["lr"] for g in build_optimizer(model, cfg).param_groups for p in g["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        "backbone.weight": pytest.approx(0.02),
+        "backbone.bias": pytest.approx(0.02),
+        "scale": pytest.approx(0.02),
+        "head.weight": 0.1,
+        "head.bias": 0.1,
+    }
+
+
 def test_given_groups_and_lists_of_parameters_are_optimized_alone():
     model = TwoParts()
     groups = [{"params": [model.scale], "lr": 0.3}]
     assert build_optimizer(model, optim(), param_groups=groups).param_groups[0]["params"] == [model.scale]
     assert build_optimizer(model.head.parameters(), optim()).param_groups[0]["params"] == list(model.head.parameters())
+    with pytest.warns(UserWarning, match="STAGED_LR is ignored"):
+        build_optimizer(model, optim("STAGED_LR", True), param_groups=groups)
 
 
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match=r"OPTIM\.NAME 'SDG' .* 'sgd'"):
         build_optimizer(TwoParts(), optim("NAME", "SDG"))
-    for groups in (None, [{"params": [TwoParts().scale]}]):
-        with pytest.raises(ValueError, match=r"OPTIM\.STAGED_LR True is Dassl's, and the bundled engine is in use"):
-            build_optimizer(TwoParts(), optim("STAGED_LR", True, "NEW_LAYERS", ("head",)), groups)
+    with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS 'heads' .* 'head'"):
+        build_optimizer(TwoParts(), optim("STAGED_LR", True, "NEW_LAYERS", ("heads",)))
+    with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS is empty"):
+        build_optimizer(TwoParts(), optim("STAGED_LR", True))
+    with pytest.raises(TypeError, match=r"OPTIM\.STAGED_LR needs a module"):
+        build_optimizer([nn.Parameter(torch.ones(1))], optim("STAGED_LR", True, "NEW_LAYERS", ("head",)))
 
 
 def test_the_scheduler_is_the_projects_own():

@@ -77,8 +77,8 @@ def _defaults() -> CN:
                 "RMSPROP_ALPHA": 0.99,
                 "ADAM_BETA1": 0.9,
                 "ADAM_BETA2": 0.999,
-                "STAGED_LR": False,  # True: an installed Dassl alone has it, with the next two keys
-                "NEW_LAYERS": (),
+                "STAGED_LR": False,
+                "NEW_LAYERS": (),  # with STAGED_LR: these child modules learn at LR, the rest at LR * BASE_LR_MULT
                 "BASE_LR_MULT": 0.1,
                 "LR_SCHEDULER": "single_step",
                 "STEPSIZE": (-1,),  # epochs; -1: MAX_EPOCH

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,23 +19,26 @@ def build_optimizer(
 ) -> Optimizer:
     """Return the optimizer that OPTIM.NAME names, over all parameters of a model.
 
+    With OPTIM.STAGED_LR, the child modules in NEW_LAYERS learn at LR and all other parameters at LR * BASE_LR_MULT.
+
     Args:
         model: a module, or parameters or groups of them as PyTorch's optimizers take.
         optim_cfg: the OPTIM node of a configuration.
         param_groups: groups to optimize in place of the model's parameters.
 
     Raises:
-        ValueError: the optimizer is unknown, or OPTIM.STAGED_LR is set, which only Dassl has.
+        ValueError: the optimizer is unknown, or a name in NEW_LAYERS is not one of the model's children.
+        TypeError: STAGED_LR with something else than a module.
     """
     check_choice("OPTIM.NAME", optim_cfg.NAME, OPTIMIZERS)
-    if optim_cfg.STAGED_LR:
-        raise ValueError(
-            "OPTIM.STAGED_LR True is Dassl's, and the bundled engine is in use: install Dassl, or set it to False and give "
-            "`param_groups` with rates of their own."
-        )
-    parameters = model.parameters() if isinstance(model, nn.Module) else model
     if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("OPTIM.STAGED_LR is ignored, because the parameter groups are given", stacklevel=2)
         parameters = param_groups
+    elif optim_cfg.STAGED_LR:
+        parameters = _staged(model, optim_cfg)
+    else:
+        parameters = model.parameters() if isinstance(model, nn.Module) else model
     optimizer, own = _class_and_settings(optim_cfg)
     return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
@@ -51,3 +55,25 @@ def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
         "radam": (optim.RAdam, {**betas, "decoupled_weight_decay": True}),
         "adamw": (optim.AdamW, betas),
     }[cfg.NAME]
+
+
+def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"OPTIM.STAGED_LR needs a module whose children NEW_LAYERS names, got {type(model).__name__}. "
+            "Pass the module, or set STAGED_LR to False."
+        )
+    model = model.module if isinstance(model, nn.DataParallel) else model
+    names = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
+    if not names:
+        raise ValueError(
+            "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty. Name the child modules that learn at LR, "
+            "or set STAGED_LR to False."
+        )
+    children = dict(model.named_children())
+    for name in names:
+        check_choice("OPTIM.NEW_LAYERS", name, children)
+    new = [p for name in names for p in children[name].parameters()]
+    new_ids = {id(p) for p in new}
+    base = [p for p in model.parameters() if id(p) not in new_ids]
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
