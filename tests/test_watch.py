@@ -1,5 +1,6 @@
 """No rank waits alone: a launcher that dies and a rank that stops end the job, by name, and free the output folder."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,18 +20,26 @@ LONG = (
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")]
 
 
-def start(output, until: str, **env):
-    """Start two ranks and return launcher and ranks once `until` is printed, or at once when they exist."""
+@contextlib.contextmanager
+def two_ranks(output, until: str, **env):
+    """Yield launcher, ranks and log once `until` is printed, or at once when the ranks exist; none of them is left behind."""
     log = output.parent / "log.txt"
     command = torchrun(2, ROOT / "train.py", *emoji_args("KDPL_CoOp", output), *map(str, LONG))
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**environment(), **env}, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline, ranks = time.monotonic() + 120, []
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while len(ranks := children.read_text().split()) < 2 or until not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
-    return process, [int(pid) for pid in ranks], log
+    try:
+        while len(ranks) < 2 or until not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.05)
+            ranks = [int(pid) for pid in children.read_text().split()]
+        yield process, ranks, log
+    finally:
+        for pid in (process.pid, *ranks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 def is_there(pid):
@@ -42,30 +51,25 @@ def is_there(pid):
 
 @pytest.mark.parametrize("until", ["", "\nepoch ["], ids=["while ranks start", "during training"])
 def test_a_launcher_that_dies_ends_its_ranks_and_frees_the_folder(until, tmp_path):
-    process, ranks, log = start(tmp_path / "out", until)
-    if not until:
-        time.sleep(1)  # importing
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 30
-    while any(map(is_there, ranks)):
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.1)
-    assert "error: The launcher of this process (torchrun) has ended" in log.read_text()
-    lock.occupy(tmp_path / "out")
-    release(tmp_path / "out")
+    with two_ranks(tmp_path / "out", until) as (process, ranks, log):
+        if not until:
+            time.sleep(1)  # importing
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(is_there, ranks)):
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.1)
+        assert "error: The launcher of this process (torchrun) has ended" in log.read_text()
+        lock.occupy(tmp_path / "out")
+        release(tmp_path / "out")
 
 
 def test_a_rank_that_stops_is_named(tmp_path):
-    process, ranks, log = start(tmp_path / "out", "\nepoch [", KDPL_RANK_TIMEOUT="6")
-    os.kill(ranks[1], signal.SIGSTOP)
-    try:
+    with two_ranks(tmp_path / "out", "\nepoch [", KDPL_RANK_TIMEOUT="6") as (_, ranks, log):
+        os.kill(ranks[1], signal.SIGSTOP)
         deadline = time.monotonic() + 60
         while "has not answered" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.2)
         assert f"process {ranks[1]}) has not answered for 6 s: it is stopped or hangs" in log.read_text()
-    finally:
-        os.kill(ranks[1], signal.SIGCONT)
-        process.kill()
-        process.wait()
