@@ -15,7 +15,10 @@ import os, random, signal, sys
 import numpy as np
 print(sys.argv, sys.path, __name__, os.getcwd(), sorted(os.environ.items()), os.getppid(), os.getpgid(0), os.getsid(0))
 print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGPIPE), len(os.listdir("/proc/self/fd")), os.nice(0))
-print(sys.stdout.write_through, sys.stdout.line_buffering, sys.stdout.encoding, sys.stdout.errors, sys.stdin.read())
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    print(stream.write_through, stream.line_buffering, stream.encoding, stream.errors, stream.seekable(), stream.newlines)
+    stream.reconfigure(errors="backslashreplace")
+print(sys.stdin.read())
 print([name for name in sys.modules if name.split(".")[0] in ("kdpl", "dassl", "trainers", "datasets")], file=sys.stderr)
 """
 ENDS = {

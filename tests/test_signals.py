@@ -3,13 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, emoji_args, run_train
+from support import ROOT, emoji_args, processes, run_train
 
 from kdpl.common import exits
 from kdpl.common.files import remove_parts
@@ -27,7 +26,7 @@ def start(output, *options, until="\nepoch ["):
     command = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, (*emoji_args("KDPL_CoOp", output), *RUN, *options))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        process = processes.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     while until not in log.read_text():
         assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(0.02)

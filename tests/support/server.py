@@ -71,9 +71,14 @@ def settle(request: dict, files: list[int], interrupt) -> None:
     if request["session"]:
         os.setsid()
     signal.signal(signal.SIGINT, interrupt)
-    raw, unbuffered = io.FileIO(1, "w", closefd=False), request["unbuffered"]
-    buffer, settings = raw if unbuffered else io.BufferedWriter(raw), (sys.stdout.encoding, sys.stdout.errors, "\n")
-    sys.stdout = io.TextIOWrapper(buffer, *settings, line_buffering=os.isatty(1), write_through=unbuffered)
+    through = request["unbuffered"]
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        old, file = getattr(sys, name), io.FileIO(number, mode, closefd=False)
+        buffer = io.BufferedReader(file) if mode == "r" else file if through else io.BufferedWriter(file)
+        lines = not through and (name == "stderr" or os.isatty(number))
+        new = io.TextIOWrapper(buffer, old.encoding, old.errors, "\n" if mode == "w" else None, lines, through)
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
     sys.modules["numpy"].random.seed()
     importlib.invalidate_caches()
 
