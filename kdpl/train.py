@@ -128,18 +128,19 @@ def main(argv: list[str] | None = None) -> int:
         return exits.report(error, exits.DIVERGED)
     except OtherRunError as error:
         return exits.report(error, exits.BAD_INPUT)
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk, prompts that do not fit
-        return exits.report(error, exits.FAILED)
-    except RuntimeError as error:
-        if reason := lost_worker(error):
-            return exits.report(reason, exits.FAILED)
-        raise
+    except (ValueError, OSError, EOFError, RuntimeError) as error:
+        reason = lost_worker(error)
+        if reason is None and not isinstance(error, (ValueError, OSError)):
+            raise
+        return exits.report(reason or error, exits.FAILED)  # or: an unreadable image, a full disk, prompts that do not fit
     return 0
 
 
-def lost_worker(error: RuntimeError) -> OSError | None:
+def lost_worker(error: Exception) -> OSError | None:
     """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
     message = str(error)
+    if isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a batch
+        message = f"DataLoader worker exited unexpectedly: {message or 'end of file'}"
     signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
     if "DataLoader worker" not in message or not any(sign in message for sign in signs):
         return None

@@ -1,12 +1,10 @@
 """`python -m kdpl.cache` fills the cache of views, on any number of ranks, and goes on where it was stopped."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from support import emoji_args
-from support.ranks import environment, torchrun
+from support.ranks import run_ranks
 from support.trainings import build
 
 from kdpl import cache
@@ -15,18 +13,9 @@ from kdpl.common import exits
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.NUM_WORKERS", 0)
 
 
-def fill(folder, *launcher):
-    command = [*(launcher or [sys.executable, "-m"]), "kdpl.cache", *emoji_args("KDPL_CoOp", ""), *VIEWS]
-    options = ("TRAINER.KDPL.CACHE_DIR", folder, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
-    process = subprocess.run(
-        [*map(str, (*command, *options))],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+def fill(folder, ranks=1):
+    options = (*VIEWS, "TRAINER.KDPL.CACHE_DIR", folder, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    process = run_ranks(ranks, "-m", "kdpl.cache", *emoji_args("KDPL_CoOp", ""), *options, cwd=folder.parent)
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout.splitlines()[-1].removeprefix(f"{folder} ")
 
@@ -40,7 +29,7 @@ def loaded(trainer, folder, output, **kwargs):
 @pytest.mark.slow
 def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_stopped(tmp_path):
     ranks, one = tmp_path / "ranks", tmp_path / "one"
-    assert fill(ranks, *torchrun(2, "-m")) == "has all 168 features of 2 views; 168 were missing"
+    assert fill(ranks, 2) == "has all 168 features of 2 views; 168 were missing"
     assert fill(one) == "has all 168 features of 2 views; 168 were missing"
     teacher, student = loaded("KDPL_CoCoOp", ranks, tmp_path / "out")
     alone = loaded("KDPL_CoOp", one, tmp_path / "out")

@@ -3,7 +3,6 @@
 import importlib
 import json
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from PIL import Image
-from support import ROOT, config, emoji_args, image_file
+from support import ROOT, config, emoji_args, image_file, processes
 from support.trainings import parameters
 from torch.utils.data import DataLoader
 
@@ -153,9 +152,7 @@ def test_workers_that_leave_signals_to_the_parent_end_with_it():
         "import sys; sys.last_value = loaded\n"
         "loaded.__class__.__del__ = lambda self: None\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
-    )
+    process = processes.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
     assert (process.returncode, process.stdout) == (0, "tensor([0])\n"), process.stderr
 
 

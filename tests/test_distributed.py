@@ -1,4 +1,4 @@
-"""Several processes, started by the real torchrun on the CPU, train and evaluate as one does."""
+"""Several processes train and evaluate on the CPU as one does; the real torchrun starts those that a signal stops."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import ROOT, emoji_args, run_train
-from support.ranks import environment, torchrun
+from support.ranks import environment, run_ranks, torchrun
 
 from kdpl.common import distributed
 from kdpl.common.exits import INTERRUPTED
@@ -26,8 +26,7 @@ SMALL = (
 
 
 def train(ranks, trainer, output, *options, check=True):
-    command = torchrun(ranks, ROOT / "train.py", *emoji_args(trainer, output), *SMALL, *options)
-    process = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
+    process = run_ranks(ranks, ROOT / "train.py", *emoji_args(trainer, output), *SMALL, *options)
     assert not check or process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     return process
 

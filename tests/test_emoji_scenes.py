@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support import mostly_slow
+from support import mostly_slow, processes
 from torch.nn.functional import normalize
 
 import kdpl
@@ -274,7 +273,7 @@ DRAW = "import sys; from kdpl.datasets.emoji.scenes import scene_folder; scene_f
 @pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
     parent = tmp_path / "emoji_scenes"
-    killed = subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
+    killed = processes.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
     deadline = time.monotonic() + 60
     while not list(parent.glob(".activities.*/new/train/*/*.png")):
         assert killed.poll() is None and time.monotonic() < deadline
@@ -283,7 +282,7 @@ def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_fo
     killed.wait()
     assert not (parent / "activities").exists()
 
-    both = [subprocess.Popen([sys.executable, "-c", DRAW, str(tmp_path)]) for _ in range(2)]
+    both = [processes.Popen([sys.executable, "-c", DRAW, str(tmp_path)]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     data = build_dataset(config(tmp_path))
     assert len(data.test) == 58 * 8

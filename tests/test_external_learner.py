@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
 from safetensors import safe_open
-from support import ROOT, emoji_args, image_file, run_train
+from support import ROOT, emoji_args, image_file, processes, run_train
 
 from kdpl import cache, estimate, interpret, train
 from kdpl.common import exits
@@ -87,7 +86,7 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
 
     def predict(*flags):
         command = [sys.executable, str(ROOT / "predict.py"), "--prompts", str(trained), *flags, "photo.png"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ, timeout=200, check=False)
+        return processes.run(command, capture_output=True, text=True, cwd=folder, env=os.environ, timeout=200, check=False)
 
     with safe_open(trained / "prompts.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("ctx"), prompts(trained))
@@ -99,7 +98,7 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
     load = f"print(type(kdpl.load({str(trained)!r}).student).__name__)"
     code = f"import sys; sys.path.insert(0, '.'); import my_learner, kdpl; {load}"
     command = [sys.executable, "-c", code]
-    printed = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200, check=True).stdout
+    printed = processes.run(command, capture_output=True, text=True, cwd=folder, timeout=200, check=True).stdout
     assert printed.strip() == "MyLearner", "importing its module does as well"
 
 

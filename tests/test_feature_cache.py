@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import save_clip
+from support import processes, save_clip
 from torch import nn
 
 from kdpl.clip.loading import load_clip
@@ -169,7 +168,7 @@ pwrite = os.pwrite
 os.pwrite = lambda file, data, at: (pwrite(file, data[:300], at), os.kill(os.getpid(), signal.SIGKILL))
 cached_text_features(load_clip({str(weights)!r}), {NAMES!r}, {TEMPLATE!r})
 """
-    process = subprocess.run(
+    process = processes.run(
         [sys.executable, "-c", script], check=False, env=os.environ, cwd=Path(__file__).parent.parent, timeout=120
     )
     assert process.returncode == -signal.SIGKILL

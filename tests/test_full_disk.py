@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 import torch
 from dataset_miniatures import BUILDERS, load
-from support import ROOT, emoji_args, save_clip
+from support import ROOT, emoji_args, processes, save_clip
 from support.files import RUN, result
 from support.trainings import build
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -28,7 +28,7 @@ from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
 from kdpl.training.progress import Progress
 
-# One process, so that PyTorch is imported once: the limit on the size of files is moved between its runs.
+# One process: the limit on the size of files is moved between its runs.
 STORY = """
 import json, resource, sys
 from kdpl import cache, train
@@ -53,7 +53,7 @@ run(resource.RLIM_INFINITY, *views, main=cache.main)
 @pytest.mark.slow
 def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tmp_path):
     options = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "new", "TRAIN.CHECKPOINT_FREQ", 1)
-    process = subprocess.run(
+    process = processes.run(
         [sys.executable, "-c", STORY, *emoji_args("KDPL_CoOp", tmp_path), *map(str, options), "DATALOADER.NUM_WORKERS", "0"],
         capture_output=True,
         text=True,

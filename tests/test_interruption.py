@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow, release, run_train
+from support import ROOT, emoji_args, mostly_slow, processes, release, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
@@ -118,7 +118,7 @@ def command(output, *options):
 
 def start(output, *options):
     """Start a training in a process group of its own and return it when it has taken its first steps."""
-    process = subprocess.Popen(
+    process = processes.Popen(
         command(output, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,13 +3,10 @@
 The random labels are in the data set, so that they are in every batch, whoever reads it.
 """
 
-import os
-import subprocess
-
 import pytest
 import torch
 from support import ROOT, emoji_args, mostly_slow
-from support.ranks import environment, torchrun
+from support.ranks import run_ranks
 from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
 from kdpl import students
@@ -79,11 +76,7 @@ def test_labels_never_reach_the_gradient_on_two_ranks(learner, aware, agnostic, 
     for program in ("train.py", "tests/support/random_labels.py"):
         output = tmp_path / program.replace("/", " ")
         options = (*STEPS, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", *(() if aware else agnostic))
-        command = torchrun(2, ROOT / program, *emoji_args(f"KDPL_{learner}", output), *options)
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        process = subprocess.run(
-            command, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path}, timeout=300, check=False
-        )
+        process = run_ranks(2, ROOT / program, *emoji_args(f"KDPL_{learner}", output), *options)
         assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
         (checkpoint,) = output.rglob("model.pth.tar-2")
         found.append(load_checkpoint(checkpoint)["state_dict"])

@@ -4,13 +4,12 @@ import json
 import os
 import resource
 import struct
-import subprocess
 import sys
 import zipfile
 
 import pytest
 import yaml
-from support import ROOT, release
+from support import ROOT, processes, release
 from support.files import sweep_file
 
 from kdpl.common import lock
@@ -63,7 +62,7 @@ def test_json_that_python_cannot_take_is_refused(text, tmp_path):
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     code = f"from kdpl.training.pixels import read_image\nread_image({str(tmp_path / 'x.jpg')!r})"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    process = processes.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert "cannot be read as an image (OSError: it is not a regular file)" in process.stderr
     with pytest.raises(UnsafeTextError, match="is not a regular file"):
         read_text(tmp_path / "x.jpg")

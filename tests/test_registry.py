@@ -1,15 +1,14 @@
 """KDPL's trainers register beside a fork's, in either order."""
 
-import subprocess
 import sys
 import textwrap
 
 import pytest
-from support import LEARNERS, ROOT
+from support import LEARNERS, ROOT, processes
 
 
 def run(code: str, tmp_path) -> str:
-    process = subprocess.run(
+    process = processes.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert process.returncode == 0, process.stderr

@@ -3,16 +3,16 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, emoji_args, run_train
+from support import ROOT, emoji_args, processes, run_train
 
 from kdpl.common import exits
 from kdpl.common.files import remove_parts
+from kdpl.train import lost_worker
 
 RUN = (
     *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 300, "TRAIN.PRINT_FREQ", 4),
@@ -27,7 +27,7 @@ def start(output, *options, until="\nepoch ["):
     command = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, (*emoji_args("KDPL_CoOp", output), *RUN, *options))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        process = processes.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     while until not in log.read_text():
         assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(0.02)
@@ -75,8 +75,24 @@ def test_a_loader_process_that_dies_is_named_in_one_line(tmp_path):
         time.sleep(0.01)
     assert process.wait(60) == exits.FAILED, log.read_text()[-2000:]
     last = log.read_text().strip().splitlines()[-1]
-    assert last.startswith("error: A process that loads images ended (DataLoader worker (pid"), last
+    assert last.startswith("error: A process that loads images ended (DataLoader worker "), last
     assert "lower DATALOADER.NUM_WORKERS" in last
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "DataLoader worker (pid 7) is killed"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (EOFError(), "end of file"),
+        (RuntimeError("DataLoader worker raised something"), None),
+        (OSError(28, "No space left on device"), None),
+    ],
+)
+def test_a_loader_process_is_known_to_have_died_however_it_shows(error, named):
+    found = lost_worker(error)
+    assert (found is None) == (named is None)
+    assert named is None or (named in str(found) and "lower DATALOADER.NUM_WORKERS" in str(found))
 
 
 def test_parts_of_files_that_a_killed_writer_left_are_removed_by_the_next_run(tmp_path):

@@ -1,8 +1,12 @@
-"""Several processes on this machine, started by the real torchrun."""
+"""Several processes on this machine: started by the real torchrun, or forked in a moment with the variables that it sets."""
 
 import os
 import socket
+import subprocess
 import sys
+import tempfile
+
+from support import processes
 
 
 def environment() -> dict[str, str]:
@@ -20,3 +24,26 @@ def torchrun(ranks: int, *command: object) -> list[str]:
     """Return the command line that starts a Python file with its arguments on so many ranks."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port()]
     return [sys.executable, *map(str, (*launcher, *command))]
+
+
+def run_ranks(ranks: int, *command: object, **options) -> subprocess.CompletedProcess:
+    """Run a Python file, or `-m` and a module, on so many ranks; return what all printed, and the worst exit code.
+
+    A rank that fails makes the others fail, without torchrun to end them.
+    """
+    shared = {**environment(), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, *map(str, command)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        started = []
+        try:
+            for rank in map(str, range(ranks)):
+                env = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+                started.append(processes.Popen(command, stdout=out, stderr=err, env=env, **options))
+            codes = [process.wait(300) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, max(codes, key=abs), out.read(), err.read())

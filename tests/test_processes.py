@@ -1,0 +1,87 @@
+"""The forked processes of tests/support/processes.py are what `subprocess` starts: the same streams, surroundings and ends."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from support import processes
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks a process that Linux lets us adopt")]
+
+SURROUNDINGS = """
+import os, random, signal, sys
+import numpy as np
+print(sys.argv, sys.path, __name__, os.getcwd(), sorted(os.environ.items()), os.getppid(), os.getpgid(0), os.getsid(0))
+print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGPIPE), len(os.listdir("/proc/self/fd")), os.nice(0))
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    print(stream.write_through, stream.line_buffering, stream.encoding, stream.errors, stream.seekable(), stream.newlines)
+    stream.reconfigure(errors="backslashreplace")
+print(sys.stdin.read())
+print([name for name in sys.modules if name.split(".")[0] in ("kdpl", "dassl", "trainers", "datasets")], file=sys.stderr)
+"""
+ENDS = {
+    "an exit code": ("import sys; sys.exit(75)", 75),
+    "a message": ("import sys; sys.exit('error: no')", 1),
+    "an exception": ("1 / 0", 1),
+    "a signal": ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
+    "Ctrl-C": ("import os; os.kill(os.getpid(), 2)", -signal.SIGINT),
+    "at once": ("import os; os._exit(4)", 4),
+}
+
+
+def both(*command, **options):
+    """Return what a process of `subprocess` and a forked one have printed, and their exit codes."""
+    options |= {"capture_output": True, "text": True, "check": False, "timeout": 60}
+    done = [run([sys.executable, *command], **options) for run in (subprocess.run, processes.run)]
+    return [(process.stdout, process.stderr, process.returncode) for process in done]
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_a_forked_process_has_the_surroundings_of_a_new_one(flags, tmp_path):
+    new, forked = both(*flags, "-c", SURROUNDINGS, "a", "b c", input="typed", cwd=tmp_path, env={**os.environ, "KDPL_X": "1"})
+    assert forked == new and new[2] == 0 and "('KDPL_X', '1')" in new[0] and new[1] == "[]\n"
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_it_ends_as_a_new_one_does(name):
+    code, status = ENDS[name]
+    new, forked = both("-c", code)
+    assert new[2] == forked[2] == status
+    assert new[0] == forked[0] and new[1].splitlines()[-1:] == forked[1].splitlines()[-1:]
+
+
+def test_a_file_and_a_module_are_run_as_python_does(tmp_path):
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "it.py").write_text("import beside, sys\nprint(__name__, __file__, sys.argv, sys.path[0])\n")
+    for command in ([str(tmp_path / "it.py"), "x"], ["-m", "it", "x"], ["it.py"]):
+        new, forked = both(*command, cwd=tmp_path)
+        assert forked == new and new[0].startswith("__main__ ")
+
+
+def test_random_numbers_differ_and_another_number_of_threads_is_another_server():
+    code = "import numpy, random, torch; print(random.random(), numpy.random.rand(), torch.get_num_threads())"
+    first, second, other = (
+        processes.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": n})
+        for n in "112"
+    )
+    for a, b in zip(first.stdout.split()[:2], second.stdout.split()[:2], strict=True):
+        assert a != b
+    assert [process.stdout.split()[2] for process in (first, second, other)] == ["1", "1", "2"]
+
+
+def test_a_session_of_its_own_gets_the_signals_of_its_group():
+    command = [sys.executable, "-c", "import os, time; os.fork(); os.write(1, b'up\\n'); time.sleep(60)"]
+    with processes.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+        assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stdout.read() == "" and process.wait(60) == -signal.SIGTERM, "both have ended"
+
+
+def test_what_is_no_command_line_of_this_python_is_refused():
+    with pytest.raises(ValueError, match=r"expected \[sys\.executable, -m MODULE, -c CODE or FILE"):
+        processes.run(["ls"])
+    with pytest.raises(ValueError, match="use subprocess"):
+        processes.run([sys.executable, "-X", "importtime", "-c", ""])
