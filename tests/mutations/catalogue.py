@@ -208,8 +208,8 @@ MUTATIONS = [
     mutation(
         "a suffix that sees one token too few of its prefix",
         "kdpl/clip/prompt_layout.py",
-        "device=device).tril(n) for _, m in self.groups]",
-        "device=device).tril(n - 1) for _, m in self.groups]",
+        "device=tower.device).tril(n) for _, m in self.groups]",
+        "device=tower.device).tril(n - 1) for _, m in self.groups]",
         "tests/test_text.py::test_learned_context_equals_the_full_length_pass",
     ),
     # ------------------------------------------------------------------------------------------------------------- views
