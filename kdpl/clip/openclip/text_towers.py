@@ -108,10 +108,6 @@ class HubText(PromptedText):
         return self._embedding.weight.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._embedding.weight.dtype
-
-    @property
     def width(self) -> int:
         return self._embedding.weight.shape[1]
 
