@@ -6,7 +6,7 @@ from functools import cache
 import open_clip
 import pytest
 import torch
-from models.narrow import WIDTH, narrow
+from models.narrow import WIDTH, narrow, side
 from models.reference import prompted_image, prompted_text
 from support import mostly_slow
 from torch import nn
@@ -23,16 +23,16 @@ TEXT = {"context_length": LENGTH, "vocab_size": 1000, "width": 64, "heads": 2, "
 DENSE = {"no_causal_mask": True}
 TEXTS = {
     "causal": {},
-    "causal, read at an id": {"pool_type": "eos", "eos_id": EOT},
+    "causal-eos": {"pool_type": "eos", "eos_id": EOT},
     "dense": DENSE,
-    "dense, read at the last": {**DENSE, "pool_type": "last", "proj_bias": True},
-    "dense, without padding": {**DENSE, "use_pad_mask": True},
-    "class token": {"embed_cls": True},
-    "class token, dense": {**DENSE, "embed_cls": True, "correct_cls_mask": True},
+    "dense-last": {**DENSE, "pool_type": "last", "proj_bias": True},
+    "dense-pad-mask": {**DENSE, "use_pad_mask": True},
+    "class-token": {"embed_cls": True},
+    "class-token-dense": {**DENSE, "embed_cls": True, "correct_cls_mask": True},
 }
 IMAGES = {
     "ViT": VIT,
-    "ViT with layer scale": {**VIT, "ls_init_value": 0.3},
+    "ViT-layer-scale": {**VIT, "ls_init_value": 0.3},
     "CLIPA": {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
     "CoCa": {**VIT, "attentional_pool": True, "attn_pooler_heads": 2},
     "SigLIP": {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none"},
@@ -49,16 +49,16 @@ IMAGES = {
 def small_clip(text: str = "causal", image: str = "ViT") -> Clip:
     """Return a small CLIP of open_clip with towers of these kinds, every weight of which shows."""
     torch.manual_seed(3)
-    vision = IMAGES[image]
+    vision, size = IMAGES[image], 32
     if "timm_model_name" in vision:
-        vision = {**vision, "timm_model_name": narrow(vision["timm_model_name"]), "image_size": 224}
+        size = side(vision["timm_model_name"])
+        vision = {**vision, "timm_model_name": narrow(vision["timm_model_name"]), "image_size": size}
     options = {**TEXT, **TEXTS[text]}
     masks = {key: options.pop(key) for key in ("use_pad_mask", "correct_cls_mask") if key in options}  # no configuration has
     model = open_clip.model.CustomTextCLIP(WIDTH, vision, options)
     vars(model.text).update(masks)
     for value in model.parameters():
         nn.init.normal_(value, std=0.1 if value.dim() < 2 or len(value) == 1 else value[0].numel() ** -0.5)
-    size = model.visual.trunk.default_cfg["input_size"][1] if hasattr(model.visual, "trunk") else 32
     return Clip(model.eval().requires_grad_(False), f"{text}, {image}", Preprocessing((size, size)), BytePairs(LENGTH))
 
 

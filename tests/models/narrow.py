@@ -1,5 +1,7 @@
 """timm's image towers in a small size, under names of their own."""
 
+import re
+
 import timm
 from timm.models.vitamin import VitCfg, VitConvCfg
 
@@ -13,6 +15,7 @@ STEM = VitCfg(  # ViTamin's convolutions
     head_type="1d",
 )
 NARROW = {"depth": LAYERS, "embed_dim": WIDTH, "num_heads": 2}
+CONVOLUTIONAL = ("convnext", "fastvit")  # they take images of any size
 SIZES = {  # by the beginning of the name; of all others NARROW
     "convnext": {"depths": (2, 2, 2, 2), "dims": (32, 64, 128, 256)},
     "swin": {"depths": (2, 2, 2, 2)},
@@ -24,9 +27,17 @@ SIZES = {  # by the beginning of the name; of all others NARROW
 }
 
 
+def side(name: str) -> int:
+    """Return the side of the images of a small model, four patches of a ViT; 0 for one that keeps its own."""
+    patch = re.search(r"patch(\d+)_(?!window|cls)", name)
+    return 4 * int(patch[1]) if patch else 64 if name.startswith(("vitamin", "vit_base_mci", *CONVOLUTIONAL)) else 0
+
+
 def narrow(name: str) -> str:
     """Return the name under which timm now knows a model in a small size."""
     options = next((options for start, options in SIZES.items() if name.startswith(start)), NARROW)
+    if side(name) and not name.startswith(CONVOLUTIONAL):
+        options = {**options, "img_size": side(name)}
     make = timm.model_entrypoint(name)
 
     def small(pretrained: bool = False, **kwargs):

@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import open_clip
 import torch
-from narrow import LAYERS, WIDTH, narrow
+from narrow import LAYERS, WIDTH, narrow, side
 from torch import Tensor, nn
 
 COMMIT = "0" * 40
@@ -42,13 +42,14 @@ def shrink() -> None:
         config = open_clip.get_model_config(name)
         vision, text = config["vision_cfg"], config["text_cfg"]
         if "timm_model_name" in vision:
+            vision["image_size"] = side(vision["timm_model_name"]) or vision["image_size"]
             vision["timm_model_name"] = narrow(vision["timm_model_name"])
             if vision["timm_proj"] == "none":  # the image tower's width is that of the features
                 config["embed_dim"] = WIDTH
         elif isinstance(vision["layers"], list):
-            vision.update(layers=[1, 1, 1, 1], width=32)
+            vision.update(layers=[1, 1, 1, 1], width=32, image_size=64)
         else:
-            vision.update(layers=LAYERS, width=2 * vision.get("head_width", 64))
+            vision.update(layers=LAYERS, width=2 * vision.get("head_width", 64), image_size=4 * vision["patch_size"])
         if "hf_model_name" in text:
             towers.add(text["hf_model_name"])
         else:

@@ -188,11 +188,8 @@ def check_learner(
         assert any(value.grad.any() for value in student.learned.parameters()), (learner, clip.name)
     else:
         check_prompts(student, library, images, names)
-    return (
-        "yes"
-        if options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", LAYERS)) == LAYERS or learner == "VPT"
-        else "depth 1"
-    )
+    depth = options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", LAYERS))
+    return "yes" if depth == LAYERS else "depth 1"
 
 
 def check_prompts(student: Student, library: nn.Module, images: Tensor, names: list[str]) -> None:
