@@ -34,7 +34,7 @@ def peak_flops() -> float:
 
 def matrix_flops(layout: PromptLayout, width: int, depth: int) -> float:
     """Floating-point operations of the projections and MLPs, forward and backward (gradients of inputs alone)."""
-    rows, names = len(layout.rows), len(layout)
+    rows, names = layout.size, len(layout)
     inner = (depth - 1) * rows * 24 * width**2
     last = rows * 4 * width**2 + names * (2 + 2 + 16) * width**2  # keys and values of all rows, the rest of EOT rows
     return 2 * (inner + last)
@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace, classes: int):
 
 def measure_time(args: argparse.Namespace, classes: int) -> dict:
     clip, prompts, layout, step = prepare(args, classes)
-    row = {"classes": classes, "tokens": len(layout.rows), "full_tokens": 77 * len(prompts)}
+    row = {"classes": classes, "tokens": layout.size, "full_tokens": 77 * len(prompts)}
     compare = classes <= args.full_up_to
     calls = [lambda: step("ours"), *([lambda: step("full")] if compare else [])]
     seconds = seconds_per_call(args.steps, *calls)

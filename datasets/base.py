@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -14,15 +14,24 @@ from kdpl.training.seeding import seeded
 MAX_VAL_SHOTS = 4
 
 
-def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Datum]]:
+def kept_labels(labels: Iterable[int], subsample: str) -> list[int]:
+    """Return the labels of the base or of the new half of the classes, or of all, in their order."""
+    check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, SUBSAMPLES)
+    labels = sorted(set(labels))
+    half = math.ceil(len(labels) / 2)
+    return {"all": labels, "base": labels[:half], "new": labels[half:]}[subsample]
+
+
+def subsample_classes(*splits: Sequence[Datum], subsample: str, labels: Iterable[int] | None = None) -> list[list[Datum]]:
     """Return every split with the base or the new half of the classes, relabelled from 0 in the order of the old labels.
 
-    The classes are those of the first split. With C of them the first ceil(C / 2) labels are the base classes and the
-    rest the new ones (base-to-new setting of CoCoOp, arXiv:2203.05557).
+    With C classes the first ceil(C / 2) labels are the base classes and the rest the new ones (base-to-new setting of CoCoOp,
+    arXiv:2203.05557).
 
     Args:
         splits: lists of `Datum`, the training list first.
         subsample: "all" (nothing changes), "base" or "new".
+        labels: of all classes; by default those that the first split shows.
 
     Returns:
         One list for each split.
@@ -30,13 +39,9 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str) -> list[list[Dat
     Raises:
         ValueError: `subsample` is none of the three.
     """
-    check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, SUBSAMPLES)
+    kept = kept_labels((datum.label for datum in splits[0]) if labels is None else labels, subsample)
     if subsample == "all":
         return [list(split) for split in splits]
-
-    labels = sorted({datum.label for datum in splits[0]})
-    half = math.ceil(len(labels) / 2)
-    kept = labels[:half] if subsample == "base" else labels[half:]
     relabel = {label: new for new, label in enumerate(kept)}
     return [[Datum(d.impath, relabel[d.label], d.domain, d.classname) for d in split if d.label in relabel] for split in splits]
 

@@ -4,8 +4,10 @@ import os
 import shutil
 
 import pytest
-from dataset_miniatures import BUILDERS, load
+from dassl.data.datasets import build_dataset
+from dataset_miniatures import BUILDERS, config, load
 
+from kdpl.datasets.base import blind_draw
 from kdpl.datasets.coop.folder import DataFolder
 
 
@@ -15,9 +17,21 @@ def imagenet(tmp_path):
     return tmp_path
 
 
+def triples(part):
+    return [(d.impath, d.label, d.classname) for d in part or ()]
+
+
 def lists(root, **options):
-    dataset = load(root, "ImageNet", NUM_SHOTS=1, **options)
-    return [[(d.impath, d.label, d.classname) for d in part or ()] for part in (dataset.train_x, dataset.val, dataset.test)]
+    dataset = load(root, "ImageNet", **{"NUM_SHOTS": 1, **options})
+    return [triples(part) for part in (dataset.train_x, dataset.val, dataset.test)]
+
+
+def blind_lists(root, subsample):
+    """The lists and class names of a run that draws images whatever their labels."""
+    cfg = config(root, "ImageNet", NUM_SHOTS=1, SUBSAMPLE_CLASSES=subsample)
+    cfg.TRAINER.NAME, cfg.TRAINER.KDPL.SHOTS = "KDPL_CoOp", "random"
+    dataset = build_dataset(cfg)
+    return [triples(part) for part in (dataset.train_x, dataset.val, dataset.test)], dataset.lab2cname
 
 
 def forbid_listing(monkeypatch):
@@ -25,7 +39,6 @@ def forbid_listing(monkeypatch):
         raise AssertionError(f"{name} was listed")
 
     monkeypatch.setattr(DataFolder, "image_names", refuse)
-    monkeypatch.setattr(DataFolder, "listdir", refuse)
 
 
 def test_the_second_start_reads_the_lists_and_gives_the_same(imagenet, monkeypatch, capsys):
@@ -33,6 +46,20 @@ def test_the_second_start_reads_the_lists_and_gives_the_same(imagenet, monkeypat
     forbid_listing(monkeypatch)
     assert lists(imagenet) == first
     assert "Reading lists from" in capsys.readouterr().out
+
+
+def test_the_second_start_of_a_draw_without_labels_reads_the_lists_too(imagenet, monkeypatch):
+    first = {}
+    lists(imagenet)  # drawn by class, in a file of its own
+    for subsample in ("all", "base", "new"):
+        whole = load(imagenet, "ImageNet", NUM_SHOTS=-1, SUBSAMPLE_CLASSES=subsample)
+        (train, val, test), names = first[subsample] = blind_lists(imagenet, subsample)
+        assert train == triples(blind_draw(whole.train_x, 1, seed=1))
+        assert (test, val, names) == (triples(whole.test), triples(whole.val), whole.lab2cname)
+    assert any(len({label for _, label, _ in train}) < len(names) for (train, _, _), names in first.values())
+    forbid_listing(monkeypatch)
+    for subsample, found in first.items():
+        assert blind_lists(imagenet, subsample) == found
 
 
 def test_a_file_more_or_less_is_seen(imagenet):

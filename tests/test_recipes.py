@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import zlib
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -182,7 +183,8 @@ class Hub(BaseHTTPRequestHandler):
         body = self.files.get(self.path)
         self.send_response(404 if body is None else 200)
         for key, value in (
-            ("X-Repo-Commit", "0" * 40), ("ETag", '"1"'), ("Content-Length", str(len(body or b""))),
+            ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(body or b""))),
+            ("ETag", f'"{zlib.crc32(self.path.encode())}"'),
             *([("X-Error-Code", "EntryNotFound")] if body is None else []),
         ):  # fmt: skip
             self.send_header(key, value)
@@ -254,6 +256,58 @@ def test_a_missing_download_names_a_way_that_works(tiny, hub, tmp_path):
     shutil.copytree(tmp_path / "here" / "hf", tmp_path / "there" / "hf")
     loaded = load_elsewhere(f"{MODEL}:{GELU_TAG}", tmp_path / "there", "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert float(loaded.stdout.removeprefix("LOADED ")) == pytest.approx(expected, rel=1e-4), loaded.stderr
+
+
+@pytest.mark.parametrize(("layer_scale", "autocast"), [(None, False), (0.1, True)])
+def test_a_model_whose_half_weights_do_not_work_says_in_one_line_that_fp16_is_autocast(
+    layer_scale, autocast, monkeypatch, tmp_path, capsys
+):
+    config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "ls_init_value": layer_scale}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, MODEL, config)
+    name = f"{MODEL}:{GELU_TAG}:{weights_of(open_clip.create_model(MODEL), tmp_path / 'w.safetensors')}"
+    clip = load_clip(name, "fp16")
+    line = f"PREC fp16 of '{name}' is autocast over fp32 weights: some of its layers do not take half weights\n"
+    assert capsys.readouterr().out == line * autocast
+    assert (clip.autocast_dtype, clip.dtype) == ((torch.float16, torch.float32) if autocast else (None, torch.float16))
+
+
+@pytest.mark.slow
+def test_a_missing_tokenizer_of_the_hub_names_a_way_that_works(hub, tmp_path):
+    """The folder that `hf download` makes on a machine with the hub is copied to where the message says."""
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "a": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "[UNK]"}
+    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(kind)}
+    code = """
+import sys
+from kdpl.clip import WeightsError, describe
+try:
+    print("DESCRIBED", describe("ViT-B-16-SigLIP2:webli").context_length)
+except WeightsError as error:
+    sys.exit(f"REFUSED {error}")
+"""
+
+    def describe_at(home: Path) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+    refused = describe_at(tmp_path).stderr
+    assert "REFUSED The tokenizer of 'ViT-B-16-SigLIP2:webli'" in refused, refused
+    repository, folder, target = re.search(r"hf download (\S+) .* copy the folder \'(\S+)\' .* to \'(\S+)\'", refused).groups()
+    assert Path(target) == tmp_path / "hf" / "hub" / folder
+    Hub.files = {f"/{repository}/resolve/main/{file}": content.encode() for file, content in files.items()}
+    download = (
+        "import sys; from huggingface_hub import hf_hub_download; [hf_hub_download(sys.argv[1], f) for f in sys.argv[2:]]"
+    )
+    home = tmp_path / "networked"
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+    subprocess.run([sys.executable, "-c", download, repository, *files], env=environment, check=True)
+    shutil.copytree(home / "hub" / folder, target, symlinks=True)
+    described = describe_at(tmp_path)
+    assert "DESCRIBED 64" in described.stdout, described.stderr
 
 
 def test_a_tokenizer_that_needs_transformers_is_refused_before_weights_are_looked_for(monkeypatch):

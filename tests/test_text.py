@@ -132,7 +132,7 @@ def test_the_shared_beginning_is_run_once_and_nothing_after_eot():
     tower = TextTower(MODELS["openai"])
     layout = PromptLayout(tower, [prompt_of([7, 8], 4), prompt_of([9], 4), prompt_of([7], 4)])
     assert layout.prefix == 5
-    assert len(layout.rows) == 5 + (2 + 2) + (1 + 2) + (1 + 2)
+    assert layout.size == 5 + (2 + 2) + (1 + 2) + (1 + 2)
 
 
 def test_a_prompt_longer_than_the_context_is_refused():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dassl.data.datasets import Datum
 from yacs.config import CfgNode
 
-from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, subsample_classes
+from kdpl.datasets.base import ClassListDataset, draws_blindly, kept_labels, subsample_classes
 from kdpl.datasets.coop.catalog import CATALOG, Facts
 from kdpl.datasets.coop.drawn_lists import drawn_split
 from kdpl.datasets.coop.folder import DataFolder, Record
@@ -31,18 +31,19 @@ class CoOpDataset(ClassListDataset):
         data = DataFolder(facts, cfg.DATASET.ROOT)
         self.dataset_dir = str(data.path)
         self.image_dir = str(data.images)
-        blind = draws_blindly(cfg) and not facts.test_only
-        whole = facts.test_only or blind
-        split = load_split(data) if whole else drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-
-        test = _datums(split.test, self.image_dir)
-        train = test if facts.test_only else _datums(split.train, self.image_dir)
-        val = _datums(split.val, self.image_dir)
-        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        if facts.test_only:
+            split = load_split(data)
+            split, names = split._replace(train=split.test), {r.label: r.classname for r in split.test}
+        else:
+            blind = subsample if draws_blindly(cfg) else ""
+            split, names = drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED, blind)
+        lists = (_datums(part, self.image_dir) for part in split)
+        train, val, test = subsample_classes(*lists, subsample=subsample, labels=names)
         if facts.val_is_test:
             val = test
-        drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
-        super().__init__(train, train_x=drawn, val=val or None, test=test)
+        kept = kept_labels(names, subsample)
+        super().__init__({new: names[old] for new, old in enumerate(kept)}, train_x=train, val=val or None, test=test)
 
 
 def _datums(records: Iterable[Record], images: str) -> list[Datum]:

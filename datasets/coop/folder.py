@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts
 
 
+_SUFFIXES = tuple(SUFFIXES)
+
+
 class MissingDataError(FileNotFoundError):
     """A data set, or a file of it, is not where it belongs."""
 
@@ -51,7 +54,6 @@ class DataFolder:
         self.root = Path(os.path.abspath(os.path.expanduser(root)))
         self.path = self.root / facts.folder
         self.images = self.path / facts.images
-        self._listed: dict[str, frozenset[str]] = {}
 
     # --- what is there ---
 
@@ -123,19 +125,15 @@ class DataFolder:
         with os.scandir(self._there(name, os.path.isdir)) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
-    def listdir(self, name: str) -> frozenset[str]:
-        """Return the names inside the folder `name`, which is listed once."""
-        if name not in self._listed:
-            self._listed[name] = frozenset(os.listdir(self._there(name, os.path.isdir)))
-        return self._listed[name]
-
     def image_names(self, name: str) -> list[str]:
         """Return the sorted names of the image files inside the folder `name`; hidden ones are left out.
 
         Raises:
             MissingDataError: there is none.
         """
-        names = [n for n in self.listdir(name) if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith(".")]
+        names = [
+            n for n in os.listdir(self._there(name, os.path.isdir)) if n.lower().endswith(_SUFFIXES) and not n.startswith(".")
+        ]
         if not names:
             raise self.missing(f"{self.path / name} holds no image.")
         return sorted(names)

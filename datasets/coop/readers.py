@@ -227,3 +227,6 @@ def _number(data: DataFolder, place: str, text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise data.damaged(f"{place} has {text!r} where a number is expected.")
     return int(text)
+
+
+LISTING = (class_folders, imagenet, imagenet_v2, imagenet_sketch, imagenet_part)  # their images are those that the folders hold

@@ -1,12 +1,14 @@
 """The three lists of a data set: of the published split file, made by CoOp's rules, or the data set's own."""
 
 import json
+import os
 import warnings
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.coop.folder import DataFolder, MissingDataError, Record, Split
+from kdpl.datasets.coop.folder import DataFolder, Record, Split
+from kdpl.datasets.coop.readers import LISTING
 
 
 def load_split(data: DataFolder) -> Split:
@@ -50,7 +52,8 @@ def find_split(data: DataFolder) -> tuple[Split, str]:
     if facts.split_address and not origin:
         _check_classes(data, split)
     _check_labels(data, split, origin or "the data set's lists")
-    _check_images(data, split, origin or "the data set's lists")
+    if origin or facts.read not in LISTING:
+        _check_images(data, split, origin or "the data set's lists")
     return split, origin
 
 
@@ -136,11 +139,9 @@ def _check_images(data: DataFolder, split: Split, origin: str) -> None:
         by_folder[folder].add(name)
     absent = []
     for folder, names in by_folder.items():
-        try:
-            present = data.listdir(str(PurePosixPath(data.facts.images) / folder))
-        except MissingDataError:
-            present = frozenset()
-        absent += [str(PurePosixPath(folder, name)) for name in names - present]
+        there = data.images / folder
+        present = os.listdir(there) if there.is_dir() else ()
+        absent += [str(PurePosixPath(folder, name)) for name in names.difference(present)]
     if absent:
         total = sum(map(len, by_folder.values()))
         raise data.missing(

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Preprocessing, Tokenizer
-from kdpl.clip.openclip.dense_layout import DenseLayout
 from kdpl.clip.openclip.text_towers import HubText, WholeText
 from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.precision import autocast
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout
 from kdpl.clip.text_tower import TextTower
 from kdpl.clip.vision_tower import VisionTower
 
@@ -61,15 +60,14 @@ class Clip:
     @cached_property
     def text(self) -> TextTower | WholeText | HubText:
         """Its text tower for prompts with learned vectors; UnsupportedTowerError if it takes none."""
-        text = getattr(self.model, "text", self.model)
-        if type(text).__name__ == "HFTextEncoder":
-            return HubText(text, self.tokenizer.context_length)
+        if type(getattr(self.model, "text", None)).__name__ == "HFTextEncoder":
+            return HubText(self.model.text, self.tokenizer.context_length)
         try:
             return TextTower(self.model)
         except UnsupportedTowerError:
-            return WholeText(text)
+            return WholeText(self.model)
 
-    def layout(self, prompts: Sequence[Sequence[int]], class_specific: bool = False) -> PromptLayout | DenseLayout:
+    def layout(self, prompts: Sequence[Sequence[int]], class_specific: bool = False) -> Layout:
         """Return the constants of a list of prompts, ready for `text`."""
         return self.text.layout(prompts, self.tokenizer.pad, class_specific)
 

@@ -16,40 +16,94 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.blocks import Block, UnsupportedTowerError
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout, PromptLayout
 
 
-class TextTower:
-    """The text side of an unmodified CLIP, OpenAI's or open_clip's, as the text pass sees it.
+class PromptedText:
+    """A text tower that takes prompts with learned vectors: what towers of every kind share.
 
     It holds references, no copies: moving or casting the model moves and casts the tower.
 
     The attribute `max_rows` bounds the tokens in flight at a time, and with them the memory (0: no bound). What exceeds it, by
     many classes or by a context for each of many images, is computed piece by piece and again in the backward pass.
-
-    Args:
-        model: a CLIP whose text tower is a causal transformer read at the EOT position.
-
-    Raises:
-        UnsupportedTowerError: the text tower is of another kind (bidirectional, with a class token, from Hugging Face, ...);
-            kdpl/clip/openclip/text_towers.py runs those.
     """
 
-    no_deep = ""  # vectors can be put in at later layers
+    no_deep = ""  # why vectors cannot be put in at later layers; empty if they can
+    max_rows = 0
+    depth: int
+
+    def __call__(self, layout: Layout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Return the text features of all prompts, not normalised.
+
+        Args:
+            layout: the prompts, of this tower's `layout`.
+            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)`
+                with a class-specific layout. None where the prompts have no slots.
+            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of what has become of the learned vectors.
+
+        Returns:
+            `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
+        """
+        if deep and self.no_deep:
+            raise UnsupportedTowerError(self.no_deep)
+        if len(deep) >= self.depth or any(len(d) > layout.deep_room for d in deep):
+            raise ValueError(
+                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
+                f"and prompts with {layout.deep_room} slots at the same places: expected fewer layers than the tower has, and "
+                "no more vectors than such slots."
+            )
+        per_image = ctx is not None and ctx.dim() == 3 and not layout.class_specific
+        if not self.max_rows or (len(ctx) if per_image else 1) * layout.size <= self.max_rows:
+            features = self._encode(layout, ctx, deep)
+        else:
+            parts = []
+            for start, part in layout.parts(self.max_rows):
+                some = ctx[start : start + len(part)] if layout.class_specific else ctx
+                pieces = some.split(max(1, self.max_rows // part.size)) if per_image else [some]
+                parts.append(torch.cat([self._encode_checkpointed(part, piece, deep) for piece in pieces]))
+            features = torch.cat(parts, dim=1)
+        return features if per_image else features.squeeze(0)
+
+    def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        """Encode, and recompute in the backward pass instead of storing activations."""
+        if not torch.is_grad_enabled():
+            return self._encode(layout, ctx, deep)
+        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
+
+    def _encode(self, layout: Layout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        """Return the features `(P, C, d)`; P is 1, or B for one context per image."""
+        raise NotImplementedError
+
+
+class TransformerText(PromptedText):
+    """The text transformer of OpenAI's CLIP and of open_clip.
+
+    Args:
+        model: a CLIP, or its text tower.
+
+    Raises:
+        UnsupportedTowerError: it is of another kind than the subclass runs.
+    """
+
+    kind: str  # in words
+    pools: tuple[str, ...]
+    causal_alone: bool  # with a causal mask and without a class token
 
     def __init__(self, model: nn.Module):
-        text = getattr(model, "text", model)
+        self._text = text = getattr(model, "text", model)
         missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
-        causal = getattr(text, "attn_mask", True) is not None and getattr(text, "cls_emb", None) is None
-        pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        if missing or not causal or pool not in ("argmax", "eos"):
+        causal = getattr(text, "attn_mask", True) is not None and not self.has_class_token
+        self.pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
+        if missing or self.pool not in self.pools or (self.causal_alone and not causal):
             raise UnsupportedTowerError(
-                f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{pool}') is not a causal "
-                "transformer read at its EOT token, as OpenAI's CLIP has it: it can be a teacher, not a student."
+                f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{self.pool}') is not "
+                f"{self.kind}: it can be a teacher, not a student."
             )
-        self._text = text
         self.blocks = [Block(b) for b in text.transformer.resblocks]
-        self.max_rows = 0
+
+    @property
+    def has_class_token(self) -> bool:
+        return getattr(self._text, "cls_emb", None) is not None
 
     @property
     def device(self) -> torch.device:
@@ -61,17 +115,12 @@ class TextTower:
         return self.blocks[0].attn.in_proj_weight.dtype
 
     @property
-    def positions(self) -> Tensor:
-        """Positional embedding `(context_length, w)`."""
-        return self._text.positional_embedding
-
-    @property
     def context_length(self) -> int:
-        return self.positions.shape[0]
+        return len(self._text.positional_embedding) - self.has_class_token
 
     @property
     def width(self) -> int:
-        return self.positions.shape[1]
+        return self._text.positional_embedding.shape[1]
 
     @property
     def depth(self) -> int:
@@ -95,76 +144,47 @@ class TextTower:
         """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
         return self._text.token_embedding(ids).to(self.dtype)
 
-    def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> PromptLayout:
-        """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
-        return PromptLayout(self, prompts, class_specific)
-
-    def __call__(self, layout: PromptLayout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Return the text features of all prompts, not normalised.
-
-        Args:
-            layout: the prompts.
-            ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)`
-                with a class-specific layout. None where the prompts have no slots.
-            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of positions 1..n, which the shared prefix
-                must hold.
-
-        Returns:
-            `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
-        """
-        if len(deep) >= self.depth or any(len(d) >= layout.prefix for d in deep):
-            raise ValueError(
-                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
-                f"and a shared prefix of {layout.prefix} tokens: expected fewer layers than the tower has, and fewer vectors "
-                "than the prefix."
-            )
-        pieces = self._pieces(layout, ctx)
-        if len(pieces) == 1 and len(pieces[0]) == 1:
-            return self._encode(layout, ctx, deep)
-        return torch.cat([torch.cat([self._encode_checkpointed(*p, deep) for p in images]) for images in pieces], dim=-2)
-
-    def _pieces(self, layout: PromptLayout, ctx: Tensor | None) -> list[list[tuple[PromptLayout, Tensor | None]]]:
-        """Return layouts of some of the classes, each with contexts of some of the images, of at most `max_rows` tokens."""
-        images = len(ctx) if ctx is not None and ctx.dim() == 3 and not layout.class_specific else 1
-        if not self.max_rows or images * len(layout.rows) <= self.max_rows:
-            return [[(layout, ctx)]]
-        pieces = []
-        for start, part in layout.parts(self, self.max_rows):
-            if layout.class_specific:
-                pieces.append([(part, ctx[start : start + len(part)])])
-            elif images == 1:
-                pieces.append([(part, ctx)])
-            else:
-                at_once = max(1, self.max_rows // len(part.rows))
-                pieces.append([(part, some) for some in ctx.split(at_once)])
-        return pieces
-
-    def _encode_checkpointed(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
-        """Encode, and recompute in the backward pass instead of storing activations."""
-        if not torch.is_grad_enabled():
-            return self._encode(layout, ctx, deep)
-        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
-
-    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
-        x = layout.embed(ctx)  # (P, N, w)
-        for l, block in enumerate(self.blocks):
-            if 0 < l <= len(deep):
-                prompt = deep[l - 1].to(x.dtype).expand(len(x), -1, -1)  # (P, n, w)
-                x = torch.cat([x[:, :1], prompt, x[:, 1 + prompt.shape[1] :]], dim=1)
-            if l < self.depth - 1:
-                x = block.finish(x, _attend(layout, block.qkv(x)))
-            else:  # the feature is read at EOT: no other position of the last layer is needed
-                attended = _attend_eot(layout, *block.q_kv(x, layout.eot))
-                x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
-        x = self._project(self._text.ln_final(x))
-        x = x if layout.sorted else x.index_select(1, layout.original_order)
-        return x if ctx is not None and ctx.dim() == 3 and not layout.class_specific else x.squeeze(0)
+    @torch.no_grad()
+    def place(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return embeddings `(U, w)` with their positions `(U,)` added."""
+        return rows + self._text.positional_embedding[positions].to(rows.dtype)
 
     def _project(self, x: Tensor) -> Tensor:
         projection = self._text.text_projection
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Module) else x.to(projection.dtype) @ projection
+
+
+def replace_at(x: Tensor, vectors: Tensor, start: int) -> Tensor:
+    """Put vectors `(n, w)` in place of the positions from `start` on in `x (..., L, w)`."""
+    vectors = vectors.to(x.dtype).expand(*x.shape[:-2], -1, -1)  # (..., n, w)
+    return torch.cat([x[..., :start, :], vectors, x[..., start + vectors.shape[-2] :, :]], dim=-2)
+
+
+class TextTower(TransformerText):
+    """The causal text transformer that is read at the EOT position; kdpl/clip/openclip/text_towers.py runs the others."""
+
+    kind = "a causal transformer read at its EOT token, as OpenAI's CLIP has it"
+    pools = ("argmax", "eos")
+    causal_alone = True
+
+    def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> PromptLayout:
+        """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
+        return PromptLayout(self, prompts, class_specific)
+
+    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        x = layout.embed(ctx)  # (P, N, w)
+        for l, block in enumerate(self.blocks):
+            if 0 < l <= len(deep):
+                x = replace_at(x, deep[l - 1], layout.first_slot)
+            if l < self.depth - 1:
+                x = block.finish(x, _attend(layout, block.qkv(x)))
+            else:  # the feature is read at EOT: no other position of the last layer is needed
+                attended = _attend_eot(layout, *block.q_kv(x, layout.eot))
+                x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
+        x = self._project(self._text.ln_final(x))
+        return x if layout.sorted else x.index_select(1, layout.original_order)
 
 
 def _attend(layout: PromptLayout, qkv: Tensor) -> Tensor:

@@ -17,8 +17,44 @@ from kdpl.clip.blocks import Block, UnsupportedTowerError
 CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
 
 
-class VisionTower:
-    """The ViT image side of an unmodified CLIP, OpenAI's or open_clip's. It holds references, no copies.
+class PromptedVision:
+    """A ViT image tower that takes learned tokens. It holds references, no copies."""
+
+    blocks: list
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def __call__(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Return the image features, not normalised.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised, of the tower's resolution.
+            prompts: learned tokens `(n, w)` at the input.
+            deep: `(n, w)` for each of the layers 1, 2, ..., which takes the place of the tokens before it.
+
+        Returns:
+            `(B, d)`.
+        """
+        if len(deep) >= self.depth or (deep and prompts is None):
+            raise ValueError(
+                f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
+                "behind prompts at the input."
+            )
+        return self._features(images, prompts, deep)
+
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+def put_behind(x: Tensor, prompts: Tensor | None) -> Tensor:
+    """Put learned tokens `(n, w)` behind those of each image `(B, L, w)`."""
+    return x if prompts is None else torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+
+class VisionTower(PromptedVision):
+    """The ViT image side of an unmodified CLIP, OpenAI's or open_clip's.
 
     Args:
         visual: `model.visual` of a CLIP.
@@ -43,26 +79,7 @@ class VisionTower:
     def width(self) -> int:
         return self.visual.class_embedding.shape[0]
 
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    def __call__(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Return the image features, not normalised.
-
-        Args:
-            images: `(B, 3, H, W)`, normalised, of the tower's resolution.
-            prompts: learned tokens `(n, w)` at the input.
-            deep: `(n, w)` for each of the layers 1, 2, ..., which takes the place of the tokens before it.
-
-        Returns:
-            `(B, d)`.
-        """
-        if len(deep) >= self.depth or (deep and prompts is None):
-            raise ValueError(
-                f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
-                "behind prompts at the input."
-            )
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             size = self._at_once(len(images))
             return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
@@ -81,9 +98,7 @@ class VisionTower:
             cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([cls, x], dim=1) + v.positional_embedding.to(x.dtype)  # (B, 1 + grid * grid, w)
         own = x.shape[1]
-        if prompts is not None:
-            x = torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)  # (B, L, w)
-        x = v.ln_pre(x)
+        x = v.ln_pre(put_behind(x, prompts))  # (B, L, w)
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1 and self._at_class_token:  # no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
@@ -93,8 +108,7 @@ class VisionTower:
                 if l < len(deep) or l == self.depth - 1:  # the prompts' outputs are replaced, or nobody reads them
                     x, q = x[:, :own], q[:, :own]
                 x = block.finish(x, _attention(q, k, v_))
-                if l < len(deep):
-                    x = torch.cat([x, deep[l].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+                x = put_behind(x, deep[l] if l < len(deep) else None)
         x = v.ln_post(x[:, 0]) if self._at_class_token else v._pool(x)[0]  # (B, w)
         return x @ v.proj if v.proj is not None else x
 

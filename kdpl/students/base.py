@@ -97,8 +97,11 @@ class Student(nn.Module):
         return self.clip.logit_scale
 
     def prepare(self, names: Sequence[str]) -> Any:
-        """Return the constants of a list of class names, computed once per list and passed to the other methods."""
-        raise NotImplementedError
+        """Return the constants of a list of class names, computed once per list and passed to the other methods.
+
+        By default they are the prompts of `self.context`, a `TextContext` (kdpl/students/pieces.py).
+        """
+        return self.context.layout(names)
 
     def text_features(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
         """Return normalised text features `(C, d)`, or `(B, C, d)` if they depend on the images."""

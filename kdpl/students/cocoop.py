@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
 from kdpl.students.pieces import TextContext, normalized_text
 
@@ -26,10 +26,7 @@ class CoCoOp(Student):
         layers = OrderedDict(linear1=nn.Linear(d, d // 16), relu=nn.ReLU(), linear2=nn.Linear(d // 16, w_t))
         self.learned.meta_net = nn.Sequential(layers)
 
-    def prepare(self, names: Sequence[str]) -> PromptLayout:
-        return self.context.layout(names)
-
-    def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
+    def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         shift = self.learned.meta_net(image_features)  # (B, w_t)
         ctx = self.learned.ctx + shift[:, None]  # (B, n_ctx, w_t)
         return normalized_text(self.clip.text(prepared, ctx))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdpl.clip.names import Architecture
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout
 from kdpl.config.choices import CLASS_TOKEN_POSITIONS, check_choice
 from kdpl.students.base import Student
 from kdpl.students.pieces import TextContext, normalized_text
@@ -33,7 +33,7 @@ class CoOp(Student):
             key = f"TRAINER.{cls.node}.CLASS_TOKEN_POSITION"
             check_choice(key, options["CLASS_TOKEN_POSITION"], CLASS_TOKEN_POSITIONS)
 
-    def prepare(self, names: Sequence[str]) -> PromptLayout:
+    def prepare(self, names: Sequence[str]) -> Layout:
         if self.class_specific and list(names) != self.names:
             raise ValueError(
                 f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.names)} classes and cannot be used with "
@@ -41,5 +41,5 @@ class CoOp(Student):
             )
         return self.context.layout(names, self.class_specific)
 
-    def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
+    def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         return normalized_text(self.clip.text(prepared, self.learned.ctx))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
 from kdpl.students.pieces import (
     TextContext,
@@ -33,19 +33,12 @@ class IVLP(VisualPrompts, Student):
     def build(self, names: Sequence[str]) -> None:
         o, width = self.options, self.clip.text.width
         self.context = TextContext(self.clip, o.CTX_INIT, o.N_CTX_TEXT, True)
-        self.visual_prompts = deep_visual_prompts(self.learned, o.N_CTX_VISION, self.vision.width, o.PROMPT_DEPTH_VISION)
+        self.visual_prompts = deep_visual_prompts(self.learned, o.N_CTX_VISION, self.clip.vision.width, o.PROMPT_DEPTH_VISION)
         keys = ["prompt_learner.ctx"]
         keys += [f"text_encoder.transformer.resblocks.{l}.VPT_shallow" for l in range(1, o.PROMPT_DEPTH_TEXT)]
         initial = [self.context.initial(), *(random_prompts(self.context.n_ctx, width) for _ in keys[1:])]
         self.text_prompts = [put_parameter(self.learned, *pair) for pair in zip(keys, initial, strict=True)]
 
-    def prepare(self, names: Sequence[str]) -> PromptLayout:
-        return self.context.layout(names)
-
-    def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
+    def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         ctx, *deep = self.text_prompts
         return normalized_text(self.clip.text(prepared, ctx, deep))
-
-    def image_features(self, images: Tensor) -> Tensor:
-        first, *deep = self.visual_prompts
-        return self.prompted_image_features(images, first, deep)

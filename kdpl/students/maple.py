@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdpl.clip.prompt_layout import PromptLayout
+from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
 from kdpl.students.pieces import TextContext, VisualPrompts, normalized_text, random_prompts
 
@@ -19,22 +19,19 @@ class MaPLe(VisualPrompts, Student):
     def build(self, names: Sequence[str]) -> None:
         o = self.options
         self.context = TextContext(self.clip, o.CTX_INIT, o.N_CTX, True)
-        n, w_t, w_v, deeper = o.N_CTX, self.clip.text.width, self.vision.width, o.PROMPT_DEPTH - 1
+        n, w_t, w_v, deeper = o.N_CTX, self.clip.text.width, self.clip.vision.width, o.PROMPT_DEPTH - 1
         self.learned.prompt_learner = learner = nn.Module()
         learner.ctx = nn.Parameter(self.context.initial())
         learner.proj = nn.Linear(w_t, w_v)
         learner.compound_prompts_text = nn.ParameterList(nn.Parameter(random_prompts(n, w_t)) for _ in range(deeper))
         learner.compound_prompt_projections = nn.ModuleList(nn.Linear(w_t, w_v) for _ in range(deeper))
 
-    def prepare(self, names: Sequence[str]) -> PromptLayout:
-        return self.context.layout(names)
-
-    def text_features(self, prepared: PromptLayout, image_features: Tensor | None = None) -> Tensor:
+    def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         learner = self.learned.prompt_learner
         return normalized_text(self.clip.text(prepared, learner.ctx, list(learner.compound_prompts_text)))
 
-    def image_features(self, images: Tensor) -> Tensor:
+    @property
+    def visual_prompts(self) -> list[Tensor]:
         learner = self.learned.prompt_learner
         pairs = zip(learner.compound_prompt_projections, learner.compound_prompts_text, strict=True)
-        deep = [project(prompt) for project, prompt in pairs]  # (n, w_v) each
-        return self.prompted_image_features(images, learner.proj(learner.ctx), deep)
+        return [learner.proj(learner.ctx), *(project(prompt) for project, prompt in pairs)]  # (n, w_v) each

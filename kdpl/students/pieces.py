@@ -7,11 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.model import Clip
-from kdpl.clip.openclip.dense_layout import DenseLayout
-from kdpl.clip.openclip.timm_vit import TimmViT
-from kdpl.clip.prompt_layout import PromptLayout
-from kdpl.clip.vision_tower import VisionTower
-from kdpl.text.prompts import context_prompts, init_tokens
+from kdpl.clip.prompt_layout import Layout
+from kdpl.text.prompts import context_prompts, encode
 
 INIT_STD = 0.02  # of randomly initialised prompts
 
@@ -29,7 +26,7 @@ class TextContext:
     """
 
     def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end"):
-        tokens = init_tokens(words, clip.tokenizer) if words else []
+        tokens = encode(words.replace("_", " "), clip.tokenizer) if words else []
         if tokens and not fixed_count:
             n_ctx = len(tokens)
         if len(tokens) < n_ctx:
@@ -46,7 +43,7 @@ class TextContext:
         shape = (self.n_ctx, tower.width) if classes is None else (classes, self.n_ctx, tower.width)
         return random_prompts(*shape)
 
-    def layout(self, names: Sequence[str], class_specific: bool = False) -> PromptLayout | DenseLayout:
+    def layout(self, names: Sequence[str], class_specific: bool = False) -> Layout:
         """Return the prompts of these class names, ready for the text pass."""
         prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer)
         longest = self.clip.text.context_length - self.clip.tokenizer.stripped
@@ -60,15 +57,14 @@ class TextContext:
 
 
 class VisualPrompts:
-    """A mixin for students that prompt the image tower."""
+    """A mixin for students that prompt the image tower: `visual_prompts` are the tokens `(n, w_v)` of each layer."""
 
-    def prompted_image_features(self, images: Tensor, prompts: Tensor, deep: Sequence[Tensor]) -> Tensor:
+    visual_prompts: Sequence[Tensor]
+
+    def image_features(self, images: Tensor) -> Tensor:
         """Return normalised features `(B, d)` in fp32."""
-        return F.normalize(self.vision(images, prompts, deep).float(), dim=-1)
-
-    @property
-    def vision(self) -> VisionTower | TimmViT:
-        return self.clip.vision
+        first, *deep = self.visual_prompts
+        return F.normalize(self.clip.vision(images, first, deep).float(), dim=-1)
 
 
 def deep_visual_prompts(learned: nn.Module, n: int, width: int, depth: int) -> list[nn.Parameter]:

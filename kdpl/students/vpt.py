@@ -16,7 +16,7 @@ class VPT(VisualPrompts, Student):
 
     def build(self, names: Sequence[str]) -> None:
         o = self.options
-        self.visual_prompts = deep_visual_prompts(self.learned, o.N_CTX_VISION, self.vision.width, o.PROMPT_DEPTH_VISION)
+        self.visual_prompts = deep_visual_prompts(self.learned, o.N_CTX_VISION, self.clip.vision.width, o.PROMPT_DEPTH_VISION)
         self.sentence = f"{o.CTX_INIT.replace('_', ' ')} {{}}.".lstrip()
 
     def prepare(self, names: Sequence[str]) -> Tensor:
@@ -24,7 +24,3 @@ class VPT(VisualPrompts, Student):
 
     def text_features(self, prepared: Tensor, image_features: Tensor | None = None) -> Tensor:
         return prepared
-
-    def image_features(self, images: Tensor) -> Tensor:
-        first, *deep = self.visual_prompts
-        return self.prompted_image_features(images, first, deep)

@@ -13,9 +13,9 @@ from kdpl.clip.model import Clip
 from kdpl.clip.openai import BytePairs
 from kdpl.clip.prompt_layout import slot
 from kdpl.clip.text_tower import TextTower
-from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import CLASS_TOKEN_POSITIONS, check_choice
+from kdpl.text.templates import fill
 
-POSITIONS = ("end", "middle", "front")
 SENTENCES_AT_ONCE = 1024  # bounds the memory for long lists
 CACHED_PROMPTS = 2**17  # class-agnostic steps need the same names again; vocabularies rarely have more
 CLIPS_OWN = BytePairs()
@@ -48,10 +48,7 @@ def context_prompts(
     Raises:
         ValueError: an empty name, or an unknown position.
     """
-    if position not in POSITIONS:
-        raise ValueError(
-            f"CLASS_TOKEN_POSITION '{position}' is not one of {', '.join(POSITIONS)}.{did_you_mean(position, POSITIONS)}"
-        )
+    check_choice("CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
     words = words.replace("_", " ")
     return [_context_prompt(n.replace("_", " "), n_ctx, words, position, tokenizer) for n in names]
 
@@ -83,11 +80,6 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"The class name of label {label}, '{name}', is empty: give every class a name.")
         if labels.setdefault(ids, label) != label:
             print(f"Labels {labels[ids]} and {label} have the same class name, '{name}': no prompt can distinguish them")
-
-
-def init_tokens(words: str, tokenizer: Tokenizer = CLIPS_OWN) -> list[int]:
-    """Return the token ids of initial context words, underscores read as spaces."""
-    return encode(words.replace("_", " "), tokenizer)
 
 
 @torch.no_grad()
@@ -124,7 +116,5 @@ def ensemble_features(clip: Clip, names: list[str], templates: Sequence[str], no
         normalize: normalise each template's feature before the mean; False: not, as for PromptSRC's regularisers
             (arXiv:2307.06948).
     """
-    from kdpl.text.templates import fill
-
     total = sum(sentence_features(clip, fill(template, names), normalize) for template in templates)
     return F.normalize(total / len(templates), dim=-1)

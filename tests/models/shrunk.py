@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Every architecture of open_clip with two layers a tower, and a folder like the hub's cache with small tokenizers for them.
+"""Every architecture of open_clip with a few layers a tower, and a folder like the hub's cache with small tokenizers for them.
 
 `shrink()` puts configurations under open_clip's own names in place of its own, so that names, tags and recipes stay the
 published ones. Import this before `huggingface_hub`, `transformers` or `open_clip` read where the hub's cache is.
@@ -16,25 +16,12 @@ HUB = Path(os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="kdpl-hub-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import open_clip
-import timm
 import torch
+from narrow import LAYERS, WIDTH, narrow, side
 from torch import Tensor, nn
 
 COMMIT = "0" * 40
-WIDTH = 128  # of open_clip's own towers, two heads
 VOCABULARY = 400  # of the small tokenizers
-DEPTHS = {  # of timm's image towers, by the beginning of their name
-    "convnext": {"depths": (2, 2, 2, 2), "dims": (32, 64, 128, 256)},
-    "swin": {"depths": (2, 2, 2, 2)},
-    "fastvit_mci3": {"layers": (1, 1, 1, 1, 2)},
-    "fastvit_mci4": {"layers": (1, 1, 1, 1, 2)},
-    "fastvit": {"layers": (1, 1, 1, 2)},
-    "vit_base_mci": {"depth": 2},
-    "vit_medium": {"depth": 2},
-    "vit_relpos": {"depth": 2},
-    "vitamin": {"depth": 2},
-}
-NARROW = {"depth": 2, "embed_dim": WIDTH, "num_heads": 2}  # of timm's other ViTs
 SPECIAL = {  # by repository: special tokens in the order of their ids, and what stands around a text
     "bert": (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS] $A [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]"}),
     "roberta": (("<s>", "<pad>", "</s>", "<unk>"), "<s> $A </s>", {"bos_token": "<s>", "eos_token": "</s>"}),
@@ -55,17 +42,18 @@ def shrink() -> None:
         config = open_clip.get_model_config(name)
         vision, text = config["vision_cfg"], config["text_cfg"]
         if "timm_model_name" in vision:
-            vision["timm_model_name"] = _shrunk_timm(vision["timm_model_name"])
+            vision["image_size"] = side(vision["timm_model_name"]) or vision["image_size"]
+            vision["timm_model_name"] = narrow(vision["timm_model_name"])
             if vision["timm_proj"] == "none":  # the image tower's width is that of the features
                 config["embed_dim"] = WIDTH
         elif isinstance(vision["layers"], list):
-            vision.update(layers=[1, 1, 1, 1], width=32)
+            vision.update(layers=[1, 1, 1, 1], width=32, image_size=64)
         else:
-            vision.update(layers=2, width=2 * vision.get("head_width", 64))
+            vision.update(layers=LAYERS, width=2 * vision.get("head_width", 64), image_size=4 * vision["patch_size"])
         if "hf_model_name" in text:
             towers.add(text["hf_model_name"])
         else:
-            text.update(layers=2, width=WIDTH, heads=2)
+            text.update(layers=LAYERS, width=WIDTH, heads=2)
         if "hf_tokenizer_name" in text:
             repositories.add(text["hf_tokenizer_name"])
             text["vocab_size"] = VOCABULARY
@@ -128,20 +116,6 @@ def encode(model: nn.Module, images: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
     """Return the library's features of images and texts, not normalised."""
     with torch.no_grad():
         return model.encode_image(images, normalize=False), model.encode_text(ids, normalize=False)
-
-
-def _shrunk_timm(name: str) -> str:
-    options = next((options for start, options in DEPTHS.items() if name.startswith(start)), NARROW)
-    make = timm.model_entrypoint(name)
-
-    def shrunk(pretrained: bool = False, **kwargs):
-        return make(pretrained=False, **{**kwargs, **options})
-
-    shrunk.__name__ = f"shrunk_{name}"
-    shrunk.__module__ = make.__module__
-    if not timm.is_model(shrunk.__name__):
-        timm.models.register_model(shrunk)
-    return shrunk.__name__
 
 
 def _snapshot(repository: str) -> Path:

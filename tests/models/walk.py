@@ -3,9 +3,10 @@
 
     python tests/models/walk.py [--names ViT-B-32 ...] [--precisions fp16 bf16]
 
-Each is shrunk to two layers a tower, with random weights, biases and statistics. The teacher's features must be the library's
-in fp32 and in half precision; a student's text features with the initial words must be the library's, and its gradients finite;
-or it is refused from the configuration alone. The table is that of docs/models.md.
+Each is shrunk to three layers a tower, with random weights, biases and statistics. The teacher's features must be the library's
+in fp32 and in half precision; a student's text features with the initial words must be the library's, and with random prompts,
+deep ones too, its features and gradients must be those of the library's own pass (reference.py); or it is refused from the
+configuration alone. The table is that of docs/models.md.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
+from narrow import LAYERS
+from reference import student_output
 from shrunk import encode, library_model, library_tokenizer, shrink
 
 import open_clip
@@ -26,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 import kdpl  # noqa: F401  it makes `dassl` importable
 from kdpl import students
@@ -82,7 +85,8 @@ class Verdict:
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest error of a row, as a part of the row's length."""
-    return float(((ours.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
+    ours, theirs = ours.detach().float(), theirs.detach()
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
 
 
 def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
@@ -111,7 +115,9 @@ def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
         assert torch.equal(ids, clip.tokenize(sentences))
         images_0, texts_0 = encode(library, images, ids)
         check_features(clip, images, sentences, images_0, texts_0, 1e-5)
-        verdict.learners = {learner: check_learner(clip, learner, architecture, images, texts_0) for learner in LEARNERS}
+        verdict.learners = {
+            learner: check_learner(clip, learner, architecture, images, texts_0, library=library) for learner in LEARNERS
+        }
         for precision in precisions:
             half = load_clip(_named(name, tag, file), precision)
             check_features(half, images, sentences, images_0, texts_0, HALF[precision])
@@ -136,12 +142,22 @@ def check_features(clip: Clip, images: Tensor, sentences: list[str], images_0: T
 
 
 def check_learner(
-    clip: Clip, learner: str, architecture: Architecture, images: Tensor, texts_0: Tensor, bound: float = 1e-5
+    clip: Clip,
+    learner: str,
+    architecture: Architecture,
+    images: Tensor,
+    texts_0: Tensor,
+    bound: float = 1e-5,
+    library: nn.Module | None = None,
 ) -> str:
-    """Return "yes", or why a learner is refused from the configuration alone."""
+    """Return "yes", or what of a learner is refused from the configuration alone.
+
+    Args:
+        library: open_clip's own model, for the features and gradients of random prompts; None: they must be finite.
+    """
     kind: type[Student] = getattr(students, learner)
     options = {"CTX_INIT": WORDS, "PREC": "fp32"}
-    options |= {k: 2 for k in kind.defaults if k.startswith("PROMPT_DEPTH")}
+    options |= {k: LAYERS for k in kind.defaults if k.startswith("PROMPT_DEPTH")}
     options |= {k: 4 for k in kind.defaults if k in ("N_CTX", "N_CTX_TEXT")}
     options = learner_options(kind.node, options)
     try:
@@ -163,14 +179,35 @@ def check_learner(
             ours = student.text_features(prepared)
         error = relative(ours, F.normalize(texts_0, dim=-1))
         assert error < bound, (learner, clip.name, clip.dtype, error)
-    with clip.autocast():
-        frozen = student.frozen_image_features(images) if student.image_features_are_frozen else None
-        output = student(images, prepared, frozen=frozen)
-    torch.logsumexp(output.logits, -1).sum().backward()
-    for key, value in student.learned.named_parameters():
-        assert value.grad is not None and value.grad.isfinite().all(), (learner, clip.name, key)
-    assert any(value.grad.any() for value in student.learned.parameters()), (learner, clip.name)
-    return "yes" if options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", 2)) == 2 or learner == "VPT" else "depth 1"
+    if library is None:
+        with clip.autocast():
+            output = student(images, prepared)
+        torch.logsumexp(output.logits, -1).sum().backward()
+        for key, value in student.learned.named_parameters():
+            assert value.grad is not None and value.grad.isfinite().all(), (learner, clip.name, key)
+        assert any(value.grad.any() for value in student.learned.parameters()), (learner, clip.name)
+    else:
+        check_prompts(student, library, images, names)
+    depth = options.get("PROMPT_DEPTH_TEXT", options.get("PROMPT_DEPTH", LAYERS))
+    return "yes" if depth == LAYERS else "depth 1"
+
+
+def check_prompts(student: Student, library: nn.Module, images: Tensor, names: list[str]) -> None:
+    """Hold a student with random prompts against the library's own pass: features, and gradients of all that is learned."""
+    parameters = list(student.learned.parameters())
+    for value in parameters:
+        nn.init.normal_(value, std=0.1)
+    output = student(images, student.prepare(names))
+    ours = output.image_features, output.text_features
+    theirs = student_output(library, student, names, images)
+    gradients = []
+    for image, text in (ours, theirs):
+        loss = torch.einsum("bd,bcd->bc", image, text.expand(len(image), -1, -1)).exp().sum()
+        gradients.append(torch.autograd.grad(loss, parameters))
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative(a, b) < 1e-5, (student.node, student.clip.name, relative(a, b))
+    for (key, _), a, b in zip(student.learned.named_parameters(), *gradients, strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm(), (student.node, student.clip.name, key, float((a - b).norm() / b.norm()))
 
 
 def names_for(architecture: Architecture) -> list[str]:

@@ -19,6 +19,8 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 OBJECTIVE, LOSS, TEACHER = "kdpl/distill/objective.py", "kdpl/distill/loss.py", "kdpl/distill/teacher.py"
 DISTILL, TRAINING, CHECKPOINTS = "trainers/distill.py", "trainers/training.py", "trainers/checkpoints.py"
+RECIPE, TEXT_TOWERS = "kdpl/clip/openclip/recipe.py", "kdpl/clip/openclip/text_towers.py"
+TIMM_VIT, TOWERS = "kdpl/clip/openclip/timm_vit.py", "tests/test_prompted_towers.py::test_prompts_of_"
 LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
 OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
@@ -209,9 +211,73 @@ MUTATIONS = [
     mutation(
         "a suffix that sees one token too few of its prefix",
         "kdpl/clip/prompt_layout.py",
-        "device=device).tril(n) for _, m in self.groups]",
-        "device=device).tril(n - 1) for _, m in self.groups]",
+        "device=tower.device).tril(n) for _, m in self.groups]",
+        "device=tower.device).tril(n - 1) for _, m in self.groups]",
         "tests/test_text.py::test_learned_context_equals_the_full_length_pass",
+    ),
+    # ------------------------------------------------------------------------------------------------------------- CLIPs
+    mutation(
+        "OpenAI's mean for every CLIP",
+        RECIPE,
+        'tuple(map(float, preprocess.get("mean") or OPENAI_MEAN))',
+        "OPENAI_MEAN",
+        "tests/test_recipes.py::test_a_file_of_any_published_weights_has_the_recipe_of_its_tag_or_is_refused[MobileCLIP-S1]",
+    ),
+    mutation(
+        "the QuickGELU of MODEL:FILE forgotten",
+        RECIPE,
+        'bool(config.get("quick_gelu") or preprocess.get("quick_gelu"))',
+        'bool(config.get("quick_gelu"))',
+        "tests/test_recipes.py::test_a_file_under_its_published_name_is_known",
+    ),
+    mutation(
+        "padding not seen by a dense tower",
+        TEXT_TOWERS,
+        "return DenseLayout(self, prompts, pad, self.context_length, class_specific)",
+        "return DenseLayout(self, prompts, pad, max(map(len, prompts)), class_specific)",
+        f"{TOWERS}a_text_tower_equal_the_librarys_own_pass[dense]",
+    ),
+    mutation(
+        "the text feature read before the class token",
+        TEXT_TOWERS,
+        "layout.length - 1 + self.has_class_token)",
+        "layout.length - 1)",
+        f"{TOWERS}a_text_tower_equal_the_librarys_own_pass[class-token]",
+    ),
+    mutation(
+        "the mask of published CoCas put right",
+        TEXT_TOWERS,
+        "(0, 1) if text.correct_cls_mask else (1, 0)",
+        "(0, 1)",
+        f"{TOWERS}a_text_tower_equal_the_librarys_own_pass[class-token]",
+    ),
+    mutation(
+        "deep text prompts one position too late",
+        TEXT_TOWERS,
+        "replace_at(x, deep[l - 1], layout.first_slot)",
+        "replace_at(x, deep[l - 1], layout.first_slot + 1)",
+        f"{TOWERS}a_text_tower_equal_the_librarys_own_pass[dense]",
+    ),
+    mutation(
+        "learned tokens turned by rotary positions",
+        TIMM_VIT,
+        "identity = [torch.zeros_like(sin[..., :1, :]), torch.ones_like(cos[..., :1, :])]",
+        "identity = [sin[..., -1:, :], cos[..., -1:, :]]",
+        f"{TOWERS}an_image_tower_equal_the_librarys_own_pass[EVA02]",
+    ),
+    mutation(
+        "learned tokens pooled by a ViT of timm",
+        TIMM_VIT,
+        "trunk.norm(x[:, :own])",
+        "trunk.norm(x)",
+        f"{TOWERS}an_image_tower_equal_the_librarys_own_pass[SigLIP]",
+    ),
+    mutation(
+        "learned tokens pooled by open_clip's ViT",
+        "kdpl/clip/vision_tower.py",
+        "if l < len(deep) or l == self.depth - 1:",
+        "if l < len(deep):",
+        f"{TOWERS}an_image_tower_equal_the_librarys_own_pass[CLIPA]",
     ),
     # ------------------------------------------------------------------------------------------------------------- views
     mutation(

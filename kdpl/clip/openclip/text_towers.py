@@ -11,130 +11,21 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError
-from kdpl.clip.openclip.dense_layout import DenseLayout
+from kdpl.clip.prompt_layout import DenseLayout
+from kdpl.clip.text_tower import PromptedText, TransformerText, replace_at
 
 
-class DenseText:
-    """What the towers of this file share: prompts piece by piece, and the shape of what they return.
+class WholeText(TransformerText):
+    """A text transformer of open_clip that is not read at the end of a causal prompt."""
 
-    It holds references, no copies: moving or casting the model moves and casts the tower. The attribute `max_rows` bounds the
-    tokens in flight at a time (0: no bound); what exceeds it is computed piece by piece and again in the backward pass.
-    """
-
-    max_rows = 0
-    width: int
-    depth: int
-    embed_dim: int
-    context_length: int
-    no_deep = ""  # why vectors cannot be put in at later layers; empty if they can
+    kind = "a text transformer of open_clip that gives one feature"
+    pools = ("first", "last", "argmax", "eos")
+    causal_alone = False
 
     def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> DenseLayout:
-        """Return the constants of a list of prompts."""
+        """Return the constants of a list of prompts, filled up with `pad`."""
         return DenseLayout(self, prompts, pad, self.context_length, class_specific)
-
-    def __call__(self, layout: DenseLayout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Return the text features of all prompts, not normalised: as `TextTower`."""
-        if deep and self.no_deep:
-            raise UnsupportedTowerError(self.no_deep)
-        if len(deep) >= self.depth or any(layout.first_slot + len(d) > layout.length for d in deep):
-            raise ValueError(
-                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
-                f"and {layout.length} tokens: expected fewer layers than the tower has."
-            )
-        own = ctx is not None and ctx.dim() == 3 and not layout.class_specific
-        images = len(ctx) if own else 1
-        if not self.max_rows or images * len(layout.rows) <= self.max_rows:
-            features = self._encode(layout, ctx, deep)
-        else:
-            parts = []
-            for start, part in layout.parts(self, self.max_rows):
-                some = ctx[start : start + len(part)] if layout.class_specific else ctx
-                at_once = max(1, self.max_rows // len(part.rows))
-                pieces = some.split(at_once) if own else [some]
-                parts.append(torch.cat([self._encode_checkpointed(part, piece, deep) for piece in pieces]))
-            features = torch.cat(parts, dim=1)
-        return features if own else features.squeeze(0)
-
-    def _encode_checkpointed(self, layout: DenseLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
-        """Encode, and recompute in the backward pass instead of storing activations."""
-        if not torch.is_grad_enabled():
-            return self._encode(layout, ctx, deep)
-        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
-
-    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
-        """Return the features `(P, C, d)`."""
-        raise NotImplementedError
-
-
-class WholeText(DenseText):
-    """A text transformer of open_clip that is not read at the end of a causal prompt.
-
-    Args:
-        text: a `TextTransformer`, or a `CLIP` that holds its parts.
-
-    Raises:
-        UnsupportedTowerError: its blocks, or its pooling, are of another kind.
-    """
-
-    def __init__(self, text: nn.Module):
-        missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
-        self.pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        if missing or self.pool not in ("first", "last", "argmax", "eos"):
-            raise UnsupportedTowerError(
-                f"The text tower {type(text).__name__} (missing {missing}, pooling '{self.pool}') is not a text transformer of "
-                "open_clip that gives one feature: it can be a teacher, not a student."
-            )
-        self._text = text
-        self.blocks = [Block(b) for b in text.transformer.resblocks]
-
-    @property
-    def device(self) -> torch.device:
-        return self._text.token_embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.blocks[0].attn.in_proj_weight.dtype
-
-    @property
-    def has_class_token(self) -> bool:
-        return getattr(self._text, "cls_emb", None) is not None
-
-    @property
-    def context_length(self) -> int:
-        return len(self._text.positional_embedding) - self.has_class_token
-
-    @property
-    def width(self) -> int:
-        return self._text.positional_embedding.shape[1]
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids that it knows."""
-        return self._text.token_embedding.num_embeddings
-
-    @property
-    def embed_dim(self) -> int:
-        """Width d of the text features."""
-        projection = self._text.text_projection
-        if projection is None:
-            return self.width
-        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
-
-    @torch.no_grad()
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
-        return self._text.token_embedding(ids).to(self.dtype)
-
-    @torch.no_grad()
-    def place(self, rows: Tensor, positions: Tensor) -> Tensor:
-        return rows + self._text.positional_embedding[positions].to(rows.dtype)
 
     def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         rows = layout.embed(ctx)  # (P, U, w)
@@ -146,30 +37,23 @@ class WholeText(DenseText):
         x = rows[:, index]  # (P, C, L, w)
         for l, block in enumerate(self.blocks):
             if 0 < l <= len(deep):
-                prompt, start = deep[l - 1].to(x.dtype), layout.first_slot
-                prompt = prompt.expand(*x.shape[:2], -1, -1)  # (P, C, n, w)
-                x = torch.cat([x[:, :, :start], prompt, x[:, :, start + prompt.shape[2] :]], dim=2)
+                x = replace_at(x, deep[l - 1], layout.first_slot)
             if l < self.depth - 1:
                 qkv = block.qkv(rows)[:, index] if l == 0 else block.qkv(x)  # (P, C, L, 3, heads, head_dim)
                 x = block.finish(x, _attend(*qkv.unbind(3), mask))
             else:  # the feature is read at one position: no other of the last layer is needed
-                qkv = block.qkv(x)
-                q, k, v = qkv.unbind(3)
+                q, k, v = block.qkv(x).unbind(3)
                 classes = torch.arange(len(read), device=read.device)
                 one = None if mask is None else mask[classes, :, read].unsqueeze(2)  # (C, 1, 1, L)
                 x = block.finish(x[:, classes, read].unsqueeze(2), _attend(q[:, classes, read].unsqueeze(2), k, v, one))
-        x = self._text.ln_final(x.squeeze(2))  # (P, C, w)
-        projection = self._text.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Module) else x.to(projection.dtype) @ projection
+        return self._project(self._text.ln_final(x.squeeze(2)))  # (P, C, d)
 
     def _read(self, layout: DenseLayout) -> Tensor:
         """Return the position `(C,)` at which each prompt's feature is read."""
         if self.has_class_token or self.pool == "last":
-            return torch.full_like(layout.ends, layout.length - 1 + self.has_class_token)
+            return torch.full_like(layout.ids[:, 0], layout.length - 1 + self.has_class_token)
         if self.pool == "first":
-            return torch.zeros_like(layout.ends)
+            return torch.zeros_like(layout.ids[:, 0])
         if self.pool == "eos":
             eos = getattr(self._text, "eos_id", getattr(self._text, "text_eos_id", None))
             return ((layout.ids == eos) & ~layout.is_slot).int().argmax(dim=1)
@@ -177,14 +61,16 @@ class WholeText(DenseText):
 
     def _mask(self, layout: DenseLayout) -> Tensor | None:
         """Return which positions each position attends to, `(C, 1, L, L)`; None: all."""
-        causal = self._text.attn_mask
+        text, causal = self._text, self._text.attn_mask
         if causal is not None:
             causal = (causal == 0)[None, None]  # (1, 1, L, L)
-        if not self.has_class_token:
+        if not self.has_class_token and not getattr(text, "use_pad_mask", False):
             return None if causal is None else causal.expand(len(layout), -1, -1, -1)
-        seen = (layout.ids != self._text.pad_id) | layout.is_slot  # (C, L)
-        # open_clip masks what is one position behind the padding, as the published weights were trained
-        seen = F.pad(seen, (0, 1) if self._text.correct_cls_mask else (1, 0), value=True)[:, None, None]  # (C, 1, 1, L + 1)
+        seen = (layout.ids != text.pad_id) | layout.is_slot  # (C, L)
+        if self.has_class_token:
+            # open_clip masks what is one position behind the padding, as the published weights were trained
+            seen = F.pad(seen, (0, 1) if text.correct_cls_mask else (1, 0), value=True)  # (C, L + 1)
+        seen = seen[:, None, None]  # (C, 1, 1, L)
         return seen.expand(-1, -1, seen.shape[-1], -1) if causal is None else causal & seen
 
 
@@ -197,7 +83,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return attended.transpose(1, 2).reshape(shape)
 
 
-class HubText(DenseText):
+class HubText(PromptedText):
     """A text tower of the Hugging Face hub, run from embeddings (`inputs_embeds`) under the mask of its own tokens.
 
     Padding is masked in these towers, so that prompts are no longer than the longest of them.
@@ -220,10 +106,6 @@ class HubText(DenseText):
     @property
     def device(self) -> torch.device:
         return self._embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._embedding.weight.dtype
 
     @property
     def width(self) -> int:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.vision_tower import PromptedVision, put_behind
 
 _KNOWN = ("timm.models.vision_transformer.VisionTransformer", "timm.models.eva.Eva")
 
 
-class TimmViT:
-    """The ViT of a `TimmModel` of open_clip. It holds references, no copies.
+class TimmViT(PromptedVision):
+    """The ViT of a `TimmModel` of open_clip.
 
     Args:
         visual: `model.visual` of a CLIP.
@@ -40,17 +41,7 @@ class TimmViT:
     def width(self) -> int:
         return self._trunk.embed_dim
 
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    def __call__(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Return the image features `(B, d)`, not normalised: as `VisionTower`."""
-        if len(deep) >= self.depth or (deep and prompts is None):
-            raise ValueError(
-                f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
-                "behind prompts at the input."
-            )
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         trunk = self._trunk
         with torch.no_grad():  # nothing learned yet: no graph over the patches
             images = images.to(next(trunk.patch_embed.parameters()).dtype)
@@ -58,19 +49,14 @@ class TimmViT:
             x, rope = x if isinstance(x, tuple) else (x, None)  # (B, own, w)
         own = x.shape[1]
         tokens = 0 if prompts is None else prompts.shape[0]
-        x = trunk.norm_pre(_behind(x, prompts))
+        x = trunk.norm_pre(put_behind(x, prompts))
         where = {} if rope is None else {"rope": _unturned(rope, tokens)}
         for l, block in enumerate(self.blocks):
             if 0 < l <= len(deep):
-                x = _behind(x[:, :own], deep[l - 1])
+                x = put_behind(x[:, :own], deep[l - 1])
             x = block(x, **where)
         x = trunk.forward_head(trunk.norm(x[:, :own]))
         return self.visual.head(x)
-
-
-def _behind(x: Tensor, prompts: Tensor | None) -> Tensor:
-    """Put learned tokens `(n, w)` behind those of each image."""
-    return x if prompts is None else torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
 
 def _unturned(rope: Tensor, tokens: int) -> Tensor:

@@ -1,0 +1,124 @@
+"""Prompted passes the plain way: open_clip's own `encode_text` and `encode_image`, with hooks that put learned vectors in.
+
+Nothing of kdpl's passes is used: prompts run at their full length, every layer computes every position, and masks, poolings and
+projections are the library's. Of a student only its learned parameters and its list of prompts are taken.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Prompts = Sequence[Sequence[int]]  # token ids, and -1 - i for the learned vector i
+
+
+def prompted_text(
+    model: nn.Module, prompts: Prompts, ctx: Tensor, deep: Sequence[Tensor], length: int, pad: int, ordinary: int
+) -> Tensor:
+    """Return the features `(C, d)` of prompts, not normalised.
+
+    Args:
+        model: of open_clip.
+        ctx: `(n, w)`, or `(C, n, w)`.
+        deep: `(n, w)` for each of the layers 1, 2, ...
+        length: ids of a prompt; the id `pad` fills up.
+        ordinary: an id that is neither padding nor an end, which stands in the slots for what looks at ids.
+    """
+    text = getattr(model, "text", model)
+    filled = [[*prompt, *[pad] * (length - len(prompt))] for prompt in prompts]
+    places = [(c, p, -1 - e) for c, entries in enumerate(filled) for p, e in enumerate(entries) if e < 0]
+    classes, positions, index = (torch.tensor(values) for values in zip(*places, strict=True))
+
+    def put(x: Tensor, vectors: Tensor) -> Tensor:
+        own = vectors[classes, index] if vectors.dim() == 3 else vectors[index]
+        return x.index_put((classes, positions), own.to(x.dtype))
+
+    own = hasattr(text, "token_embedding")
+    embedding = text.token_embedding if own else text.transformer.get_input_embeddings()
+    with ExitStack() as stack:
+        stack.enter_context(embedding.register_forward_hook(lambda module, args, output: put(output, ctx)))
+        for layer, vectors in enumerate(deep, start=1):
+            assert text.transformer.batch_first
+            _before(stack, text.transformer.resblocks[layer], lambda x, vectors=vectors: put(x, vectors))
+        ids = torch.tensor([[ordinary if e < 0 else e for e in entries] for entries in filled])
+        return model.encode_text(ids, normalize=False)
+
+
+def prompted_image(model: nn.Module, images: Tensor, prompts: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    """Return the features `(B, d)` of images with learned tokens `(n, w)`, not normalised.
+
+    The tokens stand behind the image's own. In timm's EVA they stand before the patches instead, among the class tokens, which
+    the library itself leaves unturned by rotary positions; the order of the others makes no difference to attention.
+    """
+    visual, n = model.visual, len(prompts)
+    trunk = getattr(visual, "trunk", None)
+    eva = type(trunk).__name__ == "Eva"
+    start = trunk.num_prefix_tokens if eva else None  # where the learned tokens begin; None: at the end
+    blocks = visual.transformer.resblocks if trunk is None else trunk.blocks
+
+    def put(x: Tensor, vectors: Tensor, taken: int) -> Tensor:
+        vectors = vectors.to(x.dtype).expand(len(x), -1, -1)
+        at = x.shape[1] - taken if start is None else start
+        return torch.cat([x[:, :at], vectors, x[:, at + taken :]], dim=1)
+
+    def drop(x: Tensor) -> Tensor:
+        return put(x, x.new_empty(0, x.shape[2]), n)
+
+    with ExitStack() as stack:
+        _before(stack, visual.ln_pre if trunk is None else trunk.norm_pre, lambda x: put(x, prompts, 0))
+        for layer, vectors in enumerate(deep, start=1):
+            _before(stack, blocks[layer], lambda x, vectors=vectors: put(x, vectors, n))
+        if trunk is None:
+            stack.enter_context(visual.transformer.register_forward_hook(lambda module, args, output: drop(output)))
+        else:
+            _before(stack, trunk.norm, drop)
+        for block in blocks if eva else ():
+            block.attn.num_prefix_tokens += n
+            stack.callback(setattr, block.attn, "num_prefix_tokens", block.attn.num_prefix_tokens - n)
+        return model.encode_image(images, normalize=False)
+
+
+def _before(stack: ExitStack, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the first argument of a module's forward."""
+    stack.enter_context(module.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:])))
+
+
+def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a student's normalised image features `(B, d)` and text features `(C, d)` or `(B, C, d)`, computed by the library.
+
+    Args:
+        model: of open_clip, with the weights of the student's CLIP.
+    """
+    learned, node, tokenizer = student.learned, student.node, student.clip.tokenizer
+    visual: list[Tensor] = []
+    deep: list[Tensor] = []
+    if node == "MAPLE":
+        learner = learned.prompt_learner
+        ctx, deep = learner.ctx, list(learner.compound_prompts_text)
+        projections = [learner.proj, *learner.compound_prompt_projections]
+        visual = [project(prompt) for project, prompt in zip(projections, [ctx, *deep], strict=True)]
+    elif node in ("IVLP", "PROMPTSRC"):
+        (ctx, *deep), visual = student.text_prompts, list(student.visual_prompts)
+    elif node == "VPT":
+        visual = list(student.visual_prompts)
+    else:
+        ctx = learned.ctx
+    if visual:
+        image = prompted_image(model, images, visual[0], visual[1:])
+    else:
+        with torch.no_grad():
+            image = model.encode_image(images, normalize=False)
+    image = F.normalize(image, dim=-1)
+    if node == "VPT":
+        ids = student.clip.tokenize([student.sentence.replace("{}", name.replace("_", " ")) for name in names])
+        with torch.no_grad():
+            return image, F.normalize(model.encode_text(ids, normalize=False), dim=-1)
+
+    def encode(ctx: Tensor) -> Tensor:
+        prompts, ordinary = student.prepare(names).prompts, tokenizer.encode("a")[-1]
+        return prompted_text(model, prompts, ctx, deep, tokenizer.context_length, tokenizer.pad, ordinary)
+
+    text = torch.stack([encode(ctx + shift) for shift in learned.meta_net(image)]) if node == "COCOOP" else encode(ctx)
+    return image, F.normalize(text, dim=-1)
