@@ -1,6 +1,6 @@
 """Evaluation on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -25,33 +25,12 @@ from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
+from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 
-class _Curves:
-    """TensorBoard curves whose write errors end the curves, not the run."""
-
-    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a value to the TensorBoard log if it is open."""
-        with self._outliving_the_curves():
-            super().write_scalar(tag, scalar_value, global_step)
-
-    def close_writer(self) -> None:
-        """Close the TensorBoard log if it is open."""
-        with self._outliving_the_curves():
-            super().close_writer()
-
-    @contextmanager
-    def _outliving_the_curves(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            print(f"The TensorBoard curves end here, because they cannot be written: {error}")
-
-
-class EvaluatedTrainer(_Curves, TrainerX):
+class EvaluatedTrainer(TrainerX):
     """A trainer whose model is tested on images with class names."""
 
     epoch = 0  # the current one, from 0
@@ -77,6 +56,11 @@ class EvaluatedTrainer(_Curves, TrainerX):
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
         self.follow_model(cfg)
+        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+
+    def template(self) -> str:
+        """The hand-written sentence of the data set."""
+        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
 
     def follow_model(self, cfg: CfgNode) -> None:
         """Set INPUT of the configuration, in place, as the evaluated CLIP takes its images, and remember how.
@@ -90,14 +74,9 @@ class EvaluatedTrainer(_Curves, TrainerX):
         follow_model(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
 
     def build_data_loader(self) -> None:
-        if not use_own_manager(self):
-            super().build_data_loader()
-        if self.test_loader is None:
-            self.cfg = without_test(self.cfg)
+        build_loaders(self, super().build_data_loader)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
-        if self.train_loader_x is not None:
-            apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         for loader in {id(each): each for each in (self.val_loader, self.test_loader) if each is not None}.values():
             loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
@@ -175,6 +154,24 @@ class EvaluatedTrainer(_Curves, TrainerX):
             shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
             yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
 
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a value to the TensorBoard log if it is open; an error ends the curves, not the run."""
+        with self._outliving_the_curves():
+            super().write_scalar(tag, scalar_value, global_step)
+
+    def close_writer(self) -> None:
+        """Close the TensorBoard log if it is open."""
+        with self._outliving_the_curves():
+            super().close_writer()
+
+    @contextmanager
+    def _outliving_the_curves(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            print(f"The TensorBoard curves end here, because they cannot be written: {error}")
+
     def stop_if_asked(self) -> None:
         """Raise `Interrupted` if a signal was received and everything is saved."""
 
@@ -198,18 +195,23 @@ class EvaluatedTrainer(_Curves, TrainerX):
         return here
 
 
-def use_own_manager(trainer: TrainerX) -> bool:
-    """Set a trainer's loaders from the manager of a data set that reads images its own way; return whether it has one."""
+def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
+    """Set a trainer's loaders, by the manager of a data set that reads images its own way, else by `build`, the engine's."""
     name = trainer.cfg.DATASET.NAME
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     manager = getattr(dataset, "data_manager", None)
-    if manager is not None:
+    if manager is None:
+        build()
+    else:
         trainer.dm = dm = manager(trainer.cfg)
         trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
         trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
         trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
         trainer.lab2cname = dm.lab2cname
-    return manager is not None
+    if trainer.test_loader is None:
+        trainer.cfg = without_test(trainer.cfg)
+    if trainer.train_loader_x is not None:
+        apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)
 
 
 def report_unreadable(trainer: TrainerX, batch: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
 from kdpl.distill.views import ImageFile, image_files
 from kdpl.students import Student
-from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.training import Training
@@ -66,7 +65,6 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         options = student_options(cfg, student.node)
         super().check_cfg(cfg)
         check_config(cfg, student.node)
-        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         check_schedule(cfg.OPTIM)
         student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
@@ -122,10 +120,6 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     def prepare_names(self, names: Sequence[str]) -> Any:
         """Return the student's constants of class names; with TRAINER.KDPL.SHARD_CLASSES of this rank's share of them."""
         return self.student.prepare_shard(names) if self.cfg.TRAINER.KDPL.SHARD_CLASSES else self.student.prepare(names)
-
-    def template(self) -> str:
-        """The hand-written sentence of the data set."""
-        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
 
     @cached_property
     def objective(self) -> Objective:

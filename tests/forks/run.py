@@ -20,12 +20,11 @@ def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list
     """Run one trainer and return its line of the table."""
     extra = ["--prepare", prepare[name]] if name in prepare else []
     extra += ["--set", *settings[name]] if name in settings else []
-    found = trial(fork, "--trainer", name, *extra)
+    found = trial(fork, "--trainer", name, "--compare", *extra)
     identity = ""
     if "moved" in found:
         result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
-        compared = trial(fork, "--trainer", name, "--compare", *extra).get("compared")
-        if compared:
+        if compared := found.get("compared"):
             identity = f"loss {compared['loss']:.0e}, parameters {compared['parameters']:.0e}"
     else:
         result = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
