@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datasets.oxford_pets
-import datasets.dtd  # the last
+import datasets.dtd  # a comment
 import trainers.coop
 
 
@@ -51,7 +51,7 @@ def test_the_three_changes_stand_where_the_documentation_says():
     at = {text: i for i, line in enumerate(lines) for text in added if line.strip().startswith(text)}
     assert lines[at["import kdpl.trainers"] + 1] in ("", "import argparse") and "__future__" in lines[1]
     assert at["import kdpl.trainers"] < lines.index("import argparse")
-    assert lines[at["import kdpl.datasets"] - 1] == "import datasets.dtd  # the last"
+    assert lines[at["import kdpl.datasets"] - 1] == "import trainers.coop"
     assert lines[at["kdpl.extend_cfg(cfg)"] - 1].strip().startswith("cfg.TRAINER.COOP.CTX_INIT")
     assert lines[at["kdpl.extend_cfg(cfg)"]].startswith("    kdpl")
 
@@ -64,13 +64,13 @@ VARIANTS = {
     "return": TRAIN.replace("  # initialization words\n", "\n    return cfg\n", 1),
     "other_name": TRAIN.replace("def extend_cfg(cfg)", "def extend_cfg(c)").replace("    cfg.TRAINER", "    c.TRAINER"),
     "no_function": TRAIN.replace("extend_cfg", "own_cfg"),
-    "no_datasets": TRAIN.replace("import datasets.oxford_pets\nimport datasets.dtd  # the last\n", ""),
+    "no_datasets": TRAIN.replace("import datasets.oxford_pets\nimport datasets.dtd  # a comment\n", ""),
     "from_datasets": TRAIN.replace("import datasets.dtd", "from datasets import dtd"),
     "one_line": TRAIN.replace(
         TRAIN[TRAIN.index("def extend") : TRAIN.index("def setup")], "def extend_cfg(cfg):\n    pass\n\n\n"
     ),
     "no_docstring": TRAIN.partition("\n")[2].partition("\n")[2].lstrip("\n"),
-    "continued": TRAIN.replace("import datasets.dtd", "from datasets import (\n    dtd,\n)"),
+    "continued": TRAIN.replace("import trainers.coop", "from trainers import (\n    coop,\n)"),
 }
 
 

@@ -60,7 +60,7 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
     if "kdpl.trainers" not in imported:
         changes.append(Change(_before_imports(tree), "import kdpl.trainers"))
     if "kdpl.datasets" not in imported:
-        changes.append(Change(_behind_datasets(tree), "import kdpl.datasets"))
+        changes.append(Change(_behind_imports(tree), "import kdpl.datasets"))
     if not any(isinstance(node, ast.Call) and ast.unparse(node.func) == "kdpl.extend_cfg" for node in ast.walk(tree)):
         changes.append(_extension(tree, source, name))
     return changes
@@ -79,16 +79,10 @@ def _before_imports(tree: ast.Module) -> int:
     return line
 
 
-def _behind_datasets(tree: ast.Module) -> int:
-    """Return the last line of the imports of the fork's own data sets, or else of all imports at the top level."""
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    own = [node for node in imports if any(name.split(".")[0] == "datasets" for name in _names(node))]
-    chosen = own or imports
-    return chosen[-1].end_lineno if chosen else _before_imports(tree)
-
-
-def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
-    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+def _behind_imports(tree: ast.Module) -> int:
+    """Return the last line of the imports at the top level: whatever data sets the fork's modules import come first."""
+    imports = [node.end_lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return imports[-1] if imports else _before_imports(tree)
 
 
 def _extension(tree: ast.Module, source: str, name: str) -> Change:

@@ -225,9 +225,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork, or first (default: list them)")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
+    parser.add_argument(
+        "--layers", type=int, default=SIZES["layers"], help="of the small CLIP; TCP's classes enter behind the 8th"
+    )
     parser.add_argument("--prepare", default="", help="a Python file that runs before the trainer is built, with `cfg`")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings")
     args = parser.parse_args(argv)
+    SIZES["layers"] = args.layers
     sys.path.insert(0, os.getcwd())
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as output:
