@@ -243,15 +243,6 @@ def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(
     assert [p.name for p in sorted((tmp_path / "a" / "prompt_learner").iterdir())] == ["checkpoint", "model.pth.tar-1"]
 
 
-@pytest.mark.slow
-def test_a_forgotten_extension_ends_in_a_line_that_says_so(fork, tmp_path):
-    text = changed((fork / "train.py").read_text()).replace("    kdpl.extend_cfg(cfg)", "    pass")
-    (fork / "train.py").write_text(text)
-    status, printed = run(*command("KDPL_CoOp", tmp_path / "a"), cwd=fork)
-    assert status == 1
-    assert "at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)`" in printed.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize(("kind", "name", "order"), [("data set", "OxfordPets", "datasets"), ("trainer", "CoOp", "trainers")])
 def test_a_forks_class_that_comes_after_kdpls_of_the_same_name_is_an_error_that_names_the_order(kind, name, order):
     """The other order is in tests/test_registry.py; here nothing is mixed: the registry is as it was."""
