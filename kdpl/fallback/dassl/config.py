@@ -8,12 +8,6 @@ def get_cfg_default() -> CN:
     return cfg_default.clone()
 
 
-def clean_cfg(cfg: CN, trainer: str) -> None:
-    """Remove the nodes of all trainers but one from TRAINER, in place, so that a printed configuration is short."""
-    for name in cfg.TRAINER.keys() - {"NAME", trainer.upper()}:
-        del cfg.TRAINER[name]
-
-
 def _defaults() -> CN:
     train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     return CN(
