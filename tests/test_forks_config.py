@@ -8,6 +8,7 @@ from yacs.config import CfgNode as CN
 import kdpl
 from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import student_options
+from kdpl.config.merging import learner_options
 
 
 def fork_cfg(**coop):
@@ -43,6 +44,12 @@ def test_kdpls_own_trainers_read_an_empty_default_as_text_and_refuse_what_is_non
     cfg.TRAINER.COOP.CTX_INIT = True
     with pytest.raises(ConfigError, match=r"TRAINER.COOP.CTX_INIT is True, expected text such as 'a photo of a'"):
         student_options(cfg, "COOP")
+
+
+def test_keys_that_a_fork_has_added_to_a_node_are_not_options_of_kdpls_learner():
+    """KgCoOp's and TCP's W and ALPHA are in the node of CoOp."""
+    options = student_options(fork_cfg(W=8.0, ALPHA=1.0), "COOP")
+    assert learner_options("COOP", options) == options and "W" not in options and options.N_CTX == 16
 
 
 def test_an_older_dassl_that_lacks_a_key_takes_every_configuration():
@@ -81,7 +88,7 @@ def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):
 
 def test_a_configuration_without_kdpls_nodes_is_named_by_every_trainer(tmp_path):
     import kdpl.trainers.baselines
-    from kdpl.trainers.wrapped import check_distilled
+    from kdpl.trainers.wrappable import check_distilled
 
     for build in (kdpl.trainers.KDPL_CoOp, kdpl.trainers.baselines.ZeroshotCLIP, lambda c: check_distilled(c, "TCP")):
         with pytest.raises(ConfigError, match=r"`kdpl.extend_cfg\(cfg\)`"):

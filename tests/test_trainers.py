@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support import LEARNERS, config, mostly_slow
-from support.trainings import assert_same, build, parameters, train
+from support.trainings import assert_same, build, parameters, stop_after, train
 
 from kdpl.clip.names import ModelNameError
 from kdpl.config.choices import ConfigError
@@ -55,17 +55,7 @@ def test_a_run_that_stops_after_an_epoch_and_is_resumed_ends_bit_identical(train
     epochs = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
     _, unbroken = train(trainer, tmp_path / "a", *epochs)
 
-    stopped = build(trainer, tmp_path / "b", *epochs)
-    finish = stopped.after_epoch
-
-    def stop_after_the_second():
-        finish()
-        if stopped.epoch == 1:
-            raise KeyboardInterrupt
-
-    stopped.after_epoch = stop_after_the_second
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
+    stop_after(build(trainer, tmp_path / "b", *epochs), epoch=1)
     resumed = build(trainer, tmp_path / "b", *epochs)
     resumed.train()
     assert_same(unbroken, parameters(resumed))

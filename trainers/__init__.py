@@ -3,8 +3,7 @@
 from kdpl.config.defaults import explain_missing_nodes
 from kdpl.trainers.kdpl import TRAINERS
 from kdpl.trainers.learners import load_learners, prompt_learner
-from kdpl.trainers.offers import offer_distilled
-from kdpl.trainers.wrapped import distilled
+from kdpl.trainers.wrapped import distilled, offer_distilled
 
 globals().update(TRAINERS)  # kdpl.trainers.KDPL_CoOp, ...
 offer_distilled()

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.loading import describe
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import Distillation
-from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
+from kdpl.trainers.inputs import load_teacher
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
@@ -72,19 +72,11 @@ class DistillTrainer(PromptTrainer):
 
     @cached_property
     def objective(self) -> Distillation:
-        cfg, options = self.cfg, self.cfg.TRAINER.KDPL
-        precision = self.effective_precision("TRAINER.KDPL.PREC", options.PREC, frozen=True)
-        names = self.training_names
-        print(f"Loading teacher CLIP (backbone: {options.TEACHER})")
-        clip = load_clip(options.TEACHER, precision, self.device)
-        mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+        options, names = self.cfg.TRAINER.KDPL, self.training_names
         agnostic = bool(options.CLASS_AGNOSTIC)
-        teacher = Teacher(clip, names, self.template(), mean, std, options.TEACHER_LOGIT_SCALE, cached=agnostic)
-        if options.COMPILE:
-            clip.compile()
         return Distillation(
             self.student,
-            teacher,
+            load_teacher(self.cfg, names, self.template(), self.device, cached=agnostic),
             names,
             k_max=options.K_MAX if agnostic else None,
             loss=options.LOSS,

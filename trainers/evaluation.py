@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,7 @@ from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
+from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
@@ -92,6 +93,11 @@ class EvaluatedTrainer(_Curves, TrainerX):
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
         self.follow_model(cfg)
+        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+
+    def template(self) -> str:
+        """The hand-written sentence of the data set."""
+        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
 
     def follow_model(self, cfg: CfgNode) -> None:
         """Set INPUT of the configuration, in place, as the evaluated CLIP takes its images, and remember how.
@@ -105,14 +111,9 @@ class EvaluatedTrainer(_Curves, TrainerX):
         follow_model(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
 
     def build_data_loader(self) -> None:
-        if not use_own_manager(self):
-            super().build_data_loader()
-        if self.test_loader is None:
-            self.cfg = without_test(self.cfg)
+        build_loaders(self, super().build_data_loader)
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
-        if self.train_loader_x is not None:
-            apply_crop_scale(self.train_loader_x.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         for loader in {id(each): each for each in (self.val_loader, self.test_loader) if each is not None}.values():
             loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
         for loader in (self.train_loader_x, self.val_loader, self.test_loader):
@@ -213,18 +214,23 @@ class EvaluatedTrainer(_Curves, TrainerX):
         return here
 
 
-def use_own_manager(trainer: TrainerX) -> bool:
-    """Set a trainer's loaders from the manager of a data set that reads images its own way; return whether it has one."""
+def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
+    """Set a trainer's loaders, by the manager of a data set that reads images its own way, else by `build`, the engine's."""
     name = trainer.cfg.DATASET.NAME
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     manager = getattr(dataset, "data_manager", None)
-    if manager is not None:
+    if manager is None:
+        build()
+    else:
         trainer.dm = dm = manager(trainer.cfg)
         trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
         trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
         trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
         trainer.lab2cname = dm.lab2cname
-    return manager is not None
+    if trainer.test_loader is None:
+        trainer.cfg = without_test(trainer.cfg)
+    if trainer.train_loader_x is not None:
+        apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)
 
 
 def report_unreadable(trainer: TrainerX, batch: Mapping[str, Any]) -> None:

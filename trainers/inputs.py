@@ -1,11 +1,17 @@
-"""INPUT.* of the configuration and the CLIP that takes the images: they must say the same."""
+"""INPUT.* of the configuration and the CLIPs that take the images: they must say the same."""
 
+from collections.abc import Sequence
+
+import torch
 import torchvision.transforms as T
 from yacs.config import CfgNode
 
 from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.loading import load_clip
+from kdpl.clip.precision import effective_precision
 from kdpl.config.choices import ConfigError
 from kdpl.config.merging import is_given
+from kdpl.distill.teacher import Teacher
 
 
 def follow_model(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str, own: bool = False) -> None:
@@ -60,3 +66,20 @@ def resized_as(transform: object, preprocessing: Preprocessing) -> object:
             f"to {preprocessing.size}: use the engine's own transform."
         )
     return T.Compose([*preprocessing.resize_steps(), *steps[2:]])
+
+
+def load_teacher(cfg: CfgNode, names: Sequence[str], template: str, device: torch.device, cached: bool = False) -> Teacher:
+    """Load the frozen teacher of TRAINER.KDPL over a list of names, for images that are prepared as INPUT says.
+
+    Args:
+        template, cached: as `Teacher` takes them.
+    """
+    options = cfg.TRAINER.KDPL
+    precision = effective_precision(options.PREC, device.type, frozen=True)
+    print(f"Loading teacher CLIP (backbone: {options.TEACHER}, precision: {precision})")
+    clip = load_clip(options.TEACHER, precision, device)
+    mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+    teacher = Teacher(clip, names, template, mean, std, options.TEACHER_LOGIT_SCALE, cached)
+    if options.COMPILE:
+        clip.compile()
+    return teacher

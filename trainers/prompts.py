@@ -24,7 +24,6 @@ from kdpl.distill.objective import CrossEntropy, Objective
 from kdpl.distill.views import ImageFile, image_files
 from kdpl.students import Student
 from kdpl.students.sharding import encode_names, prepare_names
-from kdpl.text.templates import template_for
 from kdpl.trainers.checkpoints import Checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.training import Training
@@ -66,7 +65,6 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         options = student_options(cfg, student.node)
         super().check_cfg(cfg)
         check_config(cfg, student.node)
-        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         check_schedule(cfg.OPTIM)
         student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
         specific = student.learns_class_specific and options[student.learns_class_specific]
@@ -119,10 +117,6 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         # A class-agnostic training may have no class names.
         shard, names = self.cfg.TRAINER.KDPL.SHARD_CLASSES, self.class_names
         self.prepared = prepare_names(self.student, names, shard) if names else None
-
-    def template(self) -> str:
-        """The hand-written sentence of the data set."""
-        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
 
     @cached_property
     def objective(self) -> Objective:

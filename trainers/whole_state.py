@@ -4,7 +4,7 @@ Optimizers and nets that are not registered, gradient scalers, and attributes th
 average of the weights) are written beside its checkpoints, in `kdpl_state.pth.tar`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,15 @@ def save_whole_state(trainer: "TrainerX", directory: str, epoch: int, run: dict[
         epoch: how many are finished.
         run: what a resumed run must have in common with this one: numbers and texts by name.
     """
-    state = {name: value for name, _, value in _parts(trainer)}
-    save_checkpoint({"state_dict": {}, "epoch": epoch, "kdpl": {"run": run, "parts": state}}, directory, FILE, newest=False)
+    ours = {"run": run, "parts": dict(_parts(trainer))}
+    save_checkpoint({"state_dict": {}, "epoch": epoch, "kdpl": ours}, directory, FILE, newest=False)
 
 
 def load_whole_state(trainer: "TrainerX", directory: str, epoch: int, run: dict[str, Any]) -> None:
     """Restore what `save_whole_state` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another epoch or of another run.
+        CheckpointError: the file is missing, damaged, of another epoch or run, or holds what the trainer does not have.
     """
     path = Path(directory, FILE)
     if not path.is_file():
@@ -64,43 +64,50 @@ def load_whole_state(trainer: "TrainerX", directory: str, epoch: int, run: dict[
             f"Cannot resume from '{path}': it was written with {'; '.join(different)}. Resume with the settings that the run "
             "was started with, or choose another --output-dir."
         )
-    for name, load, _ in list(_parts(trainer)):
-        if name in parts:
-            load(parts[name])
-    for name in parts.keys() - {name for name, _, _ in _parts(trainer)}:  # an attribute that was None or missing at the start
-        kind, _, attribute = name.partition(":")
-        if kind == "value":
-            setattr(trainer, attribute, _restored(parts[name], trainer.device))
+    for name, saved in parts.items():
+        _restore(trainer, name, saved, path)
 
 
-def _parts(trainer: "TrainerX") -> Iterator[tuple[str, Callable[[Any], None], Any]]:
-    """Yield name, loader and value of each part of a trainer's state."""
-    registered = {id(p) for model in trainer._models.values() for p in model.parameters()}
+def _parts(trainer: "TrainerX") -> Iterator[tuple[str, Any]]:
+    """Yield name and value of each part of a trainer's state."""
     known = {id(x) for group in (trainer._optims, trainer._scheds) for x in group.values()}
     for name, value in vars(trainer).items():
         if name in _ENGINE or name.startswith(("_models", "_optims", "_scheds", "_writer", "_kdpl")) or id(value) in known:
             continue
         if isinstance(value, nn.Module):
-            learned = {k: p for k, p in value.named_parameters() if p.requires_grad and id(p) not in registered}
-            if learned:
-                yield f"net:{name}", _loader_of(learned), {k: p.detach().clone() for k, p in learned.items()}
+            if learned := _unregistered(trainer, value):
+                yield f"net:{name}", {k: p.detach().clone() for k, p in learned.items()}
         elif isinstance(value, Optimizer | LRScheduler | torch.amp.GradScaler):
-            yield f"state:{name}", value.load_state_dict, value.state_dict()
+            yield f"state:{name}", value.state_dict()
         elif _is_data(value):
-            yield f"value:{name}", _setter(trainer, name), _data(value)
+            yield f"value:{name}", _data(value)
 
 
-def _loader_of(parameters: dict[str, nn.Parameter]) -> Callable[[dict[str, Tensor]], None]:
-    @torch.no_grad()
-    def load(saved: dict[str, Tensor]) -> None:
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
-
-    return load
+def _unregistered(trainer: "TrainerX", net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a net's learned parameters that no registered model has."""
+    registered = {id(p) for model in trainer._models.values() for p in model.parameters()}
+    return {k: p for k, p in net.named_parameters() if p.requires_grad and id(p) not in registered}
 
 
-def _setter(trainer: "TrainerX", name: str) -> Callable[[Any], None]:
-    return lambda saved: setattr(trainer, name, _restored(saved, trainer.device))
+@torch.no_grad()
+def _restore(trainer: "TrainerX", name: str, saved: Any, path: Path) -> None:
+    """Restore one of `_parts`."""
+    kind, _, attribute = name.partition(":")
+    if kind == "value":  # one that is None or missing at the start too
+        setattr(trainer, attribute, _restored(saved, trainer.device))
+        return
+    present = getattr(trainer, attribute, None)
+    if kind == "state" and hasattr(present, "load_state_dict"):
+        present.load_state_dict(saved)
+        return
+    learned = _unregistered(trainer, present) if isinstance(present, nn.Module) else {}
+    if learned.keys() != saved.keys():
+        raise CheckpointError(
+            f"Cannot resume from '{path}': {type(trainer).__name__} has no '{attribute}' with the parameters whose state it "
+            "holds. Resume with the code that wrote it, or choose another --output-dir."
+        )
+    for key, parameter in learned.items():
+        parameter.copy_(saved[key])
 
 
 def _is_data(value: Any) -> bool:

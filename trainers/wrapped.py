@@ -11,31 +11,26 @@ import dassl.optim
 import torch
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import set_random_seed
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.precision import effective_precision
-from kdpl.common import distributed
-from kdpl.config.checks import check_config, check_extended
+from kdpl.config.checks import check_extended
 from kdpl.config.choices import ConfigError
+from kdpl.config.registries import refuse_wrong_order
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ViewFeatures, image_files, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.trainers.evaluation import report_unreadable, use_own_manager, without_test
+from kdpl.trainers.evaluation import build_loaders, report_unreadable
+from kdpl.trainers.inputs import load_teacher
 from kdpl.trainers.registry import PREFIX, is_ours
 from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_shots, hide_labels
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
-from kdpl.training.optimizers import check_all_learn
-from kdpl.training.pixels import apply_crop_scale
-from kdpl.training.schedule import build_schedule, check_schedule
+from kdpl.trainers.wrappable import check_built, check_distilled, student_scale
+from kdpl.training.schedule import build_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
-
-LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
 
 
 class DistilledTrainer:
@@ -64,14 +59,10 @@ class DistilledTrainer:
         super().check_cfg(cfg)
 
     def build_data_loader(self) -> None:
-        if not use_own_manager(self):
-            super().build_data_loader()
-        if self.test_loader is None:
-            self.cfg = without_test(self.cfg)
+        build_loaders(self, super().build_data_loader)
         check_shots(self)
         hide_labels(self)
         options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
-        apply_crop_scale(loader.dataset.transform, self.cfg.INPUT.RRCROP_SCALE)
         images = []
         if options.VIEWS:
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
@@ -89,18 +80,10 @@ class DistilledTrainer:
 
     @cached_property
     def _kdpl_teacher(self) -> Teacher:
-        cfg, options = self.cfg, self.cfg.TRAINER.KDPL
         names = [self.lab2cname[label] for label in sorted(self.lab2cname)]
         check_names(names)
-        precision = effective_precision(options.PREC, self.device.type, frozen=True)
-        print(f"Loading teacher CLIP (backbone: {options.TEACHER}, precision: {precision})")
-        clip = load_clip(options.TEACHER, precision, self.device)
-        mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
-        template = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-        teacher = Teacher(clip, names, template, mean, std, options.TEACHER_LOGIT_SCALE)
-        if options.COMPILE:
-            clip.compile()
-        return teacher
+        template = template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
+        return load_teacher(self.cfg, names, template, self.device)
 
     @cached_property
     def _kdpl_views(self) -> ViewFeatures:
@@ -228,7 +211,7 @@ def distilled(
         )
     wrapped = trainer_class.__name__
     name = name or f"{PREFIX}{wrapped}"
-    present = TRAINER_REGISTRY.get(name) if name in own_names() else DistilledTrainer
+    present = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.present_names() else DistilledTrainer
     if is_ours(present) and present is not DistilledTrainer:
         return present
     if not issubclass(present, DistilledTrainer):
@@ -238,11 +221,6 @@ def distilled(
     made = type(name, (DistilledTrainer, trainer_class), members)
     TRAINER_REGISTRY.register(made, force=True)
     return made
-
-
-def own_names() -> list[str]:
-    """Return the registered names, without those that could be made."""
-    return list(getattr(TRAINER_REGISTRY, "present_names", TRAINER_REGISTRY.registered_names)())
 
 
 def can_be_distilled(trainer_class: Any) -> bool:
@@ -257,78 +235,32 @@ def can_be_distilled(trainer_class: Any) -> bool:
     )
 
 
-def check_distilled(cfg: CfgNode, wrapped: str) -> None:
-    """Refuse what a wrapped trainer cannot do.
+def offer_distilled() -> None:
+    """Let `KDPL_<Name>` be in the registry for every trainer `<Name>` that can be distilled, now or later registered.
 
-    Raises:
-        ConfigError: the message names the key and the reason.
+    The class is made when it is asked for. A name that KDPL or a fork has registered itself stays that one.
     """
-    check_extended(cfg)
-    check_config(cfg, "KDPL")
-    check_schedule(cfg.OPTIM)
-    template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-    describe(cfg.TRAINER.KDPL.TEACHER)
-    if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
-        raise ConfigError(
-            f"TRAINER.KDPL.CLASS_AGNOSTIC True: the model of {wrapped} is bound to the class names it is built with, and "
-            "cannot give logits over names chosen for each batch. Set it to False, or use a trainer of KDPL's own."
-        )
-    if cfg.TRAINER.KDPL.SHARD_CLASSES:
-        raise ConfigError(f"TRAINER.KDPL.SHARD_CLASSES True: {wrapped} encodes all its names itself. Set it to False.")
-    if distributed.launched():
-        raise ConfigError(
-            f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start "
-            "one process, or use a trainer of KDPL's own."
-        )
-    if cfg.DATALOADER.TRAIN_X.SAMPLER == "RandomClassSampler":
-        raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
+    refuse_wrong_order(TRAINER_REGISTRY, "kdpl.trainers", "Import kdpl.trainers.baselines after the fork's own trainers")
+    kind = type(TRAINER_REGISTRY)
+    if getattr(kind, "offers_distilled", False):
+        return
 
+    class OffersDistilled(kind):
+        offers_distilled = True
 
-def check_built(trainer: Any) -> None:
-    """Refuse a model that would not learn, or whose calls cannot be seen.
+        def registered_names(self) -> list[str]:
+            present = self.present_names()
+            made = [f"{PREFIX}{name}" for name in present if can_be_distilled(super(OffersDistilled, self).get(name))]
+            return [*present, *(name for name in made if name not in present)]
 
-    Raises:
-        ValueError: a learned parameter is in no optimizer, the model runs on several GPUs, or the order of names differs.
-    """
-    parts = {name: value for name, value in vars(trainer).items() if isinstance(value, nn.Module)}
-    parallel = [name for name, part in parts.items() if any(isinstance(m, nn.DataParallel) for m in part.modules())]
-    if parallel and torch.cuda.device_count() > 1:
-        raise UnsupportedStepError(
-            f"{trainer.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), in "
-            "whose threads no call can be replaced: let it see one, CUDA_VISIBLE_DEVICES=0."
-        )
-    names = getattr(trainer.dm.dataset, "classnames", None)
-    ordered = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
-    if names is not None and list(names) != ordered:
-        raise ValueError(f"The data set's classnames are not in the order of its labels: {list(names)[:3]}, {ordered[:3]}.")
-    optimizers = [x for x in [*trainer._optims.values(), *vars(trainer).values()] if isinstance(x, Optimizer)]
-    models = {name: model for name, model in trainer._models.items() if model is not None}
-    if isinstance(getattr(trainer, "model", None), nn.Module):
-        models.setdefault("model", trainer.model)
-    check_all_learn(models, optimizers, trainer.cfg.OPTIM)
+        def get(self, name: str) -> Any:
+            wrapped = name.removeprefix(PREFIX)
+            if name not in self.present_names() and name in self.registered_names():
+                return distilled(super().get(wrapped))
+            return super().get(name)
 
-
-def student_scale(trainer: Any) -> Tensor:
-    """Return exp(logit_scale) of a trainer's model, in fp32.
-
-    Raises:
-        ValueError: there is none, or several that differ.
-    """
-    found = {}
-    for model in [getattr(trainer, "model", None), *trainer._models.values()]:
-        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            if isinstance(scale := getattr(module, "logit_scale", None), Tensor) and scale.numel() == 1:
-                found.setdefault(name.removeprefix("module").count(".") + bool(name.removeprefix("module")), []).append(scale)
-        if found:
-            break
-    outermost = [float(scale.detach()) for scale in found[min(found)]] if found else []
-    if not outermost or max(outermost) - min(outermost) > 1e-4 or max(outermost) > LARGEST_LOG_SCALE:
-        what = f"logit_scale is {', '.join(map(str, sorted(set(outermost))))}" if outermost else "has no logit_scale"
-        raise ValueError(
-            f"The model of {trainer.wrapped}: {what}, expected one logarithm of CLIP's scale. Set "
-            "TRAINER.KDPL.TEACHER_LOGIT_SCALE to 'own' or a number, which the teacher's logits are multiplied with."
-        )
-    return found[min(found)][0].detach().float().exp().reshape(())
+    OffersDistilled.__name__ = OffersDistilled.__qualname__ = kind.__name__
+    TRAINER_REGISTRY.__class__ = OffersDistilled
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from kdpl.clip.model import Clip, similarity_logits
 from kdpl.config.checks import check_config
 from kdpl.distill.teacher import Teacher
 from kdpl.text.prompts import ensemble_features, sentence_features
-from kdpl.text.templates import fill, imagenet_templates, template_for
+from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.inputs import follow_model
 from kdpl.trainers.records import zero_shot_manifest
@@ -20,21 +20,19 @@ from kdpl.trainers.registry import register
 class ZeroshotTrainer(EvaluatedTrainer):
     """Evaluates a frozen CLIP, with nothing to train, save or load."""
 
+    node = "COOP"  # of the PREC it takes
+
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_config(cfg)
-        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
 
     def clip_name(self, cfg: CfgNode) -> str:
         """The evaluated CLIP: the student."""
         return cfg.MODEL.BACKBONE.NAME
 
-    def template(self) -> str:
-        return template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
-
     def build_model(self) -> None:
         name = self.clip_name(self.cfg)
-        precision = self.effective_precision("TRAINER.COOP.PREC", self.cfg.TRAINER.COOP.PREC)
+        precision = self.effective_precision(f"TRAINER.{self.node}.PREC", self.cfg.TRAINER[self.node].PREC)
         print(f"Loading CLIP (backbone: {name})")
         self.clip = load_clip(name, precision, self.device)
         self.use_class_names()
@@ -77,6 +75,8 @@ class ZeroshotCLIP2(ZeroshotTrainer):
 class ZeroshotTeacher(ZeroshotTrainer):
     """The teacher's own accuracy, on images prepared its way, whatever INPUT says of the student's."""
 
+    node = "KDPL"
+
     def clip_name(self, cfg: CfgNode) -> str:
         return cfg.TRAINER.KDPL.TEACHER
 
@@ -87,12 +87,6 @@ class ZeroshotTeacher(ZeroshotTrainer):
         name = self.clip_name(cfg)
         self.preprocessing = describe(name).preprocessing
         follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)
-
-    def build_model(self) -> None:
-        precision = self.effective_precision("TRAINER.KDPL.PREC", self.cfg.TRAINER.KDPL.PREC)
-        print(f"Loading teacher CLIP (backbone: {self.teacher_name()})")
-        self.clip = load_clip(self.teacher_name(), precision, self.device)
-        self.use_class_names()
 
     def use_class_names(self) -> None:
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)

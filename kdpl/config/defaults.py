@@ -95,14 +95,16 @@ _EXPLAINED = {"merge_from_other_cfg": _merge_other, "merge_from_list": _merge_li
 def student_options(cfg: CN, node: str) -> CN:
     """Return the options of a prompt learner, `cfg.TRAINER.<node>`, with KDPL's type where a fork's default has another.
 
+    Keys that a fork has added to the node are left out.
+
     Raises:
         ConfigError: a value has no meaning for KDPL, such as CTX_INIT True.
     """
-    options, defaults = cfg.TRAINER[node].clone(), learners()[node]
-    options.defrost()
+    given, defaults = cfg.TRAINER[node], learners()[node]
+    options = CN({key: given.get(key, default) for key, default in defaults.items()})
     for key, default in defaults.items():
-        if key not in options or options[key] is None or (options[key] is False and isinstance(default, str)):
-            options[key] = type(default)() if options.get(key, default) is not default else default
+        if options[key] is None or (options[key] is False and isinstance(default, str)):
+            options[key] = type(default)()
         elif type(default) is str and not isinstance(options[key], str):
             raise ConfigError(f"TRAINER.{node}.{key} is {options[key]!r}, expected text such as 'a photo of a', or ''.")
     options.freeze()

@@ -1,36 +1,35 @@
-"""Names of trainers and data sets in a fork that has its own beside KDPL's: the fork's win, in whatever order they register."""
+"""Names of trainers and data sets in a fork that has its own beside KDPL's: the fork's are registered first, and stay."""
 
 from typing import Any
 
 
-def let_forks_win(registry: Any, ours: str, order: str) -> None:
-    """Make a registry of Dassl's take a class whose name a class of KDPL's holds, in its place, with a line about the order.
+def refuse_wrong_order(registry: Any, ours: str, order: str) -> None:
+    """Make a registry of Dassl's refuse, with the way out, a fork's class whose name a class of KDPL's holds already.
 
-    Without this, a fork whose module is imported after KDPL's stops with a KeyError.
+    The other way round KDPL leaves the name to the fork. To replace KDPL's class here would leave whatever asked for it before
+    with another one than what asks later.
 
     Args:
         registry: TRAINER_REGISTRY or DATASET_REGISTRY, of an installed Dassl or of the bundled engine.
         ours: the package of KDPL's classes: "kdpl.trainers".
-        order: the line's advice: "import kdpl.trainers.baselines after the fork's own trainers".
+        order: the way out: "Import kdpl.trainers.baselines after the fork's own trainers".
     """
     kind = type(registry)
-    if getattr(kind, "lets_forks_win", False):
+    if hasattr(kind, "present_names"):
         return
 
-    class LetsForksWin(kind):
-        lets_forks_win = True
-
+    class Ordered(kind):
         def register(self, obj: Any = None, force: bool = False) -> Any:
             if obj is None:
                 return lambda decorated: self.register(decorated, force)
-            name = obj.__name__
-            if not force and name in self.present_names():
-                present = self.get(name)
-                if present is obj:
-                    return obj
-                if _is_of(present, ours) and not _is_of(obj, "kdpl"):
-                    print(f"{name} is the fork's from now on ({obj.__module__}), in place of {present.__module__}'s: {order}.")
-                    force = True
+            present = self.get(obj.__name__) if obj.__name__ in self.present_names() and not force else None
+            if present is obj:
+                return obj
+            if present is not None and _is_of(present, ours) and not _is_of(obj, "kdpl"):
+                raise ImportError(
+                    f"{obj.__name__} of {obj.__module__} comes after KDPL's ({present.__module__}): the two would be mixed. "
+                    f"{order}, or give the class another name."
+                )
             super().register(obj, force=force)
             return obj
 
@@ -38,8 +37,8 @@ def let_forks_win(registry: Any, ours: str, order: str) -> None:
             """Return the registered names."""
             return list(super().registered_names())
 
-    LetsForksWin.__name__ = LetsForksWin.__qualname__ = kind.__name__
-    registry.__class__ = LetsForksWin
+    Ordered.__name__ = Ordered.__qualname__ = kind.__name__
+    registry.__class__ = Ordered
 
 
 def _is_of(obj: Any, package: str) -> bool:

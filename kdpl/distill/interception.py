@@ -46,15 +46,19 @@ class ReplacedCrossEntropy(TorchFunctionMode):
         self.own_calls = self.smoothed_calls = 0
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
         if func is F.cross_entropy or func is F.nll_loss:
-            return self._loss(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            target = args[1] if len(args) > 1 else kwargs["target"]
+            if isinstance(target, PseudoLabels):
+                return self._loss(func.__name__, *args, **kwargs)
+            self._leave(func.__name__, args[0] if args else kwargs["input"], target)
+        return func(*args, **kwargs)
 
     def _loss(
         self,
-        func: Callable,
+        name: str,
         input: Tensor,
-        target: Tensor,
+        target: PseudoLabels,
         weight: Tensor | None = None,
         size_average: bool | None = None,
         ignore_index: int = -100,
@@ -62,11 +66,6 @@ class ReplacedCrossEntropy(TorchFunctionMode):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        name = func.__name__
-        if not isinstance(target, PseudoLabels):
-            arguments = {"weight": weight, "size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
-            arguments |= {"reduction": reduction} | ({"label_smoothing": label_smoothing} if name == "cross_entropy" else {})
-            return self._own(func, name, input, target, arguments)
         C = self.teacher_logits.shape[1]
         if input.dim() != 2 or input.shape[1] != C:
             raise UnsupportedStepError(
@@ -94,8 +93,8 @@ class ReplacedCrossEntropy(TorchFunctionMode):
         rows = divergences(input, teacher, self.kind, self.temperature)  # (rows,)
         return rows if reduction == "none" else rows.sum()
 
-    def _own(self, func: Callable, name: str, logits: Tensor, target: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Leave a call alone whose targets are not labels."""
+    def _leave(self, name: str, logits: Tensor, target: Tensor) -> None:
+        """Count a call whose targets are not labels, and which is left alone, or refuse it."""
         if isinstance(target, Tracked) or OWN_TARGETS not in self.record.allowed:
             raise UnsupportedStepError(
                 f"F.{name} got logits {tuple(logits.shape)} and targets {tuple(target.shape)} that are not the batch's labels: "
@@ -103,7 +102,6 @@ class ReplacedCrossEntropy(TorchFunctionMode):
                 f"views), set TRAINER.KDPL.ALLOW {OWN_TARGETS}, which leaves such calls as they are."
             )
         self.own_calls += 1
-        return func(logits, target, **arguments)
 
     def _smoothed(self, amount: float) -> None:
         if LABEL_SMOOTHING not in self.record.allowed:

@@ -91,38 +91,33 @@ def pseudo_labels(values: Tensor, rows: Tensor, record: Record) -> PseudoLabels:
     return labels
 
 
+def _functions(names: str) -> set[Callable]:
+    """Return the methods of a tensor and the functions of torch with one of these names."""
+    return {getattr(place, name) for name in names.split() for place in (Tensor, torch) if hasattr(place, name)}
+
+
 _T = Tensor
-_MOVES = {
-    _T.__getitem__, _T.clone, _T.detach, _T.contiguous, _T.view, _T.reshape, _T.flatten, _T.squeeze, _T.unsqueeze, _T.repeat,
-    _T.repeat_interleave, _T.expand, _T.index_select, _T.narrow, _T.select, _T.chunk, _T.split, _T.tensor_split, _T.unbind,
-    _T.flip, _T.roll, _T.t, _T.transpose, _T.permute, _T.masked_select, _T.unfold, _T.tile, _T.ravel, _T.swapaxes,
-    _T.movedim, _T.take_along_dim, _T.gather, _T.T.__get__, _T.mT.__get__, _T.data.__get__,
-    torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack, torch.clone, torch.detach, torch.reshape,
-    torch.flatten, torch.squeeze, torch.unsqueeze, torch.repeat_interleave, torch.index_select, torch.narrow, torch.select,
-    torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.flip, torch.roll, torch.t, torch.transpose,
-    torch.permute, torch.masked_select, torch.tile, torch.ravel, torch.swapaxes, torch.movedim, torch.take_along_dim,
-    torch.gather, torch.broadcast_to, _T.broadcast_to,
-}  # fmt: skip
+_JOINS = _functions("cat concat stack hstack vstack")
+_MOVES = _JOINS | {_T.T.__get__, _T.mT.__get__, _T.data.__get__} | _functions(
+    "__getitem__ clone detach contiguous view reshape flatten squeeze unsqueeze repeat repeat_interleave expand index_select "
+    "narrow select chunk split tensor_split unbind flip roll t transpose permute masked_select unfold tile ravel swapaxes "
+    "movedim take_along_dim gather broadcast_to"
+)  # fmt: skip
 _MOVES_LIKE = {_T.expand_as: _T.expand, _T.view_as: _T.view, _T.reshape_as: _T.reshape}  # another's shape
 _CONVERSIONS = {
     _T.to, _T.cpu, _T.cuda, _T.long, _T.int, _T.short, _T.type, _T.type_as, _T.pin_memory,
 }  # fmt: skip
-_JOINS = {torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack}
-_BY_SHAPE = {
-    _T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_tensor, torch.zeros_like, torch.ones_like, torch.empty_like,
-    torch.full_like, torch.rand_like, torch.randn_like,
-}  # fmt: skip
-_COMPARISONS = {getattr(place, name) for place in (_T, torch) for name in ("eq", "ne")} | {_T.__eq__, _T.__ne__}
-_READS = {
-    _T.item, _T.tolist, _T.numpy, _T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.__contains__, _T.__array__,
-    _T.__deepcopy__, _T.__reduce_ex__, _T.is_nonzero, _T.equal, _T.allclose, torch.equal, torch.allclose, torch.is_nonzero,
-    _T.__setitem__,
-}  # fmt: skip
-_CHOICES = {
-    _T.__bool__, _T.is_nonzero, _T.where, torch.where, _T.nonzero, torch.nonzero, _T.argwhere, torch.argwhere,
-    _T.masked_select, torch.masked_select, _T.masked_fill, torch.masked_fill, _T.masked_fill_, _T.__setitem__,
-    _T.index_select, torch.index_select, torch.is_nonzero,
-}  # fmt: skip
+_BY_SHAPE = _functions(
+    "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like"
+)
+_COMPARISONS = _functions("eq ne") | {_T.__eq__, _T.__ne__}
+_READS = {_T.__reduce_ex__} | _functions(
+    "item tolist numpy __bool__ __int__ __float__ __index__ __contains__ __array__ __deepcopy__ is_nonzero equal allclose "
+    "__setitem__"
+)
+_CHOICES = _functions(
+    "__bool__ is_nonzero where nonzero argwhere masked_select masked_fill masked_fill_ __setitem__ index_select"
+)
 
 
 def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) -> Any:

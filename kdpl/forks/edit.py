@@ -38,8 +38,7 @@ def read_source(path: Path) -> str:
     """
     try:
         raw = path.read_bytes()
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        return raw.decode(encoding.removesuffix("-sig"))
+        return raw.decode(_encoding(raw))
     except FileNotFoundError:
         raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.") from None
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
@@ -53,7 +52,7 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
         EditError: it is not Python, or neither defines extend_cfg(cfg) nor calls get_cfg_default().
     """
     try:
-        tree = ast.parse(source.removeprefix("\ufeff"))
+        tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise EditError(f"'{name}' is not Python that this version reads ({error}).") from error
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -61,7 +60,7 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
     if "kdpl.trainers" not in imported:
         changes.append(Change(_before_imports(tree), "import kdpl.trainers"))
     if "kdpl.datasets" not in imported:
-        changes.append(Change(_behind_datasets(tree), "import kdpl.datasets"))
+        changes.append(Change(_behind_imports(tree), "import kdpl.datasets"))
     if not any(isinstance(node, ast.Call) and ast.unparse(node.func) == "kdpl.extend_cfg" for node in ast.walk(tree)):
         changes.append(_extension(tree, source, name))
     return changes
@@ -80,16 +79,10 @@ def _before_imports(tree: ast.Module) -> int:
     return line
 
 
-def _behind_datasets(tree: ast.Module) -> int:
-    """Return the last line of the imports of the fork's own data sets, or else of all imports at the top level."""
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    own = [node for node in imports if any(name.split(".")[0] == "datasets" for name in _names(node))]
-    chosen = own or imports
-    return chosen[-1].end_lineno if chosen else _before_imports(tree)
-
-
-def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
-    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+def _behind_imports(tree: ast.Module) -> int:
+    """Return the last line of the imports at the top level: whatever data sets the fork's modules import come first."""
+    imports = [node.end_lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return imports[-1] if imports else _before_imports(tree)
 
 
 def _extension(tree: ast.Module, source: str, name: str) -> Change:
@@ -125,9 +118,6 @@ def apply_changes(source: str, changes: list[Change]) -> str:
     lines = [f"{line}\n" for line in source.split("\n")]  # as `ast` counts them, unlike str.splitlines
     lines[-1] = lines[-1][:-1]
     lines = lines if lines[-1] else lines[:-1]
-    mark = "\ufeff" if source.startswith("\ufeff") else ""
-    if mark:
-        lines[0] = lines[0].removeprefix(mark)
     for change in sorted(changes, key=lambda c: c.line, reverse=True):
         if change.line and not lines[change.line - 1].endswith("\n"):
             lines[change.line - 1] += end
@@ -137,7 +127,7 @@ def apply_changes(source: str, changes: list[Change]) -> str:
         ast.parse(changed)
     except SyntaxError as error:
         raise EditError(f"The changes do not fit into the file (line {error.lineno}): make them by hand.") from error
-    return mark + changed
+    return changed
 
 
 def without_changes(source: str) -> str:
@@ -153,7 +143,7 @@ def install(path: Path) -> Path:
     backup = path.with_name(path.name + BACKUP)
     if not backup.exists():
         _write(backup, path.read_bytes(), path)
-    _write(path, _encoded(changed, path), path)
+    _write(path, changed.encode(_encoding(path.read_bytes())), path)
     return backup
 
 
@@ -172,14 +162,14 @@ def undo(path: Path) -> str:
         _write(path, backup.read_bytes(), path)
         backup.unlink()
         return f"'{path}' is what it was before."
-    _write(path, _encoded(restored, path), path)
+    _write(path, restored.encode(_encoding(path.read_bytes())), path)
     copy = f" What it was before is in '{backup}'." if old is not None else ""
     return f"The lines of kdpl.install are taken out of '{path}', which has other changes since.{copy}"
 
 
-def _encoded(text: str, path: Path) -> bytes:
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(path.read_bytes()).readline)
-    return text.encode(encoding.removesuffix("-sig"))
+def _encoding(raw: bytes) -> str:
+    """Return what a Python file says that it is encoded in; a byte order mark is part of it."""
+    return tokenize.detect_encoding(io.BytesIO(raw).readline)[0]
 
 
 def _write(path: Path, content: bytes, like: Path) -> None:

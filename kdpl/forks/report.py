@@ -1,6 +1,5 @@
 """What of KDPL works in a fork: its configuration, and one short run of each of two trainers, as lines to print."""
 
-import ast
 import json
 import os
 import subprocess
@@ -12,21 +11,9 @@ from typing import Any
 
 from kdpl.common.environment import PACKAGE
 from kdpl.config.command_line import CONFIGS
-from kdpl.forks.edit import read_source
 
 RESULT = "RESULT "
 TIMEOUT = 600  # seconds of a trial
-_PROBE = """
-import json, sys
-sys.argv = ["train.py"]
-import train, kdpl, torch
-from dassl.config import get_cfg_default
-cfg = get_cfg_default()
-train.extend_cfg(cfg)
-print("RESULT " + json.dumps({"dassl": kdpl.dassl_in_use(), "kdpl": kdpl.__version__, "torch": torch.__version__,
-    "mended": sorted(f"TRAINER.{n}.{k}" for n, node in cfg.TRAINER.items() if hasattr(node, "items")
-                     for k, v in node.items() if v is None)}))
-"""
 
 
 @dataclass(frozen=True)
@@ -52,19 +39,16 @@ def try_fork(fork: Path, trainer: str = "") -> list[Finding]:
         fork: its folder.
         trainer: which of its trainers to wrap; empty: the first that KDPL has no own version of, else the first.
     """
-    findings = [_configuration(fork)]
-    if not findings[0].works:
-        return findings
+    found = trial(fork, "--trainer", trainer or "first")
+    if "mended" not in found:
+        return [Finding(False, f"import of train.py and extend_cfg(cfg): {found.get('error', 'no result')}")]
+    mended = f"; of another type than KDPL's, mended: {', '.join(found['mended'])}" if found["mended"] else ""
+    where = f"kdpl {found['kdpl']}, PyTorch {found['torch']}, {found['dassl'].removeprefix('Dassl: ')}"
+    names = ", ".join(f"KDPL_{name}" for name in found["trainers"])
     with tempfile.TemporaryDirectory() as output:
-        findings.append(_own_trainer(fork, output))
-    listed = trial(fork)
-    if "trainers" not in listed:
-        return [*findings, Finding(False, f"trainers of the fork: {listed.get('error') or listed.get('refused')}")]
-    names = listed["trainers"]
-    findings.append(Finding(bool(names), f"trainers that can be distilled: {', '.join(f'KDPL_{n}' for n in names) or 'none'}"))
-    if chosen := trainer or next((n for n in names if not _kdpl_has(n)), names[0] if names else ""):
-        findings.append(_wrapped(chosen, trial(fork, "--trainer", chosen)))
-    return findings
+        findings = [Finding(True, f"configuration: {where}{mended}"), _own_trainer(fork, output)]
+    findings.append(Finding(bool(names), f"trainers that can be distilled: {names or 'none'}"))
+    return [*findings, _wrapped(found)] if "trainer" in found else findings
 
 
 def trial(fork: Path, *args: str) -> dict[str, Any]:
@@ -97,21 +81,6 @@ def run_python(fork: Path, *args: str) -> dict[str, Any]:
     return {"error": last[-1] if last else f"exit status {process.returncode}"}
 
 
-def _configuration(fork: Path) -> Finding:
-    has_function = any(
-        isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" for node in ast.walk(ast.parse(_text(fork)))
-    )
-    if not has_function:
-        return Finding(False, "train.py has no extend_cfg(cfg) to try: run it by hand")
-    found = run_python(fork, "-c", _PROBE)
-    if "error" in found:
-        return Finding(False, f"import of train.py and extend_cfg(cfg): {found['error']}")
-    mended = f"; of another type than KDPL's, mended: {', '.join(found['mended'])}" if found["mended"] else ""
-    return Finding(
-        True, f"configuration: kdpl {found['kdpl']}, PyTorch {found['torch']}, {found['dassl'].removeprefix('Dassl: ')}{mended}"
-    )
-
-
 def _own_trainer(fork: Path, output: str) -> Finding:
     """Run the fork's own `train.py` with KDPL_CoOp and KDPL's configuration files."""
     command = ["train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--output-dir", output]
@@ -125,20 +94,9 @@ def _own_trainer(fork: Path, output: str) -> Finding:
     return Finding(False, f"python train.py --trainer KDPL_CoOp: {found.get('error', 'no prompts were written')}")
 
 
-def _wrapped(name: str, found: dict[str, Any]) -> Finding:
-    if "refused" in found:
-        return Finding(False, f"KDPL_{name}: refused. {found['refused']}")
-    if "error" in found:
-        return Finding(False, f"KDPL_{name}: {found['error']}")
-    moved, steps = f"{found['moved']} of {found['learned']}", found["steps"]
-    return Finding(found["moved"] > 0, f"KDPL_{name}: {steps} steps without labels, {moved} learned parameters moved")
-
-
-def _kdpl_has(name: str) -> bool:
-    from kdpl import students
-
-    return name in students.__all__
-
-
-def _text(fork: Path) -> str:
-    return read_source(fork / "train.py").removeprefix("\ufeff")
+def _wrapped(found: dict[str, Any]) -> Finding:
+    name = f"KDPL_{found['trainer']}"
+    if "moved" not in found:
+        return Finding(False, f"{name}: refused. {found['refused']}" if "refused" in found else f"{name}: {found.get('error')}")
+    moved = f"{found['moved']} of {found['learned']} learned parameters moved"
+    return Finding(found["moved"] > 0, f"{name}: {found['steps']} steps without labels, {moved}")

@@ -1,8 +1,10 @@
 """One trainer of a fork, run for a few steps on the embedded benchmark, in a process of its own in the fork's folder.
 
-    python -m kdpl.forks.trial [--trainer TCP] [--compare] [--prepare FILE]
+    python -m kdpl.forks.trial [--trainer TCP | --trainer first] [--compare] [--prepare FILE]
 
-Without --trainer it lists the fork's trainers. The last line of the output is the result as JSON, behind `RESULT`.
+Without --trainer it lists the fork's trainers; `first` is the first one that KDPL has no own version of, if there is one. The
+last line of the output is the result as JSON, behind `RESULT`. The images are of the first five classes of a category, so that
+a trial takes seconds.
 The student is a small CLIP with random weights and the widths that forks count on, so that no weights are downloaded; where
 there is no GPU, `.cuda()` and `.half()` do nothing.
 """
@@ -28,6 +30,7 @@ from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.text.templates import template_for
 
 RESULT = "RESULT "
+CLASSES, SHOTS = 5, 8  # five batches of eight in an epoch
 STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
 SIZES = {"embed": 512, "resolution": 64, "layers": 3, "width": 768, "patch": 16, "w_t": 512, "heads": 8}
 
@@ -36,23 +39,12 @@ def small_clip(folder: Path) -> Path:
     """Write a small CLIP with random weights as OpenAI's state dict, which `clip.load` of every fork reads; return its path."""
     from kdpl.clip.openai import VOCABULARY, openai_clip
 
-    path = folder / "small_clip.pt"
-    s = SIZES
+    path, s = folder / "small_clip.pt", SIZES
     torch.manual_seed(11)
     model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
-    sizes = (
-        s["embed"],
-        s["resolution"],
-        s["layers"],
-        s["width"],
-        s["patch"],
-        77,
-        VOCABULARY,
-        s["w_t"],
-        s["heads"],
-        s["layers"],
-    )
-    torch.save(model_class(*sizes).float().state_dict(), path)
+    vision = (s["resolution"], s["layers"], s["width"], s["patch"])
+    model = model_class(s["embed"], *vision, 77, VOCABULARY, s["w_t"], s["heads"], s["layers"])
+    torch.save(model.float().state_dict(), path)
     return path
 
 
@@ -72,38 +64,60 @@ def use_small_clip(path: Path) -> None:
             module._download = lambda *args, **kwargs: str(path)
 
 
-def know_the_benchmark(name: str) -> None:
-    """Give the tables of hand-written sentences in this process one for the benchmark."""
+def register_benchmark() -> str:
+    """Register the first classes of the embedded benchmark as a data set, and return its name.
+
+    The tables of hand-written sentences in this process, by data set, get one for it.
+    """
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    from kdpl.datasets.base import ClassListDataset
+    from kdpl.datasets.emoji.scenes import EmojiFood
+
+    class EmojiTrial(EmojiFood):
+        def __init__(self, cfg: Any):
+            super().__init__(cfg)
+            train, val, test = ([d for d in items if d.label < CLASSES] for items in (self.train_x, self.val, self.test))
+            ClassListDataset.__init__(self, train, train, val, test)
+
+    DATASET_REGISTRY.register(EmojiTrial)
+    name = EmojiTrial.__name__
     for module in list(sys.modules.values()):
         for table, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
             if "TEMPLATE" in table.upper() and isinstance(value, dict) and "Caltech101" in value:
                 value.setdefault(name, template_for(name, "") if isinstance(value["Caltech101"], str) else value["Caltech101"])
+    return name
 
 
 def fork_trainers() -> list[str]:
     """Import the fork's `train.py` and return the names of its own trainers that can be distilled."""
     from dassl.engine import TRAINER_REGISTRY
 
-    from kdpl.trainers.wrapped import can_be_distilled, own_names
+    from kdpl.trainers.wrapped import can_be_distilled
 
     sys.argv = ["train.py"]
     importlib.import_module("train")
     importlib.import_module("kdpl.datasets")  # behind the fork's own
 
-    classes = {name: TRAINER_REGISTRY.get(name) for name in own_names()}
+    classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.present_names()}
     return [n for n, c in classes.items() if can_be_distilled(c) and not c.__module__.startswith(("dassl.", "kdpl."))]
 
 
-def configuration(output: str) -> Any:
-    """Return the fork's configuration for a short run on the embedded benchmark, not frozen."""
+def configuration(output: str, trainer: str = "") -> Any:
+    """Return the fork's configuration for a short run, not frozen, with the first of its own files for the trainer."""
     fork = sys.modules["train"]
+    if not hasattr(fork, "extend_cfg"):
+        raise ValueError("train.py has no extend_cfg(cfg) to try: run it by hand")
     from dassl.config import get_cfg_default
 
     cfg = get_cfg_default()
     fork.extend_cfg(cfg)
     kdpl.extend_cfg(cfg)
+    files = sorted(Path("configs/trainers").rglob("*.yaml"))
+    for file in [f for f in files if trainer.lower() in (f.parent.name.lower(), f.stem.lower())][:1]:
+        cfg.merge_from_file(str(file))
     cfg.merge_from_list(
-        ["OUTPUT_DIR", output, "SEED", 1, "DATASET.NAME", "EmojiFood", "DATASET.NUM_SHOTS", 1,
+        ["OUTPUT_DIR", output, "SEED", 1, "DATASET.NUM_SHOTS", SHOTS,
          "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", True,
          "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8,
          "DATALOADER.TEST.BATCH_SIZE", 8, "INPUT.SIZE", (SIZES["resolution"],) * 2, "INPUT.INTERPOLATION", "bicubic",
@@ -113,8 +127,7 @@ def configuration(output: str) -> Any:
          "OPTIM.WARMUP_EPOCH", 1, "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5,
          "MODEL.BACKBONE.NAME", STUDENT, "TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.PREC", "fp32"]
     )  # fmt: skip
-    nodes = [node for node in cfg.values() if hasattr(node, "items")]
-    for node in [*nodes, *(node for node in cfg.TRAINER.values() if hasattr(node, "items"))]:
+    for _, node in [*nodes(cfg), *nodes(cfg.TRAINER)]:
         if "PREC" in node:
             node.PREC = "fp32"
         for key in [key for key in node if key.startswith("PROMPT_DEPTH")]:
@@ -122,60 +135,61 @@ def configuration(output: str) -> Any:
     return cfg
 
 
-def run(args: argparse.Namespace, output: str) -> dict[str, Any]:
-    """Build and train one wrapped trainer; return what came of it."""
+def nodes(node: Any) -> list[tuple[str, Any]]:
+    """Return name and content of the nodes right below one of a configuration."""
+    return [(name, below) for name, below in node.items() if hasattr(below, "items")]
+
+
+def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
+    """Build and train one wrapped trainer; put what came of it into `result`."""
     from dassl.engine import TRAINER_REGISTRY
 
+    from kdpl import students
     from kdpl.trainers import distilled
     from kdpl.trainers.registry import is_ours
 
     stand_in_for_a_gpu()
-    names = fork_trainers()
-    if not args.trainer:
-        return {"trainers": names, "dassl": kdpl.dassl_in_use()}
+    result["trainers"] = names = fork_trainers()
+    cfg = configuration(output)
+    result |= {"dassl": kdpl.dassl_in_use(), "kdpl": kdpl.__version__, "torch": torch.__version__}
+    result["mended"] = [f"TRAINER.{n}.{k}" for n, node in nodes(cfg.TRAINER) for k, value in node.items() if value is None]
+    chosen = args.trainer
+    if chosen == "first":
+        chosen = next((n for n in names if n not in students.__all__), names[0] if names else "")
+    if not chosen:
+        return
+    result["trainer"], cfg = chosen, configuration(output, chosen)
     path = small_clip(Path(output))
     use_small_clip(path)
-    cfg = configuration(output)
-    know_the_benchmark(cfg.DATASET.NAME)
+    cfg.DATASET.NAME = register_benchmark()
     if args.prepare:
-        cfg = runpy.run_path(args.prepare, {"cfg": cfg, "trainer": args.trainer, "clip_file": path})["cfg"]
+        cfg = runpy.run_path(args.prepare, {"cfg": cfg, "trainer": chosen, "clip_file": path})["cfg"]
     if args.set:
         cfg.merge_from_list(args.set)
-    fork_class = TRAINER_REGISTRY.get(args.trainer)
-    name, own = f"KDPL_{args.trainer}", None
+    fork_class = TRAINER_REGISTRY.get(chosen)
+    name, own = f"KDPL_{chosen}", None
     if name in TRAINER_REGISTRY.registered_names() and is_ours(TRAINER_REGISTRY.get(name)):
-        own, name = TRAINER_REGISTRY.get(name), f"Wrapped_{args.trainer}"
+        own, name = TRAINER_REGISTRY.get(name), f"Wrapped_{chosen}"
         distilled(fork_class, name=name)
     cfg.TRAINER.NAME = name
     cfg.freeze()
-    trainer = TRAINER_REGISTRY.get(name)(cfg)
-    trainer.load_for_training()
-    learned = {k: p for m in trainer._models.values() for k, p in m.named_parameters() if p.requires_grad}
-    result: dict[str, Any] = {"trainer": args.trainer, "dassl": kdpl.dassl_in_use(), "learned": len(learned)}
     if own is not None and args.compare:
-        result["compared"] = compare(trainer, own, cfg, path, args.steps)
-        return result
+        result["compared"] = compare(TRAINER_REGISTRY.get(name)(cfg), own, cfg, path)
+    trainer = TRAINER_REGISTRY.get(name)(cfg)
+    learned = {k: p for m in trainer._models.values() for k, p in m.named_parameters() if p.requires_grad}
     before = {k: p.detach().clone() for k, p in learned.items()}
-    losses = []
-    step = trainer.forward_backward
-
-    def noting(batch: dict) -> Any:
-        summary = step(batch)
-        losses.append({k: float(v) for k, v in summary.items()})
-        return summary
-
-    trainer.forward_backward = noting
+    step, steps = trainer.forward_backward, []
+    trainer.forward_backward = lambda batch: steps.append(step(batch)) or steps[-1]
     trainer.train()
     moved = sum(not torch.equal(before[k], p) for k, p in learned.items())
     trainer.set_model_mode("eval")
     with torch.no_grad():
-        logits = trainer.model_inference(trainer.parse_batch_test(next(iter(trainer.test_loader)))[0])
-    shape = list(logits.shape) if isinstance(logits, Tensor) else str(type(logits))
-    return {**result, "steps": len(losses), "moved": moved, "first": losses[0], "last": losses[-1], "evaluated": shape}
+        trainer.model_inference(trainer.parse_batch_test(next(iter(trainer.test_loader)))[0])
+    result |= {"learned": len(learned), "moved": moved, "steps": len(steps)}
 
 
-def compare(trainer: Any, own: type, cfg: Any, clip_file: Path, steps: int) -> dict[str, Any]:
-    """Take the same steps with a wrapped trainer and KDPL's own, from the same parameters; return the largest differences."""
+def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any]:
+    """Take four steps with a wrapped trainer and KDPL's own, from the same parameters; return the largest differences."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = own.__name__, str(clip_file)
@@ -194,14 +208,13 @@ def compare(trainer: Any, own: type, cfg: Any, clip_file: Path, steps: int) -> d
         for group in each.optim.param_groups:
             group["lr"] = 0.002
     differences = []
-    for i, batch in enumerate(list(ours.train_loader_x)[:steps]):
+    for i, batch in enumerate(list(ours.train_loader_x)[:4]):
         ours.batch_idx = trainer.batch_idx = i
         mine = ours.forward_backward(batch)
         other = trainer.forward_backward({**batch, "img": ours.images(batch)})
         loss = float(mine.get("loss_total", mine["loss"]))
         differences.append(abs(loss - other["loss"]) / max(1.0, abs(loss)))
     return {
-        "steps": len(differences),
         "loss": max(differences),
         "parameters": max(float((p - q).detach().abs().max()) for p, q in pairs),
         "moved": max(float((p.detach() - s).abs().max()) for (p, _), s in zip(pairs, start, strict=True)),
@@ -210,21 +223,25 @@ def compare(trainer: Any, own: type, cfg: Any, clip_file: Path, steps: int) -> d
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
-    parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a comparison")
+    parser.add_argument("--trainer", default="", help="name of a trainer of the fork, or first (default: list them)")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
+    parser.add_argument(
+        "--layers", type=int, default=SIZES["layers"], help="of the small CLIP; TCP's classes enter behind the 8th"
+    )
     parser.add_argument("--prepare", default="", help="a Python file that runs before the trainer is built, with `cfg`")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings")
     args = parser.parse_args(argv)
+    SIZES["layers"] = args.layers
     sys.path.insert(0, os.getcwd())
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as output:
         try:
-            result = run(args, output)
+            run(args, output, result)
         except UnsupportedStepError as error:
-            result = {"trainer": args.trainer, "refused": str(error)}
+            result["refused"] = str(error)
         except Exception as error:  # of the fork's own code, of any kind
             traceback.print_exc()
-            result = {"trainer": args.trainer, "error": short_reason(error)}
+            result["error"] = short_reason(error)
     print(RESULT + json.dumps(result), flush=True)
     return 0
 

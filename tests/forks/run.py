@@ -1,7 +1,7 @@
 """Run the trainers of public forks, wrapped, and print the table of docs/forks.md.
 
     python tests/forks/run.py FORK [FORK ...] [--dassl FOLDER] [--only NAME ...] [--prepare TRAINER=FILE]
-                              [--set TRAINER:KEY=VALUE]
+                              [--set TRAINER:KEY=VALUE] [--layers N]
 
 FORK is the folder of a fork's `train.py`; nothing in it is changed. Each trainer runs for some ten steps on the embedded
 benchmark with a small CLIP of random weights, in a process of its own (kdpl/forks/trial.py); one that KDPL has too is compared
@@ -16,16 +16,15 @@ from pathlib import Path
 from kdpl.forks.report import trial
 
 
-def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list[str]]) -> str:
+def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list[str]], layers: str) -> str:
     """Run one trainer and return its line of the table."""
     extra = ["--prepare", prepare[name]] if name in prepare else []
     extra += ["--set", *settings[name]] if name in settings else []
-    found = trial(fork, "--trainer", name, *extra)
+    found = trial(fork, "--trainer", name, "--compare", "--layers", layers, *extra)
     identity = ""
     if "moved" in found:
         result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
-        compared = trial(fork, "--trainer", name, "--compare", *extra).get("compared")
-        if compared:
+        if compared := found.get("compared"):
             identity = f"loss {compared['loss']:.0e}, parameters {compared['parameters']:.0e}"
     else:
         result = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
@@ -37,6 +36,7 @@ def main() -> int:
     parser.add_argument("forks", nargs="+", type=Path, metavar="FORK")
     parser.add_argument("--dassl", default="", help="folder that `import dassl` is to find, in place of the bundled engine")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trainers alone")
+    parser.add_argument("--layers", default="3", metavar="N", help="of the small CLIP")
     parser.add_argument("--prepare", action="append", default=[], metavar="TRAINER=FILE")
     parser.add_argument("--set", action="append", default=[], metavar="TRAINER:KEY=VALUE")
     args = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> int:
             print(f"| {fork.name} | | error: {listed.get('error')} | |")
         for name in listed.get("trainers", ()):
             if not args.only or name in args.only:
-                print(row(fork, name, prepare, settings), flush=True)
+                print(row(fork, name, prepare, settings, args.layers), flush=True)
     return 0
 
 

@@ -25,6 +25,7 @@ LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
 OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
 MANIFEST = "tests/test_manifest.py::"
+TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
 
@@ -138,8 +139,8 @@ MUTATIONS = [
     mutation(
         "a wrong template for the teacher",
         DISTILL,
-        "teacher = Teacher(clip, names, self.template(), mean",
-        "teacher = Teacher(clip, names, DEFAULT, mean",
+        "load_teacher(self.cfg, names, self.template(), self.device",
+        "load_teacher(self.cfg, names, DEFAULT, self.device",
         "tests/test_golden.py::test_losses_logits_and_parameters_are_the_published_ones[CoOp_KDPL]",
     ),
     mutation(
@@ -473,6 +474,27 @@ MUTATIONS = [
         "if self.student.image_features_are_frozen:",
         f"{OWN}test_with_views_all_its_pixels_arrive_when_all_features_are_known_too",
         f"{OWN}test_with_views_a_loss_of_its_own_gets_all_pixels_too",
+    ),
+    # ------------------------------------------------------------------------------------------- trainers of forks, wrapped
+    mutation(
+        "the teacher's rows in the order of the batch, whatever the labels'",
+        "kdpl/distill/interception.py",
+        "teacher = self.teacher_logits[target.rows]",
+        "teacher = self.teacher_logits[torch.arange(len(input)) % len(self.teacher_logits)]",
+        "tests/test_pseudo_labels.py::test_a_mixture_of_losses_is_the_same_mixture_of_divergences",
+    ),
+    mutation(
+        "a wrapped trainer's training set with its labels", "trainers/wrapped.py", "        hide_labels(self)\n", "", TRUTH
+    ),
+    mutation(
+        "the path of an image left in a wrapped trainer's batch", "trainers/unlabelled.py", "|domain", "|domain|impath", TRUTH
+    ),
+    mutation(
+        "a learned parameter in no optimizer accepted",
+        "trainers/wrappable.py",
+        "    check_all_learn(models, optimizers, trainer.cfg.OPTIM)\n",
+        "",
+        "tests/test_forks.py::test_a_learned_parameter_that_is_in_no_optimizer_is_an_error",
     ),
     # -------------------------------------------------------------------------------------------------------- evaluation
     mutation(

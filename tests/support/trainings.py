@@ -1,5 +1,6 @@
 """Trainings of a second or two in this process, whole and cut short, and what is compared of them."""
 
+import pytest
 import torch
 from yacs.config import CfgNode
 
@@ -61,6 +62,20 @@ def die_at(run, step):
         return forward_backward(batch)
 
     run.forward_backward = counted
+
+
+def stop_after(run, epoch):
+    """Train until an epoch, counted from 0, has ended, and end as Ctrl-C would."""
+    finish = run.after_epoch
+
+    def stopping():
+        finish()
+        if run.epoch == epoch:
+            raise KeyboardInterrupt
+
+    run.after_epoch = stopping
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
 
 
 def build_student(learner, clip):

@@ -1,0 +1,93 @@
+"""What a trainer that is to learn without labels must be: its configuration, its optimizers, and the scale of its logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from yacs.config import CfgNode
+
+from kdpl.clip.loading import describe
+from kdpl.common import distributed
+from kdpl.config.checks import check_config, check_extended
+from kdpl.config.choices import ConfigError
+from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.text.templates import template_for
+from kdpl.training.optimizers import check_all_learn
+from kdpl.training.schedule import check_schedule
+
+LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
+
+
+def check_distilled(cfg: CfgNode, wrapped: str) -> None:
+    """Refuse what a wrapped trainer cannot do.
+
+    Raises:
+        ConfigError: the message names the key and the reason.
+    """
+    check_extended(cfg)
+    check_config(cfg, "KDPL")
+    check_schedule(cfg.OPTIM)
+    template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    describe(cfg.TRAINER.KDPL.TEACHER)
+    if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        raise ConfigError(
+            f"TRAINER.KDPL.CLASS_AGNOSTIC True: the model of {wrapped} is bound to the class names it is built with, and "
+            "cannot give logits over names chosen for each batch. Set it to False, or use a trainer of KDPL's own."
+        )
+    if cfg.TRAINER.KDPL.SHARD_CLASSES:
+        raise ConfigError(f"TRAINER.KDPL.SHARD_CLASSES True: {wrapped} encodes all its names itself. Set it to False.")
+    if distributed.launched():
+        raise ConfigError(
+            f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start "
+            "one process, or use a trainer of KDPL's own."
+        )
+    if cfg.DATALOADER.TRAIN_X.SAMPLER == "RandomClassSampler":
+        raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
+
+
+def check_built(trainer: Any) -> None:
+    """Refuse a model that would not learn, or whose calls cannot be seen.
+
+    Raises:
+        ValueError: a learned parameter is in no optimizer, the model runs on several GPUs, or the order of names differs.
+    """
+    parts = {name: value for name, value in vars(trainer).items() if isinstance(value, nn.Module)}
+    parallel = [name for name, part in parts.items() if any(isinstance(m, nn.DataParallel) for m in part.modules())]
+    if parallel and torch.cuda.device_count() > 1:
+        raise UnsupportedStepError(
+            f"{trainer.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), in "
+            "whose threads no call can be replaced: let it see one, CUDA_VISIBLE_DEVICES=0."
+        )
+    names = getattr(trainer.dm.dataset, "classnames", None)
+    ordered = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
+    if names is not None and list(names) != ordered:
+        raise ValueError(f"The data set's classnames are not in the order of its labels: {list(names)[:3]}, {ordered[:3]}.")
+    optimizers = [x for x in [*trainer._optims.values(), *vars(trainer).values()] if isinstance(x, Optimizer)]
+    models = {name: model for name, model in trainer._models.items() if model is not None}
+    if isinstance(getattr(trainer, "model", None), nn.Module):
+        models.setdefault("model", trainer.model)
+    check_all_learn(models, optimizers, trainer.cfg.OPTIM)
+
+
+def student_scale(trainer: Any) -> Tensor:
+    """Return exp(logit_scale) of a trainer's model, in fp32.
+
+    Raises:
+        ValueError: there is none, or several that differ.
+    """
+    found = {}
+    for model in [getattr(trainer, "model", None), *trainer._models.values()]:
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(scale := getattr(module, "logit_scale", None), Tensor) and scale.numel() == 1:
+                found.setdefault(name.removeprefix("module").count(".") + bool(name.removeprefix("module")), []).append(scale)
+        if found:
+            break
+    outermost = [float(scale.detach()) for scale in found[min(found)]] if found else []
+    if not outermost or max(outermost) - min(outermost) > 1e-4 or max(outermost) > LARGEST_LOG_SCALE:
+        what = f"logit_scale is {', '.join(map(str, sorted(set(outermost))))}" if outermost else "has no logit_scale"
+        raise ValueError(
+            f"The model of {trainer.wrapped}: {what}, expected one logarithm of CLIP's scale. Set "
+            "TRAINER.KDPL.TEACHER_LOGIT_SCALE to 'own' or a number, which the teacher's logits are multiplied with."
+        )
+    return found[min(found)][0].detach().float().exp().reshape(())
