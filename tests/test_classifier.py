@@ -110,9 +110,9 @@ def test_images_are_taken_when_their_turn_comes(coop):
             taken.append(None)
             yield path
 
-    batches = clf.predict(endless(), batch_size=2, workers=2)
+    batches = clf.stream(endless(), batch_size=2, workers=2)
     for i in range(1, 6):
-        assert next(batches).shape == (2, len(clf.classnames))
+        assert next(batches)[1].shape == (2, len(clf.classnames))
         assert len(taken) <= 2 * i + 4
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
@@ -212,4 +212,4 @@ def test_numbers_that_cannot_be_are_refused(coop, tmp_path):
     with pytest.raises(ValueError, match="batch_size 0"):
         coop[0](path, batch_size=0)
     with pytest.raises(ValueError, match="workers -1"):
-        next(coop[0].predict(path, workers=-1))
+        next(coop[0].stream(path, workers=-1))

@@ -1,16 +1,17 @@
 """What is exported agrees with `kdpl predict`: onnxruntime in Python and in Node, and the page in a real browser.
 
-The page's runtime comes from npm; KDPL_TEST_ORT_WEB may name the package instead, and KDPL_TEST_NODE_MODULES a folder
-with onnxruntime-node.
+onnxruntime for both comes from npm, once: it stays in pytest's cache between runs.
 """
 
 import dataclasses
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from functools import cache
 
 import numpy as np
@@ -24,7 +25,7 @@ import kdpl
 from kdpl.classifier.bundle import read_bundle, write_bundle
 from kdpl.classifier.decision import REJECTED, Decision
 from kdpl.classifier.decoding import Decoder
-from kdpl.classifier.serve.folder import RUNTIME, add_runtime, agreement
+from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, add_runtime, agreement
 from kdpl.classifier.serve.onnx_file import OPSET
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
@@ -197,13 +198,52 @@ def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):
         assert re.search(message, capsys.readouterr().err)
 
 
+def test_the_runtime_of_the_page_is_fetched_by_npm(tmp_path, monkeypatch):
+    """The npm here is a script that packs what the real one would."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match=r"there is no npm here.*--no-page"):
+        add_runtime(tmp_path)
+    package = tmp_path / "ready.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name in RUNTIME:
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho no network >&2; exit 1\n")
+    npm.chmod(0o755)
+    with pytest.raises(OSError, match=r"cannot fetch onnxruntime-web \(no network\).*--runtime"):
+        add_runtime(tmp_path)
+    npm.write_text(f'#!/bin/sh\n[ "$1 $2" = "pack onnxruntime-web@{RUNTIME_VERSION}" ] && /bin/cp {package} got.tgz\n')
+    add_runtime(tmp_path)
+    assert all((tmp_path / name).read_text() == name for name in RUNTIME)
+
+
 # ------------------------------------------------------------------------------------------------------- Node, a browser
 
 
-def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_path):
-    node, modules = shutil.which("node"), os.environ.get("KDPL_TEST_NODE_MODULES")
-    if not (node and modules):
-        pytest.skip("no Node with onnxruntime-node: name its folder in KDPL_TEST_NODE_MODULES")
+@pytest.fixture(scope="session")
+def node_modules(request):
+    """A folder with onnxruntime for Node and for browsers, from npm at the first run."""
+    folder = request.config.cache.mkdir(f"onnxruntime-{RUNTIME_VERSION}")
+    packages = [f"onnxruntime-{kind}@{RUNTIME_VERSION}" for kind in ("node", "web")]
+    if not (folder / "complete").exists():
+        if not (npm := shutil.which("npm")):
+            pytest.skip("there is no npm to install onnxruntime with")
+        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *packages]
+        try:  # the scripts would fetch CUDA
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        except subprocess.TimeoutExpired:
+            pytest.skip("npm does not end within 300 s")
+        if done.returncode:
+            pytest.skip(f"npm cannot install onnxruntime: {done.stderr[-300:]}")
+        (folder / "complete").touch()
+    return folder / "node_modules"
+
+
+def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_path, node_modules):
+    if not (node := shutil.which("node")):
+        pytest.skip("there is no Node")
     expected = expected_of(prompts, photos, calibrated=True)
     images = []
     for i, path in enumerate(expected):
@@ -211,7 +251,7 @@ def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_
         (tmp_path / f"{i}.rgb").write_bytes(pixels.tobytes())
         images.append([str(tmp_path / f"{i}.rgb"), *pixels.shape])
     script = f"""
-const ort = require({json.dumps(os.path.join(modules, "onnxruntime-node"))}), fs = require("fs");
+const ort = require({json.dumps(str(node_modules / "onnxruntime-node"))}), fs = require("fs");
 (async () => {{
   const session = await ort.InferenceSession.create({json.dumps(str(exported / "model.onnx"))});
   const found = [];
@@ -229,12 +269,9 @@ const ort = require({json.dumps(os.path.join(modules, "onnxruntime-node"))}), fs
 
 
 @pytest.fixture(scope="module")
-def served(exported):
+def served(exported, node_modules):
     """The address of the folder's own server, with the page's runtime from npm."""
-    try:
-        add_runtime(exported, os.environ.get("KDPL_TEST_ORT_WEB", ""))
-    except OSError as error:
-        pytest.skip(f"no onnxruntime-web: {error}")
+    add_runtime(exported, str(node_modules / "onnxruntime-web"))
     assert all((exported / name).is_file() for name in RUNTIME)
     for name in ("index.html", "page.css", "page.js", "serve.py"):
         shutil.copy(os.path.join(os.path.dirname(kdpl.__file__), "classifier", "serve", name), exported / name)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -53,6 +54,13 @@ def test_the_folder_of_the_output_is_the_first_word_of_kdpl_predict(prompts, pho
     with pytest.raises(SystemExit):
         main([prompts])
     assert "there is no image after OUT" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(prompts, photos, monkeypatch, capsys):
+    for flags in ([], ["--quiet"]):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert main([prompts, str(photos), *flags]) == 0
+        assert bool(re.search(r"12/12 \[\d\d:\d\d<00:00", capsys.readouterr().err)) != bool(flags)
 
 
 def test_odd_entries_are_left_out_counted_by_kind_and_listed(prompts, photos, tmp_path, capsys):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
+from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
 from kdpl.classifier.texts import NameEncoder, refuse_doubles
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
     images: list[Any]
     probabilities: Tensor  # (B, C), on the CPU
-    rejected: Tensor | None  # (B), bool: none of the classes; None unless asked for
+    rejected: Tensor  # (B), bool: none of the classes; False unless asked for
 
 
 def load(
@@ -112,7 +112,7 @@ class Classifier:
         # as the training's evaluation had it
         frozen = effective_precision(precision, self.device.type, student_class.reads_frozen_image_features)
         self.clip = load_clip(name, learned, self.device, frozen)
-        if backbone_digest(self.clip) != bundle.backbone_sha256:
+        if self.clip.weights_digest != bundle.backbone_sha256:
             raise BundleError(
                 f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
                 f"{bundle.backbone_sha256[:12]}...). Give the file with the same weights as `backbone` (--backbone)."
@@ -214,17 +214,6 @@ class Classifier:
         batches = [answer.probabilities for answer in self.answers(images, batch_size)]
         return torch.cat(batches) if batches else torch.empty(0, len(self._classnames))
 
-    def predict(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE, workers: int = WORKERS
-    ) -> Iterator[Tensor]:
-        """Give the probabilities (B, C) batch by batch; of the images no more than two batches are held at a time.
-
-        Raises:
-            BadImageError: an image cannot be read.
-        """
-        for answer in self.answers(images, batch_size, workers):
-            yield answer.probabilities
-
     def stream(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -267,8 +256,8 @@ class Classifier:
             self.bundle.decision.check_reject(self._classnames)
         for batch in self.decoder.batches(images, batch_size, workers, on_bad):
             features = self._features(batch)
-            logits = self._logits(features)  # (B, C)
-            rejected = None
+            logits = self.logits_of(features)  # (B, C)
+            rejected = torch.zeros(len(batch), dtype=torch.bool)
             if reject:
                 others = similarity_logits(self.student.logit_scale, features, self.background_features).cpu()  # (B, K)
                 rejected = inside_score(logits, others) < self.bundle.decision.threshold
@@ -276,7 +265,7 @@ class Classifier:
 
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
-        rows = [self._logits(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
+        rows = [self.logits_of(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, len(self._classnames))
 
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
@@ -285,7 +274,7 @@ class Classifier:
         return torch.cat(rows) if rows else torch.empty(0, self.clip.embed_dim)
 
     @torch.no_grad()
-    def _logits(self, features: Tensor) -> Tensor:
+    def logits_of(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) of image features (B, d), just as the training's evaluation does, on the CPU."""
         text = self._class_features()
         with self.decoder.timed("model"):
@@ -322,9 +311,10 @@ class Classifier:
             ImportError: the package onnx is not installed.
             OSError: the file could not be written.
         """
-        from kdpl.classifier.serve.onnx_file import export
+        from kdpl.classifier.serve.onnx_file import traced, write_model
 
-        return export(self.in_fp32(), path)
+        plain = self.in_fp32()
+        return write_model(traced(plain, False), plain, path)
 
     def in_fp32(self) -> "Classifier":
         """Return the same classifier, with the class names as they are, on the CPU and in fp32.

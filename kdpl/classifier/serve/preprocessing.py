@@ -176,10 +176,7 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
         square = heights(widths(planes))
     n.add("Div", n.cast("FLOAT", square), n.number(255.0, np.float32), output=pixels)
     graph = model.graph
-    model_nodes = list(graph.node)
-    prepared = helper.make_graph([*n.nodes, *model_nodes], graph.name, [], [])
-    del graph.node[:]
-    graph.node.extend(prepared.node)
+    _replace_nodes(graph, [*n.nodes, *graph.node])
     graph.initializer.extend(n.constants)
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info(image, TensorProto.UINT8, ["H", "W", 3]))
@@ -209,11 +206,15 @@ def halve_weights(model: Any) -> None:
             nodes.append(cast(name))
             _halve(values[0], "")
             node.output[0] = f"{name}_half"
-    copies = [helper.make_node("Identity", ["x"], ["y"]) for _ in nodes]
-    for copy, node in zip(copies, nodes, strict=True):
-        copy.CopyFrom(node)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    _replace_nodes(model.graph, nodes)
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    from onnx import helper
+
+    copies = helper.make_graph(nodes, graph.name, [], []).node  # some of the nodes are the graph's own
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _is_large(weight: Any) -> bool:
