@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
     try:
         with stopping_at_once("before the training"):
             plan = prepare(args)
-            cfg = plan.cfg()
             plan.write()
+            cfg = plan.cfg()
 
             from kdpl.photos.train import estimate, train
 

@@ -139,6 +139,7 @@ def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
     """
     photos, spent = Path(args.photos).absolute(), EFFORTS[args.effort]
     learner = args.variant or (spent.learner if describe(args.student).is_vit else "CoOp")
+    config_file(f"KDPL_{learner}", args.student)  # refused before anything is written
     if not photos.is_dir():
         raise ConfigError(f"PHOTOS '{photos}' is not a folder: expected the folder with your photos.")
     listing = list_images(photos)
