@@ -242,6 +242,8 @@ def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, pho
     assert process.returncode == exits.INTERRUPTED, error
     assert "SIGINT" in error and "Traceback" not in error and not (out / "prompts.safetensors").exists()
     assert fit([*command, "-o", str(out), "--sentence", "an icon of a {}."]) == exits.SOME_UNREAD
+    logs = "".join(path.read_text() for path in out.glob("log.txt*"))
+    assert "Resume from" in logs, "what was learned before is not learned again"
     whole, resumed = (read_bundle(folder).parameters for folder in (fitted[0], out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
