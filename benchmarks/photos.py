@@ -1,9 +1,11 @@
 """From a folder of photos of 12 megapixels to a table: `kdpl predict` beside the loops of open_clip and of transformers.
 
 All have a CLIP of ViT-B/32's size with the same random weights (transformers: of the same sizes) and the same photos. They take
-turns in processes of their own. Times begin when the model is loaded: "photos/s" is of the whole run, "first s" until the first
-photo has its answer, from the start of the process on. "again" is a second run whose features are in the cache.
-"difference" is the largest of a probability from kdpl's with full decoding. Without transformers its row is left out.
+turns in processes of their own. Times begin when the model is loaded: "photos_per_s" is of the whole run, "cpu_s" the seconds
+that all cores together spend on a photo, which neighbours on the machine hardly change, and "first_s" the time until the
+first photo has its answer, from the start of the process on. "again" is a second run whose features are in the cache. "tower
+alone" is the image tower on pixels that are ready: no way of reading photos can be faster with this model. "difference" is
+the largest of a probability from kdpl's with full decoding. Without transformers its row is left out.
 
 `--memory 1000 100000` instead prints the most memory that `kdpl predict` holds with so many small photos and the embedded
 student: the photos are links to some files, so that all but the first are found in the cache.
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,41 +29,55 @@ from PIL import Image
 from predict import held, write_prompts
 
 STARTED = time.time()
-WAYS = ("kdpl", "kdpl again", "kdpl full size", "open_clip", "transformers")
+WAYS = ("kdpl", "kdpl again", "kdpl full size", "open_clip", "transformers", "tower alone")
 BATCH = 16
+DISTINCT = 24  # pictures that are drawn; further files are theirs, with other bytes behind the end
+
+Measured: TypeAlias = tuple[float, float, float, dict]  # seconds, CPU seconds, seconds to the first answer, probabilities
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def passed(start: tuple[float, float]) -> tuple[float, float]:
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Write JPEGs of coarse shapes, edges and fine texture, whose bytes per pixel are those of photos."""
     folder.mkdir()
     draws = np.random.default_rng(0)
-    for i in range(count):
+    for i in range(min(count, DISTINCT)):
         coarse = Image.fromarray(draws.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         edges = Image.fromarray(draws.integers(0, 256, (45, 60, 3), dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
         photo = np.asarray(Image.blend(coarse, edges, 0.3)).astype(np.int16)
         photo += draws.integers(-8, 9, (size[1], size[0], 1), dtype=np.int16)
         Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
+    for i in range(DISTINCT, count):  # other content to the cache, the same work to the decoder
+        (folder / f"{i:05d}.jpg").write_bytes((folder / f"{i % DISTINCT:05d}.jpg").read_bytes() + i.to_bytes(4, "big"))
 
 
-def by_kdpl(folder: Path, flags: list[str]) -> tuple[float, float, dict]:
+def by_kdpl(folder: Path, flags: list[str]) -> Measured:
     from kdpl import predict
     from kdpl.classifier.predictions.run import Run
+    from kdpl.photos.prompts import classifier_of
 
     output = folder / "out.jsonl"
     common = ["--json", str(output), "--restart", "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]
     command = predict.parse_args([str(folder), str(folder / "images"), *common, *flags])
     images = predict.check(command).images
-    classifier = predict.load(command)
-    start = time.perf_counter()
+    classifier = classifier_of(command, command.device)
+    start = clocks()
     run = Run(classifier, command, len(images))
     run(images)
-    seconds = time.perf_counter() - start
+    seconds = passed(start)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     found = {r["path"]: dict(zip(r["names"], r["probabilities"], strict=True)) for r in rows}
-    return seconds, run.first_answer - STARTED, found
+    return *seconds, run.first_answer - STARTED, found
 
 
-def by_open_clip(folder: Path) -> tuple[float, float, dict]:
+def by_open_clip(folder: Path) -> Measured:
     """The loop of open_clip's README, in batches."""
     import open_clip
     from safetensors.torch import load_file
@@ -73,7 +90,7 @@ def by_open_clip(folder: Path) -> tuple[float, float, dict]:
     classifier = load(folder, "cpu")
     text, scale, names = classifier.text_features, float(classifier.clip.logit_scale), classifier.classnames
     paths = sorted((folder / "images").iterdir())
-    start, first, found = time.perf_counter(), 0.0, {}
+    start, first, found = clocks(), 0.0, {}
     with torch.no_grad():
         for at in range(0, len(paths), BATCH):
             batch = paths[at : at + BATCH]
@@ -83,32 +100,45 @@ def by_open_clip(folder: Path) -> tuple[float, float, dict]:
             p = (scale * features @ text.T).softmax(dim=-1)
             found |= {str(path): dict(zip(names, row.tolist(), strict=True)) for path, row in zip(batch, p, strict=True)}
             first = first or time.time() - STARTED
-    return time.perf_counter() - start, first, found
+    return *passed(start), first, found
 
 
-def by_transformers(folder: Path) -> tuple[float, float, dict]:
+def by_transformers(folder: Path) -> Measured:
     """A loop over transformers' image processor and model."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(projection_dim=512, patch_size=32)
     model, processor = CLIPVisionModelWithProjection(config).eval(), CLIPImageProcessor()
     paths = sorted((folder / "images").iterdir())
-    start, first = time.perf_counter(), 0.0
+    start, first = clocks(), 0.0
     with torch.no_grad():
         for at in range(0, len(paths), BATCH):
             images = [Image.open(path) for path in paths[at : at + BATCH]]
             model(**processor(images=images, return_tensors="pt"))
             first = first or time.time() - STARTED
-    return time.perf_counter() - start, first, {}
+    return *passed(start), first, {}
+
+
+def by_nothing(folder: Path) -> Measured:
+    """Run the image tower on pixels that are ready."""
+    from kdpl.classifier.classifier import load
+
+    classifier, count = load(folder, "cpu"), len(list((folder / "images").iterdir()))
+    pixels = torch.rand(BATCH, 3, *classifier.bundle.preprocessing.size)
+    classifier.encoder.image_features(pixels)
+    start, first = clocks(), time.time() - STARTED
+    for at in range(0, count, BATCH):
+        classifier.encoder.image_features(pixels[: count - at])
+    return *passed(start), first, {}
 
 
 def measure(folder: Path, way: str) -> dict:
     """Run one way in this process."""
     flags = {"kdpl full size": ["--full-size", "--no-cache"]}.get(way, [])
-    calls = {"open_clip": by_open_clip, "transformers": by_transformers}
-    seconds, first, found = calls[way](folder) if way in calls else by_kdpl(folder, flags)
+    calls = {"open_clip": by_open_clip, "transformers": by_transformers, "tower alone": by_nothing}
+    seconds, cpu, first, found = calls[way](folder) if way in calls else by_kdpl(folder, flags)
     count = len(list((folder / "images").iterdir()))
-    row = {"way": way, "photos": count, "seconds": seconds, "photos_per_s": count / seconds, "first_s": first}
+    row = {"way": way, "photos": count, "photos_per_s": count / seconds, "cpu_s": cpu / count, "first_s": first}
     (folder / f"{way}.json").write_text(json.dumps(found), encoding="utf-8")
     exact = folder / "kdpl full size.json"
     if found and exact.is_file():

@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdpl import predict
-from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+from kdpl.classifier.bundle import Bundle, Preprocessing, write_bundle
 from kdpl.classifier.predictions.run import Run
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.loading import load_clip
 from kdpl.config.merging import learner_options
+from kdpl.photos.prompts import classifier_of
 from kdpl.students import CoOp
 
 DISTINCT = 50  # images drawn; the others are copies under other names
@@ -40,7 +41,7 @@ def write_prompts(folder: Path, name: str, classes: int) -> None:
     write_bundle(
         folder,
         Bundle(
-            learned, backbone=clip.name, backbone_sha256=backbone_digest(clip), options=dict(options),
+            learned, backbone=clip.name, backbone_sha256=clip.weights_digest, options=dict(options),
             preprocessing=preprocessing, classnames=names, class_agnostic=False, epoch=0, results=[], config="", **facts,
         ),
     )  # fmt: skip
@@ -74,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     outputs += ["--restart", "--full-size", "--no-cache", "--batch-size", str(args.batch), "--device", args.device]
     command = predict.parse_args([str(folder), str(folder / "images"), *outputs])
     images = predict.check(command).images[: args.images[0]]
-    classifier = predict.load(command)
+    classifier = classifier_of(command, args.device)
     for _ in classifier.stream(images[: args.batch], args.batch):  # the class names' features, and what is allocated once
         pass
     classifier.seconds.update(dict.fromkeys(classifier.seconds, 0.0))

@@ -1,6 +1,7 @@
 """The command `kdpl`, also as `python -m kdpl`: every command of the package under one name."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: '{name}' is not a command of kdpl.{did_you_mean(name, COMMANDS)} See kdpl --help.", file=sys.stderr)
         return exits.BAD_INPUT
     command = COMMANDS[name]
+    if name in ("predict", "eval", "names"):  # threads that wait for the model and spin would keep the cores from the decoders
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
     run = importlib.import_module(command.module).main
     return run(rest, f"kdpl {name}") if command.takes_prog else run(rest)

@@ -12,19 +12,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from kdpl.classifier.predictions.inputs import Found, InputError, check_outputs, find
 from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.images.files import media_line
-from kdpl.common.messages import short_reason
-from kdpl.config.command_line import add_learner_flag
-
-if TYPE_CHECKING:
-    from kdpl.classifier.classifier import Classifier
+from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
@@ -42,22 +36,18 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of images, - for a list of paths on stdin")
     add("--prompts", metavar="OUT", help="OUT as a flag: output folder of a training, or prompts.safetensors")
-    add("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
     add("--top", type=int, default=5, metavar="K", help="names per image (default: 5)")
     add("--csv", metavar="FILE", help="also write a table: path, name, probability, name_2, ...")
     add("--json", metavar="FILE", help="also write one JSON object per line: path, names, probabilities")
     add("--html", metavar="FILE", help="also write a gallery of the images, to check and to correct")
     add("--copy-to", metavar="DIR", help="also copy the photos into folders by class")
     add("--link-to", metavar="DIR", help="also link the photos into folders by class")
-    add("--reject", action="store_true", help="say '(none of these)' of images that are none of the classes")
-    add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
     add("--restart", action="store_true", help="begin anew instead of resuming a run that was stopped")
     add("--quiet", action="store_true", help="print neither lines nor progress; errors and the summary remain")
     add("--batch-size", type=int, default=64, metavar="B", help="images per batch (default: 64)")
     add("--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
-    add_learner_flag(parser)
+    add_prompt_flags(parser)
     add("--full-size", action="store_true", help="decode large JPEGs at their full size (exact, and slower)")
     add("--no-cache", action="store_true", help="neither read nor write the cache of image features")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image (default: {MAX_PIXELS:,})")
@@ -77,43 +67,6 @@ def check(args: argparse.Namespace) -> Found:
     found = find(args.images)
     check_outputs([path for path in (args.csv, args.json, args.html) if path], found.images)
     return found
-
-
-def load(args: argparse.Namespace) -> "Classifier":
-    """Return the classifier with the requested class names.
-
-    Raises:
-        ValueError, OSError: the prompts, the names or the device cannot be used.
-    """
-    names = read_class_names(args.classnames) if args.classnames else None
-    if args.learner:
-        from kdpl.trainers import load_learners
-
-        load_learners(args.learner)
-
-    import torch
-
-    from kdpl.classifier.classifier import load
-
-    if args.device:
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"--device '{args.device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
-                "cpu, cuda or cuda:1."
-            ) from None
-    classifier = load(args.prompts, args.device, args.backbone, args.calibrated)
-    if names:
-        classifier.classnames = names
-    if not classifier.classnames:
-        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
-    if len(classifier.classnames) == 1 and not args.reject:
-        raise InputError(
-            f"There is one class name alone, '{classifier.classnames[0]}', and every image would be it: give more names, or "
-            "--reject, by which images are none of these (`kdpl fit` calibrates it)."
-        )
-    return classifier
 
 
 @contextmanager
@@ -144,7 +97,7 @@ def predict(args: argparse.Namespace) -> int:
     """Predict as the command line asks; return the exit status."""
     try:
         found = check(args)
-        classifier = load(args)
+        classifier = classifier_of(args, args.device)
         run = Run(classifier, args, len(found.images))
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)

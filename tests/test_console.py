@@ -23,20 +23,23 @@ def test_the_help_fits_a_screen_and_names_every_command(capsys):
     assert all(f"  {name} " in usage() for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["fit", "names", "eval", "export"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_fits_a_screen(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     out = capsys.readouterr().out
-    assert end.value.code == 0 and f"kdpl {name}" in out and len(out.splitlines()) <= 40
+    photos = COMMANDS[name].takes_prog  # the commands that people meet first; some others have more flags
+    assert end.value.code == 0 and (f"usage: kdpl {name} " if photos else "usage: ") in out
+    assert len(out.splitlines()) <= (40 if photos else 45)
 
 
-def test_every_command_is_there(capsys):
-    for name in COMMANDS:
-        with pytest.raises(SystemExit) as end:
+def test_while_photos_are_decoded_waiting_threads_do_not_spin(monkeypatch):
+    for name in ("predict", "train"):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        with pytest.raises(SystemExit):
             main([name, "--help"])
-        assert end.value.code == 0 and "usage:" in capsys.readouterr().out
+        assert os.environ.get("OMP_WAIT_POLICY") == ("passive" if name == "predict" else None)
 
 
 def test_a_mistyped_command_is_answered_with_the_closest(capsys):

@@ -33,6 +33,7 @@ from kdpl.photos.evaluate import main as evaluate
 from kdpl.photos.evaluate import wilson
 from kdpl.photos.fit import main as fit
 from kdpl.photos.names import main as names_main
+from kdpl.photos.train import Bar
 from kdpl.predict import main as predict
 
 pytestmark = pytest.mark.slow
@@ -196,11 +197,12 @@ def test_a_decision_that_cannot_be_is_refused():
         (["{empty}", "{names}", "-o", "{out}"], "has 0 photos that can be read, expected at least 4"),
         (["nowhere", "{names}", "-o", "{out}"], "PHOTOS '.*nowhere' is not a folder"),
         (["{photos}", "{names}", "-o", "{out}", "--sentence", "a photo"], "must hold one '{}'"),
-        (["{photos}", "{names}", "-o", "{out}", "--learner", "Coop"], "The learner 'Coop' has no settings"),
+        (["{photos}", "{names}", "-o", "{out}", "--variant", "Coop"], "The learner 'Coop' has no settings"),
         (["{photos}", "{names}", "-o", "{out}", "--student", "ViT-B/33"], "Did you mean 'ViT-B/32'"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, message, photos, tmp_path, capsys):
+def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, message, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kdpl.photos.train.train", None)  # a call would fail
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.txt").write_text("cat\n")
     (tmp_path / "same.txt").write_text("tennis\nTennis\n")
@@ -210,7 +212,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, messag
     }  # fmt: skip
     models = [] if "--student" in argv else EMBEDDED[:4]
     assert fit([*(word.format(**paths) if word != "a photo" else word for word in argv), *models]) == exits.BAD_INPUT
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
 def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_path, capsys):
@@ -240,6 +242,8 @@ def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, pho
     assert process.returncode == exits.INTERRUPTED, error
     assert "SIGINT" in error and "Traceback" not in error and not (out / "prompts.safetensors").exists()
     assert fit([*command, "-o", str(out), "--sentence", "an icon of a {}."]) == exits.SOME_UNREAD
+    logs = "".join(path.read_text() for path in out.glob("log.txt*"))
+    assert "Resume from" in logs, "what was learned before is not learned again"
     whole, resumed = (read_bundle(folder).parameters for folder in (fitted[0], out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -271,6 +275,21 @@ def test_background_names_are_none_of_the_classes(tmp_path):
     (tmp_path / "v.txt").write_text("\n".join(["Cat", *(f"thing {i}" for i in range(2000))]))
     found = background_names(str(tmp_path / "v.txt"), ["cat"])
     assert len(found) == len(set(found)) == 500 and "Cat" not in found and found[-1] > "thing 19"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_steps_of_the_training_are_a_bar_with_the_time_left():
+    for quiet in (False, True):
+        bar = Bar(out := Terminal(), quiet)
+        for line in ("* some line\n", "epoch [1/2] batch [5/10] loss 3.0\nepo", "ch [2/2] batch [1/10] loss 2.9\n"):
+            time.sleep(0.15)  # the bar is drawn ten times a second at most
+            bar.write(line)
+        bar.close()
+        assert bool(re.search(r"11/20 \[\d\d:\d\d<\d\d:\d\d", out.getvalue())) != quiet and "loss" not in out.getvalue()
 
 
 def candidate(label, agrees):

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from kdpl.classifier.decision import REJECTED
-from kdpl.classifier.gallery import THUMBNAIL, thumbnail, write_gallery
-from kdpl.classifier.gallery.page import data_url, page_head, page_tail, row_line
+from kdpl.classifier.gallery.page import THUMBNAIL, data_url, page_head, page_tail, row_line, thumbnail
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +39,14 @@ def ordinary_rows(count: int) -> list[tuple]:
     return [(f"photos/img_{i}.jpg", [kinds[i % 3], kinds[(i + 1) % 3]], [certainty[i], 1 - certainty[i]]) for i in range(count)]
 
 
-def write(path, rows):
-    with write_gallery(path, "A title") as add:
-        for i, row in enumerate(rows):
-            add(*row, thumbnail(picture(i)))
+def write(path, rows, small=None):
+    """Write a page of rows; `small` is the thumbnail of all, without it each has its own."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(page_head({"title": "A title"}))
+        for i, (image, names, probabilities) in enumerate(rows):
+            picture_url = data_url(small or thumbnail(picture(i)))
+            file.write(row_line(image, list(zip(names, probabilities, strict=True)), picture_url))
+        file.write(page_tail({}))
     return path
 
 
@@ -76,13 +79,9 @@ def test_thumbnails_keep_their_shape_and_small_images_their_size():
         assert image.size == size
 
 
-def test_a_gallery_that_fails_leaves_the_previous_one(tmp_path):
-    path = write(tmp_path / "g.html", ordinary_rows(2))
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"'a\.jpg' has no name"), write_gallery(path) as add:
-        add("b.jpg", ["cat"], [1.0], thumbnail(picture(0)))
-        add("a.jpg", [], [], thumbnail(picture(0)))
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+def test_a_row_without_a_name_is_refused():
+    with pytest.raises(ValueError, match=r"'a\.jpg' has no name"):
+        row_line("a.jpg", [], "")
 
 
 # ------------------------------------------------------------------------------------------------------------ a browser
@@ -174,6 +173,11 @@ def test_the_keyboard_does_everything(tmp_path, visit):
     ] == [f"{100 * p:.1f}%" for p in next(row[2] for row in rows if row[0] == order[1])]
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0 and selected(page) == order[1]
+    page.keyboard.press("Enter")
+    page.evaluate("() => { dialog.close(); filter.focus(); }")  # as by Escape and / in quick succession
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.activeElement === filter"), "what is typed must not mark pictures"
+    page.keyboard.press("Escape")
     page.keyboard.press("/")
     page.keyboard.type("dog")
     wait_for_count(page, "10 of 30 images")
@@ -212,11 +216,7 @@ def test_the_policy_stops_what_got_into_the_page_all_the_same(tmp_path, visit):
 
 def test_thousands_of_images_are_as_quick_as_a_few(tmp_path, visit):
     rows = [(f"{i}.png", [f"name {i % 400}"], [1 - i / 10000]) for i in range(5000)]
-    small = thumbnail(picture(0))
-    with write_gallery(tmp_path / "g.html") as add:
-        for row in rows:
-            add(*row, small)
-    page = visit(tmp_path / "g.html")
+    page = visit(write(tmp_path / "g.html", rows, thumbnail(picture(0))))
     assert page.locator("#count").text_content() == "5,000 images" and 0 < len(paths(page)) < 60
     page.keyboard.press("End")
     assert selected(page) == "4999.png" and len(paths(page)) < 60

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -55,6 +56,13 @@ def test_the_folder_of_the_output_is_the_first_word_of_kdpl_predict(prompts, pho
     assert "there is no image after OUT" in capsys.readouterr().err
 
 
+def test_a_terminal_shows_a_bar_with_the_time_left(prompts, photos, monkeypatch, capsys):
+    for flags in ([], ["--quiet"]):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert main([prompts, str(photos), *flags]) == 0
+        assert bool(re.search(r"12/12 \[\d\d:\d\d<00:00", capsys.readouterr().err)) != bool(flags)
+
+
 def test_odd_entries_are_left_out_counted_by_kind_and_listed(prompts, photos, tmp_path, capsys):
     (photos / "itself.jpg").symlink_to("itself.jpg")
     os.mkfifo(photos / "pipe.jpg")
@@ -62,6 +70,9 @@ def test_odd_entries_are_left_out_counted_by_kind_and_listed(prompts, photos, tm
     Image.new("RGB", (60_000, 1), "red").save(photos / "line.png")
     (photos / "empty.jpg").touch()
     (photos / "empty too.jpg").touch()
+    for side in (64, 200):
+        whole = image_file(photos / f"cut {side}.jpg", side)
+        whole.write_bytes(whole.read_bytes()[:-side])
     for name in ("a.CR2", "b.CR2", "film.MOV"):
         (photos / name).touch()
     flags = ["--csv", str(tmp_path / "a.csv"), "--max-pixels", "60000"]
@@ -69,9 +80,14 @@ def test_odd_entries_are_left_out_counted_by_kind_and_listed(prompts, photos, tm
     assert main([prompts, str(photos), *flags]) == exits.SOME_UNREAD
     err = capsys.readouterr().err
     assert len(rows_of(tmp_path / "a.csv")) == 13
-    for line in ("  2: the file is empty.", "  1: it is a FIFO (named pipe).", "  1: too many levels of symbolic links."):
+    for line in (
+        "  2: the file is empty.",
+        "  2: the file is truncated.",
+        "  1: it is a FIFO (named pipe).",
+        "  1: too many levels of symbolic links.",
+    ):
         assert f"{line}\n" in err
-    assert "5 could not be read" in err and "2 .CR2, 1 .MOV not read" in err and "more than 60,000 pixels" in err
+    assert "7 could not be read" in err and "2 .CR2, 1 .MOV not read" in err and "more than 60,000 pixels" in err
 
 
 def test_an_image_that_needs_too_much_memory_is_left_out(prompts, photos, monkeypatch, capsys):

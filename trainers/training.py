@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, backbone_digest, write_bundle
+from kdpl.classifier.bundle import Bundle, write_bundle
 from kdpl.common import distributed, lock
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
@@ -188,7 +188,7 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         variant=trainer.student_class.__name__,
         trainer=cfg.TRAINER.NAME,
         backbone=cfg.MODEL.BACKBONE.NAME,
-        backbone_sha256=backbone_digest(trainer.clip),
+        backbone_sha256=trainer.clip.weights_digest,
         options=dict(trainer.student.options),
         preprocessing=trainer.clip.preprocessing,
         dataset=cfg.DATASET.NAME,

@@ -19,7 +19,6 @@ from torch import Tensor
 from kdpl.classifier.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
-from kdpl.clip.model import Clip
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason
@@ -44,7 +43,7 @@ class Bundle:
     variant: str  # the student's class, such as "CoOp"
     trainer: str  # such as "KDPL_CoOp"
     backbone: str  # the CLIP's name, as MODEL.BACKBONE.NAME had it
-    backbone_sha256: str  # of its weights, see `backbone_digest`
+    backbone_sha256: str  # `weights_digest` of the CLIP
     options: dict[str, Any]  # the variant's configuration node
     preprocessing: Preprocessing
     dataset: str
@@ -74,11 +73,6 @@ class Bundle:
                 "--learner, import it, or use a newer kdpl."
             )
         return Student.known[self.variant]
-
-
-def backbone_digest(clip: Clip) -> str:
-    """Return a digest of all weights of a CLIP, the same for fp32 and fp16."""
-    return clip.weights_digest
 
 
 def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:

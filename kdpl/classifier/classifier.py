@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, BundleError, backbone_digest, read_bundle
+from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
 from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
     images: list[Any]
     probabilities: Tensor  # (B, C), on the CPU
-    rejected: Tensor | None  # (B), bool: none of the classes; None unless asked for
+    rejected: Tensor  # (B), bool: none of the classes; False unless asked for
 
 
 def load(
@@ -111,7 +111,7 @@ class Classifier:
         # as the training's evaluation had it
         frozen = effective_precision(precision, self.device.type, student_class.reads_frozen_image_features)
         self.clip = load_clip(name, learned, self.device, frozen)
-        if backbone_digest(self.clip) != bundle.backbone_sha256:
+        if self.clip.weights_digest != bundle.backbone_sha256:
             raise BundleError(
                 f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
                 f"{bundle.backbone_sha256[:12]}...). Give the file with the same weights as `backbone` (--backbone)."
@@ -237,8 +237,8 @@ class Classifier:
             self.bundle.decision.check_reject(self.classnames)
         for batch in self.decoder.batches(images, batch_size, workers, on_bad):
             features = self._features(batch)
-            logits = self._logits(features)  # (B, C)
-            rejected = None
+            logits = self.logits_of(features)  # (B, C)
+            rejected = torch.zeros(len(batch), dtype=torch.bool)
             if reject:
                 others = similarity_logits(self.student.logit_scale, features, self.background_features).cpu()  # (B, K)
                 rejected = inside_score(logits, others) < self.bundle.decision.threshold
@@ -246,7 +246,7 @@ class Classifier:
 
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
-        rows = [self._logits(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
+        rows = [self.logits_of(self._features(batch)) for batch in self.decoder.batches(images, batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, len(self.classnames))
 
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
@@ -255,7 +255,7 @@ class Classifier:
         return torch.cat(rows) if rows else torch.empty(0, self.clip.embed_dim)
 
     @torch.no_grad()
-    def _logits(self, features: Tensor) -> Tensor:
+    def logits_of(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) of image features (B, d), just as the training's evaluation does, on the CPU."""
         text = self._texts.features
         with self.decoder.timed("model"):
@@ -292,6 +292,6 @@ class Classifier:
             ImportError: the package onnx is not installed.
             OSError: the file could not be written.
         """
-        from kdpl.classifier.serve.onnx_file import export
+        from kdpl.classifier.serve.onnx_file import traced, write_model
 
-        return export(self, path)
+        return write_model(traced(self, False), self, path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torchvision.transforms as T
@@ -19,18 +19,13 @@ from kdpl.clip.inputs import Preprocessing
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
 from kdpl.common.messages import short_reason
 
+if TYPE_CHECKING:
+    from kdpl.classifier.known import ImageFeatureCache
+
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
 
 BATCH_SIZE = 64
 WORKERS = min(8, os.cpu_count() or 1)
-
-
-class KnownFeatures(Protocol):
-    """Image features that were computed before, by the content of the file."""
-
-    def key(self, content: bytes) -> bytes: ...
-
-    def __contains__(self, key: bytes) -> bool: ...
 
 
 @dataclass
@@ -62,7 +57,7 @@ class Decoder:
         self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
         self.least = 0
-        self.known: KnownFeatures | None = None
+        self.known: ImageFeatureCache | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -19,6 +19,7 @@ DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and it
 
 def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [flags] [KEY VALUE ...]",
         description=description,
         epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",
     )

@@ -131,7 +131,8 @@ def compare(
         candidates.append(candidate(f'"{best}" (best of {len(texts)} sentences on the training photos)', [best], texts[best]))
     mean = ensemble_features(classifier.clip, names, templates) if len(templates) > 1 else texts[default]
     candidates.append(candidate(f"mean of {len(templates)} sentences", templates, mean))
-    candidates.append(_measured(LEARNED, [], _learned_logits(classifier, held_out), truth["held_out"]))
+    learned = torch.cat([classifier.logits_of(part) for part in held_out.learned.to(device).split(64)])
+    candidates.append(_measured(LEARNED, [], learned, truth["held_out"]))
     kept = max(candidates, key=lambda c: (c.agreement, -c.divergence))
     return Comparison(candidates, kept, _verdict(candidates, kept))
 
@@ -140,18 +141,6 @@ def compare(
 def _sentence(classifier: Classifier, template: str, names: list[str]) -> Tensor:
     with classifier.clip.autocast(frozen=True):
         return sentence_features(classifier.clip, fill(template, names))
-
-
-@torch.no_grad()
-def _learned_logits(classifier: Classifier, features: Features) -> Tensor:
-    student, prepared, rows = classifier.student, classifier.student.prepare(classifier.classnames), []
-    text = None
-    for images in features.learned.to(classifier.device).split(64):
-        with classifier.clip.autocast():
-            if text is None or student.text_depends_on_images:
-                text = student.text_features(prepared, images)
-            rows.append(similarity_logits(student.logit_scale, images, text).cpu())
-    return torch.cat(rows)
 
 
 def _measured(label: str, sentences: list[str], logits: Tensor, teacher: Tensor) -> Candidate:

@@ -2,20 +2,61 @@
 
 import argparse
 import csv
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tabulate import tabulate
 
 from kdpl.classifier.decision import REJECTED
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
-from kdpl.photos.labels import Label, read_labels
+from kdpl.common.messages import did_you_mean
+from kdpl.photos.prompts import add_prompt_flags, classifier_of
+
+
+class Label(NamedTuple):
+    """What is known of a photo: its class; or, with an empty label, that `predicted` is wrong."""
+
+    path: str
+    label: str
+    predicted: str
+
+
+def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
+    """Return the labels of a CSV file with the columns `path` and `label`, of the gallery also `right` and `predicted`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a table, names a class that there is not, or a photo twice with different labels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of labels '{path}'.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"'{path}' is not a table of labels in UTF-8 ({error}).") from None
+    if not rows or not {"path", "label"} <= rows[0].keys():
+        raise ValueError(f"'{path}' has no rows with the columns path and label: expected a table such as the gallery saves.")
+    known, labels = {*names, REJECTED}, {}
+    for number, row in enumerate(rows, 2):
+        label, predicted, right = (row.get(key) or "" for key in ("label", "predicted", "right"))
+        if not row["path"] or (not label and right != "no"):
+            raise ValueError(f"'{path}', line {number}: there is no {'label' if row['path'] else 'path'}.")
+        if label and label not in known:
+            raise ValueError(f"'{path}', line {number}: '{label}' is not one of the class names.{did_you_mean(label, names)}")
+        found = Label(row["path"], label, predicted)
+        if labels.setdefault(row["path"], found).label != label:
+            both = f"'{labels[row['path']].label}' and '{label}'"
+            raise ValueError(f"'{path}', line {number}: '{row['path']}' has two labels, {both}.")
+    return list(labels.values())
 
 
 class Judged(NamedTuple):
@@ -59,11 +100,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> ar
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training")
     add("--labels", required=True, metavar="FILE", help="CSV with the columns path and label: labels.csv of the gallery")
-    add("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
-    add("--reject", action="store_true", help=f"let predictions be '{REJECTED}'")
     add("--csv", metavar="FILE", help="also write the whole confusion of classes: label, predicted, photos")
     add("--mistakes", type=int, default=10, metavar="N", help="most confident mistakes that are printed (default: 10)")
-    add("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    add_prompt_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -72,11 +111,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
     args = parse_args(argv, prog)
     unread: list[str] = []
     try:
-        from kdpl.classifier.classifier import load
-
-        classifier = load(args.prompts, None, args.backbone)
-        if args.classnames:
-            classifier.classnames = read_class_names(args.classnames)
+        classifier = classifier_of(args)
         labels = read_labels(args.labels, classifier.classnames)
 
         def on_bad(image: str, error: BadImageError) -> None:
@@ -85,8 +120,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
         predictions = {}
         for answer in classifier.answers([label.path for label in labels], on_bad=on_bad, reject=args.reject):
             values, indices = answer.probabilities.max(dim=1)
-            rejected = answer.rejected.tolist() if args.reject else [False] * len(answer.images)
-            for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), rejected, strict=True):
+            for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
                 predictions[path] = (REJECTED if out else classifier.classnames[i], p)
         judged, unknown = judge(labels, predictions)
         if not judged:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.images.files import list_images
+from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 CHECKED = 100  # photos on which the model is compared with the classifier, at most
 
@@ -21,14 +21,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> 
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
     add("folder", metavar="FOLDER", help="where model, names, page and client are written")
-    add("--classnames", metavar="FILE", help="other class names, one a line (default: those of the training)")
     add("--half", action="store_true", help="weights in half precision: half the size")
-    add("--reject", action="store_true", help="let the model say '(none of these)'")
-    add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
     add("--check", metavar="PHOTOS", help=f"compare the model with kdpl on up to {CHECKED} of these photos")
     add("--no-page", action="store_true", help="the model, its names and the Python client alone")
     add("--runtime", default="", metavar="FILE", help="onnxruntime-web as .tgz or folder (default: npm fetches it)")
-    add("--backbone", metavar="CLIP", help="the training's CLIP, where it has another name or path here")
+    add_prompt_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -36,13 +33,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv, prog)
     try:
-        from kdpl.classifier.classifier import load
         from kdpl.classifier.serve.folder import add_runtime, agreement, write_folder
 
         photos = [str(p) for p in list_images(args.check).images] if args.check else []
-        classifier = load(args.prompts, "cpu", args.backbone, args.calibrated)
-        if args.classnames:
-            classifier.classnames = read_class_names(args.classnames)
+        classifier = classifier_of(args, "cpu")
         folder = Path(args.folder)
         model = write_folder(classifier, folder, args.reject, args.half)
         print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")

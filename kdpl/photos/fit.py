@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> arg
     effort.add_argument("--best", dest="effort", action="store_const", const="best", help="PromptSRC, and more photos")
     add("--student", metavar="CLIP", help=f"the CLIP that is used (default: {STUDENT})")
     add("--teacher", metavar="CLIP", help=f"the CLIP it learns from (default: {TEACHER})")
-    add("--learner", default="", metavar="NAME", help="CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP (default: CoOp)")
+    add("--variant", default="", metavar="NAME", help="CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP (default: CoOp)")
     add("--template", default=DEFAULT, metavar="S", help=f"the teacher's sentence (default: '{DEFAULT}')")
     add("--sentence", action="append", default=[], metavar="S", help="compare this sentence too; may be repeated")
     add("--reject", action="store_true", help="needed with a single class name: predictions are 'it' or 'none of these'")
@@ -55,23 +55,18 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> arg
     return args
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse sentences without a place for the name.
+def prepare(args: argparse.Namespace):
+    """Return the plan, after everything that can be checked is checked.
 
     Raises:
-        ConfigError: the message names the sentence.
+        ValueError, OSError: the message names what cannot be used.
     """
-    for sentence in (args.template, *args.sentence):
-        if sentence.count("{}") != 1:
-            raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{DEFAULT}' does.")
-
-
-def prepare(args: argparse.Namespace):
-    """Return the plan, after everything that can be checked is checked."""
     from kdpl.classifier.texts import refuse_doubles
     from kdpl.photos.plan import make_plan
 
-    check(args)
+    for sentence in (args.template, *args.sentence):
+        if sentence.count("{}") != 1:
+            raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{DEFAULT}' does.")
     output = Path(args.output or DEMO_OUT)
     if args.demo:
         from kdpl.photos.demo import write_demo
@@ -79,6 +74,7 @@ def prepare(args: argparse.Namespace):
         args.photos, args.names = write_demo(output)
         args.student, args.teacher = args.student or "emoji_student", args.teacher or "emoji_teacher"
         args.output = output / "prompts"
+    args.student, args.teacher = args.student or STUDENT, args.teacher or TEACHER
     names = read_class_names(args.names)
     refuse_doubles(names, f"'{args.names}'")
     if len(names) == 1 and not args.reject:
@@ -86,10 +82,7 @@ def prepare(args: argparse.Namespace):
             f"'{args.names}' has one class name alone, '{names[0]}', and every photo would be it: give more names, or "
             "--reject, by which photos are 'none of these'."
         )
-    return make_plan(
-        Path(args.photos).absolute(), names, Path(args.output), args.student or STUDENT, args.teacher or TEACHER, args.learner,
-        args.effort, args.template, args.seed,
-    )  # fmt: skip
+    return make_plan(args, names)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:

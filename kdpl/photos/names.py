@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from kdpl.clip.names import EMBEDDED
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
         from kdpl.photos.plan import vocabulary_for
         from kdpl.text.vocabulary import load_vocabulary
 
-        vocabulary = args.vocabulary or vocabulary_for("emoji_student" if args.teacher in EMBEDDED else args.teacher)
+        vocabulary = args.vocabulary or vocabulary_for(args.teacher)
         names = load_vocabulary(vocabulary)
         photos = list_images(args.photos).images
         photos = sorted(random.Random(args.seed).sample(photos, min(LOOKED_AT, len(photos))))

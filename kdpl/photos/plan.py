@@ -1,5 +1,6 @@
 """What `kdpl fit` will do with a folder of photos: which of them are held out, the learner, and how long it trains."""
 
+import argparse
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.common.files import atomic_write
 from kdpl.common.images import unreadable
-from kdpl.common.images.files import list_images
+from kdpl.common.images.files import list_images, media_line
 from kdpl.config.checks import check_values
 from kdpl.config.choices import ConfigError
 from kdpl.config.command_line import CONFIGS
@@ -127,34 +128,23 @@ class Plan:
         return cfg
 
 
-def make_plan(
-    photos: Path,
-    names: Sequence[str],
-    output: Path,
-    student: str,
-    teacher: str,
-    learner: str,
-    effort: str,
-    template: str,
-    seed: int,
-) -> Plan:
+def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
     """Return the plan of a fit.
 
     Args:
-        learner: "" for that of the effort.
-        effort: "quick", "normal" or "best".
+        args: of `kdpl fit`, with photos, output, student and teacher filled in.
 
     Raises:
         ConfigError: there are too few photos, or the learner cannot be used with the student.
     """
-    spent = EFFORTS[effort]
-    architecture = describe(student)
-    learner = learner or (spent.learner if architecture.is_vit else "CoOp")
+    photos, spent = Path(args.photos).absolute(), EFFORTS[args.effort]
+    learner = args.variant or (spent.learner if describe(args.student).is_vit else "CoOp")
+    config_file(f"KDPL_{learner}", args.student)  # refused before anything is written
     if not photos.is_dir():
         raise ConfigError(f"PHOTOS '{photos}' is not a folder: expected the folder with your photos.")
     listing = list_images(photos)
     found = [path.relative_to(photos).as_posix() for path in listing.images]
-    random.Random(seed).shuffle(found)
+    random.Random(args.seed).shuffle(found)
     held, most = _held_out(len(found)), max(LEAST_PHOTOS, spent.photos_per_name * len(names))
     chosen = found[: held + most]
     bad = unreadable([photos / name for name in chosen], decode=False)
@@ -165,10 +155,9 @@ def make_plan(
             "few, half are held out."
         )
     held = _held_out(len(chosen)) if len(chosen) < held + most else held
-    media = ", ".join(f"{n:,} {suffix.upper()}" for suffix, n in sorted(listing.media.items()))
     return Plan(
-        photos, list(names), output, student, teacher, learner, spent, template, seed, sorted(chosen[held:]),
-        sorted(chosen[:held]), {**listing.unreadable, **bad}, media,
+        photos, list(names), Path(args.output), args.student, args.teacher, learner, spent, args.template, args.seed,
+        sorted(chosen[held:]), sorted(chosen[:held]), {**listing.unreadable, **bad}, media_line(listing.media),
     )  # fmt: skip
 
 

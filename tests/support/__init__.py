@@ -127,7 +127,7 @@ def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
 def untrained_bundle(folder: Path, variant: str, names: list[str], **options: object) -> Path:
     """Write the prompts of a new student on the embedded CLIP as a training would; options are of the variant's node."""
     from kdpl import students
-    from kdpl.classifier.bundle import Bundle, Preprocessing, backbone_digest, write_bundle
+    from kdpl.classifier.bundle import Bundle, Preprocessing, write_bundle
     from kdpl.clip.loading import load_clip
 
     clip = load_clip("emoji_student")
@@ -142,7 +142,7 @@ def untrained_bundle(folder: Path, variant: str, names: list[str], **options: ob
             variant=variant,
             trainer=f"KDPL_{variant}",
             backbone=clip.name,
-            backbone_sha256=backbone_digest(clip),
+            backbone_sha256=clip.weights_digest,
             options=dict(student.options),
             preprocessing=Preprocessing((side, side), "bicubic", clip.mean, clip.std),
             dataset="",

@@ -10,15 +10,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from kdpl.common.files import atomic_write
 from kdpl.common.images import cut_extreme, refuse_special_files, to_rgb
 
 THUMBNAIL = 192  # longest side in pixels
@@ -26,29 +24,6 @@ DATA_BEGINS = '<script type="application/json" id="data">\n'
 UNREAD = "@UNREAD@"
 _TEMPLATE = Path(__file__).with_name("page.html")
 _HARMLESS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}  # a JSON string may hold them escaped: nothing then ends the script
-
-Add = Callable[[str | os.PathLike, Sequence[str], Sequence[float], bytes], None]
-
-
-@contextmanager
-def write_gallery(path: str | os.PathLike, title: str = "Predictions") -> Iterator[Add]:
-    """Write a gallery image by image; it is there when the `with` block ends, and not at all if the block fails.
-
-    Yields:
-        `add(path, names, probabilities, thumbnail)`: the image's path, its likeliest names with their probabilities, largest
-        first, and what `thumbnail` returned. No image is held in memory.
-
-    Raises:
-        OSError: the file cannot be written; the previous version of `path` is untouched.
-    """
-    with atomic_write(path, "w") as file:
-
-        def add(image: str | os.PathLike, names: Sequence[str], probabilities: Sequence[float], picture: bytes) -> None:
-            file.write(row_line(image, list(zip(names, probabilities, strict=True)), data_url(picture)))
-
-        file.write(page_head({"title": title}))
-        yield add
-        file.write(page_tail({}))
 
 
 def page_head(facts: Mapping[str, Any]) -> str:

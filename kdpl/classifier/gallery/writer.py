@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_rows, read_thumbnail, row_line
 from kdpl.classifier.predictions.outputs import Output
-from kdpl.classifier.predictions.tables import Row, written
+from kdpl.classifier.predictions.tables import Row, Writer, written
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
 IN_A_FOLDER = 1000
 
 
-class GalleryWriter:
-    """Rows as a gallery, see `kdpl.classifier.predictions.tables.Writer`.
+class GalleryWriter(Writer):
+    """Rows as a gallery.
 
     Args:
         output: the page.
@@ -69,7 +69,7 @@ class GalleryWriter:
     def finish(self) -> None:
         self._pool.shutdown()
         self.output.write(page_tail(self.unread))
-        self.output.finish()
+        super().finish()
 
 
 def _thumbnail(path: str) -> bytes:

@@ -197,8 +197,7 @@ class Run:
         for answer in self.classifier.answers(images, args.batch_size, args.workers, on_bad, args.reject):
             values, indices = answer.probabilities.topk(self.top)  # (B, top)
             likeliest = [[self.names[i] for i in row] for row in indices.tolist()]
-            rejected = answer.rejected.tolist() if args.reject else [False] * len(answer.images)
-            yield [Row(*row) for row in zip(answer.images, likeliest, values.tolist(), rejected, strict=True)]
+            yield [Row(*row) for row in zip(answer.images, likeliest, values.tolist(), answer.rejected.tolist(), strict=True)]
 
     @contextmanager
     def _keeping_rows(self) -> Iterator[None]:

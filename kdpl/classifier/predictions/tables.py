@@ -5,7 +5,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from kdpl.classifier.decision import REJECTED
 from kdpl.classifier.predictions.outputs import Output
@@ -25,21 +25,25 @@ class Row(NamedTuple):
         return ([(REJECTED, None), *pairs] if self.rejected else pairs)[:top]
 
 
-class Writer(Protocol):
+class Writer:
     """Takes rows, and gives back the paths of those that an earlier run has written."""
 
     output: Output
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        """Write what stands before the rows."""
 
-    def write(self, rows: Sequence[Row]) -> None: ...
+    def write(self, rows: Sequence[Row]) -> None:
+        raise NotImplementedError
 
-    def paths(self) -> Iterator[str]: ...
+    def paths(self) -> Iterator[str]:
+        raise NotImplementedError
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        self.output.finish()
 
 
-class CsvWriter:
+class CsvWriter(Writer):
     """A table: path, name, probability, name_2, ... A file name that is not UTF-8 is written with backslashes."""
 
     def __init__(self, output: Output, top: int):
@@ -66,18 +70,12 @@ class CsvWriter:
             next(rows, None)
             yield from (row[0] for row in rows if row)
 
-    def finish(self) -> None:
-        self.output.finish()
 
-
-class JsonWriter:
+class JsonWriter(Writer):
     """One object a line: path, names, probabilities, and `rejected` if images may be."""
 
     def __init__(self, output: Output, reject: bool):
         self.output, self.reject = output, reject
-
-    def begin(self) -> None:
-        pass
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -89,9 +87,6 @@ class JsonWriter:
     def paths(self) -> Iterator[str]:
         with open(self.output.part, encoding="utf-8", newline="\n") as file:
             yield from (json.loads(line)["path"] for line in file)
-
-    def finish(self) -> None:
-        self.output.finish()
 
 
 def line_of(row: Row, top: int) -> str:

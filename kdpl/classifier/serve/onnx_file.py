@@ -56,11 +56,6 @@ class PixelsToProbabilities(nn.Module):
         return probabilities, inside_score(logits, features @ self.others) < self.threshold
 
 
-def export(classifier: "Classifier", path: str | os.PathLike) -> Path:
-    """Write a classifier as an ONNX file; see `Classifier.export_onnx`."""
-    return write_model(traced(classifier, False), classifier, path)
-
-
 def export_with_preprocessing(
     classifier: "Classifier", path: str | os.PathLike, reject: bool = False, half: bool = False
 ) -> Path:

@@ -1,0 +1,60 @@
+"""The prompts that a command uses: the flags of `kdpl predict`, `eval` and `export`, and the classifier they ask for."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from kdpl.classifier.decision import REJECTED
+from kdpl.classifier.predictions.inputs import InputError
+from kdpl.common.class_names import read_class_names
+from kdpl.common.messages import short_reason
+from kdpl.config.command_line import add_learner_flag
+
+if TYPE_CHECKING:
+    from kdpl.classifier.classifier import Classifier
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `classifier_of` reads; the prompts themselves are `args.prompts`."""
+    add = parser.add_argument
+    add("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
+    add("--reject", action="store_true", help=f"say '{REJECTED}' of images that are none of the classes")
+    add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
+    add("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
+    add_learner_flag(parser)
+
+
+def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Classifier":
+    """Return the classifier with the requested class names.
+
+    Raises:
+        ValueError, OSError: the prompts, the names or the device cannot be used.
+    """
+    names = read_class_names(args.classnames) if args.classnames else None
+    if args.learner:
+        from kdpl.trainers import load_learners
+
+        load_learners(args.learner)
+
+    import torch
+
+    from kdpl.classifier.classifier import load
+
+    if device:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"--device '{device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
+                "cpu, cuda or cuda:1."
+            ) from None
+    classifier = load(args.prompts, device, args.backbone, args.calibrated)
+    if names:
+        classifier.classnames = names
+    if not classifier.classnames:
+        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
+    if len(classifier.classnames) == 1 and not args.reject:
+        raise InputError(
+            f"There is one class name alone, '{classifier.classnames[0]}', and every image would be it: give more names, or "
+            "--reject, by which images are none of these (`kdpl fit` calibrates it)."
+        )
+    return classifier
