@@ -182,6 +182,9 @@ class Classifier:
     @property
     def background_features(self) -> Tensor:
         """The normalised text features (K, d) of the names that are none of the classes."""
+        names = self.bundle.decision.background
+        if self._background.names != names:  # the bundle has got another decision since
+            self._background = NameTexts(self.encoder, names)
         return self._background.features
 
     # --------------------------------------------------------------------------------------------------------------- images

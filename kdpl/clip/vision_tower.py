@@ -50,7 +50,9 @@ class PromptedVision:
 
 def put_behind(x: Tensor, prompts: Tensor | None) -> Tensor:
     """Put learned tokens `(n, w)` behind those of each image `(B, L, w)`."""
-    return x if prompts is None else torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    if prompts is None:
+        return x
+    return torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)  # len(x) would be a constant in a trace
 
 
 class VisionTower(PromptedVision):
