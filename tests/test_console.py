@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 from support import ROOT
 
 from kdpl.__main__ import COMMANDS, main, usage
@@ -46,6 +45,7 @@ def test_a_mistyped_command_is_answered_with_the_closest(capsys):
 
 
 def test_the_entry_point_is_the_command():
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"kdpl": "kdpl.__main__:main"}
     assert PACKAGE.parent / "configs" == CONFIGS and (CONFIGS / "datasets" / "image_folder.yaml").is_file()

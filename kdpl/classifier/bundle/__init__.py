@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdpl.classifier.card import CARD_NAME, FILE_NAME, model_card
+from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import Clip
