@@ -1,7 +1,7 @@
 """The card of a bundle, in Markdown: what was learned from what, how well it does, and how it is used."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdpl.classifier.decision import Decision
@@ -48,7 +48,7 @@ def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME)
     return "\n".join(lines)
 
 
-def _accuracy(results: list[Mapping[str, Any]]) -> list[str]:
+def _accuracy(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
         return ["Not measured: there were no labelled test images, or no test was asked for."]
     head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
