@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from support import image_file, untrained_bundle
 from support.hub import READER, WRITER, Repository, local_hub
 
@@ -33,13 +33,19 @@ def server(tmp_path, monkeypatch):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "KDPL_DEBUG"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_endpoint(monkeypatch, server.address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
         yield server
+
+
+def use_endpoint(monkeypatch, address):
+    """Do what HF_ENDPOINT does before the client is imported; older clients have copies of the constants."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def put(server, bundle, name="me/prompts", *refs, **files):
@@ -160,7 +166,7 @@ def test_without_network_the_cached_bundle_is_used_and_said_to_be(server, bundle
     assert "cannot be reached" in said and f"is the cached one, {commit[:12]}" in said
     assert "check the network" in refused(kdpl.load, "hf-hub:me/prompts@other")
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+        use_endpoint(elsewhere, "http://127.0.0.1:9")
         assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
         assert "check the network" in refused(kdpl.load, "hf-hub:me/new")
     capsys.readouterr()

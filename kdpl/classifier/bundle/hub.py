@@ -72,6 +72,8 @@ def download(name: str) -> Path:
     chosen = revision or "main"
     _check_token()
     try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("offline")
         # One question first: the client's download retries for most of a minute without network.
         size = get_hf_file_metadata(hf_hub_url(repository, FILE_NAME, revision=chosen), timeout=SECONDS).size or 0
         if size > LARGEST:
@@ -111,12 +113,14 @@ def push(path: str | os.PathLike, repository: str, private: bool = False, licens
         HubError: there is no token or no permission, the Hub cannot be reached, or the repository holds something else or
             is public although `private` is asked for; then nothing is uploaded.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
 
     bundle = read_bundle(path)
     _check_name(repository, f"'{repository}'", "")
     if not _check_token():
         raise HubError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"'{repository}' was not uploaded: HF_HUB_OFFLINE is set. Unset it.")
     card = model_card(bundle, f"---\n{_metadata(bundle, repository, license)}\n---", f"{PREFIX}{repository}")
     api = HfApi(library_name="kdpl", library_version=VERSION)
     address = f"{api.endpoint}/{repository}"
