@@ -7,8 +7,7 @@ from setuptools import find_namespace_packages, setup
 
 FOLDERS = {"kdpl": "kdpl", "trainers": "kdpl.trainers", "datasets": "kdpl.datasets", "configs": "kdpl.configs"}
 
-KINDS = ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "yaml", "typed")
-DATA = [f"*.{kind}" for kind in KINDS] + ["LICENSE*"]
+DATA = [f"*.{kind}" for kind in ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "yaml")] + ["LICENSE*"]
 
 
 def packages(folder: str, name: str) -> list[str]:
