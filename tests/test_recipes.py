@@ -317,6 +317,8 @@ def test_a_tokenizer_that_needs_transformers_is_refused_before_weights_are_looke
         ("roberta-ViT-B-32", "roberta-base"),
         ("ViT-H-14-worldwide", "facebook/xlm-v-base"),
     ):
+        if name not in open_clip.list_models():  # ViT-H-14-worldwide is newer than the lowest version
+            continue
         for function in (describe, load_clip):
             with pytest.raises(
                 WeightsError, match=rf"'{repository}' on the Hugging Face hub, needs .* pip install 'kdpl\[hf\]'"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import dassl.optim
 import torch
@@ -183,10 +183,12 @@ class DistilledTrainer:
         )
 
 
-def distilled(
-    trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0
-) -> type | Callable[[type], type]:
-    """Register a trainer that learns without labels: `trainer_class` with a teacher in place of them.
+@overload
+def distilled(trainer_class: type, *, name: str | None = None, teacher_view: int = 0) -> type: ...
+@overload
+def distilled(trainer_class: None = None, *, name: str | None = None, teacher_view: int = 0) -> Callable[[type], type]: ...
+def distilled(trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0) -> Any:
+    """Register and return a trainer that learns without labels, a subclass of `trainer_class` with a teacher in place of them.
 
     A function, `distilled(TRAINER_REGISTRY.get("TCP"))`, or a decorator, the uppermost one, with or without arguments.
 
@@ -194,9 +196,6 @@ def distilled(
         trainer_class: a Dassl `TrainerX`.
         name: by default KDPL_<its name>; if KDPL has a trainer of that name, which is faster, that one is returned.
         teacher_view: if a batch has several views of an image, which of them the teacher sees.
-
-    Returns:
-        The registered class, a subclass of `trainer_class`.
 
     Raises:
         TypeError: it is not a `TrainerX`, or has no step of its own.

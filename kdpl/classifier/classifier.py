@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
+from kdpl.classifier.bundle import Bundle, BundleError
+from kdpl.classifier.bundle.hub import read
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
 from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
@@ -44,17 +45,18 @@ def load(
     """Return the classifier that a training has written.
 
     Args:
-        path: the output folder of the training, or the file `prompts.safetensors`.
+        path: the output folder of the training, the file `prompts.safetensors`, or a repository of the Hugging Face Hub,
+            "hf-hub:OWNER/NAME" or "hf-hub:OWNER/NAME@REVISION".
         device: "cpu", "cuda", ...; None: a GPU where there is one.
         backbone: where the CLIP is found that the prompts were learned for, if its name or path is another here: anything
             that MODEL.BACKBONE.NAME takes. Its weights must be the same.
         calibrated: divide the logits by the temperature that `kdpl fit` has fitted to the teacher.
 
     Raises:
-        BundleError: the file is missing, damaged, does not fit the CLIP, or has no temperature.
+        BundleError: the file is missing, damaged, does not fit the CLIP, has no temperature, or the Hub does not give it.
         ModelNameError, WeightsError: see `kdpl.clip.load_clip`.
     """
-    return Classifier(read_bundle(path), device, backbone, calibrated)
+    return Classifier(read(path), device, backbone, calibrated)
 
 
 class Classifier:

@@ -33,7 +33,7 @@ class Decision:
     threshold: float | None = None
     classnames: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what in ("sentences", "background", "classnames"):
             value = getattr(self, what)
             if not isinstance(value, list) or not all(isinstance(text, str) for text in value):

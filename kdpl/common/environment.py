@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PARENT = os.getppid()  # as early as possible: a launcher that dies leaves another one
-VERSION = "0.1.0"  # of KDPL
+VERSION = "0.2.0"  # of KDPL
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLED_ENGINE = PACKAGE / "fallback"
 

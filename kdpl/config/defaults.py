@@ -123,7 +123,8 @@ def _classes() -> dict[str, tuple[str, dict[str, Any]]]:
     for path in sorted(_STUDENTS.glob("*.py")):
         for definition in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(definition, ast.ClassDef):
-                values = {n.targets[0].id: n.value for n in definition.body if isinstance(n, ast.Assign)}
+                assigned = [n for n in definition.body if isinstance(n, ast.Assign)]
+                values = {n.targets[0].id: n.value for n in assigned if isinstance(n.targets[0], ast.Name)}
                 if "defaults" in values:
                     found[definition.name] = ast.literal_eval(values["node"]), ast.literal_eval(values["defaults"])
     return found

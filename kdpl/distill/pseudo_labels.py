@@ -200,7 +200,9 @@ def _agreement(result: Any, record: Record) -> Any:
 
 def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
     """Whether labels take rows from a table that has one for each class."""
-    by_index = func is _T.__getitem__ and isinstance(args[1], PseudoLabels)
+    index = args[1] if func is _T.__getitem__ else None
+    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index  # as PyTorch 2.6 passes it
+    by_index = isinstance(index, PseudoLabels)
     by_select = func in (_T.index_select, torch.index_select) and args[1] == 0
     if not by_index and not by_select and func is not F.embedding:
         return False

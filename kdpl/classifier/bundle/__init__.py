@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdpl.classifier.card import CARD_NAME, FILE_NAME, model_card
+from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.common.environment import VERSION
@@ -170,7 +170,7 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
 
 
 # JSON's types of the fields' types
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "str | None": (str, type(None)),
     "bool": bool,
@@ -183,12 +183,11 @@ _TYPES = {
 
 def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
     try:
-        size = tuple(int(side) for side in content["size"])
-        mean, std = (tuple(float(v) for v in content[key]) for key in ("mean", "std"))
+        height, width = (int(side) for side in content["size"])
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (content["mean"], content["std"]))
         interpolation, mode = content["interpolation"], content.get("resize_mode", "shortest")
-        sound = len(size) == 2 and min(size) > 0 and len(mean) == len(std) == 3 and min(std) > 0
-        if sound and interpolation in INTERPOLATIONS and mode in RESIZE_MODES:
-            return Preprocessing(size, interpolation, mean, std, mode)
+        if min(height, width, *std) > 0 and interpolation in INTERPOLATIONS and mode in RESIZE_MODES:
+            return Preprocessing((height, width), interpolation, mean, std, mode)
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise _broken(path, f"'preprocessing' of its metadata is {content!r}, which no image can be prepared with")

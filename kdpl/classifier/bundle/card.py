@@ -1,7 +1,7 @@
 """The card of a bundle, in Markdown: what was learned from what, how well it does, and how it is used."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdpl.classifier.decision import Decision
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 FILE_NAME = "prompts.safetensors"
 CARD_NAME = "MODEL_CARD.md"
+HEADER = "---\nlibrary_name: kdpl\npipeline_tag: image-classification\ntags: [clip, prompt-learning]\n---"
 
 
-def model_card(bundle: "Bundle") -> str:
-    """Return the card of a bundle, in Markdown."""
+def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME) -> str:
+    """Return the card of a bundle, in Markdown: a YAML header, and how the bundle is loaded from its address."""
     learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
     facts = {
         "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
@@ -32,11 +33,11 @@ def model_card(bundle: "Bundle") -> str:
     if bundle.decision.sentences:
         others += " `kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below."
     lines = [
-        "---", "library_name: kdpl", "pipeline_tag: image-classification", "tags: [clip, prompt-learning]", "---",
+        header,
         f"# Prompts for {_plain(bundle.backbone)}", "",
         f"`{FILE_NAME}` makes the CLIP model {_plain(bundle.backbone)} a classifier of images over the class names below. "
         f"{others}", "",
-        "```python", "import kdpl", "", f'clf = kdpl.load("{FILE_NAME}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
+        "```python", "import kdpl", "", f'clf = kdpl.load("{address}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
         "print(clf.classnames)", "```", "",
         "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in facts.items()), "",
         "## Accuracy", "", *_accuracy(bundle.results), "",
@@ -47,7 +48,7 @@ def model_card(bundle: "Bundle") -> str:
     return "\n".join(lines)
 
 
-def _accuracy(results: list[Mapping[str, Any]]) -> list[str]:
+def _accuracy(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
         return ["Not measured: there were no labelled test images, or no test was asked for."]
     head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]

@@ -1,0 +1,236 @@
+"""Bundles on the Hugging Face Hub: pushed to and loaded from a small Hub on this machine."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants, file_download
+from support import image_file, untrained_bundle
+from support.hub import READER, WRITER, Repository, local_hub
+
+import kdpl
+from kdpl.__main__ import main
+from kdpl.classifier.bundle import FILE_NAME, BundleError, hub, read_bundle, write_bundle
+
+NAMES = ["cat", "dog"]
+MEASURED = {"dataset": "pets: [all]", "split": "test", "classes": "base", "num_classes": 2, "num_images": 10}
+MEASURED |= {"accuracy": 71.254, "macro_f1": 70.0, "error_rate": 28.746, "source_domains": [], "target_domains": []}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return untrained_bundle(tmp_path_factory.mktemp("bundle"), "CoOp", NAMES)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub with an empty cache and the token of a writer; without xet, whose storage is another service."""
+    with local_hub() as server:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "KDPL_DEBUG"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        use_endpoint(monkeypatch, server.address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        yield server
+
+
+def use_endpoint(monkeypatch, address):
+    """Do what HF_ENDPOINT does before the client is imported; older clients have copies of the constants."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+def put(server, bundle, name="me/prompts", *refs, **files):
+    """Lay a repository with a bundle and other files on the Hub, and return its commit."""
+    repository = server.repositories.setdefault(name, Repository())
+    return repository.commit({FILE_NAME: (bundle / FILE_NAME).read_bytes(), **files}, *refs)
+
+
+def refused(call, *args):
+    with pytest.raises(BundleError) as refusal:
+        call(*args)
+    message = str(refusal.value)
+    assert "\n" not in message and WRITER not in message and READER not in message
+    return message
+
+
+def test_what_is_pushed_is_loaded_with_the_same_numbers(server, bundle, tmp_path, capsys):
+    assert main(["push", str(bundle), "me/prompts"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{server.address}/me/prompts" in out and 'kdpl.load("hf-hub:me/prompts")' in out and WRITER not in out + err
+    assert not server.repositories["me/prompts"].private
+    clf, local = kdpl.load("hf-hub:me/prompts"), kdpl.load(bundle)
+    photo = image_file(tmp_path / "photo.jpg")
+    assert clf.classnames == NAMES and torch.equal(clf(photo), local(photo))
+    (files,) = server.repositories["me/prompts"].commits.values()
+    assert set(files) == {FILE_NAME, "README.md"}
+
+
+def test_the_card_has_what_the_hub_shows_and_nothing_invented(server, bundle, tmp_path):
+    from dataclasses import replace
+
+    measured = replace(read_bundle(bundle), results=[MEASURED], backbone="ViT-B/32")
+    write_bundle(tmp_path / "measured", measured)
+    assert hub.push(tmp_path / "measured" / FILE_NAME, "me/pets", license="mit") == f"{server.address}/me/pets"
+    (files,) = server.repositories["me/pets"].commits.values()
+    head, text = files["README.md"].decode().removeprefix("---\n").split("\n---\n", 1)
+    about = yaml.safe_load(head)
+    assert about["library_name"] == "kdpl" and about["license"] == "mit" and about["pipeline_tag"] == "image-classification"
+    assert about["base_model"] == "openai/clip-vit-base-patch32" and {"clip", "coop"} <= set(about["tags"])
+    ((result,),) = (entry["results"] for entry in about["model-index"])
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert result["dataset"]["name"] == "pets: [all]" and values == {"accuracy": 71.25, "f1": 70.0}
+    assert 'kdpl.load("hf-hub:me/pets")' in text and "| 71.25 | 70.00 |" in text
+    hub.push(bundle, "me/plain")
+    (files,) = server.repositories["me/plain"].commits.values()
+    plain = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert "model-index" not in plain and "base_model" not in plain and plain["license"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [("ViT-B/16", "openai/clip-vit-base-patch16"), ("emoji_student", None), ("/gone/clip.pt", None), ("RN50", None),
+     ("ViT-B-32:laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")],
+)  # fmt: skip
+def test_the_base_model_is_a_repository_of_the_hub_or_left_out(backbone, expected):
+    assert hub._base_model(backbone) == expected
+
+
+def test_a_revision_is_what_it_was(server, bundle, tmp_path):
+    old = put(server, bundle, "me/prompts", "v1")
+    other = untrained_bundle(tmp_path / "other", "CoOp", ["one", "two", "three"])
+    put(server, other)
+    assert kdpl.load("hf-hub:me/prompts").classnames == ["one", "two", "three"]
+    for revision in ("v1", old):
+        assert kdpl.load(f"hf-hub:me/prompts@{revision}").classnames == NAMES
+    assert "has no revision 'v2'" in refused(kdpl.load, "hf-hub:me/prompts@v2")
+
+
+def test_only_the_bundle_is_ever_downloaded(server, bundle, tmp_path):
+    put(server, bundle, "me/prompts", **{"pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"1/0", "config.json": b"{}"})
+    kdpl.load("hf-hub:me/prompts")
+    assert {path.rpartition("/")[2] for _, path in server.asked} == {FILE_NAME}
+    assert {path.name for path in (tmp_path / "hub").rglob("*.*") if path.is_symlink()} == {FILE_NAME}
+    assert not [p for p in (tmp_path / "hub").rglob("*") if p.is_file() and b"system" in p.read_bytes()]
+    server.repositories["me/code"] = Repository()
+    server.repositories["me/code"].commit({"pytorch_model.bin": b"cos\nsystem\n"})
+    assert f"'me/code' has no {FILE_NAME}" in refused(kdpl.load, "hf-hub:me/code")
+    server.repositories["me/code"].commit({FILE_NAME: b"cos\nsystem\n"})
+    assert "truncated or not of safetensors" in refused(kdpl.load, "hf-hub:me/code")
+
+
+def test_a_download_that_differs_from_its_digest_is_refused(server, bundle):
+    put(server, bundle)
+    server.damaged = True
+    assert "its content differs from its digest" in refused(kdpl.load, "hf-hub:me/prompts")
+
+
+def test_a_bundle_of_gigabytes_is_not_downloaded(server, bundle, monkeypatch):
+    put(server, bundle)
+    monkeypatch.setattr(hub, "LARGEST", 1000)
+    assert "not downloaded" in refused(kdpl.load, "hf-hub:me/prompts")
+    assert {method for method, _ in server.asked} == {"HEAD"}
+
+
+def test_what_is_not_there_or_not_given_is_one_line_with_the_way_out(server, bundle, monkeypatch):
+    assert "check the name" in refused(kdpl.load, "hf-hub:me/gone")
+    put(server, bundle, "me/hidden")
+    server.repositories["me/hidden"].private = True
+    assert kdpl.load("hf-hub:me/hidden").classnames == NAMES
+    monkeypatch.delenv("HF_TOKEN")
+    assert "or it is private" in refused(kdpl.load, "hf-hub:me/hidden")
+    put(server, bundle, "me/asked")
+    server.repositories["me/asked"].gated = True
+    assert "ask at" in refused(kdpl.load, "hf-hub:me/asked")
+    for name in ("prompts", "a/b/c", "../b", "a/..", "", "a/b@", "a/b@../../x", "a b/c"):
+        asked = len(server.asked)
+        assert "expected" in refused(kdpl.load, f"hf-hub:{name}")
+        assert len(server.asked) == asked
+
+
+def test_without_network_the_cached_bundle_is_used_and_said_to_be(server, bundle, monkeypatch, capsys):
+    commit = put(server, bundle)
+    kdpl.load("hf-hub:me/prompts")
+    server.status = 503
+    capsys.readouterr()
+    assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
+    said = capsys.readouterr().err
+    assert "cannot be reached" in said and f"is the cached one, {commit[:12]}" in said
+    assert "check the network" in refused(kdpl.load, "hf-hub:me/prompts@other")
+    with monkeypatch.context() as elsewhere:
+        use_endpoint(elsewhere, "http://127.0.0.1:9")
+        assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
+        assert "check the network" in refused(kdpl.load, "hf-hub:me/new")
+    capsys.readouterr()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(server.asked)
+    assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
+    assert "HF_HUB_OFFLINE is set: unset it" in refused(kdpl.load, "hf-hub:me/new")
+    assert "HF_HUB_OFFLINE is set" in refused(hub.push, bundle, "me/new")
+    assert not capsys.readouterr().err and len(server.asked) == asked
+
+
+def test_nothing_is_uploaded_without_permission_or_by_mistake(server, bundle, monkeypatch, tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert "There is no" in refused(hub.push, tmp_path / "photos", "me/new") and not server.asked
+    assert "expected OWNER/NAME" in refused(hub.push, bundle, "new")
+    assert "The token may not write to 'you/new'" in refused(hub.push, bundle, "you/new")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert "The token may not write to 'me/new'" in refused(hub.push, bundle, "me/new")
+    monkeypatch.setenv("HF_TOKEN", "hf_\x01secret")
+    message = refused(hub.push, bundle, "me/new")
+    assert "control characters" in message and "secret" not in message
+    monkeypatch.delenv("HF_TOKEN")
+    assert "run `hf auth login`" in refused(hub.push, bundle, "me/new")
+    assert not server.repositories
+
+
+def test_a_repository_of_something_else_or_a_public_one_is_left_alone(server, bundle):
+    server.repositories["me/llm"] = Repository()
+    before = server.repositories["me/llm"].commit({"model.bin": b"weights", "README.md": b"mine"})
+    assert "holds something else (README.md, model.bin)" in refused(hub.push, bundle, "me/llm")
+    assert list(server.repositories["me/llm"].commits) == [before]
+    put(server, bundle, "me/open")
+    assert "is there already and public" in refused(hub.push, bundle, "me/open", True)
+    assert len(server.repositories["me/open"].commits) == 1
+    hub.push(bundle, "me/closed", True)
+    assert server.repositories["me/closed"].private and server.repositories["me/closed"].commits
+
+
+def test_the_token_of_the_login_file_is_used(server, bundle, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "token").write_text(f"{WRITER}\n")
+    assert hub.push(bundle, "me/prompts").endswith("/me/prompts")
+
+
+@pytest.mark.slow
+def test_a_process_far_away_predicts_from_the_hub_then_offline(server, bundle, tmp_path):
+    """The environment variables alone: HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE."""
+    image_file(tmp_path / "photo.jpg")
+    env = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "KDPL_DEBUG": "1"}
+
+    def run(*words, **more):
+        command = [sys.executable, "-m", "kdpl", *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**env, **more}, timeout=300
+        )
+        assert WRITER not in done.stdout + done.stderr
+        return done
+
+    pushed = run("push", str(bundle), "me/prompts", HF_HUB_DISABLE_XET="1")
+    assert pushed.returncode == 0 and f"{server.address}/me/prompts" in pushed.stdout, pushed.stderr
+    online = run("predict", "hf-hub:me/prompts", "photo.jpg", "--no-cache")
+    assert online.returncode == 0 and re.search(r"photo.jpg\t(cat|dog) \d", online.stdout), (online.stdout, online.stderr)
+    asked = len(server.asked)
+    offline = run(
+        "predict", "hf-hub:me/prompts", "photo.jpg", "--no-cache", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert offline.stdout == online.stdout and len(server.asked) == asked, offline.stderr
