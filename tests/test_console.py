@@ -1,5 +1,7 @@
 """The command `kdpl`: every command under one name."""
 
+import os
+
 import pytest
 from support import ROOT
 
