@@ -1,9 +1,11 @@
 """Some architectures of each family that open_clip builds, shrunk, against the library; tests/models/walk.py takes all."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
+import open_clip
 import pytest
 from support import ROOT
 
@@ -13,6 +15,14 @@ GROUPS = {
     "hub tokenizers": ["ViT-B-16-SigLIP"],
     "hub text": ["roberta-ViT-B-32"],
 }
+
+
+def test_the_table_of_docs_models_holds_every_architecture():
+    if open_clip.__version__ != "3.3.0":
+        pytest.skip("the page is of open_clip 3.3.0")
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    counts = re.findall(r"^\| [^|]+ \| +(\d+) \| yes ", page, re.M)
+    assert sum(map(int, counts)) == len(open_clip.list_models()) == 144
 
 
 @pytest.mark.slow
