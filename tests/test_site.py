@@ -29,10 +29,11 @@ def script(path: Path):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the commands in the blocks of a page, as words, without comments."""
+    """Return the commands in the blocks and sentences of a page, as words, without comments."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S) + re.findall(r"((?:^    \S.*\n)+)", text, re.M)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`((?:kdpl|python -m kdpl\.|python \w+\.py)[^`\n]* [^`\n]+)`", text)
+    lines = "\n".join([*blocks, *spans]).replace("\\\n", " ").splitlines()
     return [words for line in lines if "..." not in line and (words := shlex.split(line, comments=True))]
 
 

@@ -157,7 +157,7 @@ def text_pass(palette: dict[str, str]) -> str:
     prompts = context_prompts(NAMES, N_CTX)
     layout = clip.layout(prompts)
     full = len(prompts) * clip.text.context_length
-    d = Drawing(960, 372, "The tokens that the text pass computes", palette)
+    d = Drawing(1010, 372, "The tokens that the text pass computes", palette)
     cell, shown = 62, max(map(len, prompts)) + 2
     for top, title, last in ((0, "All layers but the last", False), (196, "Last layer: queries and MLP", True)):
         d.text(10, top + 24, title, anchor="start", extra=BOLD)
