@@ -121,9 +121,13 @@ def site(tmp_path_factory):
         pytest.importorskip(name, reason=f"the site needs {name}: pip install -e '.[docs]'")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
 
     folder = tmp_path_factory.mktemp("site")
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    try:
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    except Abort as abort:  # a SystemExit, which would end pytest
+        pytest.fail(f"mkdocs build --strict: {abort}; the log has the warnings")
     return folder
 
 
