@@ -95,11 +95,14 @@ def mypy(*words, cwd, cache):
 def test_mypy_accepts_what_the_docs_show_and_reports_wrong_uses(python, tmp_path):
     source = (ROOT / "tests/package/user.py").read_text(encoding="utf-8")
     (tmp_path / "user.py").write_text(source, encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/your_photos.md"))
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", pages, re.S) if "Distillation(" in block or "kdpl.load(" in block
+    ]
     assert any("Distillation(" in block for block in blocks) and any("kdpl.load(" in block for block in blocks)
     for i, block in enumerate(blocks):  # torchvision has no types of its own
         text = re.sub(r"^(from torchvision.*)$", r"\1  # type: ignore[import-untyped]", block, flags=re.M)
-        (tmp_path / f"readme_{i}.py").write_text(text, encoding="utf-8")
+        (tmp_path / f"page_{i}.py").write_text(text, encoding="utf-8")
     words = ["--strict", "--untyped-calls-exclude=torch", "--python-executable", str(python)]
     said = mypy(*words, *(p.name for p in tmp_path.glob("*.py")), cwd=tmp_path, cache=tmp_path / "cache")
     reported = {(file, int(line)) for file, line in re.findall(r"^(\S+?):(\d+): error", said, re.M)}

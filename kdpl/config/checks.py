@@ -6,6 +6,7 @@ This module imports no PyTorch. Checks that depend on the engine, a backbone or 
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ CHOICES = {
     "OPTIM.NAME": OPTIMIZERS,
     "TEST.SPLIT": SPLITS,
     "TEST.FINAL_MODEL": FINAL_MODELS,
+    "DATASET.ON_BAD_IMAGE": ON_BAD_IMAGE,
+    "TRAINER.KDPL.LOSS": LOSSES,
+    "TRAINER.KDPL.SHOTS": SHOTS,
     **{f"DATALOADER.{loader}.SAMPLER": SAMPLERS for loader in LOADERS},
 }
 RANGES = (  # a condition, the same in words, and the keys that must meet it
@@ -53,6 +57,9 @@ RANGES = (  # a condition, the same in words, and the keys that must meet it
     (lambda v: v >= -1, "images per class, or -1 for all", "DATASET.NUM_SHOTS"),
     (lambda v: v == 1, "1: a prompt trainer takes one view of an image", "DATALOADER.K_TRANSFORMS"),
     (lambda v: v < 2**32, "below 2**32, or -1 for a random one", "SEED"),
+    (lambda v: v >= 2, "at least 2 names a batch", "TRAINER.KDPL.K_MAX"),
+    (lambda v: v >= 0, "0 or more", "TRAINER.KDPL.VIEWS TRAINER.KDPL.VIEW_SEED TRAINER.KDPL.MAX_TEXT_ROWS"),
+    (lambda v: 0 < v < math.inf, "a positive number", "TRAINER.KDPL.TEMPERATURE"),
 )
 
 
@@ -67,6 +74,14 @@ def check_values(cfg: CfgNode) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} is {value}, expected a finite number.")
+    _check_tables(values)
+    _check_images(values)
+    _check_together(values)
+    _check_paths(values)
+
+
+def _check_tables(values: Mapping[str, Any]) -> None:
+    """Refuse values outside CHOICES and RANGES."""
     for key, choices in CHOICES.items():
         if key in values:
             check_choice(key, values[key], choices)
@@ -74,9 +89,6 @@ def check_values(cfg: CfgNode) -> None:
         for key in keys.split():
             if key in values and not fits(values[key]):
                 raise ConfigError(f"{key} is {values[key]}, expected {expected}.")
-    _check_images(values)
-    _check_together(values)
-    _check_paths(values)
 
 
 def _check_images(values: dict[str, Any]) -> None:
@@ -155,28 +167,20 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
             f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} has no 'normalize': CLIP takes normalised images. Use a trainer "
             "configuration (--config-file configs/trainers/...)."
         )
-    check_choice("DATASET.ON_BAD_IMAGE", cfg.DATASET.ON_BAD_IMAGE, ON_BAD_IMAGE)
+    own = ("DATASET.ON_BAD_IMAGE", f"TRAINER.{node}.")  # a fork's configuration was not checked by `check_values`
+    _check_tables({key: value for key, value in leaves(cfg) if key.startswith(own)})
     options = cfg.TRAINER[node] if node else CfgNode()
     if "PREC" in options:
         check_choice(f"TRAINER.{node}.PREC", options.PREC, PRECISIONS)
     if node == "KDPL":
-        check_choice("TRAINER.KDPL.LOSS", options.LOSS, LOSSES)
-        check_choice("TRAINER.KDPL.SHOTS", options.SHOTS, SHOTS)
         parse_logit_scale(options.TEACHER_LOGIT_SCALE)
         for word in options.ALLOW.replace(",", " ").split():
             check_choice("TRAINER.KDPL.ALLOW", word, ALLOWED)
-        if options.K_MAX < 2:
-            raise ConfigError(f"TRAINER.KDPL.K_MAX is {options.K_MAX}, expected at least 2 names a batch.")
-        for key in ("VIEWS", "VIEW_SEED", "MAX_TEXT_ROWS"):
-            if options[key] < 0:
-                raise ConfigError(f"TRAINER.KDPL.{key} is {options[key]}, expected 0 or more.")
         if options.CACHE_DIR and not options.VIEWS:
             raise ConfigError(
                 f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to store with VIEWS 0 (a new augmentation each "
                 "time): set TRAINER.KDPL.VIEWS to the number of fixed views per image."
             )
-        if not 0 < options.TEMPERATURE < float("inf"):
-            raise ConfigError(f"TRAINER.KDPL.TEMPERATURE is {options.TEMPERATURE}, expected a positive number.")
 
 
 def parse_logit_scale(value: str | float) -> str | float:

@@ -49,8 +49,8 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
     base_lr = optim_cfg.LR if base_lr is None else base_lr
     warmup = max(optim_cfg.WARMUP_EPOCH, 0)
     if epoch < warmup:
-        return _WARMUPS[optim_cfg.WARMUP_TYPE](epoch, optim_cfg, base_lr)
-    return base_lr * _FACTORS[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
+        return WARMUPS[optim_cfg.WARMUP_TYPE](epoch, optim_cfg, base_lr)
+    return base_lr * SCHEDULES[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
 
 
 class _EpochSchedule(LRScheduler):
@@ -92,13 +92,13 @@ def _steps(optim_cfg: CfgNode) -> list[int]:
     return list(steps) if isinstance(steps, list | tuple) else [steps]
 
 
-_WARMUPS: dict[str, Callable] = {"constant": _constant, "linear": _linear}
-_FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
+WARMUPS: dict[str, Callable] = {"constant": _constant, "linear": _linear}
+SCHEDULES: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
 
 
 def check_schedule(optim_cfg: CfgNode) -> None:
     """Raise a ValueError that names the key if a key of the schedule has an invalid value."""
-    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, _FACTORS)
+    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULES)
     if optim_cfg.MAX_EPOCH < 1:
         raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, expected at least 1 epoch.")
     steps = _steps(optim_cfg)
@@ -110,7 +110,7 @@ def check_schedule(optim_cfg: CfgNode) -> None:
             "the rate falls, such as (30, 60)."
         )
     if optim_cfg.WARMUP_EPOCH > 0:
-        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, _WARMUPS)
+        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
         if optim_cfg.WARMUP_EPOCH > optim_cfg.MAX_EPOCH:
             raise ValueError(
                 f"OPTIM.WARMUP_EPOCH {optim_cfg.WARMUP_EPOCH} is more than OPTIM.MAX_EPOCH {optim_cfg.MAX_EPOCH}: "
