@@ -73,7 +73,7 @@ def nothing_heavy(monkeypatch):
     import kdpl.trainers.prompts
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.trainers.distill, "load_clip", heavy)
+    monkeypatch.setattr(kdpl.trainers.inputs, "load_clip", heavy)
     monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw_scenes", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 
