@@ -69,7 +69,7 @@ def nothing_heavy(monkeypatch):
         raise AssertionError("a mistake was told too late")
 
     import kdpl.datasets.emoji.scenes
-    import kdpl.trainers.distill
+    import kdpl.trainers.inputs
     import kdpl.trainers.prompts
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
