@@ -5,6 +5,7 @@ import shutil
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; two workers share two cores
 
 import kdpl  # first: it makes `dassl` importable
 
@@ -12,11 +13,6 @@ import pytest  # isort: skip
 import torch  # isort: skip
 
 pytest.register_assert_rewrite("support")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

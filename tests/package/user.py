@@ -28,16 +28,16 @@ def predict(folder: Path) -> list[str]:
     probabilities: Tensor = clf(["one.jpg", Path("two.png")])
     probabilities = clf(np.zeros((8, 8, 3), np.uint8), batch_size=4)
     probabilities = clf(Image.new("RGB", (8, 8)))
-    batches: Iterator[Tensor] = clf.predict(folder.iterdir(), workers=0)
-    for images, some in clf.stream(["one.jpg"]):
+    pieces: Iterator[tuple[list[Any], Tensor]] = clf.stream(folder.iterdir(), workers=0)
+    for images, some in pieces:
         print(images, some.shape)
     for answer in clf.answers([torch.zeros(3, 8, 8)], reject=True):
         rejected: Tensor | None = answer.rejected
         print(answer.images, answer.probabilities, rejected)
-    features: Tensor = torch.cat([clf.text_features, clf.image_features("one.jpg"), clf.logits("one.jpg"), *batches])
+    features: Tensor = torch.cat([clf.text_features, clf.image_features("one.jpg"), clf.logits("one.jpg")])
     seconds: dict[str, float] = clf.seconds
     onnx: Path = clf.export_onnx("model.onnx")
-    print(features, seconds, onnx, clf.bundle.trainer, clf.in_fp32().device, kdpl.__version__, kdpl.dassl_in_use())
+    print(features, seconds, onnx, clf.bundle.trainer, kdpl.__version__, kdpl.dassl_in_use())
     return [names[i] for i in probabilities.argmax(dim=1)]
 
 
