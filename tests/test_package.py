@@ -78,10 +78,6 @@ def test_fit_and_predict_work_from_the_sdists_wheel_far_from_the_clone(run, pyth
     assert "Did it help?" in fitted.stdout and "kdpl predict demo/prompts demo/new_photos" in fitted.stdout
     predicted = run("predict", "demo/prompts", "demo/new_photos", "--csv", "p.csv", "--quiet")
     assert predicted.returncode == 0 and "464 images" in predicted.stderr, predicted.stderr
-    judged = run("eval", "demo/prompts", "--labels", "demo/labels.csv")
-    assert judged.returncode == 0 and "of 464 photos" in judged.stdout, judged.stderr
-    planned = run("estimate", "--trainer", "KDPL_CoOp", "--gpu", "t4", "--classes", "10")
-    assert planned.returncode == 0 and "ESTIMATE" in planned.stdout, planned.stderr
     exported = run("export", "demo/prompts", "served", "--no-page")
     assert exported.returncode == 0 or "pip install 'kdpl[onnx]'" in exported.stderr, exported.stderr
 

@@ -283,7 +283,7 @@ class Classifier:
         if len(new) == len(batch):
             return computed
         rows = iter(computed) if new else iter(())
-        found = iter(known.get([item.key for item in batch if item.pixels is None]).to(self.device))
+        found = iter(known.get([item.key for item in batch if item.pixels is None and item.key is not None]).to(self.device))
         return torch.stack([next(found if item.pixels is None else rows) for item in batch])
 
     def export_onnx(self, path: str | os.PathLike) -> Path:
