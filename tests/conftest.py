@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 import kdpl  # first: it makes `dassl` importable
 
 import pytest  # isort: skip
-import torch  # isort: skip
 
 pytest.register_assert_rewrite("support")
 

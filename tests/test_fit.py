@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, image_file
+from support import ROOT, image_file, processes
 
 import kdpl
 from kdpl.classifier.bundle import BundleError, read_bundle
@@ -233,7 +233,7 @@ def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, pho
     out, command = tmp_path / "out", [str(photos / "photos"), str(photos / "names.txt"), *EMBEDDED]
     line = [sys.executable, "-m", "kdpl", "fit", *command, "-o", str(out), "--sentence", "an icon of a {}."]
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, env=env)
+    process = processes.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, env=env)
     log = out / "log.txt"
     while process.poll() is None and not (log.is_file() and "epoch [2/" in log.read_text()):
         time.sleep(0.05)

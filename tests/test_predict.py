@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, image_file, run_train, untrained_bundle
+from support import ROOT, image_file, processes, run_train, untrained_bundle
 
 import kdpl
 from kdpl.common import exits
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, 
     ]  # fmt: skip
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    process = processes.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
     os.close(writer)
     assert process.returncode == 0 and "Traceback" not in process.stderr and "BrokenPipe" not in process.stderr
     rows = list(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8", newline="")))

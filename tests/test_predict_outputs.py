@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, image_file, untrained_bundle
+from support import ROOT, image_file, processes, untrained_bundle
 
 import kdpl
 from kdpl.classifier.predictions.sorting import Sorter, folder_name
@@ -112,7 +112,7 @@ def test_a_list_of_paths_comes_from_the_standard_input(prompts, photos, tmp_path
     for separator in ("\n", "\0"):
         listed = separator.join([str(photos / "img_3.png"), str(photos / "gone.png"), str(photos / "img_1.png")])
         command = [sys.executable, "-m", "kdpl.predict", prompts, "-", "--json", str(tmp_path / "a.jsonl"), "--restart"]
-        process = subprocess.run(command, input=listed, capture_output=True, text=True, check=False)
+        process = processes.run(command, input=listed, capture_output=True, text=True, check=False)
         assert process.returncode == exits.SOME_UNREAD and "gone.png' cannot be read" in process.stderr
         rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
         assert [os.path.basename(row["path"]) for row in rows] == ["img_3.png", "img_1.png"]
@@ -150,9 +150,9 @@ def test_devices_are_written_through_and_never_replaced(prompts, photos, tmp_pat
     for name in ("-", "/dev/stdout"):
         command = [sys.executable, "-m", "kdpl.predict", prompts, str(photos), "--csv", name]
         with open(tmp_path / "captured.csv", "w") as file:
-            assert subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, check=False).returncode == 0
+            assert processes.run(command, stdout=file, stderr=subprocess.DEVNULL, check=False).returncode == 0
         assert len(rows_of(tmp_path / "captured.csv")) == 12, "the table alone, without the lines for the terminal"
-        piped = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        piped = processes.run(command, capture_output=True, text=True, check=False).stdout
         assert len(piped.splitlines()) == 13 and os.path.islink("/dev/stdout")
 
 
@@ -228,7 +228,7 @@ def test_a_run_that_is_killed_leaves_its_rows(prompts, photos, tmp_path):
         sys.executable, str(ROOT / "predict.py"), prompts, str(photos), "--csv", str(tmp_path / "out.csv"),
         "--batch-size", "2", "--workers", "0", "--no-cache", "--quiet",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = processes.Popen(command, stderr=subprocess.PIPE, text=True)
     state = tmp_path / "out.csv.part.state.json"
     for _ in range(600):
         if state.exists() or process.poll() is not None:
@@ -240,7 +240,7 @@ def test_a_run_that_is_killed_leaves_its_rows(prompts, photos, tmp_path):
         pytest.skip("the run was over before it could be killed")
     done = json.loads(state.read_text())["rows"]
     assert 0 < done < 400
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = processes.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and f"{done} images were done before" in again.stderr
     paths = [row["path"] for row in rows_of(tmp_path / "out.csv")]
     assert len(paths) == len(set(paths)) == 400
