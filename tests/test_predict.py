@@ -273,10 +273,11 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
 
 
 @pytest.mark.slow
-def test_the_guides_script_does_it_all(tmp_path, capfd):
+def test_the_guides_script_does_it_all(tmp_path, capfd, monkeypatch):
     spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
     guide = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(guide)
+    monkeypatch.setattr(guide.subprocess, "run", processes.run)
     assert guide.main(["--output", str(tmp_path), "--classes", "5", "--epochs", "1"]) == 0
     out = capfd.readouterr().out
     table = re.findall(r"^(.+?) {2,}(\d+\.\d)$", out, re.M)
