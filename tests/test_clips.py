@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import random_clip
+from support.elsewhere import run_elsewhere
 
 from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
@@ -141,20 +142,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
 
 
 def offline(code: str, tmp_path, **env) -> str:
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "HOME": str(tmp_path),
-            "HF_HOME": str(tmp_path / "hf"),
-            "https_proxy": "http://127.0.0.1:9",
-            **env,
-        },
-        timeout=120,
-        check=False,
-    )
+    process = run_elsewhere(textwrap.dedent(code), tmp_path, https_proxy="http://127.0.0.1:9", **env)
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import signal
+import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -253,7 +252,10 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
+def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):
+    few = scenes.category_scenes("activities")[:28]
+    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Cannot write the emoji scenes to .*file.*KDPL_CACHE"):
         build_dataset(config(tmp_path / "file"))
@@ -261,31 +263,68 @@ def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
 
 @pytest.mark.slow
 def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch):
+    few = scenes.category_scenes("activities")[:28]
+    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
     monkeypatch.setitem(scenes.SHA256, "activities", "0" * 64)
     with pytest.raises(RuntimeError, match=r"expected 0000.*install KDPL again"):
         build_dataset(config(tmp_path))
     assert not (tmp_path / "emoji_scenes").exists()
 
 
-DRAW = "import sys; from kdpl.datasets.emoji.scenes import scene_folder; scene_folder(sys.argv[1], 'activities')"
+DRAW = """
+import sys
+from kdpl.datasets.emoji import scenes
+root, sha, stage = sys.argv[1:]
+few = scenes.category_scenes("activities")[:112]
+scenes.category_scenes, scenes.SHA256["activities"] = lambda category: few, sha
+def wait():
+    print(stage, file=sys.stderr, flush=True)
+    sys.stdin.readline()
+save, install, images = scenes.Image.Image.save, scenes._install, []
+def save_some(image, *args, **options):
+    images.append(image)
+    if len(images) == 50:
+        wait()
+    save(image, *args, **options)
+def install_later(*args):
+    wait()
+    install(*args)
+if stage == "half written":
+    scenes.Image.Image.save = save_some
+else:
+    scenes._install = install_later
+scenes.scene_folder(root, "activities")
+"""
 
 
 @pytest.mark.slow
-def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path):
-    parent = tmp_path / "emoji_scenes"
-    killed = processes.Popen([sys.executable, "-c", DRAW, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while not list(parent.glob(".activities.*/new/train/*/*.png")):
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (parent / "activities").exists()
+def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path, monkeypatch):
+    few = scenes.category_scenes("activities")[:112]
+    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
 
-    both = [processes.Popen([sys.executable, "-c", DRAW, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    def draw(stage):
+        command = [sys.executable, "-c", DRAW, str(tmp_path), scenes.SHA256["activities"], stage]
+        return processes.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    killed = draw("half written")
+    assert killed.stderr.readline() == "half written\n"
+    killed.kill()
+    killed.communicate()
+    parent = tmp_path / "emoji_scenes"
+    assert len(list(parent.glob("**/*.png"))) == 49 and not (parent / "activities").exists()
+
+    both = [draw("to be installed") for _ in range(2)]
+    assert [process.stderr.readline() for process in both] == ["to be installed\n"] * 2
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in both:
+        process.communicate()
+    assert [process.returncode for process in both] == [0, 0]
+    monkeypatch.setattr(scenes, "draw", None)  # a call would fail
     data = build_dataset(config(tmp_path))
-    assert len(data.test) == 58 * 8
+    assert len(data.test) == 4 * 8
 
 
 # ---------------------------------------------------------------- art and weights

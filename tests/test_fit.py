@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, image_file
+from support import ROOT, image_file, processes
 
 import kdpl
 from kdpl.classifier.bundle import BundleError, read_bundle
@@ -33,6 +33,7 @@ from kdpl.photos.evaluate import main as evaluate
 from kdpl.photos.evaluate import wilson
 from kdpl.photos.fit import main as fit
 from kdpl.photos.names import main as names_main
+from kdpl.photos.plan import EFFORTS
 from kdpl.photos.train import Bar
 from kdpl.predict import main as predict
 
@@ -40,6 +41,26 @@ pytestmark = pytest.mark.slow
 
 NAMES = class_names("activities")[:12]
 EMBEDDED = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quick", "--quiet"]
+QUICK = dataclasses.replace(EFFORTS["quick"], steps=40)
+COMMAND = f"""
+import runpy
+from kdpl.photos.plan import EFFORTS, Effort
+EFFORTS["quick"] = {QUICK}
+runpy.run_module("kdpl", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_epochs():
+    with pytest.MonkeyPatch.context() as context:
+        context.setitem(EFFORTS, "quick", QUICK)
+        yield
+
+
+@pytest.fixture
+def no_estimate(monkeypatch):
+    """That of the fixture `fitted` and of the fit with one name alone are enough."""
+    monkeypatch.setattr("kdpl.photos.train.estimate", lambda *_: "no estimate")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +125,7 @@ def test_the_agreement_is_that_of_an_independent_computation(fitted, photos):
     )
 
 
-def test_the_same_command_again_gives_the_same_and_other_photos_are_refused(fitted, photos, capsys):
+def test_the_same_command_again_gives_the_same_and_other_photos_are_refused(fitted, photos, capsys, no_estimate):
     folder, _ = fitted
     before = (folder / "prompts.safetensors").read_bytes()
     command = [
@@ -131,7 +152,7 @@ def test_the_same_command_again_gives_the_same_and_other_photos_are_refused(fitt
         (photos / "photos" / "new.png").unlink()
 
 
-def test_none_of_these_is_said_of_what_is_not_among_the_names(photos, tmp_path, capsys):
+def test_none_of_these_is_said_of_what_is_not_among_the_names(photos, tmp_path, capsys, no_estimate):
     """The embedded teacher is the student here: the embedded student hardly knows what it does not know."""
     folder, names = tmp_path / "out", str(photos / "names.txt")
     models = ["--student", "emoji_teacher", "--teacher", "emoji_teacher", "--quick", "--quiet"]
@@ -229,11 +250,11 @@ def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_pat
     assert found == {"christmas tree", REJECTED}
 
 
-def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, photos, tmp_path):
+def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, photos, tmp_path, no_estimate):
     out, command = tmp_path / "out", [str(photos / "photos"), str(photos / "names.txt"), *EMBEDDED]
-    line = [sys.executable, "-m", "kdpl", "fit", *command, "-o", str(out), "--sentence", "an icon of a {}."]
+    line = [sys.executable, "-c", COMMAND, "fit", *command, "-o", str(out), "--sentence", "an icon of a {}."]
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, env=env)
+    process = processes.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, env=env)
     log = out / "log.txt"
     while process.poll() is None and not (log.is_file() and "epoch [2/" in log.read_text()):
         time.sleep(0.05)

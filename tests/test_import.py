@@ -6,15 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, processes
 
 CLONE = ("kdpl", "trainers", "datasets", "configs", "__init__.py", "setup.py", "pyproject.toml", "train.py")
 
 
-def python(code: str, cwd, **env: str) -> str:
+def python(code: str, cwd, run=subprocess.run) -> str:
     """Run code in a process of its own, without this checkout's path, and return what it printed."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
-    process = subprocess.run(
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False
     )
     assert process.returncode == 0, process.stderr
@@ -48,7 +48,9 @@ import kdpl, kdpl.trainers, kdpl.trainers.baselines, kdpl.datasets, kdpl.common.
 print(kdpl.__version__, kdpl.load.__module__, kdpl.dassl_in_use()[:5])
 print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common.lock.__file__, sep="\\n")
 """
-    first, *files = python(code, clone.parent, **({"PYTHONPATH": str(clone)} if with_path else {})).splitlines()
+    if with_path:  # where Python puts those of PYTHONPATH
+        code = f"import sys; sys.path.insert(1, {str(clone)!r})\n{code}"
+    first, *files = python(code, clone.parent, processes.run).splitlines()
     assert first.endswith("kdpl.classifier.classifier Dassl")
     inside = ("kdpl/__init__.py", "trainers/__init__.py", "datasets/__init__.py", "kdpl/common/lock.py")
     assert files == [str(clone / path) for path in inside]
@@ -58,7 +60,7 @@ print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common
 def test_commands_of_such_a_clone_run_from_its_parent_folder_and_inside_it(clone):
     for cwd, command in ((clone.parent, ["-m", "kdpl.train"]), (clone.parent, ["kdpl/train.py"]), (clone, ["train.py"])):
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        process = subprocess.run(
+        process = processes.run(
             [sys.executable, *command, "--trainer", "KDPL_Coop"],
             cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
@@ -74,7 +76,7 @@ def test_pytest_runs_inside_such_a_clone(clone):
         f"import kdpl\n\n\ndef test_it():\n    assert kdpl.__file__ == {str(clone / 'kdpl' / '__init__.py')!r}\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = subprocess.run(
+    process = processes.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
         cwd=clone, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

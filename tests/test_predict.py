@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, image_file, run_train, untrained_bundle
+from support import ROOT, image_file, processes, run_train, untrained_bundle
 
 import kdpl
 from kdpl.common import exits
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, 
     ]  # fmt: skip
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    process = processes.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
     os.close(writer)
     assert process.returncode == 0 and "Traceback" not in process.stderr and "BrokenPipe" not in process.stderr
     rows = list(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8", newline="")))
@@ -273,10 +273,11 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
 
 
 @pytest.mark.slow
-def test_the_guides_script_does_it_all(tmp_path, capfd):
+def test_the_guides_script_does_it_all(tmp_path, capfd, monkeypatch):
     spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
     guide = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(guide)
+    monkeypatch.setattr(guide.subprocess, "run", processes.run)
     assert guide.main(["--output", str(tmp_path), "--classes", "5", "--epochs", "1"]) == 0
     out = capfd.readouterr().out
     table = re.findall(r"^(.+?) {2,}(\d+\.\d)$", out, re.M)

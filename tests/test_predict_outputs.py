@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, image_file, untrained_bundle
+from support import ROOT, image_file, processes, untrained_bundle
 
 import kdpl
 from kdpl.classifier.predictions.sorting import Sorter, folder_name
@@ -112,7 +111,7 @@ def test_a_list_of_paths_comes_from_the_standard_input(prompts, photos, tmp_path
     for separator in ("\n", "\0"):
         listed = separator.join([str(photos / "img_3.png"), str(photos / "gone.png"), str(photos / "img_1.png")])
         command = [sys.executable, "-m", "kdpl.predict", prompts, "-", "--json", str(tmp_path / "a.jsonl"), "--restart"]
-        process = subprocess.run(command, input=listed, capture_output=True, text=True, check=False)
+        process = processes.run(command, input=listed, capture_output=True, text=True, check=False)
         assert process.returncode == exits.SOME_UNREAD and "gone.png' cannot be read" in process.stderr
         rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
         assert [os.path.basename(row["path"]) for row in rows] == ["img_3.png", "img_1.png"]
@@ -150,9 +149,9 @@ def test_devices_are_written_through_and_never_replaced(prompts, photos, tmp_pat
     for name in ("-", "/dev/stdout"):
         command = [sys.executable, "-m", "kdpl.predict", prompts, str(photos), "--csv", name]
         with open(tmp_path / "captured.csv", "w") as file:
-            assert subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, check=False).returncode == 0
+            assert processes.run(command, stdout=file, stderr=subprocess.DEVNULL, check=False).returncode == 0
         assert len(rows_of(tmp_path / "captured.csv")) == 12, "the table alone, without the lines for the terminal"
-        piped = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        piped = processes.run(command, capture_output=True, text=True, check=False).stdout
         assert len(piped.splitlines()) == 13 and os.path.islink("/dev/stdout")
 
 
@@ -221,29 +220,37 @@ def test_rows_of_another_run_are_never_mixed_in(prompts, photos, tmp_path, monke
     assert main([*command, "--restart"]) == 0 and len(rows_of(tmp_path / "out.csv")) == 12
 
 
+KILLED = """
+import sys
+from kdpl.classifier.predictions import run
+from kdpl.predict import main
+write, run.SAVE_EVERY_S = run.State.write, 0
+def write_ten(state, rows):
+    if rows > 10:  # they are in the files, which the state does not tell
+        print("to be killed", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+    write(state, rows)
+run.State.write = write_ten
+main(sys.argv[1:])
+"""
+
+
 def test_a_run_that_is_killed_leaves_its_rows(prompts, photos, tmp_path):
-    for i in range(12, 400):
-        image_file(photos / f"img_{i}.png", 256, seed=i)
     command = [
-        sys.executable, str(ROOT / "predict.py"), prompts, str(photos), "--csv", str(tmp_path / "out.csv"),
+        prompts, str(photos), "--csv", str(tmp_path / "out.csv"),
         "--batch-size", "2", "--workers", "0", "--no-cache", "--quiet",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    state = tmp_path / "out.csv.part.state.json"
-    for _ in range(600):
-        if state.exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    line = [sys.executable, "-c", KILLED, *command]
+    process = processes.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "to be killed\n" in iter(process.stderr.readline, "")
+    process.kill()
     process.communicate()
-    if process.returncode == 0:
-        pytest.skip("the run was over before it could be killed")
-    done = json.loads(state.read_text())["rows"]
-    assert 0 < done < 400
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0 and f"{done} images were done before" in again.stderr
+    assert json.loads((tmp_path / "out.csv.part.state.json").read_text())["rows"] == 10
+    line = [sys.executable, str(ROOT / "predict.py"), *command]
+    again = processes.run(line, capture_output=True, text=True)
+    assert again.returncode == 0 and "10 images were done before" in again.stderr
     paths = [row["path"] for row in rows_of(tmp_path / "out.csv")]
-    assert len(paths) == len(set(paths)) == 400
+    assert len(paths) == len(set(paths)) == 12
 
 
 # ------------------------------------------------------------------------------------------------------------- features

@@ -19,6 +19,7 @@ import torch
 from clip.model import CLIP
 from safetensors.torch import save_file
 from support import random_clip
+from support.elsewhere import run_elsewhere
 
 from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
@@ -225,9 +226,7 @@ print("LOADED", float(clip.encode_text(clip.tokenize(["cat"])).sum()))
 
 
 def load_elsewhere(name: str, home: Path, endpoint: str, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", LOAD, name, json.dumps(TINY)]
-    environment = {**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, **env}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    return run_elsewhere(LOAD, home, name, json.dumps(TINY), HF_ENDPOINT=endpoint, **env)
 
 
 @pytest.mark.slow
