@@ -13,11 +13,19 @@ from kdpl.common import exits
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.NUM_WORKERS", 0)
 
 
-def fill(folder, ranks=1):
+def arguments(folder):
     options = (*VIEWS, "TRAINER.KDPL.CACHE_DIR", folder, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
-    process = run_ranks(ranks, "-m", "kdpl.cache", *emoji_args("KDPL_CoOp", ""), *options, cwd=folder.parent)
+    return [*emoji_args("KDPL_CoOp", ""), *map(str, options)]
+
+
+def last_line(printed, folder):
+    return printed.splitlines()[-1].removeprefix(f"{folder} ")
+
+
+def fill_on_ranks(folder):
+    process = run_ranks(2, "-m", "kdpl.cache", *arguments(folder), cwd=folder.parent)
     assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout.splitlines()[-1].removeprefix(f"{folder} ")
+    return last_line(process.stdout, folder)
 
 
 def loaded(trainer, folder, output, **kwargs):
@@ -27,9 +35,14 @@ def loaded(trainer, folder, output, **kwargs):
 
 
 @pytest.mark.slow
-def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_stopped(tmp_path):
+def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    def fill(folder):
+        assert cache.main(arguments(folder)) == 0
+        return last_line(capsys.readouterr().out, folder)
+
+    monkeypatch.chdir(tmp_path)
     ranks, one = tmp_path / "ranks", tmp_path / "one"
-    assert fill(ranks, 2) == "has all 168 features of 2 views; 168 were missing"
+    assert fill_on_ranks(ranks) == "has all 168 features of 2 views; 168 were missing"
     assert fill(one) == "has all 168 features of 2 views; 168 were missing"
     teacher, student = loaded("KDPL_CoCoOp", ranks, tmp_path / "out")
     alone = loaded("KDPL_CoOp", one, tmp_path / "out")

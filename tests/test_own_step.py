@@ -4,15 +4,13 @@ Gradient scaling, several ranks, views and resuming work around it as around the
 """
 
 import csv
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow
+from support import ROOT, emoji_args, mostly_slow, processes
 from support.installed_dassl import installed_dassl
-from support.ranks import environment, torchrun
+from support.ranks import run_ranks
 from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.training.checkpoint import load_checkpoint
@@ -54,6 +52,15 @@ def test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts(t
     assert not torch.equal(doubled["ctx"], plain["ctx"])
 
 
+# As with PYTHONPATH, but without a server of forked processes for it alone.
+UNDER_ANOTHER_ROOF = """
+import runpy, sys
+del sys.argv[0]
+sys.path[:0] = [sys.argv.pop(0), sys.argv.pop(0)]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_it_is_called_on_an_installed_dassl(tmp_path):
     """A real one if KDPL_DASSL names it; tests/support/installed_dassl.py says what stands in for it otherwise."""
     roof = installed_dassl(tmp_path / "site")
@@ -61,15 +68,12 @@ def test_it_is_called_on_an_installed_dassl(tmp_path):
     for name in ("KDPL_CoOp", "OwnStep", "OwnStepDoubled"):
         outputs[name] = tmp_path / name
         options = (*SMALL, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.NAME", name)
-        command = [ROOT / "tests/support/own_step.py", *emoji_args("KDPL_CoOp", outputs[name]), *options]
-        path = os.pathsep.join([roof, str(ROOT), str(ROOT / "tests")])
-        process = subprocess.run(
-            [sys.executable, *map(str, (*command, "DATALOADER.NUM_WORKERS", 0))],
+        options = (*emoji_args("KDPL_CoOp", outputs[name]), *options, "DATALOADER.NUM_WORKERS", 0)
+        process = processes.run(
+            [sys.executable, "-c", UNDER_ANOTHER_ROOF, roof, ROOT, ROOT / "tests/support/own_step.py", *options],
             capture_output=True,
             text=True,
-            env={**environment(), "PYTHONPATH": path},
             timeout=300,
-            check=False,
         )
         assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
         assert "Dassl: installed" in process.stdout
@@ -131,11 +135,7 @@ def on_ranks(ranks, name, output, *options):
     # 42 images in batches of 9: a rank of two has 4 or 5 of them.
     batches = ("DATALOADER.TRAIN_X.BATCH_SIZE", 9, "DATALOADER.NUM_WORKERS", 0, "TRAINER.NAME", name)
     args = (*emoji_args("KDPL_CoOp", output), *small, *batches, *options)
-    command = torchrun(ranks, ROOT / "tests/support/own_step.py", *args)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path}, timeout=300, check=False
-    )
+    return run_ranks(ranks, ROOT / "tests/support/own_step.py", *args)
 
 
 def test_ranks_sum_its_gradients_by_their_shares(tmp_path):

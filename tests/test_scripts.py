@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support.sweeps import fork_steps
 
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.results import missing_datasets, read_results
+from kdpl.sweep import main
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "42"]
@@ -44,18 +46,37 @@ def run(script: str, *args: str, cwd: Path, **env: str) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, capsys):
+    """What `run` does, in this process and with forked steps: the flags that a script passes on, without the script."""
+    fork_steps(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(script: str, *args: str, jobs: int = 1, output: object = "o") -> tuple[int, str]:
+        protocol, step = script.removesuffix(".sh").split("/")
+        steps = [] if step == "all" else ["--steps", step]
+        flags = ["--script", f"scripts/{script}", "--protocol", protocol, "--output", str(output), "--jobs", str(jobs), *steps]
+        try:
+            status = main([*flags, *args])
+        except SystemExit as end:
+            status = end.code
+        return status, "".join(capsys.readouterr())
+
+    return run_here
+
+
 def accuracies(root: Path) -> dict[str, float]:
     return {f"{s.path.relative_to(root)} {s.tested.dataset} {s.tested.classes}": s.accuracy for s in read_scores([root])[0]}
 
 
 @pytest.mark.slow
-def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path):
+def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path, sweep):
     broken = tmp_path / "output/base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
     broken.mkdir(parents=True)
     (broken / "prompt_learner").write_text("a file where a folder belongs")
     args = [*EMOJI, "--seeds", "1", "2", *QUICK]
 
-    status, output = run("base2new/all.sh", *args, cwd=tmp_path, OUTPUT="output", JOBS="2")
+    status, output = sweep("base2new/all.sh", *args, output="output", jobs=2)
     assert status == 1, output
     assert "CoOp emoji_food, 1 shots, seed 2: finished after" in output
     assert "2 tried, 1 failed, 0 skipped" in output
@@ -66,7 +87,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
     assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 42), ("new", 42)]
 
     (broken / "prompt_learner").unlink()
-    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT="output")
+    status, output = sweep("base2new/train.sh", *args, output="output")
     assert status == 0, output
     assert "skipped CoOp emoji_food, 1 shots, seed 2: finished before" in output
     assert "1 tried, 0 failed, 1 skipped" in output
@@ -74,22 +95,22 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path):
+def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path, sweep):
     args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "21"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(whole))
+    status, output = sweep("base2new/train.sh", *args, output=whole)
     assert status == 0, output
 
     folder = killed / "base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
-    sweep = start("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
-    wait_for((folder / "prompt_learner/checkpoint").is_file, sweep)
-    os.kill(sweep.pid, signal.SIGTERM)
-    output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
+    process = start("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
+    wait_for((folder / "prompt_learner/checkpoint").is_file, process)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
     assert "the same command resumes" in output
     assert missing_datasets(folder, classes="base"), "the run was over before it was killed"
 
-    status, output = run("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
+    status, output = sweep("base2new/train.sh", *args, output=killed)
     assert status == 0, output
     assert "Resume from" in (folder / "console.txt").read_text()
     assert accuracies(killed) == accuracies(whole)
@@ -102,24 +123,24 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path):
+def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path, sweep):
     args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_food", "--seeds", "1", "--shots", "1"]
     targets = ["--datasets", "emoji_activities"]
     status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
     assert status == 1
     assert "its training has not finished: do that step first" in output
 
-    assert run("xd/train.sh", *args, *QUICK, cwd=tmp_path, OUTPUT="o")[0] == 0
-    status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
+    assert sweep("xd/train.sh", *args, *targets, *QUICK)[0] == 0
+    status, output = sweep("xd/test.sh", *args, *targets)
     assert status == 1 and "its prompts were learned with other settings: give the same (" in output
     assert "OPTIM.MAX_EPOCH: 1 in the folder" in output
-    status, output = run("xd/test.sh", *args, *targets, *QUICK, cwd=tmp_path, OUTPUT="o")
+    status, output = sweep("xd/test.sh", *args, *targets, *QUICK)
     assert status == 0, output
     folder = tmp_path / "o/evaluation_emoji_food/CoOp/emoji_1shots/seed1"
     first = json.loads((folder / "results.json").read_text())["results"]
     assert [r["dataset"] for r in first] == ["EmojiActivities"]
 
-    status, output = run("xd/test.sh", *args, *targets, "emoji_animals", *QUICK, cwd=tmp_path, OUTPUT="o")
+    status, output = sweep("xd/test.sh", *args, *targets, "emoji_animals", *QUICK)
     assert status == 0, output
     both = read_results(folder)["results"]
     assert both[0] == first[0], "tested again"
@@ -135,7 +156,7 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
         (["CoOp"], "expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got 'CoOp'"),
         (["--seeds"], "argument --seeds: expected at least one argument"),
         (["--seeds", "one"], "seeds is 'one', expected a whole number"),
-        (["--jobs", "0"], "argument --jobs: 0 is not a whole number of at least 1"),
+        (["JOBS=0"], "argument --jobs: 0 is not a whole number of at least 1"),
         (["--class-agnostic", "maybe"], "class_agnostic is 'maybe', expected true or false"),
         (["--trainer", "CoOp", "--class-agnostic", "1"], "class_agnostic: 'CoOp' has no class-agnostic mode"),
         (["--trainer", "CoOps"], "trainers: 'CoOps' is not one of"),
@@ -147,7 +168,8 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
 )
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
 def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, protocol, args, complaint):
-    status, output = run(f"{protocol}/all.sh", *args, cwd=tmp_path, OUTPUT="o")
+    variables = dict(arg.split("=") for arg in args if arg.startswith("JOBS="))
+    status, output = run(f"{protocol}/all.sh", *([] if variables else args), cwd=tmp_path, OUTPUT="o", **variables)
     assert status == 2
     assert complaint in output
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, processes, release
 from support.files import EIGHT, sweep_file
+from support.sweeps import fork_steps
 
 from kdpl.common import exits, lock
 from kdpl.config.manifest import Manifest
@@ -470,15 +472,19 @@ def start(file: Path) -> subprocess.Popen:
     )
 
 
-def wait_for_training(step: Step, sweep: subprocess.Popen) -> None:
+def is_training(step: Step) -> bool:
     console = step.folder / "console.txt"
-    while not (console.is_file() and "epoch [1/1]" in console.read_text()):
+    return console.is_file() and "epoch [1/1]" in console.read_text()
+
+
+def wait_for_training(step: Step, sweep: subprocess.Popen) -> None:
+    while not is_training(step):
         assert sweep.poll() is None, sweep.communicate()[0]
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path):
+def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path, monkeypatch, capsys):
     file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"), datasets="emoji_food")
     sweep = read_sweep(file)
     first, _, third, *_ = runs = runs_of(sweep)
@@ -493,11 +499,23 @@ def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_pat
     assert "Stopped by SIGTERM after saving" in console.read_text()
     assert status.states(sweep, [first])[0] == status.State("waiting", status.read_record(sweep, first)["reason"])
 
-    process = start(file)
-    wait_for_training(third.steps[0], process)
-    os.kill(lock.holder(third.steps[0].folder)["pid"], signal.SIGUSR1)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    fork_steps(monkeypatch)
+    folder, over = third.steps[0].folder, threading.Event()
+
+    def preempt():
+        while not is_training(third.steps[0]) and not over.is_set():
+            time.sleep(0.01)
+        os.kill(lock.holder(folder)["pid"], signal.SIGUSR1)
+
+    preemption = threading.Thread(target=preempt)
+    preemption.start()
+    try:
+        returned = main([str(file)])
+    finally:
+        over.set()
+        preemption.join()
+    printed = capsys.readouterr().out
+    assert returned == 0, printed
     assert (before + printed).count(": finished after") == len(runs) == 4
     for run in (first, third):
         assert "Resume from" in (run.steps[0].folder / "console.txt").read_text()

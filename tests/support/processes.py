@@ -14,12 +14,14 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 SET_CHILD_SUBREAPER = 36
 LATER = ("KDPL_", "PYTEST_", "MASTER_")  # nothing that the server imports reads variables of these names
 LATER_NAMES = {"PYTHONUNBUFFERED", "COLUMNS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 MOST = 3
+_one_at_a_time = threading.Lock()  # a server answers one request after the other
 _servers: dict[tuple, tuple[subprocess.Popen, socket.socket]] = {}
 
 
@@ -53,6 +55,10 @@ class Popen(subprocess.Popen):
     """A process of a Python command line: `[sys.executable, (-u), -m MODULE | -c CODE | FILE, ...]`."""
 
     def _execute_child(self, *args):
+        with _one_at_a_time:
+            self._fork(*args)
+
+    def _fork(self, *args):
         given = inspect.signature(super()._execute_child).bind(*args).arguments
         python, *command = map(os.fspath, given["args"])
         unbuffered = command[:1] == ["-u"]

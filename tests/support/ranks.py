@@ -1,5 +1,6 @@
 """Several processes on this machine: started by the real torchrun, or forked in a moment with the variables that it sets."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -26,24 +27,30 @@ def torchrun(ranks: int, *command: object) -> list[str]:
     return [sys.executable, *map(str, (*launcher, *command))]
 
 
+@contextlib.contextmanager
+def start_ranks(ranks: int, *command: object, **options):
+    """Yield the processes of a Python file, or of `-m` and a module, on so many ranks; none of them is left behind."""
+    shared = {**environment(), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, *map(str, command)]
+    started = []
+    try:
+        for rank in map(str, range(ranks)):
+            started.append(processes.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, **options))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def run_ranks(ranks: int, *command: object, **options) -> subprocess.CompletedProcess:
     """Run a Python file, or `-m` and a module, on so many ranks; return what all printed, and the worst exit code.
 
     A rank that fails makes the others fail, without torchrun to end them.
     """
-    shared = {**environment(), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, *map(str, command)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        started = []
-        try:
-            for rank in map(str, range(ranks)):
-                env = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-                started.append(processes.Popen(command, stdout=out, stderr=err, env=env, **options))
+        with start_ranks(ranks, *command, stdout=out, stderr=err, **options) as started:
             codes = [process.wait(300) for process in started]
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
         out.seek(0)
         err.seek(0)
-        return subprocess.CompletedProcess(command, max(codes, key=abs), out.read(), err.read())
+        return subprocess.CompletedProcess(started[0].args, max(codes, key=abs), out.read(), err.read())
