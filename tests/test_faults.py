@@ -1,17 +1,16 @@
 """Samples of the exhaustive scripts in tests/faults, which docs/reliability.md names."""
 
-import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, processes
 
 pytestmark = pytest.mark.slow
 
 
 def run(script, *args):
     command = [sys.executable, str(ROOT / "tests/faults" / script), *map(str, args)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    process = processes.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     return process.stdout
 

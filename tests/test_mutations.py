@@ -1,11 +1,10 @@
 """The check in tests/mutations: it fits the code as it stands, and tells a mutation that is caught from one that is not."""
 
 import ast
-import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, processes
 
 from kdpl import students
 
@@ -57,7 +56,7 @@ def test_a_text_that_is_not_found_and_an_unknown_name_are_refused(mutations, cap
 @pytest.mark.slow
 def test_some_mutations_are_caught():
     command = [sys.executable, "tests/mutations/run.py", "a reversed KL", "a label in the step of CoOp", "the K names"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    process = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.count("| `tests/") == 3
     assert "3 of 3 mutations are caught, 0 survive" in process.stdout
@@ -79,6 +78,6 @@ change = ("kdpl/distill/loss.py", "difference = log_t - log_s  # (B, C)", "diffe
 test = "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence{test}"
 sys.exit(run.main([], [run.Mutation("a comment", (change,), (test,))]))
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    process = processes.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == status, process.stdout + process.stderr
     assert message in process.stdout + process.stderr
