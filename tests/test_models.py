@@ -10,8 +10,8 @@ import pytest
 from support import ROOT
 
 GROUPS = {
-    "plain": ["ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32", "convnext_tiny"],
-    "timm ViTs": ["EVA02-B-16", "MobileCLIP2-L-14", "ViTamin-L2-384", "PE-Core-T-16-384"],
+    "plain": ["ViT-B-32-quickgelu", "RN50"],
+    "timm ViTs": ["EVA02-B-16", "ViTamin-L2-384"],
     "hub tokenizers": ["ViT-B-16-SigLIP"],
     "hub text": ["roberta-ViT-B-32"],
 }

@@ -13,7 +13,7 @@ from kdpl.training.pixels import read_image
 
 pytestmark = pytest.mark.slow
 DATASET = "emoji_activities"
-SETTINGS = ("DATASET.NUM_SHOTS", 16, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.WARMUP_EPOCH", -1, "TRAIN.PRINT_FREQ", 1000)
+SETTINGS = ("DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.WARMUP_EPOCH", -1, "TRAIN.PRINT_FREQ", 1000)
 
 
 def loop() -> str:

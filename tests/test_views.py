@@ -21,7 +21,7 @@ from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.students import Student
 from kdpl.training.pixels import Normalize, bytes_transform
 
-VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 5, "TEST.NO_TEST", True)
+VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 4, "TEST.NO_TEST", True)
 
 
 def run(trainer, output, *options, **kwargs):
@@ -72,7 +72,7 @@ def test_after_the_first_pass_neither_a_vision_tower_nor_an_image_is_touched(tra
         kdpl.train()
     finally:
         kdpl.train_loader_x.dataset.__class__.__getitem__ = item
-    assert kdpl.finished_epochs == 5
+    assert kdpl.finished_epochs == 4
 
 
 def test_views_are_augmented_and_differ_between_images_views_and_view_seeds(tmp_path):
