@@ -16,6 +16,7 @@ def trained(tmp_path_factory):
     return folder, run_train(*emoji_args("KDPL_CoOp", folder), *TINY, cwd=folder).stdout
 
 
+@pytest.mark.slow
 def test_a_run_leaves_log_checkpoint_results_and_curves(trained):
     folder, printed = trained
     assert "Dassl: bundled engine of KDPL" in printed or "Dassl: installed" in printed

@@ -177,6 +177,7 @@ def test_a_single_image_is_a_batch(trainer, tmp_path):
     assert len(run.progress.rows) == 2 and not torch.equal(before["ctx"], parameters(run)["ctx"])
 
 
+@pytest.mark.slow
 def test_one_class_has_nothing_to_learn_and_can_be_evaluated(tmp_path):
     run = build(photos(tmp_path / "photos", ["fox"], [2]), tmp_path / "out")
     with pytest.raises(ValueError, match=r"at least 2 class names, got 1: \['fox'\]"):

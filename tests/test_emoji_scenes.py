@@ -177,6 +177,7 @@ def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root)
     assert {Path(datum.impath).name.split("_")[0] for datum in data.test if datum.domain == 1} == {"fluent"}
 
 
+@pytest.mark.slow
 def test_few_shot_subsets_are_drawn_by_the_seed(root):
     one, same, other = (build_dataset(config(root, NUM_SHOTS=n)) for n in (1, 1, 16))
     assert per_class(one.train_x) == {1} and per_class(one.val) == {1} and per_class(one.test) == {8}

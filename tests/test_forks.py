@@ -79,7 +79,7 @@ MAPS = {
 def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
     """Losses of each of four steps, and the parameters after them."""
     own_name = NODES.get(style, "KDPL_CoOp")
-    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATASET.NUM_SHOTS", 4)
     from dassl.engine import build_trainer
     from support import config as own_config
 
@@ -150,6 +150,7 @@ def _wrong(path, domain):
     return Datum(path, label=sum(path.encode()) % 42, domain=domain, classname="wrong")
 
 
+@pytest.mark.slow
 def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
     from kdpl.distill.pseudo_labels import PseudoLabels, UnsupportedStepError
     from kdpl.trainers.unlabelled import HIDDEN
@@ -275,6 +276,7 @@ def test_a_state_whose_owner_is_gone_is_not_skipped(tmp_path):
             load_whole_state(lacking, tmp_path, 1, {})
 
 
+@pytest.mark.slow
 def test_a_run_with_labels_or_of_another_seed_is_not_resumed(tmp_path):
     from kdpl.training.checkpoint import CheckpointError
 
@@ -287,6 +289,7 @@ def test_a_run_with_labels_or_of_another_seed_is_not_resumed(tmp_path):
         build("KDPL_StyleCoOp", tmp_path / "b", *options, seed=2).train()
 
 
+@pytest.mark.slow
 def test_the_kind_of_loss_and_the_teachers_scale_are_those_of_the_options(tmp_path):
     losses = []
     for options in (

@@ -221,6 +221,7 @@ def test_steps_are_read_in_one_transfer_and_the_first_broken_one_is_named():
     assert steps.read() == []
 
 
+@pytest.mark.slow
 def test_nothing_that_is_not_finite_is_saved(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL)
     run.train()
@@ -232,6 +233,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("model*")} == before
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_usual_effect():
     code = (
         "import os, signal, time\nfrom kdpl.common import signals\nstop = signals.StopRequest()\nstop.install()\n"

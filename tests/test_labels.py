@@ -63,6 +63,7 @@ def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, v
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic, *views))
 
 
+@pytest.mark.slow
 def test_labels_do_reach_the_gradient_of_a_supervised_training(tmp_path):
     """What the tests above look at can change."""
     labelled, random = both_labels("CoOp", tmp_path)

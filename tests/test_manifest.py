@@ -231,6 +231,7 @@ def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
         assert process.returncode == exits.BAD_INPUT and text in process.stderr, process.stderr
 
 
+@pytest.mark.slow
 def test_class_specific_contexts_stay_with_their_classes(tmp_path):
     csc = ("TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
     run = build("KDPL_CoOp", tmp_path / "a", *csc)

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -20,9 +21,10 @@ GROUPS = {
 def test_the_table_of_docs_models_holds_every_architecture():
     if open_clip.__version__ != "3.3.0":
         pytest.skip("the page is of open_clip 3.3.0")
+    own = list(Path(open_clip.__file__).with_name("model_configs").glob("*.json"))  # tests add models of their own
     page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
     counts = re.findall(r"^\| [^|]+ \| +(\d+) \| yes ", page, re.M)
-    assert sum(map(int, counts)) == len(open_clip.list_models()) == 144
+    assert sum(map(int, counts)) == len(own) == 144
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ ENDS = {
     "a message": ("import sys; sys.exit('error: no')", 1),
     "an exception": ("1 / 0", 1),
     "a signal": ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
-    "Ctrl-C": ("import os; os.kill(os.getpid(), 2)", -signal.SIGINT),
+    "Ctrl-C": ("import os, signal; signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2)", -signal.SIGINT),
     "at once": ("import os; os._exit(4)", 4),
 }
 

@@ -283,6 +283,7 @@ def fake_run(tmp_path: Path, monkeypatch, *codes: str) -> Run:
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codes", "restarts", "status", "reason"),
     [

@@ -61,6 +61,7 @@ def test_a_run_that_stops_after_an_epoch_and_is_resumed_ends_bit_identical(train
     assert_same(unbroken, parameters(resumed))
 
 
+@pytest.mark.slow
 def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
     run, _ = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1.0)
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
@@ -108,6 +109,7 @@ def test_gpu_precisions_become_fp32_on_a_cpu_with_one_line(precision, tmp_path, 
     assert run.clip.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_gaussian_aggregation_is_the_weighted_sum_over_epochs(tmp_path):
     from kdpl.students.promptsrc import gaussian_weights
 
@@ -230,6 +232,7 @@ def test_prompts_of_another_variant_are_refused(tmp_path):
         build("CoCoOp", tmp_path / "b").load_model(str(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_public_code_is_evaluated(tmp_path):
     """Whole-model state dicts with class-dependent buffers, as the public MaPLe and PromptSRC write them."""
     run, learned = train("PromptSRC", tmp_path / "ours", "OPTIM.MAX_EPOCH", 1)
@@ -252,6 +255,7 @@ def test_a_checkpoint_of_the_public_code_is_evaluated(tmp_path):
         assert torch.equal(value, learned[key].half().float())
 
 
+@pytest.mark.slow
 def test_prompts_of_a_run_without_optimizer_state_cannot_be_resumed(tmp_path):
     _, learned = train("CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
     folder = tmp_path / "b" / "prompt_learner"
@@ -262,6 +266,7 @@ def test_prompts_of_a_run_without_optimizer_state_cannot_be_resumed(tmp_path):
         build("CoOp", tmp_path / "b").train()
 
 
+@pytest.mark.slow
 def test_an_evaluation_loads_no_teacher(tmp_path, capsys):
     train("KDPL_CoOp", tmp_path / "a", "OPTIM.MAX_EPOCH", 1)
     capsys.readouterr()

@@ -125,6 +125,7 @@ def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
     assert losses(warm) == losses(cold)
 
 
+@pytest.mark.slow
 def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, monkeypatch):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     run("KDPL_CoOp", tmp_path / "cold", *kept)

@@ -27,6 +27,7 @@ def error_of(path, **kwargs):
 # ------------------------------------------------------------------------------------------------------------- built in
 
 
+@pytest.mark.slow
 def test_imagenet21k_is_about_twenty_thousand_distinct_nouns_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
     names = load_vocabulary("imagenet21k")

@@ -4,11 +4,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, emoji_args, release
+from support import ROOT, emoji_args, processes, release
 from support.ranks import environment, torchrun
 
 from kdpl.common import lock
@@ -81,3 +82,15 @@ def test_a_rank_that_stops_is_named(tmp_path):
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.2)
         assert f"process {ranks[1]}) has not answered for 6 s: it is stopped or hangs" in log.read_text()
+
+
+def test_the_threads_that_watch_end_before_python_does():
+    code = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # runs last
+from kdpl.common.distributed import watch
+watch.in_thread(watch.parent)
+assert len(threading.enumerate()) == 2
+"""
+    process = processes.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.stdout, process.returncode) == ("['MainThread']\n", 0), process.stderr

@@ -3,6 +3,7 @@
 Without it a rank waits in a collective operation until its time-out, half an hour, and keeps the output folder locked.
 """
 
+import atexit
 import json
 import os
 import socket
@@ -21,16 +22,27 @@ from kdpl.common.exits import FAILED
 EVERY_S = 2.0
 SILENCE_S = float(os.environ.get("KDPL_RANK_TIMEOUT") or 120)  # after which a rank counts as stopped
 
+_leaving = threading.Event()  # this process is about to end
+
 
 def in_thread(watch: Callable[[], None]) -> None:
     """Watch from now on, in a thread: `parent` at once, `ranks` when the process group has been made."""
-    threading.Thread(target=watch, name=f"watch {watch.__name__}", daemon=True).start()
+    thread = threading.Thread(target=watch, name=f"watch {watch.__name__}", daemon=True)
+    thread.start()
+    atexit.register(_stop, thread)
+
+
+def _stop(thread: threading.Thread) -> None:
+    """End a thread before Python ends: to be killed inside PyTorch's store would abort the process."""
+    _leaving.set()
+    thread.join(timeout=2 * EVERY_S)
 
 
 def parent() -> None:
     """End the process once its launcher, `torchrun` say, has ended."""
     while _parent_lives():
-        time.sleep(EVERY_S)
+        if _leaving.wait(EVERY_S):
+            return
     _end("The launcher of this process (torchrun) has ended")
 
 
@@ -53,7 +65,8 @@ def ranks() -> None:
                 elif time.monotonic() - seen[other][1] > SILENCE_S:
                     where = "{1}, process {2}".format(*json.loads(value)) if value else "not started"
                     _end(f"Rank {other} of {world} ({where}) has not answered for {SILENCE_S:.0f} s: it is stopped or hangs")
-            time.sleep(EVERY_S)
+            if _leaving.wait(EVERY_S):
+                return
     except (RuntimeError, ValueError, KeyError, OSError):  # the store has gone, and its host with it: the job ends
         return
 
