@@ -28,11 +28,11 @@ def written(output):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("trainer", ["KDPL_PromptSRC", "CoOp"])
-def test_any_number_of_loader_workers_gives_the_same_prompts_and_results(trainer, tmp_path):
+@pytest.mark.parametrize(("trainer", "numbers"), [("KDPL_PromptSRC", (0, 3)), ("CoOp", (0, 1, 2))])
+def test_any_number_of_loader_workers_gives_the_same_prompts_and_results(trainer, numbers, tmp_path):
     """Each run has a folder of its own, too."""
     found = []
-    for workers in (0, 1, 2, 3):
+    for workers in numbers:
         output = tmp_path / f"{workers} workers"
         found.append(outcome(build(trainer, output, *TESTED, "DATALOADER.NUM_WORKERS", workers), output))
     for other in found[1:]:
