@@ -31,12 +31,14 @@ from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
+_REPORT = threading.excepthook  # Python's, or that of the program that this is a part of
+
 
 def _report_unless_of_curves(args: threading.ExceptHookArgs) -> None:
     """Report the error of a thread; TensorBoard's writer hands its write errors to the next call, which reports them."""
     of_curves = isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")
     if not of_curves:
-        threading.__excepthook__(args)
+        _REPORT(args)
 
 
 class _Curves:
