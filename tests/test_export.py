@@ -298,3 +298,11 @@ def test_the_page_classifies_pictures_in_the_browser_as_predict_does(served, pro
         assert page.locator("#state").text_content() in ((REJECTED,) if rejected else (NAMES[probabilities.argmax()],)), path
     assert not complaints and all(url.startswith((served, "blob:", "data:")) for url in asked), (complaints, asked)
     page.close()
+
+
+def test_names_of_a_training_that_are_the_same_to_clip_are_exported_as_they_were_learned(tmp_path):
+    classifier = kdpl.load(untrained_bundle(tmp_path / "out", "CoOp", ["crane", "Crane", "dog"]), "cpu")
+    session = onnxruntime.InferenceSession(classifier.export_onnx(tmp_path / "model.onnx"))
+    pixels = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    (probabilities,) = session.run(None, {"pixels": pixels})
+    assert probabilities.shape == (1, 3) and probabilities[0, 0] == pytest.approx(probabilities[0, 1])

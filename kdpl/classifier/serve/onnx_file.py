@@ -114,7 +114,7 @@ def _in_fp32(classifier: "Classifier") -> "Classifier":
     options = {**classifier.bundle.options, **({"PREC": "fp32"} if "PREC" in classifier.bundle.options else {})}
     bundle = dataclasses.replace(classifier.bundle, options=options)
     plain = type(classifier)(bundle, "cpu", classifier.clip.name, calibrated=classifier.temperature != 1.0)
-    if classifier.classnames:
+    if classifier.classnames != plain.classnames:  # those of a training stay as they are, also if two are the same to CLIP
         plain.classnames = classifier.classnames
     return plain
 
