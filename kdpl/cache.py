@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from kdpl import train
 from kdpl.common import distributed, exits
-from kdpl.config.choices import ConfigError
+from kdpl.config.choices import ConfigError, is_distilled
 
 
 def check(cfg: CfgNode) -> None:
@@ -24,7 +24,7 @@ def check(cfg: CfgNode) -> None:
     Raises:
         ConfigError: the trainer has no teacher, or TRAINER.KDPL.VIEWS or CACHE_DIR is not set.
     """
-    if not cfg.TRAINER.NAME.startswith("KDPL_"):
+    if not is_distilled(cfg.TRAINER.NAME):
         raise ConfigError(
             f"TRAINER.NAME (--trainer) '{cfg.TRAINER.NAME}' has no teacher: expected one of KDPL, such as KDPL_CoOp."
         )
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
         kdpl.trainers.load_learners(args.learner)
         cfg = train.build_cfg(args, args.dataset_config_file)
-        train.check_names(cfg)
         check(cfg)
+        train.check_names(cfg)
 
         from dassl.engine import build_trainer
         from dassl.utils import set_random_seed

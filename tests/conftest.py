@@ -14,6 +14,14 @@ import pytest  # isort: skip
 pytest.register_assert_rewrite("support")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the fast tests, `pytest -m "not slow"`, in two processes; `-n 0` runs them in one."""
+    in_one_of_them = "PYTEST_XDIST_WORKER" in os.environ
+    if config.option.markexpr == "not slow" and getattr(config.option, "numprocesses", 0) is None and not in_one_of_them:
+        config.option.numprocesses = 2
+
+
 @pytest.fixture(scope="session")
 def golden_clips(tmp_path_factory):
     """Files of the golden student and teacher: `(student, teacher)`."""

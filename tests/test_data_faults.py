@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import struct
 import sys
 import zlib
@@ -99,6 +100,7 @@ def test_a_damaged_image_ends_the_run_with_its_path(workers, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"error: '{path}' cannot be read as an image" in error and "Extract or download it again" in error
     assert "Traceback" not in error
+    assert not multiprocessing.active_children(), "a loader's workers outlive the epoch that failed"
 
 
 @pytest.mark.slow

@@ -215,6 +215,7 @@ def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(tmp_path):
         TRAINER_REGISTRY.get("KDPL_Nobody")
 
 
+@pytest.mark.slow
 def test_the_trainer_sees_its_own_name_and_node(tmp_path):
     trainer = build("KDPL_StyleCoOp", tmp_path)
     assert trainer.cfg.TRAINER.NAME == "StyleCoOp" and trainer.cfg.TRAINER.COOP.N_CTX == 4

@@ -225,6 +225,7 @@ def test_odd_entries_are_listed_with_their_reasons_and_stop_nothing(tmp_path):
             open_image(tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_that_must_not_be_read_costs_nothing_but_itself(tmp_path):
     image_file(tmp_path / "photo.png")
@@ -248,6 +249,7 @@ print(len(listing.images), *listing.unreadable.values())
     assert "lost+found' cannot be listed: Permission denied" in process.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_deeper_than_python_recurses_is_listed(tmp_path):
     folders = [tmp_path]
     try:

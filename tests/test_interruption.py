@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow, processes, release, run_train
+from support import ROOT, emoji_args, processes, release, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
@@ -28,7 +28,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("trainer", mostly_slow(CASES, "KDPL_CoOp"))
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", CASES)
 def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     options = (*SMALL, *CASES[trainer])
     unbroken = build(trainer, tmp_path / "unbroken", *options)
@@ -303,6 +304,7 @@ def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
     assert run.epoch == 1, "not at the first ones, which amp's scale is found by"
 
 
+@pytest.mark.slow
 def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
     holder = (
         f"import time\nfrom kdpl.common import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"

@@ -65,6 +65,7 @@ def test_a_file_copied_into_a_forks_own_folder_takes_the_place_of_the_installed_
     assert printed.split() == ["trainers.kdpl"]
 
 
+@pytest.mark.slow
 def test_an_installed_dassl_wins_over_the_bundled_one(tmp_path):
     (tmp_path / "dassl").mkdir()
     (tmp_path / "dassl" / "__init__.py").write_text("")

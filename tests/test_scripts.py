@@ -149,6 +149,7 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
     assert {score.trained.dataset for score in scores} == {"EmojiFood"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -175,6 +176,7 @@ def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, protocol, args,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", [f"{protocol}/{step}.sh" for protocol in ("base2new", "xd") for step in ("train", "test", "all")]
 )
@@ -185,6 +187,7 @@ def test_help_lists_the_settings(tmp_path, script):
     assert "--seeds NUMBERS" in output
 
 
+@pytest.mark.slow
 def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
     args = ["--trainer", "KDPL_PromptSRC", "--datasets", "emoji_food", "--seeds", "1", "--steps", "train", "--dry-run"]
     names = []
@@ -195,6 +198,7 @@ def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
     assert names[1] == f"{names[0]}_cross_datasets"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "flags"), [("train", [False]), ("test", [True]), ("all", [False, True])])
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
 def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script, flags):

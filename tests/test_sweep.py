@@ -243,6 +243,7 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(tmp_path, capsys)
     assert not (tmp_path / "out/sweeps").exists()
 
 
+@pytest.mark.slow
 def test_status_is_of_files_processes_and_records(tmp_path, capsys):
     file = sweep_file(tmp_path, output=str(tmp_path / "out"))
     sweep = read_sweep(file)
@@ -317,6 +318,7 @@ def test_slurm_may_signal_twice_and_ctrl_c_twice_means_it():
     assert stop.again
 
 
+@pytest.mark.slow
 def test_a_run_that_stays_occupied_is_left_to_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "RETRY_S", 0.01)
     monkeypatch.setattr(work, "OCCUPIED_S", 0.02)
@@ -326,6 +328,7 @@ def test_a_run_that_stays_occupied_is_left_to_the_other(tmp_path, monkeypatch):
     assert outcome.state == "occupied" and work.exit_status(["finished", "occupied"]) == exits.OCCUPIED
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tmp_path, monkeypatch, capsys):
     file = sweep_file(tmp_path, output=str(tmp_path / "out"), trainers="[CoOp]")
     first, second = runs = runs_of(read_sweep(file))
@@ -372,6 +375,7 @@ def fake_slurm(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_job_array_asks_for_what_the_file_says_and_runs_this_python(fake_slurm, capsys):
     asked = "{time: 2:00:00, memory: 32G, partition: gpu, gpus: 1, cpus: 8, account: lab, constraint: a100, max_parallel: 3}"
     file = sweep_file(fake_slurm, output=str(fake_slurm / "out"), executor=asked)
@@ -439,6 +443,7 @@ def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its
     assert "Resume from" in (first.steps[0].folder / "console.txt").read_text()
 
 
+@pytest.mark.slow
 def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, capsys):
     file = sweep_file(fake_slurm, output=str(fake_slurm / "out"))
     assert main([str(file), "--executor", "slurm"]) == 0

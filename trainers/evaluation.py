@@ -21,7 +21,6 @@ from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
 from kdpl.common.rows import key_of
-from kdpl.common.signals import leave_signals_to_the_parent
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
@@ -29,6 +28,7 @@ from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
+from kdpl.training.batches import loaded
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
 _REPORT = threading.excepthook  # Python's, or that of the program that this is a part of
@@ -174,24 +174,20 @@ class EvaluatedTrainer(_Curves, TrainerX):
     def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
-        workers = min(loader.num_workers, len(batches[rank::n]))
-        own = DataLoader(
-            ReadableImages(loader.dataset), batch_sampler=batches[rank::n], num_workers=workers, collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory, worker_init_fn=leave_signals_to_the_parent,
-        )  # fmt: skip
-        own = iter(own if batches[rank::n] else ())
-        for start in tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True):
-            self.stop_if_asked()
-            counts = [len(batch) for batch in batches[start : start + n]]
-            counts += [0] * (n - len(counts))
-            if counts[rank]:
-                images, labels = self.parse_batch_test(next(own))
-                logits = self.model_inference(images)
-            else:
-                logits = torch.empty(0, len(self.class_names), device=self.device)
-                labels = torch.empty(0, dtype=torch.long, device=self.device)
-            shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
-            yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
+        bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
+        with loaded(ReadableImages(loader.dataset), batches[rank::n], loader) as own:
+            for start in bar:
+                self.stop_if_asked()
+                counts = [len(batch) for batch in batches[start : start + n]]
+                counts += [0] * (n - len(counts))
+                if counts[rank]:
+                    images, labels = self.parse_batch_test(next(own))
+                    logits = self.model_inference(images)
+                else:
+                    logits = torch.empty(0, len(self.class_names), device=self.device)
+                    labels = torch.empty(0, dtype=torch.long, device=self.device)
+                shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
+                yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
 
     def stop_if_asked(self) -> None:
         """Raise `Interrupted` if a signal was received and everything is saved."""

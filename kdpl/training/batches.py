@@ -1,5 +1,6 @@
 """The batches of a training set, a function of only the run's seed and the epoch."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -82,8 +83,9 @@ class EpochLoader:
         shares = [batch[distributed.share(len(batch))] for batch in batches]
         facts = [{"size": len(batch), "counts": distributed.share_lengths(len(batch))} for batch in batches]
         if not self.views:
-            for loaded, fact in zip(self._loader(shares), facts, strict=True):
-                yield {**loaded, **fact}
+            with self._loaded(shares) as all_images:
+                for images, fact in zip(all_images, facts, strict=True):
+                    yield {**images, **fact}
             return
         plan = []
         for batch, own, fact in zip(batches, shares, facts, strict=True):
@@ -95,22 +97,45 @@ class EpochLoader:
             views = {"view": self._view(index), "all_index": everyone, "all_view": self._view(everyone)}
             plan.append({**fact, **views, "index": index, "rows": rows, "impath": paths})
         wanted = [[own[r] for r in item["rows"].tolist()] for own, item in zip(shares, plan, strict=True)]
-        loaded = iter(self._loader([own for own in wanted if own]))
-        for item in plan:
-            yield {**(next(loaded) if len(item["rows"]) else {}), **item}
+        with self._loaded([own for own in wanted if own]) as all_images:
+            for item in plan:
+                yield {**(next(all_images) if len(item["rows"]) else {}), **item}
 
-    def _loader(self, batches: list[list[SeededIndex]]) -> DataLoader | list:
-        if not batches:
-            return []
-        return DataLoader(
+    def _loaded(self, batches: list[list[SeededIndex]]) -> contextlib.AbstractContextManager[Iterator[dict[str, Any]]]:
+        return loaded(
             _SeededImages(self.dataset),
-            batch_sampler=batches,
-            num_workers=min(self.loader.num_workers, len(batches)),
-            collate_fn=self.loader.collate_fn,
-            pin_memory=self.loader.pin_memory,
-            worker_init_fn=leave_signals_to_the_parent,
+            batches,
+            self.loader,
             generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
         )
+
+
+@contextlib.contextmanager
+def loaded(
+    dataset: Dataset, batches: list[list[int]], like: DataLoader, generator: torch.Generator | None = None
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Load the given batches as the loader `like` does: with its workers, its collation and its pinned memory.
+
+    The workers end with the context. The garbage collector would wait five seconds for each and leave it running.
+    """
+    if not batches:
+        yield iter(())
+        return
+    iterator = iter(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=min(like.num_workers, len(batches)),
+            collate_fn=like.collate_fn,
+            pin_memory=like.pin_memory,
+            worker_init_fn=leave_signals_to_the_parent,
+            generator=generator,
+        )
+    )
+    try:
+        yield iterator
+    finally:
+        getattr(iterator, "_shutdown_workers", lambda: None)()  # of an iterator with workers
 
 
 class _SeededImages(ReadableImages):
