@@ -14,6 +14,7 @@ import kdpl.datasets  # noqa: F401  first: it makes `dassl` importable
 # isort: split
 from dassl.engine import TRAINER_REGISTRY
 
+from kdpl.common import distributed
 from kdpl.trainers.kdpl import KDPL_CoOp
 
 
@@ -65,6 +66,30 @@ class OwnStepWithNoise(OwnStep):
 
     def update(self, loss):
         self.model_backward_and_update(loss * (random.random() + np.random.random() + torch.rand(())))
+
+
+@TRAINER_REGISTRY.register()
+class OwnStepScaled(OwnStep):
+    """Scales its loss as amp does, from a scale at which every gradient overflows, and doubles the scale after each step.
+
+    On rank 1 gradients overflow at a scale at which those of rank 0 do not.
+    """
+
+    def build_model(self):
+        super().build_model()
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**127, growth_interval=1)
+        self.steps = 0
+        self.optim.register_step_post_hook(self.count)
+        if distributed.rank() == 1:
+            self.student.learned.ctx.register_hook(lambda g: g * float("inf") if self.scaler.get_scale() > 2.0**90 else g)
+
+    def count(self, *_):
+        self.steps += 1
+
+
+@TRAINER_REGISTRY.register()
+class OwnStepScaledWithNoise(OwnStepScaled, OwnStepWithNoise):
+    """Both."""
 
 
 @TRAINER_REGISTRY.register()
