@@ -78,13 +78,18 @@ class OwnStepScaled(OwnStep):
     def build_model(self):
         super().build_model()
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**127, growth_interval=1)
-        self.steps = 0
+        self.passes, self.steps = [], 0  # whether the gradients of each backward pass were finite, and optimizer steps
         self.optim.register_step_post_hook(self.count)
-        if distributed.rank() == 1:
-            self.student.learned.ctx.register_hook(lambda g: g * float("inf") if self.scaler.get_scale() > 2.0**90 else g)
+        self.student.learned.ctx.register_hook(self.gradient)
 
     def count(self, *_):
         self.steps += 1
+
+    def gradient(self, gradient):
+        if distributed.rank() == 1 and self.scaler.get_scale() > 2.0**90:
+            gradient = gradient * float("inf")
+        self.passes.append(bool(torch.isfinite(gradient).all()))
+        return gradient
 
 
 @TRAINER_REGISTRY.register()
