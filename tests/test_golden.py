@@ -45,7 +45,8 @@ def build(name, golden, clips, dataset, output, device, precision="fp32"):
     trainer = f"KDPL_{learner}" if distilled else learner
     options = [
         "DATASET.NAME", dataset, "DATASET.TEMPLATE", "a photo of a {}, a type of pet.",
-        "MODEL.BACKBONE.NAME", clips[0], "TRAINER.KDPL.TEACHER", clips[1], "TRAINER.KDPL.PREC", "fp32" if golden["class_agnostic"] else precision, *on(device),
+        "MODEL.BACKBONE.NAME", clips[0], "TRAINER.KDPL.TEACHER", clips[1], *on(device),
+        "TRAINER.KDPL.PREC", "fp32" if golden["class_agnostic"] else precision,
         "OPTIM.NAME", "sgd", "OPTIM.LR", golden["lr"], "OPTIM.WARMUP_EPOCH", -1, "OPTIM.MAX_EPOCH", 2, "INPUT.SIZE", "(64, 64)",
         "TRAINER.KDPL.CLASS_AGNOSTIC", golden["class_agnostic"], "TRAINER.KDPL.K_MAX", 20,
         "TRAINER.KDPL.VOCABULARY", GOLDEN / "vocab120.txt",
