@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ViTs by name: OpenAI's, the paper's teacher, with heads of 64 as all of OpenAI's, and one for trials of a benchmark itself.
 SIZES = {name: a for name, a in OPENAI_MODELS.items() if a.is_vit} | {
     "ViT-H/14": Architecture(224, 14, 1280, 32, 1024, 24, 77, 1024),
-    "small": Architecture(64, 16, 128, 10, 128, 10, 77, 64),
+    "small": Architecture(64, 16, 128, 12, 128, 12, 77, 128),
 }
 
 

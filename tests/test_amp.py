@@ -49,7 +49,7 @@ def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_ran
 
 def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp_path, capsys):
     run = own(tmp_path, "OwnStepScaled")
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**10)
     run.load_for_training()
     run.num_batches, run.batch_idx = 5, 0
     before, batch, update = parameters(run), next(iter(run.train_loader_x)), run.update
@@ -66,7 +66,7 @@ def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp
 def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
     """Between its parts a subclass may do anything to the gradients, which nobody else could repeat."""
     run = own(tmp_path, "OwnStepInParts")
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**127)
     run.load_for_training()
     run.num_batches, run.batch_idx = 5, 0
     before, batch = parameters(run), next(iter(run.train_loader_x))
