@@ -76,8 +76,8 @@ def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 7])
-def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scale(step, tmp_path):
+def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scale(tmp_path):
+    step = 7
     unbroken = own(tmp_path / "unbroken", "OwnStepScaled", *EVERY_STEP)
     expected = trained(unbroken)
     broken = own(tmp_path / "broken", "OwnStepScaled", *EVERY_STEP)
@@ -108,7 +108,7 @@ def test_ranks_repeat_a_step_together(tmp_path):
     torch.testing.assert_close(found["OwnStepScaled"]["ctx"], found["OwnStep"]["ctx"], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC", "IVLP"], "VPT"))
+@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], "VPT"))
 def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
     """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
     monkeypatch.setattr(precision, "FP32_ON_CPU", ())

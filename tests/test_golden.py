@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import config, image_file, mostly_slow
-from support.devices import DEVICES, half_on_cpu, on  # noqa: F401  a fixture
+from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = [
@@ -30,12 +30,6 @@ def golden_dataset(tmp_path_factory):
 
     DATASET_REGISTRY.register(force=True)(GoldenPets)
     return "GoldenPets"
-
-
-@pytest.fixture(autouse=True)
-def _exact_convolutions(monkeypatch):
-    """On a GPU PyTorch lets cuDNN's convolutions round to TF32, ten bits, also of fp32; the published numbers are without."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def build(name, golden, clips, dataset, output, device, precision="fp32"):
@@ -92,6 +86,7 @@ def read(name):
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
+@pytest.mark.usefixtures("precisions_as_asked")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", mostly_slow(GOLDENS, "CoOp_KDPL", "CoOp_KDPL_ca"))
 def test_losses_logits_and_parameters_are_the_published_ones(name, device, golden_clips, golden_dataset, tmp_path):
@@ -118,7 +113,7 @@ HALF = {"fp16": 1e-2, "amp": 1e-2, "bf16": 3e-2}  # bounds of the losses of four
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("half_on_cpu")
+@pytest.mark.usefixtures("precisions_as_asked")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("name", [name for name in GOLDENS if "KDPL" in name])

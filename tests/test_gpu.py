@@ -1,6 +1,6 @@
 """A whole use on a GPU as on the CPU, on the embedded benchmark: resuming, several ranks, views, predicting, ONNX.
 
-The same tests run on the CPU, where most of this is tested at more places too. `scripts/gpu_check.sh` runs them on a GPU, and
+Most of these tests run on the CPU too, where all of this is tested at more places. `scripts/gpu_check.sh` runs them on a GPU, and
 the steps at the sizes of real models.
 """
 
@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 from support import ROOT, emoji_args
-from support.devices import DEVICES, half_on_cpu, on  # noqa: F401  a fixture
+from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
 from support.ranks import run_ranks
 from support.trainings import EVERY_STEP, SMALL, TINY, Killed, assert_same, build, die_at, parameters
 
@@ -18,7 +18,7 @@ import kdpl
 from kdpl import predict
 from kdpl.training.checkpoint import load_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("half_on_cpu", "deterministic_again")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("precisions_as_asked", "deterministic_again")]
 
 IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0)
 
@@ -37,6 +37,8 @@ def losses(output):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("trainer", "precision"), [("KDPL_CoOp", "fp32"), ("KDPL_CoOp", "fp16"), ("KDPL_VPT", "amp")])
 def test_a_killed_deterministic_run_ends_bit_identical(trainer, precision, device, tmp_path):
+    if device == "cpu" and precision != "amp":
+        pytest.skip("tests/test_interruption.py does this on a CPU")
     node = trainer.removeprefix("KDPL_").upper()
     options = (*SMALL, *IN_PROCESS, "TRAIN.DETERMINISTIC", True, "OPTIM.MAX_EPOCH", 2, *on(device))
     options += (f"TRAINER.{node}.PREC", precision, "TRAINER.KDPL.PREC", "fp32" if device == "cpu" else precision)
@@ -52,8 +54,9 @@ def test_a_killed_deterministic_run_ends_bit_identical(trainer, precision, devic
     assert last.scaler.state_dict() == unbroken.scaler.state_dict()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", DEVICES[1:])
 def test_two_ranks_on_one_device_train_as_one_does(device, tmp_path):
+    """As tests/test_distributed.py has it on a CPU."""
     ends = {}
     for ranks in (1, 2):
         options = (*TINY, *SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 2, "TRAINER.KDPL.SHARD_CLASSES", True, *on(device))
@@ -68,7 +71,16 @@ def test_two_ranks_on_one_device_train_as_one_does(device, tmp_path):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_views_that_are_known_give_the_losses_of_those_computed_afresh(device, tmp_path):
-    cached = ("TRAINER.KDPL.VIEWS", 2, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "OPTIM.MAX_EPOCH", 2)
+    cached = (
+        "TRAIN.DETERMINISTIC",
+        True,
+        "TRAINER.KDPL.VIEWS",
+        2,
+        "TRAINER.KDPL.CACHE_DIR",
+        tmp_path / "cache",
+        "OPTIM.MAX_EPOCH",
+        2,
+    )
     ends = []
     for name in ("cold", "warm"):
         run = build("KDPL_CoOp", tmp_path / name, *SMALL, *IN_PROCESS, *cached, *on(device))

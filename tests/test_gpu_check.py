@@ -121,7 +121,7 @@ def test_its_parts_run_on_a_cpu(name, tmp_path):
     assert process.returncode == 0, process.stdout + process.stderr
     figures = json.loads(process.stdout.splitlines()[-1])
     if name == "learners":
-        assert list(figures) == [f"{learner}, small" for learner in LEARNERS]
+        assert list(figures) == [f"{learner}, small" for learner in ("CoOp", "CoCoOp", "VPT", "MaPLe")]
     elif name == "precisions":
         assert list(figures["CoOp"]) == ["fp32", "fp16", "amp", "bf16"]
     else:

@@ -10,12 +10,12 @@ from functools import cache
 import pytest
 import torch
 from support import LEARNERS, ROOT, emoji_args
-from support.devices import DEVICES, half_on_cpu, on  # noqa: F401  a fixture
+from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
 from support.trainings import TINY, build, parameters
 
 from kdpl import train
 
-pytestmark = pytest.mark.usefixtures("half_on_cpu")
+pytestmark = pytest.mark.usefixtures("precisions_as_asked")
 
 BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (5e-3, 3e-2)}  # of the loss and of the gradients
 AGNOSTIC = (
@@ -111,7 +111,7 @@ def two_epochs(tmp_path_factory):
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
     if (value, device) == ("amp", "cpu") and learner not in ("CoOp", "MaPLe"):
-        pytest.skip("fp16 takes a CPU long: amp's runs there are those of tests/test_amp.py")
+        pytest.skip("fp16 takes a CPU long: amp runs there are those of tests/test_amp.py")
     (loss, accuracy, way), (exact_loss, exact_accuracy, exact_way) = (two_epochs(learner, p, device) for p in (value, "fp32"))
     of_loss, of_way, points = AFTER_TWO_EPOCHS[value]
     assert loss == pytest.approx(exact_loss, rel=of_loss)
