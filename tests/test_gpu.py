@@ -1,7 +1,7 @@
 """A whole use on a GPU as on the CPU, on the embedded benchmark: resuming, several ranks, views, predicting, ONNX.
 
-Most of these tests run on the CPU too, where all of this is tested at more places. `scripts/gpu_check.sh` runs them on a GPU, and
-the steps at the sizes of real models.
+Most of these tests run on the CPU too, where all of this is tested at more places. `scripts/gpu_check.sh` runs them on a GPU,
+and steps at the sizes of real models.
 """
 
 import csv
