@@ -15,8 +15,9 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 import kdpl  # noqa: F401  first, it makes `dassl` importable
+from kdpl.clip.loading import _set_precision
 from kdpl.clip.model import Clip
-from kdpl.clip.names import OPENAI_MODELS
+from kdpl.clip.names import OPENAI_MODELS, Architecture
 from kdpl.clip.openai import VOCABULARY, as_clip, openai_clip
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
@@ -24,17 +25,33 @@ from kdpl.config.merging import merge_file
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def random_clip(name: str, seed: int, device: str = "cpu") -> Clip:
-    """Return a frozen fp32 ViT CLIP of the sizes of an OpenAI model and random weights, which cost the same time."""
-    a = OPENAI_MODELS[name]
+# ViTs by name: OpenAI's, the paper's teacher, with heads of 64 as all of OpenAI's, and one for trials of a benchmark itself.
+SIZES = {name: a for name, a in OPENAI_MODELS.items() if a.is_vit} | {
+    "ViT-H/14": Architecture(224, 14, 1280, 32, 1024, 24, 77, 1024),
+    "small": Architecture(64, 16, 128, 12, 128, 12, 77, 128),
+}
+
+
+def random_clip(
+    name: str, seed: int, device: str = "cpu", precision: str = "fp32", frozen_precision: str | None = None
+) -> Clip:
+    """Return a frozen ViT CLIP of one of `SIZES` with random weights, which cost the same time.
+
+    Args:
+        precision, frozen_precision: as of `load_clip`.
+    """
+    a = SIZES[name]
     package = openai_clip()
     torch.manual_seed(seed)
-    model = importlib.import_module(f"{package.__name__}.model").CLIP(
-        a.embed_dim, a.resolution, a.vision_depth, a.vision_width, a.patch_size, a.context_length, VOCABULARY,
-        a.text_width, a.text_width // 64, a.text_depth,
-    )  # fmt: skip
-    model.float().requires_grad_(False).eval().to(device)
-    return as_clip(model, f"random {name}", a)
+    with torch.device(device):
+        model = importlib.import_module(f"{package.__name__}.model").CLIP(
+            a.embed_dim, a.resolution, a.vision_depth, a.vision_width, a.patch_size, a.context_length, VOCABULARY,
+            a.text_width, a.text_width // 64, a.text_depth,
+        )  # fmt: skip
+    clip = as_clip(model, f"random {name}", a)
+    _set_precision(clip, precision, frozen_precision or precision)
+    model.requires_grad_(False).eval().to(device)
+    return clip
 
 
 def published_options(learner: str) -> CfgNode:
@@ -45,6 +62,37 @@ def published_options(learner: str) -> CfgNode:
     extend_cfg(cfg)
     merge_file(cfg, str(min((ROOT / "configs/trainers" / f"KDPL_{learner}").glob("vit_b32*.yaml"))))
     return cfg.TRAINER[learner.upper()]
+
+
+def now(device: str) -> float:
+    """Return the time in seconds, once the device has done all its work."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def device_seconds(call: Callable[[], object], times: int, device: str, rounds: int = 3) -> float:
+    """Return the seconds of a call among `times` calls one behind the other, the median of several rounds.
+
+    On a GPU they are measured by events in its stream, and nothing waits between the calls.
+    """
+    found = []
+    for _ in range(rounds):
+        if device == "cpu":
+            start = time.perf_counter()
+            for _ in range(times):
+                call()
+            found.append((time.perf_counter() - start) / times)
+            continue
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        torch.cuda.synchronize()
+        events[0].record()
+        for _ in range(times):
+            call()
+        events[1].record()
+        torch.cuda.synchronize()
+        found.append(events[0].elapsed_time(events[1]) / 1e3 / times)
+    return statistics.median(found)
 
 
 def seconds_per_call(times: int, *calls: Callable[[], object]) -> list[float]:
@@ -71,9 +119,9 @@ def peak_memory() -> float:
     return kilobytes * 1024 / 1e9
 
 
-def in_own_process(script: str, *args: object) -> dict:
+def in_own_process(script: str | Path, *args: object) -> dict:
     """Run a script, so that its peak memory is its own, and return the JSON object on its last line."""
-    command = [sys.executable, script, *map(str, args)]
+    command = [sys.executable, str(script), *map(str, args)]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(process.stdout.splitlines()[-1])
 

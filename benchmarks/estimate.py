@@ -12,8 +12,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from common import in_own_process, machine, peak_memory, print_rows
-from train_step import build, seconds, step_forever
+from common import device_seconds, in_own_process, machine, peak_memory, print_rows
+from train_step import build, step_forever
 
 from kdpl import estimate
 from kdpl.experiments.estimate import Estimate, count, price
@@ -65,7 +65,7 @@ def measure(case: str, args: argparse.Namespace) -> dict:
 
         estimated, measured = [measure_and_price()], []
         for _ in range(args.rounds):
-            measured.append(statistics.median(seconds(lambda: next(steps), "cpu") for _ in range(args.steps)))
+            measured.append(device_seconds(lambda: next(steps), 1, "cpu", rounds=args.steps))
             estimated.append(measure_and_price())
     around = [(before.step + after.step) / 2 for before, after in pairwise(estimated)]
     memory = sum(estimated[0].memory.values()) / 1e9

@@ -2,30 +2,33 @@
 
 The trainer is the real one, on JPEG files of random content and ImageNet's class names; student and teacher have a real model's
 sizes and random weights. Each kind of step runs in a process of its own, which gives its peak memory; "speedup" is the
-published step's time over that of the row.
+published step's time over that of the row. With --preload the batches are in memory before, so that no step decodes images.
+"bound s" is the time of the step's FLOP at the given matrix rates and of the bytes that its other operations read and write.
 """
 
 import argparse
+import itertools
+import json
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, in_own_process, machine, peak_memory, print_rows, random_clip
+from common import ROOT, SIZES, device_seconds, in_own_process, machine, now, peak_memory, print_rows, random_clip
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from published import full_image_features, take_the_published_way
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 import kdpl.trainers.distill
+import kdpl.trainers.inputs
 import kdpl.trainers.prompts
-from kdpl.clip.names import OPENAI_MODELS
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
+from kdpl.experiments.cost import Tally
 
 from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable
 from dassl.data.datasets import DATASET_REGISTRY, Datum  # isort: skip
@@ -40,13 +43,15 @@ def main() -> None:
     parser.add_argument("--trainer", default="KDPL_CoOp", help="a KDPL trainer")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--student", default="ViT-B/32", help="the OpenAI ViT whose sizes the student has")
-    parser.add_argument("--teacher", default="ViT-L/14", help="the OpenAI ViT whose sizes the teacher has")
+    parser.add_argument("--student", default="ViT-B/32", choices=SIZES, help="whose sizes the student has")
+    parser.add_argument("--teacher", default="ViT-L/14", choices=SIZES, help="whose sizes the teacher has")
     parser.add_argument("--views", type=int, default=2, help="fixed views of an image, in the row of warm views")
     parser.add_argument("--reference", action="store_true", help="take the step the published way, too")
     parser.add_argument("--steps", type=int, default=3, help="of which the median counts, after one that does not")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", help="PREC of student and teacher: fp32, fp16, amp or bf16")
+    parser.add_argument("--preload", action="store_true", help="load the batches before the steps")
+    parser.add_argument("--rates", type=json.loads, metavar="JSON", help="measured FLOP/s by dtype, and bandwidth in B/s")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", choices=KINDS, help="one kind alone, in this process")
     args = parser.parse_args()
@@ -57,45 +62,69 @@ def main() -> None:
         f"{machine(args.device)}; {args.trainer}, {args.classes} classes, batch {args.batch}, {args.student}-sized student, "
         f"{args.teacher}-sized teacher, {args.precision}"
     )
-    skipped = ("json", "measure", "reference")
+    print_rows(compare(args), args.json)
+
+
+def compare(args: argparse.Namespace) -> list[dict]:
+    """Return a row for each kind of step, measured in processes of their own."""
+    skipped = ("json", "measure", "reference", "preload", "rates")
     own = [x for k, v in vars(args).items() if k not in skipped for x in (f"--{k}", v)]
+    own += ["--preload"] * args.preload + (["--rates", json.dumps(args.rates)] if args.rates else [])
     rows = [in_own_process(__file__, *own, "--measure", kind)["rows"][0] for kind in KINDS[not args.reference :]]
     for row in rows:
-        if args.reference:
+        if args.reference and rows[0]["step_s"] and row["step_s"]:
             row["speedup"] = rows[0]["step_s"] / row["step_s"]
-    print_rows(rows, args.json)
+    return rows
 
 
 def measure(args: argparse.Namespace, kind: str) -> dict:
-    """Return the times of a step's parts and of the whole in seconds, its loss, and this process's peak memory in GB."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build(args, kind, Path(folder), images=2 * args.batch)
-        steps = step_forever(trainer)
-        loss = float(next(steps)["loss"])  # of the same images and augmentations, but for fixed views
-        if kind == "views warm":
-            while not all(features.table.known.all() for features in trainer.view_features):
-                next(steps)
-        whole = sorted(seconds(lambda: next(steps), args.device) for _ in range(args.steps))
-        spent = time_parts(trainer, args.device)
-        next(steps)
-        spent.clear()
-        started = time.perf_counter()
-        for _ in range(args.steps):
+    """Return the times of a step's parts and of the whole in seconds, its loss, and this process's peak memory in GB.
+
+    A step that does not fit the memory of the GPU has no times.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _measure(args, kind, Path(folder))
+    except torch.cuda.OutOfMemoryError:
+        return {"step": kind, "step_s": None, "peak_gb": f"out of memory: more than {peak_memory():.1f}"}
+
+
+def _measure(args: argparse.Namespace, kind: str, folder: Path) -> dict:
+    trainer = build(args, kind, folder, images=2 * args.batch)
+    steps = step_forever(trainer, args.preload)
+    loss = float(next(steps)["loss"])  # of the same images and augmentations, but for fixed views
+    if kind == "views warm":
+        while not all(features.table.known.all() for features in trainer.view_features):
             next(steps)
-        parts = {part: spent[part] / args.steps for part in PARTS}
-        rest = (time.perf_counter() - started) / args.steps - sum(parts.values())
-        return {
-            "step": kind,
-            **parts,
-            "rest": rest,
-            "first_loss": loss,
-            "step_s": whole[len(whole) // 2],
-            "peak_gb": peak_memory(),
-        }
+    next(steps)
+    row = {"step_s": device_seconds(lambda: next(steps), args.steps, args.device), "peak_gb": peak_memory()}
+    if args.rates:
+        row["bound_s"] = bound(lambda: next(steps), args.rates)
+        row["times_bound"] = row["step_s"] / row["bound_s"]
+    spent = time_parts(trainer, args.device)
+    next(steps)
+    spent.clear()
+    started = now(args.device)
+    for _ in range(args.steps):
+        next(steps)
+    parts = {part: spent[part] / args.steps for part in PARTS}
+    rest = (now(args.device) - started) / args.steps - sum(parts.values())
+    return {"step": kind, **parts, "rest": rest, "first_loss": loss, **row}
 
 
-def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
-    """Return a trainer of the command line's, ready to train."""
+def bound(call: Callable[[], object], rates: dict[str, float]) -> float:
+    """Return the seconds that the matrix products of a call need at the measured rates, and all else at the bandwidth."""
+    with Tally() as tally:
+        call()
+    seconds = 0.0
+    for op, count in tally.ops.items():
+        rate = rates.get(str(op.dtype).removeprefix("torch."), rates["float32"])
+        seconds += count * (op.flops / rate if op.flops else op.bytes / rates["bandwidth"])
+    return seconds
+
+
+def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *options: object):
+    """Return a trainer of the command line's, ready to train; `options` are more pairs of KEY VALUE."""
     files = photos(folder, images)
     names = [str(name) for name in IMAGENET_CLASSNAMES[: args.classes]]
 
@@ -105,9 +134,14 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
             super().__init__(dict(enumerate(names)), train_x=items, val=None, test=items)
 
     DATASET_REGISTRY.register(force=True)(Photos)
-    clips = {"student": random_clip(args.student, 1, args.device), "teacher": random_clip(args.teacher, 2, args.device)}
-    kdpl.trainers.prompts.load_clip = kdpl.trainers.distill.load_clip = lambda name, *_: clips[name]
-    kdpl.trainers.prompts.describe = kdpl.trainers.distill.describe = lambda name: OPENAI_MODELS[getattr(args, name)]
+    seeds = {"student": 1, "teacher": 2}
+
+    def load(name: str, precision: str = "fp32", device: object = "cpu", frozen: str | None = None):
+        return random_clip(getattr(args, name), seeds[name], str(device), precision, frozen)
+
+    kdpl.trainers.prompts.load_clip = kdpl.trainers.inputs.load_clip = load
+    for module in (kdpl.trainers.prompts, kdpl.trainers.distill, kdpl.trainers.evaluation):
+        module.describe = lambda name: SIZES[getattr(args, name)]
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -119,7 +153,9 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int):
             *("MODEL.BACKBONE.NAME", "student", "TRAINER.KDPL.TEACHER", "teacher", "DATALOADER.NUM_WORKERS", 0),
             *("DATALOADER.TRAIN_X.BATCH_SIZE", args.batch, "USE_CUDA", args.device == "cuda", "VERBOSE", False),
             *("TRAINER.KDPL.PREC", args.precision, f"TRAINER.{learner}.PREC", args.precision),
+            *("INPUT.SIZE", (SIZES[args.student].resolution,) * 2),
             *("TRAINER.KDPL.VIEWS", args.views if kind == "views warm" else 0),
+            *options,
         ]
     )
     trainer = build_trainer(cfg)
@@ -143,13 +179,17 @@ def photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def step_forever(trainer):
-    """Take a training step at each `next`, epoch after epoch."""
+def step_forever(trainer, preload: bool = False):
+    """Take a training step at each `next`, epoch after epoch; with `preload` on the batches of as many epochs as views."""
     trainer.set_model_mode("train")
     loader = trainer.train_loader_x
     trainer.num_batches = len(loader) + 1  # the schedule is never stepped
+    loaded = []
+    for epoch in range(max(1, loader.views)) if preload else ():
+        loader.epoch = epoch
+        loaded += loader
     while True:
-        batches = iter(loader)
+        batches = itertools.cycle(loaded) if loaded else iter(loader)
         while True:
             batch = trainer.next_batch(batches) if hasattr(trainer, "next_batch") else next(batches, None)
             if batch is None:
@@ -197,18 +237,6 @@ def time_parts(trainer, device: str) -> dict[str, float]:
 
     torch.Tensor.backward = timed_backward
     return spent
-
-
-def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def seconds(call: Callable[[], object], device: str) -> float:
-    started = now(device)
-    call()
-    return now(device) - started
 
 
 if __name__ == "__main__":

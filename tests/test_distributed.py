@@ -109,6 +109,21 @@ def test_a_batch_too_small_for_the_ranks_is_refused(tmp_path):
     assert "A batch of 1 images cannot be split among 2 processes: raise DATALOADER.TRAIN_X.BATCH_SIZE" in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("ranks", "here", "cards", "backend"),
+    [
+        (2, 2, 0, "gloo"), (2, 2, 1, "gloo"), (2, 2, 2, "cuda:nccl,cpu:gloo"), (8, 4, 4, "cuda:nccl,cpu:gloo"),
+        (8, 4, 2, "gloo"), (2, None, 1, "gloo"),
+    ],
+)  # fmt: skip
+def test_ranks_that_share_a_gpu_exchange_through_gloo(ranks, here, cards, backend, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert distributed._backend(cards) == backend
+
+
 @pytest.mark.parametrize(("count", "world"), [(10, 4), (2, 3), (7, 1)])
 def test_ranks_share_items_evenly_and_leave_none_out(count, world, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: world)

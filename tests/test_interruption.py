@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tm
     """Steps are read at the end of the epoch alone here, long after the broken one; amp's scaler passes over such steps."""
     options = (*SMALL, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 5)
     run = build(trainer, tmp_path, *options)
-    run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=scaled)
     compute_loss, seen = run.compute_loss, []
 
     def broken_at_the_eighth(batch):
@@ -289,7 +289,7 @@ class NoGradient(torch.autograd.Function):
 def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
     """The loss is finite, and amp's scaler skips every step: nothing would be learned, and nothing told."""
     run = build("KDPL_CoOp", tmp_path, *SMALL)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=1.0)
     compute_loss = run.compute_loss
 
     def without_gradient(batch):

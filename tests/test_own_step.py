@@ -88,7 +88,7 @@ def test_it_is_called_on_an_installed_dassl(tmp_path):
 
 def scaled(run, scale=2.0**14):
     """Return the run with the gradient scaling that PREC amp has on a GPU."""
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=scale, enabled=True)
     return run
 
 
@@ -189,7 +189,7 @@ def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_pat
     last = own(tmp_path / "broken", name="OwnStepInParts")
     if with_scaling:  # a scale that grows on the way, so that a forgotten one shows
         for run in (unbroken, broken, last):
-            run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2, enabled=True)
+            run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**10, growth_interval=2, enabled=True)
     expected = trained(unbroken)
     die_at(broken, 7)
     with pytest.raises(Killed):

@@ -24,10 +24,12 @@ class Training:
 
     `forward_backward(batch)` is the training step, as everywhere in Dassl: a subclass may override it, and calls
     `model_backward_and_update(loss)`, or its parts `model_zero_grad`, `model_backward` and `model_update`, which scale, sum
-    over ranks and step.
+    over ranks and step. Under amp the former repeats a step whose scaled gradients overflow, the parts leave it out.
     """
 
     share = 1.0  # this rank's fraction of the current batch
+    _skipped = False  # the last update found gradients that are not finite
+    _reported_repeat = False
 
     def load_for_training(self) -> None:
         _ = self.objective
@@ -62,21 +64,50 @@ class Training:
         return {name: term.detach() for name, term in terms.items()}
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
-        """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch."""
+        """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch.
+
+        If gradients overflow because amp scales them, the backward pass is repeated with half the scale until they do not, so
+        that no step is lost. Gradients that are not finite at any scale change nothing but the scale, which is halved once.
+        """
+        self._update_once(loss)
+        if not self._skipped:
+            return
+        halved = scale = self.scaler.get_scale()  # waits for the device, which a step that is not repeated never does
+        while self._skipped and scale >= LEAST_LOSS_SCALE:
+            self._update_once(loss)
+            scale = self.scaler.get_scale()
+        if self._skipped:
+            self.scaler.update(halved)
+        elif not self._reported_repeat:
+            self._reported_repeat = True
+            print(
+                f"amp: scaled gradients overflowed, so the backward pass was repeated with smaller loss scales, down to "
+                f"{scale:g}; no step is lost (printed once)"
+            )
+
+    def _update_once(self, loss: Tensor) -> None:
         self.model_zero_grad()
         self.model_backward(loss)
         self.model_update()
 
     def model_backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
-        self.scaler.scale(loss * self.share).backward()
+        # A scaled loss may be asked again; its graph ends with it.
+        self.scaler.scale(loss * self.share).backward(retain_graph=self.scaler.is_enabled())
 
     def model_update(self, names: Any = None) -> None:
         """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
         distributed.sum_gradients(self.student.learned.parameters())
+        # All ranks have the same sums, so they agree. The scaler knows by reading a number from the device; no second is read.
+        self._skipped = True
+        hook = self.optim.register_step_post_hook(self._note_step)
         self.scaler.step(self.optim)
+        hook.remove()
         self.scaler.update()
         self._stepped = True
+
+    def _note_step(self, *_: Any) -> None:
+        self._skipped = False
 
     def take_step(self, batch: dict[str, Any]) -> None:
         """Call `forward_backward`, which a subclass may override, and record the terms it returns.

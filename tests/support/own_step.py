@@ -14,6 +14,7 @@ import kdpl.datasets  # noqa: F401  first: it makes `dassl` importable
 # isort: split
 from dassl.engine import TRAINER_REGISTRY
 
+from kdpl.common import distributed
 from kdpl.trainers.kdpl import KDPL_CoOp
 
 
@@ -65,6 +66,35 @@ class OwnStepWithNoise(OwnStep):
 
     def update(self, loss):
         self.model_backward_and_update(loss * (random.random() + np.random.random() + torch.rand(())))
+
+
+@TRAINER_REGISTRY.register()
+class OwnStepScaled(OwnStep):
+    """Scales its loss as amp does, from a scale at which every gradient overflows, and doubles the scale after each step.
+
+    On rank 1 gradients overflow at a scale at which those of rank 0 do not.
+    """
+
+    def build_model(self):
+        super().build_model()
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**127, growth_interval=1)
+        self.passes, self.steps = [], 0  # whether the gradients of each backward pass were finite, and optimizer steps
+        self.optim.register_step_post_hook(self.count)
+        self.student.learned.ctx.register_hook(self.gradient)
+
+    def count(self, *_):
+        self.steps += 1
+
+    def gradient(self, gradient):
+        if distributed.rank() == 1 and self.scaler.get_scale() > 2.0**90:
+            gradient = gradient * float("inf")
+        self.passes.append(bool(torch.isfinite(gradient).all()))
+        return gradient
+
+
+@TRAINER_REGISTRY.register()
+class OwnStepScaledWithNoise(OwnStepScaled, OwnStepWithNoise):
+    """Both."""
 
 
 @TRAINER_REGISTRY.register()

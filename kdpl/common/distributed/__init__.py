@@ -33,14 +33,20 @@ def start(use_cuda: bool) -> None:
     """Join the other processes of the job; a no-op with one process, or when called again."""
     if not launched() or dist.is_initialized():
         return
-    cuda = use_cuda and torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    cards = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
+    if cards:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
     watch.in_thread(watch.parent)
-    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(_backend(cards), timeout=TIMEOUT)
     watch.in_thread(watch.ranks)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
+
+
+def _backend(cards: int) -> str:
+    """Return what the ranks exchange tensors through; NCCL refuses several ranks on one GPU, gloo does not."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    return "cuda:nccl,cpu:gloo" if here <= cards else "gloo"
 
 
 def rank() -> int:

@@ -1,0 +1,125 @@
+"""Under amp no step is lost: a backward pass whose scaled gradients overflow is repeated with a smaller scale.
+
+A scale is a power of 2, so in fp32 the repeated step is that of a run without scaling, to the last bit.
+"""
+
+import csv
+
+import pytest
+import torch
+from support import ROOT, emoji_args, mostly_slow
+from support.ranks import run_ranks
+from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
+
+from kdpl.clip import precision
+from kdpl.training.checkpoint import load_checkpoint
+
+IN_PROCESS = (*SMALL, "DATALOADER.NUM_WORKERS", 0)
+STEPS = 15  # three epochs of five batches
+
+
+def own(output, name, *options):
+    import support.own_step  # noqa: F401  it registers them
+
+    return build("KDPL_CoOp", output, *IN_PROCESS, "TRAINER.NAME", name, *options)
+
+
+def trained(run):
+    run.train()
+    return parameters(run)
+
+
+def history(output):
+    with (output / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", mostly_slow(["OwnStepScaled", "OwnStepScaledWithNoise"], "OwnStepScaled"))
+def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_randomness(name, tmp_path, capsys):
+    """The step of the subclass is called once for a batch: neither images nor random numbers are drawn again."""
+    plain = trained(own(tmp_path / "plain", name.replace("Scaled", "")))
+    assert "amp:" not in capsys.readouterr().out
+    run = own(tmp_path / "scaled", name)
+    assert_same(trained(run), plain)
+    assert run.steps == sum(run.passes) == STEPS and run.pixels == [8] * STEPS
+    assert len(run.passes) > 2 * STEPS - 2, "the scale grows after each step, until it is too large again"
+    assert [row["lr"] for row in history(tmp_path / "scaled")] == [row["lr"] for row in history(tmp_path / "plain")]
+    assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
+
+
+def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp_path, capsys):
+    run = own(tmp_path, "OwnStepScaled")
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**10)
+    run.load_for_training()
+    run.num_batches, run.batch_idx = 5, 0
+    before, batch, update = parameters(run), next(iter(run.train_loader_x)), run.update
+    run.update = lambda loss: update(loss * float("inf"))
+    run.take_step(batch)
+    assert_same(parameters(run), before)
+    assert run.steps == 0 and run.scaler.get_scale() == 2.0**9
+    assert "no step is lost" not in capsys.readouterr().out
+    run.update = update
+    run.take_step(batch)
+    assert run.steps == 1 and run.scaler.get_scale() == 2.0**9
+
+
+def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
+    """Between its parts a subclass may do anything to the gradients, which nobody else could repeat."""
+    run = own(tmp_path, "OwnStepInParts")
+    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**127)
+    run.load_for_training()
+    run.num_batches, run.batch_idx = 5, 0
+    before, batch = parameters(run), next(iter(run.train_loader_x))
+    run.take_step(batch)
+    assert_same(parameters(run), before)
+    assert run.scaler.get_scale() == 2.0**126
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scale(tmp_path):
+    step = 7
+    unbroken = own(tmp_path / "unbroken", "OwnStepScaled", *EVERY_STEP)
+    expected = trained(unbroken)
+    broken = own(tmp_path / "broken", "OwnStepScaled", *EVERY_STEP)
+    die_at(broken, step)
+    with pytest.raises(Killed):
+        broken.train()
+    last = own(tmp_path / "broken", "OwnStepScaled")
+    assert_same(trained(last), expected)
+    assert (broken.steps, last.steps) == (step, STEPS - step)
+    assert broken.passes + last.passes == unbroken.passes, "the first scale is not searched for again"
+    assert last.scaler.state_dict() == unbroken.scaler.state_dict()
+    assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_ranks_repeat_a_step_together(tmp_path):
+    """A rank whose own gradients are finite repeats the step too, because their sum is not."""
+    found = {}
+    for ranks, name in ((1, "OwnStep"), (2, "OwnStepScaled")):
+        output = tmp_path / name
+        # 42 images in batches of 9: a rank of two has 4 or 5 of them.
+        few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", *IN_PROCESS, "OPTIM.MAX_EPOCH", 2)
+        options = (*few, "DATALOADER.TRAIN_X.BATCH_SIZE", 9, "TRAINER.NAME", name, "TRAINER.KDPL.SHARD_CLASSES", True)
+        process = run_ranks(ranks, ROOT / "tests/support/own_step.py", *emoji_args("KDPL_CoOp", output), *options)
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        assert process.stdout.count("amp: scaled gradients overflowed") == ranks - 1
+        found[name] = load_checkpoint(output / "prompt_learner/model.pth.tar-2")["state_dict"]
+    torch.testing.assert_close(found["OwnStepScaled"]["ctx"], found["OwnStep"]["ctx"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], "VPT"))
+def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
+    """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
+    monkeypatch.setattr(precision, "FP32_ON_CPU", ())
+    ends, steps, starts = {}, [], None
+    for value in ("fp32", "amp"):
+        options = (*IN_PROCESS, "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1, "USE_CUDA", False)
+        run = build(f"KDPL_{learner}", tmp_path / value, *options, f"TRAINER.{learner.upper()}.PREC", value)
+        run.optim.register_step_post_hook(lambda *_, value=value: steps.append(value))
+        starts = torch.cat([p.flatten() for p in parameters(run).values()])
+        ends[value] = torch.cat([p.flatten() for p in trained(run).values()]), run.progress.rows[-1]["loss"]
+    assert steps == ["fp32"] * 10 + ["amp"] * 10
+    assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
+    assert ends["amp"][1] == pytest.approx(ends["fp32"][1], rel=1e-3)
+    assert (ends["amp"][0] - ends["fp32"][0]).norm() < 0.02 * (ends["fp32"][0] - starts).norm()

@@ -1,0 +1,140 @@
+"""Half precision beside fp32: on a GPU, and on the CPU, where PyTorch computes it too once the rule against it is lifted.
+
+Student and teacher both have the precision. Bounds are relative: of the loss, and of the norm of all gradients.
+"""
+
+import itertools
+import json
+from functools import cache
+
+import pytest
+import torch
+from support import LEARNERS, ROOT, emoji_args
+from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
+from support.trainings import TINY, build, parameters
+
+from kdpl import train
+
+pytestmark = pytest.mark.usefixtures("precisions_as_asked")
+
+BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (5e-3, 3e-2)}  # of the loss and of the gradients
+AGNOSTIC = (
+    *("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.K_MAX", 20),
+    *("TRAINER.KDPL.VOCABULARY", ROOT / "tests/golden/vocab120.txt"),
+)
+IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+
+
+def precisions(learner, value):
+    return (f"TRAINER.{learner.upper()}.PREC", value, "TRAINER.KDPL.PREC", value)
+
+
+@pytest.fixture(scope="module")
+def first_step(tmp_path_factory):
+    """Loss, and gradients by name, of the first batch for prompts that have moved from their start."""
+
+    @cache
+    def step(learner, value, device, options=()):
+        output = tmp_path_factory.mktemp("run")
+        run = build(f"KDPL_{learner}", output, *IN_PROCESS, *on(device), *precisions(learner, value), *options)
+        half = {"fp32": (torch.float32, None), "fp16": (torch.float16, None), "amp": (torch.float32, torch.float16)}
+        expected = half.get(value, (torch.float32, torch.bfloat16))
+        for clip in (run.clip, run.objective.teacher.clip):
+            assert (clip.dtype, clip.frozen_autocast_dtype) == expected
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in run.student.learned.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(device))
+        run.set_model_mode("train")
+        loss, _ = run.compute_loss(next(iter(run.train_loader_x)))
+        loss.backward()
+        return loss.item(), {name: p.grad.cpu() for name, p in run.student.learned.named_parameters()}
+
+    return step
+
+
+def assert_close_to_fp32(first_step, learner, value, device, options=()):
+    (loss, gradients), (exact, exact_gradients) = (first_step(learner, p, device, options) for p in (value, "fp32"))
+    of_loss, of_gradients = BOUNDS[value]
+    assert loss != exact, "it was another precision"
+    assert loss == pytest.approx(exact, rel=of_loss)
+    for name, gradient in gradients.items():
+        assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0, name
+    found, expected = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, exact_gradients))
+    assert (found - expected).norm() < of_gradients * expected.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("learner", "value"),
+    [pytest.param(l, p, marks=[] if l == "VPT" else pytest.mark.slow) for l, p in itertools.product(LEARNERS, BOUNDS)],
+)
+def test_loss_and_gradients_are_those_of_fp32(learner, value, device, first_step):
+    assert_close_to_fp32(first_step, learner, value, device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", BOUNDS)
+@pytest.mark.parametrize("learner", ["CoOp", "MaPLe"])
+def test_loss_and_gradients_are_those_of_fp32_when_the_classes_are_unknown(learner, value, device, first_step):
+    assert_close_to_fp32(first_step, learner, value, device, AGNOSTIC)
+
+
+# Of the loss of the second epoch; of the way of the prompts since their start; points of accuracy.
+AFTER_TWO_EPOCHS = {"fp16": (1e-2, 0.03, 4), "amp": (1e-2, 0.03, 4), "bf16": (2e-2, 0.1, 8)}
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """Loss of the second epoch, accuracy on 28 images, and the way of the prompts since their start, after four steps."""
+
+    @cache
+    def run(learner, value, device):
+        output = tmp_path_factory.mktemp("run")
+        options = ("DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 14, "OPTIM.WARMUP_EPOCH", -1, *on(device))
+        trainer = build(f"KDPL_{learner}", output, *options, *precisions(learner, value), dataset="emoji_activities")
+        del trainer.test_loader.dataset.data_source[28:]
+        start = torch.cat([p.flatten() for p in parameters(trainer).values()])
+        trainer.train()
+        (result,) = json.loads((output / "results.json").read_text())["results"]
+        assert result["num_images"] == 28
+        way = torch.cat([p.flatten() for p in parameters(trainer).values()]) - start
+        return trainer.progress.rows[-1]["loss"], result["accuracy"], way.cpu()
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", BOUNDS)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
+    if (value, device) == ("amp", "cpu") and learner not in ("CoOp", "MaPLe"):
+        pytest.skip("fp16 takes a CPU long: amp runs there are those of tests/test_amp.py")
+    (loss, accuracy, way), (exact_loss, exact_accuracy, exact_way) = (two_epochs(learner, p, device) for p in (value, "fp32"))
+    of_loss, of_way, points = AFTER_TWO_EPOCHS[value]
+    assert loss == pytest.approx(exact_loss, rel=of_loss)
+    assert accuracy == pytest.approx(exact_accuracy, abs=points)
+    assert 0 < (way - exact_way).norm() < of_way * exact_way.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_command_trains_in_half_precision(device, tmp_path, capsys):
+    options = (
+        *TINY,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        42,
+        "OPTIM.MAX_EPOCH",
+        1,
+        *precisions("CoOp", "fp16"),
+        *on(device),
+    )
+    options = (*options, "TEST.NO_TEST", True)
+    assert train.main([*emoji_args("KDPL_CoOp", tmp_path), *map(str, options)]) == 0
+    out = capsys.readouterr().out
+    assert "precision: fp16)" in out and "is for GPUs" not in out
+    assert (tmp_path / "prompts.safetensors").is_file()
