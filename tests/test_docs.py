@@ -24,6 +24,15 @@ def test_every_linked_or_named_file_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_is_python_and_imports_what_there_is(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("kdpl", "dassl"):
+                for alias in node.names:
+                    pkgutil.resolve_name(f"{node.module}:{alias.name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_named_part_of_the_package_exists(page):
     for name in re.findall(r"`(kdpl(?:\.\w+)+)[`(]", page.read_text(encoding="utf-8")):
         pkgutil.resolve_name(name)  # raises an error with the name
