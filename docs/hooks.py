@@ -1,9 +1,11 @@
-"""Pages of the site that lie elsewhere: README, CONTRIBUTING, the notebook, the exit codes, and linked sources."""
+"""Pages of the site that lie elsewhere: README, CONTRIBUTING, the notebook, the exit codes, linked sources; and formulas."""
 
 import re
+from html import unescape
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
@@ -11,6 +13,7 @@ from nbconvert import MarkdownExporter
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTEBOOK = "tutorial.ipynb"
+FORMULA = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.S)
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+)([^)#]+)(?:#[^)]*)?\)")  # a link to a file of the repository outside docs/
 
 
@@ -61,3 +64,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     """Point links to the notebook and to files outside docs/ to the pages made of them."""
     markdown = markdown.replace(f"]({NOTEBOOK})", "](tutorial.md)").replace("<details>", '<details markdown="1">')
     return OUTSIDE.sub(lambda link: f"]({source_page(link[2])})", markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Turn formulas into MathML, which browsers show without a script."""
+    return FORMULA.sub(lambda formula: convert(unescape(formula[1]).strip(), display="block"), html)

@@ -25,7 +25,7 @@ COMMANDS = {
     "names": Command("kdpl.photos.names", "propose class names for a folder of photos", True),
     "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked", True),
     "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself", True),
-    "push": Command("kdpl.classifier.bundle.hub", "share prompts on the Hugging Face Hub", True),
+    "push": Command("kdpl.photos.push", "share prompts on the Hugging Face Hub"),
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
     "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
     "estimate": Command("kdpl.estimate", "time and memory of a training, before it is started"),

@@ -1,6 +1,7 @@
 """The pages of docs/ and CONTRIBUTING.md tell the truth about files, folders and the worked example."""
 
 import ast
+import pkgutil
 import re
 
 import pytest
@@ -16,8 +17,32 @@ def test_every_linked_or_named_file_exists(page):
     links = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
     assert not [link for link in links if not (page.parent / link).exists()]
     named = re.findall(rf"(?<![\w/.$])((?:{FOLDERS})/[\w/+.-]*\w\.(?:py|sh|yaml|csv|md|txt))\b", text)
-    missing = [path for path in named if not (ROOT / path).exists()]
+    inside = "|".join(path.name for path in (ROOT / "kdpl").iterdir() if path.is_dir())
+    named += re.findall(rf"`((?:{FOLDERS}|{inside})/[\w/+.-]*)`", text)
+    missing = [path for path in named if not (ROOT / path).exists() and not (ROOT / "kdpl" / path).exists()]
     assert not [path for path in missing if "TRAINER" not in path], missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_is_python_and_imports_what_there_is(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("kdpl", "dassl"):
+                for alias in node.names:
+                    pkgutil.resolve_name(f"{node.module}:{alias.name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_named_part_of_the_package_exists(page):
+    for name in re.findall(r"`(kdpl(?:\.\w+)+)[`(]", page.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(name)  # raises an error with the name
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"], ids=lambda page: page.name)
+def test_a_file_without_its_folder_is_one_of_the_packages(page):
+    files = {path.name for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
+    named = re.findall(r"`(\w+\.py)`", page.read_text(encoding="utf-8"))
+    assert not set(named) - files
 
 
 def test_the_architecture_page_lists_the_floors_from_the_top_down():

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,8 +76,6 @@ def test_what_is_pushed_is_loaded_with_the_same_numbers(server, bundle, tmp_path
 
 
 def test_the_card_has_what_the_hub_shows_and_nothing_invented(server, bundle, tmp_path):
-    from dataclasses import replace
-
     measured = replace(read_bundle(bundle), results=[MEASURED], backbone="ViT-B/32")
     write_bundle(tmp_path / "measured", measured)
     assert hub.push(tmp_path / "measured" / FILE_NAME, "me/pets", license="mit") == f"{server.address}/me/pets"
@@ -93,6 +92,25 @@ def test_the_card_has_what_the_hub_shows_and_nothing_invented(server, bundle, tm
     (files,) = server.repositories["me/plain"].commits.values()
     plain = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert "model-index" not in plain and "base_model" not in plain and plain["license"] == "unknown"
+
+
+def test_prompts_of_a_learner_of_ones_own_are_pushed_with_its_file_which_stays_here(server, bundle, tmp_path, capsys):
+    own = replace(read_bundle(bundle), variant="Shared", trainer="KDPL_Shared")
+    folder = write_bundle(tmp_path / "own", own).parent
+    assert main(["push", str(folder), "me/own"]) == 2
+    message = capsys.readouterr().err
+    assert "variant 'Shared' is not one of" in message and "--learner" in message and not server.repositories
+    file = tmp_path / "shared.py"
+    head = "from kdpl.students import CoOp\nfrom kdpl.trainers import prompt_learner\n"
+    file.write_text(f"{head}@prompt_learner\nclass Shared(CoOp):\n    node, defaults = 'SHARED', CoOp.defaults\n")
+    assert main(["push", str(folder), "me/own", "--learner", str(file)]) == 0
+    (files,) = server.repositories["me/own"].commits.values()
+    assert set(files) == {FILE_NAME, "README.md"}
+    assert "Shared is not a learner of kdpl: import its file first" in files["README.md"].decode()
+    assert type(kdpl.load("hf-hub:me/own").student).__name__ == "Shared"
+    hub.push(bundle, "me/coop")
+    (files,) = server.repositories["me/coop"].commits.values()
+    assert "is not a learner of kdpl" not in files["README.md"].decode()
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,15 @@ def test_a_text_that_is_too_large_is_refused_before_it_is_read(tmp_path):
 
 
 def zip_that_claims(path, members, size, large=False):
-    """Write a zip archive whose end record, or its 64-bit one, claims so many members and bytes of their names."""
+    """Write a zip archive whose end record, or its 64-bit one, claims so many members, and so many bytes of names unless 0."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "a")
     data = bytearray(path.read_bytes())
     at = data.rfind(b"PK\5\6")
+    true_size, start = struct.unpack("<II", data[at + 12 : at + 20])
+    size = size or true_size
     if large:
-        record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, members, members, size, 0)
+        record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, members, members, size, start)
         data[at:at] = record + b"PK\6\7" + struct.pack("<IQI", 0, at, 1)
         at = data.rfind(b"PK\5\6")
         members, size = 0xFFFF, 0xFFFFFFFF
@@ -92,12 +94,13 @@ def zip_that_claims(path, members, size, large=False):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(("members", "size", "large"), [(10, 2**31, False), (3_000_000, 1000, True), (10, 2**40, True)])
+@pytest.mark.parametrize(("members", "size", "large"), [(10, 2**31, False), (3_000_000, 0, True), (10, 2**40, True)])
 def test_an_archive_of_millions_of_members_is_refused_by_its_end(members, size, large, tmp_path):
     zip_that_claims(tmp_path / "x.zip", members, size, large)
     (tmp_path / "out").mkdir()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ArchiveError, match=r"x.zip has more than 500,000 members, or"):
+    newer = "|x.zip is neither a zip" if large and size else ""  # as Python says since it compares these sizes
+    with pytest.raises(ArchiveError, match=rf"x.zip has more than 500,000 members, or{newer}"):
         unpack(tmp_path / "x.zip", tmp_path / "out")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000 and not list((tmp_path / "out").iterdir())
 

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import io
+import json
 import re
 import shlex
 import sys
@@ -9,7 +11,9 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import ROOT
 
 from kdpl import train
@@ -17,6 +21,7 @@ from kdpl.__main__ import COMMANDS
 from kdpl.config.choices import ConfigError
 
 DOCS = ROOT / "docs"
+FIGURES = DOCS / "figures"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 
@@ -63,6 +68,28 @@ def test_the_quickstarts_methods_are_those_that_are_drawn():
     finally:
         sys.path.remove(str(ROOT / "scripts"))
     assert [name for name, *_ in means] == [name for name, _ in ROWS]
+
+
+def test_the_screenshots_are_of_the_present_pages():
+    screenshots = script(ROOT / "tools/screenshots.py")
+    again = "run: python tools/screenshots.py docs/figures"
+    assert screenshots.digests(FIGURES) == json.loads((FIGURES / "screenshots.json").read_text()), again
+    for name in screenshots.digests(FIGURES):
+        for theme in screenshots.THEMES:
+            data = (FIGURES / f"{name}-{theme}.png").read_bytes()
+            assert len(data) <= screenshots.LARGEST
+            picture = Image.open(io.BytesIO(data)).convert("L")
+            assert picture.width == screenshots.SIZE["width"], again
+            assert (np.median(picture) > 128) == (theme == "light"), f"{name}-{theme}.png is not {theme}: {again}"
+
+
+def test_the_report_that_is_photographed_has_the_quickstarts_numbers():
+    means = script(FIGURES / "draw.py").quickstart_means((FIGURES / "quickstart.txt").read_text(encoding="utf-8"))
+    report = (FIGURES / "report.txt").read_text(encoding="utf-8")
+    average = report[report.index("average") : report.index("minus CoOp")]
+    rows = re.findall(r" {2}(\d+\.\d+)(?: ± [\d.]+)? +(\d+\.\d+)", average)  # base and new
+    expected = sorted((base, new) for _, base, new in means)
+    assert sorted((float(base), float(new)) for base, new in rows) == [pytest.approx(row, abs=0.051) for row in expected]
 
 
 @pytest.fixture
@@ -117,7 +144,7 @@ def module_of(words: list[str]) -> tuple[str, list[str]]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built as `mkdocs build --strict` does."""
-    for name in ("mkdocs", "material", "mkdocstrings", "nbconvert"):
+    for name in ("mkdocs", "material", "mkdocstrings", "nbconvert", "latex2mathml"):
         pytest.importorskip(name, reason=f"the site needs {name}: pip install -e '.[docs]'")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
@@ -141,6 +168,13 @@ def test_the_site_builds_without_a_warning_and_every_link_in_it_leads_somewhere(
             path, _, anchor = unescape(unquote(link)).partition("#")
             assert not path or (site / path).exists(), f"{name} links to {link}"
             assert not anchor or anchor in ids.get(path or name, {anchor}), f"{name} links to {link}"
+
+
+@pytest.mark.slow
+def test_formulas_need_no_script(site):
+    text = (site / "method.html").read_text(encoding="utf-8")
+    assert 2 * text.count("<math") == (DOCS / "method.md").read_text(encoding="utf-8").count("$$") > 0
+    assert "arithmatex" not in text and "$$" not in text
 
 
 @pytest.mark.slow

@@ -1,59 +1,82 @@
-"""Take the screenshots of the pages in a headless Chromium: `python tools/screenshots.py docs/figures`.
+"""Take the screenshots of the pages in a headless Chromium, light and dark: `python tools/screenshots.py docs/figures`.
 
-The gallery is that of `kdpl fit --demo` and `kdpl predict`; the report is that of the runs below `--runs`, such as the
-quickstart's. Needs `pip install -e '.[browser]'` and Chromium (`apt-get install chromium`).
+The gallery is that of `kdpl fit --demo` and `kdpl predict`. The report is `report.txt` of the folder; with `--runs RUNS`
+it is first written anew, from runs such as the quickstart's. `screenshots.json` has digests of the photographed pages, by which
+tests/test_site.py finds that a page has changed. Needs `pip install -e '.[browser]'` and Chromium (`apt-get install chromium`).
 """
 
 import argparse
 import contextlib
+import hashlib
 import html
 import io
+import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
 
 from kdpl.__main__ import main as kdpl
 
-LARGEST = 100_000  # bytes of a picture
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "kdpl/classifier/gallery/page.html"
+LARGEST = 60_000  # bytes of a picture
 COLOURS = 96
 SIZE = {"width": 1000, "height": 560}
-STYLE = "body{margin:0;font:15px ui-monospace,monospace;background:#fff;color:#1f2328}pre{margin:0;padding:16px}"
+THEMES = ("light", "dark")
+STYLE = (
+    "body{margin:0;font:15px ui-monospace,monospace;background:#fff;color:#1f2328}pre{margin:0;padding:16px}"
+    "@media(prefers-color-scheme:dark){body{background:#1e2229;color:#e7eaf0}}"
+)
 
 
-def gallery(work: Path) -> Path:
-    """Write the gallery of the demo and return its path."""
-    out, page = work / "OUT", work / "predictions.html"
+def gallery() -> Path:
+    """Write the gallery of the demo into the working directory and return its path."""
     for command in (
-        ["fit", "--demo", "--quick", "-o", str(out)],
-        ["predict", str(out / "prompts"), str(out / "new_photos"), "--html", str(page), "--quiet"],
+        ["fit", "--demo", "--quick", "-o", "OUT"],
+        ["predict", "OUT/prompts", "OUT/new_photos", "--html", "predictions.html", "--quiet"],
     ):
         if status := kdpl(command):
             raise SystemExit(status)
-    return page
+    return Path("predictions.html")
 
 
-def report(work: Path, runs: str) -> Path:
-    """Write what `kdpl report` prints as a page and return its path."""
+def report(runs: str) -> str:
+    """Return what `kdpl report` prints about the runs below a folder."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         if status := kdpl(["report", runs]):
             raise SystemExit(status)
-    page = work / "report.html"
-    text = f"$ kdpl report output\n\n{printed.getvalue()}"
-    page.write_text(f"<meta charset=utf-8><style>{STYLE}</style><pre>{html.escape(text)}</pre>", encoding="utf-8")
-    return page
+    return printed.getvalue()
 
 
-def take(browser: Browser, page: Path, path: Path, fit: str = "") -> None:
+def report_page(printed: str) -> str:
+    """Return a report as a page that looks like a terminal."""
+    text = f"$ kdpl report output/quickstart\n\n{printed}"
+    return f"<meta charset=utf-8><style>{STYLE}</style><pre>{html.escape(text)}</pre>"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return a digest of each page that is photographed; the gallery's is of the file that it is made from."""
+    pages = {
+        "gallery": TEMPLATE.read_text(encoding="utf-8"),
+        "report": report_page((folder / "report.txt").read_text(encoding="utf-8")),
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in pages.items()}
+
+
+def take(browser: "Browser", page: Path, path: Path, theme: str, fit: str = "") -> None:
     """Write a screenshot of a page, or of the element `fit` in it.
 
     Raises:
         ValueError: the picture is larger than LARGEST.
     """
-    tab = browser.new_page(viewport=SIZE, color_scheme="light")
+    tab = browser.new_page(viewport=SIZE, color_scheme=theme)
     tab.goto(page.resolve().as_uri())
     tab.wait_for_timeout(500)  # thumbnails are decoded
     data = tab.locator(fit).screenshot() if fit else tab.screenshot()
@@ -66,19 +89,28 @@ def take(browser: Browser, page: Path, path: Path, fit: str = "") -> None:
 
 
 def main() -> int:
+    from playwright.sync_api import sync_playwright
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where to write gallery.png and report.png")
-    parser.add_argument("--runs", default="output/quickstart", help="folder of the runs in the report (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="where to write gallery-light.png and the others")
+    parser.add_argument("--runs", help="write the report anew, from the runs in this folder, such as output/quickstart")
     parser.add_argument("--work", type=Path, default="output/screenshots", help="folder of the demo (default: %(default)s)")
     args = parser.parse_args()
     installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    folder, text = args.folder.resolve(), args.folder.resolve() / "report.txt"
+    if args.runs:
+        text.write_text(report(args.runs), encoding="utf-8")
     args.work.mkdir(parents=True, exist_ok=True)
-    pages = {"gallery.png": (gallery(args.work), ""), "report.png": (report(args.work, args.runs), "pre")}
+    os.chdir(args.work)  # the paths in the gallery are short
+    Path("report.html").write_text(report_page(text.read_text(encoding="utf-8")), encoding="utf-8")
+    pages = {"gallery": (gallery(), ""), "report": (Path("report.html"), "pre")}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
         for name, (page, fit) in pages.items():
-            take(browser, page, args.folder / name, fit)
+            for theme in THEMES:
+                take(browser, page, folder / f"{name}-{theme}.png", theme, fit)
         browser.close()
+    (folder / "screenshots.json").write_text(json.dumps(digests(folder), indent=1) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdpl.classifier.decision import Decision
+from kdpl.students import Student
 
 if TYPE_CHECKING:
     from kdpl.classifier.bundle import Bundle
@@ -32,6 +33,9 @@ def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME)
     others = "These prompts are class-specific." if specific else "Other class names may be set."
     if bundle.decision.sentences:
         others += " `kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below."
+    learner = Student.known.get(bundle.variant)
+    if learner and learner.__module__.partition(".")[0] != "kdpl":
+        others += f" {_plain(bundle.variant)} is not a learner of kdpl: import its file first, or name it in `--learner`."
     lines = [
         header,
         f"# Prompts for {_plain(bundle.backbone)}", "",

@@ -4,20 +4,16 @@ Of a repository only `prompts.safetensors` is ever downloaded, whatever else is 
 `hf auth login`; `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` have their usual meaning.
 """
 
-import argparse
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
 from kdpl.classifier.bundle.card import FILE_NAME, model_card
 from kdpl.clip.names import ModelNameError, resolve
-from kdpl.common import exits
 from kdpl.common.environment import VERSION
-from kdpl.common.exits import report
 from kdpl.common.messages import short_reason
 
 PREFIX = "hf-hub:"
@@ -261,28 +257,3 @@ def _base_model(backbone: str) -> str | None:
 
     parts = (open_clip.get_pretrained_cfg(source.architecture, source.tag).get("hf_hub") or "").split("/")
     return "/".join(parts[:2]) if len(parts) > 1 else None
-
-
-def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl push") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description="Upload prompts and their card to the Hugging Face Hub.")
-    add = parser.add_argument
-    add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
-    add("repository", metavar="OWNER/NAME", help="the Hub's model repository; it is created if missing")
-    add("--private", action="store_true", help="create it as a private one")
-    add("--license", default="unknown", metavar="ID", help="licence of the prompts, by the Hub's names (default: unknown)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None, prog: str = "kdpl push") -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
-    try:
-        address = push(args.prompts, args.repository, args.private, args.license)
-    except (ValueError, OSError) as error:
-        return report(error, exits.BAD_INPUT)
-    print(f'{FILE_NAME} and its card are at {address}; use: kdpl.load("{PREFIX}{args.repository}")')
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Name what is on pictures: python client.py PICTURE ... (needs numpy, pillow and onnxruntime, and nothing else)."""
+"""Name what is on pictures: python client.py PICTURE ... (needs numpy, pillow and onnxruntime 1.19 or later)."""
 
 import json
 import sys
