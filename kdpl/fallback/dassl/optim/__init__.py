@@ -1,13 +1,14 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn, optim
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from dassl.optim.radam import RAdam
 from kdpl.config.choices import OPTIMIZERS, check_choice
 from kdpl.training.schedule import build_schedule as build_lr_scheduler
 
@@ -43,7 +44,7 @@ def build_optimizer(
     return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
 
-def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
+def _class_and_settings(cfg: CfgNode) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
     betas = {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2)}
     momentum = {"momentum": cfg.MOMENTUM}
     return {
@@ -51,8 +52,7 @@ def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
         "amsgrad": (optim.Adam, {**betas, "amsgrad": True}),
         "sgd": (optim.SGD, {**momentum, "dampening": cfg.SGD_DAMPNING, "nesterov": cfg.SGD_NESTEROV}),
         "rmsprop": (optim.RMSprop, {**momentum, "alpha": cfg.RMSPROP_ALPHA}),
-        # Decoupled, as in the authors' code (arXiv:1908.03265), which Dassl has.
-        "radam": (optim.RAdam, {**betas, "decoupled_weight_decay": True}),
+        "radam": (RAdam, betas),
         "adamw": (optim.AdamW, betas),
     }[cfg.NAME]
 
