@@ -96,6 +96,8 @@ def test_wrong_settings_are_named():
         build_optimizer(TwoParts(), optim("NAME", "SDG"))
     with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS 'heads' .* 'head'"):
         build_optimizer(TwoParts(), optim("STAGED_LR", True, "NEW_LAYERS", ("heads",)))
+    with pytest.raises(ValueError, match=r"'film' is not one of .* \(it has none\). .*set OPTIM.STAGED_LR to False"):
+        build_optimizer(nn.ReLU(), optim("STAGED_LR", True, "NEW_LAYERS", ("film",)))
     with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS is empty"):
         build_optimizer(TwoParts(), optim("STAGED_LR", True))
     with pytest.raises(TypeError, match=r"OPTIM\.STAGED_LR needs a module"):

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from yacs.config import CfgNode
 
 from dassl.optim.radam import RAdam
-from kdpl.config.choices import OPTIMIZERS, check_choice
+from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import OPTIMIZERS, ConfigError, check_choice
 from kdpl.training.schedule import build_schedule as build_lr_scheduler
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]
@@ -71,8 +72,11 @@ def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, A
             "or set STAGED_LR to False."
         )
     children = dict(model.named_children())
-    for name in names:
-        check_choice("OPTIM.NEW_LAYERS", name, children)
+    if unknown := [name for name in names if name not in children]:
+        raise ConfigError(
+            f"OPTIM.NEW_LAYERS '{unknown[0]}' is not one of the model's child modules ({', '.join(children) or 'it has none'})."
+            f"{did_you_mean(unknown[0], children)} Name those that learn at LR, or set OPTIM.STAGED_LR to False."
+        )
     new = [p for name in names for p in children[name].parameters()]
     new_ids = {id(p) for p in new}
     base = [p for p in model.parameters() if id(p) not in new_ids]
