@@ -110,7 +110,7 @@ def _own_trainer(fork: Path, output: str) -> Finding:
 
 
 def _learns(fork: Path, name: str) -> dict[str, Any]:
-    """Return the result of a trial; if parameters stay as they are, of one with a CLIP of 12 layers: some act on the later ones."""
+    """Return the result of a trial; if parameters are still, of one with a CLIP of 12 layers: some act on the later."""
     found = trial(fork, "--trainer", name)
     return trial(fork, "--trainer", name, "--layers", "12") if found.get("still") else found
 
