@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.common.environment import PACKAGE, dassl_in_use
+from kdpl.config.choices import ALLOWED
 from kdpl.config.command_line import CONFIGS
 from kdpl.forks.faults import place, reason, way_out
 
@@ -59,7 +60,7 @@ def try_fork(fork: Path, trainer: str = "") -> list[Finding]:
     chosen = [trainer.removeprefix("KDPL_")] if trainer else theirs or names[:1]
     if trainer and chosen[0] not in names:
         return [*findings, Finding(False, f"--trainer {trainer}: expected one of {', '.join(names)}")]
-    return [*findings, *(_wrapped(name, _learns(fork, name)) for name in chosen)]
+    return [*findings, *(finding for name in chosen for finding in _tried(fork, name))]
 
 
 def trial(fork: Path, *args: str) -> dict[str, Any]:
@@ -109,20 +110,20 @@ def _own_trainer(fork: Path, output: str) -> Finding:
     return _failed(what, {"error": "no prompts were written", **found})
 
 
-def _learns(fork: Path, name: str) -> dict[str, Any]:
-    """Return the result of a trial; if parameters are still, of one with a CLIP of 12 layers: some act on the later."""
-    found = trial(fork, "--trainer", name)
-    return trial(fork, "--trainer", name, "--layers", "12") if found.get("still") else found
-
-
-def _wrapped(name: str, found: dict[str, Any]) -> Finding:
-    """Return what came of a trial of one of the fork's trainers."""
+def _tried(fork: Path, name: str, *allow: str) -> list[Finding]:
+    """Return what came of a trial of one of the fork's trainers, and of a second with the option that the first asks for."""
+    trainer = ("--trainer", name, *(["--set", "TRAINER.KDPL.ALLOW", *allow] if allow else []))
+    found = trial(fork, *trainer)
+    if found.get("still"):  # some trainers act on the last of CLIP's 12 layers
+        found = trial(fork, *trainer, "--layers", "12")
     what = f"{name} of the fork, wrapped" if name in found.get("ours", ()) else f"KDPL_{name}"
+    what += f" with TRAINER.KDPL.ALLOW {allow[0]}" if allow else ""
     if "moved" not in found:
-        return _failed(what, found)
+        needed = [word for word in ALLOWED if f"TRAINER.KDPL.ALLOW {word}" in found.get("refused", "") and not allow]
+        return [_failed(what, found), *(finding for word in needed for finding in _tried(fork, name, word))]
     moved = f"{found['moved']} of {found['learned']} learned parameters moved"
     moved += f"; not {', '.join(found['still'])}" if found["still"] else ""
-    return Finding(found["moved"] > 0, f"{what}: {found['steps']} steps without labels, {moved}")
+    return [Finding(found["moved"] > 0, f"{what}: {found['steps']} steps without labels, {moved}")]
 
 
 def _failed(what: str, found: dict[str, Any]) -> Finding:
