@@ -23,12 +23,13 @@ def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list
     found = trial(fork, "--trainer", name, "--compare", "--layers", layers, *extra)
     identity = ""
     if "moved" in found:
-        result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
+        result = f"{found['moved']} of {found['learned']}"
         if compared := found.get("compared"):
             identity = f"loss {compared['loss']:.0e}, parameters {compared['parameters']:.0e}"
     else:
-        result = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
-    return f"| {fork.name} | {name} | {result} | {identity} |"
+        said = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
+        result = "; ".join(text for text in (said, found.get("where"), found.get("way_out")) if text)
+    return f"| {fork.name} | {name} | {found.get('dassl', '')} | {result} | {identity} |"
 
 
 def main() -> int:
@@ -47,11 +48,12 @@ def main() -> int:
     for item in args.set:
         name, _, pair = item.partition(":")
         settings.setdefault(name, []).extend(pair.split("=", 1))
-    print("| fork | trainer | without labels | against KDPL's own, four steps |\n| --- | --- | --- | --- |")
+    print("| fork | trainer | Dassl | learned parameters that moved | against KDPL's own, four steps |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
     for fork in args.forks:
         listed = trial(fork)
         if "trainers" not in listed:
-            print(f"| {fork.name} | | error: {listed.get('error')} | |")
+            print(f"| {fork.name} | | | error: {listed.get('error')}; {listed.get('way_out')} | |")
         for name in listed.get("trainers", ()):
             if not args.only or name in args.only:
                 print(row(fork, name, prepare, settings, args.layers), flush=True)
