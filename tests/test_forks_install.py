@@ -274,6 +274,8 @@ def test_of_errors_raised_for_another_the_first_is_told(tmp_path):
 def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):
     assert in_fork(tmp_path, "import os; os._exit(7)\n") == {"error": "exit status 7", "where": "", "way_out": ""}
     assert in_fork(tmp_path, "import sys; sys.exit('no data')\n")["error"] == "no data"
+    killed = in_fork(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert killed["error"] == "ended by signal 9, as if memory ran out"
     assert "error" not in in_fork(tmp_path, "print('done')\n")
 
 

@@ -1,6 +1,7 @@
 """What stopped a fork's Python, where in the fork, and the way out, if there is a known one."""
 
 import re
+import signal
 from pathlib import Path
 
 BENCHMARKS = ("EmojiFood", "EmojiTrial")  # data sets of the runs in kdpl.forks.report and kdpl.forks.trial
@@ -17,6 +18,8 @@ _PACKAGE = re.compile(r"No module named '(\w+)")
 
 def reason(stderr: str, status: int) -> str:
     """Return the error that ended a process in a line: of several, the first, which others were raised for."""
+    if status < 0:
+        return f"ended by signal {-status}" + (", as if memory ran out" if status == -signal.SIGKILL else "")
     found = _ERROR.findall(stderr.partition(_WHILE_HANDLING)[0]) or stderr.strip().splitlines()
     return found[-1] if found else f"exit status {status}"
 

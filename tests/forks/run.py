@@ -21,7 +21,7 @@ def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list
     extra = ["--prepare", prepare[name]] if name in prepare else []
     extra += ["--set", *settings[name]] if name in settings else []
     found = trial(fork, "--trainer", name, "--compare", "--layers", layers, *extra)
-    identity = ""
+    identity = found.get("incomparable", "")
     if "moved" in found:
         result = f"{found['moved']} of {found['learned']}"
         if compared := found.get("compared"):
