@@ -279,6 +279,15 @@ def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_wo
     assert "error" not in in_fork(tmp_path, "print('done')\n")
 
 
+def test_a_folder_of_pythonpath_is_found_from_the_forks_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "beside_the_fork.py").write_text("")
+    (tmp_path / "fork").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "beside")
+    assert "error" not in in_fork(tmp_path / "fork", "import beside_the_fork, kdpl\n")
+
+
 def test_what_dassl_lacks_is_looked_for_in_a_dassl_beside_the_fork(tmp_path):
     lacks = "AttributeError: 'KDPL_ProGrad' object has no attribute 'prograd_backward_and_update'"
     fork = tmp_path / "ProGrad"

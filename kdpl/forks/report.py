@@ -74,7 +74,8 @@ def run_python(fork: Path, *args: str) -> dict[str, Any]:
     Returns:
         The JSON behind RESULT, or `error`, in both cases with `where` in the fork's code and the `way_out`; empty if neither.
     """
-    path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), str(PACKAGE.parent)) if p)
+    folders = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), PACKAGE.parent]
+    path = os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)  # the run is in another folder
     try:
         process = subprocess.run(
             [sys.executable, *args],

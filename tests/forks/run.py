@@ -42,8 +42,10 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="TRAINER:KEY=VALUE")
     args = parser.parse_args()
     if args.dassl:
+        if not Path(args.dassl, "dassl").is_dir():
+            parser.error(f"--dassl '{args.dassl}' has no folder dassl: expected a checkout of Dassl.pytorch")
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (args.dassl, os.environ.get("PYTHONPATH", "")) if p)
-    prepare = dict(pair.split("=", 1) for pair in args.prepare)
+    prepare = {name: os.path.abspath(file) for name, file in (pair.split("=", 1) for pair in args.prepare)}
     settings: dict[str, list[str]] = {}
     for item in args.set:
         name, _, pair = item.partition(":")
