@@ -259,7 +259,7 @@ def in_fork(tmp_path, text, **files):
 def test_an_error_is_told_with_the_forks_line_and_the_package_that_is_missing(tmp_path):
     found = in_fork(tmp_path, "import learners.meta\n", **{"learners/meta.py": "\nimport learn2learn.utils as l2l\n"})
     assert found["error"] == "ModuleNotFoundError: No module named 'learn2learn'"
-    assert found["where"] == "learners/meta.py, line 2: import learn2learn.utils as l2l"
+    assert found["where"] == f"{tmp_path}/learners/meta.py, line 2: import learn2learn.utils as l2l"
     assert found["way_out"] == "pip install 'learn2learn==0.2.0', which the fork needs"
 
 
@@ -268,7 +268,7 @@ def test_of_errors_raised_for_another_the_first_is_told(tmp_path):
     body = "try:\n    open('a.pt')\nexcept:\n    raise Exception('Training task does not run!')\n"
     found = in_fork(tmp_path, body)
     assert found["error"] == "FileNotFoundError: [Errno 2] No such file or directory: 'a.pt'"
-    assert found["where"] == "train.py, line 2: open('a.pt')" and "README" in found["way_out"]
+    assert found["where"] == f"{tmp_path}/train.py, line 2: open('a.pt')" and "README" in found["way_out"]
 
 
 def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):

@@ -25,11 +25,11 @@ def reason(stderr: str, status: int) -> str:
 
 
 def place(stderr: str, fork: Path) -> str:
-    """Return the innermost line of the fork's own code in a traceback: 'trainers/coop.py, line 7: x = y'; empty if none is."""
-    fork = fork.resolve()
-    frames = [(fork / file, line, code) for file, line, code in _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])]
-    own = [frame for frame in frames if frame[0].is_relative_to(fork) and "site-packages" not in frame[0].parts]
-    return f"{own[-1][0].relative_to(fork)}, line {own[-1][1]}: {own[-1][2]}" if own else ""
+    """Return the innermost line of the fork's code in a traceback, 'FORK/trainers/coop.py, line 7: x = y', or an empty text."""
+    root = fork.resolve()
+    frames = [(root / file, line, code) for file, line, code in _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])]
+    own = [frame for frame in frames if frame[0].is_relative_to(root) and "site-packages" not in frame[0].parts]
+    return f"{fork / own[-1][0].relative_to(root)}, line {own[-1][1]}: {own[-1][2]}" if own else ""
 
 
 def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
