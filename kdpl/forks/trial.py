@@ -25,7 +25,6 @@ from torch import Tensor, nn
 import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
-from kdpl.config.choices import ConfigError
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.forks.report import RESULT
 from kdpl.text.templates import template_for
@@ -176,7 +175,7 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     if own is not None and args.compare:
         try:
             result["compared"] = compare(TRAINER_REGISTRY.get(name)(cfg), own, cfg, path)
-        except ConfigError as error:  # an option of the fork's that KDPL's own lacks
+        except ValueError as error:  # an option of the fork's that KDPL's own refuses
             result["incomparable"] = str(error)
     trainer = TRAINER_REGISTRY.get(name)(cfg)
     learned = {k: p for m in trainer._models.values() for k, p in m.named_parameters() if p.requires_grad}
