@@ -11,6 +11,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from kdpl.clip.loading import load_clip
 
@@ -246,7 +247,10 @@ class StyleProbe(StyleMaPLe):
 
 @TRAINER_REGISTRY.register()
 class StyleMixup(Style):
-    """Mixtures of images with mixtures of losses, and a second net with an optimizer of its own that nobody registers."""
+    """Mixtures of images with mixtures of losses, and a second net with an optimizer of its own that nobody registers.
+
+    The loss is a name imported long before anything is replaced.
+    """
 
     def build_model(self):
         super().build_model()
@@ -257,7 +261,7 @@ class StyleMixup(Style):
         lam, other = torch.rand(len(images)), torch.randperm(len(images))
         mixed = lam.view(-1, 1, 1, 1) * images + (1 - lam).view(-1, 1, 1, 1) * images[other]
         logits = self.model(mixed)
-        a, b = (F.cross_entropy(logits, y, reduction="none") for y in (labels, labels[other]))
+        a, b = (cross_entropy(logits, y, reduction="none") for y in (labels, labels[other]))
         loss = (self.gate(torch.ones(1, 1)).sigmoid() * (lam * a + (1 - lam) * b)).mean()
         for optim in (self.optim, self.optim_gate):
             optim.zero_grad()

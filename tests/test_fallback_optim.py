@@ -96,6 +96,8 @@ def test_wrong_settings_are_named():
         build_optimizer(TwoParts(), optim("NAME", "SDG"))
     with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS 'heads' .* 'head'"):
         build_optimizer(TwoParts(), optim("STAGED_LR", True, "NEW_LAYERS", ("heads",)))
+    with pytest.raises(ValueError, match=r"'film' is not one of .* \(it has none\). .*set OPTIM.STAGED_LR to False"):
+        build_optimizer(nn.ReLU(), optim("STAGED_LR", True, "NEW_LAYERS", ("film",)))
     with pytest.raises(ValueError, match=r"OPTIM\.NEW_LAYERS is empty"):
         build_optimizer(TwoParts(), optim("STAGED_LR", True))
     with pytest.raises(TypeError, match=r"OPTIM\.STAGED_LR needs a module"):
@@ -122,3 +124,13 @@ def test_accuracy_counts_labels_among_the_highest_logits():
     assert compute_accuracy((logits, "features"), labels)[0].shape == (1,)
     with pytest.raises(ValueError, match="more classes than the 3"):
         compute_accuracy(logits, labels, topk=(1, 5))
+
+
+def test_radam_has_a_module_of_its_own_whose_weight_decay_is_decoupled():
+    """Forks import it from there: DePT's optimizers."""
+    from dassl.optim.radam import RAdam
+
+    still = nn.Parameter(torch.ones(1))
+    still.grad = torch.zeros(1)
+    RAdam([still], lr=0.5, weight_decay=0.25).step()
+    assert still.item() == 1 - 0.5 * 0.25

@@ -377,3 +377,18 @@ def test_each_configuration_is_its_own():
     first.DATALOADER.TRAIN_U.BATCH_SIZE = 1
     assert get_cfg_default().OPTIM.LR == 0.0003
     assert first.DATALOADER.TRAIN_X.BATCH_SIZE == 32
+
+
+def test_what_forks_import_from_other_places_is_there():
+    """DePT: the meters and the writer from the trainers' module, and a configuration without other trainers' nodes."""
+    from dassl.config import clean_cfg
+    from dassl.engine import trainer
+    from torch.utils.tensorboard import SummaryWriter
+
+    assert (trainer.MetricMeter, trainer.AverageMeter, trainer.SummaryWriter) == (MetricMeter, AverageMeter, SummaryWriter)
+    with pytest.raises(AttributeError, match="has no attribute 'Writer'"):
+        _ = trainer.Writer
+    cfg = get_cfg_default()
+    cfg.TRAINER.COOP, cfg.TRAINER.MAPLE = CfgNode(), CfgNode()
+    clean_cfg(cfg, "CoOp")
+    assert sorted(cfg.TRAINER) == ["COOP", "NAME"] and cfg.OPTIM == get_cfg_default().OPTIM

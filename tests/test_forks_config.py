@@ -1,5 +1,7 @@
 """Configurations of forks and of KDPL load beside each other: defaults of another type, older versions, negative counts."""
 
+import sys
+
 import pytest
 from dassl.config import get_cfg_default
 from support import ROOT, config
@@ -69,7 +71,10 @@ def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, mon
         def __init__(self, size, scale=None, **kwargs):
             super().__init__(size, **kwargs)
 
-    monkeypatch.setattr(T, "RandomResizedCrop", OldCrop)
+    crop = T.RandomResizedCrop
+    engines = [m for name, m in list(sys.modules.items()) if name.startswith("dassl.") and vars(m).get(crop.__name__) is crop]
+    for module in (T, *engines):  # an installed Dassl imports the class by its name
+        monkeypatch.setattr(module, crop.__name__, OldCrop)
     for trainer in ("KDPL_CoOp", "KDPL_StyleCoOp"):
         cfg = config("KDPL_CoOp", "emoji_food", tmp_path, "DATASET.NUM_SHOTS", 1)
         cfg.TRAINER.NAME = trainer

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from kdpl import install
-from kdpl.forks import edit
+from kdpl.forks import edit, report
+from kdpl.forks.faults import way_out
 
 TRAIN = '''\
 """A fork's."""
@@ -235,12 +236,117 @@ def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(
     assert install.main([str(fork), "--trainer", "StyleProbe"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("train.py, behind line") == 3 and "mended: TRAINER.COOP.CTX_INIT" in printed
-    assert "KDPL_CoOp: trained, prompts written" in printed and "KDPL_StyleCoOp, KDPL_StyleAmp" in printed
+    assert "KDPL_CoOp: trained, prompts written" in printed
+    assert "--trainer takes: KDPL_StyleCoOp, KDPL_StyleAmp" in printed and "KDPL_StyleViews (the fork's, wrapped)" in printed
     assert "KDPL_StyleProbe: 10 steps without labels, 3 of 3 learned parameters moved" in printed
     status, printed = run(*command("KDPL_StyleCoOp", tmp_path / "a"), cwd=fork)
     assert status == 0, printed[-3000:]
     assert "KDPL in StyleCoOp: replaced by the divergence" in printed
     assert [p.name for p in sorted((tmp_path / "a" / "prompt_learner").iterdir())] == ["checkpoint", "model.pth.tar-1"]
+
+
+# ------------------------------------------------------------------------------------------- what stops a fork, and where
+
+
+def in_fork(tmp_path, text, **files):
+    """Run a `train.py` with this text, as a trial does, and return what is said of its error."""
+    for name, content in {"train.py": text, "requirements.txt": "ftfy\nlearn2learn==0.2.0\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    return report.run_python(tmp_path, "train.py")
+
+
+def test_an_error_is_told_with_the_forks_line_and_the_package_that_is_missing(tmp_path):
+    found = in_fork(tmp_path, "import learners.meta\n", **{"learners/meta.py": "\nimport learn2learn.utils as l2l\n"})
+    assert found["error"] == "ModuleNotFoundError: No module named 'learn2learn'"
+    assert found["where"] == f"{tmp_path}/learners/meta.py, line 2: import learn2learn.utils as l2l"
+    assert found["way_out"] == "pip install 'learn2learn==0.2.0', which the fork needs"
+
+
+def test_of_errors_raised_for_another_the_first_is_told(tmp_path):
+    """DePT's train.py ends every run that fails with an Exception of its own."""
+    body = "try:\n    open('a.pt')\nexcept:\n    raise Exception('Training task does not run!')\n"
+    found = in_fork(tmp_path, body)
+    assert found["error"] == "FileNotFoundError: [Errno 2] No such file or directory: 'a.pt'"
+    assert found["where"] == f"{tmp_path}/train.py, line 2: open('a.pt')" and "README" in found["way_out"]
+
+
+def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):
+    assert in_fork(tmp_path, "import os; os._exit(7)\n") == {"error": "exit status 7", "where": "", "way_out": ""}
+    assert in_fork(tmp_path, "import sys; sys.exit('no data')\n")["error"] == "no data"
+    killed = in_fork(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert killed["error"] == "ended by signal 9, as if memory ran out"
+    assert "error" not in in_fork(tmp_path, "print('done')\n")
+
+
+def test_a_folder_of_pythonpath_is_found_from_the_forks_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "beside_the_fork.py").write_text("")
+    (tmp_path / "fork").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "beside")
+    assert "error" not in in_fork(tmp_path / "fork", "import beside_the_fork, kdpl\n")
+
+
+def test_what_dassl_lacks_is_looked_for_in_a_dassl_beside_the_fork(tmp_path):
+    lacks = "AttributeError: 'KDPL_ProGrad' object has no attribute 'prograd_backward_and_update'"
+    fork = tmp_path / "ProGrad"
+    fork.mkdir()
+    assert "the bundled engine has no prograd_backward_and_update" in way_out(lacks, "", fork, bundled=True)
+    assert "the installed Dassl has no prograd_backward_and_update" in way_out(lacks, "", fork, bundled=False)
+    for folder, code in (("A.Dassl", "def other(): ...\n"), ("Dassl.ProGrad", "def prograd_backward_and_update(self): ...\n")):
+        (tmp_path / folder / "dassl" / "engine").mkdir(parents=True)
+        (tmp_path / folder / "dassl" / "__init__.py").touch()
+        (tmp_path / folder / "dassl" / "engine" / "trainer.py").write_text(code)
+    assert way_out(lacks, "", fork, bundled=True).startswith(f"PYTHONPATH='{tmp_path.resolve()}/Dassl.ProGrad', ")
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "expected"),
+    [
+        ("ModuleNotFoundError: No module named 'pkg_resources'", "", "pip install 'setuptools<70'"),
+        ("ImportError: cannot import name 'packaging' from 'pkg_resources' (x)", "", "pip install 'setuptools<70'"),
+        ("ModuleNotFoundError: No module named 'plotnine'", "", "pip install plotnine, which the fork needs"),
+        ("ImportError: cannot import name 'mixup' from 'dassl.modeling.ops' (x)", "", "the bundled engine has no mixup"),
+        ("ModuleNotFoundError: No module named 'dassl.modeling'", "", "the bundled engine has no modeling"),
+        ("KeyError: 'EmojiTrial'", "", "knows some data sets by name"),
+        ("AssertionError", "train.py, line 3: f(cfg.DATASET.NAME)", "knows some data sets by name"),
+        ("AttributeError: 'NoneType' object has no attribute 'dtype'", "", ""),
+    ],
+)
+def test_the_way_out_is_named_where_it_is_known(error, where, expected, tmp_path):
+    found = way_out(error, where, tmp_path, bundled=True)
+    assert expected in found and bool(expected) == bool(found)
+
+
+def test_a_trainer_that_is_refused_is_tried_with_the_option_that_the_refusal_names(monkeypatch, tmp_path):
+    runs = []
+
+    def trial(fork, *args):
+        runs.append(args)
+        if "--set" not in args:
+            return {"refused": "... set TRAINER.KDPL.ALLOW hard_labels.", "where": "a.py, line 1: unique(y)", "ours": []}
+        return {"learned": 2, "moved": 2, "still": [], "steps": 10, "ours": []}
+
+    monkeypatch.setattr(report, "trial", trial)
+    first, second = report._tried(tmp_path, "ProMetaR")
+    assert not first.works and str(first).splitlines()[1].strip() == "in a.py, line 1: unique(y)"
+    assert str(second).startswith("ok   KDPL_ProMetaR with TRAINER.KDPL.ALLOW hard_labels: 10 steps without labels, 2 of 2")
+    assert runs[1] == ("--trainer", "ProMetaR", "--set", "TRAINER.KDPL.ALLOW", "hard_labels")
+
+
+def test_parameters_that_are_still_are_tried_with_a_deeper_clip_and_then_named(monkeypatch, tmp_path):
+    runs = []
+
+    def trial(fork, *args):
+        runs.append(args)
+        still = ["a", "b", "c"] if "--layers" not in args else ["c"]
+        return {"learned": 3, "moved": 3 - len(still), "still": still, "steps": 10, "ours": ["CoOp"]}
+
+    monkeypatch.setattr(report, "trial", trial)
+    (finding,) = report._tried(tmp_path, "CoOp")
+    assert len(runs) == 2 and runs[1][-2:] == ("--layers", "12")
+    assert str(finding) == "ok   CoOp of the fork, wrapped: 10 steps without labels, 2 of 3 learned parameters moved; not c"
 
 
 @pytest.mark.parametrize(("kind", "name", "order"), [("data set", "OxfordPets", "datasets"), ("trainer", "CoOp", "trainers")])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.functional import cross_entropy, nll_loss  # as forks import them, long before anything is replaced
 
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import distillation_loss, divergences
@@ -110,9 +111,22 @@ HARD = {
     "queue": lambda y, s: torch.zeros(2 * B, dtype=torch.long).__setitem__(slice(0, B), y),
     "table_of_others": lambda y, s: torch.randn(C + 3, 2)[y],
     "sorted": lambda y, s: y.sort(),
+    "less": lambda y, s: y < 3,
+    "identity": lambda y, s: torch.eye(C)[y],
+    "identity_select": lambda y, s: torch.eye(C).index_select(0, y),
+    "identity_embedding": lambda y, s: F.embedding(y, torch.eye(C)),
+    "smoothed_identity": lambda y, s: (0.9 * torch.eye(C) + 0.1 / C)[y],
+    "new_tensor": lambda y, s: torch.tensor(y),
+    "new_tensor_of_entries": lambda y, s: torch.tensor([y[0], y[1]]),
+    "new_tensor_of_comparisons": lambda y, s: torch.tensor(y == 3),
+    "dlpack": lambda y, s: torch.from_dlpack(y),
+    "native_loss": lambda y, s: torch._C._nn.cross_entropy_loss(s, y),
+    "compared_with_each_other": lambda y, s: (s @ s.t()) * (y[:, None] == y[None]),
+    "binary_targets": lambda y, s: F.binary_cross_entropy_with_logits(s, (y[:, None] == torch.arange(C)).float()),
 }
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct")
 @pytest.mark.parametrize("use", HARD)
 def test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted(use):
     _, labels, replaced, s = made()
@@ -137,6 +151,9 @@ def test_labels_whose_image_would_be_unknown_are_refused_in_any_case(allowed):
 
 CALLS = {
     "class weights": lambda y, s: F.cross_entropy(s, y, weight=torch.ones(C)),
+    "F.cross_entropy got class weights": lambda y, s: nn.CrossEntropyLoss(torch.ones(C))(s, y),
+    "F.nll_loss got class weights": lambda y, s: nn.NLLLoss(torch.ones(C))(s.log_softmax(1), y),
+    "label_smoothing 0.2": lambda y, s: nn.CrossEntropyLoss(label_smoothing=0.2)(s, y),
     r"logits \(6, 4\), expected \(rows, 5\)": lambda y, s: F.cross_entropy(s[:, :4], y),
     r"logits \(6, 5, 1\)": lambda y, s: F.cross_entropy(s[..., None], y[..., None]),
     r"\(4,\) labels for 6 rows": lambda y, s: F.cross_entropy(s, y[:4]),
@@ -155,6 +172,15 @@ def test_calls_without_a_meaning_are_refused_by_name(message):
         CALLS[message](labels, s)
 
 
+def test_soft_targets_made_of_hard_labels_are_still_targets_of_its_own():
+    """Mixup as one call: allowed to read hard labels, a trainer may not put a distribution of them in the teacher's place."""
+    _, labels, replaced, s = made("hard_labels")
+    with replaced:
+        soft = 0.7 * F.one_hot(labels, C).float() + 0.3 * F.one_hot(labels.roll(1), C).float()
+        with pytest.raises(UnsupportedStepError, match="which image is each row of"):
+            F.cross_entropy(s, soft)
+
+
 def test_a_step_without_any_call_is_refused():
     _, _, replaced, s = made()
     with replaced:
@@ -166,6 +192,7 @@ def test_a_step_without_any_call_is_refused():
 # ------------------------------------------------------------------------------------------------------ what is replaced
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
 @pytest.mark.parametrize("kind", ["symmetric", "forward", "reverse"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_every_reduction_gives_the_same_loss(kind, temperature):
@@ -187,10 +214,15 @@ def test_every_reduction_gives_the_same_loss(kind, temperature):
             F.cross_entropy(s, labels, reduce=False).mean(),
             F.cross_entropy(torch.cat([s, s]), torch.cat([labels, labels])),
             torch.stack([F.cross_entropy(s[i : i + 1], labels[i : i + 1]) for i in range(B)]).mean(),
+            cross_entropy(s, labels),
+            cross_entropy(target=labels, input=s),
+            nll_loss(s.log_softmax(1), labels, None, None, -100, False).mean(),
+            nn.CrossEntropyLoss(reduction="none")(s, labels).sum() / B,
+            nn.CrossEntropyLoss(reduce=False)(s, torch.as_tensor(labels)).mean(),
         ):
             assert torch.allclose(loss, expected, atol=1e-5)
         assert torch.equal(F.cross_entropy(s, labels), expected)
-    assert sum(replaced.calls.values()) == 10 + B
+    assert sum(replaced.calls.values()) == 15 + B
 
 
 @settings(max_examples=30, deadline=None)
@@ -216,11 +248,11 @@ def test_own_targets_and_smoothing_are_let_through_where_allowed():
 
 def test_rows_of_a_table_of_classes_are_taken_and_counted():
     teacher, labels, replaced, _ = made()
-    table = torch.randn(C, 3)
     with replaced:
-        assert torch.equal(table[labels], table[teacher.argmax(1)])
-        assert torch.equal(F.embedding(labels, table), table[teacher.argmax(1)])
-    assert replaced.record.lookups == 2 and not replaced.record.hard
+        for table in (torch.randn(C, 3), torch.randn(C, C)):
+            assert torch.equal(table[labels], table[teacher.argmax(1)])
+            assert torch.equal(F.embedding(labels, table), table[teacher.argmax(1)])
+    assert replaced.record.lookups == 4 and not replaced.record.hard
 
 
 def test_outside_of_the_context_pseudo_labels_are_not_a_target():

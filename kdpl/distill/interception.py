@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kdpl.distill.loss import distillation_loss, divergences
-from kdpl.distill.pseudo_labels import PseudoLabels, Record, Tracked, UnsupportedStepError, pseudo_labels
+from kdpl.distill.pseudo_labels import PseudoLabels, Record, Tracked, UnsupportedStepError, pseudo_labels, tracked
 
 LABEL_SMOOTHING, OWN_TARGETS = "label_smoothing", "own_targets"  # in TRAINER.KDPL.ALLOW, beside hard_labels
 
@@ -52,6 +52,8 @@ class ReplacedCrossEntropy(TorchFunctionMode):
             if isinstance(target, PseudoLabels):
                 return self._loss(func.__name__, *args, **kwargs)
             self._leave(func.__name__, args[0] if args else kwargs["input"], target)
+        elif func is torch.tensor and tracked((args, kwargs)):
+            self.record.use_hard("torch.tensor")
         return func(*args, **kwargs)
 
     def _loss(

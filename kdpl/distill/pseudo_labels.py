@@ -54,7 +54,7 @@ class Tracked(Tensor):
     @classmethod
     def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        found = _tracked((args, kwargs))
+        found = tracked((args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             if any(isinstance(x, PseudoLabels) for x in found):
                 return _of_labels(func, args, kwargs, found)
@@ -113,7 +113,7 @@ _BY_SHAPE = _functions(
 _COMPARISONS = _functions("eq ne") | {_T.__eq__, _T.__ne__}
 _READS = {_T.__reduce_ex__} | _functions(
     "item tolist numpy __bool__ __int__ __float__ __index__ __contains__ __array__ __deepcopy__ is_nonzero equal allclose "
-    "__setitem__"
+    "__setitem__ __dlpack__"
 )
 _CHOICES = _functions(
     "__bool__ is_nonzero where nonzero argwhere masked_select masked_fill masked_fill_ __setitem__ index_select"
@@ -126,7 +126,7 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
     source, name = args[0] if args else None, name_of(func)
     if func in _MOVES_LIKE and isinstance(source, PseudoLabels):
         func, args = _MOVES_LIKE[func], (source, args[1].shape)
-    others = _tracked((args[1:], kwargs))
+    others = tracked((args[1:], kwargs))
     in_place = (name.endswith("_") and not name.endswith("__")) or func is _T.__setitem__
     if "out" in kwargs or (in_place and isinstance(source, PseudoLabels)):
         raise UnsupportedStepError(
@@ -178,7 +178,7 @@ def _converted(plain: Any, source: PseudoLabels, name: str) -> Any:
 def _of_agreement(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
     """Call a function some of whose arguments come from comparisons with pseudo-labels."""
     use = ""
-    if func in _CHOICES or (func is _T.__getitem__ and _tracked(args[1])):
+    if func in _CHOICES or (func is _T.__getitem__ and tracked(args[1])):
         use = f"{name_of(func)} of a comparison"
     elif torch.is_grad_enabled() and any(x.requires_grad for x in _tensors((args, kwargs))):
         use = f"{name_of(func)} of a comparison, in what is learned"
@@ -199,7 +199,7 @@ def _agreement(result: Any, record: Record) -> Any:
 
 
 def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
-    """Whether labels take rows from a table that has one for each class."""
+    """Whether labels take rows from a table that has one for each class, and is not one of one-hot rows, smoothed or not."""
     index = args[1] if func is _T.__getitem__ else None
     index = index[0] if isinstance(index, tuple) and len(index) == 1 else index  # as PyTorch 2.6 passes it
     by_index = isinstance(index, PseudoLabels)
@@ -207,7 +207,15 @@ def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
     if not by_index and not by_select and func is not F.embedding:
         return False
     table = args[1] if func is F.embedding else args[0]
-    return isinstance(table, Tensor) and not isinstance(table, Tracked) and len(table) == record.classes and table.dim() > 1
+    rows = isinstance(table, Tensor) and not isinstance(table, Tracked) and len(table) == record.classes and table.dim() > 1
+    return rows and not _is_one_hot(table)
+
+
+def _is_one_hot(table: Tensor) -> bool:
+    """Whether a table (C, C) has one value on its diagonal and one elsewhere: it tells the classes apart and nothing more."""
+    if table.dim() != 2 or table.shape[0] != table.shape[1] or len(table) == 1:
+        return False
+    return torch.equal(table, torch.full_like(table, table[0, 1].item()).fill_diagonal_(table[0, 0].item()))
 
 
 # ---------------------------------------------------------------------------------------------------- nested arguments
@@ -234,7 +242,7 @@ def _tensors(nested: Any) -> list[Tensor]:
     return [x for x in _leaves(nested) if isinstance(x, Tensor)]
 
 
-def _tracked(nested: Any) -> list[Tracked]:
+def tracked(nested: Any) -> list[Tracked]:
     return [x for x in _leaves(nested) if isinstance(x, Tracked)]
 
 

@@ -1,10 +1,9 @@
 """One trainer of a fork, run for a few steps on the embedded benchmark, in a process of its own in the fork's folder.
 
-    python -m kdpl.forks.trial [--trainer TCP | --trainer first] [--compare] [--prepare FILE]
+    python -m kdpl.forks.trial [--trainer TCP] [--compare] [--prepare FILE]
 
-Without --trainer it lists the fork's trainers; `first` is the first one that KDPL has no own version of, if there is one. The
-last line of the output is the result as JSON, behind `RESULT`. The images are of the first five classes of a category, so that
-a trial takes seconds.
+Without --trainer it lists the fork's trainers. The last line of the output is the result as JSON, behind `RESULT`. The images
+are of the first five classes of a category, so that a trial takes seconds.
 The student is a small CLIP with random weights and the widths that forks count on, so that no weights are downloaded; where
 there is no GPU, `.cuda()` and `.half()` do nothing.
 """
@@ -27,9 +26,9 @@ import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
 from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.forks.report import RESULT
 from kdpl.text.templates import template_for
 
-RESULT = "RESULT "
 CLASSES, SHOTS = 5, 8  # five batches of eight in an epoch
 STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
 SIZES = {"embed": 512, "resolution": 64, "layers": 3, "width": 768, "patch": 16, "w_t": 512, "heads": 8}
@@ -144,21 +143,21 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     """Build and train one wrapped trainer; put what came of it into `result`."""
     from dassl.engine import TRAINER_REGISTRY
 
-    from kdpl import students
     from kdpl.trainers import distilled
     from kdpl.trainers.registry import is_ours
 
     stand_in_for_a_gpu()
+    import dassl
+
+    version = getattr(dassl, "__version__", "bundled")
+    result |= {"dassl": version, "kdpl": kdpl.__version__, "torch": torch.__version__}
     result["trainers"] = names = fork_trainers()
+    result["ours"] = [n for n in names if is_ours(TRAINER_REGISTRY.get(f"KDPL_{n}"))]
     cfg = configuration(output)
-    result |= {"dassl": kdpl.dassl_in_use(), "kdpl": kdpl.__version__, "torch": torch.__version__}
     result["mended"] = [f"TRAINER.{n}.{k}" for n, node in nodes(cfg.TRAINER) for k, value in node.items() if value is None]
-    chosen = args.trainer
-    if chosen == "first":
-        chosen = next((n for n in names if n not in students.__all__), names[0] if names else "")
-    if not chosen:
+    if not args.trainer:
         return
-    result["trainer"], cfg = chosen, configuration(output, chosen)
+    chosen, cfg = args.trainer, configuration(output, args.trainer)
     path = small_clip(Path(output))
     use_small_clip(path)
     cfg.DATASET.NAME = register_benchmark()
@@ -168,24 +167,27 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
         cfg.merge_from_list(args.set)
     fork_class = TRAINER_REGISTRY.get(chosen)
     name, own = f"KDPL_{chosen}", None
-    if name in TRAINER_REGISTRY.registered_names() and is_ours(TRAINER_REGISTRY.get(name)):
+    if chosen in result["ours"]:
         own, name = TRAINER_REGISTRY.get(name), f"Wrapped_{chosen}"
         distilled(fork_class, name=name)
     cfg.TRAINER.NAME = name
     cfg.freeze()
     if own is not None and args.compare:
-        result["compared"] = compare(TRAINER_REGISTRY.get(name)(cfg), own, cfg, path)
+        try:
+            result["compared"] = compare(TRAINER_REGISTRY.get(name)(cfg), own, cfg, path)
+        except ValueError as error:  # an option of the fork's that KDPL's own refuses
+            result["incomparable"] = str(error)
     trainer = TRAINER_REGISTRY.get(name)(cfg)
     learned = {k: p for m in trainer._models.values() for k, p in m.named_parameters() if p.requires_grad}
     before = {k: p.detach().clone() for k, p in learned.items()}
     step, steps = trainer.forward_backward, []
     trainer.forward_backward = lambda batch: steps.append(step(batch)) or steps[-1]
     trainer.train()
-    moved = sum(not torch.equal(before[k], p) for k, p in learned.items())
+    still = [k for k, p in learned.items() if torch.equal(before[k], p)]
     trainer.set_model_mode("eval")
     with torch.no_grad():
         trainer.model_inference(trainer.parse_batch_test(next(iter(trainer.test_loader)))[0])
-    result |= {"learned": len(learned), "moved": moved, "steps": len(steps)}
+    result |= {"learned": len(learned), "still": still, "moved": len(learned) - len(still), "steps": len(steps)}
 
 
 def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
-    parser.add_argument("--trainer", default="", help="name of a trainer of the fork, or first (default: list them)")
+    parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
     parser.add_argument(
         "--layers", type=int, default=SIZES["layers"], help="of the small CLIP; TCP's classes enter behind the 8th"
@@ -238,6 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             run(args, output, result)
         except UnsupportedStepError as error:
+            traceback.print_exc()
             result["refused"] = str(error)
         except Exception as error:  # of the fork's own code, of any kind
             traceback.print_exc()

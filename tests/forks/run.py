@@ -21,14 +21,15 @@ def row(fork: Path, name: str, prepare: dict[str, str], settings: dict[str, list
     extra = ["--prepare", prepare[name]] if name in prepare else []
     extra += ["--set", *settings[name]] if name in settings else []
     found = trial(fork, "--trainer", name, "--compare", "--layers", layers, *extra)
-    identity = ""
+    identity = found.get("incomparable", "")
     if "moved" in found:
-        result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
+        result = f"{found['moved']} of {found['learned']}"
         if compared := found.get("compared"):
             identity = f"loss {compared['loss']:.0e}, parameters {compared['parameters']:.0e}"
     else:
-        result = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
-    return f"| {fork.name} | {name} | {result} | {identity} |"
+        said = f"refused: {found['refused']}" if "refused" in found else f"error: {found.get('error')}"
+        result = "; ".join(text for text in (said, found.get("where"), found.get("way_out")) if text)
+    return f"| {fork.name} | {name} | {found.get('dassl', '')} | {result} | {identity} |"
 
 
 def main() -> int:
@@ -41,17 +42,20 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="TRAINER:KEY=VALUE")
     args = parser.parse_args()
     if args.dassl:
+        if not Path(args.dassl, "dassl").is_dir():
+            parser.error(f"--dassl '{args.dassl}' has no folder dassl: expected a checkout of Dassl.pytorch")
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (args.dassl, os.environ.get("PYTHONPATH", "")) if p)
-    prepare = dict(pair.split("=", 1) for pair in args.prepare)
+    prepare = {name: os.path.abspath(file) for name, file in (pair.split("=", 1) for pair in args.prepare)}
     settings: dict[str, list[str]] = {}
     for item in args.set:
         name, _, pair = item.partition(":")
         settings.setdefault(name, []).extend(pair.split("=", 1))
-    print("| fork | trainer | without labels | against KDPL's own, four steps |\n| --- | --- | --- | --- |")
+    print("| fork | trainer | Dassl | learned parameters that moved | against KDPL's own, four steps |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
     for fork in args.forks:
         listed = trial(fork)
         if "trainers" not in listed:
-            print(f"| {fork.name} | | error: {listed.get('error')} | |")
+            print(f"| {fork.name} | | | error: {listed.get('error')}; {listed.get('way_out')} | |")
         for name in listed.get("trainers", ()):
             if not args.only or name in args.only:
                 print(row(fork, name, prepare, settings, args.layers), flush=True)

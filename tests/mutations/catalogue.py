@@ -505,6 +505,27 @@ MUTATIONS = [
         "tests/test_pseudo_labels.py::test_a_mixture_of_losses_is_the_same_mixture_of_divergences",
     ),
     mutation(
+        "the images of joined pseudo-labels in another order",
+        "kdpl/distill/pseudo_labels.py",
+        "    rows = func(_rows(args[0]), *_plain(args[1:]), **_plain(kwargs))\n",
+        "    rows = func(_rows(args[0])[::-1] if func in _JOINS else _rows(args[0]), *_plain(args[1:]), **_plain(kwargs))\n",
+        "tests/test_pseudo_labels.py::test_any_sequence_of_moves_keeps_rows_right",
+    ),
+    mutation(
+        "one-hot rows taken by pseudo-labels let through",
+        "kdpl/distill/pseudo_labels.py",
+        "    return rows and not _is_one_hot(table)\n",
+        "    return rows\n",
+        "tests/test_pseudo_labels.py::test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted[identity]",
+    ),
+    mutation(
+        "the true labels in the place of a wrapped trainer's pseudo-labels",
+        "trainers/wrapped.py",
+        "        shown = UnlabelledBatch(batch, labels)\n",
+        '        labels.as_subclass(Tensor).copy_(batch["label"])\n        shown = UnlabelledBatch(batch, labels)\n',
+        "tests/test_forks.py::test_other_true_labels_change_nothing_bit_for_bit[StyleProbe]",
+    ),
+    mutation(
         "a wrapped trainer's training set with its labels", "trainers/wrapped.py", "        hide_labels(self)\n", "", TRUTH
     ),
     mutation(

@@ -8,6 +8,12 @@ def get_cfg_default() -> CN:
     return cfg_default.clone()
 
 
+def clean_cfg(cfg: CN, trainer: str) -> None:
+    """Remove the nodes of TRAINER other than this trainer's, in place: what is printed is shorter."""
+    for key in [key for key in cfg.TRAINER if key not in ("NAME", trainer.upper())]:
+        del cfg.TRAINER[key]
+
+
 def _defaults() -> CN:
     train = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     return CN(

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from dassl.data import DataManager
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
-from dassl.utils import load_checkpoint, set_random_seed
+from dassl.utils import AverageMeter, MetricMeter, load_checkpoint, set_random_seed  # noqa: F401  forks import meters from here
 from dassl.utils.checkpoint import BEST
 from dassl.utils.registry import Registry, build_registered
 from kdpl.config.choices import FINAL_MODELS, SPLITS, check_choice
@@ -22,6 +22,14 @@ from kdpl.training.progress import Progress
 from kdpl.training.seeding import SEEDS, epoch_seed
 
 TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SummaryWriter":  # forks import it from here; TensorBoard is slow to import
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def build_trainer(cfg: CfgNode) -> TrainerBase:

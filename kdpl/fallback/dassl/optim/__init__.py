@@ -1,14 +1,16 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn, optim
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from kdpl.config.choices import OPTIMIZERS, check_choice
+from dassl.optim.radam import RAdam
+from kdpl.common.messages import did_you_mean
+from kdpl.config.choices import OPTIMIZERS, ConfigError, check_choice
 from kdpl.training.schedule import build_schedule as build_lr_scheduler
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]
@@ -43,7 +45,7 @@ def build_optimizer(
     return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
 
-def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
+def _class_and_settings(cfg: CfgNode) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
     betas = {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2)}
     momentum = {"momentum": cfg.MOMENTUM}
     return {
@@ -51,8 +53,7 @@ def _class_and_settings(cfg: CfgNode) -> tuple[type[Optimizer], dict[str, Any]]:
         "amsgrad": (optim.Adam, {**betas, "amsgrad": True}),
         "sgd": (optim.SGD, {**momentum, "dampening": cfg.SGD_DAMPNING, "nesterov": cfg.SGD_NESTEROV}),
         "rmsprop": (optim.RMSprop, {**momentum, "alpha": cfg.RMSPROP_ALPHA}),
-        # Decoupled, as in the authors' code (arXiv:1908.03265), which Dassl has.
-        "radam": (optim.RAdam, {**betas, "decoupled_weight_decay": True}),
+        "radam": (RAdam, betas),
         "adamw": (optim.AdamW, betas),
     }[cfg.NAME]
 
@@ -71,8 +72,11 @@ def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, A
             "or set STAGED_LR to False."
         )
     children = dict(model.named_children())
-    for name in names:
-        check_choice("OPTIM.NEW_LAYERS", name, children)
+    if unknown := [name for name in names if name not in children]:
+        raise ConfigError(
+            f"OPTIM.NEW_LAYERS '{unknown[0]}' is not one of the model's child modules ({', '.join(children) or 'it has none'})."
+            f"{did_you_mean(unknown[0], children)} Name those that learn at LR, or set OPTIM.STAGED_LR to False."
+        )
     new = [p for name in names for p in children[name].parameters()]
     new_ids = {id(p) for p in new}
     base = [p for p in model.parameters() if id(p) not in new_ids]

@@ -1,0 +1,73 @@
+"""What stopped a fork's Python, where in the fork, and the way out, if there is a known one."""
+
+import re
+import signal
+from pathlib import Path
+
+BENCHMARKS = ("EmojiFood", "EmojiTrial")  # data sets of the runs in kdpl.forks.report and kdpl.forks.trial
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in .*\n(?: +(.*))?', re.MULTILINE)
+_ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
+_WHILE_HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"
+_LACKING = re.compile(  # in a wrapped trainer, or in Dassl
+    r"'(?:KDPL|Wrapped)_\w+' object has no attribute '(\w+)'"
+    r"|cannot import name '(\w+)' from 'dassl"
+    r"|No module named 'dassl\.([\w.]+)'"
+)
+_PACKAGE = re.compile(r"No module named '(\w+)")
+
+
+def reason(stderr: str, status: int) -> str:
+    """Return the error that ended a process in a line: of several, the first, which others were raised for."""
+    if status < 0:
+        return f"ended by signal {-status}" + (", as if memory ran out" if status == -signal.SIGKILL else "")
+    found = _ERROR.findall(stderr.partition(_WHILE_HANDLING)[0]) or stderr.strip().splitlines()
+    return found[-1] if found else f"exit status {status}"
+
+
+def place(stderr: str, fork: Path) -> str:
+    """Return the innermost line of the fork's code in a traceback, 'FORK/trainers/coop.py, line 7: x = y', or an empty text."""
+    root = fork.resolve()
+    frames = [(root / file, line, code) for file, line, code in _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])]
+    own = [frame for frame in frames if frame[0].is_relative_to(root) and "site-packages" not in frame[0].parts]
+    return f"{fork / own[-1][0].relative_to(root)}, line {own[-1][1]}: {own[-1][2]}" if own else ""
+
+
+def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
+    """Return what lets the fork run after an error; empty if that is not known.
+
+    Args:
+        error, where: as `reason` and `place` give them.
+        fork: its folder.
+        bundled: whether the bundled engine stands in for Dassl.
+    """
+    if "pkg_resources" in error:
+        return "pip install 'setuptools<70': newer ones lack what the fork imports"
+    if lacking := _LACKING.search(error):
+        return _dassl_with(next(filter(None, lacking.groups())), fork, bundled)
+    if (package := _PACKAGE.search(error)) and package[1] != "dassl":
+        return f"pip install {_requirement(package[1], fork)}, which the fork needs"
+    if any(name in error for name in BENCHMARKS) or "DATASET.NAME" in where:
+        return "the fork knows some data sets by name, and the benchmark is none of them: try it on one of those"
+    if "No such file" in error or "does not exist" in error:
+        return "the fork's README says where it gets this file from"
+    return ""
+
+
+def _dassl_with(name: str, fork: Path, bundled: bool) -> str:
+    """Return how to use a Dassl that has something: one beside the fork, if its code holds the name."""
+    fork = fork.resolve()
+    for package in sorted([*fork.glob("*/dassl/__init__.py"), *fork.parent.glob("*/dassl/__init__.py")]):
+        folder = package.parents[1]
+        if any(name in file.read_text(encoding="utf-8", errors="replace") for file in folder.glob("dassl/**/*.py")):
+            return f"PYTHONPATH='{folder}', a Dassl that has {name}"
+    present = "bundled engine" if bundled else "installed Dassl"
+    return (
+        f"the {present} has no {name}: put the folder of a Dassl that has it, such as the fork's authors', first in PYTHONPATH"
+    )
+
+
+def _requirement(package: str, fork: Path) -> str:
+    """Return a package as the fork's requirements name it."""
+    lines = [line for file in sorted(fork.glob("*requirements*.txt")) for line in file.read_text(errors="replace").splitlines()]
+    named = [line for line in lines if re.match(rf"{package}\b", line.strip().replace("-", "_"), re.IGNORECASE)]
+    return f"'{named[0].strip()}'" if named else package
