@@ -2,7 +2,7 @@
 
     pip install resvg-py
     python tools/render_art.py output/art.npz --styles twemoji fluent
-    python tools/render_art.py output/pretraining.npz --styles noto noto-v1 fxemoji emojione
+    python tools/render_art.py output/pretraining.npz --styles noto-v1 fxemoji emojione streamline
 
 Needs npm. The things (names and categories) are those of the embedded art; a drawing is looked up in a pack by the code
 point of the thing in Noto, then by name. Written are `rgba` (things, styles, 64, 64, 4) uint8, with a fully transparent
@@ -34,6 +34,10 @@ PACKS = {  # style: npm package, version; packs under share-alike licences are l
     "noto-v1": ("noto-v1", "1.2.5"),  # Apache-2.0
     "fxemoji": ("fxemoji", "1.2.2"),  # Apache-2.0
     "emojione": ("emojione", "1.2.3"),  # CC BY 4.0
+    "streamline": ("streamline-emojis", "1.2.4"),  # CC BY 4.0
+    "glossy": ("fluent-emoji", "1.2.7"),  # MIT
+    "contrast": ("fluent-emoji-high-contrast", "1.2.6"),  # MIT
+    "monotone": ("emojione-monotone", "1.2.1"),  # CC BY 4.0
 }
 
 
