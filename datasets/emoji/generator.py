@@ -42,7 +42,7 @@ class Look(NamedTuple):
 
 
 SCENES = Look()
-OTHER_SCENES = Look(((0.4, 0.55), (0.9, 1.05)), turn=0.5, most_turn=1.0, brightness=((0.6, 0.8), (1.1, 1.35)))
+OTHER_SCENES = Look(((0.42, 0.55), (0.9, 1.05)), turn=0.5, most_turn=1.0, brightness=((0.65, 0.8), (1.1, 1.3)))
 SKETCHES = Look(kinds=PAPERS, inks=True)
 
 
