@@ -41,7 +41,7 @@ def few(monkeypatch):
         return [scene for scene in listed(name) if scene.label % 30 == 0]
 
     monkeypatch.setattr(scenes, "category_scenes", some)
-    for name in ("all", "r", "a", "sky"):
+    for name in ("r", "sky"):
         monkeypatch.setitem(plans.SHA256, name, hashlib.sha256(plans.draw(some(name))).hexdigest())
 
 
@@ -72,7 +72,8 @@ def test_every_pixel_of_the_source_and_of_the_targets_is_the_committed_one():
 
 def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
     """Whatever is drawn with it and whatever data set it belongs to; no other scene of any data set has both numbers."""
-    mixed = [scene for name in NEW for scene in plans.category_scenes(name)[::701]]
+    mixed = [scene for name in NEW for scene in plans.category_scenes(name)[::1501]]
+    mixed.sort(key=lambda scene: scene.style)
     together = plans.draw(mixed)
     reverse = plans.draw(mixed[::-1])[::-1]
     alone = np.concatenate([plans.draw([scene]) for scene in mixed])
@@ -101,7 +102,7 @@ def test_embroidery_shades_threads_and_darkens_their_ends_and_the_seam():
     assert (image[:, 6:] == 0).all() and (image[:, :6, 3] == 255).all()
     inner = [255 * light >> 8 for light in (190, 240, 256, 225, 140)]
     assert image[3, 1:5, 0].tolist() == [inner[0], inner[1], inner[2], inner[3]]  # x + y is 4, 5, 6, 7
-    assert image[1, 1, 0] == inner[2]
+    assert image[1, 1, 0] == inner[4]
     ends = {(y, x) for y in range(1, 7) for x in range(1, 5) if image[y, x, 0] == inner[4]}
     assert ends == {(y, x) for y in range(1, 7) for x in range(1, 5) if (x - y + (x + y) // 4 * 5) % 12 == 0} != set()
     assert image[0, 1, 0] == 255 * (240 * 5 // 8) >> 8 and image[2, 5, 0] == 255 * (225 * 5 // 8) >> 8
@@ -125,15 +126,16 @@ def test_other_scenes_have_drawings_smaller_or_larger_darker_or_brighter_and_mor
     warped = generator._warp(
         generator._premultiplied(drawings), np.zeros(n, int), generator.scene_draws(np.zeros(n), np.arange(n)), look
     )
-    diameter = 2 * np.sqrt(warped[..., 3].sum((1, 2)) / (255**2 * generator.ONE) / np.pi) / 64
+    diameter = 2 * np.sqrt(warped[..., 3].sum((1, 2), dtype=np.int64) / (255**2 * generator.ONE) / np.pi) / 64
     small, large = diameter < 0.57, diameter > 0.87
     assert (small | large).all() and 0.4 < small.mean() < 0.6 and diameter.min() < 0.44
 
-    white = np.full((1, 64, 64, 4), 150, np.uint8)
-    white[..., 3] = 255
-    row = np.zeros(n, int)
-    centre = generator.draw_scenes(white, row, row, np.arange(n), look)[:, 32, 32, 0] / 150
-    assert ((centre > 0.64) & (centre < 0.81) | (centre > 1.09) & (centre < 1.31)).all()
+    grey = np.full((1, 64, 64, 4), 150, np.uint8)
+    grey[..., 3] = 255
+    row, dark = np.zeros(n, int), look._replace(kinds=(lambda draws: np.zeros((len(draws.keys), 64, 64, 3), np.int32),))
+    brightness = generator.draw_scenes(grey, row, row, np.arange(n), dark).max((1, 2, 3)) / 150
+    dimmed, brightened = (brightness > 0.64) & (brightness < 0.81), (brightness > 1.09) & (brightness < 1.31)
+    assert (dimmed | brightened).all() and 0.4 < dimmed.mean() < 0.6
 
 
 # ---------------------------------------------------------------- what belongs where
@@ -217,7 +219,7 @@ def test_a_domain_is_for_testing_only(few, tmp_path):
     assert {datum.domain for datum in one.test} == {2}
 
 
-def test_a_class_without_a_hard_scene_keeps_its_label(few, tmp_path, monkeypatch):
+def test_a_class_without_a_hard_scene_keeps_its_label(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "category_scenes", lambda name: [s for s in plans.category_scenes(name) if s.label == 300])
     monkeypatch.setitem(plans.SHA256, "a", hashlib.sha256(plans.draw(scenes.category_scenes("a"))).hexdigest())
     data = build_dataset(config(tmp_path, "a"))

@@ -36,7 +36,7 @@ def things() -> tuple[Thing, ...]:
         return tuple(Thing(**row) for row in csv.DictReader(file))
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)  # as many as a data set needs
 def drawings(style: str) -> np.ndarray:
     """Return the drawings of a style, thing by thing: (567, 64, 64, 4) uint8, RGBA with straight alpha."""
     if style in _RENDITIONS:
