@@ -52,22 +52,23 @@ def files(data: list) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------- the pixels
 
 
-@pytest.mark.parametrize("name", mostly_slow(plans.DOMAINS, "sketch"))
-def test_every_pixel_of_a_domain_is_the_committed_one(name):
+SAMPLED = ("sky", "creatures", "mammals")  # a fifth of the scenes; other pixels are refused when a data set is drawn
+
+
+@pytest.mark.parametrize("name", mostly_slow((*plans.DOMAINS, *SAMPLED), "sky"))
+def test_every_pixel_is_the_committed_one(name):
     assert hashlib.sha256(plans.draw(plans.category_scenes(name))).hexdigest() == plans.SHA256[name]
 
 
-@pytest.mark.slow
-def test_every_pixel_of_the_source_and_of_the_targets_is_the_committed_one():
-    listed = plans.category_scenes("all")
-    images = plans.draw(listed)
-    assert hashlib.sha256(images).hexdigest() == plans.SHA256["all"]
-    drawn = {(scene.style, scene.thing, scene.rendering): image for scene, image in zip(listed, images, strict=True)}
-    for name in plans.TARGETS:
-        digest = hashlib.sha256()
-        for scene in plans.category_scenes(name):
-            digest.update(drawn[scene.style, scene.thing, scene.rendering])
-        assert digest.hexdigest() == plans.SHA256[name], name
+def test_every_data_set_has_a_checksum_of_its_own():
+    assert plans.SHA256.keys() == plans.PLANS.keys() and len(set(plans.SHA256.values())) == len(plans.PLANS)
+
+
+def test_the_scenes_of_the_targets_are_those_of_the_source():
+    def listed(name: str) -> list[tuple]:
+        return [(s.split, s.style, s.thing, s.rendering, s.look) for s in plans.category_scenes(name)]
+
+    assert Counter(scene for name in plans.TARGETS for scene in listed(name)) == Counter(listed("all"))
 
 
 def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
