@@ -194,6 +194,7 @@ def test_hard_scenes_are_in_no_other_split():
     hard = {(scene.style, scene.thing, scene.rendering) for scene in plans.category_scenes("a")}
     others = {(s.style, s.thing, s.rendering) for name in plans.PLANS if name != "a" for s in plans.category_scenes(name)}
     assert hard and not hard & others
+    assert not {rendering for _, _, rendering in others} & set(plans.HARD_CANDIDATES), "nor could they be"
     chosen = plans.hard_scenes()
     assert list(chosen) == scenes.class_names("all")
     assert all(set(numbers) <= set(plans.HARD_CANDIDATES) for numbers in chosen.values())

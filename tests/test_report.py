@@ -256,7 +256,7 @@ def test_the_domains_of_the_embedded_benchmark_are_those_of_its_source_alone(tmp
     assert shift.columns == ("EmojiAll (source)", "EmojiV2", "EmojiSketch", "EmojiA", "EmojiR", "average")
     add_transfer(tmp_path / "other", "EmojiSky", "evaluation_emoji_sky", {"EmojiSky": 40.0, "EmojiR": 20.0})
     (cross,) = tables(tmp_path / "other").values()
-    assert cross.columns == ("EmojiSky (source)", "EmojiR", "average")
+    assert cross.columns == ("EmojiSky (source)", "EmojiR", "average") and cross.protocol == "cross-dataset"
 
 
 def test_published_values_stand_beside_ours(tmp_path):
