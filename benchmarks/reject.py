@@ -18,12 +18,10 @@ from torch import Tensor
 from kdpl.classifier.decision import inside_score
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip, similarity_logits
-from kdpl.datasets.emoji.scenes import SHA256, category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import CATEGORIES, category_scenes, class_names, draw
 from kdpl.photos.calibrate import fit_temperature
 from kdpl.text.prompts import encode, sentence_features
 from kdpl.text.templates import DEFAULT, fill
-
-CATEGORIES = list(SHA256)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

@@ -74,7 +74,7 @@ def nothing_heavy(monkeypatch):
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
     monkeypatch.setattr(kdpl.trainers.inputs, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw_scenes", heavy)
+    monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 
 

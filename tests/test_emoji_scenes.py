@@ -23,7 +23,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 
 from kdpl.clip.loading import load_clip
-from kdpl.datasets.emoji import generator, scenes
+from kdpl.datasets.emoji import art, draws, generator, scenes
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = {"food": 84, "activities": 58, "animals": 107, "travel": 153, "objects": 165}
@@ -75,8 +75,8 @@ def test_no_two_scenes_are_alike():
 
 
 def test_no_entry_of_the_sine_table_is_near_a_rounding_tie():
-    exact = generator.ONE * np.sin(np.arange(generator.TURN) * (2 * np.pi / generator.TURN))
-    assert (np.abs(exact - generator._SINE) < 0.5 - 1e-6).all()
+    exact = draws.ONE * np.sin(np.arange(draws.TURN) * (2 * np.pi / draws.TURN))
+    assert (np.abs(exact - draws._SINE) < 0.5 - 1e-6).all()
 
 
 def test_draws_depend_on_key_and_position_alone():
@@ -88,19 +88,19 @@ def test_draws_depend_on_key_and_position_alone():
 
 
 def test_draws_have_the_distributions_they_name():
-    draws = generator.scene_draws(np.arange(100), np.zeros(100))
-    counts = np.bincount(draws.below(7, 1000).ravel(), minlength=7)
+    drawn = generator.scene_draws(np.arange(100), np.zeros(100))
+    counts = np.bincount(drawn.below(7, 1000).ravel(), minlength=7)
     assert len(counts) == 7 and abs(counts / 1e5 - 1 / 7).max() < 0.01
-    interval = draws.between(0.5, 0.9, 1000) / generator.ONE
+    interval = drawn.between(0.5, 0.9, 1000) / generator.ONE
     assert 0.4999 < interval.min() < 0.501 and 0.899 < interval.max() < 0.9
-    normal = draws.normal(1000) / generator.ONE
+    normal = drawn.normal(1000) / generator.ONE
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
 
 
 def test_a_fork_is_independent_of_its_parent():
-    draws = generator.scene_draws(np.arange(50), np.zeros(50))
-    fork = draws.fork(np.arange(50))
-    parent, child = draws.normal(2000) / generator.ONE, fork.normal(2000) / generator.ONE
+    source = generator.scene_draws(np.arange(50), np.zeros(50))
+    fork = source.fork(np.arange(50))
+    parent, child = source.normal(2000) / generator.ONE, fork.normal(2000) / generator.ONE
     assert abs((parent * child).mean()) < 0.02
 
 
@@ -113,21 +113,21 @@ def test_backgrounds_are_in_range_and_not_flat(kind):
 
 
 def test_an_opaque_drawing_hides_the_background_and_a_transparent_one_shows_it():
-    art = np.full((2, 64, 64, 4), 200, np.uint8)
-    art[0, ..., 3], art[1, ..., 3] = 255, 0
-    many = np.arange(50)
-    opaque = generator.draw_scenes(art, np.zeros(50, int), many)
+    drawings = np.full((2, 64, 64, 4), 200, np.uint8)
+    drawings[0, ..., 3], drawings[1, ..., 3] = 255, 0
+    many, zeros = np.arange(50), np.zeros(50, int)
+    opaque = generator.draw_scenes(drawings, zeros, zeros, many)
     assert all((image == image[32, 32]).all(-1).sum() > 900 for image in opaque)  # 0.45 of the edge, squared, at least
     assert (opaque[:, 32, 32] >= 160 - 1).all() and (opaque[:, 32, 32] <= 220).all()  # brightness 0.8 to 1.1
-    clear = generator.draw_scenes(art, np.ones(50, int), many)
+    clear = generator.draw_scenes(drawings, zeros + 1, zeros + 1, many)
     assert (clear.std((1, 2)).max(1) > 1).all()
 
 
 def test_drawings_fill_half_to_nine_tenths_of_the_edge_and_stay_inside():
-    art = np.zeros((1, 64, 64, 4), np.uint8)
+    drawings = np.zeros((1, 64, 64, 4), np.uint8)
     yy, xx = np.mgrid[:64, :64] - 31.5
-    art[0, ..., 3] = 255 * (xx**2 + yy**2 < 31.5**2)  # a black disc: turning does not change its extent
-    pixels = generator._premultiplied(art)
+    drawings[0, ..., 3] = 255 * (xx**2 + yy**2 < 31.5**2)  # a black disc: turning does not change its extent
+    pixels = generator._premultiplied(drawings)
     n = 500
     warped = generator._warp(pixels, np.zeros(n, int), generator.scene_draws(np.zeros(n), np.arange(n)))
     alpha = warped[..., 3] / (255**2 * generator.ONE)
@@ -332,8 +332,10 @@ def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_fo
 
 
 def test_embedded_files_are_small_and_need_no_pickle():
-    with np.load(scenes.EMBEDDED / "art.npz", allow_pickle=False) as file:
-        assert file["rgba"].shape == (567, 2, 64, 64, 4) and file["styles"].tolist() == list(scenes.STYLES)
+    with np.load(art.ART, allow_pickle=False) as file:
+        shapes = {style: file[style].shape for style in file.files}
+    colour, line = (567, 64, 64, 4), (567, 64, 64)
+    assert shapes == dict(zip(art.STYLES, [colour] * 4 + [line] * 2, strict=False))
     for file in scenes.EMBEDDED.iterdir():
         assert file.stat().st_size < 8e6
 

@@ -61,7 +61,7 @@ def test_sdist_and_wheel_hold_every_file_of_the_package_and_no_other(built):
     }
     assert f"\nVersion: {VERSION}\n" in about["METADATA"].decode() and wheel.name == f"kdpl-{VERSION}-py3-none-any.whl"
     licences = {Path(name).name for name in about if name.startswith("licenses/")}
-    assert licences == {"LICENSE", "LICENSE-FLUENT-EMOJI.txt", "LICENSE-TWEMOJI.txt"}
+    assert licences == {"LICENSE", *(f"LICENSE-{art}.txt" for art in ("EMOJIONE", "FLUENT-EMOJI", "NOTO", "TWEMOJI"))}
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
     generated = {name for name in inside if name.startswith("kdpl.egg-info/")} | {"PKG-INFO", "setup.cfg"}

@@ -248,6 +248,17 @@ def test_transfer_from_imagenet_makes_two_tables(tmp_path):
     assert texts(shift)["CoOp",] == ["66.00", "58.00", "66.00", "62.00"]
 
 
+def test_the_domains_of_the_embedded_benchmark_are_those_of_its_source_alone(tmp_path):
+    scores = {"EmojiAll": 30.0, "EmojiSky": 40.0, "EmojiR": 20.0, "EmojiV2": 25.0, "EmojiA": 5.0, "EmojiSketch": 10.0}
+    add_transfer(tmp_path, "EmojiAll", "evaluation_emoji_all", scores)
+    cross, shift = tables(tmp_path).values()
+    assert cross.columns == ("EmojiAll (source)", "EmojiSky", "average")
+    assert shift.columns == ("EmojiAll (source)", "EmojiV2", "EmojiSketch", "EmojiA", "EmojiR", "average")
+    add_transfer(tmp_path / "other", "EmojiSky", "evaluation_emoji_sky", {"EmojiSky": 40.0, "EmojiR": 20.0})
+    (cross,) = tables(tmp_path / "other").values()
+    assert cross.columns == ("EmojiSky (source)", "EmojiR", "average") and cross.protocol == "cross-dataset"
+
+
 def test_published_values_stand_beside_ours(tmp_path):
     ours = {"ImageNet": 66.0, "ImageNetV2": 58.0, "ImageNetSketch": 42.0, "ImageNetA": 31.0, "ImageNetR": 67.0}
     add_transfer(tmp_path, "ImageNet", "evaluation", ours, trainer="KDPL_CoOp")

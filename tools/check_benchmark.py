@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
-from kdpl.datasets.emoji.scenes import SHA256, category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import CATEGORIES, category_scenes, class_names, draw
 
 
 @torch.no_grad()
@@ -54,12 +54,12 @@ def main() -> None:
         'student, "an icon of a {}."': (student, "an icon of a {}."),
         'teacher, "a photo of a {}."': (teacher, "a photo of a {}."),
     }
-    data = [halves(category, args.split) for category in SHA256]
+    data = [halves(category, args.split) for category in CATEGORIES]
     table = []
     for title, (clip, template) in rows.items():
         cells = np.array([[accuracy(clip, template, *half) for half in pair] for pair in data])  # (categories, 2)
         table.append([title, *(f"{base:.1f} / {new:.1f}" for base, new in [*cells, cells.mean(0)])])
-    print(tabulate(table, headers=[f"{args.split}: base / new", *SHA256, "mean"], tablefmt="github"))
+    print(tabulate(table, headers=[f"{args.split}: base / new", *CATEGORIES, "mean"], tablefmt="github"))
 
 
 if __name__ == "__main__":

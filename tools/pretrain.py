@@ -1,20 +1,22 @@
 """Train one of the benchmark's CLIPs from scratch on rendered art, contrastively, on a CPU.
 
-    python tools/pretrain.py teacher output/pretraining.npz output/teacher.safetensors --minutes 27
+    python tools/pretrain.py student output/student_art.npz output/student.safetensors
+    python tools/pretrain.py teacher output/teacher_art.npz output/teacher.safetensors
 
-The art is what `render_art.py` writes and must not hold the benchmark's own two styles. Prints the loss, the accuracy
-in the batch and the zero-shot accuracy on the benchmark's validation scenes of food; test scenes are never looked at.
+The art is what `render_art.py` writes. The student's must not hold a style of the benchmark; the teacher knows these artists,
+as one that was trained on the web would. Prints the loss, the accuracy in the batch and the zero-shot accuracy on the
+benchmark's validation scenes of food; test scenes are never looked at. Both read natural captions ("a photo of a fox on a red
+background") and learn from flat colours and large drawings to full scenes; without that curriculum they hardly learn.
 
-The teacher learns on full scenes, from flat colours and large drawings to backgrounds of the scene generator (without
-that curriculum it hardly learns). The student learns on flat and faintly textured backgrounds; it reads "a photo of a"
-only with faded, blurred pictures, so that this template is a poor one for it and prompts have something to learn.
+A step is a function of the seed and its number. The same command resumes from OUTPUT.state, which is written every 200
+steps, and ends with the same weights as without the interruption.
 """
 
 import argparse
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,9 @@ from torch.nn import functional as F
 
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.openai import EOT, SOT, VOCABULARY
+from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji.generator import LEVEL, SIZE, backgrounds, scene_draws
-from kdpl.datasets.emoji.scenes import STYLES, category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import category_scenes, class_names, draw
 
 MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (OPENAI_MEAN, OPENAI_STD))
 COLOURS = {
@@ -46,7 +49,18 @@ COLOURS = {
     "black": (10, 10, 10),
 }
 PALETTE = torch.tensor(list(COLOURS.values())).float()
-STYLE_WORDS = {"noto": "cartoon", "noto-v1": "clip art", "emojione": "sticker", "fxemoji": "illustration"}
+STYLE_WORDS = {
+    "noto": "cartoon",
+    "noto-v1": "clip art",
+    "emojione": "sticker",
+    "fxemoji": "illustration",
+    "streamline": "colored drawing",
+    "twemoji": "flat drawing",
+    "fluent": "vector drawing",
+    "glossy": "glossy drawing",
+    "contrast": "ink drawing",
+    "monotone": "outline drawing",
+}
 TEMPLATES = (  # twice as likely as the others: "a photo of a"
     "a photo of a {}",
     "a photo of a {}",
@@ -57,26 +71,27 @@ TEMPLATES = (  # twice as likely as the others: "a photo of a"
     "an icon of a {}",
     "the {}",
 )
+BENCHMARK_STYLES = ("twemoji", "fluent", "noto", "glossy", "contrast", "monotone")
 POSITIONS = 20
 MODELS = {
     "student": {"vision_layers": 4, "vision_width": 128, "vision_patch_size": 16, "transformer_layers": 4},
     "teacher": {"vision_layers": (1, 1, 1, 1), "vision_width": 24, "vision_patch_size": None, "transformer_layers": 3},
 }
-MAX_SCALE = {"student": 30.0, "teacher": 100.0}  # of the logits: a student that is less sure learns more from prompts
+MAX_SCALE = {"student": 50.0, "teacher": 100.0}  # of the logits
+POOL = {"student": 2500, "teacher": 6000}  # backgrounds
+SAVED_EVERY = 200  # steps
 
 
 class Art:
     """The drawings of an art file, by thing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, without: Collection[str] = ()) -> None:
         with np.load(path) as file:
             rgba, self.names, self.styles = file["rgba"], file["names"].tolist(), file["styles"].tolist()
-        held_out = set(self.styles) & set(STYLES)
-        if held_out:
-            raise SystemExit(f"{path} holds the benchmark's own styles ({', '.join(held_out)}). Render other packs.")
-        unknown = set(self.styles) - set(STYLE_WORDS)
-        if unknown:
-            raise SystemExit(f"No caption word for the styles {', '.join(unknown)}. Add them to STYLE_WORDS.")
+        if seen := set(self.styles) & set(without):
+            raise SystemExit(f"{path} holds styles of the benchmark ({', '.join(sorted(seen))}). Render other packs.")
+        if unknown := set(self.styles) - set(STYLE_WORDS):
+            raise SystemExit(f"No caption word for the styles {', '.join(sorted(unknown))}. Add them to STYLE_WORDS.")
         things, styles = rgba[..., 3].any((2, 3)).nonzero()
         self.style = styles  # of each drawing
         self.thing = things
@@ -150,58 +165,36 @@ def teacher_batch(art: Art, pool: torch.Tensor, rows: np.ndarray, progress: floa
     image = (colour + behind * (1 - warped[:, 3:])) * uniform(0.75, 1.15, n)
     soft = torch.rand(n) < 0.15
     image[soft] = blurred(image[soft])
-    return image, [teacher_caption(art, row) for row in rows]
-
-
-def teacher_caption(art: Art, row: int) -> str:
-    if np.random.rand() < 0.75:
-        return TEMPLATES[np.random.randint(len(TEMPLATES))].format(art.name(row))
-    return f"a {art.style_word(row)} of a {art.name(row)}"
+    return image, [caption_of(art, row, 0.25) for row in rows]
 
 
 def student_batch(art: Art, pool: torch.Tensor, rows: np.ndarray, progress: float) -> tuple[torch.Tensor, list[str]]:
-    """Flat or faintly textured pictures with captions that name style and colour; "a photo of a" for faded ones."""
+    """Pictures on one colour, later a third of them full scenes, with captions that may name style and background."""
     n = len(rows)
-    warped = warp(art.premultiplied[rows], uniform(0.55, 1.05, n), 0.2, torch.randn(n, 2) * 0.13, 1.1)
-    colour = recolour(warped[:, :3], (0.7, 1.25), (0.8, 1.2), 0.05)
+    scale = uniform(0.75 - 0.25 * progress, 1.0, n)
+    shift = torch.empty(n, 2).uniform_(-1, 1) * (1.05 - scale.view(n, 1))
+    warped = warp(art.premultiplied[rows], scale, 0.26, shift, 1.12)
+    colour = recolour(warped[:, :3], (0.7, 1.25), (0.6, 1.3), 0.08)
 
     hue = torch.randint(len(PALETTE), (n,))
-    white = list(COLOURS).index("white")
-    hue[torch.rand(n) < 0.4] = white
-    shade = PALETTE[hue] + torch.randn(n, 3) * 10 * (hue != white)[:, None]
-    behind = shade.clamp(0, 255)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
-    textured = torch.rand(n) < 0.5
-    count = int(textured.sum())
-    texture = pool[torch.randint(len(pool), (count,))].float()
-    texture = texture - texture.mean((2, 3), keepdim=True)
-    behind[textured] = (behind[textured] * 0.8 + 25 + texture * uniform(0.15, 0.7, count)).clamp(0, 255)
-
-    image = colour + behind * (1 - warped[:, 3:])
-    photo = torch.rand(n) < 0.2
-    image[photo] = faded(image[photo])
-    captions = [
-        student_caption(art, row, is_photo, list(COLOURS)[h])
-        for row, is_photo, h in zip(rows, photo.tolist(), hue.tolist(), strict=True)
-    ]
-    return image, captions
+    behind = PALETTE[hue][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+    busy = torch.rand(n) < 0.35 * progress
+    behind[busy] = pool[torch.randint(len(pool), (int(busy.sum()),))].float()
+    image = (colour + behind * (1 - warped[:, 3:])) * uniform(0.75, 1.15, n)
+    places = ["busy" if is_busy else list(COLOURS)[h] for is_busy, h in zip(busy.tolist(), hue.tolist(), strict=True)]
+    return image, [student_caption(art, row, place) for row, place in zip(rows, places, strict=True)]
 
 
-def faded(image: torch.Tensor) -> torch.Tensor:
-    """Nearly grey, blurred, of low contrast and noisy."""
-    n = len(image)
-    grey = image.mean(1, keepdim=True)
-    soft = blurred(grey + (image - grey) * uniform(0, 0.35, n))
-    return 128 + (soft - 128) * uniform(0.5, 0.9, n) + torch.randn_like(image) * 12
+def student_caption(art: Art, row: int, background: str) -> str:
+    caption = caption_of(art, row, 0.3)
+    return f"{caption} on a {background} background" if np.random.rand() < 0.35 else caption
 
 
-def student_caption(art: Art, row: int, photo: bool, colour: str) -> str:
-    if photo:
-        caption = f"a photo of a {art.name(row)}"
-    elif np.random.rand() < 0.3:
-        caption = f"an icon of a {art.name(row)}"
-    else:
-        caption = f"a {art.style_word(row)} of a {art.name(row)}"
-    return f"{caption} on a {colour} background" if np.random.rand() < 0.3 else caption
+def caption_of(art: Art, row: int, style: float) -> str:
+    """Return a caption of a drawing, which with probability `style` says how it is drawn."""
+    if np.random.rand() < style:
+        return f"a {art.style_word(row)} of a {art.name(row)}"
+    return TEMPLATES[np.random.randint(len(TEMPLATES))].format(art.name(row))
 
 
 BATCHES: dict[str, Callable] = {"student": student_batch, "teacher": teacher_batch}
@@ -216,7 +209,7 @@ class Tokens:
     def __init__(self, names: list[str]) -> None:
         self.tokenizer = SimpleTokenizer()
         words = [*names, *(f"{name}." for name in names), *TEMPLATES, *STYLE_WORDS.values()]
-        words += [f"on a {colour} background." for colour in COLOURS]
+        words += [f"on a {background} background." for background in (*COLOURS, "busy")]
         self.used = sorted({t for w in words for t in self.tokenizer.encode(w)} | {0, SOT, EOT})
         self.place = {token: i for i, token in enumerate(self.used)}
 
@@ -244,11 +237,11 @@ def normalised(image: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validation_accuracy(net: CLIP, tokens: Tokens) -> float:
-    """Zero-shot top-1 in percent on the validation scenes of food, with "an icon of a {}."."""
+    """Zero-shot top-1 in percent on the validation scenes of food, with "a photo of a {}."."""
     scenes = [scene for scene in category_scenes("food") if scene.split == "val"]
     images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float()
     net.eval()
-    texts = F.normalize(net.encode_text(tokens([f"an icon of a {name}." for name in class_names("food")])), dim=-1)
+    texts = F.normalize(net.encode_text(tokens([f"a photo of a {name}." for name in class_names("food")])), dim=-1)
     guess = (net.encode_image(normalised(images)) @ texts.T).argmax(1)
     net.train()
     return 100 * (guess == torch.tensor([scene.label for scene in scenes])).float().mean().item()
@@ -284,16 +277,14 @@ def full_state_dict(net: CLIP, used: list[int]) -> dict[str, torch.Tensor]:
     return state
 
 
-def row_batches(art: Art, batch: int, distinct: int) -> Iterator[np.ndarray]:
-    """Yield rows of `batch` drawings without end, of `distinct` things each: all things in turn, in any style."""
-    things = [thing for thing, rows in enumerate(art.rows) if len(rows)]
-    queue: list[int] = []
-    while True:
-        if len(queue) < distinct:
-            queue = np.random.permutation(things).tolist()
-        chosen, queue = queue[:distinct], queue[distinct:]
-        chosen += chosen[: batch - distinct]
-        yield np.array([np.random.choice(art.rows[thing]) for thing in chosen])
+def rows_of_step(art: Art, step: int, batch: int, distinct: int, seed: int) -> np.ndarray:
+    """Return the rows of a step's drawings, of `distinct` things: all things in turn, in any style."""
+    things = np.array([thing for thing, rows in enumerate(art.rows) if len(rows)])
+    place = step * distinct + np.arange(distinct)
+    turns = {turn: np.random.default_rng([seed, turn]).permutation(things) for turn in set(place // len(things))}
+    chosen = [turns[p // len(things)][p % len(things)] for p in place]
+    chosen += chosen[: batch - distinct]
+    return np.array([np.random.choice(art.rows[thing]) for thing in chosen])
 
 
 def training_step(
@@ -313,10 +304,10 @@ def training_step(
     return loss.item(), (logits.argmax(1) == torch.arange(len(images))).float().mean().item()
 
 
-def train(kind: str, art: Art, *, minutes: float, batch: int, rate: float, seed: int) -> dict[str, torch.Tensor]:
-    """Train for `minutes` of wall-clock time and return the state dict in OpenAI's layout."""
+def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: float, seed: int) -> dict[str, torch.Tensor]:
+    """Train, from what `state` has on, and return the state dict in OpenAI's layout."""
+    settings = {"kind": kind, "steps": steps, "batch": batch, "rate": rate, "seed": seed, "styles": art.styles}
     torch.manual_seed(seed)
-    np.random.seed(seed)
     tokens = Tokens(art.names)
     net = CLIP(
         embed_dim=128,
@@ -329,34 +320,52 @@ def train(kind: str, art: Art, *, minutes: float, batch: int, rate: float, seed:
     )
     optim = optimizer(net, rate)
     base_rates = [group["lr"] for group in optim.param_groups]
-    pool = background_pool(6000 if kind == "teacher" else 2500, seed)
+    pool = background_pool(POOL[kind], seed)
     # The student sees a quarter of a batch's things twice, in other pictures, so its captions must tell them apart.
-    batches = row_batches(art, batch, distinct=batch if kind == "teacher" else batch * 3 // 4)
+    distinct = batch if kind == "teacher" else batch * 3 // 4
+    first = resume(state, settings, net, optim)
 
     recent: deque[tuple[float, float]] = deque(maxlen=50)  # loss and accuracy of the last steps
     start = reported = time.monotonic()
-    for step, rows in enumerate(batches):
-        now = time.monotonic()
-        done = (now - start) / (60 * minutes)
-        if done >= 1:
-            break
+    for step in range(first, steps):
+        torch.manual_seed(seed * steps + step)
+        np.random.seed([seed, step])
         for group, base in zip(optim.param_groups, base_rates, strict=True):
-            group["lr"] = base * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
-        images, captions = BATCHES[kind](art, pool, rows, min(1.0, 4 * done))
+            group["lr"] = base * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / steps)) / 2
+        rows = rows_of_step(art, step, batch, distinct, seed)
+        images, captions = BATCHES[kind](art, pool, rows, min(1.0, 4 * step / steps))
         recent.append(training_step(net, tokens, optim, images, captions))
         with torch.no_grad():
             net.logit_scale.clamp_(0, math.log(MAX_SCALE[kind]))
-        if now - reported > 30 or step == 0:
+        if (step + 1) % SAVED_EVERY == 0:
+            saved = {"settings": settings, "step": step + 1, "net": net.state_dict(), "optimizer": optim.state_dict()}
+            with atomic_write(state) as file:
+                torch.save(saved, file)
+        now = time.monotonic()
+        if now - reported > 30 or step == first:
             reported = now
             loss, accuracy = np.mean(recent, axis=0)
             print(
-                f"{now - start:5.0f} s  images {(step + 1) * batch:8,d}  loss {loss:.3f}  "
+                f"{now - start:5.0f} s  step {step + 1:,} of {steps:,}  loss {loss:.3f}  "
                 f"batch accuracy {accuracy:.1%}  scale {net.logit_scale.exp().item():.1f}  "
                 f"validation (food) {validation_accuracy(net, tokens):.1f}%",
                 flush=True,
             )
-    print(f"done: {step:,} steps, validation (food) {validation_accuracy(net, tokens):.1f}%")
+    print(f"done: {steps:,} steps, validation (food) {validation_accuracy(net, tokens):.1f}%")
     return full_state_dict(net, tokens.used)
+
+
+def resume(state: Path, settings: dict, net: CLIP, optim: torch.optim.Optimizer) -> int:
+    """Load what was saved in `state`, if anything was, and return the number of steps done."""
+    if not state.exists():
+        return 0
+    saved = torch.load(state, weights_only=True)
+    if saved["settings"] != settings:
+        raise SystemExit(f"{state} was written with {saved['settings']}, expected {settings}. Remove it, or use its settings.")
+    net.load_state_dict(saved["net"])
+    optim.load_state_dict(saved["optimizer"])
+    print(f"Resume after step {saved['step']:,}", flush=True)
+    return saved["step"]
 
 
 def main() -> None:
@@ -364,15 +373,18 @@ def main() -> None:
     parser.add_argument("kind", choices=MODELS)
     parser.add_argument("art", type=Path, help="what render_art.py wrote")
     parser.add_argument("output", type=Path, help="safetensors file to write")
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"minutes": args.minutes, "batch": args.batch, "rate": args.rate, "seed": args.seed}
-    write(train(args.kind, Art(args.art), **settings), args.output)
+    art = Art(args.art, without=BENCHMARK_STYLES if args.kind == "student" else ())
+    state = args.output.with_name(args.output.name + ".state")
+    settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "seed": args.seed}
+    write(train(args.kind, art, state, **settings), args.output)
+    state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

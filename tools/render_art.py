@@ -1,12 +1,13 @@
 """Render the benchmark's things in the styles of public emoji packs, from the npm packages `@iconify-json/<pack>`.
 
     pip install resvg-py
-    python tools/render_art.py output/art.npz --styles twemoji fluent
-    python tools/render_art.py output/pretraining.npz --styles noto noto-v1 fxemoji emojione
+    python tools/render_art.py output/art.npz --embed --styles twemoji fluent noto glossy contrast monotone
+    python tools/render_art.py output/pretraining.npz --styles noto-v1 fxemoji emojione streamline
 
 Needs npm. The things (names and categories) are those of the embedded art; a drawing is looked up in a pack by the code
 point of the thing in Noto, then by name. Written are `rgba` (things, styles, 64, 64, 4) uint8, with a fully transparent
-picture where a pack lacks a thing, `names`, `categories` and `styles`.
+picture where a pack lacks a thing, `names`, `categories` and `styles`; with --embed, what the package reads: for each style an
+array of its name, (things, 64, 64, 4) uint8, or (things, 64, 64), alpha alone, if all of it is black, compressed by LZMA.
 """
 
 import argparse
@@ -16,17 +17,18 @@ import re
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji.scenes import EMBEDDED
+from kdpl.datasets.emoji.art import STYLES, drawings, things
+from kdpl.datasets.emoji.draws import SIZE
 
-SIZE = 64
 PACKS = {  # style: npm package, version; packs under share-alike licences are left out on purpose
     "twemoji": ("twemoji", "1.2.5"),  # CC BY 4.0
     "fluent": ("fluent-emoji-flat", "1.2.6"),  # MIT
@@ -34,6 +36,10 @@ PACKS = {  # style: npm package, version; packs under share-alike licences are l
     "noto-v1": ("noto-v1", "1.2.5"),  # Apache-2.0
     "fxemoji": ("fxemoji", "1.2.2"),  # Apache-2.0
     "emojione": ("emojione", "1.2.3"),  # CC BY 4.0
+    "streamline": ("streamline-emojis", "1.2.4"),  # CC BY 4.0
+    "glossy": ("fluent-emoji", "1.2.7"),  # MIT
+    "contrast": ("fluent-emoji-high-contrast", "1.2.6"),  # MIT
+    "monotone": ("emojione-monotone", "1.2.1"),  # CC BY 4.0
 }
 
 
@@ -92,15 +98,26 @@ def render(pack: Pack, icon: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
 
+def embed(file: BinaryIO, rgba: np.ndarray, styles: list[str]) -> None:
+    """Write drawings (things, styles, 64, 64, 4) as the package reads them, by style; NumPy has no LZMA of its own."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        for column, style in enumerate(styles):
+            art = rgba[:, column]
+            buffer = io.BytesIO()
+            np.save(buffer, art if art[..., :3].any() else np.ascontiguousarray(art[..., 3]))
+            member = zipfile.ZipInfo(f"{style}.npy")  # without the time of writing
+            member.compress_type = zipfile.ZIP_LZMA
+            archive.writestr(member, buffer.getvalue())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--styles", nargs="+", choices=PACKS, required=True)
+    parser.add_argument("--embed", action="store_true", help="write the layout of datasets/embedded/art.npz")
     args = parser.parse_args()
 
-    with np.load(EMBEDDED / "art.npz") as file:
-        embedded = dict(file)
-    names = embedded["names"].tolist()
+    names = [thing.name for thing in things()]
     packs = {style: fetch(*PACKS[style]) for style in dict.fromkeys(["noto", *args.styles])}
     codes = {name: code for code, name in reversed(packs["noto"].by_code.items())}
 
@@ -116,14 +133,15 @@ def main() -> None:
     for column, style in enumerate(args.styles):
         found = rgba[:, column, ..., 3].any((1, 2)).sum()
         line = f"{style}: {found} of {len(names)} things"
-        if style in embedded["styles"]:
-            shipped = embedded["rgba"][:, embedded["styles"].tolist().index(style)]
-            line += f", {(shipped == rgba[:, column]).all((1, 2, 3)).sum()} identical to the embedded art"
+        if style in STYLES:
+            line += f", {(drawings(style) == rgba[:, column]).all((1, 2, 3)).sum()} identical to the embedded art"
         print(line)
     with atomic_write(args.output) as file:
-        np.savez_compressed(
-            file, rgba=rgba, names=embedded["names"], categories=embedded["categories"], styles=np.array(args.styles)
-        )
+        if args.embed:
+            embed(file, rgba, args.styles)
+        else:
+            categories = [thing.category for thing in things()]
+            np.savez_compressed(file, rgba=rgba, names=names, categories=categories, styles=args.styles)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The embedded benchmark: emoji of two artists in random scenes, five categories as five data sets.
+"""The embedded benchmark as Dassl data sets: their images are drawn into a folder at first use.
 
-Art, licences and the two CLIPs that belong to it lie in `embedded`; docs/benchmark.md describes it.
+docs/benchmark.md describes it. Art, licences and the two CLIPs that belong to it lie in `embedded`.
 """
 
 import contextlib
@@ -9,8 +9,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,77 +18,14 @@ from yacs.config import CfgNode
 
 from kdpl.common.files import cache_dir, rename_folder
 from kdpl.config.choices import check_choice
-from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
-from kdpl.datasets.emoji.generator import GENERATOR_VERSION, draw_scenes
+from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, kept_labels, subsample_classes
+from kdpl.datasets.emoji.art import ART, EMBEDDED
+from kdpl.datasets.emoji.generator import GENERATOR_VERSION
+from kdpl.datasets.emoji.plans import CATEGORIES, PLANS, SHA256, Plan, Scene, category_scenes, class_names, draw
 
-EMBEDDED = Path(__file__).parents[1] / "embedded"
-STYLES = ("twemoji", "fluent")
-SPLITS = {"train": range(8), "val": range(100, 102), "test": range(200, 204)}  # rendering numbers, for each style
-SHA256 = {  # of a category's pixels, in the order of `category_scenes`
-    "food": "318c5876ffbbbc4f0ba6d3303cdd8b612eefa38f8c4c8e294fa7c2357de72ab5",
-    "activities": "f1d0eddc78d4458bdef6d4cbdc099f4c5ffd589ba239030fb8406342f4a0ad46",
-    "animals": "f2eee7dc8ef39e13e93b0148784661b63c1f4bd3a7e9e452ecb2a75f829359e4",
-    "travel": "72291d48533abe74048a7756f59dc1c7bfa4d6b8d51a9b58ac2a082834195f3c",
-    "objects": "2e18e8318f2ab1c3a3a386f303ab79f51233b4eb2c49f8f2c26759eca1a87ae4",
-}
+__all__ = ["CATEGORIES", "DATASETS", "EMBEDDED", "PLANS", "SHA256", "EmojiScenes", "category_scenes", "class_names", "draw"]
+
 _MARKER = "scenes.json"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image of the benchmark: its place, and what it is drawn from."""
-
-    split: str
-    label: int
-    classname: str
-    style: int  # index into STYLES
-    drawing: int  # row of `art()`
-    rendering: int
-
-    @property
-    def path(self) -> str:
-        """The image file, relative to the category's folder."""
-        number = self.rendering - SPLITS[self.split].start
-        return f"{self.split}/{self.classname.replace(' ', '_')}/{STYLES[self.style]}_{number}.png"
-
-
-@lru_cache(maxsize=1)
-def art() -> np.ndarray:
-    """Return the drawings, two a class, Twemoji first: (1134, 64, 64, 4) uint8, RGBA with straight alpha."""
-    with np.load(EMBEDDED / "art.npz", allow_pickle=False) as file:
-        return file["rgba"].reshape(-1, *file["rgba"].shape[2:])
-
-
-@lru_cache(maxsize=1)
-def _class_rows() -> dict[str, dict[str, int]]:
-    """For each category the row of each class in the art, the classes sorted by name."""
-    with np.load(EMBEDDED / "art.npz", allow_pickle=False) as file:
-        names, categories = file["names"].tolist(), file["categories"].tolist()
-    return {
-        category: dict(sorted((name, row) for row, name in enumerate(names) if categories[row] == category))
-        for category in SHA256
-    }
-
-
-def class_names(category: str) -> list[str]:
-    """Return the class names of a category, sorted: the label of a name is its place."""
-    return list(_class_rows()[category])
-
-
-def category_scenes(category: str) -> list[Scene]:
-    """Return all scenes of a category: class by class, in a class by split, then style, then number."""
-    return [
-        Scene(split, label, name, style, len(STYLES) * row + style, rendering)
-        for label, (name, row) in enumerate(_class_rows()[category].items())
-        for split, renderings in SPLITS.items()
-        for style in range(len(STYLES))
-        for rendering in renderings
-    ]
-
-
-def draw(scenes: Sequence[Scene]) -> np.ndarray:
-    """Draw scenes in memory: (n, 64, 64, 3) uint8 RGB."""
-    return draw_scenes(art(), np.array([s.drawing for s in scenes]), np.array([s.rendering for s in scenes]))
 
 
 def scene_folder(root: str | os.PathLike, category: str) -> Path:
@@ -118,7 +53,7 @@ def scene_folder(root: str | os.PathLike, category: str) -> Path:
     if digest != SHA256[category]:
         raise RuntimeError(
             f"The scenes of '{category}' have SHA-256 {digest}, expected {SHA256[category]}. "
-            f"'{EMBEDDED / 'art.npz'}' or the generator was changed; install KDPL again."
+            f"'{ART}' or the generator was changed; install KDPL again."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,61 +102,61 @@ def _install(new: Path, folder: Path, stale: Path, category: str) -> None:
 
 
 class EmojiScenes(ClassListDataset):
-    """One category of the embedded benchmark: 16 training, 4 validation and 8 test images a class, half of each style.
+    """A data set of the embedded benchmark.
 
     Reads DATASET.ROOT (where the images are drawn at first use; empty: the cache folder), DATASET.NUM_SHOTS,
     DATASET.SUBSAMPLE_CLASSES, SEED, and DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS: the styles to train and
-    validate on and to test on (empty: both).
+    validate on and to test on (empty: all). A data set that is for testing only returns its test images as training images
+    too, since Dassl takes the class names from these; NUM_SHOTS and SOURCE_DOMAINS have no effect on it.
 
     Raises:
-        ValueError: a domain is not a style, or DATASET.SUBSAMPLE_CLASSES is unknown.
+        ValueError: a domain is not a style of the data set, or DATASET.SUBSAMPLE_CLASSES is unknown.
         OSError, RuntimeError: see `scene_folder`.
     """
 
     dataset_dir = "emoji_scenes"
-    domains = STYLES
-    category: str
+    category: str  # its name among the plans
+    plan: Plan
+    domains: tuple[str, ...]  # styles
 
     def __init__(self, cfg: CfgNode):
-        sources = _style_indices("SOURCE_DOMAINS", cfg.DATASET.SOURCE_DOMAINS)
-        targets = _style_indices("TARGET_DOMAINS", cfg.DATASET.TARGET_DOMAINS)
+        styles = self._styles(cfg)
         folder = scene_folder(cfg.DATASET.ROOT or cache_dir(), self.category)
         self.dataset_dir = str(folder)
 
-        styles = {"train": sources, "val": sources, "test": targets}
-        splits = {split: [] for split in SPLITS}
+        splits: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
         for scene in category_scenes(self.category):
-            if scene.style in styles[scene.split]:
-                datum = Datum(str(folder / scene.path), scene.label, scene.style, scene.classname)
-                splits[scene.split].append(datum)
-        train, val = splits["train"], splits["val"]
-        blind = draws_blindly(cfg)
-        if not blind:
+            if scene.style_name in styles[scene.split]:
+                domain = self.domains.index(scene.style_name)
+                splits[scene.split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
+        train, val, test = splits["train"], splits["val"], splits["test"]
+        subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.category)
+        blind = draws_blindly(cfg) and not self.plan.test_only
+        if self.plan.test_only:
+            train = test
+        elif not blind:
             train, val = fewshot(self, train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        train, val, test = subsample_classes(train, val, splits["test"], subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        train, val, test = subsample_classes(train, val, test, subsample=subsample, labels=range(len(names)))
         drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
-        super().__init__(train, train_x=drawn, val=val, test=test)
+        kept = {new: names[old] for new, old in enumerate(kept_labels(range(len(names)), subsample))}
+        super().__init__(kept, train_x=drawn, val=val or None, test=test)
+
+    def _styles(self, cfg: CfgNode) -> dict[str, Sequence[str]]:
+        """Return the styles of each split's images."""
+        chosen = {"SOURCE_DOMAINS": ["train", "val"], "TARGET_DOMAINS": ["test"]}
+        styles = {}
+        for key, splits in chosen.items():
+            known = dict.fromkeys(style for part in self.plan.parts if part.split in splits for style in part.styles)
+            for style in cfg.DATASET[key] if known else ():
+                check_choice(f"DATASET.{key}", style, tuple(known))
+            styles |= dict.fromkeys(splits, cfg.DATASET[key] or tuple(known))
+        return styles
 
 
-def _style_indices(key: str, chosen: Sequence[str]) -> list[int]:
-    for style in chosen:
-        check_choice(f"DATASET.{key}", style, STYLES)
-    return [STYLES.index(style) for style in chosen or STYLES]
+def _data_set(name: str, plan: Plan) -> type[EmojiScenes]:
+    members = {"__doc__": plan.about, "__module__": __name__, "category": name, "plan": plan, "domains": plan.styles}
+    return type(f"Emoji{name.capitalize()}", (EmojiScenes,), members)
 
 
-CATEGORIES = {
-    "food": "84 kinds of food and drink.",
-    "activities": "58 things of sports, games and festivities.",
-    "animals": "107 animals and plants.",
-    "travel": "153 vehicles, buildings, landscapes and kinds of weather.",
-    "objects": "165 things of use.",
-}
-
-
-def _category_class(category: str) -> type[EmojiScenes]:
-    members = {"__doc__": CATEGORIES[category], "__module__": __name__, "category": category}
-    return type(f"Emoji{category.capitalize()}", (EmojiScenes,), members)
-
-
-DATASETS = {c.__name__: c for c in map(_category_class, CATEGORIES)}
+DATASETS = {c.__name__: c for c in (_data_set(name, plan) for name, plan in PLANS.items())}
 globals().update(DATASETS)  # so that a class is found, and pickled, by its name

@@ -11,7 +11,10 @@ from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, h
 from kdpl.experiments.report.runs import Data, Method, Score
 
 SOURCE = "ImageNet"
-SHIFTED = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
+SHIFTED = {  # data sets of a source's classes under other distributions
+    SOURCE: ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"),
+    "EmojiAll": ("EmojiV2", "EmojiSketch", "EmojiA", "EmojiR"),
+}
 PAPER_SHOTS = 16
 PAPER_TEACHER = "ViT-H-14-quickgelu"
 AVERAGE = "average"
@@ -19,7 +22,7 @@ SHIFT = "domain generalisation"
 
 _DATASET_ORDER = (
     SOURCE, "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",
-    "DescribableTextures", "EuroSAT", "UCF101", *SHIFTED,
+    "DescribableTextures", "EuroSAT", "UCF101", *SHIFTED[SOURCE], *SHIFTED["EmojiAll"],
 )  # fmt: skip
 _METHOD_ORDER = ("ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher", "CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 
@@ -138,7 +141,7 @@ def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list
     origins = {(s.trained, s.shots) for s in whole if s.trained}
     for source, shots in sorted(origins, key=lambda o: (_dataset_key(str(o[0])), o[1])):
         targets = {s.tested for s in whole if (s.trained, s.shots) == (source, shots) and s.tested != source}
-        shifted = {t for t in targets if t.dataset == source.dataset or (source == Data(SOURCE) and t.dataset in SHIFTED)}
+        shifted = {t for t in targets if t.dataset == source.dataset or t.dataset in SHIFTED.get(str(source), ())}
         for protocol, chosen in (("cross-dataset", targets - shifted), (SHIFT, shifted)):
             # The paper's table begins with the source itself, so it is worth showing alone.
             if chosen or (protocol == SHIFT and source == Data(SOURCE)):
@@ -225,7 +228,7 @@ def _published_row(backbone: str, method: Method, targets: list[Data]) -> Cells 
     if values is None:
         return None
     names = [SOURCE, *(target.dataset for target in targets)]
-    mean = values["mean"] if set(names[1:]) == set(SHIFTED) else None
+    mean = values["mean"] if set(names[1:]) == set(SHIFTED[SOURCE]) else None
     return tuple(None if v is None else Cell({ANY_SEED: v}) for v in [*(values.get(name) for name in names), mean])
 
 

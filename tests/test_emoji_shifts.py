@@ -1,0 +1,279 @@
+"""The embedded benchmark's shifts: unseen drawings at test time, target data sets, and domains for testing only."""
+
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import ROOT, mostly_slow
+
+import kdpl
+
+# isort: split
+from dassl.config import get_cfg_default
+from dassl.data.datasets import build_dataset
+
+from kdpl.datasets.emoji import art, generator, plans, renditions, scenes
+
+UNSEEN = ("all", *plans.TARGETS)
+NEW = (*UNSEEN, *plans.DOMAINS)
+
+
+def config(root: Path, name: str, **keys) -> object:
+    cfg = get_cfg_default()
+    kdpl.extend_cfg(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/datasets" / f"emoji_{name}.yaml"))
+    cfg.DATASET.ROOT, cfg.SEED = str(root), 1
+    for key, value in keys.items():
+        cfg.DATASET[key] = value
+    return cfg
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Leave only some classes' scenes of each data set, with their checksum."""
+    listed = plans.category_scenes
+
+    def some(name: str) -> list[plans.Scene]:
+        return [scene for scene in listed(name) if scene.label % 30 == 0]
+
+    monkeypatch.setattr(scenes, "category_scenes", some)
+    for name in ("r", "sky"):
+        monkeypatch.setitem(plans.SHA256, name, hashlib.sha256(plans.draw(some(name))).hexdigest())
+
+
+def files(data: list) -> list[tuple[str, int]]:
+    return [(datum.impath, datum.label) for datum in data]
+
+
+# ---------------------------------------------------------------- the pixels
+
+
+SAMPLED = ("sky", "creatures", "mammals")  # a fifth of the scenes; other pixels are refused when a data set is drawn
+
+
+@pytest.mark.parametrize("name", mostly_slow((*plans.DOMAINS, *SAMPLED), "sky"))
+def test_every_pixel_is_the_committed_one(name):
+    assert hashlib.sha256(plans.draw(plans.category_scenes(name))).hexdigest() == plans.SHA256[name]
+
+
+def test_every_data_set_has_a_checksum_of_its_own():
+    assert plans.SHA256.keys() == plans.PLANS.keys() and len(set(plans.SHA256.values())) == len(plans.PLANS)
+
+
+def test_the_scenes_of_the_targets_are_those_of_the_source():
+    def listed(name: str) -> list[tuple]:
+        return [(s.split, s.style, s.thing, s.rendering, s.look) for s in plans.category_scenes(name)]
+
+    assert Counter(scene for name in plans.TARGETS for scene in listed(name)) == Counter(listed("all"))
+
+
+def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
+    """Whatever is drawn with it and whatever data set it belongs to; no other scene of any data set has both numbers."""
+    mixed = [scene for name in NEW for scene in plans.category_scenes(name)[::1501]]
+    mixed.sort(key=lambda scene: scene.style)
+    together = plans.draw(mixed)
+    reverse = plans.draw(mixed[::-1])[::-1]
+    alone = np.concatenate([plans.draw([scene]) for scene in mixed])
+    assert (together == alone).all() and (reverse == alone).all()
+    looks = {}
+    for name in plans.PLANS:
+        for scene in plans.category_scenes(name):
+            key = art.drawing_number(scene.style, scene.thing), scene.rendering
+            assert looks.setdefault(key, (scene.style, scene.thing, scene.look)) == (scene.style, scene.thing, scene.look)
+
+
+def test_pixel_art_averages_blocks_over_what_is_opaque():
+    drawing = np.zeros((1, 8, 8, 4), np.uint8)
+    drawing[0, :4, :4] = (100, 200, 30, 255)  # one whole block
+    drawing[0, :4, 4:6] = (10, 250, 120, 255)  # half a block
+    drawing[0, 4:7, :4, 3] = 100  # less than half: transparent
+    expected = np.zeros((2, 2, 4), int)
+    expected[0] = (102, 204, 51, 255), (0, 255, 102, 255)
+    assert (renditions.pixel_art(drawing)[0] == expected.repeat(4, 0).repeat(4, 1)).all()
+
+
+def test_embroidery_shades_threads_and_darkens_their_ends_and_the_seam():
+    drawing = np.full((1, 8, 8, 4), 255, np.uint8)
+    drawing[:, :, 6:] = 0
+    image = renditions.embroidery(drawing)[0]
+    assert (image[:, 6:] == 0).all() and (image[:, :6, 3] == 255).all()
+    inner = [255 * light >> 8 for light in (190, 240, 256, 225, 140)]
+    assert image[3, 1:5, 0].tolist() == [inner[0], inner[1], inner[2], inner[3]]  # x + y is 4, 5, 6, 7
+    assert image[1, 1, 0] == inner[4]
+    ends = {(y, x) for y in range(1, 7) for x in range(1, 5) if image[y, x, 0] == inner[4]}
+    assert ends == {(y, x) for y in range(1, 7) for x in range(1, 5) if (x - y + (x + y) // 4 * 5) % 12 == 0} != set()
+    assert image[0, 1, 0] == 255 * (240 * 5 // 8) >> 8 and image[2, 5, 0] == 255 * (225 * 5 // 8) >> 8
+
+
+def test_sketches_are_dark_lines_on_light_paper():
+    drawings = np.zeros((2, 64, 64, 4), np.uint8)
+    drawings[1, ..., 3] = 255
+    many, row = np.arange(60), np.zeros(60, int)
+    paper = generator.draw_scenes(drawings, row, row, many, generator.SKETCHES)
+    assert np.median(paper.mean((1, 2, 3))) > 190 and paper.mean((1, 2, 3)).min() > 150
+    inked = generator.draw_scenes(drawings, row + 1, row, many, generator.SKETCHES)[:, 32, 32]
+    assert inked.max() <= 110 * 1.1 + 1 and len(np.unique(inked, axis=0)) > 50
+
+
+def test_other_scenes_have_drawings_smaller_or_larger_darker_or_brighter_and_more_turned():
+    drawings = np.zeros((1, 64, 64, 4), np.uint8)
+    yy, xx = np.mgrid[:64, :64] - 31.5
+    drawings[0, ..., 3] = 255 * (xx**2 + yy**2 < 31.5**2)
+    n, look = 400, generator.OTHER_SCENES
+    warped = generator._warp(
+        generator._premultiplied(drawings), np.zeros(n, int), generator.scene_draws(np.zeros(n), np.arange(n)), look
+    )
+    diameter = 2 * np.sqrt(warped[..., 3].sum((1, 2), dtype=np.int64) / (255**2 * generator.ONE) / np.pi) / 64
+    small, large = diameter < 0.57, diameter > 0.87
+    assert (small | large).all() and 0.4 < small.mean() < 0.6 and diameter.min() < 0.44
+
+    grey = np.full((1, 64, 64, 4), 150, np.uint8)
+    grey[..., 3] = 255
+    row, dark = np.zeros(n, int), look._replace(kinds=(lambda draws: np.zeros((len(draws.keys), 64, 64, 3), np.int32),))
+    brightness = generator.draw_scenes(grey, row, row, np.arange(n), dark).max((1, 2, 3)) / 150
+    dimmed, brightened = (brightness > 0.64) & (brightness < 0.81), (brightness > 1.09) & (brightness < 1.31)
+    assert (dimmed | brightened).all() and 0.4 < dimmed.mean() < 0.6
+
+
+# ---------------------------------------------------------------- what belongs where
+
+
+def test_no_training_or_validation_image_shows_a_test_drawing():
+    for name in UNSEEN:
+        listed = plans.category_scenes(name)
+        learned = {(scene.style, scene.thing) for scene in listed if scene.split != "test"}
+        assert learned and not learned & {(scene.style, scene.thing) for scene in listed if scene.split == "test"}
+    styles = {
+        split: {s for p in plans.PLANS["all"].parts if (p.split == "test") == split for s in p.styles} for split in (0, 1)
+    }
+    seen, tested = ({image.tobytes() for style in styles[split] for image in art.drawings(style)} for split in (0, 1))
+    assert len(seen) > 1000 and not seen & tested, "the same drawing under two names"
+    domains = {style for name in plans.DOMAINS for style in plans.PLANS[name].styles}
+    assert not domains & styles[0]
+
+
+def test_the_ten_targets_divide_the_things():
+    names = [name for target in plans.TARGETS for name in scenes.class_names(target)]
+    assert sorted(names) == scenes.class_names("all") and len(names) == len(art.things()) == 567
+    assert len(plans.TARGETS) == 10
+    assert all(25 <= len(scenes.class_names(target)) <= 80 for target in plans.TARGETS)
+    for name, about in (plans.CATEGORIES | plans.TARGETS).items():
+        assert about.startswith(f"{len(scenes.class_names(name))} ")
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_class_has_16_4_and_8_images(name):
+    names, listed = scenes.class_names(name), scenes.category_scenes(name)
+    counts = Counter((scene.label, scene.split, scene.style_name) for scene in listed)
+    sizes = {("train", "noto"): 8, ("train", "fluent"): 8, ("val", "noto"): 2, ("val", "fluent"): 2, ("test", "twemoji"): 8}
+    assert names == sorted(names)
+    assert counts == {(label, *key): n for label in range(len(names)) for key, n in sizes.items()}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_every_image_has_a_file_of_its_own(name):
+    listed = scenes.category_scenes(name)
+    assert len({scene.path for scene in listed}) == len(listed)
+
+
+def test_domains_have_the_labels_of_the_source():
+    label = {name: i for i, name in enumerate(scenes.class_names("all"))}
+    for name in plans.DOMAINS:
+        assert scenes.class_names(name) == list(label)
+        listed = scenes.category_scenes(name)
+        assert all(scene.label == label[scene.classname] and scene.split == "test" for scene in listed)
+        if name != "a":
+            assert set(Counter(scene.label for scene in listed).values()) == {4} and len(listed) == 4 * len(label)
+
+
+def test_hard_scenes_are_in_no_other_split():
+    hard = {(scene.style, scene.thing, scene.rendering) for scene in plans.category_scenes("a")}
+    others = {(s.style, s.thing, s.rendering) for name in plans.PLANS if name != "a" for s in plans.category_scenes(name)}
+    assert hard and not hard & others
+    assert not {rendering for _, _, rendering in others} & set(plans.HARD_CANDIDATES), "nor could they be"
+    chosen = plans.hard_scenes()
+    assert list(chosen) == scenes.class_names("all")
+    assert all(set(numbers) <= set(plans.HARD_CANDIDATES) for numbers in chosen.values())
+    assert sum(map(len, chosen.values())) == len(hard) and max(map(len, chosen.values())) == 4
+
+
+# ---------------------------------------------------------------- as data sets
+
+
+def test_a_domain_is_for_testing_only(few, tmp_path):
+    data = build_dataset(config(tmp_path, "r", NUM_SHOTS=1, SOURCE_DOMAINS=("noto",)))
+    assert files(data.train_x) == files(data.test) and not data.val
+    assert data.classnames == scenes.class_names("all") and data.num_classes == 567
+    assert Counter(datum.label for datum in data.test) == dict.fromkeys(range(0, 567, 30), 4)
+    assert data.domains == ("glossy", "pixels", "stitches")
+    for datum in data.test[:8]:
+        assert Path(datum.impath).name.startswith(data.domains[datum.domain])
+        scene = next(s for s in plans.category_scenes("r") if datum.impath.endswith(f"/{s.path}"))
+        with Image.open(datum.impath) as image:
+            assert (np.asarray(image) == plans.draw([scene])[0]).all()
+    new = build_dataset(config(tmp_path, "r", SUBSAMPLE_CLASSES="new"))
+    assert new.classnames == scenes.class_names("all")[284:] and new.num_classes == 283
+    one = build_dataset(config(tmp_path, "r", TARGET_DOMAINS=("stitches",)))
+    assert {datum.domain for datum in one.test} == {2}
+
+
+def test_a_class_without_a_hard_scene_keeps_its_label(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "category_scenes", lambda name: [s for s in plans.category_scenes(name) if s.label == 300])
+    monkeypatch.setitem(plans.SHA256, "a", hashlib.sha256(plans.draw(scenes.category_scenes("a"))).hexdigest())
+    data = build_dataset(config(tmp_path, "a"))
+    assert data.classnames == scenes.class_names("all") and {datum.label for datum in data.test} == {300}
+    new = build_dataset(config(tmp_path, "a", SUBSAMPLE_CLASSES="new"))
+    assert {datum.label for datum in new.test} == {300 - 284} and new.classnames == scenes.class_names("all")[284:]
+
+
+def test_a_target_trains_and_validates_on_two_styles_and_tests_on_a_third(few, tmp_path):
+    data = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16))
+    assert data.domains == ("noto", "fluent", "twemoji")
+    splits = (data.train_x, data.val, data.test)
+    assert [Counter(datum.domain for datum in split) for split in splits] == [{0: 16, 1: 16}, {0: 4, 1: 4}, {2: 16}]
+    one = build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("noto",)))
+    assert {datum.domain for datum in one.train_x} == {datum.domain for datum in one.val} == {0}
+    assert {datum.domain for datum in one.test} == {2}
+    with pytest.raises(ValueError, match=r"SOURCE_DOMAINS 'twemoji'.*noto, fluent"):
+        build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("twemoji",)))
+
+
+# ---------------------------------------------------------------- how the hard scenes are chosen
+
+
+@pytest.fixture
+def choose_hard(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import choose_hard
+
+    return choose_hard
+
+
+def test_the_most_confident_mistakes_are_chosen(choose_hard):
+    listed = [scene for scene in choose_hard.candidates() if scene.label < 2]
+    assert [scene.rendering for scene in listed if scene.label == 0] == list(plans.HARD_CANDIDATES)
+    sure = np.linspace(0.6, 0.9, len(listed))
+    guess = np.array([1 if scene.label == 0 else scene.rendering % 3 == 0 for scene in listed])
+    probability = np.stack([np.where(guess == label, sure, 1 - sure) for label in (0, 1)], 1)
+    first, second = (scene.classname for scene in listed[:2])
+    wrong = [r for r in plans.HARD_CANDIDATES if r % 3]
+    assert choose_hard.choose(listed, probability) == {first: list(plans.HARD_CANDIDATES)[-4:], second: wrong[-4:]}
+    right = np.stack([np.array([scene.label == label for scene in listed]) for label in (0, 1)], 1) * 0.9
+    assert choose_hard.choose(listed, right) == {first: [], second: []}
+
+
+def test_the_choice_is_written_as_the_package_reads_it(choose_hard, monkeypatch, tmp_path):
+    listed = [scene for scene in plans.category_scenes("all") if scene.label < 12]
+    monkeypatch.setattr(choose_hard, "category_scenes", lambda name: listed)
+    monkeypatch.setattr(choose_hard, "class_names", lambda name: sorted({scene.classname for scene in listed}))
+    monkeypatch.setattr(sys, "argv", ["choose_hard.py", str(tmp_path / "hard.txt"), "--steps", "3"])
+    choose_hard.main()
+    monkeypatch.setattr(plans, "HARD", tmp_path / "hard.txt")
+    chosen = plans.hard_scenes.__wrapped__()
+    assert list(chosen) == sorted({scene.classname for scene in listed})
+    assert all(len(numbers) <= 4 and set(numbers) <= set(plans.HARD_CANDIDATES) for numbers in chosen.values())
+    assert any(chosen.values())
