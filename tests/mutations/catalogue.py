@@ -546,4 +546,19 @@ MUTATIONS = [
         "return [self.lab2cname[label] for label in sorted(self.lab2cname, reverse=True)]",
         "tests/test_golden.py::test_losses_logits_and_parameters_are_the_published_ones[CoOp_KDPL-cpu]",
     ),
+    # -------------------------------------------------------------------------------------------------------------- data
+    mutation(
+        "workers left running by an epoch that failed",
+        "kdpl/training/batches.py",
+        '        getattr(iterator, "_shutdown_workers", lambda: None)()  # of an iterator with workers\n',
+        "        pass\n",
+        "tests/test_data_faults.py::test_a_damaged_image_ends_the_run_with_its_path[2]",
+    ),
+    mutation(
+        "test drawings among the training scenes of unseen ones",
+        "datasets/emoji/plans.py",
+        '    Part("train", ("noto", "fluent"), range(8)),\n',
+        '    Part("train", ("twemoji", "fluent"), range(8)),\n',
+        "tests/test_emoji_shifts.py::test_no_training_or_validation_image_shows_a_test_drawing",
+    ),
 ]
