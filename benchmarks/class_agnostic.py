@@ -1,6 +1,6 @@
 """What class-agnostic training costs beside class-aware training: a step's time and memory, the vocabulary's features.
 
-The student is of ViT-B/32's size, both CLIPs have random weights. Steps of the two kinds are timed in turns in one
+Both CLIPs are of ViT-B/32's size, or of another, and have random weights. Steps of the two kinds are timed in turns in one
 process; peak memory is that of a process which takes steps of one kind alone.
 """
 
@@ -15,8 +15,7 @@ import torch
 from common import in_own_process, machine, peak_memory, print_rows, published_options, random_clip, seconds_per_call
 
 import kdpl.students
-from kdpl.distill.loss import distillation_loss
-from kdpl.distill.selection import SelectionReport, select_names
+from kdpl.distill.objective import Distillation
 from kdpl.distill.teacher import Teacher
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.templates import DEFAULT
@@ -28,7 +27,8 @@ KINDS = ("class-aware", "class-agnostic")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--learner", default="CoOp", choices=["CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP"])
-    parser.add_argument("--teacher", default="ViT-B/32", help="the OpenAI ViT whose sizes the teacher has")
+    parser.add_argument("--student", default="ViT-B/32", help="the OpenAI ViT whose sizes the student has, or small")
+    parser.add_argument("--teacher", default="ViT-B/32", help="the same of the teacher")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--names", type=int, default=1000, help="class names, and K_MAX")
     parser.add_argument("--vocabulary", type=int, default=20000, help="names of imagenet21k in the vocabulary")
@@ -89,36 +89,22 @@ def vocabulary_seconds(args: argparse.Namespace) -> dict[str, float]:
 
 
 def make_step(args: argparse.Namespace, kind: str) -> Callable[[], None]:
-    """Return a function that takes one training step: teacher, selection, student, loss, gradient, update."""
-    agnostic = kind == "class-agnostic"
-    clip, names = random_clip("ViT-B/32", 1, args.device), vocabulary_names(args)
-    class_names = names[: args.names]
-    options = published_options(args.learner)
-    student = getattr(kdpl.students, args.learner).build(clip, options, class_names)
+    """Return a function that takes one training step: the objective, its gradient, the update."""
+    clip, vocabulary = random_clip(args.student, 1, args.device), vocabulary_names(args)
+    class_names = vocabulary[: args.names]
+    names, k_max = (vocabulary, args.names) if kind == "class-agnostic" else (class_names, None)
+    student = getattr(kdpl.students, args.learner)(clip, published_options(args.learner), class_names)
     student.learned.to(args.device)
     optimizer = torch.optim.SGD(student.learned.parameters(), lr=0.002, momentum=0.9)
     teacher_clip = random_clip(args.teacher, 2, args.device)
-    names = names if agnostic else class_names
     features = cached_text_features(teacher_clip, names, DEFAULT)
     teacher = Teacher(teacher_clip, names, DEFAULT, clip.mean, clip.std, text_features=features)
-    report = SelectionReport(names)
-    prepared = None if agnostic else student.prepare(class_names)
+    objective = Distillation(student, teacher, names, k_max=k_max)
     generator = torch.Generator().manual_seed(3)
 
     def step() -> None:
-        images = torch.randn(args.batch, 3, 224, 224, generator=generator).to(args.device)
-        teacher_logits = teacher.logits(teacher.image_features(images), student.logit_scale)
-        step_names, step_prepared = names, prepared
-        if agnostic:
-            chosen, probabilities = select_names(teacher_logits, args.names)
-            report.add(chosen, probabilities)
-            teacher_logits = teacher_logits[:, chosen]
-            step_names = [names[i] for i in chosen.tolist()]
-            step_prepared = student.prepare(step_names)
-        frozen = student.frozen_image_features(images) if student.reads_frozen_image_features else None
-        output = student(images, step_prepared, frozen=frozen)
-        terms = distillation_loss(output.logits, teacher_logits)
-        loss = terms["loss"] + sum(student.regularisers(output, frozen, step_names).values())
+        images = torch.randn(args.batch, 3, clip.resolution, clip.resolution, generator=generator).to(args.device)
+        loss, _ = objective(images)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

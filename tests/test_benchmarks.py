@@ -1,4 +1,4 @@
-"""The benchmark of training steps still runs, and takes both ways of a step on the same numbers."""
+"""The benchmarks of training steps still run, and take both ways of a step on the same numbers."""
 
 import json
 import sys
@@ -47,3 +47,10 @@ def test_precisions_are_those_asked_for():
 def test_the_rates_of_a_card_are_measured():
     rates = run("card.py", "--device", "cpu", "--small", "--precision", "bf16", "--measure")
     assert rates.keys() == {"float32", "bfloat16", "bandwidth"} and min(rates.values()) > 1e6
+
+
+@pytest.mark.parametrize("learner", ["CoOp", "PromptSRC"])
+def test_steps_with_and_without_class_names_are_measured(learner):
+    small = ("--student", "small", "--teacher", "small", "--names", 8, "--vocabulary", 20, "--batch", 2, "--steps", 1)
+    (row,) = run("class_agnostic.py", "--learner", learner, *small, "--measure", "time")["rows"]
+    assert row.keys() == {"class-aware_seconds", "class-agnostic_seconds"} and min(row.values()) > 0
