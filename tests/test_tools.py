@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import ROOT, processes
 
+from kdpl.clip import load_clip
 from kdpl.datasets.emoji.art import drawings, things
 
 STEPS = {"steps": 5, "batch": 12, "rate": 1e-3, "seed": 3}
@@ -67,3 +68,13 @@ def test_a_student_never_sees_a_style_of_the_benchmark(pretrain, tmp_path):
     command = [sys.executable, str(ROOT / "tools/pretrain.py"), "student", str(art), "unused.safetensors"]
     process = processes.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 1 and "holds styles of the benchmark" in process.stderr
+
+
+@pytest.mark.slow
+def test_the_next_pair_loads_and_has_two_architectures():
+    student, teacher = (load_clip(str(ROOT / f"tools/pretrained/{kind}.safetensors")) for kind in ("student", "teacher"))
+    assert (student.resolution, student.embed_dim) == (teacher.resolution, teacher.embed_dim) == (64, 128)
+    assert type(student.model.visual) is not type(teacher.model.visual)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for clip in (student, teacher):
+        assert clip.image_features(images).shape == clip.encode_text(clip.tokenize(["a fox", "an owl"])).shape == (2, 128)
