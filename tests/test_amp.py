@@ -3,13 +3,11 @@
 A scale is a power of 2, so in fp32 the repeated step is that of a run without scaling, to the last bit.
 """
 
-import csv
-
 import pytest
 import torch
 from support import ROOT, emoji_args, mostly_slow
 from support.ranks import run_ranks
-from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
+from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
 
 from kdpl.clip import precision
 from kdpl.training.checkpoint import load_checkpoint
@@ -22,16 +20,6 @@ def own(output, name, *options):
     import support.own_step  # noqa: F401  it registers them
 
     return build("KDPL_CoOp", output, *IN_PROCESS, "TRAINER.NAME", name, *options)
-
-
-def trained(run):
-    run.train()
-    return parameters(run)
-
-
-def history(output):
-    with (output / "history.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow

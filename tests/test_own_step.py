@@ -3,7 +3,6 @@
 Gradient scaling, several ranks, views and resuming work around it as around the trainers' own.
 """
 
-import csv
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from support import ROOT, emoji_args, mostly_slow, processes
 from support.installed_dassl import installed_dassl
 from support.ranks import run_ranks
-from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, parameters
+from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
 
 from kdpl.training.checkpoint import load_checkpoint
 
@@ -24,16 +23,6 @@ def own(output, *options, name="OwnStep"):
     import support.own_step  # noqa: F401  it registers them
 
     return build("KDPL_CoOp", output, *IN_PROCESS, "TRAINER.NAME", name, *options)
-
-
-def trained(run):
-    run.train()
-    return parameters(run)
-
-
-def history(output):
-    with (output / "history.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 # -------------------------------------------------------------------------------------------------------------- one engine

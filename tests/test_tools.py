@@ -58,6 +58,12 @@ def test_an_interrupted_pretraining_ends_with_the_same_weights(kind, pretrain, a
     assert all(torch.equal(resumed[key], value) for key, value in expected.items())
     with pytest.raises(SystemExit, match="was written with"):
         pretrain.train(kind, drawings, state, **{**STEPS, "rate": 1e-4})
+    with np.load(art) as file:
+        arrays = dict(file)
+    arrays["rgba"][0] //= 2
+    np.savez(art, **arrays)
+    with pytest.raises(SystemExit, match="was written with"):  # other drawings of the same styles
+        pretrain.train(kind, pretrain.Art(art), state, **STEPS)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ steps, and ends with the same weights as without the interruption.
 """
 
 import argparse
+import hashlib
 import math
 import time
 from collections import deque
@@ -92,6 +93,7 @@ class Art:
             raise SystemExit(f"{path} holds styles of the benchmark ({', '.join(sorted(seen))}). Render other packs.")
         if unknown := set(self.styles) - set(STYLE_WORDS):
             raise SystemExit(f"No caption word for the styles {', '.join(sorted(unknown))}. Add them to STYLE_WORDS.")
+        self.digest = hashlib.sha256(rgba.tobytes() + repr((self.names, self.styles)).encode()).hexdigest()
         things, styles = rgba[..., 3].any((2, 3)).nonzero()
         self.style = styles  # of each drawing
         self.thing = things
@@ -306,7 +308,7 @@ def training_step(
 
 def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: float, seed: int) -> dict[str, torch.Tensor]:
     """Train, from what `state` has on, and return the state dict in OpenAI's layout."""
-    settings = {"kind": kind, "steps": steps, "batch": batch, "rate": rate, "seed": seed, "styles": art.styles}
+    settings = {"kind": kind, "steps": steps, "batch": batch, "rate": rate, "seed": seed, "art": art.digest}
     torch.manual_seed(seed)
     tokens = Tokens(art.names)
     net = CLIP(

@@ -1,5 +1,7 @@
 """Trainings of a second or two in this process, whole and cut short, and what is compared of them."""
 
+import csv
+
 import pytest
 import torch
 from yacs.config import CfgNode
@@ -88,3 +90,15 @@ def build_student(learner, clip):
             options[key] = 3
     torch.manual_seed(1)
     return getattr(kdpl.students, learner)(clip, options)
+
+
+def trained(run):
+    """Train, and return the learned parameters."""
+    run.train()
+    return parameters(run)
+
+
+def history(output):
+    """Return the rows of a run's history.csv."""
+    with (output / "history.csv").open() as file:
+        return list(csv.DictReader(file))
