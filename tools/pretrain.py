@@ -8,6 +8,9 @@ as one that was trained on the web would. Prints the loss, the accuracy in the b
 benchmark's validation scenes of food; test scenes are never looked at. Both read natural captions ("a photo of a fox on a red
 background") and learn from flat colours and large drawings to full scenes; without that curriculum they hardly learn.
 
+`--start WEIGHTS` goes on from weights that this command wrote, with full scenes from the first step and a new warm-up and decay
+of the rate. The benchmark's pair was trained in two such parts (`tools/README.md`).
+
 A step is a function of the seed and its number. The same command resumes from OUTPUT.state, which is written every 200
 steps, and ends with the same weights as without the interruption.
 """
@@ -25,6 +28,7 @@ import torch
 from clip.model import CLIP
 from clip.simple_tokenizer import SimpleTokenizer
 from pack_clip import write
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -279,6 +283,17 @@ def full_state_dict(net: CLIP, used: list[int]) -> dict[str, torch.Tensor]:
     return state
 
 
+def load_weights(path: Path, net: CLIP, used: list[int]) -> None:
+    """Load weights that this command wrote (pack_clip.py's layout, fp16) into the network of its tokens."""
+    state = load_file(path)
+    if state.pop("token_embedding.used", torch.empty(0)).tolist() != used:
+        raise SystemExit(f"{path} has other tokens than these captions. Give weights that this command wrote.")
+    expected = {k: v.shape for k, v in net.state_dict().items()}
+    if different := [k for k in expected.keys() | state.keys() if k not in state or state[k].shape != expected.get(k)]:
+        raise SystemExit(f"{path} is of another network: {min(different)} differs. Give weights of the same kind.")
+    net.load_state_dict(state)
+
+
 def rows_of_step(art: Art, step: int, batch: int, distinct: int, seed: int) -> np.ndarray:
     """Return the rows of a step's drawings, of `distinct` things: all things in turn, in any style."""
     things = np.array([thing for thing, rows in enumerate(art.rows) if len(rows)])
@@ -306,9 +321,13 @@ def training_step(
     return loss.item(), (logits.argmax(1) == torch.arange(len(images))).float().mean().item()
 
 
-def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: float, seed: int) -> dict[str, torch.Tensor]:
-    """Train, from what `state` has on, and return the state dict in OpenAI's layout."""
+def train(
+    kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: float, seed: int, start: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Train, from what `state` has on, else from the weights `start`; return the state dict in OpenAI's layout."""
     settings = {"kind": kind, "steps": steps, "batch": batch, "rate": rate, "seed": seed, "art": art.digest}
+    if start is not None:
+        settings["start"] = hashlib.sha256(start.read_bytes()).hexdigest()
     torch.manual_seed(seed)
     tokens = Tokens(art.names)
     net = CLIP(
@@ -320,6 +339,8 @@ def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: flo
         transformer_heads=2,
         **MODELS[kind],
     )
+    if start is not None:
+        load_weights(start, net, tokens.used)
     optim = optimizer(net, rate)
     base_rates = [group["lr"] for group in optim.param_groups]
     pool = background_pool(POOL[kind], seed)
@@ -328,14 +349,15 @@ def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: flo
     first = resume(state, settings, net, optim)
 
     recent: deque[tuple[float, float]] = deque(maxlen=50)  # loss and accuracy of the last steps
-    start = reported = time.monotonic()
+    began = reported = time.monotonic()
     for step in range(first, steps):
         torch.manual_seed(seed * steps + step)
         np.random.seed([seed, step])
         for group, base in zip(optim.param_groups, base_rates, strict=True):
             group["lr"] = base * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / steps)) / 2
         rows = rows_of_step(art, step, batch, distinct, seed)
-        images, captions = BATCHES[kind](art, pool, rows, min(1.0, 4 * step / steps))
+        progress = min(1.0, 4 * step / steps) if start is None else 1.0
+        images, captions = BATCHES[kind](art, pool, rows, progress)
         recent.append(training_step(net, tokens, optim, images, captions))
         with torch.no_grad():
             net.logit_scale.clamp_(0, math.log(MAX_SCALE[kind]))
@@ -348,7 +370,7 @@ def train(kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: flo
             reported = now
             loss, accuracy = np.mean(recent, axis=0)
             print(
-                f"{now - start:5.0f} s  step {step + 1:,} of {steps:,}  loss {loss:.3f}  "
+                f"{now - began:5.0f} s  step {step + 1:,} of {steps:,}  loss {loss:.3f}  "
                 f"batch accuracy {accuracy:.1%}  scale {net.logit_scale.exp().item():.1f}  "
                 f"validation (food) {validation_accuracy(net, tokens):.1f}%",
                 flush=True,
@@ -378,13 +400,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--start", type=Path, help="weights to go on from, which this command wrote")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     art = Art(args.art, without=BENCHMARK_STYLES if args.kind == "student" else ())
     state = args.output.with_name(args.output.name + ".state")
-    settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "seed": args.seed}
+    settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "seed": args.seed, "start": args.start}
     write(train(args.kind, art, state, **settings), args.output)
     state.unlink(missing_ok=True)
 
