@@ -21,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", help="output folders, of one run or of many")
     parser.add_argument("--format", choices=FORMATS, default="terminal")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="expected seeds (default: all that a table has)")
+    parser.add_argument(
+        "--intervals", action="store_true", help="of differences the 95 %% interval over seeds and classes (bootstrap)"
+    )
     parser.add_argument("--split", choices=SPLITS, default="test", help="images that were tested on (default: test)")
     parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there, as PNG (needs matplotlib)")
     args = parser.parse_args(argv)
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not tables:
             print(f"There is no result on the {args.split} images among these runs yet.", file=sys.stderr)
             return exits.FAILED
-        print(render(tables, args.format), end="")
+        print(render(tables, args.format, args.intervals), end="")
         if args.plot:
             from kdpl.experiments.report.plots import draw
 

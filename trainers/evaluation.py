@@ -161,14 +161,15 @@ class EvaluatedTrainer(_Curves, TrainerX):
                 "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
             )
         print(f"Evaluate on the *{split}* set")
-        images_seen = 0
+        counts = torch.zeros(2, len(self.class_names), dtype=torch.long, device=self.device)  # right ones, all
         for logits, labels in self.predictions(loader, split):
             self.evaluator.process(logits, labels)
-            images_seen += len(labels)
+            right = (logits.argmax(1) == labels).long()
+            counts.index_add_(1, labels, torch.stack([right, torch.ones_like(right)]))
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        self.last_result = record(self, split, images_seen, results)
+        self.last_result = record(self, split, counts.cpu(), results)
         return next(iter(results.values()))
 
     def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -259,8 +260,13 @@ def without_test(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str, float]) -> dict[str, Any] | None:
-    """Add the result of a test to `results.json` in the output folder, and return it; only on the main rank."""
+def record(trainer: EvaluatedTrainer, split: str, counts: Tensor, metrics: dict[str, float]) -> dict[str, Any] | None:
+    """Add the result of a test to `results.json` in the output folder, and return it; only on the main rank.
+
+    Args:
+        counts: by class the images that were predicted right, and all `(2, C)`.
+        metrics: accuracy, error_rate and macro_f1 in percent.
+    """
     if not distributed.is_main():
         return None
     cfg, teacher = trainer.cfg, trainer.teacher_name()
@@ -285,8 +291,9 @@ def record(trainer: EvaluatedTrainer, split: str, images: int, metrics: dict[str
         "source_domains": list(cfg.DATASET.SOURCE_DOMAINS),
         "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
         "num_classes": len(trainer.class_names),
-        "num_images": images,
+        "num_images": int(counts[1].sum()),
         "class_names": key_of(*trainer.class_names).hex(),
+        "right_by_class": " ".join(f"{right}/{images}" for right, images in counts.T.tolist()),
         **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
     }
     write_results(cfg.OUTPUT_DIR, run, result)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kdpl.experiments.report.intervals import Draws, Replicates
+
+Value = TypeVar("Value", float, "np.ndarray")
 
 ANY_SEED = None  # the seed of a result that does not depend on one
 
@@ -16,10 +24,12 @@ class Cell:
     Attributes:
         values: the value of each seed; under `ANY_SEED` one that does not depend on a seed.
         of_means: the mean if it is not the mean of `values`, such as a harmonic mean of two means.
+        replicates: its values in a bootstrap; None if the results lack the counts by class.
     """
 
     values: Mapping[int | None, float]
     of_means: float | None = None
+    replicates: Replicates | None = field(default=None, compare=False)
 
     @property
     def mean(self) -> float:
@@ -34,22 +44,31 @@ class Cell:
     def depends_on_seed(self) -> bool:
         return ANY_SEED not in self.values
 
+    def interval(self, draws: Draws) -> tuple[float, float] | None:
+        """Return the 95 % interval over seeds and classes; None if the results lack the counts by class."""
+        from kdpl.experiments.report.intervals import interval
+
+        return None if self.replicates is None else interval(self.replicates(draws, sorted(self.values, key=str)))
+
     def missing(self, expected: Sequence[int]) -> list[int]:
         """Return the expected seeds that have no value."""
         return [seed for seed in expected if seed not in self.values] if self.depends_on_seed else []
 
-    def text(self, expected: Sequence[int], signed: bool = False) -> str:
-        """Return mean and deviation, with "(2/3 seeds)" if seeds are missing."""
+    def text(self, expected: Sequence[int], signed: bool = False, draws: Draws | None = None) -> str:
+        """Return mean and deviation, or with draws the interval, with "(2/3 seeds)" if seeds are missing."""
         text = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
-        if len(self.values) > 1:
+        bounds = self.interval(draws) if draws else None
+        if bounds:
+            text += " [{:+.2f}, {:+.2f}]".format(*bounds)
+        elif len(self.values) > 1:
             text += f" ± {self.std:.2f}"
         if missing := self.missing(expected):
             text += f" ({len(expected) - len(missing)}/{len(expected)} seeds)"
         return text
 
 
-def combine(cells: Sequence[Cell | None], function: Callable[[list[float]], float]) -> Cell | None:
-    """Apply a function to cells, seed by seed over the seeds that all have, and to their means over these seeds.
+def combine(cells: Sequence[Cell | None], function: Callable[[list[Value]], Value]) -> Cell | None:
+    """Apply a function to cells, seed by seed over the seeds that all have, to their means over these seeds, and to replicates.
 
     Returns:
         None if a cell is missing or no seed is common to all.
@@ -64,17 +83,22 @@ def combine(cells: Sequence[Cell | None], function: Callable[[list[float]], floa
     # A cell whose mean is not the mean of its values has the same seeds as the cells it was made of.
     means = [cell.mean if len(cell.values) == len(seeds) else fmean(c) for cell, c in zip(cells, columns, strict=True)]
     values = {seed: function([column[i] for column in columns]) for i, seed in enumerate(seeds)}
-    return Cell(values, of_means=function(means))
+    parts = [cell.replicates for cell in cells]
+
+    def replicates(draws: Draws, seeds: Sequence[int | None]) -> np.ndarray:
+        return function([part(draws, seeds) for part in parts])
+
+    return Cell(values, of_means=function(means), replicates=None if None in parts else replicates)
 
 
 def average(cells: Sequence[Cell | None]) -> Cell | None:
     """Return the mean of cells, such as over data sets; None if one is missing."""
-    return combine(cells, fmean)
+    return combine(cells, lambda values: sum(values) / len(values))
 
 
 def harmonic_mean(base: Cell | None, new: Cell | None) -> Cell | None:
     """Return H of base and new accuracy: of the two means, as published tables have it, and of each seed."""
-    return combine([base, new], lambda pair: 2 * pair[0] * pair[1] / sum(pair) if sum(pair) else 0.0)
+    return combine([base, new], lambda pair: 2 * pair[0] * pair[1] / (sum(pair) + 1e-30))  # 0, if both are
 
 
 def difference(cell: Cell | None, other: Cell | None) -> Cell | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from kdpl.experiments.report.intervals import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
@@ -15,19 +16,23 @@ _STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_raw"}
 _LATEX = {"±": r"$\pm$", NONE: "--", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}"}
 
 
-def render(tables: Sequence[Table], style: str) -> str:
+def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
     """Return the tables as text in one of `FORMATS`.
 
-    CSV has a line for each cell, with mean, deviation and seeds as numbers.
+    CSV has a line for each cell, with mean, deviation, seeds and the bounds of the interval as numbers.
+
+    Args:
+        intervals: give differences their 95 % interval over seeds and classes in place of the deviation over seeds.
     """
+    draws = Draws() if intervals else None
     if style == "csv":
-        return _csv(tables)
-    return "\n".join(_render(table, style) for table in tables)
+        return _csv(tables, draws)
+    return "\n".join(_render(table, style, draws) for table in tables)
 
 
-def _render(table: Table, style: str) -> str:
+def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
-    body = [_texts(row, previous, table.seeds) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
+    body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
     escape = _latex if style == "latex" else _markdown if style == "markdown" else str
     text = tabulate(
         [[escape(cell) for cell in line] for line in body],
@@ -39,21 +44,22 @@ def _render(table: Table, style: str) -> str:
     if style == "latex":
         text = text.replace(r"\hline", r"\midrule").replace(r"\midrule", r"\toprule", 1)
         head, _, foot = text.rpartition(r"\midrule")
-        return f"% {table.title}\n% {_caption(table)}\n{head}\\bottomrule{foot}\n"
+        return f"% {table.title}\n% {_caption(table, draws)}\n{head}\\bottomrule{foot}\n"
     if style == "markdown":
-        return f"### {table.title}\n\n{text}\n\n{_caption(table)}\n"
-    return f"{table.title}\n\n{text}\n\n{_caption(table)}\n"
+        return f"### {table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
+    return f"{table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
 
 
-def _texts(row: Row, previous: Row | None, seeds: Sequence[int]) -> list[str]:
+def _texts(row: Row, previous: Row | None, seeds: Sequence[int], draws: Draws | None) -> list[str]:
     labels = list(row.labels)
     if previous is not None and previous.labels[:-1] == row.labels[:-1]:
         labels[:-1] = [""] * (len(labels) - 1)  # the data set stands once, at its first row
-    cells = [NONE if c is None else c.text(seeds, signed=row.kind == "difference") for c in row.cells]
+    paired = row.kind == "difference"
+    cells = [NONE if c is None else c.text(seeds, paired, draws if paired else None) for c in row.cells]
     return labels + cells
 
 
-def _caption(table: Table) -> str:
+def _caption(table: Table, draws: Draws | None) -> str:
     seeds = ", ".join(map(str, table.seeds))
     parts = ["Top-1 accuracy in percent"]
     if len(table.seeds) > 1:
@@ -61,6 +67,8 @@ def _caption(table: Table) -> str:
     elif table.seeds:
         parts.append(f"seed {seeds}")
     caption = ", ".join(parts) + "."
+    if draws and any(cell and cell.replicates for row in table.rows for cell in row.cells if row.kind == "difference"):
+        caption += f" Differences with {LEVEL:.0%} intervals over seeds and classes (bootstrap of {REPLICATES:,} replicates)."
     if any(cell and cell.missing(table.seeds) for row in table.rows for cell in row.cells if row.kind != "published"):
         caption += f" Seeds are missing in cells with (n/{len(table.seeds)} seeds)."
     if any(row.kind == "published" for row in table.rows):
@@ -77,10 +85,11 @@ def _latex(text: str) -> str:
     return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
-def _csv(tables: Sequence[Table]) -> str:
+def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"])
+    head = ["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"]
+    writer.writerow([*head, *(["low", "high"] if draws else [])])
     for table in tables:
         for row in table.rows:
             dataset = row.labels[0] if len(row.labels) > 1 else ""
@@ -90,5 +99,6 @@ def _csv(tables: Sequence[Table]) -> str:
                 else:
                     numbers = [f"{cell.mean:.4f}", f"{cell.std:.4f}", len(table.seeds) - len(cell.missing(table.seeds))]
                 labels = [table.protocol, table.subject, dataset, row.labels[-1], row.kind, column]
-                writer.writerow([*labels, *numbers, len(table.seeds)])
+                bounds = (cell and cell.interval(draws)) or ("", "") if draws else ()
+                writer.writerow([*labels, *numbers, len(table.seeds), *bounds])
     return text.getvalue()

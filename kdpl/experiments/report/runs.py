@@ -72,6 +72,8 @@ class Score:
     time: str
     path: Path
     recipe: str = ""  # of the manifest; empty without one
+    right: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # of each class the images predicted right, and all
+    class_names: str = ""  # digest; empty in older results
 
 
 @dataclass
@@ -242,8 +244,30 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
         same_source = replace(tested, domains=" ".join(entry["source_domains"]))
         trained = None if method.is_zero_shot else _trained_on(run, origin, same_source)
         run_facts = facts["backbone"], shots, facts["seed"], trained
-        scores.append(Score(method, *run_facts, tested, entry["accuracy"], entry["time"], run.path, recipe))
+        result = tested, entry["accuracy"], entry["time"], run.path, recipe
+        scores.append(Score(method, *run_facts, *result, _right_by_class(entry, run.path), entry.get("class_names", "")))
     return scores
+
+
+def _right_by_class(entry: dict[str, Any], path: Path) -> tuple[tuple[int, int], ...]:
+    """Return of each class the images predicted right and all of them; nothing for results that lack these.
+
+    Raises:
+        ResultsError: they contradict the accuracy.
+    """
+    pairs = [part.split("/") for part in str(entry.get("right_by_class", "")).split()]
+    try:
+        counts = tuple((int(right), int(images)) for right, images in pairs)
+        of_all = 100 * sum(right for right, _ in counts) / sum(images for _, images in counts) if counts else None
+    except (ValueError, ZeroDivisionError):
+        problem = "is damaged: expected counts such as '3/4 2/4'"
+        raise ResultsError(f"right_by_class of {entry['dataset']} in '{path}' {problem}. Test again.") from None
+    if counts and abs(of_all - entry["accuracy"]) > 1e-3:
+        raise ResultsError(
+            f"right_by_class of {entry['dataset']} in '{path}' gives {of_all:.3f} %, expected the accuracy of "
+            f"{entry['accuracy']:.3f} % that stands beside it: the file was changed. Test again."
+        )
+    return counts
 
 
 def _model_dir(run: _Run) -> str | None:

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from kdpl.config.choices import is_distilled
 from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
+from kdpl.experiments.report.intervals import Counts, Replicates
 from kdpl.experiments.report.runs import Data, Method, Score
 
 SOURCE = "ImageNet"
@@ -122,7 +125,7 @@ def _dataset_rows(
     for dataset in sorted({str(score.tested) for score in scores}, key=_dataset_key):
         here = [score for score in scores if str(score.tested) == dataset]
         blocks[dataset] = {
-            method: tuple(_cell(s for s in here if s.method == method and key(s) == column) for column in columns)
+            method: tuple(cell_of(s for s in here if s.method == method and key(s) == column) for column in columns)
             for method in methods
         }
     rows = []
@@ -158,7 +161,7 @@ def _transfer_table(
     chosen = [s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))]
     by_method = {}
     for method in _methods(chosen):
-        cells = [_cell(s for s in chosen if s.method == method and s.tested == column) for column in columns]
+        cells = [cell_of(s for s in chosen if s.method == method and s.tested == column) for column in columns]
         by_method[method] = (*cells, average(cells[1:]))
     paper = {}
     if protocol == SHIFT and source == Data(SOURCE) and shots == PAPER_SHOTS:
@@ -232,13 +235,25 @@ def _published_row(backbone: str, method: Method, targets: list[Data]) -> Cells 
     return tuple(None if v is None else Cell({ANY_SEED: v}) for v in [*(values.get(name) for name in names), mean])
 
 
-def _cell(scores: Iterable[Score]) -> Cell | None:
+def cell_of(scores: Iterable[Score]) -> Cell | None:
     scores = list(scores)
     if not scores:
         return None
     if scores[0].method.is_zero_shot:
-        return Cell({ANY_SEED: scores[-1].accuracy})
-    return Cell({score.seed: score.accuracy for score in scores})
+        scores = scores[-1:]
+        return Cell({ANY_SEED: scores[0].accuracy}, replicates=_replicates({ANY_SEED: scores[0]}))
+    return Cell({score.seed: score.accuracy for score in scores}, replicates=_replicates({s.seed: s for s in scores}))
+
+
+def _replicates(scores: dict[int | None, Score]) -> Replicates | None:
+    """Return the bootstrap of a cell; None if a result lacks its counts by class, or they are of other classes."""
+    first = next(iter(scores.values()))
+    images = [n for _, n in first.right]
+    alike = all(s.class_names == first.class_names and [n for _, n in s.right] == images for s in scores.values())
+    if not images or not alike:
+        return None
+    right = {seed: np.array([n for n, _ in score.right]) for seed, score in scores.items()}
+    return Counts(right, np.array(images), str(first.trained), first.class_names or str(first.tested)).accuracies
 
 
 def _seeds(scores: Iterable[Score], seeds: Sequence[int]) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
     folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
     if not folders:
         return ""
-    scores, notes = read_scores(folders)
+    scores, notes = read_scores(folders, steps[0].split)
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     tables = all_tables(scores, list(sweep.seeds))

@@ -67,6 +67,8 @@ def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[st
     devices = gpus() if sweep.executor.gpus and runs else []
     jobs = jobs or len(devices) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    if sweep.executor.warm:
+        os.environ.update(environment(threads))  # PyTorch, imported once for all runs, reads these
     slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for i in range(jobs):
         slots.put(devices[i % len(devices)] if devices else None)

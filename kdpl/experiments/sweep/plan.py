@@ -81,6 +81,8 @@ def _check(sweep: Sweep) -> None:
     for trainer in sweep.trainers:
         if sweep.class_agnostic and not trainer.startswith("KDPL_"):
             raise SweepError(f"class_agnostic: '{trainer}' has no class-agnostic mode, expected only KDPL trainers.")
+    if sweep.executor.warm and sweep.executor.gpus:
+        raise SweepError("executor.warm: runs fork from one Python, expected 'gpus: 0' with it. Leave one of the two out.")
     steps = [step for run in runs_of(sweep) for step in run.steps]
     for step in {(step.config_file, step.datasets[0]): step for step in steps}.values():
         args = parse_args(step.command()[2:])

@@ -6,12 +6,17 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, BinaryIO
 
 from kdpl.common import exits
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import Run, Step, Sweep
 from kdpl.experiments.sweep.status import write_record
+
+if TYPE_CHECKING:
+    from kdpl.experiments.sweep.warm import WarmProcess
 
 OCCUPIED_S = 60  # how long to wait for a folder that another process uses: after a requeue the old one may linger
 RETRY_S = 5
@@ -64,12 +69,12 @@ def do(sweep: Sweep, run: Run, stop: Stop, env: Mapping[str, str], job: str = ""
     """Do what is missing of a run, and record how it goes; `job` is the Slurm job that does it."""
     if stop.signal is None:
         write_record(sweep, run, "running", job=job)
-    outcome = work(run, stop, env, sweep.executor.restarts)
+    outcome = work(run, stop, env, sweep.executor.restarts, sweep.executor.warm and not job)
     write_record(sweep, run, outcome.state, outcome.reason, job)
     return outcome
 
 
-def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Outcome:
+def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: bool = False) -> Outcome:
     """Do what is missing of a run.
 
     A step that is interrupted, though this process was not asked to stop, is restarted, `restarts` times at most. If another
@@ -86,7 +91,7 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Out
                 )
             if step.training and step.training.missing():
                 return Outcome(exits.FAILED, f"its training has not finished: do that step first ({step.model_dir})")
-            outcome = _process(step, stop, env)
+            outcome = _process(step, stop, env, warm)
             if outcome.status == exits.OCCUPIED:
                 deadline = deadline or time.monotonic() + OCCUPIED_S
                 if time.monotonic() < deadline:
@@ -105,7 +110,7 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Out
     return Outcome()
 
 
-def _process(step: Step, stop: Stop, env: Mapping[str, str]) -> Outcome:
+def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False) -> Outcome:
     """Run a step to its end; its output is appended to console.txt in its folder."""
     path = step.folder / "console.txt"
     try:
@@ -115,10 +120,7 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str]) -> Outcome:
         return Outcome(exits.FAILED, str(error))
     with console:
         begin = console.seek(0, os.SEEK_END)
-        # A session of its own: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
-        process = subprocess.Popen(
-            step.command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
-        )
+        process = _started(step.command(), path, console, env, warm)
         status, asked = None, False
         while status is None:
             if stop.again:
@@ -139,6 +141,19 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str]) -> Outcome:
     if status < 0 and (-status in SIGNALS or stop.signal is not None):
         status = exits.INTERRUPTED  # before and after its training there is nothing to save
     return Outcome(status, f"{reason} (all of it: {path})")
+
+
+def _started(
+    command: list[str], path: Path, console: BinaryIO, env: Mapping[str, str], warm: bool
+) -> "subprocess.Popen | WarmProcess":
+    if warm:
+        from kdpl.experiments.sweep.warm import WarmProcess
+
+        return WarmProcess(command, path, env)
+    # A session of its own: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
+    )
 
 
 def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
