@@ -58,19 +58,19 @@ def per_class(data) -> set[int]:
 
 @pytest.mark.parametrize("category", mostly_slow(CATEGORIES, "food"))
 def test_every_pixel_of_a_category_is_the_committed_one(category):
-    images = scenes.draw(scenes.category_scenes(category))
+    images = scenes.draw(scenes.scenes_of(category))
     assert hashlib.sha256(images).hexdigest() == scenes.SHA256[category]
 
 
 def test_a_scene_does_not_depend_on_the_others_drawn_with_it():
-    chosen = scenes.category_scenes("travel")[::101]
+    chosen = scenes.scenes_of("travel")[::101]
     together = scenes.draw(chosen)
     alone = np.concatenate([scenes.draw([scene]) for scene in reversed(chosen)])[::-1]
     assert (together == alone).all()
 
 
 def test_no_two_scenes_are_alike():
-    images = scenes.draw(scenes.category_scenes("food")[:280])
+    images = scenes.draw(scenes.scenes_of("food")[:280])
     assert len(np.unique(images.reshape(280, -1), axis=0)) == 280
 
 
@@ -144,7 +144,7 @@ def test_drawings_fill_half_to_nine_tenths_of_the_edge_and_stay_inside():
 def test_a_category_has_its_classes_with_28_scenes_each_half_of_each_style(category, classes):
     names = scenes.class_names(category)
     assert len(names) == classes and names == sorted(names)
-    listed = scenes.category_scenes(category)
+    listed = scenes.scenes_of(category)
     counts = Counter((scene.label, scene.split, scene.style) for scene in listed)
     expected = {"train": 8, "val": 2, "test": 4}
     assert counts == {(c, s, d): n for c in range(classes) for s, n in expected.items() for d in (0, 1)}
@@ -170,7 +170,7 @@ def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root)
     assert data.classnames == scenes.class_names("activities")
     assert data.domains == ("twemoji", "fluent")
     folder = root / "emoji_scenes" / "activities"
-    for scene in scenes.category_scenes("activities")[::211]:
+    for scene in scenes.scenes_of("activities")[::211]:
         with Image.open(folder / scene.path) as image:
             assert (np.asarray(image) == scenes.draw([scene])[0]).all()
     assert (folder / "test" / "american_football" / "fluent_3.png").is_file()
@@ -224,8 +224,8 @@ def test_without_a_root_the_cache_folder_is_used(root, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["older generator", "lost file", "unreadable marker"])
 def test_a_stale_or_damaged_folder_is_drawn_again(tmp_path, damage, monkeypatch):
-    few = scenes.category_scenes("activities")[:28]
-    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    few = scenes.scenes_of("activities")[:28]
+    monkeypatch.setattr(scenes, "scenes_of", lambda category: few)
     monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
     folder = scenes.scene_folder(tmp_path, "activities")
     marker, image = folder / "scenes.json", folder / few[3].path
@@ -254,8 +254,8 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path):
 
 @pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):
-    few = scenes.category_scenes("activities")[:28]
-    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    few = scenes.scenes_of("activities")[:28]
+    monkeypatch.setattr(scenes, "scenes_of", lambda category: few)
     monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Cannot write the emoji scenes to .*file.*KDPL_CACHE"):
@@ -264,8 +264,8 @@ def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monk
 
 @pytest.mark.slow
 def test_other_pixels_than_the_committed_ones_are_refused(tmp_path, monkeypatch):
-    few = scenes.category_scenes("activities")[:28]
-    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    few = scenes.scenes_of("activities")[:28]
+    monkeypatch.setattr(scenes, "scenes_of", lambda category: few)
     monkeypatch.setitem(scenes.SHA256, "activities", "0" * 64)
     with pytest.raises(RuntimeError, match=r"expected 0000.*install KDPL again"):
         build_dataset(config(tmp_path))
@@ -276,8 +276,8 @@ DRAW = """
 import sys
 from kdpl.datasets.emoji import scenes
 root, sha, stage = sys.argv[1:]
-few = scenes.category_scenes("activities")[:112]
-scenes.category_scenes, scenes.SHA256["activities"] = lambda category: few, sha
+few = scenes.scenes_of("activities")[:112]
+scenes.scenes_of, scenes.SHA256["activities"] = lambda category: few, sha
 def wait():
     print(stage, file=sys.stderr, flush=True)
     sys.stdin.readline()
@@ -300,8 +300,8 @@ scenes.scene_folder(root, "activities")
 
 @pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path, monkeypatch):
-    few = scenes.category_scenes("activities")[:112]
-    monkeypatch.setattr(scenes, "category_scenes", lambda category: few)
+    few = scenes.scenes_of("activities")[:112]
+    monkeypatch.setattr(scenes, "scenes_of", lambda category: few)
     monkeypatch.setitem(scenes.SHA256, "activities", hashlib.sha256(scenes.draw(few)).hexdigest())
 
     def draw(stage):
@@ -353,7 +353,7 @@ def test_weights_are_half_precision_with_the_used_tokens_only(name):
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_teacher_reads_scenes_better_than_the_student_and_the_icon_template_better_than_the_photo_one():
-    listed = [scene for scene in scenes.category_scenes("activities") if scene.split == "val"]
+    listed = [scene for scene in scenes.scenes_of("activities") if scene.split == "val"]
     images = torch.from_numpy(scenes.draw(listed)).permute(0, 3, 1, 2) / 255
     labels = torch.tensor([scene.label for scene in listed])
 
