@@ -19,7 +19,6 @@ from dassl.data.datasets import build_dataset
 from kdpl.datasets.emoji import art, generator, plans, renditions, scenes
 
 UNSEEN = ("all", *plans.TARGETS)
-NEW = (*UNSEEN, *plans.DOMAINS)
 
 
 def config(root: Path, name: str, **keys) -> object:
@@ -52,10 +51,7 @@ def files(data: list) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------- the pixels
 
 
-SAMPLED = ("sky", "creatures", "mammals")  # a fifth of the scenes; other pixels are refused when a data set is drawn
-
-
-@pytest.mark.parametrize("name", mostly_slow((*plans.DOMAINS, *SAMPLED), "sky"))
+@pytest.mark.parametrize("name", mostly_slow(plans.PLANS, "sky"))
 def test_every_pixel_is_the_committed_one(name):
     assert hashlib.sha256(plans.draw(plans.scenes_of(name))).hexdigest() == plans.SHA256[name]
 
@@ -73,7 +69,7 @@ def test_the_scenes_of_the_targets_are_those_of_the_source():
 
 def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
     """Whatever is drawn with it and whatever data set it belongs to; no other scene of any data set has both numbers."""
-    mixed = [scene for name in NEW for scene in plans.scenes_of(name)[::1501]]
+    mixed = [scene for name in plans.PLANS for scene in plans.scenes_of(name)[::1501]]
     mixed.sort(key=lambda scene: scene.style)
     together = plans.draw(mixed)
     reverse = plans.draw(mixed[::-1])[::-1]
@@ -161,7 +157,7 @@ def test_the_ten_targets_divide_the_things():
     assert sorted(names) == scenes.class_names("all") and len(names) == len(art.things()) == 567
     assert len(plans.TARGETS) == 10
     assert all(25 <= len(scenes.class_names(target)) <= 80 for target in plans.TARGETS)
-    for name, about in (plans.CATEGORIES | plans.TARGETS).items():
+    for name, about in plans.TARGETS.items():
         assert about.startswith(f"{len(scenes.class_names(name))} ")
 
 
@@ -174,7 +170,7 @@ def test_a_class_has_16_4_and_8_images(name):
     assert counts == {(label, *key): n for label in range(len(names)) for key, n in sizes.items()}
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", plans.PLANS)
 def test_every_image_has_a_file_of_its_own(name):
     listed = scenes.scenes_of(name)
     assert len({scene.path for scene in listed}) == len(listed)
