@@ -3,7 +3,7 @@
 set -u
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export TRAINER=${TRAINER:-KDPL_CoOp KDPL_CoCoOp KDPL_VPT KDPL_MaPLe KDPL_PromptSRC}
-export DATASETS=${DATASETS:-emoji_food} SEEDS=${SEEDS:-1} SHOTS=${SHOTS:-16} CFG=emoji
+export DATASETS=${DATASETS:-emoji_meals} SEEDS=${SEEDS:-1} SHOTS=${SHOTS:-16} CFG=emoji
 export OUTPUT=${OUTPUT:-$ROOT/output/class_agnostic} PYTHON=${PYTHON:-python}
 # As many names as a data set of the benchmark has classes; the models know no word beyond the benchmark's.
 VOCABULARY=(TRAINER.KDPL.VOCABULARY "$ROOT/datasets/embedded/vocabulary.txt" TRAINER.KDPL.K_MAX "${K_MAX:-100}")

@@ -21,7 +21,7 @@ from common import ROOT, machine, print_rows
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainer", default="KDPL_CoOp", help="a KDPL trainer")
-    parser.add_argument("--dataset", default="emoji_food", help="a data set of the embedded benchmark")
+    parser.add_argument("--dataset", default="emoji_meals", help="a data set of the embedded benchmark")
     parser.add_argument("--views", type=int, default=4, help="fixed views of an image")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--shots", type=int, default=16, help="training images of a class")

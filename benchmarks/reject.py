@@ -1,7 +1,7 @@
-"""By which score images that are none of the classes are found: AUROC on the embedded benchmark, other categories as outsiders.
+"""By which score images that are none of the classes are found: AUROC on the embedded benchmark, other data sets as outsiders.
 
-For each category its own validation images are inside and those of all other categories outside, with the sentence "a photo of
-a {}." for every name. "max" is the largest logit, "energy" the logarithm of their summed exponentials, "probability" the
+For each of the ten targets its own validation images are inside and those of the other nine outside, with the sentence "a photo
+of a {}." for every name. "max" is the largest logit, "energy" the logarithm of their summed exponentials, "probability" the
 largest of the softmax; the others compare with names that are none of the classes: the embedded vocabulary, or ImageNet's.
 "ECE" is the expected calibration error over the classes in ten bins, of the plain probabilities and of those whose temperature
 is fitted to the embedded teacher, without labels.
@@ -18,7 +18,7 @@ from torch import Tensor
 from kdpl.classifier.decision import inside_score
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip, similarity_logits
-from kdpl.datasets.emoji.scenes import CATEGORIES, category_scenes, class_names, draw
+from kdpl.datasets.emoji.plans import TARGETS, class_names, draw, scenes_of
 from kdpl.photos.calibrate import fit_temperature
 from kdpl.text.prompts import encode, sentence_features
 from kdpl.text.templates import DEFAULT, fill
@@ -63,35 +63,35 @@ def main() -> None:
     args = parser.parse_args()
     vocabulary = [n for n in (ROOT / "datasets/embedded/vocabulary.txt").read_text(encoding="utf-8").split("\n") if n.strip()]
     rows, logits, labels = [], {}, {}
-    scenes = {c: [s for s in category_scenes(c) if s.split == "val"] for c in CATEGORIES}
-    pixels = {c: torch.from_numpy(draw(scenes[c])).permute(0, 3, 1, 2).float() / 255 for c in CATEGORIES}
+    scenes = {name: [s for s in scenes_of(name) if s.split == "val"] for name in TARGETS}
+    pixels = {name: torch.from_numpy(draw(scenes[name])).permute(0, 3, 1, 2).float() / 255 for name in TARGETS}
     for model in ("emoji_student", "emoji_teacher"):
         clip = load_clip(model)
-        seen = {c: features(clip, pixels[c]) for c in CATEGORIES}
+        seen = {name: features(clip, pixels[name]) for name in TARGETS}
         found: dict[str, list[float]] = {}
-        for category in CATEGORIES:
-            names = class_names(category)
+        for target in TARGETS:
+            names = class_names(target)
             own = {tuple(encode(n)) for n in names}
             backgrounds = {
                 label: sentence_features(clip, fill(DEFAULT, [n for n in words if tuple(encode(n)) not in own]))
                 for label, words in (("vocabulary", vocabulary), ("ImageNet", IMAGENET_CLASSNAMES))
             }
             text = sentence_features(clip, fill(DEFAULT, names))
-            inside = scores(clip, seen[category], text, backgrounds)
-            outside = scores(clip, torch.cat([seen[c] for c in CATEGORIES if c != category]), text, backgrounds)
+            inside = scores(clip, seen[target], text, backgrounds)
+            outside = scores(clip, torch.cat([seen[name] for name in TARGETS if name != target]), text, backgrounds)
             for key in inside:
                 found.setdefault(key, []).append(auroc(inside[key], outside[key]))
-            logits[model, category] = similarity_logits(clip.logit_scale, seen[category], text)
-            labels[category] = torch.tensor([s.label for s in scenes[category]])
+            logits[model, target] = similarity_logits(clip.logit_scale, seen[target], text)
+            labels[target] = torch.tensor([s.label for s in scenes[target]])
         rows.append({"model": model, **{key: sum(values) / len(values) for key, values in found.items()}})
-    print("AUROC, mean of five categories")
+    print("AUROC, mean of ten data sets")
     print_rows(rows, args.json)
     errors = []
-    for category in CATEGORIES:
-        student, teacher = logits["emoji_student", category], logits["emoji_teacher", category]
+    for target in TARGETS:
+        student, teacher = logits["emoji_student", target], logits["emoji_teacher", target]
         t = fit_temperature(student, teacher)
-        plain, fitted = (calibration_error((student / x).softmax(1), labels[category]) for x in (1.0, t))
-        errors.append({"category": category, "temperature": t, "ECE": plain, "ECE calibrated": fitted})
+        plain, fitted = (calibration_error((student / x).softmax(1), labels[target]) for x in (1.0, t))
+        errors.append({"data set": target, "temperature": t, "ECE": plain, "ECE calibrated": fitted})
     print("\nCalibration of the student, fitted to the teacher without labels")
     print_rows(errors, args.json)
 

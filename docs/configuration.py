@@ -37,7 +37,7 @@ Every key of a configuration, as `train.py` has it. A value is taken from, in th
 `--dataset-config-file`, the file of `--config-file`, the flags, and pairs at the end of the command line:
 
 ```bash
-python train.py --trainer KDPL_CoOp --dataset-config-file configs/datasets/emoji_food.yaml \\
+python train.py --trainer KDPL_CoOp --dataset-config-file configs/datasets/emoji_meals.yaml \\
     --config-file configs/trainers/KDPL_CoOp/emoji.yaml --output-dir output/food OPTIM.LR 0.01 DATASET.NUM_SHOTS 16
 ```
 

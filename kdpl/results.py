@@ -1,6 +1,6 @@
 """Query a run's `results.json`.
 
-`python -m kdpl.results done FOLDER [--datasets emoji_food ...]` prints the data sets without a result, one per line, and
+`python -m kdpl.results done FOLDER [--datasets emoji_meals ...]` prints the data sets without a result, one per line, and
 exits with 0 only if there is none.
 """
 

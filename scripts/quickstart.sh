@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
 
 OUTPUT=${OUTPUT:-output/quickstart}
-DATASETS=${DATASETS:-emoji_food emoji_activities}
+DATASETS=${DATASETS:-emoji_meals emoji_leisure}
 SEEDS=${SEEDS:-1 2 3}
 JOBS=${JOBS:-2}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

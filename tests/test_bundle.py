@@ -22,7 +22,7 @@ def train(name, output, *options):
     from dassl.utils import set_random_seed
 
     set_random_seed(1)
-    run = build_trainer(config(name, "emoji_activities", output, "--seed", 1, *TINY, *options))
+    run = build_trainer(config(name, "emoji_leisure", output, "--seed", 1, *TINY, *options))
     run.train()
     return run
 

@@ -201,7 +201,7 @@ def build(learner, tmp_path, vocabulary, *more):
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
 
-    cfg = config(f"KDPL_{learner}", "emoji_food", tmp_path / "out", "--seed", 1, *options(tmp_path, vocabulary, *more))
+    cfg = config(f"KDPL_{learner}", "emoji_meals", tmp_path / "out", "--seed", 1, *options(tmp_path, vocabulary, *more))
     set_random_seed(1)
     return build_trainer(cfg)
 

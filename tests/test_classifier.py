@@ -26,7 +26,7 @@ def learned(tmp_path_factory):
         if (name, options) not in runs:
             folder = tmp_path_factory.mktemp(name)
             small = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TEST.BATCH_SIZE", 24)
-            run = build_trainer(config(name, "emoji_activities", folder, *small, *options))
+            run = build_trainer(config(name, "emoji_leisure", folder, *small, *options))
             torch.manual_seed(1)
             for parameter in run.student.learned.parameters():
                 parameter.data += 0.02 * torch.randn_like(parameter)

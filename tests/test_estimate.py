@@ -21,7 +21,7 @@ NAMES = ["apple", "green apple", "banana", "loaf of bread", "cup of tea with a s
 def settings(learner, tmp_path, *options):
     return config(
         f"KDPL_{learner}",
-        "emoji_food",
+        "emoji_meals",
         tmp_path,
         "TRAINER.KDPL.PREC",
         "fp32",
@@ -195,7 +195,7 @@ def test_a_cpu_is_measured_and_more_work_takes_it_longer():
             ("--teacher", "ViT-B-16-SigLIP:webli", "--classes", "2"),
             "'timm/ViT-B-16-SigLIP' on the Hugging Face hub",
         ),
-        (("DATASET.NAME", "EmojiFood"), "DATASET.NAME 'EmojiFood' has an unknown number of classes: give --classes."),
+        (("DATASET.NAME", "EmojiMeals"), "DATASET.NAME 'EmojiMeals' has an unknown number of classes: give --classes."),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(flags, message, capsys):

@@ -31,7 +31,7 @@ from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji.scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.export import main
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def prompts(tmp_path_factory):
 def photos(tmp_path_factory):
     """Photos as people have them: turned, transparent, of 16 bits, grey, of odd sizes."""
     folder = tmp_path_factory.mktemp("photos")
-    scenes = draw(category_scenes("food")[::97][:8])
+    scenes = draw(scenes_of("food")[::97][:8])
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     images = [Image.fromarray(scene).resize(size, Image.Resampling.BICUBIC) for scene, size in zip(

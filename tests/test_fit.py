@@ -403,9 +403,9 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
     from PIL import Image
 
     from kdpl.classifier import reduction
-    from kdpl.datasets.emoji.scenes import category_scenes, draw
+    from kdpl.datasets.emoji.scenes import draw, scenes_of
 
-    for i, scene in enumerate(draw(category_scenes("activities")[:24])):
+    for i, scene in enumerate(draw(scenes_of("activities")[:24])):
         path = tmp_path / "large" / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(scene).resize((1200, 900), Image.Resampling.BICUBIC).save(path, quality=92)

@@ -23,7 +23,7 @@ def build(trainer, output, *options, seed=1, file=None):
 
     file = file or NODES.get(trainer.removeprefix("KDPL_"), trainer if "Style" not in trainer else "KDPL_CoOp")
     views = ("DATALOADER.K_TRANSFORMS", 2) if "Views" in trainer else ()
-    cfg = config("KDPL_CoOp", "emoji_food", output, "--seed", seed, "OPTIM.MAX_EPOCH", 2, *SMALL, *options,
+    cfg = config("KDPL_CoOp", "emoji_meals", output, "--seed", seed, "OPTIM.MAX_EPOCH", 2, *SMALL, *options,
                  config_file=f"{ROOT}/configs/trainers/{file}/emoji.yaml")  # fmt: skip
     cfg.TRAINER.NAME = trainer
     if views:
@@ -83,7 +83,7 @@ def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
     from dassl.engine import build_trainer
     from support import config as own_config
 
-    own = build_trainer(own_config(own_name, "emoji_food", tmp_path / "own", "--seed", 1, *SMALL, *options))
+    own = build_trainer(own_config(own_name, "emoji_meals", tmp_path / "own", "--seed", 1, *SMALL, *options))
     wrapped = build(f"KDPL_{style}", tmp_path / "wrapped", *options)
     theirs = dict(wrapped.model.learner.named_parameters())
     pairs = {name: theirs[MAPS[style](name)] for name in own.student.learned.state_dict()}
@@ -112,7 +112,7 @@ def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
     from dassl.engine import build_trainer
 
     options = ("DATALOADER.TRAIN_X.BATCH_SIZE", 16)
-    own = build_trainer(config("KDPL_CoOp", "emoji_food", tmp_path / "own", "--seed", 1, *SMALL, *options))
+    own = build_trainer(config("KDPL_CoOp", "emoji_meals", tmp_path / "own", "--seed", 1, *SMALL, *options))
     wrapped = build("KDPL_StyleCoOp", tmp_path / "wrapped", *options)
     for trainer in (own, wrapped):
         trainer.epoch = trainer.train_loader_x.epoch = 1
@@ -324,7 +324,7 @@ def test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded(o
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    cfg = config("KDPL_CoOp", "emoji_food", tmp_path)
+    cfg = config("KDPL_CoOp", "emoji_meals", tmp_path)
     from kdpl.trainers.wrappable import check_distilled
 
     with pytest.raises(ValueError, match="cannot be summed over several processes"):
@@ -388,7 +388,7 @@ def test_kdpls_own_trainer_refuses_an_optimizer_without_its_parameters(tmp_path,
     from kdpl.trainers import prompts
 
     monkeypatch.setattr(prompts, "build_optimizer", lambda m, cfg: build_optimizer([torch.nn.Parameter(torch.ones(1))], plain))
-    cfg = config("KDPL_CoOp", "emoji_food", tmp_path, *SMALL)
+    cfg = config("KDPL_CoOp", "emoji_meals", tmp_path, *SMALL)
     plain = cfg.OPTIM.clone()
     cfg.OPTIM.STAGED_LR, cfg.OPTIM.NEW_LAYERS = True, ("probe",)
     with pytest.raises(

@@ -76,7 +76,7 @@ def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, mon
     for module in (T, *engines):  # an installed Dassl imports the class by its name
         monkeypatch.setattr(module, crop.__name__, OldCrop)
     for trainer in ("KDPL_CoOp", "KDPL_StyleCoOp"):
-        cfg = config("KDPL_CoOp", "emoji_food", tmp_path, "DATASET.NUM_SHOTS", 1)
+        cfg = config("KDPL_CoOp", "emoji_meals", tmp_path, "DATASET.NUM_SHOTS", 1)
         cfg.TRAINER.NAME = trainer
         loader = build_trainer(cfg).train_loader_x
         crop = loader.dataset.transform.transforms[0]
@@ -87,7 +87,7 @@ def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):
     from dassl.engine import build_trainer
 
     options = ("TRAIN.CHECKPOINT_FREQ", -1, "OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "TEST.NO_TEST", True)
-    build_trainer(config("KDPL_CoOp", "emoji_food", tmp_path, *options)).train()
+    build_trainer(config("KDPL_CoOp", "emoji_meals", tmp_path, *options)).train()
     assert [p.name for p in sorted((tmp_path / "prompt_learner").iterdir())] == ["checkpoint", "model.pth.tar-2"]
 
 

@@ -225,7 +225,7 @@ def fork(tmp_path):
 def command(trainer, output):
     return ["train.py", "--trainer", trainer, "--seed", 1, "--output-dir", output,
             "--config-file", ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml",
-            "--dataset-config-file", ROOT / "configs/datasets/emoji_food.yaml",
+            "--dataset-config-file", ROOT / "configs/datasets/emoji_meals.yaml",
             "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 1,
             "TEST.NO_TEST", True]  # fmt: skip
 

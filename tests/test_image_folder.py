@@ -66,7 +66,7 @@ TINY = ("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 def test_a_folder_without_labels_gives_the_prompts_and_the_accuracy_of_the_labelled_run(tmp_path):
     """Bit for bit: labels are used for nothing but the accuracy."""
     tiny = (*TINY, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.TARGET_DOMAINS", "twemoji")
-    labelled = trainer_of(config("KDPL_CoOp", "emoji_activities", tmp_path / "labelled", "--seed", 1, *tiny))
+    labelled = trainer_of(config("KDPL_CoOp", "emoji_leisure", tmp_path / "labelled", "--seed", 1, *tiny))
     labelled.train()
 
     root, data = tmp_path / "photos", labelled.dm.dataset

@@ -20,7 +20,7 @@ from kdpl.training.checkpoint import load_checkpoint
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
 
 
-def train(folder, *options, trainer="KDPL_CoOp", check=False, flags=(), dataset="emoji_food"):
+def train(folder, *options, trainer="KDPL_CoOp", check=False, flags=(), dataset="emoji_meals"):
     args = [*emoji_args(trainer, folder, dataset), *flags, *QUICK, *options]
     return run_train(*args, check=check)
 

@@ -12,7 +12,7 @@ from kdpl.distill import Distillation
 from kdpl.training.pixels import read_image
 
 pytestmark = pytest.mark.slow
-DATASET = "emoji_activities"
+DATASET = "emoji_leisure"
 SETTINGS = ("DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.WARMUP_EPOCH", -1, "TRAIN.PRINT_FREQ", 1000)
 
 

@@ -93,7 +93,7 @@ def two_epochs(tmp_path_factory):
     def run(learner, value, device):
         output = tmp_path_factory.mktemp("run")
         options = ("DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 14, "OPTIM.WARMUP_EPOCH", -1, *on(device))
-        trainer = build(f"KDPL_{learner}", output, *options, *precisions(learner, value), dataset="emoji_activities")
+        trainer = build(f"KDPL_{learner}", output, *options, *precisions(learner, value), dataset="emoji_leisure")
         del trainer.test_loader.dataset.data_source[28:]
         start = torch.cat([p.flatten() for p in parameters(trainer).values()])
         trainer.train()

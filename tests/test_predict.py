@@ -18,7 +18,7 @@ import kdpl
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
-from kdpl.datasets.emoji.scenes import category_scenes, draw
+from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -200,7 +200,7 @@ def test_one_name_alone_says_nothing_and_is_refused(prompts, photos, tmp_path, c
 def odd_photos(folder):
     """Write one scene of the embedded benchmark as every kind of file that people have, and what is no image; return how
     many are images."""
-    (scene,) = draw(category_scenes("food")[:1])
+    (scene,) = draw(scenes_of("food")[:1])
     image = Image.fromarray(scene)
     exif = Image.Exif()
     exif[ORIENTATION] = 6

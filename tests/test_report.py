@@ -285,29 +285,29 @@ def test_the_means_in_the_committed_table_of_the_paper_are_those_of_its_columns(
 
 def test_the_source_is_told_by_the_training_run_before_the_folders_name(tmp_path):
     # Folder names that mean something else, as after a move.
-    add(tmp_path / "a/evaluation/x", "EmojiFood", 50.0)
+    add(tmp_path / "a/evaluation/x", "EmojiMeals", 50.0)
     (tmp_path / "a/evaluation/x/log.txt").write_text(
-        f"** Arguments **\neval_only: False\noutput_dir: old/place\n** Config **\nDATASET:\n  NAME: EmojiFood\n"
+        f"** Arguments **\neval_only: False\noutput_dir: old/place\n** Config **\nDATASET:\n  NAME: EmojiMeals\n"
         f"  SUBSAMPLE_CLASSES: all\nOUTPUT_DIR: {tmp_path}/a/evaluation/x\n"
     )
-    add(tmp_path / "b/train_base", "EmojiTravel", 20.0, model_dir=f"{tmp_path}/a/evaluation/x")
+    add(tmp_path / "b/train_base", "EmojiVehicles", 20.0, model_dir=f"{tmp_path}/a/evaluation/x")
     (table,) = tables(tmp_path).values()
-    assert table.title == "Cross-dataset: student ViT-B/32, source EmojiFood, 16 shots"
+    assert table.title == "Cross-dataset: student ViT-B/32, source EmojiMeals, 16 shots"
     assert texts(table)["CoOp",] == ["50.00", "20.00", "20.00"]
 
 
 def test_a_source_other_than_imagenet_is_in_the_folders_name(tmp_path):
-    add_transfer(tmp_path, "EmojiObjects", "evaluation_emoji_objects", {"EmojiObjects": 20.0, "EmojiFood": 30.0})
+    add_transfer(tmp_path, "EmojiHousehold", "evaluation_emoji_household", {"EmojiHousehold": 20.0, "EmojiMeals": 30.0})
     (table,) = tables(tmp_path).values()
-    assert table.columns == ("EmojiObjects (source)", "EmojiFood", "average")
+    assert table.columns == ("EmojiHousehold (source)", "EmojiMeals", "average")
 
 
 def test_training_on_one_style_and_testing_on_the_other_is_domain_generalisation(tmp_path):
-    add(tmp_path / "1", "EmojiFood", 50.0, domains=("twemoji", "twemoji"))
-    add(tmp_path / "2", "EmojiFood", 40.0, domains=("twemoji", "fluent"))
+    add(tmp_path / "1", "EmojiMeals", 50.0, domains=("twemoji", "twemoji"))
+    add(tmp_path / "2", "EmojiMeals", 40.0, domains=("twemoji", "fluent"))
     (table,) = tables(tmp_path).values()
     assert table.protocol == "domain generalisation"
-    assert table.columns == ("EmojiFood (twemoji) (source)", "EmojiFood (fluent)", "average")
+    assert table.columns == ("EmojiMeals (twemoji) (source)", "EmojiMeals (fluent)", "average")
     assert texts(table)["CoOp",] == ["50.00", "40.00", "40.00"]
 
 
@@ -450,7 +450,7 @@ def test_a_cell_never_mixes_manifests_that_differ_in_more_than_the_seed(tmp_path
 
     def finished(name, seed, lr, accuracy):
         manifest = Manifest({**config, "SEED": seed, "OPTIM.LR": lr}, {"training images": f"1 ({seed})"}) if lr else None
-        add(tmp_path / name, "EmojiFood", accuracy, seed=seed, manifest=manifest and manifest.to_dict())
+        add(tmp_path / name, "EmojiMeals", accuracy, seed=seed, manifest=manifest and manifest.to_dict())
 
     finished("a", 1, 0.1, 40.0)
     finished("b", 2, 0.1, 50.0)

@@ -17,12 +17,12 @@ def accuracies(folder) -> dict[tuple[str, str], float]:
 
 def test_results_of_several_data_sets_gather_in_one_file(tmp_path):
     path = write_results(tmp_path / "new" / "folder", RUN, result())
-    write_results(tmp_path / "new" / "folder", RUN, result("EmojiTravel", 20.0))
+    write_results(tmp_path / "new" / "folder", RUN, result("EmojiVehicles", 20.0))
     write_results(tmp_path / "new" / "folder", RUN, result(accuracy=30.0, classes="new"))
     content = read_results(path)
     assert content["schema"] == 1
     assert {key: content[key] for key in RUN} == RUN
-    assert accuracies(path) == {("EmojiFood", "all"): 50.0, ("EmojiTravel", "all"): 20.0, ("EmojiFood", "new"): 30.0}
+    assert accuracies(path) == {("EmojiMeals", "all"): 50.0, ("EmojiVehicles", "all"): 20.0, ("EmojiMeals", "new"): 30.0}
 
 
 def test_a_later_test_of_the_same_images_replaces_the_earlier_one(tmp_path):
@@ -41,7 +41,7 @@ def test_a_later_test_of_the_same_images_replaces_the_earlier_one(tmp_path):
         (b"[]", "'schema' is None"),
         (b'{"schema": 1, "trainer": "CoOp"}', "'results' is None"),
         (b'{"schema": 1, "results": []}', "'trainer' is None"),
-        (b'{"schema": 1, "trainer": "CoOp", "results": [{"dataset": "EmojiFood"}]}', "result 0 lacks split"),
+        (b'{"schema": 1, "trainer": "CoOp", "results": [{"dataset": "EmojiMeals"}]}', "result 0 lacks split"),
     ],
 )
 def test_a_damaged_file_is_named_when_read_and_moved_aside_when_written(tmp_path, capsys, damage, complaint):
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_named_when_read_and_moved_aside_when_written(tmp_path
         with pytest.raises(ResultsError, match=complaint):
             read_results(path)
         write_results(tmp_path, RUN, result())
-        assert accuracies(tmp_path) == {("EmojiFood", "all"): 50.0}
+        assert accuracies(tmp_path) == {("EmojiMeals", "all"): 50.0}
         assert (tmp_path / f"results.json.damaged-{n}").read_bytes() == damage
         assert f"results.json.damaged-{n}" in capsys.readouterr().out
 
@@ -74,9 +74,9 @@ def test_a_file_of_a_newer_schema_is_refused_by_name(tmp_path):
 
 def test_results_of_another_run_in_the_same_folder_are_not_mixed_in(tmp_path, capsys):
     write_results(tmp_path, RUN, result())
-    write_results(tmp_path, RUN | {"seed": 2}, result("EmojiTravel"))
-    assert accuracies(tmp_path) == {("EmojiTravel", "all"): 50.0}
-    assert accuracies(tmp_path / "results.json.other-1") == {("EmojiFood", "all"): 50.0}
+    write_results(tmp_path, RUN | {"seed": 2}, result("EmojiVehicles"))
+    assert accuracies(tmp_path) == {("EmojiVehicles", "all"): 50.0}
+    assert accuracies(tmp_path / "results.json.other-1") == {("EmojiMeals", "all"): 50.0}
     assert "seed 1, now 2" in capsys.readouterr().out
 
 
@@ -92,7 +92,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     while writer.is_alive():
         assert len(read_results(tmp_path)["results"]) == 1
     writer.join()
-    assert accuracies(tmp_path) == {("EmojiFood", "all"): 19.0}
+    assert accuracies(tmp_path) == {("EmojiMeals", "all"): 19.0}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -106,7 +106,7 @@ def test_versions_and_commit_are_recorded(tmp_path):
 
 @pytest.mark.parametrize(
     ("stem", "name"),
-    [("emoji_food", "EmojiFood"), ("dtd", "DescribableTextures"), ("imagenet_a", "ImageNetA"), ("sun397", "SUN397")],
+    [("emoji_meals", "EmojiMeals"), ("dtd", "DescribableTextures"), ("imagenet_a", "ImageNetA"), ("sun397", "SUN397")],
 )
 def test_a_configs_stem_and_the_registered_name_are_the_same_data_set(stem, name):
     assert same_dataset(stem, name)
@@ -119,17 +119,17 @@ def test_done_tells_which_data_sets_are_missing(tmp_path, capsys):
     assert main(["done", str(tmp_path)]) == 1
     capsys.readouterr()
     assert main(["done", str(tmp_path), "--classes", "base"]) == 0
-    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "emoji_food"]) == 0
+    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "emoji_meals"]) == 0
     assert capsys.readouterr().out == ""
-    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "dtd", "emoji_food", "sun397"]) == 1
+    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "dtd", "emoji_meals", "sun397"]) == 1
     assert capsys.readouterr().out == "dtd\nsun397\n"
 
 
 def test_a_validation_result_or_a_damaged_file_is_not_done(tmp_path):
     write_results(tmp_path, RUN, result(split="val"))
-    assert missing_datasets(tmp_path, ["emoji_food"]) == ["emoji_food"]
+    assert missing_datasets(tmp_path, ["emoji_meals"]) == ["emoji_meals"]
     (tmp_path / "results.json").write_text("{")
-    assert missing_datasets(tmp_path, ["emoji_food"], split="val") == ["emoji_food"]
+    assert missing_datasets(tmp_path, ["emoji_meals"], split="val") == ["emoji_meals"]
 
 
 def test_a_test_older_than_the_training_it_tested_is_not_done(tmp_path):

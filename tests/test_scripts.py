@@ -18,7 +18,7 @@ from kdpl.sweep import main
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "42"]
-EMOJI = ["--trainer", "CoOp", "--cfg", "emoji", "--datasets", "emoji_food", "--seeds", "1", "--shots", "1"]
+EMOJI = ["--trainer", "CoOp", "--cfg", "emoji", "--datasets", "emoji_meals", "--seeds", "1", "--shots", "1"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the sweeps are bash scripts")
 
@@ -71,17 +71,17 @@ def accuracies(root: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path, sweep):
-    broken = tmp_path / "output/base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
+    broken = tmp_path / "output/base2new/train_base/emoji_meals/shots_1/CoOp/emoji/seed1"
     broken.mkdir(parents=True)
     (broken / "prompt_learner").write_text("a file where a folder belongs")
     args = [*EMOJI, "--seeds", "1", "2", *QUICK]
 
     status, output = sweep("base2new/all.sh", *args, output="output", jobs=2)
     assert status == 1, output
-    assert "CoOp emoji_food, 1 shots, seed 2: finished after" in output
+    assert "CoOp emoji_meals, 1 shots, seed 2: finished after" in output
     assert "2 tried, 1 failed, 0 skipped" in output
-    assert output.splitlines()[-1].startswith("  CoOp emoji_food, 1 shots, seed 1: ")
-    common = Path("emoji_food/shots_1/CoOp/emoji/seed2")
+    assert output.splitlines()[-1].startswith("  CoOp emoji_meals, 1 shots, seed 1: ")
+    common = Path("emoji_meals/shots_1/CoOp/emoji/seed2")
     base = read_results(tmp_path / "output/base2new/train_base" / common)["results"]
     new = read_results(tmp_path / "output/base2new/test_new" / common)["results"]
     assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 42), ("new", 42)]
@@ -89,7 +89,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
     (broken / "prompt_learner").unlink()
     status, output = sweep("base2new/train.sh", *args, output="output")
     assert status == 0, output
-    assert "skipped CoOp emoji_food, 1 shots, seed 2: finished before" in output
+    assert "skipped CoOp emoji_meals, 1 shots, seed 2: finished before" in output
     assert "1 tried, 0 failed, 1 skipped" in output
     assert len(accuracies(tmp_path / "output")) == 3
 
@@ -101,7 +101,7 @@ def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path, sweep
     status, output = sweep("base2new/train.sh", *args, output=whole)
     assert status == 0, output
 
-    folder = killed / "base2new/train_base/emoji_food/shots_1/CoOp/emoji/seed1"
+    folder = killed / "base2new/train_base/emoji_meals/shots_1/CoOp/emoji/seed1"
     process = start("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
     wait_for((folder / "prompt_learner/checkpoint").is_file, process)
     os.kill(process.pid, signal.SIGTERM)
@@ -124,8 +124,8 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(tmp_path, sweep):
-    args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_food", "--seeds", "1", "--shots", "1"]
-    targets = ["--datasets", "emoji_activities"]
+    args = ["--trainer", "CoOp", "--cfg", "emoji", "--source", "emoji_meals", "--seeds", "1", "--shots", "1"]
+    targets = ["--datasets", "emoji_leisure"]
     status, output = run("xd/test.sh", *args, *targets, cwd=tmp_path, OUTPUT="o")
     assert status == 1
     assert "its training has not finished: do that step first" in output
@@ -136,17 +136,17 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
     assert "OPTIM.MAX_EPOCH: 1 in the folder" in output
     status, output = sweep("xd/test.sh", *args, *targets, *QUICK)
     assert status == 0, output
-    folder = tmp_path / "o/evaluation_emoji_food/CoOp/emoji_1shots/seed1"
+    folder = tmp_path / "o/evaluation_emoji_meals/CoOp/emoji_1shots/seed1"
     first = json.loads((folder / "results.json").read_text())["results"]
-    assert [r["dataset"] for r in first] == ["EmojiActivities"]
+    assert [r["dataset"] for r in first] == ["EmojiLeisure"]
 
-    status, output = sweep("xd/test.sh", *args, *targets, "emoji_animals", *QUICK)
+    status, output = sweep("xd/test.sh", *args, *targets, "emoji_mammals", *QUICK)
     assert status == 0, output
     both = read_results(folder)["results"]
     assert both[0] == first[0], "tested again"
-    assert both[1]["dataset"] == "EmojiAnimals"
+    assert both[1]["dataset"] == "EmojiMammals"
     scores, _ = read_scores([tmp_path / "o"])
-    assert {score.trained.dataset for score in scores} == {"EmojiFood"}
+    assert {score.trained.dataset for score in scores} == {"EmojiMeals"}
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_help_lists_the_settings(tmp_path, script):
 
 @pytest.mark.slow
 def test_cross_dataset_runs_take_the_configuration_meant_for_them(tmp_path):
-    args = ["--trainer", "KDPL_PromptSRC", "--datasets", "emoji_food", "--seeds", "1", "--steps", "train", "--dry-run"]
+    args = ["--trainer", "KDPL_PromptSRC", "--datasets", "emoji_meals", "--seeds", "1", "--steps", "train", "--dry-run"]
     names = []
     for protocol in ("base2new", "xd"):
         status, output = run(f"{protocol}/all.sh", *args, cwd=tmp_path)
@@ -206,8 +206,14 @@ def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script,
     python = tmp_path / "py"
     python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    variables = {"TRAINER": "KDPL_CoOp", "CFG": "emoji", "SEEDS": "5 6", "SHOTS": "2", "SOURCE": "emoji_food"}
-    variables |= {"DATASETS": "emoji_food", "DATA": "data", "CLASS_AGNOSTIC": "True", "EXTRA": "OPTIM.LR 0.5", "PYTHON": "none"}
+    variables = {"TRAINER": "KDPL_CoOp", "CFG": "emoji", "SEEDS": "5 6", "SHOTS": "2", "SOURCE": "emoji_meals"}
+    variables |= {
+        "DATASETS": "emoji_meals",
+        "DATA": "data",
+        "CLASS_AGNOSTIC": "True",
+        "EXTRA": "OPTIM.LR 0.5",
+        "PYTHON": "none",
+    }
     options = ["--python", str(python), "--seeds", "7", "--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]
     status, output = run(f"{protocol}/{script}.sh", *options, cwd=tmp_path, OUTPUT="o", **variables)
     assert status == 0, output

@@ -67,7 +67,7 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
-        ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_food'"),
+        ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_meals'"),
         ({"datasets": ""}, "'datasets' is missing in"),
         ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
         ({"seeds": "[1, 1]"}, "given twice"),
@@ -139,28 +139,28 @@ AGNOSTIC = "TRAINER.KDPL.CLASS_AGNOSTIC True "
 @pytest.mark.parametrize(
     ("protocol", "trainer", "config", "source", "agnostic", "config_file", "train", "test"),
     [
-        ("base2new", "CoOp", "emoji", "", "", "CoOp/emoji", "base2new/train_base/emoji_food/shots_4/CoOp/emoji/seed2",
-         "base2new/test_new/emoji_food/shots_4/CoOp/emoji/seed2"),
+        ("base2new", "CoOp", "emoji", "", "", "CoOp/emoji", "base2new/train_base/emoji_meals/shots_4/CoOp/emoji/seed2",
+         "base2new/test_new/emoji_meals/shots_4/CoOp/emoji/seed2"),
         ("base2new", "KDPL_PromptSRC", "vit_b32", "", AGNOSTIC, f"KDPL_PromptSRC/{VIT}",
-         f"base2new/train_base/emoji_food/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2",
-         f"base2new/test_new/emoji_food/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2"),
+         f"base2new/train_base/emoji_meals/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2",
+         f"base2new/test_new/emoji_meals/shots_4/KDPL_PromptSRC-CA/{VIT}/seed2"),
         ("base2new", "ZeroshotTeacher", "emoji", "", "", "KDPL_CoOp/emoji",
-         "base2new/train_base/emoji_food/shots_4/ZeroshotTeacher/emoji/seed2",
-         "base2new/test_new/emoji_food/shots_4/ZeroshotTeacher/emoji/seed2"),
+         "base2new/train_base/emoji_meals/shots_4/ZeroshotTeacher/emoji/seed2",
+         "base2new/test_new/emoji_meals/shots_4/ZeroshotTeacher/emoji/seed2"),
         ("xd", "KDPL_PromptSRC", "vit_b32", "imagenet", AGNOSTIC, f"KDPL_PromptSRC/{VIT}_cross_datasets",
          f"imagenet/KDPL_PromptSRC-CA/{VIT}_cross_datasets_4shots/seed2",
          f"evaluation/KDPL_PromptSRC-CA/{VIT}_cross_datasets_4shots/seed2"),
-        ("xd", "ZeroshotCLIP", "rn50", "emoji_food", "", "CoOp/rn50_ctxv1", "emoji_food/ZeroshotCLIP/rn50_ctxv1_4shots/seed2",
-         "evaluation_emoji_food/ZeroshotCLIP/rn50_ctxv1_4shots/seed2"),
-        ("few_shot", "PromptSRC", "vit_b16", "emoji_food", "", "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
-         "emoji_food/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets_4shots/seed2", ""),
+        ("xd", "ZeroshotCLIP", "rn50", "emoji_meals", "", "CoOp/rn50_ctxv1", "emoji_meals/ZeroshotCLIP/rn50_ctxv1_4shots/seed2",
+         "evaluation_emoji_meals/ZeroshotCLIP/rn50_ctxv1_4shots/seed2"),
+        ("few_shot", "PromptSRC", "vit_b16", "emoji_meals", "", "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+         "emoji_meals/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets_4shots/seed2", ""),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("by_flags", [False, True])
 def test_commands_and_folders_are_those_of_the_forks(
     tmp_path, capsys, by_flags, protocol, trainer, config, source, agnostic, config_file, train, test
 ):
-    datasets = {"base2new": ["emoji_food"], "xd": ["emoji_animals", "emoji_travel"], "few_shot": [source]}[protocol]
+    datasets = {"base2new": ["emoji_meals"], "xd": ["emoji_mammals", "emoji_vehicles"], "few_shot": [source]}[protocol]
     if by_flags:
         argv = ["--protocol", protocol, "--trainer", trainer, "--cfg", config, "--datasets", *datasets, "--seeds", "2"]
         argv += ["--shots", "4", "--class-agnostic", str(int(bool(agnostic))), "--data", "/DATA", "--output", str(tmp_path)]
@@ -195,7 +195,7 @@ def test_a_sweep_of_flags_is_that_of_the_file_but_for_its_name(tmp_path, monkeyp
     sweeps = []
     monkeypatch.setattr("kdpl.sweep.run_local", lambda sweep, *rest, **more: sweeps.append(sweep) or 0)
     file = sweep_file(tmp_path, options="{OPTIM.LR: 1e-5, OPTIM.MAX_EPOCH: 3}", steps="train", output=str(tmp_path))
-    flags = ["--protocol", "base2new", "--trainers", "CoOp", "KDPL_CoOp", "--datasets", "emoji_food", "--seeds", "1", "2"]
+    flags = ["--protocol", "base2new", "--trainers", "CoOp", "KDPL_CoOp", "--datasets", "emoji_meals", "--seeds", "1", "2"]
     flags += ["--shots", "1", "--cfg", "emoji", "--steps", "train", "--output", str(tmp_path)]
     main([str(file)])
     main([*flags, "--extra", "OPTIM.LR", "1e-5", "--", "OPTIM.MAX_EPOCH", "3"])
@@ -276,7 +276,7 @@ def fake_run(tmp_path: Path, monkeypatch, *codes: str) -> Run:
     (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, output=str(tmp_path / "out"))))
     run = replace(run, steps=run.steps[:1])
     left = list(codes)
-    monkeypatch.setattr(Step, "missing", lambda step: ["emoji_food"] if left else [])
+    monkeypatch.setattr(Step, "missing", lambda step: ["emoji_meals"] if left else [])
     monkeypatch.setattr(Step, "command", lambda step: [sys.executable, "-c", left.pop(0)])
     return run
 
@@ -294,7 +294,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
         (("exit(4)", "exit(4)", ""), 0, 0, ""),
         (("print('error: no')\nexit(2)", ""), 5, exits.BAD_INPUT, "error: no"),
         (("import os; print('Loading'); os.kill(os.getpid(), 9)", ""), 5, -9, "it was killed by SIGKILL"),
-        (("", ""), 5, exits.FAILED, "without a result on emoji_food"),
+        (("", ""), 5, exits.FAILED, "without a result on emoji_meals"),
     ],
 )
 def test_what_is_interrupted_or_occupied_is_tried_again_and_a_failure_is_not(
@@ -491,7 +491,7 @@ def wait_for_training(step: Step, sweep: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_path, monkeypatch, capsys):
-    file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"), datasets="emoji_food")
+    file = sweep_file(tmp_path, EIGHT, output=str(tmp_path / "out"), datasets="emoji_meals")
     sweep = read_sweep(file)
     first, _, third, *_ = runs = runs_of(sweep)
 

@@ -82,7 +82,7 @@ def test_coop_takes_every_class_token_position_and_class_specific_context(positi
 def test_class_specific_context_is_refused_for_other_classes(tmp_path):
     train("CoOp", tmp_path / "a", "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
     with pytest.raises(CheckpointError, match=r"ctx is \(42, 4, 128\) in the checkpoint, \(29, 4, 128\) in this model"):
-        build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_activities").load_model(str(tmp_path / "a"))
+        build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_leisure").load_model(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("trainer", mostly_slow(KDPL, "KDPL_CoOp"))
@@ -147,7 +147,7 @@ def test_zero_shot_trainers_need_no_training_and_the_teacher_is_the_better_one(t
 
     accuracy = {}
     for name in ("ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher"):
-        cfg = config("KDPL_CoOp", "emoji_activities", tmp_path / name, "TRAINER.NAME", name)
+        cfg = config("KDPL_CoOp", "emoji_leisure", tmp_path / name, "TRAINER.NAME", name)
         run = build_trainer(cfg)
         run.load_model("")
         accuracy[name] = run.test()
@@ -159,7 +159,7 @@ def test_a_template_replaces_the_hand_written_sentence(tmp_path):
 
     runs = [
         build_trainer(
-            config("KDPL_CoOp", "emoji_food", tmp_path / str(i), "TRAINER.NAME", "ZeroshotCLIP", "DATASET.TEMPLATE", t)
+            config("KDPL_CoOp", "emoji_meals", tmp_path / str(i), "TRAINER.NAME", "ZeroshotCLIP", "DATASET.TEMPLATE", t)
         )
         for i, t in enumerate(("", "an icon of a {}."))
     ]
@@ -171,10 +171,10 @@ def test_a_template_replaces_the_hand_written_sentence(tmp_path):
 @pytest.mark.slow
 def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
     run, _ = train("KDPL_MaPLe", tmp_path, "OPTIM.MAX_EPOCH", 1)
-    run.use_dataset(config("KDPL_MaPLe", "emoji_activities", tmp_path, "--seed", 1, "DATASET.NUM_SHOTS", 1))
+    run.use_dataset(config("KDPL_MaPLe", "emoji_leisure", tmp_path, "--seed", 1, "DATASET.NUM_SHOTS", 1))
     run.test()
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiFood", 42), ("EmojiActivities", 58)]
+    assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiMeals", 42), ("EmojiLeisure", 58)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
-from kdpl.datasets.emoji.scenes import CATEGORIES, category_scenes, class_names, draw
+from kdpl.datasets.emoji.plans import PLANS, TARGETS, class_names, draw, scenes_of
 
 
 @torch.no_grad()
@@ -29,11 +29,11 @@ def accuracy(clip: Clip, template: str, names: list[str], images: np.ndarray, la
     return 100 * (guess.numpy() == labels).mean()
 
 
-def halves(category: str, split: str) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Names, images and labels of a category's base classes and of its new classes."""
-    names = class_names(category)
+def halves(name: str, split: str) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Names, images and labels of a data set's base classes and of its new classes."""
+    names = class_names(name)
     middle = math.ceil(len(names) / 2)
-    scenes = [scene for scene in category_scenes(category) if scene.split == split]
+    scenes = [scene for scene in scenes_of(name) if scene.split == split]
     images, labels = draw(scenes), np.array([scene.label for scene in scenes])
     base = labels < middle
     return [
@@ -46,20 +46,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", default="emoji_student", help="any name or file of kdpl.clip, 64 x 64 pixels")
     parser.add_argument("--teacher", default="emoji_teacher")
+    parser.add_argument(
+        "--datasets", nargs="+", default=list(TARGETS), choices=PLANS, metavar="NAME", help="default: the targets"
+    )
     parser.add_argument("--split", choices=["train", "val", "test"], default="test")
     args = parser.parse_args()
     student, teacher = load_clip(args.student), load_clip(args.teacher)
-    rows = {
+    columns = {
         'student, "a photo of a {}."': (student, "a photo of a {}."),
         'student, "an icon of a {}."': (student, "an icon of a {}."),
         'teacher, "a photo of a {}."': (teacher, "a photo of a {}."),
     }
-    data = [halves(category, args.split) for category in CATEGORIES]
-    table = []
-    for title, (clip, template) in rows.items():
-        cells = np.array([[accuracy(clip, template, *half) for half in pair] for pair in data])  # (categories, 2)
-        table.append([title, *(f"{base:.1f} / {new:.1f}" for base, new in [*cells, cells.mean(0)])])
-    print(tabulate(table, headers=[f"{args.split}: base / new", *CATEGORIES, "mean"], tablefmt="github"))
+    data = [halves(name, args.split) for name in args.datasets]
+    cells = np.array(  # (data sets, columns, 2)
+        [[[accuracy(clip, template, *half) for half in pair] for clip, template in columns.values()] for pair in data]
+    )
+    rows = zip([*args.datasets, "mean"], [*cells, cells.mean(0)], strict=True)
+    table = [[name, *(f"{base:.1f} / {new:.1f}" for base, new in row)] for name, row in rows]
+    print(tabulate(table, headers=[f"{args.split}: base / new", *columns], tablefmt="github"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji.plans import HARD_CANDIDATES, SCENES, Scene, category_scenes, class_names, draw
+from kdpl.datasets.emoji.plans import HARD_CANDIDATES, SCENES, Scene, class_names, draw, scenes_of
 
 KEPT = 4  # scenes of a thing
 BATCH = 64
@@ -71,7 +71,7 @@ def probabilities(net: nn.Sequential, images: np.ndarray) -> np.ndarray:
 
 def candidates() -> list[Scene]:
     """Return all scenes that may be chosen."""
-    first = [s for s in category_scenes("all") if s.split == "test" and s.number == 0]
+    first = [s for s in scenes_of("all") if s.split == "test" and s.number == 0]
     numbers = enumerate(HARD_CANDIDATES)
     return [Scene("test", s.label, s.classname, s.style, s.thing, r, i, SCENES) for i, r in numbers for s in first]
 
@@ -96,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    scenes = [scene for scene in category_scenes("all") if scene.split == "train"]
+    scenes = [scene for scene in scenes_of("all") if scene.split == "train"]
     labels = np.array([scene.label for scene in scenes])
     net = train(draw(scenes), labels, len(class_names("all")), args.steps, args.seed)
     listed = candidates()

@@ -5,7 +5,7 @@
 
 The art is what `render_art.py` writes. The student's must not hold a style of the benchmark; the teacher knows these artists,
 as one that was trained on the web would. Prints the loss, the accuracy in the batch and the zero-shot accuracy on the
-benchmark's validation scenes of food; test scenes are never looked at. Both read natural captions ("a photo of a fox on a red
+benchmark's validation scenes of meals; test scenes are never looked at. Both read natural captions ("a photo of a fox on a red
 background") and learn from flat colours and large drawings to full scenes; without that curriculum they hardly learn.
 
 `--start WEIGHTS` goes on from weights that this command wrote, with full scenes from the first step and a new warm-up and decay
@@ -36,7 +36,7 @@ from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.openai import EOT, SOT, VOCABULARY
 from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji.generator import LEVEL, SIZE, backgrounds, scene_draws
-from kdpl.datasets.emoji.scenes import category_scenes, class_names, draw
+from kdpl.datasets.emoji.scenes import class_names, draw, scenes_of
 
 MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (OPENAI_MEAN, OPENAI_STD))
 COLOURS = {
@@ -243,11 +243,11 @@ def normalised(image: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validation_accuracy(net: CLIP, tokens: Tokens) -> float:
-    """Zero-shot top-1 in percent on the validation scenes of food, with "a photo of a {}."."""
-    scenes = [scene for scene in category_scenes("food") if scene.split == "val"]
+    """Zero-shot top-1 in percent on the validation scenes of meals, with "a photo of a {}."."""
+    scenes = [scene for scene in scenes_of("meals") if scene.split == "val"]
     images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float()
     net.eval()
-    texts = F.normalize(net.encode_text(tokens([f"a photo of a {name}." for name in class_names("food")])), dim=-1)
+    texts = F.normalize(net.encode_text(tokens([f"a photo of a {name}." for name in class_names("meals")])), dim=-1)
     guess = (net.encode_image(normalised(images)) @ texts.T).argmax(1)
     net.train()
     return 100 * (guess == torch.tensor([scene.label for scene in scenes])).float().mean().item()
@@ -372,10 +372,10 @@ def train(
             print(
                 f"{now - began:5.0f} s  step {step + 1:,} of {steps:,}  loss {loss:.3f}  "
                 f"batch accuracy {accuracy:.1%}  scale {net.logit_scale.exp().item():.1f}  "
-                f"validation (food) {validation_accuracy(net, tokens):.1f}%",
+                f"validation (meals) {validation_accuracy(net, tokens):.1f}%",
                 flush=True,
             )
-    print(f"done: {steps:,} steps, validation (food) {validation_accuracy(net, tokens):.1f}%")
+    print(f"done: {steps:,} steps, validation (meals) {validation_accuracy(net, tokens):.1f}%")
     return full_state_dict(net, tokens.used)
 
 

@@ -4,9 +4,9 @@
     python tools/render_art.py output/art.npz --embed --styles twemoji fluent noto glossy contrast monotone
     python tools/render_art.py output/pretraining.npz --styles noto-v1 fxemoji emojione streamline
 
-Needs npm. The things (names and categories) are those of the embedded art; a drawing is looked up in a pack by the code
+Needs npm. The things are those of the embedded art; a drawing is looked up in a pack by the code
 point of the thing in Noto, then by name. Written are `rgba` (things, styles, 64, 64, 4) uint8, with a fully transparent
-picture where a pack lacks a thing, `names`, `categories` and `styles`; with --embed, what the package reads: for each style an
+picture where a pack lacks a thing, `names` and `styles`; with --embed, what the package reads: for each style an
 array of its name, (things, 64, 64, 4) uint8, or (things, 64, 64), alpha alone, if all of it is black, compressed by LZMA.
 """
 
@@ -140,8 +140,7 @@ def main() -> None:
         if args.embed:
             embed(file, rgba, args.styles)
         else:
-            categories = [thing.category for thing in things()]
-            np.savez_compressed(file, rgba=rgba, names=names, categories=categories, styles=args.styles)
+            np.savez_compressed(file, rgba=rgba, names=names, styles=args.styles)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,10 @@ class Thing(NamedTuple):
 
     Attributes:
         name: Noto's name of it.
-        category: its category, the data set of two styles that has it.
         target: the target data set that has it, by the subgroup of Unicode's emoji list.
     """
 
     name: str
-    category: str
     target: str
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdpl.datasets.emoji.art import STYLES, Thing, drawing_number, drawings, things
+from kdpl.datasets.emoji.art import STYLES, drawing_number, drawings, things
 from kdpl.datasets.emoji.draws import SIZE
 from kdpl.datasets.emoji.generator import OTHER_SCENES, SCENES, SKETCHES, Look, draw_scenes
 
@@ -37,12 +37,10 @@ class Plan(NamedTuple):
     Attributes:
         about: what its classes are.
         parts: its scenes, those of a split one after another.
-        column: the attribute of a thing that holds the data set's name; empty: it has all things.
     """
 
     about: str
     parts: tuple[Part, ...]
-    column: str = ""
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -88,24 +86,11 @@ def hard_scenes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(map(int, numbers.split())) for name, numbers in lines}
 
 
-_BOTH = ("twemoji", "fluent")
-_TWO_STYLES = (
-    Part("train", _BOTH, range(8)),
-    Part("val", _BOTH, range(100, 102)),
-    Part("test", _BOTH, range(200, 204)),
-)
 _UNSEEN_ART = (
     Part("train", ("noto", "fluent"), range(8)),
     Part("val", ("noto", "fluent"), range(100, 102)),
     Part("test", ("twemoji",), range(200, 208)),
 )
-CATEGORIES = {
-    "food": "84 kinds of food and drink.",
-    "activities": "58 things of sports, games and festivities.",
-    "animals": "107 animals and plants.",
-    "travel": "153 vehicles, buildings, landscapes and kinds of weather.",
-    "objects": "165 things of use.",
-}
 TARGETS = {
     "plants": "46 fruits, vegetables, flowers and other plants.",
     "meals": "60 dishes, sweets, drinks and tableware.",
@@ -137,17 +122,11 @@ DOMAINS = {
     ),
 }
 PLANS = {
-    **{name: Plan(about, _TWO_STYLES, "category") for name, about in CATEGORIES.items()},
     "all": Plan("All 567 things.", _UNSEEN_ART),
-    **{name: Plan(about, _UNSEEN_ART, "target") for name, about in TARGETS.items()},
+    **{name: Plan(about, _UNSEEN_ART) for name, about in TARGETS.items()},
     **DOMAINS,
 }
-SHA256 = {  # of a data set's pixels, in the order of `category_scenes`
-    "food": "318c5876ffbbbc4f0ba6d3303cdd8b612eefa38f8c4c8e294fa7c2357de72ab5",
-    "activities": "f1d0eddc78d4458bdef6d4cbdc099f4c5ffd589ba239030fb8406342f4a0ad46",
-    "animals": "f2eee7dc8ef39e13e93b0148784661b63c1f4bd3a7e9e452ecb2a75f829359e4",
-    "travel": "72291d48533abe74048a7756f59dc1c7bfa4d6b8d51a9b58ac2a082834195f3c",
-    "objects": "2e18e8318f2ab1c3a3a386f303ab79f51233b4eb2c49f8f2c26759eca1a87ae4",
+SHA256 = {  # of a data set's pixels, in the order of `scenes_of`
     "v2": "56bf3bb5608ec7e731075b314a4185ca4eb30bf709e210b43f6a61651095ceed",
     "sketch": "7fc0252f1fc32ae2b85b8273b0889bd6d078087f2c54510685531e48027d05f0",
     "r": "aaff583976ddba7b44ce03b82f5609b812eae7479df8cdb1312c556859ba813c",
@@ -168,12 +147,8 @@ SHA256 = {  # of a data set's pixels, in the order of `category_scenes`
 
 def _class_rows(name: str) -> dict[str, int]:
     """Return the row in the art of each class of a data set, the classes sorted by name."""
-    column = PLANS[name].column
-
-    def belongs(thing: Thing) -> bool:
-        return not column or getattr(thing, column) == name
-
-    return dict(sorted((thing.name, row) for row, thing in enumerate(things()) if belongs(thing)))
+    rows = ((thing.name, row) for row, thing in enumerate(things()) if name not in TARGETS or thing.target == name)
+    return dict(sorted(rows))
 
 
 def class_names(name: str) -> list[str]:
@@ -181,7 +156,7 @@ def class_names(name: str) -> list[str]:
     return list(_class_rows(name))
 
 
-def category_scenes(name: str) -> list[Scene]:
+def scenes_of(name: str) -> list[Scene]:
     """Return all scenes of a data set: class by class, in a class by part, then style, then number."""
     parts = [(part, part.chosen() if part.chosen else None) for part in PLANS[name].parts]
     return [

@@ -21,15 +21,15 @@ from kdpl.config.choices import check_choice
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, kept_labels, subsample_classes
 from kdpl.datasets.emoji.art import ART, EMBEDDED
 from kdpl.datasets.emoji.generator import GENERATOR_VERSION
-from kdpl.datasets.emoji.plans import CATEGORIES, PLANS, SHA256, Plan, Scene, category_scenes, class_names, draw
+from kdpl.datasets.emoji.plans import PLANS, SHA256, Plan, Scene, class_names, draw, scenes_of
 
-__all__ = ["CATEGORIES", "DATASETS", "EMBEDDED", "PLANS", "SHA256", "EmojiScenes", "category_scenes", "class_names", "draw"]
+__all__ = ["DATASETS", "EMBEDDED", "PLANS", "SHA256", "EmojiScenes", "class_names", "draw", "scenes_of"]
 
 _MARKER = "scenes.json"
 
 
-def scene_folder(root: str | os.PathLike, category: str) -> Path:
-    """Return the folder with a category's images under `root`, drawing them first unless they are there already.
+def scene_folder(root: str | os.PathLike, name: str) -> Path:
+    """Return the folder with a data set's images under `root`, drawing them first unless they are there already.
 
     A folder appears only when it is complete, whatever interrupts the drawing and however many processes draw at once.
     One that was drawn by another version of the generator, or that lost files, is replaced.
@@ -39,28 +39,28 @@ def scene_folder(root: str | os.PathLike, category: str) -> Path:
         OSError: the folder cannot be written.
         RuntimeError: the pixels are not the benchmark's.
     """
-    folder = Path(root).expanduser().absolute() / EmojiScenes.dataset_dir / category
-    if _is_current(folder, category):
+    folder = Path(root).expanduser().absolute() / EmojiScenes.dataset_dir / name
+    if _is_current(folder, name):
         return folder
     if folder.exists() and not (folder / _MARKER).is_file():
         raise FileExistsError(
             f"'{folder}' was not drawn by KDPL: it has no {_MARKER}. Move it away, or set DATASET.ROOT to another folder."
         )
-    scenes = category_scenes(category)
+    scenes = scenes_of(name)
     print(f"Drawing {len(scenes):,} emoji scenes into {folder}")
     images = draw(scenes)
     digest = hashlib.sha256(images).hexdigest()
-    if digest != SHA256[category]:
+    if digest != SHA256[name]:
         raise RuntimeError(
-            f"The scenes of '{category}' have SHA-256 {digest}, expected {SHA256[category]}. "
+            f"The scenes of '{name}' have SHA-256 {digest}, expected {SHA256[name]}. "
             f"'{ART}' or the generator was changed; install KDPL again."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{category}.") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:
             new = Path(temporary, "new")
-            _write(new, scenes, images, category)
-            _install(new, folder, Path(temporary, "stale"), category)
+            _write(new, scenes, images, name)
+            _install(new, folder, Path(temporary, "stale"), name)
     except OSError as error:
         raise OSError(
             f"Cannot write the emoji scenes to '{folder}': {error}. "
@@ -69,35 +69,35 @@ def scene_folder(root: str | os.PathLike, category: str) -> Path:
     return folder
 
 
-def _marker(category: str) -> dict:
-    return {"generator": GENERATOR_VERSION, "sha256": SHA256[category]}
+def _marker(name: str) -> dict:
+    return {"generator": GENERATOR_VERSION, "sha256": SHA256[name]}
 
 
-def _is_current(folder: Path, category: str) -> bool:
+def _is_current(folder: Path, name: str) -> bool:
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return marker == _marker(category) and all(os.path.isfile(folder / scene.path) for scene in category_scenes(category))
+    return marker == _marker(name) and all(os.path.isfile(folder / scene.path) for scene in scenes_of(name))
 
 
-def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, category: str) -> None:
+def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, name: str) -> None:
     for scene, image in zip(scenes, images, strict=True):
         path = folder / scene.path
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, compress_level=1)  # noise hardly compresses: more effort only costs time
-    (folder / _MARKER).write_text(json.dumps(_marker(category)), encoding="utf-8")
+    (folder / _MARKER).write_text(json.dumps(_marker(name)), encoding="utf-8")
 
 
-def _install(new: Path, folder: Path, stale: Path, category: str) -> None:
+def _install(new: Path, folder: Path, stale: Path, name: str) -> None:
     """Rename `new` to `folder`; a stale folder there is moved away first, a current one of another process stays."""
-    if folder.exists() and not _is_current(folder, category):
+    if folder.exists() and not _is_current(folder, name):
         with contextlib.suppress(FileNotFoundError):  # another process was first to move it
             os.rename(folder, stale)
     try:
         rename_folder(new, folder)  # never replaces a folder that has files in it
     except OSError:
-        if not _is_current(folder, category):
+        if not _is_current(folder, name):
             raise
 
 
@@ -115,22 +115,22 @@ class EmojiScenes(ClassListDataset):
     """
 
     dataset_dir = "emoji_scenes"
-    category: str  # its name among the plans
+    plan_name: str  # its key in PLANS
     plan: Plan
     domains: tuple[str, ...]  # styles
 
     def __init__(self, cfg: CfgNode):
         styles = self._styles(cfg)
-        folder = scene_folder(cfg.DATASET.ROOT or cache_dir(), self.category)
+        folder = scene_folder(cfg.DATASET.ROOT or cache_dir(), self.plan_name)
         self.dataset_dir = str(folder)
 
         splits: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
-        for scene in category_scenes(self.category):
+        for scene in scenes_of(self.plan_name):
             if scene.style_name in styles[scene.split]:
                 domain = self.domains.index(scene.style_name)
                 splits[scene.split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
         train, val, test = splits["train"], splits["val"], splits["test"]
-        subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.category)
+        subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.plan_name)
         blind = draws_blindly(cfg) and not self.plan.test_only
         if self.plan.test_only:
             train = test
@@ -154,7 +154,7 @@ class EmojiScenes(ClassListDataset):
 
 
 def _data_set(name: str, plan: Plan) -> type[EmojiScenes]:
-    members = {"__doc__": plan.about, "__module__": __name__, "category": name, "plan": plan, "domains": plan.styles}
+    members = {"__doc__": plan.about, "__module__": __name__, "plan_name": name, "plan": plan, "domains": plan.styles}
     return type(f"Emoji{name.capitalize()}", (EmojiScenes,), members)
 
 

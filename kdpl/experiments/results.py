@@ -110,7 +110,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def same_dataset(a: str, b: str) -> bool:
-    """Return whether two names mean the same data set: DATASET.NAME ("EmojiFood") or the stem of its config ("emoji_food")."""
+    """Return whether two names mean the same data set: DATASET.NAME ("EmojiSky") or the stem of its config ("emoji_sky")."""
     return _plain(a) == _plain(b)
 
 

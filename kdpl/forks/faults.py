@@ -4,7 +4,7 @@ import re
 import signal
 from pathlib import Path
 
-BENCHMARKS = ("EmojiFood", "EmojiTrial")  # data sets of the runs in kdpl.forks.report and kdpl.forks.trial
+BENCHMARKS = ("EmojiMeals", "EmojiTrial")  # data sets of the runs in kdpl.forks.report and kdpl.forks.trial
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+), in .*\n(?: +(.*))?', re.MULTILINE)
 _ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 _WHILE_HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"

@@ -103,7 +103,7 @@ def _own_trainer(fork: Path, output: str) -> Finding:
     """Run the fork's own `train.py` with KDPL_CoOp and KDPL's configuration files."""
     command = ["train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--output-dir", output]
     command += ["--config-file", f"{CONFIGS}/trainers/KDPL_CoOp/emoji.yaml"]
-    command += ["--dataset-config-file", f"{CONFIGS}/datasets/emoji_food.yaml"]
+    command += ["--dataset-config-file", f"{CONFIGS}/datasets/emoji_meals.yaml"]
     command += ["DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True"]
     found, what = run_python(fork, *command), "python train.py --trainer KDPL_CoOp"
     if Path(output, "prompts.safetensors").is_file():

@@ -3,7 +3,7 @@
     python -m kdpl.forks.trial [--trainer TCP] [--compare] [--prepare FILE]
 
 Without --trainer it lists the fork's trainers. The last line of the output is the result as JSON, behind `RESULT`. The images
-are of the first five classes of a category, so that a trial takes seconds.
+are of the first five classes of EmojiMeals, so that a trial takes seconds.
 The student is a small CLIP with random weights and the widths that forks count on, so that no weights are downloaded; where
 there is no GPU, `.cuda()` and `.half()` do nothing.
 """
@@ -71,9 +71,9 @@ def register_benchmark() -> str:
     from dassl.data.datasets import DATASET_REGISTRY
 
     from kdpl.datasets.base import ClassListDataset
-    from kdpl.datasets.emoji.scenes import EmojiFood
+    from kdpl.datasets.emoji.scenes import EmojiMeals
 
-    class EmojiTrial(EmojiFood):
+    class EmojiTrial(EmojiMeals):
         def __init__(self, cfg: Any):
             super().__init__(cfg)
             train, val, test = ([d for d in items if d.label < CLASSES] for items in (self.train_x, self.val, self.test))

@@ -39,7 +39,7 @@ OTHERS = {
     "INPUT.PIXEL_STD": [0.5, 0.5, 0.5],
     "INPUT.RRCROP_SCALE": (0.3, 1.0),
     "INPUT.SIZE": (32, 32),
-    "DATASET.NAME": "EmojiActivities",
+    "DATASET.NAME": "EmojiLeisure",
     "DATASET.ROOT": "{elsewhere}",
     "DATASET.SOURCE_DOMAINS": ("twemoji",),
     "DATASET.TARGET_DOMAINS": ("twemoji",),

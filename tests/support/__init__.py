@@ -17,7 +17,7 @@ from kdpl.common import lock
 from support import processes
 
 ROOT = Path(__file__).resolve().parents[2]
-EMOJI = ("emoji_food", "emoji_activities", "emoji_animals", "emoji_travel", "emoji_objects")
+EMOJI = ("emoji_meals", "emoji_leisure", "emoji_mammals", "emoji_vehicles", "emoji_household")
 # Every prompt learner, with the number of its learned parameters on the embedded benchmark, whose widths are all 128.
 LEARNERS = {
     "CoOp": 4 * 128,
@@ -99,7 +99,7 @@ def run_train(*args: object, check: bool = True, cwd: str | os.PathLike | None =
     return process
 
 
-def emoji_args(trainer: str, output: str | os.PathLike, dataset: str = "emoji_food", seed: int = 1) -> list[str]:
+def emoji_args(trainer: str, output: str | os.PathLike, dataset: str = "emoji_meals", seed: int = 1) -> list[str]:
     """Return the command line of a run on the embedded benchmark."""
     return [
         "--trainer", trainer, "--seed", str(seed), "--output-dir", str(output),

@@ -26,7 +26,7 @@ RUN = {
 }
 
 
-def result(dataset: str = "EmojiFood", accuracy: float = 50.0, **changes) -> dict:
+def result(dataset: str = "EmojiMeals", accuracy: float = 50.0, **changes) -> dict:
     return {
         "dataset": dataset,
         "split": "test",
@@ -44,7 +44,7 @@ def result(dataset: str = "EmojiFood", accuracy: float = 50.0, **changes) -> dic
 SHORT = """
 protocol: base2new
 trainers: [CoOp, KDPL_CoOp]
-datasets: [emoji_food]
+datasets: [emoji_meals]
 seeds: [1, 2]
 shots: 1
 config: emoji
@@ -62,7 +62,7 @@ def sweep_file(folder: Path, text: str = SHORT, **changes: str) -> Path:
 EIGHT = """
 protocol: few_shot
 trainers: [CoOp, KDPL_CoOp]
-datasets: [emoji_food, emoji_activities]
+datasets: [emoji_meals, emoji_leisure]
 seeds: [1, 2]
 shots: 1
 config: emoji

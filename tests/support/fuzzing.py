@@ -207,7 +207,7 @@ def bundle_bytes(metadata: bytes) -> bytes:
 def bundle_facts() -> dict[str, Any]:
     preprocessing = bundle.Preprocessing((64, 64), "bicubic", (0.0,) * 3, (1.0,) * 3)
     kept = bundle.Bundle(
-        {}, "CoOp", "KDPL_CoOp", "emoji_student", "0", {"N_CTX": 4}, preprocessing, "EmojiFood", "a photo of a {}.",
+        {}, "CoOp", "KDPL_CoOp", "emoji_student", "0", {"N_CTX": 4}, preprocessing, "EmojiMeals", "a photo of a {}.",
         ["cat", "dog"], "emoji_teacher", False, 2, [result()], "SEED: 1",
     )  # fmt: skip
     return {"format": bundle.FORMAT, **{k: v for k, v in dataclasses.asdict(kept).items() if k != "parameters"}}
@@ -360,7 +360,7 @@ def check_results_are_added(content: bytes, folder: Path) -> None:
     """A new result is never lost over what the file held."""
     (folder / "results.json").write_bytes(content)
     write_results(folder, RUN, result())
-    assert any(entry["dataset"] == "EmojiFood" for entry in read_results(folder)["results"])
+    assert any(entry["dataset"] == "EmojiMeals" for entry in read_results(folder)["results"])
 
 
 def check_rows(content: bytes, folder: Path) -> None:

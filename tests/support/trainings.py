@@ -18,7 +18,7 @@ EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
 NOUNS = ["apple", "bread", "cake", "fish", "horse", "house", "lamp", "mushroom", "onion", "pizza", "shoe", "train", "tree"]
 
 
-def build(trainer, output, *options, dataset="emoji_food", seed=1):
+def build(trainer, output, *options, dataset="emoji_meals", seed=1):
     """Return a trainer of two epochs with one shot of the base classes."""
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed

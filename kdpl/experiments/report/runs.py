@@ -289,7 +289,7 @@ def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
             return Data("ImageNet")
         if part.startswith("evaluation_"):
             stem = part.removeprefix("evaluation_")
-            return Data("".join(word.capitalize() for word in stem.split("_")))  # emoji_food is EmojiFood
+            return Data("".join(word.capitalize() for word in stem.split("_")))  # emoji_meals is EmojiMeals
         if same_dataset(part.removeprefix("train_"), "ImageNet"):
             return Data("ImageNet")
     return replace(tested, classes="base") if tested.classes == "new" else tested
