@@ -1,7 +1,9 @@
 """Print the zero-shot accuracy of the embedded CLIPs on the benchmark's test scenes, base / new classes.
 
     python tools/check_benchmark.py
+    python tools/check_benchmark.py --sentences --split val
 
+The second prints the student's accuracy with each of many hand-written sentences, the best first, by H.
 The scenes are drawn in memory: no cache folder is written or read. Candidates are the classes of the half alone, as in
 base-to-new evaluation, so the two figures of a cell have half as many classes each.
 """
@@ -17,6 +19,15 @@ from torch.nn import functional as F
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
 from kdpl.datasets.emoji.plans import PLANS, TARGETS, class_names, draw, scenes_of
+
+SENTENCES = (
+    "a photo of a {}.", "a photo of the {}.", "a photo of a small {}.", "a photo of a large {}.", "a photo of one {}.",
+    "a photo of my {}.", "a photo of a nice {}.", "a photo of the hard to see {}.", "a bright photo of a {}.",
+    "a picture of a {}.", "an image of a {}.", "an icon of a {}.", "the {}.", "{}.", "{}", "a {}.",
+    "a cartoon of a {}.", "a sticker of a {}.", "an illustration of a {}.", "a clip art of a {}.", "a colored drawing of a {}.",
+    "a drawing of a {}.", "a photo of a {} on a busy background.", "a photo of a {} on a white background.",
+    "itap of a {}.", "art of the {}.", "an emoji of a {}.",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -42,6 +53,19 @@ def halves(name: str, split: str) -> list[tuple[list[str], np.ndarray, np.ndarra
     ]
 
 
+def print_sentences(student: Clip, datasets: list[str], split: str) -> None:
+    """Print base and new accuracy and H of every sentence, means over the data sets, the best first."""
+    data = [halves(name, split) for name in datasets]
+    rows = []
+    for sentence in SENTENCES:
+        base, new = np.mean([[accuracy(student, sentence, *half) for half in pair] for pair in data], axis=0)
+        rows.append([f'"{sentence}"', base, new, 2 * base * new / (base + new)])
+    rows.sort(key=lambda row: -row[-1])
+    images = sum(len(labels) for pair in data for _, _, labels in pair)
+    print(f"{split} scenes of {', '.join(datasets)}: {images:,} images")
+    print(tabulate(rows, headers=["sentence", "base", "new", "H"], tablefmt="github", floatfmt=".1f"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", default="emoji_student", help="any name or file of kdpl.clip, 64 x 64 pixels")
@@ -50,7 +74,11 @@ def main() -> None:
         "--datasets", nargs="+", default=list(TARGETS), choices=PLANS, metavar="NAME", help="default: the targets"
     )
     parser.add_argument("--split", choices=["train", "val", "test"], default="test")
+    parser.add_argument("--sentences", action="store_true", help="compare hand-written sentences for the student")
     args = parser.parse_args()
+    if args.sentences:
+        print_sentences(load_clip(args.student), args.datasets, args.split)
+        return
     student, teacher = load_clip(args.student), load_clip(args.teacher)
     columns = {
         'student, "a photo of a {}."': (student, "a photo of a {}."),
