@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--intervals", action="store_true", help="of differences the 95 %% interval over seeds and classes (bootstrap)"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="images that were tested on (default: test)")
-    parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there, as PNG (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there (needs matplotlib)")
+    parser.add_argument("--plot-format", choices=("png", "svg"), default="png", help="svg: each for light and for dark pages")
     args = parser.parse_args(argv)
     try:
         scores, notes = read_scores(args.folders, args.split)
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             from kdpl.experiments.report.plots import draw
 
-            for path in draw(tables, args.plot):
+            for path in draw(tables, args.plot, args.plot_format):
                 print(f"Figure: {path}", file=sys.stderr)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         return exits.report(error, exits.BAD_INPUT)

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 _LEAST_AXES = 3  # with two data sets a radar chart is a line
 
 
-def draw(tables: Sequence[Table], folder: str | os.PathLike) -> list[Path]:
-    """Draw the figures that the tables allow, as PNG files.
+SETTINGS = {  # of matplotlib
+    "light": {"svg.hashsalt": "kdpl", "svg.fonttype": "none", "savefig.transparent": True},
+}
+SETTINGS["dark"] = SETTINGS["light"] | {
+    key: "#f0f6fc" for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+}
+
+
+def draw(tables: Sequence[Table], folder: str | os.PathLike, style: str = "png") -> list[Path]:
+    """Draw the figures that the tables allow.
 
     Base-to-new gives a radar chart of the new classes' accuracy by data set and bars of the averages; cross-dataset and
     domain generalisation give a radar chart and bars of the targets; few-shot gives a curve for each data set. A radar
@@ -28,6 +36,7 @@ def draw(tables: Sequence[Table], folder: str | os.PathLike) -> list[Path]:
 
     Args:
         folder: it is made if missing.
+        style: "png", or "svg" for two files each, NAME-light.svg and NAME-dark.svg, for pages of either background.
 
     Returns:
         The paths of the figures.
@@ -36,18 +45,22 @@ def draw(tables: Sequence[Table], folder: str | os.PathLike) -> list[Path]:
         ModuleNotFoundError: matplotlib is not installed.
     """
     try:
-        import matplotlib.figure  # noqa: F401 - asked for before anything is drawn
+        import matplotlib
     except ModuleNotFoundError:
         message = "--plot needs matplotlib, which is not installed: pip install 'kdpl[plot]', or leave --plot out."
         raise ModuleNotFoundError(message) from None
+    themes = {"png": [("", {})], "svg": [(f"-{theme}", settings) for theme, settings in SETTINGS.items()]}[style]
+    metadata = {"svg": {"Date": None}}.get(style)  # without a date the same table gives the same bytes
     paths = []
     for table in tables:
-        for name, figure in _figures(table):
-            slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.protocol}-{table.subject}-{name}")
-            path = Path(folder, f"{slug}.png")
-            with atomic_write(path) as file:
-                figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
-            paths.append(path)
+        for suffix, settings in themes:
+            with matplotlib.rc_context(settings):
+                for name, figure in _figures(table):
+                    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.protocol}-{table.subject}-{name}")
+                    path = Path(folder, f"{slug}{suffix}.{style}")
+                    with atomic_write(path) as file:
+                        figure.savefig(file, format=style, dpi=150, bbox_inches="tight", metadata=metadata)
+                    paths.append(path)
     return paths
 
 

@@ -1,0 +1,172 @@
+"""Each claim about distilled prompts, shown or denied with its interval, from the runs of `run.py`.
+
+    python benchmarks/emoji/claims.py output/benchmark
+
+Differences are paired by seed and class; an interval is the 95 % bootstrap over seeds and classes (kdpl.report --intervals).
+"Shown" means that the interval lies above the claim's bound, "denied" that it lies below it, "open" that it holds it.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from kdpl.common.files import atomic_write
+from kdpl.experiments.report.cells import Cell, average, difference, harmonic_mean
+from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.runs import Score, read_scores
+from kdpl.experiments.report.tables import SHIFTED, cell_of
+
+LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+SOURCE = "EmojiAll"
+DOMAINS = SHIFTED[SOURCE]
+DEFAULT = "a photo of a {}."
+CLAIMS = {
+    "a": "without labels, learned prompts beat the student's best hand-written sentence on base classes",
+    "b": "on new classes they are above zero-shot, and above the same learner with labels",
+    "c": "across data sets and under shifts likewise",
+    "d": "class-agnostic stays within a point of class-aware",
+    "e": "eight fixed views are as good as fresh augmentation, within a point",
+    "f": "a better teacher gives a better student",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One compared pair: the claim, what is compared, on which images, and by how much the first is above the second."""
+
+    claim: str
+    pair: str
+    images: str
+    cell: Cell
+    bound: float = 0.0
+
+    def bounds(self, draws: Draws) -> tuple[float, float]:
+        found = self.cell.interval(draws)
+        if found is None:
+            raise SystemExit(f"{self.pair}, {self.images}: results lack the counts by class. Test these runs again.")
+        return found
+
+    def verdict(self, draws: Draws) -> str:
+        low, high = self.bounds(draws)
+        return "shown" if low > self.bound else "denied" if high < self.bound else "open"
+
+
+class Results:
+    """The scores of one folder."""
+
+    def __init__(self, folder: Path):
+        self.scores = read_scores([folder])[0] if folder.is_dir() else []
+
+    def cell(self, method: str, half: str, template: str = "") -> Cell | None:
+        """Return the mean over data sets on a class half ("base", "new" or "H"); None if a run is missing."""
+        if half == "H":
+            return harmonic_mean(*(self.cell(method, each, template) for each in ("base", "new")))
+        return self._average(s for s in self._of(method, template) if s.tested.classes == half)
+
+    def transfer(self, method: str, domains: bool) -> Cell | None:
+        """Return the mean over the targets, or the domains, of prompts learned on the source."""
+        return self._average(
+            s
+            for s in self._of(method)
+            if s.tested.classes == "all"
+            and (s.tested.dataset in DOMAINS if domains else s.tested.dataset not in (SOURCE, *DOMAINS))
+            and (s.trained is None or s.trained.dataset == SOURCE)
+        )
+
+    def _of(self, method: str, template: str = "") -> list[Score]:
+        return [s for s in self.scores if s.method.name == method and s.method.template == template]
+
+    @staticmethod
+    def _average(scores: Iterable[Score]) -> Cell | None:
+        by_dataset: dict[str, list[Score]] = {}
+        for score in scores:
+            by_dataset.setdefault(score.tested.dataset, []).append(score)
+        return average([cell_of(group) for _, group in sorted(by_dataset.items())])
+
+
+def findings(folder: Path, best: str = "") -> list[Finding]:
+    """Return what the runs under `folder` show.
+
+    Args:
+        best: the student's best hand-written sentence, if it is another than the default one.
+    """
+    main, fresh, weak, middle = (Results(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle"))
+    sentence = Results(folder / "sentence") if best else main
+    found: list[Finding] = []
+
+    def add(claim: str, pair: str, images: str, a: Cell | None, b: Cell | None, bound: float = 0.0) -> None:
+        if (cell := difference(a, b)) is not None:
+            found.append(Finding(claim, pair, images, cell, bound))
+
+    for learner in LEARNERS:
+        name = f"KDPL_{learner}"
+        add("a", f"{name} minus best sentence", "base", main.cell(name, "base"), sentence.cell("ZeroshotCLIP", "base", best))
+    for learner in LEARNERS:
+        name = f"KDPL_{learner}"
+        add("b", f"{name} minus zero-shot", "new", main.cell(name, "new"), main.cell("ZeroshotCLIP", "new"))
+        add("b", f"{name} minus {learner}", "new", main.cell(name, "new"), main.cell(learner, "new"))
+    for domains, images in ((False, "ten targets"), (True, "four domains")):
+        for learner in LEARNERS:
+            name = f"KDPL_{learner}"
+            for other, words in (("ZeroshotCLIP", "zero-shot"), (learner, learner)):
+                add("c", f"{name} minus {words}", images, main.transfer(name, domains), main.transfer(other, domains))
+    for learner in LEARNERS:
+        for half in ("base", "new"):
+            pair = main.cell(f"KDPL_{learner}-CA", half), main.cell(f"KDPL_{learner}", half)
+            add("d", f"KDPL_{learner}: class-agnostic minus class-aware", half, *pair, bound=-1)
+    for learner in LEARNERS:
+        name = f"KDPL_{learner}"
+        add("e", f"{name}: 8 views minus fresh", "H", main.cell(name, "H"), fresh.cell(name, "H"), bound=-1)
+    for learner in LEARNERS:
+        name = f"KDPL_{learner}"
+        add("f", f"{name}: middle minus weak teacher", "H", middle.cell(name, "H"), weak.cell(name, "H"))
+        add("f", f"{name}: strong minus middle teacher", "H", main.cell(name, "H"), middle.cell(name, "H"))
+    return found
+
+
+def markdown(found: Sequence[Finding], draws: Draws) -> str:
+    """Return a table for each claim."""
+    parts = []
+    for claim, words in CLAIMS.items():
+        rows = []
+        for f in found:
+            if f.claim == claim:
+                low, high = f.bounds(draws)
+                rows.append([f.pair, f.images, f"{f.cell.mean:+.1f}", f"{low:+.1f} to {high:+.1f}", f.verdict(draws)])
+        if rows:
+            table = tabulate(rows, ["pair", "images", "points", "95 % interval", "claim"], "github", disable_numparse=True)
+            parts.append(f"**({claim}) {words[0].upper()}{words[1:]}.**\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def write_csv(path: Path, found: Sequence[Finding], draws: Draws) -> None:
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["claim", "pair", "images", "points", "low", "high", "bound", "seeds", "verdict"])
+        for f in found:
+            numbers = [f"{value:.3f}" for value in (f.cell.mean, *f.bounds(draws))]
+            writer.writerow([f.claim, f.pair, f.images, *numbers, f.bound, len(f.cell.values), f.verdict(draws)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--best-sentence", default="", help="the student's best one, if not the default; tested in FOLDER/sentence"
+    )
+    parser.add_argument("--csv", type=Path, help="also write the numbers there")
+    args = parser.parse_args()
+    found, draws = findings(args.folder, args.best_sentence), Draws()
+    if not found:
+        raise SystemExit(f"There are no two runs to compare under '{args.folder}': run benchmarks/emoji/run.py first.")
+    print(markdown(found, draws))
+    if args.csv:
+        write_csv(args.csv, found, draws)
+
+
+if __name__ == "__main__":
+    main()
