@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support import ROOT, processes, release
 from support.files import EIGHT, sweep_file
 from support.sweeps import fork_steps
@@ -551,3 +553,69 @@ def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_t
     assert main([str(file), "--dry-run", "--redo"]) == 0
     commands = capsys.readouterr().out.splitlines()
     assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands
+
+
+@pytest.mark.slow
+def test_a_run_forked_from_a_warm_python_is_the_same_run(tmp_path):
+    """In a process of its own, as a server of multiprocessing belongs to one."""
+    options = "{OPTIM.MAX_EPOCH: 1, TEST.SPLIT: val}"
+    learned = []
+    for warm in ("false", "true"):
+        executor = f"{{warm: {warm}, gpus: 0, jobs: 1}}"
+        out = tmp_path / warm
+        changes = {"datasets": "[emoji_sky]", "trainers": "[KDPL_CoOp]", "seeds": "[1]", "options": options}
+        file = sweep_file(tmp_path, **changes, executor=executor, output=str(out))
+        command = [sys.executable, "-m", "kdpl.sweep", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0 and "1 tried, 0 failed" in done.stdout, done.stdout + done.stderr
+        assert "new" in done.stdout, "the report is of the validation images that were asked for"
+        (prompts,) = out.glob("base2new/train_base/**/prompts.safetensors")
+        (console,) = out.glob("base2new/train_base/**/console.txt")
+        assert "* accuracy" in console.read_text()
+        learned.append(load_file(prompts))
+    assert learned[0].keys() == learned[1].keys()
+    assert all(torch.equal(value, learned[1][key]) for key, value in learned[0].items())
+
+
+@pytest.mark.slow
+def test_warm_processes_end_as_others_do(tmp_path):
+    """Bad settings, a request to stop and a kill reach the sweep as exit statuses."""
+    code = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from kdpl.experiments.sweep.runs import TRAIN
+from kdpl.experiments.sweep.warm import WarmProcess
+
+def end(process):
+    while True:
+        try:
+            return process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            pass
+
+if __name__ == "__main__":
+    console = Path(sys.argv[1])
+    console.touch()
+    start = lambda *arguments: WarmProcess([sys.executable, *TRAIN, *arguments], console, os.environ)
+    print(end(start("--trainer", "KDPL_CoOpp", "--dataset-config-file", "configs/datasets/emoji_sky.yaml")))
+    long = ["--trainer", "CoOp", "--config-file", "configs/trainers/CoOp/emoji.yaml", "--dataset-config-file",
+            "configs/datasets/emoji_sky.yaml", "--output-dir", sys.argv[2], "OPTIM.MAX_EPOCH", "100"]
+    for stop in (lambda p: p.send_signal(signal.SIGTERM), lambda p: p.kill()):
+        process = start(*long)
+        while "epoch [" not in console.read_text():
+            time.sleep(0.1)
+        stop(process)
+        print(end(process))
+        console.write_text("")
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tmp_path / "console.txt"), str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=env)
+    assert done.stdout.split() == [str(exits.BAD_INPUT), str(exits.INTERRUPTED), "-9"], done.stdout + done.stderr
+
+
+def test_warm_runs_have_no_gpu(tmp_path):
+    with pytest.raises(SweepError, match=r"executor\.warm.*'gpus: 0'"):
+        read_sweep(sweep_file(tmp_path, executor="{warm: true}"))

@@ -1,10 +1,13 @@
 """Draw the figures of the README and of the pages, each for light and for dark pages: `python docs/figures/draw.py`.
 
 Plain SVG, so that the same code draws the same bytes everywhere; a test compares them with the committed files. The chart of
-results is drawn from `quickstart.txt`, the output of `bash scripts/quickstart.sh`.
+results is drawn from `quickstart.txt`, the output of `bash scripts/quickstart.sh`, that of the claims from
+`benchmarks/emoji/claims.csv`, which `python benchmarks/emoji/run.py` writes.
 """
 
 import argparse
+import csv
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -136,6 +139,53 @@ def results(palette: dict[str, str]) -> str:
     return d.svg()
 
 
+PANELS = (  # of the figure of the claims: title, second line, and the pairs and images that it shows
+    ("base classes", "minus best sentence", "minus best sentence", "base"),
+    ("new classes", "minus zero-shot", "minus zero-shot", "new"),
+    ("new classes", "minus labels", "minus {}", "new"),
+    ("ten data sets", "minus labels", "minus {}", "ten targets"),
+    ("four domains", "minus labels", "minus {}", "four domains"),
+)
+
+
+def claims(palette: dict[str, str]) -> str:
+    """How far prompts learned without labels are above others, with 95 % intervals, by learner."""
+    with open(HERE.parents[1] / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
+        found = {(row["pair"], row["images"]): row for row in csv.DictReader(file)}
+    learners = list(dict.fromkeys(pair.split()[0].removeprefix("KDPL_") for pair, images in found if images == "base"))
+    cells = {
+        (learner, n): found.get((f"KDPL_{learner} {pair.format(learner)}", images))
+        for learner in learners
+        for n, (_, _, pair, images) in enumerate(PANELS)
+    }
+    reach = max(abs(float(row[end])) for row in cells.values() if row for end in ("low", "high"))
+    limit, left, width, top = math.ceil(reach), 120, 166, 92
+    d = Drawing(960, top + 34 * len(learners) + 40, "Prompts learned without labels against sentences and labels", palette)
+    d.text(10, 24, "Points by which KDPL's prompts are above, with 95 % intervals", anchor="start", extra=BOLD)
+    bottom = top + 34 * len(learners)
+    for n, (title, second, _, _) in enumerate(PANELS):
+        middle = left + width * n + width / 2
+        scale = (width / 2 - 10) / limit
+        d.text(middle, 56, title)
+        d.text(middle, 74, second, "muted", extra=SMALL)
+        d.rect(middle - limit * scale, top - 8, 2 * limit * scale, bottom - top + 8, "panel", "panel")
+        d.rect(middle - 0.5, top - 8, 1, bottom - top + 8, "line", "line", 0)
+        for value in (-limit, 0, limit):
+            d.text(middle + value * scale, bottom + 20, f"{value:+d}" if value else "0", "muted", extra=SMALL)
+        for i, learner in enumerate(learners):
+            y = top + 34 * i + 14
+            if (row := cells[learner, n]) is None:
+                d.text(middle, y + 5, "not run", "muted", extra=SMALL)
+                continue
+            points, low, high = (float(row[key]) for key in ("points", "low", "high"))
+            colour = {"shown": "accent", "denied": "learned_line"}.get(row["verdict"], "muted")
+            d.rect(middle + low * scale, y - 1.5, max(1, (high - low) * scale), 3, colour, colour, 1)
+            d.rect(middle + points * scale - 5, y - 5, 10, 10, colour, colour, 5)
+    for i, learner in enumerate(learners):
+        d.text(left - 12, top + 34 * i + 19, learner, anchor="end")
+    return d.svg()
+
+
 def quickstart_means(output: str) -> list[tuple[str, float, float]]:
     """Return method, base and new accuracy of the lines `mean` in the quickstart's output.
 
@@ -188,7 +238,7 @@ def label(entry: int, position: int, end: bool, decode: Callable[[int], str]) ->
     return "SOT" if position == 0 else "EOT" if end else decode(entry).strip()
 
 
-FIGURES = {"method": method, "results": results, "text_pass": text_pass}
+FIGURES = {"method": method, "results": results, "claims": claims, "text_pass": text_pass}
 
 
 def main() -> int:

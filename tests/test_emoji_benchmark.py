@@ -1,0 +1,111 @@
+"""The embedded benchmark's command: settings are those of the committed search, tables of other data, claims of runs."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from kdpl.config.merging import literal
+from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.results import write_results
+
+sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
+import claims
+import run
+import search
+
+
+def test_the_configurations_are_what_the_search_chose():
+    chosen = search.chosen_settings()
+    assert set(chosen) == set(search.TRAINERS)
+    for trainer, (rate, epochs) in chosen.items():
+        text = (ROOT / f"configs/trainers/{trainer}/emoji.yaml").read_text()
+        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [rate, epochs], trainer
+
+
+def test_the_search_prefers_less_of_equals():
+    points = {("0.01", "10"): 50.0, ("0.05", "5"): 50.0, ("0.01", "5"): 50.0, ("0.002", "5"): 49.9}
+    assert search.best(points) == ("0.01", "5")
+
+
+def test_with_and_without_labels_have_the_same_search():
+    points: dict[str, list[tuple[str, str]]] = {}
+    for line in search.CHOSEN.read_text().splitlines()[1:]:
+        trainer, rate, epochs, *_ = line.split(",")
+        points.setdefault(trainer, []).append((rate, epochs))
+    for trainer, tried in points.items():
+        rates = {rate for rate, epochs in tried if epochs == search.EPOCHS[0]}
+        assert rates >= set(search.RATES) and len([e for _, e in tried if e == search.EPOCHS[1]]) == 1, trainer
+
+
+def test_the_search_reads_validation_images_of_data_sets_that_no_base_to_new_table_shows(monkeypatch, tmp_path):
+    swept = []
+    monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) or 1)
+    with pytest.raises(SystemExit, match="resumes"):
+        search.measure(["CoOp"], ("0.01", "5"), tmp_path, 1)
+    options = dict(zip(swept[0].options[::2], swept[0].options[1::2], strict=True))
+    assert options["TEST.SPLIT"] == "val" and not any("SPLIT" in key for s in sweeps() for key in s.options)
+    shown = {name for sweep in sweeps() if sweep.protocol != "xd" for name in sweep.datasets}
+    assert not shown & set(swept[0].datasets) and len(shown | set(swept[0].datasets)) == 10
+
+
+def sweeps() -> list[run.Sweep]:
+    return [run.sweep_in(name, Path("out")) for name in run.ORDER]
+
+
+def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
+    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == set(run.ORDER)
+    for sweep in sweeps():
+        keys = {
+            key.rpartition(".")[2]: literal(value) for key, value in zip(sweep.options[::2], sweep.options[1::2], strict=True)
+        }
+        assert keys.keys() <= {"VIEWS", "CACHE_DIR", "VOCABULARY", "K_MAX", "TEACHER"}, "nothing is tuned for one table"
+        assert (
+            keys.get("CACHE_DIR", "out/features") == "out/features"
+            and sweep.output == Path("out").absolute() / sweep.output.name
+        )
+        assert len(sweep.seeds) >= (5 if sweep.protocol == "base2new" and "Zeroshot" not in sweep.trainers[0] else 1)
+
+
+def add(
+    folder: Path, trainer: str, classes: str, right: list[int], *, seed: int = 1, dataset: str = "EmojiSky", ca=False
+) -> None:
+    """Write the result of a run in which of 8 images of each class these were right."""
+    teacher = "emoji_teacher" if trainer.startswith("KDPL") else None
+    accuracy = 100 * sum(right) / (8 * len(right))
+    method = f"{trainer}-CA" if ca else trainer
+    write_results(
+        folder / f"base2new/{'train_base' if classes == 'base' else 'test_new'}/{dataset}/shots_16/{method}/emoji/seed{seed}",
+        {"trainer": trainer, "backbone": "emoji_student", "teacher": teacher, "class_agnostic": ca, "seed": seed, "shots": 16,
+         "config": ""},
+        {"dataset": dataset, "split": "test", "classes": classes, "source_domains": [], "target_domains": [],
+         "num_classes": len(right), "num_images": 8 * len(right), "accuracy": accuracy, "error_rate": 100 - accuracy,
+         "macro_f1": accuracy, "class_names": classes, "right_by_class": " ".join(f"{n}/8" for n in right)},
+    )  # fmt: skip
+
+
+def test_claims_are_shown_denied_or_open(tmp_path):
+    base, new = [3, 2, 3, 4, 2, 3, 4, 3, 5, 4], [3, 4, 2, 3, 3, 4, 3, 2, 4, 3]
+    main = tmp_path / "main"
+    for classes, right in (("base", base), ("new", new)):
+        add(main, "ZeroshotCLIP", classes, right)
+        for seed in (1, 2, 3):
+            add(main, "KDPL_CoOp", classes, [n + 1 + (seed + c) % 2 for c, n in enumerate(right)], seed=seed)
+            mixed = [n + (4 if c % 2 else -1) for c, n in enumerate(right)]
+            add(main, "CoOp", classes, mixed, seed=seed)
+            add(main, "KDPL_CoOp", classes, [max(0, n - 1) for n in right], seed=seed, ca=True)
+            add(tmp_path / "fresh", "KDPL_CoOp", classes, [n + 1 + (seed + c) % 2 for c, n in enumerate(right)], seed=seed)
+    found, draws = claims.findings(tmp_path), Draws()
+    verdicts = {(f.claim, f.pair, f.images): f.verdict(draws) for f in found}
+    assert verdicts["a", "KDPL_CoOp minus best sentence", "base"] == "shown"
+    assert verdicts["b", "KDPL_CoOp minus zero-shot", "new"] == "shown"
+    assert verdicts["b", "KDPL_CoOp minus CoOp", "new"] == "open"
+    assert verdicts["d", "KDPL_CoOp: class-agnostic minus class-aware", "base"] == "denied"
+    assert verdicts["e", "KDPL_CoOp: 8 views minus fresh", "H"] == "shown", "they are equal, and a point is allowed"
+    assert {f.claim for f in found} == {"a", "b", "d", "e"}, "what has no runs is left out"
+    text = claims.markdown(found, draws)
+    assert "**(a) Without labels" in text and re.search(r"KDPL_CoOp minus best sentence +\| base +\| \+18\.8", text), text
+    claims.write_csv(tmp_path / "claims.csv", found, draws)
+    assert (tmp_path / "claims.csv").read_text().splitlines()[1].startswith("a,KDPL_CoOp minus best sentence,base,18.75")
