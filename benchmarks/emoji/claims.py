@@ -23,7 +23,6 @@ from kdpl.experiments.report.tables import SHIFTED, cell_of
 LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 SOURCE = "EmojiAll"
 DOMAINS = SHIFTED[SOURCE]
-DEFAULT = "a photo of a {}."
 CLAIMS = {
     "a": "without labels, learned prompts beat the student's best hand-written sentence on base classes",
     "b": "on new classes they are above zero-shot, and above the same learner with labels",
@@ -61,11 +60,11 @@ class Results:
     def __init__(self, folder: Path):
         self.scores = read_scores([folder])[0] if folder.is_dir() else []
 
-    def cell(self, method: str, half: str, template: str = "") -> Cell | None:
+    def cell(self, method: str, half: str) -> Cell | None:
         """Return the mean over data sets on a class half ("base", "new" or "H"); None if a run is missing."""
         if half == "H":
-            return harmonic_mean(*(self.cell(method, each, template) for each in ("base", "new")))
-        return self._average(s for s in self._of(method, template) if s.tested.classes == half)
+            return harmonic_mean(*(self.cell(method, each) for each in ("base", "new")))
+        return self._average(s for s in self._of(method) if s.tested.classes == half)
 
     def transfer(self, method: str, domains: bool) -> Cell | None:
         """Return the mean over the targets, or the domains, of prompts learned on the source."""
@@ -77,8 +76,8 @@ class Results:
             and (s.trained is None or s.trained.dataset == SOURCE)
         )
 
-    def _of(self, method: str, template: str = "") -> list[Score]:
-        return [s for s in self.scores if s.method.name == method and s.method.template == template]
+    def _of(self, method: str) -> list[Score]:
+        return [score for score in self.scores if score.method.name == method]
 
     @staticmethod
     def _average(scores: Iterable[Score]) -> Cell | None:
@@ -88,14 +87,10 @@ class Results:
         return average([cell_of(group) for _, group in sorted(by_dataset.items())])
 
 
-def findings(folder: Path, best: str = "") -> list[Finding]:
-    """Return what the runs under `folder` show.
-
-    Args:
-        best: the student's best hand-written sentence, if it is another than the default one.
-    """
+def findings(folder: Path) -> list[Finding]:
+    """Return what the runs under `folder` show."""
     main, fresh, weak, middle = (Results(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle"))
-    sentence = Results(folder / "sentence") if best else main
+    sentence = Results(folder / "sentence")
     found: list[Finding] = []
 
     def add(claim: str, pair: str, images: str, a: Cell | None, b: Cell | None, bound: float = 0.0) -> None:
@@ -104,7 +99,7 @@ def findings(folder: Path, best: str = "") -> list[Finding]:
 
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("a", f"{name} minus best sentence", "base", main.cell(name, "base"), sentence.cell("ZeroshotCLIP", "base", best))
+        add("a", f"{name} minus best sentence", "base", main.cell(name, "base"), sentence.cell("ZeroshotCLIP", "base"))
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
         add("b", f"{name} minus zero-shot", "new", main.cell(name, "new"), main.cell("ZeroshotCLIP", "new"))
@@ -160,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--csv", type=Path, help="also write the numbers there")
     args = parser.parse_args()
-    found, draws = findings(args.folder, args.best_sentence), Draws()
+    found, draws = findings(args.folder), Draws()
     if not found:
         raise SystemExit(f"There are no two runs to compare under '{args.folder}': run benchmarks/emoji/run.py first.")
     print(markdown(found, draws))

@@ -23,8 +23,8 @@ from kdpl.experiments.sweep.runs import Sweep
 
 SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "emoji"
 ORDER = (
-    "zeroshot", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic", "few_shot", "fresh",
-    "teacher_weak", "teacher_middle",
+    "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic", "few_shot",
+    "fresh", "teacher_weak", "teacher_middle",
 )  # fmt: skip
 
 
