@@ -33,6 +33,13 @@ CLAIMS = {
 }
 
 
+WHY = {  # variants that may tell why a claim fails
+    "temperature_2": "temperature 2",
+    "loss_forward": "forward KL alone",
+    "loss_reverse": "reverse KL alone",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One compared pair: the claim, what is compared, on which images, and by how much the first is above the second."""
@@ -120,21 +127,28 @@ def findings(folder: Path) -> list[Finding]:
         name = f"KDPL_{learner}"
         add("f", f"{name}: middle minus weak teacher", "H", middle.cell(name, "H"), weak.cell(name, "H"))
         add("f", f"{name}: strong minus middle teacher", "H", main.cell(name, "H"), middle.cell(name, "H"))
+        for variant, words in WHY.items():
+            changed = Results(folder / variant)
+            for half in ("base", "new"):
+                add("", f"{name}: {words} minus as published", half, changed.cell(name, half), main.cell(name, half))
     return found
 
 
 def markdown(found: Sequence[Finding], draws: Draws) -> str:
-    """Return a table for each claim."""
+    """Return a table for each claim, and one of the variants."""
     parts = []
-    for claim, words in CLAIMS.items():
+    for claim, words in {**CLAIMS, "": ""}.items():
         rows = []
         for f in found:
             if f.claim == claim:
                 low, high = f.bounds(draws)
-                rows.append([f.pair, f.images, f"{f.cell.mean:+.1f}", f"{low:+.1f} to {high:+.1f}", f.verdict(draws)])
+                rows.append(
+                    [f.pair, f.images, f"{f.cell.mean:+.1f}", f"{low:+.1f} to {high:+.1f}", f.verdict(draws) if claim else ""]
+                )
         if rows:
             table = tabulate(rows, ["pair", "images", "points", "95 % interval", "claim"], "github", disable_numparse=True)
-            parts.append(f"**({claim}) {words[0].upper()}{words[1:]}.**\n\n{table}\n")
+            title = f"({claim}) {words[0].upper()}{words[1:]}" if claim else "What else was tried"
+            parts.append(f"**{title}.**\n\n{table}\n")
     return "\n".join(parts)
 
 

@@ -22,17 +22,27 @@ from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Sweep
 
 SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "emoji"
+VARIANTS = {  # of the sweep "variant": what is changed
+    "fresh": {"VIEWS": "0"},
+    "teacher_weak": {"TEACHER": "emoji_student"},
+    "teacher_middle": {"TEACHER": "emoji_student + emoji_teacher"},
+    "temperature_2": {"TEMPERATURE": "2.0"},
+    "loss_forward": {"LOSS": "forward"},
+    "loss_reverse": {"LOSS": "reverse"},
+}
 ORDER = (
     "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic", "few_shot",
-    "fresh", "teacher_weak", "teacher_middle",
+    *VARIANTS,
 )  # fmt: skip
 
 
 def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
-    sweep = read_sweep(SWEEPS / f"{name}.yaml")
+    sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else name}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
-    return replace(sweep, output=(output / sweep.output.name).absolute(), options=tuple(options))
+    options += [text for key, value in VARIANTS.get(name, {}).items() for text in (f"TRAINER.KDPL.{key}", value)]
+    folder = name if name in VARIANTS else sweep.output.name
+    return replace(sweep, name=name, output=(output / folder).absolute(), options=tuple(options))
 
 
 def main() -> int:
