@@ -235,7 +235,7 @@ def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, c
     again = build("KDPL_StyleCoOp", tmp_path / "c", *options, *cache)
     calls = []
     again.load_for_training()
-    again._kdpl_views.compute = lambda images: calls.append(len(images))
+    again._kdpl_views[0].compute = lambda images: calls.append(len(images))
     again.train()
     assert not calls, "all features come from the cache"
     found = re.findall(r"Features of (\d+) of 42 views found", capsys.readouterr().out)
