@@ -45,8 +45,8 @@ class Teacher:
         cached: bool = False,
         text_features: Tensor | None = None,
     ):
-        self.clip, self.names, self.members = clip, list(names), (self,)
-        self.templates = [template] if isinstance(template, str) else list(template)
+        self.clip, self.names = clip, list(names)
+        self.members, self.templates = (self,), [template] if isinstance(template, str) else list(template)
         if text_features is None:
             with torch.autocast(clip.device.type, enabled=False):  # independent of the caller's autocast
                 encode = cached_text_features if cached else template_features
