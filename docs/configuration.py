@@ -26,6 +26,8 @@ OTHER_RANGES = {
     "INPUT.PIXEL_MEAN": "three numbers",
     "INPUT.PIXEL_STD": "three numbers above 0",
     "INPUT.RRCROP_SCALE": "two numbers, 0 to 1",
+    "TRAINER.KDPL.TEACHER_TEMPLATES": "`dataset`, `imagenet`, a file of sentences",
+    "TRAINER.KDPL.TEACHER_PROMPTS": "a folder, a file, `hf-hub:OWNER/NAME`",
     "TRAINER.KDPL.TEACHER_LOGIT_SCALE": "`student`, `own`, a number above 0",
     "TRAINER.PROMPTSRC.GPA_STD": "a number above 0",
 }

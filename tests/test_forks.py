@@ -235,7 +235,7 @@ def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, c
     again = build("KDPL_StyleCoOp", tmp_path / "c", *options, *cache)
     calls = []
     again.load_for_training()
-    again._kdpl_views.compute = lambda images: calls.append(len(images))
+    again._kdpl_views[0].compute = lambda images: calls.append(len(images))
     again.train()
     assert not calls, "all features come from the cache"
     found = re.findall(r"Features of (\d+) of 42 views found", capsys.readouterr().out)
@@ -415,3 +415,33 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
         trainer.update_lr()
     assert rates == pytest.approx([1e-5, 0.005, 0.005 * 0.75])
     assert fork_styles.build_lr_scheduler is stops
+
+
+# -------------------------------------------------------------------------------------------------------------- teachers
+
+TWO = ("TRAINER.KDPL.TEACHER", "emoji_teacher + emoji_student", "TRAINER.KDPL.TEMPERATURE", 2.0)
+
+
+def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_views(tmp_path):
+    trainer = build("KDPL_StyleCoOp", tmp_path / "a", *TWO, "OPTIM.MAX_EPOCH", 1)
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    teacher, scale = trainer._kdpl_teacher, trainer._kdpl_scale
+    expected = sum((m.logits(m.image_features(images), scale).double() / 2).softmax(-1) for m in teacher.members) / 2
+    torch.testing.assert_close(
+        (trainer._teacher_logits({"img": images}).double() / 2).softmax(-1), expected, atol=1e-6, rtol=1e-5
+    )
+    views = ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "OPTIM.MAX_EPOCH", 1)
+    build("KDPL_StyleCoOp", tmp_path / "b", *TWO, *views).train()
+    again = build("KDPL_StyleCoOp", tmp_path / "c", *TWO, *views)
+    again.load_for_training()
+    assert [int(features.table.known.sum()) >= 32 for features in again._kdpl_views] == [True, True]
+
+
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
+    from kdpl.training.checkpoint import CheckpointError
+
+    options = ("OPTIM.MAX_EPOCH", 1, "TRAIN.CHECKPOINT_FREQ", 1)
+    build("KDPL_StyleCoOp", tmp_path, *options, "TRAINER.KDPL.TEACHER_TEMPLATES", "dataset").train()
+    for other, message in ((TWO[:2], "teacher "), ((), "teacher's sentences 1 ")):
+        with pytest.raises(CheckpointError, match=message):
+            build("KDPL_StyleCoOp", tmp_path, *options, *other).train()

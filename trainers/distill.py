@@ -7,14 +7,13 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.clip.loading import describe
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.templates import DEFAULT
-from kdpl.trainers.inputs import load_teacher
+from kdpl.trainers.inputs import check_teacher, label_of, load_teacher
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
@@ -34,7 +33,7 @@ class DistillTrainer(PromptTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_config(cfg, "KDPL")
-        describe(cfg.TRAINER.KDPL.TEACHER)
+        check_teacher(cfg)
         if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
             from kdpl.text.vocabulary import check_vocabulary
 
@@ -47,7 +46,7 @@ class DistillTrainer(PromptTrainer):
                 )
 
     def teacher_name(self) -> str:
-        return self.cfg.TRAINER.KDPL.TEACHER
+        return label_of(self.cfg)
 
     def template(self) -> str:
         """The teacher's sentence: the data set's, or a general one if the classes are unknown."""
@@ -96,13 +95,14 @@ class DistillTrainer(PromptTrainer):
 
     @cached_property
     def view_features(self) -> list[ViewFeatures]:
-        """With fixed views, the teacher's features of them, and the frozen student's if it reads them."""
-        towers = [(self.objective.teacher.clip, self.objective.teacher.image_features)]
+        """With fixed views, each teacher's features of them, and the frozen student's if it reads them."""
+        towers = [(member.clip, member.image_features, member.image_prompts) for member in self.objective.teacher.members]
         if self.student.reads_frozen_image_features:
-            towers.append((self.clip, self.student.frozen_image_features))
+            towers.append((self.clip, self.student.frozen_image_features, ""))
         pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
         folder = self.cfg.TRAINER.KDPL.CACHE_DIR
-        return [view_features(*tower, self.train_loader_x, self.training_images, folder, pixels) for tower in towers]
+        loader, images = self.train_loader_x, self.training_images
+        return [view_features(*tower, loader, images, folder, pixels, prompts) for *tower, prompts in towers]
 
     def load_for_training(self) -> None:
         super().load_for_training()
@@ -118,16 +118,17 @@ class DistillTrainer(PromptTrainer):
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.images(batch)
 
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor | list[Tensor] | None, Tensor | None]:
         """Return a batch's images `(B, 3, H, W)`, and the teacher's and the frozen student's features `(B, d)` of its views.
 
-        Any of them is None if the batch does not have it.
+        Any of them is None if the batch does not have it; of several teachers there is a list.
         """
         images = self.parse_batch_train(batch) if "img" in batch else None
         if not self.train_loader_x.views:
             return images, None, None
-        teacher, *student = (features(batch, images) for features in self.view_features)
-        return images, teacher, student[0] if student else None
+        known, teachers = [features(batch, images) for features in self.view_features], len(self.objective.teacher.members)
+        student = known[teachers] if len(known) > teachers else None
+        return images, known[0] if teachers == 1 else known[:teachers], student
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, teacher, frozen = self.features(batch)

@@ -6,12 +6,20 @@ import torch
 import torchvision.transforms as T
 from yacs.config import CfgNode
 
+from kdpl.classifier.bundle import Bundle, BundleError
+from kdpl.classifier.bundle.hub import read
+from kdpl.classifier.learned import fitting_options, learned_student
 from kdpl.clip.inputs import Preprocessing
-from kdpl.clip.loading import load_clip
+from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.model import Clip
 from kdpl.clip.precision import effective_precision
 from kdpl.config.choices import ConfigError
 from kdpl.config.merging import is_given
-from kdpl.distill.teacher import Teacher
+from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names
+from kdpl.distill.prompted import PromptedTeacher
+from kdpl.distill.teacher import Ensemble, Teacher
+from kdpl.students import Student
+from kdpl.text.templates import teacher_templates, template_for
 
 
 def follow_model(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str, own: bool = False) -> None:
@@ -68,18 +76,123 @@ def resized_as(transform: object, preprocessing: Preprocessing) -> object:
     return T.Compose([*preprocessing.resize_steps(), *steps[2:]])
 
 
-def load_teacher(cfg: CfgNode, names: Sequence[str], template: str, device: torch.device, cached: bool = False) -> Teacher:
+def check_teacher(cfg: CfgNode) -> None:
+    """Refuse teachers of TRAINER.KDPL that do not exist, or prompts that cannot be theirs, before weights are read.
+
+    Raises:
+        ConfigError: the message names the key, its value and the way out.
+        ModelNameError, WeightsError: as `describe`.
+    """
+    options = cfg.TRAINER.KDPL
+    check_teachers(options)
+    names = teacher_names(options.TEACHER)
+    architectures = [describe(name) for name in names]
+    for source, bundle, name, architecture in zip(*_bundles(options), names, architectures, strict=False):
+        where = f"TRAINER.KDPL.TEACHER_PROMPTS '{source}'"
+        try:
+            learner = bundle.student_class
+            values = fitting_options(bundle, architecture, name)
+        except BundleError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if bundle.decision.sentences:
+            raise ConfigError(
+                f"{where} uses hand-written sentences, which `kdpl fit` found to be better than its learned prompts: write "
+                "them into a file and give that as TEACHER_TEMPLATES."
+            )
+        specific = bool(learner.learns_class_specific and values[learner.learns_class_specific])
+        if options.CLASS_AGNOSTIC and (specific or learner.text_depends_on_images):
+            why = "are class-specific" if specific else "give every image text features of its own"
+            raise ConfigError(
+                f"{where} and TRAINER.KDPL.CLASS_AGNOSTIC True: the prompts of {bundle.variant} {why}, which a whole "
+                "vocabulary cannot have. Choose prompts of another learner, such as CoOp with CSC False, or set CLASS_AGNOSTIC "
+                "to False."
+            )
+
+
+def _bundles(options: CfgNode) -> tuple[list[str], list[Bundle]]:
+    """Return the sources of the teachers' prompts, and what they hold; empty without."""
+    sources, bundles = prompt_sources(options.TEACHER_PROMPTS, teacher_names(options.TEACHER)), []
+    for source in sources:
+        try:
+            bundles.append(read(source))
+        except BundleError as error:
+            raise ConfigError(f"TRAINER.KDPL.TEACHER_PROMPTS '{source}': {error}") from error
+    return sources, bundles
+
+
+def load_towers(cfg: CfgNode, precision: str, device: torch.device) -> list[Clip | Student]:
+    """Load the CLIPs of TRAINER.KDPL.TEACHER, each with its learned prompts if it has some.
+
+    Raises:
+        ConfigError: two have the same weights, or prompts were learned for another CLIP.
+    """
+    options, loaded = cfg.TRAINER.KDPL, []
+    names, (sources, bundles) = teacher_names(options.TEACHER), _bundles(options)
+    clips = [load_clip(name, precision, device) for name in names]
+    for i, clip in enumerate(clips):
+        for other in clips[:i]:
+            if clip.weights_digest == other.weights_digest:
+                raise ConfigError(
+                    f"TRAINER.KDPL.TEACHER '{options.TEACHER}': '{other.name}' and '{clip.name}' have the same weights, and a "
+                    "teacher counts once. Remove one."
+                )
+    for source, bundle, clip in zip(sources, bundles, clips, strict=False):
+        clip.bound_text(options.MAX_TEXT_ROWS)
+        way_out = "Set TRAINER.KDPL.TEACHER to that CLIP, or choose prompts that were learned for this one."
+        try:
+            values = fitting_options(bundle, describe(clip.name), clip.name)
+            loaded.append(learned_student(bundle, clip, values, clip.name, way_out))
+        except BundleError as error:
+            raise ConfigError(f"TRAINER.KDPL.TEACHER_PROMPTS '{source}': {error}") from error
+    return loaded or clips
+
+
+def teacher_over(
+    cfg: CfgNode,
+    towers: Sequence[Clip | Student],
+    names: Sequence[str],
+    template: str,
+    logit_scale: str | float,
+    cached: bool = False,
+) -> Teacher | Ensemble:
+    """Return the teacher of TRAINER.KDPL over a list of names, for images that are prepared as INPUT says.
+
+    Args:
+        towers: of `load_towers`.
+        template: the sentence of TEACHER_TEMPLATES "".
+        logit_scale, cached: as `Teacher` takes them.
+    """
+    pixels = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+    dataset_sentence = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    templates = teacher_templates(cfg.TRAINER.KDPL.TEACHER_TEMPLATES, template, dataset_sentence)
+    members = [
+        Teacher(tower, names, templates, *pixels, logit_scale, cached)
+        if isinstance(tower, Clip)
+        else PromptedTeacher(tower, names, *pixels, logit_scale)
+        for tower in towers
+    ]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def load_teacher(
+    cfg: CfgNode, names: Sequence[str], template: str, device: torch.device, cached: bool = False
+) -> Teacher | Ensemble:
     """Load the frozen teacher of TRAINER.KDPL over a list of names, for images that are prepared as INPUT says.
 
     Args:
-        template, cached: as `Teacher` takes them.
+        template, cached: as `teacher_over` takes them.
     """
     options = cfg.TRAINER.KDPL
     precision = effective_precision(options.PREC, device.type, frozen=True)
-    print(f"Loading teacher CLIP (backbone: {options.TEACHER}, precision: {precision})")
-    clip = load_clip(options.TEACHER, precision, device)
-    mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
-    teacher = Teacher(clip, names, template, mean, std, options.TEACHER_LOGIT_SCALE, cached)
-    if options.COMPILE:
-        clip.compile()
+    print(f"Loading teacher CLIP (backbone: {label_of(cfg)}, precision: {precision})")
+    towers = load_towers(cfg, precision, device)
+    teacher = teacher_over(cfg, towers, names, template, options.TEACHER_LOGIT_SCALE, cached)
+    for member in teacher.members if options.COMPILE else ():
+        member.clip.compile()
     return teacher
+
+
+def label_of(cfg: CfgNode) -> str:
+    """Return what results and reports call the teacher of TRAINER.KDPL."""
+    options = cfg.TRAINER.KDPL
+    return teacher_label(options.TEACHER, options.TEACHER_TEMPLATES, options.TEACHER_PROMPTS)

@@ -1,6 +1,5 @@
 """What a trainer's run is made of, and whether it may continue, or evaluate, what another run has left."""
 
-import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
 from kdpl.common.environment import git_state, versions
 from kdpl.common.rows import key_of
-from kdpl.common.rows.digests import file_digest, file_digests
+from kdpl.common.rows.digests import file_digests
 from kdpl.config.influence import differences, section, unfollowed
 from kdpl.config.manifest import (
     THERE,
@@ -24,7 +23,8 @@ from kdpl.config.manifest import (
     read_manifest,
     refuse_differences,
 )
-from kdpl.students import Student
+from kdpl.distill.teacher import Ensemble, Teacher
+from kdpl.students.base import learner_file
 from kdpl.training import checkpoint
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def manifest_of(trainer: "PromptTrainer") -> Manifest:
 
 def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
     cfg = trainer.cfg
-    teacher = trainer.objective.teacher.clip if distilled else None
     agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
     init = cfg.MODEL.INIT_WEIGHTS
     return {
@@ -66,19 +65,12 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "template": trainer.template(),
         "training images": images_digest(trainer, labelled=not distilled),
         "student": weights(trainer.clip),
-        "teacher": teacher and weights(teacher),
+        "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
         "initial weights": file_digests([init])[0].hex() if init else None,
+        **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
         **learner_file(trainer.student_class),
     }
-
-
-def learner_file(student: type[Student]) -> dict[str, str]:
-    """Return a digest of the file of a learner from outside this package, whose code may change between two runs."""
-    file = getattr(sys.modules[student.__module__], "__file__", None)
-    if file is None or student.__module__.startswith("kdpl."):
-        return {}
-    return {"learner's file": file_digest(file).hex()}
 
 
 def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
@@ -101,6 +93,8 @@ def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     distilled = trainer.teacher_name() is not None
     config = config_of(trainer.cfg, "", distilled)
     facts = {"clip": weights(trainer.clip)}
+    if distilled:
+        facts = {"clip": teacher_weights(trainer.teacher), **teacher_texts(trainer.cfg, trainer.teacher)}
     return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
@@ -114,6 +108,21 @@ def images_digest(trainer: "PromptTrainer", labelled: bool) -> str:
 def weights(clip: Clip) -> str:
     """Return a CLIP's name in a manifest: a digest of all its weights, the same in any precision."""
     return clip.weights_digest[:16]
+
+
+def teacher_weights(teacher: Teacher | Ensemble) -> str:
+    """Return the weights of all members, in their order."""
+    return " + ".join(weights(member.clip) for member in teacher.members)
+
+
+def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
+    """Return digests of the teacher's sentences and prompts, as far as they are not the default ones."""
+    options, members, found = cfg.TRAINER.KDPL, teacher.members, {}
+    if options.TEACHER_TEMPLATES:
+        found["teacher's sentences"] = f"{len(members[0].templates)} ({key_of(*members[0].templates).hex()})"
+    if options.TEACHER_PROMPTS:
+        found["teacher's prompts"] = " + ".join(member.prompts_digest[:16] for member in members)
+    return found
 
 
 def saved_states(folder: Path, model_name: str = "*") -> list[Path]:

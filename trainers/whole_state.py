@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dassl.engine import TrainerX
 
 FILE = "kdpl_state.pth.tar"
+LATER = ("teacher",)  # what a run of an earlier version did not write down
 _ENGINE = frozenset(  # attributes that Dassl's own classes set
     (
         "cfg", "device", "start_epoch", "epoch", "max_epoch", "output_dir", "dm", "train_loader_x", "train_loader_u",
@@ -56,7 +57,8 @@ def load_whole_state(trainer: "TrainerX", directory: str, epoch: int, run: dict[
         )
     state = load_checkpoint(path)
     ours, parts = state["kdpl"].get("run", {}), state["kdpl"].get("parts", {})
-    different = [f"{key} {ours.get(key)}, now {value}" for key, value in run.items() if ours.get(key) != value]
+    compared = [key for key in run if key in ours or key not in LATER]
+    different = [f"{key} {ours.get(key)}, now {run[key]}" for key in compared if ours.get(key) != run[key]]
     if state["epoch"] != epoch:
         different.insert(0, f"epoch {state['epoch']}, the checkpoints {epoch}")
     if different:

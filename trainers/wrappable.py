@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from kdpl.clip.loading import describe
 from kdpl.common import distributed
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.choices import ConfigError
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.text.templates import template_for
+from kdpl.trainers.inputs import check_teacher
 from kdpl.training.optimizers import check_all_learn
 from kdpl.training.schedule import check_schedule
 
@@ -29,7 +29,7 @@ def check_distilled(cfg: CfgNode, wrapped: str) -> None:
     check_config(cfg, "KDPL")
     check_schedule(cfg.OPTIM)
     template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-    describe(cfg.TRAINER.KDPL.TEACHER)
+    check_teacher(cfg)
     if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
         raise ConfigError(
             f"TRAINER.KDPL.CLASS_AGNOSTIC True: the model of {wrapped} is bound to the class names it is built with, and "

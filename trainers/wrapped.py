@@ -18,13 +18,15 @@ from kdpl.config.checks import check_extended
 from kdpl.config.choices import ConfigError
 from kdpl.config.registries import refuse_wrong_order
 from kdpl.distill.interception import replace_cross_entropy
+from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import UnsupportedStepError
-from kdpl.distill.teacher import Teacher
+from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import ViewFeatures, image_files, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import build_loaders, report_unreadable
 from kdpl.trainers.inputs import load_teacher
+from kdpl.trainers.records import teacher_texts, teacher_weights
 from kdpl.trainers.registry import PREFIX, is_ours
 from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_shots, hide_labels
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
@@ -79,25 +81,28 @@ class DistilledTrainer:
     # ------------------------------------------------------------------------------------------------------ training
 
     @cached_property
-    def _kdpl_teacher(self) -> Teacher:
+    def _kdpl_teacher(self) -> Teacher | Ensemble:
         names = [self.lab2cname[label] for label in sorted(self.lab2cname)]
         check_names(names)
         template = template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
         return load_teacher(self.cfg, names, template, self.device)
 
     @cached_property
-    def _kdpl_views(self) -> ViewFeatures:
-        cfg, teacher = self.cfg, self._kdpl_teacher
+    def _kdpl_views(self) -> list[ViewFeatures]:
+        """Each teacher's features of the views."""
+        cfg = self.cfg
         pixels: list = [list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)]
         pixels += [f"view {self.teacher_view}"] if self.teacher_view or cfg.DATALOADER.K_TRANSFORMS > 1 else []
         folder = cfg.TRAINER.KDPL.CACHE_DIR
-        return view_features(teacher.clip, teacher.image_features, self.train_loader_x, self._kdpl_images, folder, pixels)
+        loader, images = self.train_loader_x, self._kdpl_images
+        return [
+            view_features(member.clip, member.image_features, loader, images, folder, pixels, member.image_prompts)
+            for member in self._kdpl_teacher.members
+        ]
 
     def load_for_training(self) -> None:
         """Load the teacher, so that missing weights are reported before the run starts."""
-        teacher = self._kdpl_teacher
-        if teacher.logit_scale == "student":
-            student_scale(self)
+        _ = self._kdpl_scale
 
     def forward_backward(self, batch: dict[str, Any], *others: Any) -> Any:
         """Take the trainer's own step on a batch whose labels are the teacher's argmax.
@@ -130,16 +135,26 @@ class DistilledTrainer:
         return summary
 
     def _teacher_logits(self, batch: dict[str, Any]) -> Tensor:
-        """Return the teacher's logits (B, C) of a batch's images."""
+        """Return logits (B, C) of a batch's images whose softmax is the teacher's distribution."""
         images = batch["img"]
         if isinstance(images, list | tuple):
             if self.teacher_view >= len(images):
                 raise UnsupportedStepError(f"Images have {len(images)} views, the teacher cannot see view {self.teacher_view}.")
             images = images[self.teacher_view]
         images = images.to(self.device, non_blocking=True)  # (B, 3, H, W)
-        features = self._kdpl_views(batch, images) if self.train_loader_x.views else self._kdpl_teacher.image_features(images)
         teacher = self._kdpl_teacher
-        return teacher.logits(features, student_scale(self) if teacher.logit_scale == "student" else torch.ones(()))
+        if self.train_loader_x.views:
+            known = [features(batch, images) for features in self._kdpl_views]
+            features = known if len(known) > 1 else known[0]
+        else:
+            features = teacher.image_features(images)
+        return mean_logits(teacher.logits(features, self._kdpl_scale), self.cfg.TRAINER.KDPL.TEMPERATURE)
+
+    @property
+    def _kdpl_scale(self) -> Tensor:
+        """The scale of the student's logits, where the teacher uses it."""
+        scales = [member.logit_scale for member in self._kdpl_teacher.members]
+        return student_scale(self) if "student" in scales else torch.ones(())
 
     def before_train(self) -> None:
         super().before_train()
@@ -154,7 +169,8 @@ class DistilledTrainer:
         if not self._kdpl_steps:
             raise UnsupportedStepError(f"{self.wrapped} trained an epoch without calling forward_backward(batch).")
         if self.train_loader_x.views:
-            self._kdpl_views.table.sync()
+            for features in self._kdpl_views:
+                features.table.sync()
         super().after_epoch()
 
     # --------------------------------------------------------------------------------------------------- checkpoints
@@ -162,7 +178,9 @@ class DistilledTrainer:
     @property
     def _kdpl_run(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one that wrote a checkpoint."""
-        return {"trainer": self.wrapped, "seed": self._kdpl_seed, "batches in an epoch": len(self.train_loader_x)}
+        teacher, run = self._kdpl_teacher, {"trainer": self.wrapped, "seed": self._kdpl_seed}
+        texts = {"teacher's sentences": None, "teacher's prompts": None, **teacher_texts(self.cfg, teacher)}
+        return {**run, "batches in an epoch": len(self.train_loader_x), "teacher": teacher_weights(teacher), **texts}
 
     def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         super().save_model(epoch, directory, *args, **kwargs)

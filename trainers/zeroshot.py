@@ -8,11 +8,12 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.config.checks import check_config
-from kdpl.distill.teacher import Teacher
+from kdpl.config.teachers import teacher_names
+from kdpl.distill.loss import mean_logits
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.evaluation import EvaluatedTrainer
-from kdpl.trainers.inputs import follow_model
+from kdpl.trainers.inputs import check_teacher, follow_model, label_of, load_towers, teacher_over
 from kdpl.trainers.records import zero_shot_manifest
 from kdpl.trainers.registry import register
 
@@ -73,25 +74,46 @@ class ZeroshotCLIP2(ZeroshotTrainer):
 
 @register
 class ZeroshotTeacher(ZeroshotTrainer):
-    """The teacher's own accuracy, on images prepared its way, whatever INPUT says of the student's."""
+    """The teacher's own accuracy, on images prepared its way, whatever INPUT says of the student's.
+
+    Of several teachers the mean distribution is evaluated, at the scale and temperature of the training. Images are prepared as
+    the one with the largest input takes them; the others resize and normalise these, as they do in a training.
+    """
 
     node = "KDPL"
 
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_teacher(cfg)
+
     def clip_name(self, cfg: CfgNode) -> str:
-        return cfg.TRAINER.KDPL.TEACHER
+        return max(teacher_names(cfg.TRAINER.KDPL.TEACHER), key=lambda name: describe(name).resolution)
 
     def teacher_name(self) -> str:
-        return self.cfg.TRAINER.KDPL.TEACHER
+        return label_of(self.cfg)
 
     def follow_model(self, cfg: CfgNode) -> None:
         name = self.clip_name(cfg)
         self.preprocessing = describe(name).preprocessing
         follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)
 
+    def build_model(self) -> None:
+        options = self.cfg.TRAINER.KDPL
+        precision = self.effective_precision("TRAINER.KDPL.PREC", options.PREC)
+        print(f"Loading CLIP (backbone: {self.teacher_name()})")
+        self.towers = load_towers(self.cfg, precision, self.device)
+        self.scale, self.student_scale = "own", torch.ones(())  # the order of one teacher's names depends on no scale
+        if len(self.towers) > 1:
+            self.scale = options.TEACHER_LOGIT_SCALE
+            if self.scale == "student":
+                self.student_scale = load_clip(self.cfg.MODEL.BACKBONE.NAME).logit_scale.to(self.device)
+        self.use_class_names()
+
     def use_class_names(self) -> None:
-        mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
+        self.teacher = teacher_over(self.cfg, self.towers, self.class_names, self.template(), self.scale)
+        self.clip = self.teacher.members[0].clip
         self.manifest = zero_shot_manifest(self)
-        self.teacher = Teacher(self.clip, self.class_names, self.template(), mean, std, logit_scale="own")
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.teacher.logits(self.teacher.image_features(images), torch.ones(()))
+        logits = self.teacher.logits(self.teacher.image_features(images), self.student_scale)
+        return mean_logits(logits, self.cfg.TRAINER.KDPL.TEMPERATURE)

@@ -14,15 +14,13 @@ from kdpl.classifier.bundle import Bundle, BundleError
 from kdpl.classifier.bundle.hub import read
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
+from kdpl.classifier.learned import fitting_options, learned_student
 from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names import ModelNameError
 from kdpl.clip.precision import effective_precision
 from kdpl.config.defaults import KDPL
-from kdpl.config.merging import learner_options
-from kdpl.text.templates import DEFAULT
-from kdpl.training.checkpoint import CheckpointError, load_learned
 from kdpl.training.pixels import Normalize
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -100,40 +98,21 @@ class Classifier:
             architecture = describe(name)
         except ModelNameError as error:
             raise ModelNameError(f"{error} The prompts belong to this CLIP: give where it is as `backbone`.") from None
-        size, side = bundle.preprocessing.size, architecture.resolution
-        try:
-            if size != (side, side):
-                raise ValueError(f"the prompts take images of {size}, '{name}' of {(side, side)}")
-            options = learner_options(student_class.node, bundle.options)
-            student_class.check(options, architecture, name)
-        except ValueError as error:
-            raise self._misfit(name, error) from error
+        options = fitting_options(bundle, architecture, name)
         precision = options.get("PREC", "fp32")
         learned = effective_precision(precision, self.device.type)
         # as the training's evaluation had it
         frozen = effective_precision(precision, self.device.type, student_class.reads_frozen_image_features)
         self.clip = load_clip(name, learned, self.device, frozen)
-        if self.clip.weights_digest != bundle.backbone_sha256:
-            raise BundleError(
-                f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
-                f"{bundle.backbone_sha256[:12]}...). Give the file with the same weights as `backbone` (--backbone)."
-            )
         self.clip.bound_text(KDPL["MAX_TEXT_ROWS"])
-        self.student = student_class(self.clip, options, bundle.classnames, bundle.template or DEFAULT)
-        try:
-            load_learned(self.student.learned.float(), bundle.parameters, "the bundle")
-        except CheckpointError as error:
-            raise self._misfit(name, error) from error
-        self.student.requires_grad_(False).eval().to(self.device)
+        way_out = "Give the file with the same weights as `backbone` (--backbone)."
+        self.student = learned_student(bundle, self.clip, options, name, way_out)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)
         self.decoder = Decoder(bundle.preprocessing)
         self.seconds = self.decoder.seconds
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._texts = NameTexts(self.encoder, bundle.classnames)
         self._background = NameTexts(self.encoder, bundle.decision.background)
-
-    def _misfit(self, name: str, error: Exception) -> BundleError:
-        return BundleError(f"The prompts of {self.bundle.trainer} for '{self.bundle.backbone}' do not fit '{name}': {error}")
 
     # ---------------------------------------------------------------------------------------------------------- class names
 

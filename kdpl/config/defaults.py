@@ -13,6 +13,8 @@ from kdpl.config.choices import ConfigError
 
 KDPL = {
     "TEACHER": "ViT-H-14-quickgelu",
+    "TEACHER_TEMPLATES": "",
+    "TEACHER_PROMPTS": "",
     "CLASS_AGNOSTIC": False,
     "K_MAX": 1000,
     "CTX_INIT": "a photo of a",

@@ -10,6 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.config.defaults import learners
+from kdpl.config.teachers import DATASET, IMAGENET, SEPARATOR, listed
 
 # Other values give other prompts. An entry that ends with a dot stands for all keys below it.
 MATTERS = (
@@ -30,7 +31,11 @@ HARMLESS = (
     "TRAIN.COUNT_ITER", "TRAIN.CHECKPOINT_EVERY_MINUTES", "TEST.EVALUATOR", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
     "TEST.NO_TEST", "TEST.SPLIT", "TRAINER.KDPL.VOCABULARY", "TRAINER.KDPL.CACHE_DIR",
 )  # fmt: skip
-FILES = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER")  # if they name a file, its weights are compared and its path is not
+PROMPTS = "TRAINER.KDPL.TEACHER_PROMPTS"
+# If they name a file, or several, its content is compared and its path is not.
+FILES = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER", "TRAINER.KDPL.TEACHER_TEMPLATES", PROMPTS)
+# Keys of a later version: a manifest has them with other values than these alone, so that earlier runs can be resumed.
+LATER = {"TRAINER.KDPL.TEACHER_TEMPLATES": "", PROMPTS: ""}
 # A trainer sets them as its student takes images, so a configuration that is only merged may not have them yet.
 FOLLOWING = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 A_FILE = "a file"
@@ -59,7 +64,8 @@ def influence(key: str, node: str, distilled: bool) -> str:
 
 def section(cfg: CfgNode, kind: str, node: str, distilled: bool) -> dict[str, Any]:
     """Return the keys of one kind of influence with their values, as JSON can hold them."""
-    return {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
+    found = {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
+    return {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -72,8 +78,9 @@ def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(key: str, value: Any) -> Any:
-    if key in FILES and os.path.isfile(os.path.expanduser(str(value))):
-        return A_FILE
+    if key in FILES and value not in (DATASET, IMAGENET):
+        there = os.path.exists if key == PROMPTS else os.path.isfile
+        return SEPARATOR.join(A_FILE if there(os.path.expanduser(part)) else part for part in listed(str(value)))
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -2,6 +2,7 @@
 
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.objective import CrossEntropy, Distillation
-from kdpl.distill.teacher import Teacher
+from kdpl.distill.prompted import PromptedTeacher
+from kdpl.distill.teacher import Ensemble, Teacher
 
-__all__ = ["CrossEntropy", "Distillation", "Teacher", "distillation_loss"]
+__all__ = ["CrossEntropy", "Distillation", "Ensemble", "PromptedTeacher", "Teacher", "distillation_loss"]

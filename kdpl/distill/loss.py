@@ -1,5 +1,7 @@
 """The distillation loss (KDPL, arXiv:2407.03056)."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +28,19 @@ def distillation_loss(
     forward, reverse = _both_ways(student_logits, teacher_logits, kind, temperature)
     forward, reverse = forward.mean() * temperature**2, reverse.mean() * temperature**2
     return {"loss": _combine(kind, forward, reverse), "loss_kl_forward": forward, "loss_kl_reverse": reverse}
+
+
+def mean_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return logits `(B, C)` whose softmax at a temperature is the mean of several teachers' softmaxes at it.
+
+    Args:
+        logits: of M teachers over the same names, `(M, B, C)`; those of one, `(B, C)`, are returned as they are.
+        temperature: that both, these logits and the returned ones, are to be divided by.
+    """
+    if logits.dim() == 2:
+        return logits
+    log_p = F.log_softmax(logits.float() / temperature, dim=-1)  # (M, B, C)
+    return temperature * (log_p.logsumexp(0) - math.log(len(logits)))
 
 
 def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0) -> Tensor:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip
-from kdpl.distill.loss import distillation_loss
+from kdpl.distill.loss import distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
-from kdpl.distill.teacher import Teacher
+from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
 from kdpl.students.sharding import prepare_names
 
@@ -54,9 +54,9 @@ class Distillation(Objective):
 
     Args:
         student: the prompt learner.
-        teacher: a frozen CLIP, or a `Teacher` over these names.
+        teacher: a frozen CLIP, a `Teacher` over these names, or several of them: the mean of their distributions is learned.
         names: the class names; with `k_max` a vocabulary.
-        template: the teacher's sentence, with `{}` for the name; by default the student's.
+        template: the teacher's sentence, with `{}` for the name, or several (see `Teacher`); by default the student's.
         k_max: for class-agnostic training: in each batch only the teacher's `k_max` most probable names are used.
         loss: "symmetric" (the default), "forward" or "reverse", see `distillation_loss`.
         temperature: divides both logits.
@@ -67,17 +67,17 @@ class Distillation(Objective):
         selection: counts of the selected names; None without `k_max`.
 
     Raises:
-        ValueError: fewer than two names, or class-specific prompts with `k_max`.
+        ValueError: fewer than two names, class-specific prompts with `k_max`, no teacher, the same twice, or other names.
         ConfigError: `loss` or `logit_scale` is unknown.
     """
 
     def __init__(
         self,
         student: Student,
-        teacher: Clip | Teacher,
+        teacher: Clip | Teacher | Ensemble | Sequence[Clip | Teacher],
         names: Sequence[str],
         *,
-        template: str | None = None,
+        template: str | Sequence[str] | None = None,
         k_max: int | None = None,
         loss: str = "symmetric",
         temperature: float = 1.0,
@@ -90,10 +90,13 @@ class Distillation(Objective):
                 f"{type(student).__name__} has class-specific prompts, which cannot be learned for names that change with "
                 "every batch: leave k_max out, or the class-specific prompts."
             )
-        if isinstance(teacher, Clip):
-            normalization = student.clip.mean, student.clip.std
-            sentence = template or student.template
-            teacher = Teacher(teacher, self.names, sentence, *normalization, logit_scale, cached=bool(k_max))
+        if not isinstance(teacher, Teacher | Ensemble):
+            given = [teacher] if isinstance(teacher, Clip) else list(teacher)
+            if not given:
+                raise ValueError("There is no teacher among []: give a CLIP, a Teacher, or several.")
+            how = template or student.template, student.clip.mean, student.clip.std, logit_scale, bool(k_max)
+            members = [Teacher(member, self.names, *how) if isinstance(member, Clip) else member for member in given]
+            teacher = members[0] if len(members) == 1 else Ensemble(members)
         if teacher.names != self.names:
             raise ValueError(f"The teacher's {len(teacher.names)} names differ from the objective's {len(names)}.")
         self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
@@ -104,7 +107,7 @@ class Distillation(Objective):
         self,
         images: Tensor | None = None,
         *,
-        teacher_features: Tensor | None = None,
+        teacher_features: Tensor | Sequence[Tensor] | None = None,
         frozen_features: Tensor | None = None,
         share: float = 1.0,
     ) -> tuple[Tensor, Terms]:
@@ -112,7 +115,7 @@ class Distillation(Objective):
 
         Args:
             images: `(B, 3, H, W)`, normalised for the student; None if all needed features are given.
-            teacher_features: the teacher's image features `(B, d_T)`, if already computed.
+            teacher_features: the teacher's image features `(B, d_T)`, if already computed; of several teachers a list.
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
             share: this rank's fraction of the whole batch, in a job of several ranks.
 
@@ -124,15 +127,17 @@ class Distillation(Objective):
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
         frozen = self._frozen(images, frozen_features)
-        target = self.teacher.logits(teacher_features, student.logit_scale)  # (B, C), or (B, V) with k_max
+        target = self.teacher.logits(
+            teacher_features, student.logit_scale
+        )  # (B, C), or (B, V) with k_max; of M teachers (M, B, ...)
         with student.clip.autocast():
             if self.k_max:
                 chosen, probabilities = select_names(target, self.k_max, share)  # (K,)
                 self.selection.add(chosen, probabilities)
                 names = [self.names[i] for i in chosen.tolist()]
-                target, prepared = target[:, chosen], self._prepare(names)
+                target, prepared = target[..., chosen], self._prepare(names)
             output = student(images, prepared, frozen=frozen)
-            terms = distillation_loss(output.logits, target, self.kind, self.temperature)
+            terms = distillation_loss(output.logits, mean_logits(target, self.temperature), self.kind, self.temperature)
             own = student.regularisers(output, frozen, names)
         total = terms["loss"] + sum(own.values())
         return total, {**terms, **own, **({"loss_total": total} if own else {})}

@@ -79,16 +79,16 @@ class SelectionReport:
 
 @torch.no_grad()
 def select_names(teacher_logits: Tensor, k: int, weight: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return the k names with the highest teacher probability, averaged over the batch, and these probabilities.
+    """Return the k names with the highest teacher probability, averaged over the batch (and teachers), and these probabilities.
 
     Args:
-        teacher_logits: `(B, V)` over a vocabulary; the softmax over it is computed in fp32.
+        teacher_logits: `(B, V)` over a vocabulary, or `(M, B, V)` of M teachers; the softmax over it is computed in fp32.
         k: number of names; more than V means all.
         weight: this rank's fraction of the whole batch, in a job of several ranks.
 
     Returns:
         Indices `(k,)` by falling probability, and mean probabilities `(k,)`.
     """
-    mean = distributed.total(teacher_logits.float().softmax(-1).mean(0) * weight)  # (V,)
+    mean = distributed.total(teacher_logits.float().softmax(-1).flatten(0, -2).mean(0) * weight)  # (V,)
     values, indices = mean.topk(min(k, len(mean)))
     return indices, values

@@ -1,4 +1,7 @@
-"""The frozen teacher: a large CLIP whose distribution over class names is the target for the student."""
+"""The frozen teacher: a large CLIP, or several, whose distribution over class names is the target for the student.
+
+`Teacher` and `Ensemble` have the same methods; `kdpl.distill.prompted` has a teacher with learned prompts.
+"""
 
 from collections.abc import Sequence
 
@@ -9,8 +12,7 @@ from torch import Tensor
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.config.checks import parse_logit_scale
 from kdpl.text.feature_cache import cached_text_features
-from kdpl.text.prompts import sentence_features
-from kdpl.text.templates import fill
+from kdpl.text.prompts import template_features
 
 
 class Teacher:
@@ -19,11 +21,14 @@ class Teacher:
     Args:
         clip: the teacher.
         names: class names `(C)`; their text features are computed once, at construction.
-        template: a sentence with `{}` for the name.
+        template: a sentence with `{}` for the name, or several: the normalised mean of their normalised features.
         input_mean, input_std: normalisation of the images it is called with, the student's.
         logit_scale: "student" (as published), "own", or a number.
         cached: read the names' features from the cache on disk, or write them there; for a vocabulary.
         text_features: the normalised features `(C, d)` of the names, if already computed.
+
+    Attributes:
+        members: itself; the members of an `Ensemble`.
 
     Raises:
         ValueError: `logit_scale` is none of these.
@@ -33,7 +38,7 @@ class Teacher:
         self,
         clip: Clip,
         names: Sequence[str],
-        template: str,
+        template: str | Sequence[str],
         input_mean: tuple[float, ...],
         input_std: tuple[float, ...],
         logit_scale: str | float = "student",
@@ -41,10 +46,11 @@ class Teacher:
         text_features: Tensor | None = None,
     ):
         self.clip, self.names = clip, list(names)
+        self.members, self.templates = (self,), [template] if isinstance(template, str) else list(template)
         if text_features is None:
             with torch.autocast(clip.device.type, enabled=False):  # independent of the caller's autocast
-                encode = cached_text_features if cached else lambda *_: sentence_features(clip, fill(template, names))
-                text_features = encode(clip, self.names, template)
+                encode = cached_text_features if cached else template_features
+                text_features = encode(clip, self.names, self.templates)
         self.text_features = text_features.to(clip.device)  # (C, d)
         self.logit_scale = parse_logit_scale(logit_scale)
 
@@ -67,6 +73,20 @@ class Teacher:
             features = F.normalize(self.clip.image_features(self.adapt(images)).float(), dim=-1)
         return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 
+    @property
+    def prompts_digest(self) -> str:
+        """A digest of the learned prompts; empty without them."""
+        return ""
+
+    @property
+    def image_prompts(self) -> str:
+        """A digest of the learned prompts if the image features depend on them; else empty."""
+        return ""
+
+    def texts_of(self, features: Tensor) -> Tensor:
+        """Return the normalised text features `(C, d)`, or `(B, C, d)` if they depend on the images' features `(B, d)`."""
+        return self.text_features
+
     @torch.no_grad()
     def logits(self, features: Tensor, student_scale: Tensor) -> Tensor:
         """Return the logits `(B, C)` in fp32 of image features `(B, d)`.
@@ -74,10 +94,41 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
-        return similarity_logits(self.scale(student_scale), features, self.text_features)
+        return similarity_logits(self.scale(student_scale), features, self.texts_of(features))
 
     def scale(self, student_scale: Tensor) -> Tensor | float:
         """Return the factor of the logits."""
         if self.logit_scale == "student":
             return student_scale
         return self.clip.logit_scale if self.logit_scale == "own" else float(self.logit_scale)
+
+
+class Ensemble:
+    """Several teachers over the same names, whose distributions are averaged (`kdpl.distill.loss.mean_logits`).
+
+    Args:
+        members: M of them, at least two.
+
+    Raises:
+        ValueError: their names differ, or two have the same `Clip` with the same sentences or prompts.
+    """
+
+    def __init__(self, members: Sequence[Teacher]):
+        self.members, self.names = tuple(members), members[0].names
+        for i, member in enumerate(self.members):
+            if member.names != self.names:
+                raise ValueError(f"The teachers' names differ: {len(self.names)} and {len(member.names)}.")
+            if any(_same(member, other) for other in self.members[:i]):
+                raise ValueError(f"'{member.clip.name}' is a teacher twice: its distribution counts once. Remove one.")
+
+    def image_features(self, images: Tensor) -> list[Tensor]:
+        """Return each member's normalised image features `(B, d)`, of images normalised for the student."""
+        return [member.image_features(images) for member in self.members]
+
+    def logits(self, features: Sequence[Tensor], student_scale: Tensor) -> Tensor:
+        """Return each member's logits, `(M, B, C)` in fp32, of its image features; see `Teacher.logits`."""
+        return torch.stack([m.logits(f, student_scale) for m, f in zip(self.members, features, strict=True)])
+
+
+def _same(a: Teacher, b: Teacher) -> bool:
+    return a.clip is b.clip and (a.templates, a.prompts_digest) == (b.templates, b.prompts_digest)

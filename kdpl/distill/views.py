@@ -191,6 +191,7 @@ def view_features(
     images: Sequence[ImageFile],
     folder: str,
     pixels: object,
+    prompts: str = "",
 ) -> ViewFeatures:
     """Return a frozen tower's features of a training set's views, including those in a cache on disk.
 
@@ -201,6 +202,7 @@ def view_features(
         images: of the training set.
         folder: of the cache; empty: none.
         pixels: the normalisation of images; features with another one are stored apart.
+        prompts: a digest of learned prompts in the tower; likewise.
     """
     autocast = clip.frozen_autocast_dtype
     halved = clip.dtype != torch.float32 or autocast is not None
@@ -215,6 +217,7 @@ def view_features(
             "views drawn by": loader.seed_of_views,
             "versions": [PIL.__version__, torchvision.__version__],
         }
+        meaning |= {"prompts": prompts} if prompts else {}
         store = RowStore(store_folder(Path(folder, "views"), meaning), clip.embed_dim, "float16" if halved else "float32")
     table = FeatureTable(images, loader.views, clip.embed_dim, dtype, store)
     if store is not None:

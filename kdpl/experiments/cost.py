@@ -21,7 +21,8 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.precision import effective_precision
-from kdpl.config.choices import is_distilled
+from kdpl.config.choices import ConfigError, is_distilled
+from kdpl.config.teachers import teacher_names
 from kdpl.distill.objective import CrossEntropy, Distillation
 from kdpl.distill.teacher import Teacher
 from kdpl.students import Student
@@ -122,32 +123,40 @@ def count_step(cfg: CfgNode, names: Sequence[str], batch: int, device_type: str 
         cached: the features of frozen towers are known.
 
     Raises:
-        ModelNameError, WeightsError, ValueError: an unknown CLIP, or one that the learner cannot take.
+        ModelNameError, WeightsError, ValueError: an unknown CLIP, one that the learner cannot take, or a teacher with prompts.
         RuntimeError, AttributeError: from inside a tower that is not made for its precision.
     """
     options, distilled = cfg.TRAINER.KDPL, is_distilled(cfg.TRAINER.NAME)
     learner = Student.known[cfg.TRAINER.NAME.removeprefix("KDPL_")]
     precisions = (effective_precision(cfg.TRAINER[learner.node].PREC, device_type, frozen) for frozen in (False, True))
-    clip, teacher_clip = outline_clip(cfg.MODEL.BACKBONE.NAME, *precisions), None
+    if distilled and options.TEACHER_PROMPTS:
+        raise ConfigError(
+            f"TRAINER.KDPL.TEACHER_PROMPTS '{options.TEACHER_PROMPTS}': a teacher with learned prompts is not counted. Leave "
+            "it out: a few more tokens in each pass are what it costs."
+        )
+    clip = outline_clip(cfg.MODEL.BACKBONE.NAME, *precisions)
     clip.bound_text(options.MAX_TEXT_ROWS)
-    if distilled:
-        teacher_clip = outline_clip(options.TEACHER, effective_precision(options.PREC, device_type, frozen=True))
-    width = describe(options.TEACHER).embed_dim if distilled else 0
+    frozen = effective_precision(options.PREC, device_type, frozen=True)
+    taught = teacher_names(options.TEACHER) if distilled else []
+    teacher_clips = [outline_clip(name, frozen) for name in taught]
+    widths = [describe(name).embed_dim for name in taught]
     mode, tally = FakeTensorMode(allow_non_fake_inputs=True), Tally()
     with mode:
-        for outlined in filter(None, (clip, teacher_clip)):
+        for outlined in (clip, *teacher_clips):
             outlined.model.to_empty(device="cpu")
         student = learner(clip, cfg.TRAINER[learner.node], names)
         needs_pixels = not (cached and student.image_features_are_frozen)
-        image_features, teacher_features = torch.empty(batch, clip.embed_dim), torch.empty(batch, width)
-        text_features, teacher_text_features = torch.empty(len(names), clip.embed_dim), torch.empty(len(names), width)
+        image_features, text_features = torch.empty(batch, clip.embed_dim), torch.empty(len(names), clip.embed_dim)
+        teacher_features, teacher_texts = ([torch.empty(n, width) for width in widths] for n in (batch, len(names)))
     student.frozen_text_features = lambda names, templates=(): text_features  # from a cache
     known = {"frozen_features": image_features} if cached and student.reads_frozen_image_features else {}
     if distilled:
-        teacher = Teacher(teacher_clip, names, "{}", clip.mean, clip.std, text_features=teacher_text_features)
-        objective = Distillation(student, teacher, names)
-        known |= {"teacher_features": teacher_features} if cached else {}
-        _count_as(tally, "teacher image", teacher, "image_features")
+        pairs = zip(teacher_clips, teacher_texts, strict=True)
+        members = [Teacher(each, names, "{}", clip.mean, clip.std, text_features=texts) for each, texts in pairs]
+        objective = Distillation(student, members, names)
+        known |= {"teacher_features": teacher_features if len(members) > 1 else teacher_features[0]} if cached else {}
+        for member in members:
+            _count_as(tally, "teacher image", member, "image_features")
     else:
         objective = CrossEntropy(student, names)
         known["labels"] = torch.zeros(batch, dtype=torch.long)
@@ -165,7 +174,8 @@ def count_step(cfg: CfgNode, names: Sequence[str], batch: int, device_type: str 
             loss.backward()
             with tally.of("optimiser"):
                 optimiser.step()
-    sizes = (_size(clip.model.parameters()), _size(teacher_clip.model.parameters()) if distilled else 0, _size(learned))
+    teacher_bytes = sum(_size(each.model.parameters()) for each in teacher_clips)
+    sizes = (_size(clip.model.parameters()), teacher_bytes, _size(learned))
     return StepCost(tally, batch, needs_pixels, clip.embed_dim, *sizes)
 
 

@@ -18,6 +18,7 @@ from kdpl.common.exits import report
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.choices import ConfigError
 from kdpl.config.manifest import OtherRunError
+from kdpl.config.teachers import one_teacher
 from kdpl.text.templates import DEFAULT
 
 STUDENT, TEACHER = "ViT-B/32", "ViT-H-14-quickgelu"
@@ -74,7 +75,7 @@ def prepare(args: argparse.Namespace):
         args.photos, args.names = write_demo(output)
         args.student, args.teacher = args.student or "emoji_student", args.teacher or "emoji_teacher"
         args.output = output / "prompts"
-    args.student, args.teacher = args.student or STUDENT, args.teacher or TEACHER
+    args.student, args.teacher = args.student or STUDENT, one_teacher(args.teacher or TEACHER, "--teacher")
     names = read_class_names(args.names)
     refuse_doubles(names, f"'{args.names}'")
     if len(names) == 1 and not args.reject:

@@ -15,6 +15,7 @@ from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
 from kdpl.config.choices import ConfigError
+from kdpl.config.teachers import one_teacher
 from kdpl.photos.fit import TEACHER
 
 LOOKED_AT = 1000  # photos at most, drawn by the seed
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
             raise ConfigError(f"--count {args.count}, --share {args.share}: expected at least 1 name, and 0 to 100 percent.")
         if args.template.count("{}") != 1:
             raise ConfigError(f"--template '{args.template}' must hold one '{{}}' for the name.")
+        one_teacher(args.teacher, "--teacher")
         if not Path(args.photos).is_dir():
             raise ConfigError(f"PHOTOS '{args.photos}' is not a folder: expected the folder with your photos.")
 

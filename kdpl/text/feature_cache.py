@@ -20,7 +20,7 @@ NAMES_AT_ONCE = 1000  # new names are written to disk in blocks of this size
 
 
 class TextFeatures:
-    """The normalised mean over templates of a frozen CLIP's unnormalised text features, by class name.
+    """The normalised mean over templates of a frozen CLIP's text features, by class name.
 
     Features are computed at first use, and written every `NAMES_AT_ONCE` names and at `flush`. They are stored in fp32, so a
     run that reads them gets bit-identical values; half precision would move the published losses by more than 1e-4.
@@ -30,10 +30,11 @@ class TextFeatures:
         templates: sentences with `{}` for the name.
         among: the list that all names are from. If given, the names of one call are either all read or all computed, so that
             the features are bit-identical whatever was cached before.
+        normalize: normalise each template's feature before the mean, see `ensemble_features`.
     """
 
-    def __init__(self, clip: Clip, templates: Sequence[str], among: Sequence[str] = ()):
-        self.clip, self.templates, self.among = clip, list(templates), list(among)
+    def __init__(self, clip: Clip, templates: Sequence[str], among: Sequence[str] = (), normalize: bool = False):
+        self.clip, self.templates, self.among, self.normalize = clip, list(templates), list(among), normalize
         self._row_of: dict[str, int] = {}  # of the table, by name
         self._table: Tensor | None = None  # (capacity, d) fp32; grown by doubling
         self._store: RowStore | None = None
@@ -44,6 +45,7 @@ class TextFeatures:
     def _open(self) -> None:
         if self._table is None:
             meaning = {"weights": self.clip.digest("text"), "templates": self.templates, "among": self.among}
+            meaning |= {"normalize": True} if self.normalize else {}
             self._store = RowStore(store_folder(cache_dir() / "text_features", meaning), self.clip.embed_dim, "float32")
             self._on_disk = {key: (shard, row) for shard, found in self._store.find() for key, row in found}
             self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
@@ -66,7 +68,7 @@ class TextFeatures:
             new = [n for n in new if n not in self._row_of]
         if new:
             with torch.autocast(self.clip.device.type, enabled=False):  # independent of the caller's autocast
-                self._add(new, ensemble_features(self.clip, new, self.templates, normalize=False))
+                self._add(new, ensemble_features(self.clip, new, self.templates, self.normalize))
             self._unwritten += new
             if len(self._unwritten) >= NAMES_AT_ONCE:
                 self.flush()
@@ -95,9 +97,10 @@ class TextFeatures:
         self._row_of.update(zip(names, range(first, last), strict=True))
 
 
-def cached_text_features(clip: Clip, names: Sequence[str], template: str) -> Tensor:
-    """Return the normalised text features `(V, d)` of a vocabulary in a template, read from the cache or computed."""
-    features = TextFeatures(clip, [template], names)
+def cached_text_features(clip: Clip, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:
+    """Return the `template_features` `(V, d)` of a vocabulary in one sentence or several, read from the cache or computed."""
+    templates = [templates] if isinstance(templates, str) else templates
+    features = TextFeatures(clip, templates, names, normalize=len(templates) > 1)
     first = features.missing(names)
     if first:
         print(f"Computing the text features of {first:,} names, once for this teacher and template")

@@ -108,8 +108,15 @@ def sentence_features(clip: Clip, sentences: Sequence[str], normalize: bool = Tr
     return F.normalize(features, dim=-1) if normalize else features
 
 
+def template_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Return the normalised text features `(C, d)` of names in a sentence, or the mean over several: CLIP's ensembling."""
+    if len(templates) == 1:
+        return sentence_features(clip, fill(templates[0], names))
+    return ensemble_features(clip, names, templates)
+
+
 @torch.no_grad()
-def ensemble_features(clip: Clip, names: list[str], templates: Sequence[str], normalize: bool = True) -> Tensor:
+def ensemble_features(clip: Clip, names: Sequence[str], templates: Sequence[str], normalize: bool = True) -> Tensor:
     """Return the mean over templates of each name's text features, `(C, d)` in fp32, normalised.
 
     Args:

@@ -62,6 +62,7 @@ OTHERS = {
     "TRAINER.COOP.CTX_INIT": "an icon of a",
     "TRAINER.COOP.CLASS_TOKEN_POSITION": "middle",
     "TRAINER.KDPL.TEACHER": "emoji_student",
+    "TRAINER.KDPL.TEACHER_TEMPLATES": "imagenet",
     "TRAINER.KDPL.LOSS": "reverse",
     "TRAINER.KDPL.SHOTS": "random",
     "TRAINER.KDPL.TEACHER_LOGIT_SCALE": "own",

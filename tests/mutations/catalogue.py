@@ -168,8 +168,8 @@ MUTATIONS = [
     mutation(
         "names selected by their greatest probability",
         "kdpl/distill/selection.py",
-        "teacher_logits.float().softmax(-1).mean(0)",
-        "teacher_logits.float().softmax(-1).amax(0)",
+        "teacher_logits.float().softmax(-1).flatten(0, -2).mean(0)",
+        "teacher_logits.float().softmax(-1).flatten(0, -2).amax(0)",
         "tests/test_distill.py::test_selection_takes_the_names_of_highest_mean_probability",
     ),
     # --------------------------------------------------------------------------------------------------------- PromptSRC

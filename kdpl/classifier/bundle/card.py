@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdpl.classifier.decision import Decision
+from kdpl.config.teachers import names_its_texts
 from kdpl.students import Student
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ HEADER = "---\nlibrary_name: kdpl\npipeline_tag: image-classification\ntags: [cl
 def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME) -> str:
     """Return the card of a bundle, in Markdown: a YAML header, and how the bundle is loaded from its address."""
     learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
+    teacher = bundle.teacher or "none: from labels"
+    if bundle.teacher and not names_its_texts(teacher):
+        teacher += f", with the sentence “{bundle.template}”"
     facts = {
         "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
         "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
-        "Teacher": f"{bundle.teacher}, with the sentence “{bundle.template}”" if bundle.teacher else "none: from labels",
+        "Teacher": teacher,
         "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
         "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
         if bundle.manifest

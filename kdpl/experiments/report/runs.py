@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kdpl.config.teachers import teacher_label
 from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
 from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
 
@@ -37,7 +38,7 @@ class Method:
     Attributes:
         name: the trainer, with "-CA" in class-agnostic mode.
         config: stem of the trainer's configuration file, "" if not known.
-        teacher: the teacher CLIP, "" if there is none or it is not known.
+        teacher: the teacher CLIPs, with sentences or prompts of their own; "" if there are none or they are not known.
         template: the hand-written sentence if it is not the data set's own.
         recipe: digest of its manifests without the seed, if other runs would be in the same cells with another one.
     """
@@ -199,10 +200,11 @@ def _run_from_log(path: Path, log: Log) -> _Run | None:
     config = log.config
     trainer = config.get("TRAINER.NAME", "")
     distilled = "KDPL" in trainer
+    taught = [config.get(f"TRAINER.KDPL.{key}", "") for key in ("TEACHER", "TEACHER_TEMPLATES", "TEACHER_PROMPTS")]
     facts = {
         "trainer": trainer,
         "backbone": config.get("MODEL.BACKBONE.NAME", ""),
-        "teacher": config.get("TRAINER.KDPL.TEACHER") if distilled or trainer == "ZeroshotTeacher" else None,
+        "teacher": teacher_label(*taught) if distilled or trainer == "ZeroshotTeacher" else None,
         "class_agnostic": distilled and config.get("TRAINER.KDPL.CLASS_AGNOSTIC") == "True",
         "seed": int(config.get("SEED", -1)),
         "shots": int(config.get("DATASET.NUM_SHOTS", -1)),

@@ -1,0 +1,528 @@
+"""Teachers as users want them: several sentences, several CLIPs, learned prompts. The default stays the published one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import ROOT, untrained_bundle
+from support.trainings import NOUNS, assert_same, build, parameters
+
+import kdpl
+from kdpl.clip.loading import load_clip
+from kdpl.config import teachers as settings
+from kdpl.config.choices import ConfigError
+from kdpl.config.manifest import OtherRunError, config_of
+from kdpl.distill import Distillation, Ensemble, PromptedTeacher, Teacher, distillation_loss
+from kdpl.distill.loss import mean_logits
+from kdpl.distill.selection import select_names
+from kdpl.students import CoOp
+from kdpl.text.feature_cache import cached_text_features
+from kdpl.text.templates import imagenet_templates
+from kdpl.trainers.inputs import check_teacher
+
+NAMES = ["pizza", "hot_dog", "banana", "fish"]
+THREE = ["a photo of a {}.", "an icon of a {}.", "{}, drawn."]
+BOTH = "emoji_teacher + emoji_student"
+KEYS = "TRAINER.KDPL.TEACHER", "TRAINER.KDPL.TEACHER_TEMPLATES", "TRAINER.KDPL.TEACHER_PROMPTS"
+TEACHER, TEMPLATES, PROMPTS = KEYS
+FP32 = ("TRAINER.KDPL.PREC", "fp32", "TEST.NO_TEST", True)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return {name: load_clip(name) for name in ("emoji_teacher", "emoji_student")}
+
+
+@pytest.fixture(scope="module")
+def student(clips):
+    torch.manual_seed(1)
+    return CoOp(clips["emoji_student"], {"CTX_INIT": "a photo of a"})
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join(["", *THREE, ""]), encoding="utf-8")
+    return path
+
+
+def teacher_of(clip, template=THREE[0], names=NAMES, **kwargs):
+    return Teacher(clip, names, template, clip.mean, clip.std, **kwargs)
+
+
+def moved(folder, variant, names=("cat", "dog"), **options):
+    """Write the prompts of a learner for emoji_student, away from where they start."""
+    from kdpl.classifier.bundle import read_bundle, write_bundle
+
+    bundle = read_bundle(untrained_bundle(folder, variant, list(names), **options))
+    generator = torch.Generator().manual_seed(7)
+    for value in bundle.parameters.values():
+        value.add_(0.05 * torch.randn(value.shape, generator=generator))
+    write_bundle(folder, bundle)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------- sentences
+
+
+def test_several_sentences_are_the_normalised_mean_of_normalised_features(clips):
+    clip = clips["emoji_teacher"]
+    each = []
+    for sentence in THREE:
+        ids = clip.tokenize([sentence.replace("{}", name.replace("_", " ")) for name in NAMES])
+        each.append(F.normalize(clip.model.encode_text(ids).double(), dim=-1))
+    expected = F.normalize(torch.stack(each).mean(0), dim=-1)
+    torch.testing.assert_close(teacher_of(clip, THREE).text_features.double(), expected, atol=1e-5, rtol=1e-5)
+    other = F.normalize(torch.stack([3 * each[0], each[1], each[2]]).mean(0), dim=-1)
+    assert (expected - other).abs().max() > 1e-3, "the mean of longer features would be seen"
+
+
+def test_a_list_of_one_sentence_is_that_sentence(clips):
+    assert torch.equal(
+        teacher_of(clips["emoji_teacher"], THREE[:1]).text_features, teacher_of(clips["emoji_teacher"]).text_features
+    )
+
+
+def test_cached_features_of_several_sentences_are_the_same_and_stand_apart(clips, monkeypatch):
+    clip = clips["emoji_teacher"]
+    cold = cached_text_features(clip, NAMES, THREE)
+    torch.testing.assert_close(cold, teacher_of(clip, THREE).text_features, atol=1e-6, rtol=1e-6)
+    monkeypatch.setattr("kdpl.text.feature_cache.ensemble_features", None)
+    assert torch.equal(cached_text_features(clip, NAMES, THREE), cold)
+    monkeypatch.undo()
+    from kdpl.text.feature_cache import TextFeatures
+
+    unnormalised = TextFeatures(clip, THREE, NAMES)  # as PromptSRC has them
+    assert unnormalised.missing(NAMES) == len(NAMES), "their mean is another, in a folder of its own"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("", [THREE[0]]), ("dataset", [THREE[0]]), ("imagenet", imagenet_templates()), ("file", THREE)],
+)
+def test_the_trainers_teacher_has_the_sentences_of_its_setting(value, expected, tmp_path, sentences):
+    run = build("KDPL_CoOp", tmp_path, TEMPLATES, sentences if value == "file" else value, *FP32)
+    teacher = run.objective.teacher
+    assert teacher.templates == expected and len(imagenet_templates()) == 80
+    assert torch.equal(teacher.text_features, teacher_of(teacher.clip, expected, run.class_names).text_features)
+
+
+def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabulary(tmp_path):
+    (tmp_path / "nouns.txt").write_text("\n".join(NOUNS))
+    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
+    agnostic += ("DATASET.TEMPLATE", "an icon of a {}.", *FP32)
+    for value, sentence in (("", "a photo of a {}."), ("dataset", "an icon of a {}.")):
+        run = build("KDPL_CoOp", tmp_path / "out", *agnostic, TEMPLATES, value)
+        assert run.objective.teacher.templates == [sentence] and run.objective.teacher.names == NOUNS
+
+
+BAD_FILES = {
+    "no place for the name": (b"a photo of a {}.\n\na photo.\n", r"line 3: 'a photo\.' has 0 '\{\}', expected one"),
+    "two places": (b"{} or {}\n", r"line 1: .* has 2 '\{\}'"),
+    "empty": (b"\n  \n", "is empty: expected one sentence a line"),
+    "twice": (b"a {}.\nan icon of a {}.\na {}. \n", "line 3: the sentence of line 1 again"),
+    "control characters": (b"a {}.\na\x07 {}.\n", "line 2: control characters"),
+    "not UTF-8": (b"a {}.\n\xff {}.\n", "not UTF-8"),
+    "too many": (b"".join(b"%d {}\n" % i for i in range(1001)), "has 1,001 sentences, expected at most 1,000"),
+    "too large": (b"a {} " + b"x" * 2**20, "more than"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_of_sentences_is_refused_with_its_line(kind, tmp_path):
+    content, message = BAD_FILES[kind]
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"TRAINER.KDPL.TEACHER_TEMPLATES '.*bad.txt'.*{message}"):
+        settings.check_templates(str(tmp_path / "bad.txt"))
+
+
+def test_an_unknown_word_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"'imagenett' is neither 'dataset', 'imagenet' nor a file.* Did you mean 'imagenet'"):
+        settings.check_templates("imagenett")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*not a regular file"):
+        settings.check_templates(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------ several teachers
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("scale", ["student", "own", "37.5"])
+def test_the_loss_of_several_is_that_of_the_mean_of_their_distributions(clips, student, images, temperature, scale):
+    objective = Distillation(student, list(clips.values()), NAMES, temperature=temperature, logit_scale=scale)
+    loss, _ = objective(images)
+    total = torch.zeros(len(images), len(NAMES), dtype=torch.float64)
+    for clip in clips.values():
+        member = teacher_of(clip)
+        factor = {"student": student.logit_scale, "own": clip.logit_scale}.get(scale, 37.5)
+        cosines = member.image_features(images).double() @ member.text_features.double().T
+        total += (float(factor) * cosines / temperature).softmax(-1)
+    p = total / len(clips)
+    s = student(images, student.prepare(NAMES)).logits.detach().double() / temperature
+    q = s.softmax(-1)
+    expected = temperature**2 * (0.5 * (p * (p / q).log()).sum(-1) + 0.5 * (q * (q / p).log()).sum(-1)).mean()
+    torch.testing.assert_close(loss.detach().double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mean_logits_are_exact_at_any_temperature_and_leave_one_teacher_as_it_is():
+    logits = 8 * torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2))
+    for temperature in (0.3, 1.0, 4.0):
+        expected = (logits.double() / temperature).softmax(-1).mean(0)
+        found = (mean_logits(logits, temperature).double() / temperature).softmax(-1)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    alone = logits[0]
+    assert mean_logits(alone, 4.0) is alone
+
+
+def test_names_are_selected_by_the_mean_and_learned_by_the_members_distributions_over_them(clips, student, images):
+    names = [*NAMES, *NOUNS[:6]]
+    members = [teacher_of(clip, names=names) for clip in clips.values()]
+    objective = Distillation(student, members, names, k_max=3, temperature=2.0)
+    logits = [m.logits(m.image_features(images), student.logit_scale) for m in members]
+    mean = sum(l.softmax(-1).mean(0) for l in logits) / 2
+    chosen, probabilities = select_names(torch.stack(logits), 3)
+    assert chosen.tolist() == mean.argsort(descending=True)[:3].tolist()
+    torch.testing.assert_close(probabilities, mean[chosen])
+    p = sum((l[:, chosen].double() / 2).softmax(-1) for l in logits) / 2
+    output = student(images, student.prepare([names[i] for i in chosen.tolist()])).logits.detach().double()
+    expected = distillation_loss(output, 2 * p.log(), temperature=2.0)["loss"]
+    torch.testing.assert_close(objective(images)[0].detach(), expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_one_member_is_bit_identical_to_a_teacher_alone(clips, student, images):
+    clip = clips["emoji_teacher"]
+    given = (clip, [clip], teacher_of(clip), [teacher_of(clip)])
+    losses = [Distillation(student, teacher, NAMES, temperature=1.7)(images)[0] for teacher in given]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
+def test_members_must_differ_and_share_their_names(clips, student):
+    clip = clips["emoji_teacher"]
+    with pytest.raises(ValueError, match="'emoji_teacher' is a teacher twice"):
+        Distillation(student, [clip, clip], NAMES)
+    assert len(Ensemble([teacher_of(clip), teacher_of(clip, THREE)]).members) == 2
+    with pytest.raises(ValueError, match="names differ: 4 and 2"):
+        Ensemble([teacher_of(clip), teacher_of(clips["emoji_student"], names=["a", "b"])])
+    with pytest.raises(ValueError, match="There is no teacher"):
+        Distillation(student, [], NAMES)
+
+
+def test_several_names_are_separated_by_a_plus_between_spaces(tmp_path):
+    assert settings.teacher_names("ViT-L/14 + RN50") == ["ViT-L/14", "RN50"]
+    assert settings.teacher_names("a+b") == ["a+b"]
+    (tmp_path / "a + b.pt").touch()
+    assert settings.teacher_names(str(tmp_path / "a + b.pt")) == [str(tmp_path / "a + b.pt")], "an existing file is one"
+    (tmp_path / "link.pt").symlink_to(tmp_path / "a + b.pt")
+    (tmp_path / "c.pt").symlink_to(tmp_path / "a + b.pt")
+    for value in ("RN50 + RN50", f"{tmp_path}/link.pt + {tmp_path}/c.pt"):
+        with pytest.raises(ConfigError, match=r"TRAINER.KDPL.TEACHER .* twice"):
+            settings.teacher_names(value)
+    with pytest.raises(ConfigError, match="empty name"):
+        settings.teacher_names("RN50 +  + RN101")
+
+
+def test_the_same_weights_under_two_names_are_refused(tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(ROOT / "datasets/embedded/emoji_teacher.safetensors", copy)
+    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, f"emoji_teacher + {copy}", *FP32)
+    with pytest.raises(ConfigError, match=r"'emoji_teacher' and '.*copy.safetensors' have the same weights"):
+        run.load_for_training()
+
+
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+OPTIONS = {
+    "CoOp": {},
+    "KgCoOp": {},
+    "CoCoOp": {},
+    "VPT": {"PROMPT_DEPTH_VISION": 2},
+    "MaPLe": {"PROMPT_DEPTH": 2},
+    "IVLP": {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2},
+    "PromptSRC": {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2},
+}
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_path, images):
+    folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
+    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *FP32)
+    teacher = run.objective.teacher
+    assert isinstance(teacher, PromptedTeacher)
+    classifier = kdpl.load(folder, "cpu")
+    classifier.classnames = run.class_names
+    expected = classifier.logits_of(classifier.encoder.image_features(images))
+    features = teacher.image_features(images)
+    logits = teacher.logits(features, run.student.logit_scale)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
+    plain = teacher_of(teacher.clip, names=run.class_names)
+    assert (plain.logits(plain.image_features(images), run.student.logit_scale) - logits).abs().max() > 0.05
+    before = parameters(run)
+    run.objective(images)[0].backward()
+    assert all(p.grad is None for p in teacher.prompts.parameters())
+    assert_same(parameters(run), before)
+
+
+def test_prompts_of_another_clip_are_refused_by_name(tmp_path):
+    folder = moved(tmp_path / "prompts", "CoOp")
+    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_teacher", PROMPTS, folder, *FP32)
+    with pytest.raises(
+        ConfigError, match=r"TEACHER_PROMPTS '.*prompts'.*weights of 'emoji_teacher' are not those.*'emoji_student'"
+    ):
+        run.load_for_training()
+
+
+def check(tmp_path, *options):
+    from support import config
+
+    cfg = config("KDPL_CoOp", "emoji_food", tmp_path / "out", *options)
+    check_teacher(cfg)
+
+
+def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, sentences):
+    monkeypatch.setattr("kdpl.trainers.inputs.load_clip", None)
+    coop, one = moved(tmp_path / "coop", "CoOp"), (TEACHER, "emoji_student", PROMPTS)
+    check(tmp_path, *one, coop)
+    for options, message in (
+        ((*one, tmp_path / "none"), "TEACHER_PROMPTS '.*none': There is no"),
+        ((TEACHER, BOTH, PROMPTS, coop), "has 1 folders for 2 teachers, emoji_teacher, emoji_student: expected one for each"),
+        ((*one, f"{coop} + {coop}"), "has 2 folders for 1 teachers"),
+        ((*one, coop, TEMPLATES, "imagenet"), "TEACHER_PROMPTS .* and TEACHER_TEMPLATES 'imagenet' contradict"),
+        ((TEACHER, "RN50", PROMPTS, coop), r"do not fit 'RN50': the prompts take images of \(64, 64\)"),
+        ((TEMPLATES, "nowhere.txt"), "TEACHER_TEMPLATES 'nowhere.txt' is neither"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(tmp_path, *options)
+    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True)
+    check(tmp_path, *one, coop, *agnostic)
+    for variant, options, why in (("CoCoOp", {}, "text features of its own"), ("CoOp", {"CSC": True}, "are class-specific")):
+        folder = moved(tmp_path / f"{variant}{len(options)}", variant, **options)
+        check(tmp_path, *one, folder)
+        with pytest.raises(ConfigError, match=f"CLASS_AGNOSTIC True: the prompts of {variant} .*{why}"):
+            check(tmp_path, *one, folder, *agnostic)
+
+
+def test_prompts_where_fit_kept_sentences_are_refused(tmp_path):
+    import dataclasses
+
+    from kdpl.classifier.bundle import read_bundle, write_bundle
+    from kdpl.classifier.decision import Decision
+
+    folder = moved(tmp_path / "prompts", "CoOp")
+    bundle = read_bundle(folder)
+    write_bundle(folder, dataclasses.replace(bundle, decision=Decision(sentences=["a {}."], classnames=bundle.classnames)))
+    with pytest.raises(ConfigError, match=r"uses hand-written sentences, .* TEACHER_TEMPLATES"):
+        check(tmp_path, TEACHER, "emoji_student", PROMPTS, folder)
+
+
+def test_class_specific_prompts_are_for_their_names_alone(tmp_path, clips):
+    folder = moved(tmp_path / "prompts", "CoOp", CSC=True)
+    prompts = kdpl.load(folder, "cpu").student
+    pixels = clips["emoji_student"].mean, clips["emoji_student"].std
+    assert PromptedTeacher(prompts, ["cat", "dog"], *pixels).text_features.shape[0] == 2
+    with pytest.raises(ValueError, match=r"class-specific .*learned for 2 names, cat, dog"):
+        PromptedTeacher(prompts, ["dog", "cat"], *pixels)
+
+
+def test_prompts_learn_from_a_vocabulary(tmp_path):
+    (tmp_path / "nouns.txt").write_text("\n".join(NOUNS))
+    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
+    folder = moved(tmp_path / "prompts", "IVLP", PROMPT_DEPTH_VISION=2, PROMPT_DEPTH_TEXT=2)
+    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *agnostic, *FP32)
+    teacher, classifier = run.objective.teacher, kdpl.load(folder, "cpu")
+    classifier.classnames = NOUNS
+    torch.testing.assert_close(teacher.text_features, classifier.text_features)
+    assert run.objective(torch.randn(3, 3, 64, 64))[0].isfinite()
+
+
+# ------------------------------------------------------------------------------------------------------------ the caches
+
+VIEWS = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 1, *FP32)
+
+
+def found(run):
+    run.load_for_training()
+    return [int(features.table.known.sum()) for features in run.view_features]
+
+
+def test_features_of_prompted_and_plain_towers_are_never_mixed(tmp_path):
+    views = (*VIEWS, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", TEACHER, "emoji_student")
+    images = moved(tmp_path / "images", "VPT", PROMPT_DEPTH_VISION=2)
+    text = moved(tmp_path / "text", "CoOp")
+
+    def run(name, *options):
+        return build(
+            "KDPL_VPT", tmp_path / name, *views, *options
+        )  # its own image tower is not frozen: one cache, the teacher's
+
+    plain = run("plain")
+    plain.train()
+    assert found(run("again"))[0] > 0
+    assert found(run("text", PROMPTS, text)) == found(run("again")), "text prompts leave the image tower as it is"
+    assert found(run("prompted", PROMPTS, images)) == [0]
+    prompted = run("prompted", PROMPTS, images)
+    prompted.train()
+    assert found(run("prompted again", PROMPTS, images))[0] > 0
+    again = run("other", PROMPTS, images)
+    index, view = torch.arange(4), torch.zeros(4, dtype=torch.long)
+    again.load_for_training()
+    ours, theirs = (r.view_features[0].table.get(index, view) for r in (again, plain))
+    assert not torch.equal(ours, theirs)
+    moved(tmp_path / "images", "VPT", PROMPT_DEPTH_VISION=2, N_CTX_VISION=3)
+    assert found(run("changed", PROMPTS, images)) == [0], "other prompts in the same folder"
+
+
+def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without(tmp_path):
+    cache = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    several = build("KDPL_CoOp", tmp_path / "several", *VIEWS, TEACHER, BOTH, *cache)
+    several.train()
+    assert [features.table.known.all() for features in several.view_features] == [True] * 3
+    one = build("KDPL_VPT", tmp_path / "one", *VIEWS, TEACHER, "emoji_teacher", *cache)
+    assert found(one) == [one.view_features[0].table.known.numel()], "features of a member are those of it alone"
+    warm = build("KDPL_CoOp", tmp_path / "warm", *VIEWS, TEACHER, BOTH, *cache)
+    warm.load_for_training()
+    for member in warm.objective.teacher.members:
+        member.image_features = None
+    warm.train()
+    bare = build("KDPL_CoOp", tmp_path / "bare", *VIEWS, TEACHER, BOTH)
+    bare.train()
+    assert_same(parameters(several), parameters(warm))
+    assert_same(parameters(several), parameters(bare))
+
+
+def test_kdpl_cache_fills_the_caches_of_all_teachers(tmp_path):
+    from kdpl.cache import fill
+
+    run = build("KDPL_CoOp", tmp_path / "out", *VIEWS, TEACHER, BOTH, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    run.load_for_training()
+    missing, total = fill(run)
+    assert missing == total == 3 * run.view_features[0].table.known.numel()
+
+
+# ------------------------------------------------------------------------------------- manifest, resuming, reports
+
+
+def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
+    one = (*FP32, "OPTIM.MAX_EPOCH", 1, TEMPLATES, sentences)
+    build("KDPL_CoOp", tmp_path / "out", *one).train()
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["config"][TEMPLATES] == "a file" and manifest["facts"]["teacher's sentences"].startswith("3 (")
+    copy = sentences.with_name("copy.txt")
+    shutil.copy(sentences, copy)
+    build("KDPL_CoOp", tmp_path / "out", *one[:-1], copy).train()  # the same sentences elsewhere
+    for other, message in (
+        (("imagenet",), "TRAINER.KDPL.TEACHER_TEMPLATES: a file in the folder, imagenet now"),
+        (("",), "TRAINER.KDPL.TEACHER_TEMPLATES: a file in the folder, not set now"),
+    ):
+        with pytest.raises(OtherRunError, match=message):
+            build("KDPL_CoOp", tmp_path / "out", *one[:-1], *other).train()
+    sentences.write_text("\n".join(THREE[::-1]))
+    with pytest.raises(OtherRunError, match=r"teacher's sentences: 3 \(.*\) in the folder, 3 \(.*\) now"):
+        build("KDPL_CoOp", tmp_path / "out", *one).train()
+    with pytest.raises(
+        OtherRunError, match=r"TRAINER.KDPL.TEACHER: emoji_teacher in the folder, emoji_teacher \+ emoji_student"
+    ):
+        build("KDPL_CoOp", tmp_path / "out", *one[:-1], copy, TEACHER, BOTH).train()
+
+
+def test_a_folder_is_not_resumed_with_other_prompts(tmp_path):
+    folder = moved(tmp_path / "prompts", "CoOp")
+    options = (*FP32, "OPTIM.MAX_EPOCH", 1, TEACHER, "emoji_student", PROMPTS, folder)
+    build("KDPL_CoOp", tmp_path / "out", *options).train()
+    build("KDPL_CoOp", tmp_path / "out", *options).train()
+    moved(folder, "CoOp", CTX_INIT="an icon of a")
+    with pytest.raises(OtherRunError, match="teacher's prompts: "):
+        build("KDPL_CoOp", tmp_path / "out", *options).train()
+
+
+def test_the_manifest_of_the_default_is_that_of_earlier_versions(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *FP32)
+    run.load_for_training()
+    assert not [key for key in run.manifest.config if key in (TEMPLATES, PROMPTS)]
+    assert not [key for key in run.manifest.facts if key.startswith("teacher's")]
+    files = f"{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
+    assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "a file + emoji_student"
+
+
+def test_results_card_and_report_name_the_whole_teacher(tmp_path):
+    from kdpl.experiments.report.runs import read_scores
+
+    quick = ("OPTIM.MAX_EPOCH", 1, "TRAINER.KDPL.PREC", "fp32")
+    runs = {"one": (), "several": (TEACHER, BOTH), "sentences": (TEMPLATES, "imagenet")}
+    for name, options in runs.items():
+        run = build("KDPL_CoOp", tmp_path / name, *quick, *options)
+        run.train()
+    scores, notes = read_scores([tmp_path])
+    found = {score.path.name: score.method.teacher for score in scores}
+    assert found == {"one": "emoji_teacher", "several": BOTH, "sentences": "emoji_teacher, sentences imagenet"}
+    assert not [note for note in notes if "manifests" in note]
+    cards = [(tmp_path / name / "MODEL_CARD.md").read_text().splitlines() for name in runs]
+    one, several, sentences = (next(x for x in lines if x.startswith("| Teacher |")) for lines in cards)
+    assert "with the sentence “a photo of a" in one and "with the sentence “a photo of a" in several
+    assert sentences.endswith(", sentences imagenet |")
+
+
+# ------------------------------------------------------------------------------------------------------ the other commands
+
+
+def predicted(run):
+    images, _ = run.parse_batch_test(next(iter(run.test_loader)))
+    return images, run.logits(images)
+
+
+@pytest.mark.parametrize("kind", ["several", "sentences", "prompts"])
+def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
+    folder = moved(tmp_path / "prompts", "CoOp")
+    options = {
+        "several": (TEACHER, BOTH, "TRAINER.KDPL.TEMPERATURE", 3.0),
+        "sentences": (TEMPLATES, "imagenet"),
+        "prompts": (TEACHER, "emoji_student", PROMPTS, folder),
+    }[kind]
+    run = build("ZeroshotTeacher", tmp_path / "out", *FP32, *options)
+    images, logits = predicted(run)
+    trained = build("KDPL_CoOp", tmp_path / "trained", *FP32, *options)
+    teacher = trained.objective.teacher
+    target = mean_logits(teacher.logits(teacher.image_features(images), trained.student.logit_scale), 3.0)
+    if kind == "several":
+        torch.testing.assert_close(logits, target)
+    else:
+        torch.testing.assert_close(logits / teacher.clip.logit_scale, target / trained.student.logit_scale)
+    assert run.teacher_name() == trained.teacher_name()
+    trained.load_for_training()
+    shared = [key for key in trained.manifest.facts if key.startswith("teacher's")]
+    assert {key: run.manifest.facts[key] for key in shared} == {key: trained.manifest.facts[key] for key in shared}
+    assert run.manifest.facts["clip"] == trained.manifest.facts["teacher"] and len(shared) == (kind != "several")
+
+
+def test_fit_and_names_take_one_teacher(tmp_path, capsys):
+    from kdpl.photos import fit, names
+
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    photos = [str(tmp_path), str(tmp_path / "names.txt"), "-o", str(tmp_path / "out"), "--teacher", BOTH]
+    assert fit.main(photos) == 2 and "--teacher 'emoji_teacher + emoji_student' names several" in capsys.readouterr().err
+    assert names.main([str(tmp_path), "--teacher", BOTH]) == 2
+    assert "names several teachers, this command takes one" in capsys.readouterr().err
+
+
+def test_the_estimate_counts_all_teachers_and_refuses_prompts(tmp_path):
+    from kdpl import estimate
+    from kdpl.experiments.estimate import count
+
+    config = str(Path(ROOT, "configs/trainers/KDPL_CoOp/emoji.yaml"))
+
+    def flops(*options):
+        args = ["--config-file", config, "--classes", "5", "--images", "8", "--batch", "4", *map(str, options)]
+        cost = count(estimate.read_run(estimate.parse_args(args)), "cpu", cached=False)
+        return cost.tally.flops("teacher image"), cost.teacher_bytes
+
+    one, other, both = (flops(TEACHER, name) for name in ("emoji_teacher", "emoji_student", BOTH))
+    assert both == tuple(a + b for a, b in zip(one, other, strict=True)) and min(one) > 0
+    with pytest.raises(ConfigError, match=r"TEACHER_PROMPTS 'some'.* not counted"):
+        flops(PROMPTS, "some")
