@@ -1,9 +1,12 @@
 """`kdpl check-weights`: what is measured agrees with the figures that plain evaluation gave, and nothing wrong agrees."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision.transforms as T
 import yaml
 from safetensors.torch import load_file, save_file
 from support import emoji_args, processes, release
@@ -17,6 +20,8 @@ from kdpl.experiments.figures import PAPER, Figure, Measurement, published_figur
 from kdpl.experiments.report.tables import published
 from kdpl.experiments.results import read_results
 from kdpl.experiments.sweep import work
+from kdpl.trainers import evaluation
+from kdpl.training.pixels import Normalize
 
 DATASET = "emoji_sky"
 SHORT = ("OPTIM.MAX_EPOCH", "1")
@@ -39,7 +44,8 @@ def accuracies(tmp_path_factory) -> dict[str, float]:
 
 @pytest.fixture(autouse=True)
 def _quick_starts(monkeypatch):
-    monkeypatch.setattr(work.subprocess, "Popen", processes.Popen)
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
+    monkeypatch.setattr(work, "subprocess", SimpleNamespace(Popen=processes.Popen, **names))
 
 
 def expect(folder: Path, accuracies: dict[str, float], *methods: str, off: float = 0.0) -> list[str]:
@@ -65,7 +71,7 @@ def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies
     commands = report.split("```")[1].splitlines()[1:]
     assert len(commands) == len(MODELS) and all("train.py" in c and DATASET in c for c in commands)
 
-    monkeypatch.setattr(work.subprocess, "Popen", None)  # what is measured starts no process
+    monkeypatch.setattr(work, "subprocess", None)  # what is measured starts no process
     assert main(flags) == 0
     assert capsys.readouterr().out.count("measured before") == len(MODELS)
 
@@ -99,11 +105,33 @@ def test_a_file_that_was_replaced_is_measured_again(accuracies, tmp_path, capsys
     assert main(flags) == exits.DIFFERS
 
 
-def test_wrong_preprocessing_differs(accuracies, tmp_path):
+class Here:
+    """A run in this process, whose code a test may have broken."""
+
+    def __init__(self, command: list[str], **streams):
+        self.status = train.main(command[2:])
+        release(command[command.index("--output-dir") + 1])
+
+    def wait(self, seconds: float) -> int:
+        return self.status
+
+
+@pytest.mark.parametrize("broken", ["mean", "resizing"])
+def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
+    monkeypatch.setattr(work.subprocess, "Popen", Here)
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
-    assert main([*flags, "--", "INPUT.TRANSFORMS", "['random_flip', 'normalize']"]) == 0
-    assert main([*flags, "--", "INPUT.PIXEL_MEAN", "[0.0, 0.0, 0.0]"]) == exits.FAILED, "refused by the run itself"
-    assert main([*flags, "--", "INPUT.TRANSFORMS", "['random_flip']"]) == exits.DIFFERS, "not normalised"
+    assert main(flags) == 0
+    if broken == "mean":
+        monkeypatch.setattr(evaluation, "Normalize", lambda mean, std: Normalize((0.0, 0.0, 0.0), std))
+    else:
+        smaller = [T.Resize(24), T.Resize((64, 64))]
+        monkeypatch.setattr(evaluation, "resized_as", lambda whole, _: T.Compose([*smaller, *whole.transforms]))
+    assert main([*flags[:-1], str(tmp_path / "broken")]) == exits.DIFFERS
+
+
+def test_settings_that_contradict_a_model_are_refused_not_measured(accuracies, tmp_path, capsys):
+    assert main([*expect(tmp_path, accuracies, "ZeroshotCLIP"), "--", "INPUT.SIZE", "(32, 32)"]) == exits.FAILED
+    assert "not measured: error: INPUT.SIZE" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, tmp_path, capsys):
@@ -112,7 +140,7 @@ def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, tmp_path, 
     save_file({"a": torch.zeros(2)}, file)
     assert main([*flags, "--weights", f"emoji_student={file}"]) == exits.FAILED
     out = capsys.readouterr().out
-    assert "not measured: error: '" in out and "does not hold the weights of an OpenAI CLIP" in out
+    assert "not measured: error: '" in out and "is not a checkpoint of an OpenAI CLIP" in out
     assert out.count("| agrees |") == 1, "the other figure is measured"
 
 
@@ -120,14 +148,14 @@ def test_figures_that_are_left_out_need_nothing_and_are_named(accuracies, tmp_pa
     flags = expect(tmp_path, accuracies, *MODELS)
     assert main([*flags, "--only", "zero-shot", "--models", "emoji_student"]) == 0
     out = capsys.readouterr().out
-    assert "Not measured, on request: ZeroshotTeacher of emoji_teacher on emoji_sky, KDPL_VPT of" in out
+    assert "Not measured, on request: KDPL_VPT of emoji_student on emoji_sky, ZeroshotTeacher of emoji_teacher" in out
     assert "emoji_teacher.safetensors" not in out and [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == [DATASET]
     assert main([*flags, "--only", "training", "--models", "emoji_student"]) == exits.BAD_INPUT
 
 
 def test_what_is_missing_is_named_before_anything_is_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(work.subprocess, "Popen", None)
+    monkeypatch.setattr(work, "subprocess", None)
     flags = ["--root", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
     assert main([*flags, "--weights", f"ViT-B/32={tmp_path / 'none.pt'}"]) == exits.BAD_INPUT
     error = capsys.readouterr().err

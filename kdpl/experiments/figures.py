@@ -25,10 +25,9 @@ from kdpl.experiments.sweep.runs import ZERO_SHOT, Step, config_of
 PAPER = "arXiv:2407.03056"
 STUDENT = "ViT-B/32"  # of the paper's trained prompts that are checked
 FLIPS = 0.05  # share of test images whose prediction another precision, decoder or resizing may change
-SEED_STD = (
-    0.2  # points: the deviation between seeds of CoOp, ViT-B/32, ImageNet (64.38, 64.72, 64.72: KaiyangZhou/CoOp issue 45)
-)
+SEED_STD = 0.2  # points, between seeds: of CoOp, ViT-B/32, ImageNet (64.38, 64.72, 64.72: KaiyangZhou/CoOp, issue 45)
 ENTRY = ("accuracy", "tolerance")
+TITLE = "# kdpl check-weights\n"
 PACKAGES = ("torchvision", "open_clip_torch", "rf-clip", "timm", "numpy", "pillow")
 
 
@@ -227,7 +226,6 @@ def report(measurements: Sequence[Measurement], setup: Setup, notes: Sequence[st
             "",
             f"Top-1 accuracy in percent. Expected: {', '.join(sorted({m.figure.source for m in measurements}))}.",
             *notes,
-            "",
             *_about_tolerances([m.figure for m in measurements if m.figure.source == PAPER], setup),
         ],
         "Weights": [f"- {model}: `{file.name}`, SHA-256 `{setup.digests[model]}`" for model, file in setup.files.items()],
@@ -235,15 +233,16 @@ def report(measurements: Sequence[Measurement], setup: Setup, notes: Sequence[st
         "Commands": ["```bash", *(shlex.join(m.step.command()) for m in measurements), "```"],
         "Installation": [f"- {name} {version}" for name, version in installed.items() if version],
     }
-    return "\n".join(
-        line for title, lines in parts.items() for line in (f"## {title}" if title else "# kdpl check-weights", "", *lines, "")
-    )
+    text = [line for title, lines in parts.items() for line in (f"\n## {title}\n" if title else TITLE, *lines)]
+    return "\n".join(text) + "\n"
 
 
 def _about_tolerances(published: Sequence[Figure], setup: Setup) -> list[str]:
     """Return how the tolerances of the paper's figures were chosen."""
-    lines = published and [
-        f"- Tolerances with hand-written sentences: three standard deviations if {FLIPS:.0%} of the predictions fell by "
+    if not published:
+        return []
+    lines = [
+        f"\n- Tolerances with hand-written sentences: three standard deviations if {FLIPS:.0%} of the predictions fell by "
         "chance, as another precision, decoder or resizing may do (assumed). An error that moves accuracy less is not seen."
     ]
     if any(figure.trains for figure in published):
@@ -257,7 +256,7 @@ def _about_tolerances(published: Sequence[Figure], setup: Setup) -> list[str]:
             "- The teacher's images are resized as its own configuration says (both edges). The published code gives the "
             "teacher the student's view in training; which of both the paper's zero-shot figure is of, we do not know."
         )
-    return list(lines)
+    return lines
 
 
 def dataset_file(name: str) -> Path:
