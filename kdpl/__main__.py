@@ -33,13 +33,14 @@ COMMANDS = {
     "prepare": Command("kdpl.datasets.prepare", "fetch and check benchmark data sets"),
     "sweep": Command("kdpl.sweep", "run many trainings, here or on Slurm"),
     "report": Command("kdpl.report", "tables of all runs below some folders"),
+    "check-weights": Command("kdpl.check_weights", "hold this installation against published figures"),
     "results": Command("kdpl.results", "questions about one run's results.json"),
 }
 
 
 def usage() -> str:
     """Return the help of `kdpl`, which fits a screen of 24 lines."""
-    lines = [f"  {name:<10} {command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<14} {command.about}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kdpl COMMAND ...",

@@ -1,5 +1,6 @@
 """Reading the tensors of a CLIP checkpoint. Only tensors are unpickled, and nothing in a JIT archive is run."""
 
+import hashlib
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +11,15 @@ from kdpl.common.tensor_files import check_tensors, is_torchscript, load_torch, 
 
 class WeightsError(OSError):
     """The weights of a CLIP are missing, cannot be fetched or are not those of a CLIP."""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file of weights, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -6,11 +6,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdpl.clip.files import WeightsError, read_shapes, read_state_dict
+from kdpl.clip.files import WeightsError, file_sha256, read_shapes, read_state_dict
 from kdpl.clip.model import Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
-from kdpl.clip.openai import VOCABULARY, architecture_of, as_clip, build_openai, openai_clip, openai_model, openai_weights
-from kdpl.clip.openclip.models import describe_open_clip, load_open_clip, openai_resnet_layers, outline_open_clip
+from kdpl.clip.openai import (
+    VOCABULARY,
+    architecture_of,
+    as_clip,
+    build_openai,
+    openai_clip,
+    openai_file,
+    openai_model,
+    openai_weights,
+)
+from kdpl.clip.openclip.models import (
+    describe_open_clip,
+    find_open_clip,
+    load_open_clip,
+    openai_resnet_layers,
+    outline_open_clip,
+)
 from kdpl.clip.precision import AUTOCAST
 from kdpl.config.choices import PRECISIONS, check_choice
 
@@ -43,6 +58,23 @@ def load_clip(
     _set_precision(clip, precision, frozen_precision)
     clip.model.requires_grad_(False).eval().to(device)
     return clip
+
+
+def find_weights(name: str) -> Path | None:
+    """Return the file of a CLIP's weights if it is here; nothing is downloaded.
+
+    Returns:
+        None if it is not, or if it is a download of OpenAI's whose SHA-256 is not the published one.
+
+    Raises:
+        ModelNameError: as `load_clip`.
+    """
+    source = resolve(name)
+    if source.kind == "openai":
+        url, file = openai_file(name)
+        return file if file.is_file() and file_sha256(file) in url else None
+    file = Path(source.path) if source.kind == "file" else find_open_clip(name, source)
+    return file if file and file.is_file() else None
 
 
 def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | None = None) -> Clip:

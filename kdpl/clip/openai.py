@@ -66,9 +66,15 @@ def bpe() -> object:
     return importlib.import_module(f"{package.__name__}.simple_tokenizer").SimpleTokenizer()
 
 
+def openai_file(name: str) -> tuple[str, Path]:
+    """Return the address of OpenAI's weights, which has their SHA-256, and the file that they are downloaded to."""
+    url = openai_clip().clip._MODELS[name]
+    return url, Path("~/.cache/clip").expanduser() / Path(url).name
+
+
 def openai_weights(name: str) -> Path:
-    clip = openai_clip().clip
-    url, folder = clip._MODELS[name], Path("~/.cache/clip").expanduser()
+    clip, (url, file) = openai_clip().clip, openai_file(name)
+    folder = file.parent
     try:
         return Path(clip._download(url, str(folder)))
     except (OSError, RuntimeError) as error:  # no network, no room, or a wrong checksum

@@ -70,6 +70,15 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
         ConfigError: the file is missing or not a YAML mapping, or one of its keys or values is invalid; the closest valid one
             is named.
     """
+    merge(cfg, read_mapping(path), f" (in '{path}')")
+
+
+def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
+    """Return the keys and values of a YAML file; numbers are as written.
+
+    Raises:
+        ConfigError: the file is missing, is not a YAML mapping, or has a key twice.
+    """
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder, expected a configuration file, such as one of '{path}/*.yaml'.")
@@ -84,7 +93,7 @@ def merge_file(cfg: CN, path: str | os.PathLike) -> None:
     if not isinstance(content, dict):
         what = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"'{path}' holds {what}, expected keys and values such as 'OPTIM: ...'.")
-    merge(cfg, content, f" (in '{path}')")
+    return content
 
 
 def is_given(cfg: CN, key: str) -> bool:

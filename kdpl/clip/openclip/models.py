@@ -12,7 +12,7 @@ from kdpl.clip.names import HUB_CONFIG, Architecture, Source
 from kdpl.clip.openclip.building import build, has_own_half
 from kdpl.clip.openclip.recipe import Recipe, recipe_of
 from kdpl.clip.openclip.tokenizer import tokenizer_of
-from kdpl.clip.openclip.weights import load_weights, weights_file
+from kdpl.clip.openclip.weights import cached_weights, load_weights, weights_file
 
 
 def load_open_clip(name: str, source: Source, half: bool) -> Clip:
@@ -26,6 +26,14 @@ def load_open_clip(name: str, source: Source, half: bool) -> Clip:
     model = _built(name, recipe, half)
     load_weights(model, weights_file(name, source, recipe), source.architecture or name)
     return _clip(model, name, recipe, tokenizer)
+
+
+def find_open_clip(name: str, source: Source) -> Path | None:
+    """Return the file of a CLIP's weights if it is here; nothing is downloaded."""
+    if source.kind == "folder" or source.path:
+        return weights_file(name, source, recipe_of(name, source))
+    cached = cached_weights(recipe_of(name, source).published)
+    return Path(cached) if cached else None
 
 
 def outline_open_clip(name: str, source: Source, half: bool) -> Clip:

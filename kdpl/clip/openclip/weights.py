@@ -72,22 +72,37 @@ def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def cached_weights(published: dict) -> str:
+    """Return the file of a weights tag that was downloaded before; empty if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, candidates = _on_the_hub(published)
+    if not repository:
+        file = Path("~/.cache/clip").expanduser() / os.path.basename(published.get("url", ""))  # open_clip's own place
+        return str(file) if file.is_file() else ""
+    found = (try_to_load_from_cache(repository, candidate) for candidate in candidates)
+    return next((path for path in found if isinstance(path, str)), "")
+
+
+def _on_the_hub(published: dict) -> tuple[str, list[str]]:
+    """Return the repository of a weights tag, empty if it is elsewhere, and the names that its file may have."""
+    repository, file = os.path.split(published.get("hf_hub", ""))
+    return repository, [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+
+
 def _fetch(name: str, source: Source, published: dict) -> str:
     """Return the file of a weights tag, from the cache or downloaded."""
     import open_clip
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, hf_hub_url
 
-    repository, file = os.path.split(published.get("hf_hub", ""))
+    repository, candidates = _on_the_hub(published)
     if not repository:
         try:
             return open_clip.download_pretrained(published)
         except (OSError, RuntimeError) as error:
             raise WeightsError(_help(name, source, published["url"], error)) from error
-    candidates = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    for candidate in candidates:
-        cached = try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return cached
+    if cached := cached_weights(published):
+        return cached
     error: Exception | None = None
     for candidate in candidates:
         url = hf_hub_url(repository, candidate)

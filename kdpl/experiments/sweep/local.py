@@ -3,17 +3,15 @@
 import os
 import queue
 import shlex
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
 
-from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.ending import finish, stale_runs
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
-from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status
+from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status, stopping
 
 
 def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> None:
@@ -47,13 +45,8 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False)
         print(f"skipped {run.label}: finished before", flush=True)
     outdated = {} if redo else stale_runs(runs)
     todo = [run for run in runs if run not in finished and run.label not in outdated]
-    stop = Stop()
-    previous = {number: signal.signal(number, stop.take) for number in SIGNALS}
-    try:
+    with stopping() as stop:
         outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     ends = [outcome.state for outcome in outcomes.values()]
     counts = [f"{ends.count(name)} {name}" for name in ("occupied", "interrupted") if name in ends]
     summary = ", ".join([f"{len(todo)} tried", f"{ends.count('failed')} failed", *counts, f"{len(finished)} skipped"])

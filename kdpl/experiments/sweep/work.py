@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,18 @@ class Stop:
         while self.signal is None and time.monotonic() < end:
             time.sleep(min(0.1, seconds))
         return self.signal is not None
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Take the signals of this process as requests to stop."""
+    stop = Stop()
+    previous = {number: signal.signal(number, stop.take) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
