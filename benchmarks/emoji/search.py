@@ -2,8 +2,8 @@
 
 The same search for all trainers, with labels and without: prompts are learned on the base classes of four target data sets
 that no base-to-new table shows, and the mean over these of H on their validation images decides. First the rates at 5
-epochs; while the best is the smallest or the largest, one more beyond it; then 10 epochs at the best rate. Test images are
-never read. Runs that are finished are not done again. Writes all points to search.csv, and the chosen settings into
+epochs; if the best is the smallest or the largest, one more beyond it; then 10 epochs at the best rate (2 for CoCoOp, whose
+epochs cost several times as much). Test images are never read. Runs that are finished are not done again. Writes all points to search.csv, and the chosen settings into
 configs/trainers/*/emoji.yaml.
 """
 
@@ -27,7 +27,7 @@ TRAINERS = tuple(prefix + learner for learner in LEARNERS for prefix in ("", "KD
 DATASETS = ("emoji_sky", "emoji_office", "emoji_creatures", "emoji_places")
 RATES = ("0.002", "0.01", "0.05")
 BEYOND = {"0.002": "0.0004", "0.05": "0.25"}  # more rates, where the best is the last
-EPOCHS = ("5", "10")
+EPOCHS, FEWER = ("5", "10"), ("5", "2")
 
 Point = tuple[str, str]  # rate, epochs
 
@@ -67,6 +67,11 @@ def measure(trainers: Sequence[str], point: Point, output: Path, jobs: int) -> d
     return means
 
 
+def epochs_of(trainer: str) -> tuple[str, str]:
+    """Return the epochs that are tried, the first with all rates and the second with the best."""
+    return FEWER if trainer.endswith("CoCoOp") else EPOCHS
+
+
 def best(points: Mapping[Point, float]) -> Point:
     """Return the point of highest H; of equal ones the fewest epochs, then the smallest rate."""
     return max(points, key=lambda point: (points[point], -int(point[1]), -float(point[0])))
@@ -86,8 +91,9 @@ def search(output: Path, jobs: int) -> dict[str, dict[Point, float]]:
     for edge, rate in BEYOND.items():
         add([t for t in TRAINERS if best(found[t])[0] == edge], (rate, EPOCHS[0]))
     chosen = {trainer: best(points)[0] for trainer, points in found.items()}
-    for rate in (*RATES, *BEYOND.values()):
-        add([t for t in TRAINERS if chosen[t] == rate], (rate, EPOCHS[1]))
+    for _, epochs in (EPOCHS, FEWER):
+        for rate in (*RATES, *BEYOND.values()):
+            add([t for t in TRAINERS if chosen[t] == rate and epochs_of(t)[1] == epochs], (rate, epochs))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,9 +67,5 @@ def _run(arguments: list[str], console: str, env: dict[str, str]) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    from kdpl.train import main
-
     sys.argv = ["train.py", *arguments]
-    status = main(arguments)
-    sys.stdout.flush()
-    sys.exit(status)
+    runpy.run_module("kdpl.train", run_name="__main__", alter_sys=True)
