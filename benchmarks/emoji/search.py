@@ -3,8 +3,8 @@
 The same search for all trainers, with labels and without: prompts are learned on the base classes of four target data sets
 that no base-to-new table shows, and the mean over these of H on their validation images decides. First the rates at 5
 epochs; if the best is the smallest or the largest, one more beyond it; then 10 epochs at the best rate (2 for CoCoOp, whose
-epochs cost several times as much). Test images are never read. Runs that are finished are not done again. Writes all points to search.csv, and the chosen settings into
-configs/trainers/*/emoji.yaml.
+epochs cost several times as much). Test images are never read. Runs that are finished are not done again. Writes all
+points to search.csv, and the chosen settings into configs/trainers/*/emoji.yaml.
 """
 
 import argparse
