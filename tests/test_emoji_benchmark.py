@@ -1,5 +1,6 @@
 """The embedded benchmark's command: settings are those of the committed search, tables of other data, claims of runs."""
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -112,7 +113,22 @@ def test_claims_are_shown_denied_or_open(tmp_path):
     assert verdicts["d", "KDPL_CoOp: class-agnostic minus class-aware", "base"] == "denied"
     assert verdicts["e", "KDPL_CoOp: 8 views minus fresh", "H"] == "shown", "they are equal, and a point is allowed"
     assert {f.claim for f in found} == {"a", "b", "d", "e"}, "what has no runs is left out"
-    text = claims.markdown(found, draws)
+    rows = claims.rows_of(found, draws)
+    text = claims.markdown(rows)
     assert "**(a) Without labels" in text and re.search(r"KDPL_CoOp minus best sentence +\| base +\| \+18\.8", text), text
-    claims.write_csv(tmp_path / "claims.csv", found, draws)
+    claims.write_csv(tmp_path / "claims.csv", rows)
     assert (tmp_path / "claims.csv").read_text().splitlines()[1].startswith("a,KDPL_CoOp minus best sentence,base,18.75")
+
+
+def test_the_page_shows_the_claims_that_are_drawn():
+    with open(ROOT / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
+    assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
+    assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
+    tables = (ROOT / "docs/benchmark_tables.md").read_text(encoding="utf-8")
+    averages = re.search(r"<!-- averages: begin -->\n(.*)<!-- averages: end -->", page, re.S)[1]
+    shown = [line.split("|")[2:] for line in averages.splitlines() if re.match(r"\| (average| ) ", line)]
+    assert len(shown) > 12
+    in_tables = {tuple(cell.strip() for cell in line.split("|")[2:]) for line in tables.splitlines()}
+    assert {tuple(cell.strip() for cell in line) for line in shown} <= in_tables

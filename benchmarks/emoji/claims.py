@@ -8,7 +8,7 @@ Differences are paired by seed and class; an interval is the 95 % bootstrap over
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,31 +134,43 @@ def findings(folder: Path) -> list[Finding]:
     return found
 
 
-def markdown(found: Sequence[Finding], draws: Draws) -> str:
+def rows_of(found: Sequence[Finding], draws: Draws) -> list[dict[str, str]]:
+    """Return the findings as the rows of claims.csv."""
+    rows = []
+    for f in found:
+        numbers = dict(zip(("points", "low", "high"), (f"{v:.2f}" for v in (f.cell.mean, *f.bounds(draws))), strict=True))
+        facts = {"seeds": str(len(f.cell.values)), "verdict": f.verdict(draws) if f.claim else ""}
+        rows.append({"claim": f.claim, "pair": f.pair, "images": f.images, **numbers, **facts})
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a table for each claim, and one of the variants."""
     parts = []
     for claim, words in {**CLAIMS, "": ""}.items():
-        rows = []
-        for f in found:
-            if f.claim == claim:
-                low, high = f.bounds(draws)
-                rows.append(
-                    [f.pair, f.images, f"{f.cell.mean:+.1f}", f"{low:+.1f} to {high:+.1f}", f.verdict(draws) if claim else ""]
-                )
-        if rows:
-            table = tabulate(rows, ["pair", "images", "points", "95 % interval", "claim"], "github", disable_numparse=True)
+        here = [row for row in rows if row["claim"] == claim]
+        if here:
             title = f"({claim}) {words[0].upper()}{words[1:]}" if claim else "What else was tried"
+            cells = [
+                [
+                    r["pair"],
+                    r["images"],
+                    f"{float(r['points']):+.1f}",
+                    f"{float(r['low']):+.1f} to {float(r['high']):+.1f}",
+                    r["verdict"],
+                ]
+                for r in here
+            ]
+            table = tabulate(cells, ["pair", "images", "points", "95 % interval", "claim"], "github", disable_numparse=True)
             parts.append(f"**{title}.**\n\n{table}\n")
     return "\n".join(parts)
 
 
-def write_csv(path: Path, found: Sequence[Finding], draws: Draws) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["claim", "pair", "images", "points", "low", "high", "bound", "seeds", "verdict"])
-        for f in found:
-            numbers = [f"{value:.3f}" for value in (f.cell.mean, *f.bounds(draws))]
-            writer.writerow([f.claim, f.pair, f.images, *numbers, f.bound, len(f.cell.values), f.verdict(draws)])
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
@@ -169,12 +181,13 @@ def main() -> None:
     )
     parser.add_argument("--csv", type=Path, help="also write the numbers there")
     args = parser.parse_args()
-    found, draws = findings(args.folder), Draws()
+    found = findings(args.folder)
     if not found:
         raise SystemExit(f"There are no two runs to compare under '{args.folder}': run benchmarks/emoji/run.py first.")
-    print(markdown(found, draws))
+    rows = rows_of(found, Draws())
+    print(markdown(rows))
     if args.csv:
-        write_csv(args.csv, found, draws)
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,35 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
 About an hour on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
-tables.md, claims.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
+tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from claims import findings, markdown, write_csv
+from claims import findings, markdown, rows_of, write_csv
 
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.plots import draw
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.report.tables import all_tables
+from kdpl.experiments.report.tables import AVERAGE, Table, all_tables
 from kdpl.experiments.sweep.local import run_local
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Sweep
 
-SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "emoji"
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[1] / "docs"
+SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "emoji"
+HEAD = """# Tables of the embedded benchmark
+
+All that `python benchmarks/emoji/run.py` measures, made by `--publish`; [the benchmark](benchmark.md) says what it is and what the
+tables show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
+"""
 VARIANTS = {  # of the sweep "variant": what is changed
     "fresh": {"VIEWS": "0"},
     "teacher_weak": {"TEACHER": "emoji_student"},
@@ -45,11 +53,34 @@ def sweep_in(name: str, output: Path) -> Sweep:
     return replace(sweep, name=name, output=(output / folder).absolute(), options=tuple(options))
 
 
+def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
+    """Write the tables into the documentation, and the claims into it and beside this file."""
+    write_csv(HERE / "claims.csv", rows)
+    page = DOCS / "benchmark.md"
+    text = page.read_text(encoding="utf-8")
+    (whole,) = (table for table in tables if table.protocol == "base-to-new")
+    averages = replace(whole, rows=[row for row in whole.rows if row.labels[0] == AVERAGE])
+    for name, block in (("claims", markdown(rows)), ("averages", render([averages], "markdown", intervals=True))):
+        text = with_block(text, name, block)
+    with atomic_write(page, "w") as file:
+        file.write(text)
+    with atomic_write(DOCS / "benchmark_tables.md", "w") as file:
+        file.write(f"{HEAD}\n{render(tables, 'markdown', intervals=True)}")
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """Return a page with another text between its marks of that name."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, after = text.index(begin) + len(begin), text.index(end)
+    return f"{text[:before]}\n{block}\n{text[after:]}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="SWEEP", help=f"of {', '.join(ORDER)}")
+    parser.add_argument("--publish", action="store_true", help="also write tables and claims into docs/")
     args = parser.parse_args()
     for name in args.only:
         print(f"\n=== {name}", flush=True)
@@ -57,21 +88,20 @@ def main() -> int:
             print(f"{name} has not finished. The same command resumes it.", file=sys.stderr)
             return status
 
-    draws = Draws()
     tables = []
     for folder in ("main", "few_shot"):
         if (args.output / folder).is_dir():
             scores, notes = read_scores([args.output / folder])
             print(*(f"Note: {note}" for note in notes), sep="\n", file=sys.stderr)
             tables += all_tables(scores)
-    found = findings(args.output)
-    texts = {"tables.md": render(tables, "markdown", intervals=True), "claims.md": markdown(found, draws)}
-    for name, text in texts.items():
-        with atomic_write(args.output / name, "w") as file:
-            file.write(text)
-    write_csv(args.output / "claims.csv", found, draws)
+    rows = rows_of(findings(args.output), Draws())
+    with atomic_write(args.output / "tables.md", "w") as file:
+        file.write(render(tables, "markdown", intervals=True))
+    write_csv(args.output / "claims.csv", rows)
     draw(tables, args.output / "charts", "svg")
-    print("", texts["claims.md"], f"Tables, claims and charts are in {args.output}", sep="\n")
+    print("", markdown(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
+    if args.publish:
+        publish(args.output, tables, rows)
     return 0
 
 
