@@ -27,8 +27,8 @@ DOCS = HERE.parents[1] / "docs"
 SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "emoji"
 HEAD = """# Tables of the embedded benchmark
 
-All that `python benchmarks/emoji/run.py` measures, made by `--publish`; [the benchmark](benchmark.md) says what it is and what the
-tables show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
+All that `python benchmarks/emoji/run.py --publish` measures; [the benchmark](benchmark.md) says what it is and what the tables
+show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
 """
 VARIANTS = {  # of the sweep "variant": what is changed
     "fresh": {"VIEWS": "0"},
