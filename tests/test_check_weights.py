@@ -129,10 +129,10 @@ def test_a_file_that_was_replaced_is_measured_again(accuracies, tmp_path, capsys
 
 
 def test_what_was_measured_with_other_settings_is_measured_again(accuracies, tmp_path, capsys):
-    """The manifest of a CLIP without prompts does not have its precision."""
-    flags = expect(tmp_path, accuracies, "ZeroshotTeacher")
+    """The manifest of a student without prompts does not have its precision."""
+    flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
     for precision in ("fp32", "bf16"):
-        main([*flags, "--", "TRAINER.KDPL.PREC", precision])
+        main([*flags, "--", "TRAINER.COOP.PREC", precision])
         out = capsys.readouterr().out
         assert "measured before" not in out and f"on cpu in {precision}, " in out
 
