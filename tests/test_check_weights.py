@@ -90,7 +90,11 @@ def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies
     assert report in capsys.readouterr().out and report.count("| agrees |") == len(MODELS)
     for model in ("emoji_student", "emoji_teacher"):
         assert file_sha256(Path(resolve(model).path)) in report
-    assert "on cpu in fp32" in report and f"torch {torch.__version__}" in report
+    assert (
+        "on cpu in fp32" in report
+        and f"other than the published ones: {' '.join(SHORT)}." in report
+        and f"torch {torch.__version__}" in report
+    )
     commands = report.split("```")[1].splitlines()[1:]
     assert len(commands) == len(MODELS) and all("train.py" in c and DATASET in c for c in commands)
 
@@ -152,6 +156,13 @@ def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
 def test_settings_that_contradict_a_model_are_refused_not_measured(accuracies, in_processes, tmp_path, capsys):
     assert main([*expect(tmp_path, accuracies, "ZeroshotCLIP"), "--", "INPUT.SIZE", "(32, 32)"]) == exits.FAILED
     assert "not measured: error: INPUT.SIZE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER"])
+def test_no_setting_puts_another_model_behind_a_figure(key, accuracies, tmp_path, capsys):
+    flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
+    assert main([*flags, "--", "TRAINER.COOP.PREC", "fp32", key, "emoji_teacher"]) == exits.BAD_INPUT
+    assert f"{key} behind --" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, in_processes, tmp_path, capsys):
