@@ -99,6 +99,8 @@ def prepare(args: argparse.Namespace, wanted: Sequence[Figure]) -> Setup:
         FileNotFoundError: some are missing; the message names them all, and how to get them.
         ConfigError, ModelNameError: a name or a flag is wrong.
     """
+    if chosen := [key for key in args.options[::2] if key in figures.MODEL_KEYS]:
+        raise ConfigError(f"{' '.join(chosen)} behind --: a figure is of its own models. Name others in a file, --expect.")
     given = dict(map(_name_and_file, args.weights))
     models = models_of(wanted)
     for model in given:

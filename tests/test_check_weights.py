@@ -1,6 +1,10 @@
 """`kdpl check-weights`: what is measured agrees with the figures that plain evaluation gave, and nothing wrong agrees."""
 
+import os
+import re
+import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,16 +12,19 @@ import pytest
 import torch
 import torchvision.transforms as T
 import yaml
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from support import emoji_args, processes, release
+from support import ROOT, emoji_args, processes, release
 
 from kdpl import train
 from kdpl.check_weights import main
 from kdpl.clip.files import file_sha256
+from kdpl.clip.loading import find_weights
 from kdpl.clip.names import resolve
 from kdpl.common import exits
-from kdpl.experiments.figures import PAPER, Figure, Measurement, published_figures
-from kdpl.experiments.report.tables import published
+from kdpl.experiments import figures
+from kdpl.experiments.figures import PAPER, Figure, Measurement, Setup, published_figures, read_figures
+from kdpl.experiments.report.tables import PAPER_TEACHER, published
 from kdpl.experiments.results import read_results
 from kdpl.experiments.sweep import work
 from kdpl.trainers import evaluation
@@ -42,10 +49,26 @@ def accuracies(tmp_path_factory) -> dict[str, float]:
     return {trainer: plain(trainer, folder / trainer) for trainer in MODELS}
 
 
+class Here:
+    """A run in this process, whose code a test may have broken."""
+
+    def __init__(self, command: list[str], **streams):
+        self.status = train.main(command[2:])
+        release(command[command.index("--output-dir") + 1])
+
+    def wait(self, seconds: float) -> int:
+        return self.status
+
+
 @pytest.fixture(autouse=True)
-def _quick_starts(monkeypatch):
+def here(monkeypatch):
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
-    monkeypatch.setattr(work, "subprocess", SimpleNamespace(Popen=processes.Popen, **names))
+    monkeypatch.setattr(work, "subprocess", SimpleNamespace(Popen=Here, **names))
+
+
+@pytest.fixture
+def in_processes(here, monkeypatch):
+    monkeypatch.setattr(work.subprocess, "Popen", processes.Popen)
 
 
 def expect(folder: Path, accuracies: dict[str, float], *methods: str, off: float = 0.0) -> list[str]:
@@ -60,14 +83,18 @@ def expect(folder: Path, accuracies: dict[str, float], *methods: str, off: float
     return ["--expect", str(file), "--output", str(folder / "out")]
 
 
-def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies, tmp_path, capsys, monkeypatch):
+def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies, in_processes, tmp_path, capsys, monkeypatch):
     flags = [*expect(tmp_path, accuracies, *MODELS), "--", *SHORT]
     assert main(flags) == 0
     report = (tmp_path / "out/check_weights.md").read_text(encoding="utf-8")
     assert report in capsys.readouterr().out and report.count("| agrees |") == len(MODELS)
     for model in ("emoji_student", "emoji_teacher"):
         assert file_sha256(Path(resolve(model).path)) in report
-    assert "on cpu in fp32" in report and f"torch {torch.__version__}" in report
+    assert (
+        "on cpu in fp32" in report
+        and f"other than the published ones: {' '.join(SHORT)}." in report
+        and f"torch {torch.__version__}" in report
+    )
     commands = report.split("```")[1].splitlines()[1:]
     assert len(commands) == len(MODELS) and all("train.py" in c and DATASET in c for c in commands)
 
@@ -105,20 +132,17 @@ def test_a_file_that_was_replaced_is_measured_again(accuracies, tmp_path, capsys
     assert main(flags) == exits.DIFFERS
 
 
-class Here:
-    """A run in this process, whose code a test may have broken."""
-
-    def __init__(self, command: list[str], **streams):
-        self.status = train.main(command[2:])
-        release(command[command.index("--output-dir") + 1])
-
-    def wait(self, seconds: float) -> int:
-        return self.status
+def test_what_was_measured_with_other_settings_is_measured_again(accuracies, tmp_path, capsys):
+    """The manifest of a student without prompts does not have its precision."""
+    flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
+    for precision in ("fp32", "bf16"):
+        main([*flags, "--", "TRAINER.COOP.PREC", precision])
+        out = capsys.readouterr().out
+        assert "measured before" not in out and f"on cpu in {precision}, " in out
 
 
 @pytest.mark.parametrize("broken", ["mean", "resizing"])
 def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
-    monkeypatch.setattr(work.subprocess, "Popen", Here)
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
     assert main(flags) == 0
     if broken == "mean":
@@ -129,12 +153,19 @@ def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
     assert main([*flags[:-1], str(tmp_path / "broken")]) == exits.DIFFERS
 
 
-def test_settings_that_contradict_a_model_are_refused_not_measured(accuracies, tmp_path, capsys):
+def test_settings_that_contradict_a_model_are_refused_not_measured(accuracies, in_processes, tmp_path, capsys):
     assert main([*expect(tmp_path, accuracies, "ZeroshotCLIP"), "--", "INPUT.SIZE", "(32, 32)"]) == exits.FAILED
     assert "not measured: error: INPUT.SIZE" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, tmp_path, capsys):
+@pytest.mark.parametrize("key", ["MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER"])
+def test_no_setting_puts_another_model_behind_a_figure(key, accuracies, tmp_path, capsys):
+    flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
+    assert main([*flags, "--", "TRAINER.COOP.PREC", "fp32", key, "emoji_teacher"]) == exits.BAD_INPUT
+    assert f"{key} behind --" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, in_processes, tmp_path, capsys):
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP", "ZeroshotTeacher")
     file = tmp_path / "clip.safetensors"
     save_file({"a": torch.zeros(2)}, file)
@@ -212,3 +243,51 @@ def test_the_papers_figures_are_those_of_the_report_with_room_for_one_seed():
 def test_a_verdict_holds_up_to_the_tolerance_and_no_further(accuracy, verdict):
     figure = Figure("ZeroshotCLIP", "ViT-B/32", "imagenet", 62.0, 0.3, PAPER)
     assert Measurement(figure, None, {"results": [{"dataset": "ImageNet", "accuracy": accuracy}]}).verdict == verdict
+
+
+def test_the_example_of_the_page_is_a_file_of_figures(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/reproduce.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "figures.yaml").write_text(example, encoding="utf-8")
+    assert [figure.trains for figure in read_figures(tmp_path / "figures.yaml")] == [False, False, True]
+
+
+def test_weights_of_the_hub_are_found_in_its_cache_and_named_as_they_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--apple--DFN5B-CLIP-ViT-H-14"
+    file = folder / "snapshots" / ("0" * 40) / "open_clip_pytorch_model.bin"
+    assert find_weights(PAPER_TEACHER) is None
+    for path, content in ((file, "weights"), (folder / "refs/main", "0" * 40)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    assert find_weights(PAPER_TEACHER) == find_weights(f"{PAPER_TEACHER}:dfn5b") == file
+    setup = Setup("", tmp_path, 1, {PAPER_TEACHER: file, "RN50": file}, {}, frozenset({PAPER_TEACHER, "RN50"}))
+    assert setup.name(PAPER_TEACHER) == f"{PAPER_TEACHER}:dfn5b:{file}" and setup.name("RN50") == str(file)
+    assert find_weights(setup.name(PAPER_TEACHER)) == file
+
+
+def test_a_stop_leaves_a_report_and_the_status_of_an_interruption(accuracies, tmp_path, capsys, monkeypatch):
+    class Stopped(Here):
+        def __init__(self, command: list[str], **streams):
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.status = exits.INTERRUPTED
+
+        def send_signal(self, number: int) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.subprocess, "Popen", Stopped)
+        assert main(expect(tmp_path, accuracies, "ZeroshotCLIP", "ZeroshotTeacher")) == exits.INTERRUPTED
+    assert capsys.readouterr().out.count("| not measured: ") == 2
+    assert main(expect(tmp_path, accuracies, "ZeroshotCLIP", "ZeroshotTeacher")) == 0
+
+
+def test_a_folder_is_of_one_set_of_weights_data_settings_and_software(tmp_path, monkeypatch):
+    figure = Figure("KDPL_CoOp", "emoji_student", DATASET, 50.0, 1.0, PAPER, "emoji_teacher")
+    setup = Setup("/data", tmp_path, 1, {}, {"emoji_student": "a", "emoji_teacher": "b"})
+    digests = [{"emoji_student": "c", "emoji_teacher": "b"}, {"emoji_student": "a", "emoji_teacher": "c"}]
+    changes = [{"root": "/others"}, {"seed": 2}, {"options": SHORT}, *({"digests": each} for each in digests)]
+    folders = [each.step(figure).folder for each in (setup, *(replace(setup, **change) for change in changes))]
+    monkeypatch.setattr(figures, "versions", lambda: {"torch": "another"})
+    folders.append(setup.step(figure).folder)
+    assert len(set(folders)) == len(changes) + 2
+    zero_shot = Figure("ZeroshotCLIP", "emoji_student", DATASET, 50.0, 1.0, PAPER)
+    assert setup.step(zero_shot) == replace(setup, seed=2).step(zero_shot), "there is nothing random in it"

@@ -26,6 +26,7 @@ PAPER = "arXiv:2407.03056"
 STUDENT = "ViT-B/32"  # of the paper's trained prompts that are checked
 FLIPS = 0.05  # share of test images whose prediction another precision, decoder or resizing may change
 SEED_STD = 0.2  # points, between seeds: of CoOp, ViT-B/32, ImageNet (64.38, 64.72, 64.72: KaiyangZhou/CoOp, issue 45)
+MODEL_KEYS = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER")  # of the student and the teacher
 ENTRY = ("accuracy", "tolerance")
 TITLE = "# kdpl check-weights\n"
 PACKAGES = ("torchvision", "open_clip_torch", "rf-clip", "timm", "numpy", "pillow")
@@ -95,10 +96,9 @@ class Setup:
         seed = self.seed if figure.trains else 1
         key = [*(self.digests[m] for m in figure.models), self.root, versions(), git_state(), self.options, seed]
         names = [_plain(figure.method), *map(_plain, figure.models), sha256(repr(key).encode()).hexdigest()[:8]]
-        models = {"MODEL.BACKBONE.NAME": figure.model, "TRAINER.KDPL.TEACHER": figure.teacher}
-        if figure.method == "ZeroshotTeacher":
-            models = {"TRAINER.KDPL.TEACHER": figure.model}
-        options = [part for option, model in models.items() if model for part in (option, self.name(model))]
+        models = ("", figure.model) if figure.method == "ZeroshotTeacher" else (figure.model, figure.teacher)
+        pairs = [(option, self.name(model)) for option, model in zip(MODEL_KEYS, models, strict=True) if model]
+        options = [part for pair in pairs for part in pair]
         return Step(
             self.output / figure.dataset / "_".join(names), figure.method, _settings(figure), (figure.dataset,), seed,
             PAPER_SHOTS if figure.trains else -1, self.root, (*options, *self.options),
@@ -225,6 +225,7 @@ def report(measurements: Sequence[Measurement], setup: Setup, notes: Sequence[st
             *(m.row() for m in measurements),
             "",
             f"Top-1 accuracy in percent. Expected: {', '.join(sorted({m.figure.source for m in measurements}))}.",
+            *([f"With settings other than the published ones: {shlex.join(setup.options)}."] if setup.options else []),
             *notes,
             *_about_tolerances([m.figure for m in measurements if m.figure.source == PAPER], setup),
         ],
