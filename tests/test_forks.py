@@ -435,6 +435,10 @@ def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_vie
     again = build("KDPL_StyleCoOp", tmp_path / "c", *TWO, *views)
     again.load_for_training()
     assert [int(features.table.known.sum()) >= 32 for features in again._kdpl_views] == [True, True]
+    batch = next(iter(again.train_loader_x))
+    torch.testing.assert_close(
+        again._teacher_logits(batch), trainer._teacher_logits({"img": batch["img"]}), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path):

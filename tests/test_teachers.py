@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ROOT, untrained_bundle
+from support import ROOT, random_clip, untrained_bundle
 from support.trainings import NOUNS, assert_same, build, parameters
 
 import kdpl
+from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import load_clip
+from kdpl.clip.model import Clip
 from kdpl.config import teachers as settings
 from kdpl.config.choices import ConfigError
 from kdpl.config.manifest import OtherRunError, config_of
@@ -20,7 +22,8 @@ from kdpl.distill.loss import mean_logits
 from kdpl.distill.selection import select_names
 from kdpl.students import CoOp
 from kdpl.text.feature_cache import cached_text_features
-from kdpl.text.templates import imagenet_templates
+from kdpl.text.prompts import ensemble_features, sentence_features
+from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.inputs import check_teacher
 
 NAMES = ["pizza", "hot_dog", "banana", "fish"]
@@ -74,21 +77,24 @@ def moved(folder, variant, names=("cat", "dog"), **options):
 
 
 def test_several_sentences_are_the_normalised_mean_of_normalised_features(clips):
-    clip = clips["emoji_teacher"]
+    model = random_clip(3, 32, 64, 1, 64, 32, 77, 49408, 64, 1, 2)
+    with torch.no_grad():
+        model.ln_final.bias.normal_()  # so that the features of sentences differ in their lengths
+    clip = Clip(model, "random", Preprocessing((64, 64)), clips["emoji_teacher"].tokenizer)
     each = []
     for sentence in THREE:
         ids = clip.tokenize([sentence.replace("{}", name.replace("_", " ")) for name in NAMES])
-        each.append(F.normalize(clip.model.encode_text(ids).double(), dim=-1))
-    expected = F.normalize(torch.stack(each).mean(0), dim=-1)
-    torch.testing.assert_close(teacher_of(clip, THREE).text_features.double(), expected, atol=1e-5, rtol=1e-5)
-    other = F.normalize(torch.stack([3 * each[0], each[1], each[2]]).mean(0), dim=-1)
-    assert (expected - other).abs().max() > 1e-3, "the mean of longer features would be seen"
+        each.append(clip.model.encode_text(ids).detach().double())
+    unit = [F.normalize(features, dim=-1) for features in each]
+    expected, other = (F.normalize(torch.stack(features).mean(0), dim=-1) for features in (unit, each))
+    torch.testing.assert_close(teacher_of(clip, THREE).text_features.double(), expected, atol=1e-6, rtol=1e-6)
+    assert (expected - other).abs().max() > 1e-4, "the mean of features that are not normalised is another"
 
 
 def test_a_list_of_one_sentence_is_that_sentence(clips):
-    assert torch.equal(
-        teacher_of(clips["emoji_teacher"], THREE[:1]).text_features, teacher_of(clips["emoji_teacher"]).text_features
-    )
+    direct = sentence_features(clips["emoji_teacher"], fill(THREE[0], NOUNS))
+    for given in (THREE[0], THREE[:1]):
+        assert torch.equal(teacher_of(clips["emoji_teacher"], given, NOUNS).text_features, direct)
 
 
 def test_cached_features_of_several_sentences_are_the_same_and_stand_apart(clips, monkeypatch):
@@ -112,7 +118,11 @@ def test_the_trainers_teacher_has_the_sentences_of_its_setting(value, expected, 
     run = build("KDPL_CoOp", tmp_path, TEMPLATES, sentences if value == "file" else value, *FP32)
     teacher = run.objective.teacher
     assert teacher.templates == expected and len(imagenet_templates()) == 80
-    assert torch.equal(teacher.text_features, teacher_of(teacher.clip, expected, run.class_names).text_features)
+    if len(expected) == 1:
+        direct = sentence_features(teacher.clip, fill(expected[0], run.class_names))
+    else:
+        direct = ensemble_features(teacher.clip, run.class_names, expected)
+    assert torch.equal(teacher.text_features, direct)
 
 
 def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabulary(tmp_path):
@@ -200,8 +210,12 @@ def test_names_are_selected_by_the_mean_and_learned_by_the_members_distributions
 def test_one_member_is_bit_identical_to_a_teacher_alone(clips, student, images):
     clip = clips["emoji_teacher"]
     given = (clip, [clip], teacher_of(clip), [teacher_of(clip)])
-    losses = [Distillation(student, teacher, NAMES, temperature=1.7)(images)[0] for teacher in given]
-    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    objectives = [Distillation(student, teacher, NAMES, temperature=1.7) for teacher in given]
+    alone = teacher_of(clip).logits(teacher_of(clip).image_features(images), student.logit_scale)
+    logits = student(images, student.prepare(NAMES)).logits
+    expected = distillation_loss(logits, alone, temperature=1.7)["loss"]
+    assert all(isinstance(objective.teacher, Teacher) for objective in objectives)
+    assert all(torch.equal(objective(images)[0], expected) for objective in objectives)
 
 
 def test_members_must_differ_and_share_their_names(clips, student):
@@ -268,6 +282,19 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
     run.objective(images)[0].backward()
     assert all(p.grad is None for p in teacher.prompts.parameters())
     assert_same(parameters(run), before)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("variant", ["CoCoOp", "IVLP"])
+def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, precision, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("kdpl.clip.precision.FP32_ON_CPU", ())
+    folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
+    distributions = []
+    for prec in ("fp32", precision):
+        options = (TEACHER, "emoji_student", PROMPTS, folder, "TRAINER.COOP.PREC", "fp32", "TRAINER.KDPL.PREC", prec)
+        teacher = build("KDPL_CoOp", tmp_path / prec, *options).objective.teacher
+        distributions.append(teacher.logits(teacher.image_features(images), teacher.clip.logit_scale).softmax(-1))
+    assert (distributions[0] - distributions[1]).abs().max() < 0.1 and distributions[1].isfinite().all()
 
 
 def test_prompts_of_another_clip_are_refused_by_name(tmp_path):
@@ -384,6 +411,10 @@ def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without
     several = build("KDPL_CoOp", tmp_path / "several", *VIEWS, TEACHER, BOTH, *cache)
     several.train()
     assert [features.table.known.all() for features in several.view_features] == [True] * 3
+    several.train_loader_x.wanted = None  # read the images too
+    images, known, _ = several.features(next(iter(several.train_loader_x)))
+    for member, features in zip(several.objective.teacher.members, known, strict=True):
+        torch.testing.assert_close(features, member.image_features(images), atol=1e-5, rtol=1e-5)
     one = build("KDPL_VPT", tmp_path / "one", *VIEWS, TEACHER, "emoji_teacher", *cache)
     assert found(one) == [one.view_features[0].table.known.numel()], "features of a member are those of it alone"
     warm = build("KDPL_CoOp", tmp_path / "warm", *VIEWS, TEACHER, BOTH, *cache)
