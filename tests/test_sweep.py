@@ -28,7 +28,7 @@ def finish(step: Step) -> None:
     """Write the results of a step as if it had run."""
     for dataset in step.datasets:
         result = {
-            **dict.fromkeys(("num_classes", "num_images"), 42),
+            **dict.fromkeys(("num_classes", "num_images"), 30),
             **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
             **{"accuracy": 40.0 + step.seed, "split": "test", "source_domains": [], "target_domains": []},
         }
