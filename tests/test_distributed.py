@@ -42,7 +42,7 @@ def end(output):
 def assert_close(a, b, bound=1e-5):
     (prompts, result, history), (other_prompts, other_result, other_history) = end(a), end(b)
     for row, other in zip(history, other_history, strict=True):
-        assert row == pytest.approx(other, abs=bound)
+        assert row == pytest.approx(other, abs=bound, rel=bound)
     for name, value in prompts.items():
         torch.testing.assert_close(value, other_prompts[name], atol=bound, rtol=1e-4)
     counts = [(r["num_images"], r["num_classes"]) for r in (result, other_result)]

@@ -67,7 +67,7 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
-        ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_meals'"),
+        ({"datasets": "[emoji_meels]"}, "datasets: 'emoji_meels' is not one of.*Did you mean 'emoji_meals'"),
         ({"datasets": ""}, "'datasets' is missing in"),
         ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
         ({"seeds": "[1, 1]"}, "given twice"),
