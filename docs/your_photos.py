@@ -15,12 +15,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 import kdpl
+from kdpl.datasets.emoji.plans import TARGETS
 from kdpl.photos.demo import write_photos
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import fill
 
 ROOT = Path(__file__).resolve().parent.parent
-SENTENCES = ("a photo of a {}.", "an icon of a {}.")  # the default, and the best known one for these images
+SENTENCES = ("a photo of a {}.", "an icon of a {}.")  # the default, and another
 
 
 def run(*command: str) -> None:
@@ -42,14 +43,14 @@ def by_sentence(classifier: kdpl.Classifier, paths: list[str], sentence: str) ->
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/your_photos"), help="folder for everything")
-    parser.add_argument("--category", default="activities", help="food, activities, animals, travel or objects")
+    parser.add_argument("--dataset", default="leisure", choices=TARGETS, help="target of the embedded benchmark")
     parser.add_argument("--classes", type=int, default=1000, help="take the first ones alone")
     parser.add_argument("--epochs", type=int, help="of the training (default: those of the embedded settings)")
     args = parser.parse_args(argv)
     photos, new, out = (args.output / name for name in ("photos", "new_photos", "prompts"))
 
-    write_photos(photos, args.category, args.classes, "train")
-    truth = write_photos(new, args.category, args.classes, "test")
+    write_photos(photos, args.dataset, args.classes, "train")
+    truth = write_photos(new, args.dataset, args.classes, "test")
     names = args.output / "names.txt"
     names.write_text("\n".join(sorted(set(truth.values()))) + "\n", encoding="utf-8")
 

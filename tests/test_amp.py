@@ -30,7 +30,7 @@ def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_ran
     assert "amp:" not in capsys.readouterr().out
     run = own(tmp_path / "scaled", name)
     assert_same(trained(run), plain)
-    assert run.steps == sum(run.passes) == STEPS and run.pixels == [8] * STEPS
+    assert run.steps == sum(run.passes) == STEPS and run.pixels == [6] * STEPS
     assert len(run.passes) > 2 * STEPS - 2, "the scale grows after each step, until it is too large again"
     assert [row["lr"] for row in history(tmp_path / "scaled")] == [row["lr"] for row in history(tmp_path / "plain")]
     assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
@@ -87,9 +87,9 @@ def test_ranks_repeat_a_step_together(tmp_path):
     found = {}
     for ranks, name in ((1, "OwnStep"), (2, "OwnStepScaled")):
         output = tmp_path / name
-        # 42 images in batches of 9: a rank of two has 4 or 5 of them.
+        # 30 images in batches of 7: a rank of two has 3 or 4 of them.
         few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", *IN_PROCESS, "OPTIM.MAX_EPOCH", 2)
-        options = (*few, "DATALOADER.TRAIN_X.BATCH_SIZE", 9, "TRAINER.NAME", name, "TRAINER.KDPL.SHARD_CLASSES", True)
+        options = (*few, "DATALOADER.TRAIN_X.BATCH_SIZE", 7, "TRAINER.NAME", name, "TRAINER.KDPL.SHARD_CLASSES", True)
         process = run_ranks(ranks, ROOT / "tests/support/own_step.py", *emoji_args("KDPL_CoOp", output), *options)
         assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
         assert process.stdout.count("amp: scaled gradients overflowed") == ranks - 1
@@ -110,5 +110,5 @@ def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, c
         ends[value] = torch.cat([p.flatten() for p in trained(run).values()]), run.progress.rows[-1]["loss"]
     assert steps == ["fp32"] * 10 + ["amp"] * 10
     assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
-    assert ends["amp"][1] == pytest.approx(ends["fp32"][1], rel=1e-3)
+    assert ends["amp"][1] == pytest.approx(ends["fp32"][1], rel=3e-3)
     assert (ends["amp"][0] - ends["fp32"][0]).norm() < 0.02 * (ends["fp32"][0] - starts).norm()

@@ -42,17 +42,17 @@ def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_
 
     monkeypatch.chdir(tmp_path)
     ranks, one = tmp_path / "ranks", tmp_path / "one"
-    assert fill_on_ranks(ranks) == "has all 168 features of 2 views; 168 were missing"
-    assert fill(one) == "has all 168 features of 2 views; 168 were missing"
+    assert fill_on_ranks(ranks) == "has all 120 features of 2 views; 120 were missing"
+    assert fill(one) == "has all 120 features of 2 views; 120 were missing"
     teacher, student = loaded("KDPL_CoCoOp", ranks, tmp_path / "out")
     alone = loaded("KDPL_CoOp", one, tmp_path / "out")
     for features, other in zip((teacher, student), alone, strict=True):
         index, view = other.table.known.nonzero().T
-        assert len(index) == features.table.known.sum() == 84
+        assert len(index) == features.table.known.sum() == 60
         assert features.table.get(index, view).equal(other.table.get(index, view)), "the same on 1 rank and on 2"
     shard = next(ranks.rglob("*.rows"))
     os.truncate(shard, shard.stat().st_size // 2)
-    assert fill(ranks) == "has all 168 features of 2 views; 42 were missing"
+    assert fill(ranks) == "has all 120 features of 2 views; 30 were missing"
     assert not any(p.name == "log.txt" for p in tmp_path.rglob("*")), "a cache needs no output folder"
 
 

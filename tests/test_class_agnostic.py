@@ -217,7 +217,7 @@ def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_nam
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["class_agnostic"] is True
-    assert results["results"][0]["num_classes"] == len(trainer.class_names) == 42
+    assert results["results"][0]["num_classes"] == len(trainer.class_names) == 30
     rows = read(tmp_path / "out" / "selected_classes.csv")
     assert {r["name"] for r in rows} <= set(vocabulary)
     assert len(rows) >= 10 and max(float(r["share_of_batches"]) for r in rows) <= 1
@@ -232,7 +232,7 @@ def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
     own = {n.replace("_", " ") for n in with_them.class_names}
     assert own <= set(with_them.training_names)
     assert set(without.training_names) == set(everything) - own
-    assert len(without.objective.teacher.text_features) == len(everything) - 42
+    assert len(without.objective.teacher.text_features) == len(everything) - 30
 
 
 def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabulary, capsys):

@@ -54,7 +54,7 @@ def prompts(tmp_path_factory):
 def photos(tmp_path_factory):
     """Photos as people have them: turned, transparent, of 16 bits, grey, of odd sizes."""
     folder = tmp_path_factory.mktemp("photos")
-    scenes = draw(scenes_of("food")[::97][:8])
+    scenes = draw(scenes_of("meals")[::97][:8])
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     images = [Image.fromarray(scene).resize(size, Image.Resampling.BICUBIC) for scene, size in zip(

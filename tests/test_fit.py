@@ -39,7 +39,7 @@ from kdpl.predict import main as predict
 
 pytestmark = pytest.mark.slow
 
-NAMES = class_names("activities")[:12]
+NAMES = class_names("leisure")[:12]
 EMBEDDED = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quick", "--quiet"]
 QUICK = dataclasses.replace(EFFORTS["quick"], steps=40)
 COMMAND = f"""
@@ -66,7 +66,7 @@ def no_estimate(monkeypatch):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit")
-    write_photos(folder / "photos", "activities", 12, "train")
+    write_photos(folder / "photos", "leisure", 12, "train")
     (folder / "photos" / "broken.jpg").write_bytes(b"no image")
     (folder / "photos" / "film.MOV").touch()
     (folder / "photos" / "test").mkdir()  # a name that means nothing here
@@ -158,20 +158,20 @@ def test_none_of_these_is_said_of_what_is_not_among_the_names(photos, tmp_path, 
     models = ["--student", "emoji_teacher", "--teacher", "emoji_teacher", "--quick", "--quiet"]
     assert fit([str(photos / "photos"), names, "-o", str(folder), *models]) == exits.SOME_UNREAD
     shares = {}
-    for category, classes in (("activities", 12), ("animals", 8)):
-        write_photos(tmp_path / category, category, classes, "test")
+    for name, classes in (("leisure", 12), ("mammals", 8)):
+        write_photos(tmp_path / name, name, classes, "test")
         outputs = ["--json", str(tmp_path / "p.jsonl"), "--csv", str(tmp_path / "p.csv")]
-        assert predict([str(folder), str(tmp_path / category), "--reject", *outputs]) == 0
+        assert predict([str(folder), str(tmp_path / name), "--reject", *outputs]) == 0
         rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
         table = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8", newline="")))
         for row, line in zip(rows, table, strict=True):
             expected = (REJECTED, True) if row["rejected"] else (row["names"][0], False)
             assert (line["name"], line["probability"] == "") == expected
-        shares[category] = sum(row["rejected"] for row in rows) / len(rows)
-    assert shares["animals"] > shares["activities"] + 0.3
+        shares[name] = sum(row["rejected"] for row in rows) / len(rows)
+    assert shares["mammals"] > shares["leisure"] + 0.3
     (tmp_path / "other.txt").write_text("cat\ndog\n")
     other = ["--reject", "--classnames", str(tmp_path / "other.txt")]
-    assert predict([str(folder), str(tmp_path / "animals"), *other]) == exits.BAD_INPUT
+    assert predict([str(folder), str(tmp_path / "mammals"), *other]) == exits.BAD_INPUT
     assert "calibrated for other class names" in capsys.readouterr().err
 
 
@@ -237,17 +237,17 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, messag
 
 
 def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_path, capsys):
-    (tmp_path / "one.txt").write_text("christmas tree\n")
+    (tmp_path / "one.txt").write_text("balloon\n")
     command = [str(photos / "photos"), str(tmp_path / "one.txt"), "-o", str(tmp_path / "out"), *EMBEDDED, "--reject"]
     assert fit(command) == exits.SOME_UNREAD
     bundle = read_bundle(tmp_path / "out")
-    assert bundle.class_agnostic and bundle.classnames == ["christmas tree"] and not bundle.comparison
+    assert bundle.class_agnostic and bundle.classnames == ["balloon"] and not bundle.comparison
     assert (
         predict([str(tmp_path / "out"), str(photos / "photos"), "--reject", "--csv", str(tmp_path / "p.csv")])
         == exits.SOME_UNREAD
     )
     found = {row["name"] for row in csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8", newline=""))}
-    assert found == {"christmas tree", REJECTED}
+    assert found == {"balloon", REJECTED}
 
 
 def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same_prompts(fitted, photos, tmp_path, no_estimate):
@@ -346,7 +346,7 @@ def test_names_are_proposed_from_the_vocabulary(photos, tmp_path, capsys):
     argv = [str(photos / "photos"), "--teacher", "emoji_teacher", "-o", str(tmp_path / "n.txt"), "--count", "20"]
     assert names_main(argv) == 0
     proposed = (tmp_path / "n.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    truth = set(write_photos(tmp_path / "p", "activities", 12, "val").values())
+    truth = set(write_photos(tmp_path / "p", "leisure", 12, "val").values())
     assert 5 < len(proposed) <= 20 and len(truth & set(proposed)) >= 4
     assert "names for" in capsys.readouterr().out
 
@@ -405,7 +405,7 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
     from kdpl.classifier import reduction
     from kdpl.datasets.emoji.scenes import draw, scenes_of
 
-    for i, scene in enumerate(draw(scenes_of("activities")[:24])):
+    for i, scene in enumerate(draw(scenes_of("leisure")[:24])):
         path = tmp_path / "large" / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(scene).resize((1200, 900), Image.Resampling.BICUBIC).save(path, quality=92)

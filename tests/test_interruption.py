@@ -97,7 +97,7 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     ("option", "message"),
     [
         (("SEED", 2), "SEED: 1 in the folder, 2 now"),
-        (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "DATALOADER.TRAIN_X.BATCH_SIZE: 8 in the folder, 4 now"),
+        (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "DATALOADER.TRAIN_X.BATCH_SIZE: 6 in the folder, 4 now"),
         (("OPTIM.LR", 0.5), "OPTIM.LR: 0.005 in the folder, 0.5 now"),
     ],
 )
@@ -137,7 +137,7 @@ def start(output, *options):
 
 LONG = (
     *("OPTIM.MAX_EPOCH", 6, "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new"),
-    *("TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 16),
+    *("TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12),
 )
 
 

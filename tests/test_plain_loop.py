@@ -1,4 +1,4 @@
-"""README's loop without a framework, run as printed, reaches the accuracy of the trainer."""
+"""README's loop without a framework, run as printed, reaches the accuracy and the divergence of the trainer."""
 
 import random
 import re
@@ -48,17 +48,23 @@ def photos(trained, tmp_path_factory):
     return folder
 
 
+def images_of(run) -> torch.Tensor:
+    """Return the trainer's test images, normalised, `(N, 3, H, W)`."""
+    transform = run.test_loader.dataset.transform
+    return run.normalize(torch.stack([transform(read_image(item.impath)) for item in run.dm.dataset.test]))
+
+
+@torch.no_grad()
 def hits(student, run) -> torch.Tensor:
     """Return which of the trainer's test images a student classifies correctly, `(N,)`."""
-    items, transform = run.dm.dataset.test, run.test_loader.dataset.transform
-    correct = []
-    with torch.no_grad():
-        prepared = student.prepare(run.class_names)
-        for start in range(0, len(items), 256):
-            part = items[start : start + 256]
-            images = run.normalize(torch.stack([transform(read_image(item.impath)) for item in part]))
-            correct.append(student(images, prepared).logits.argmax(1) == torch.tensor([item.label for item in part]))
-    return torch.cat(correct)
+    logits = student(images_of(run), student.prepare(run.class_names)).logits
+    return logits.argmax(1) == torch.tensor([item.label for item in run.dm.dataset.test])
+
+
+@torch.no_grad()
+def divergence(student, run) -> float:
+    """Return a student's divergence from the teacher on the trainer's test images."""
+    return Distillation(student, run.objective.teacher, run.class_names)(images_of(run))[0].item()
 
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -85,13 +91,11 @@ def test_the_lines_reach_the_accuracy_of_the_trainer(trained, photos, monkeypatc
     run, accuracy = trained
     expected = hits(run.student, run)
     assert 100 * expected.float().mean() == pytest.approx(accuracy), "measured as the trainer does"
-    assert not differ(hits(run_lines(loop(), photos, monkeypatch), run), expected)
-
-
-def test_lines_that_do_not_train_do_not_reach_it(trained, photos, monkeypatch):
-    run, _ = trained
-    student = run_lines(loop().replace("in range(20)", "in range(0)"), photos, monkeypatch)
-    assert differ(hits(student, run), hits(run.student, run))
+    student = run_lines(loop(), photos, monkeypatch)
+    assert not differ(hits(student, run), expected)
+    untrained = divergence(run_lines(loop().replace("in range(20)", "in range(0)"), photos, monkeypatch), run)
+    learned = untrained - divergence(run.student, run)
+    assert untrained - divergence(student, run) == pytest.approx(learned, rel=0.25) and learned > 0.05 * untrained
 
 
 def test_lines_with_a_shuffled_teacher_do_not_reach_it(trained, photos, monkeypatch):

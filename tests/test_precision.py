@@ -127,7 +127,7 @@ def test_the_command_trains_in_half_precision(device, tmp_path, capsys):
         "DATALOADER.NUM_WORKERS",
         0,
         "DATALOADER.TRAIN_X.BATCH_SIZE",
-        42,
+        30,
         "OPTIM.MAX_EPOCH",
         1,
         *precisions("CoOp", "fp16"),

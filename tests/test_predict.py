@@ -200,7 +200,7 @@ def test_one_name_alone_says_nothing_and_is_refused(prompts, photos, tmp_path, c
 def odd_photos(folder):
     """Write one scene of the embedded benchmark as every kind of file that people have, and what is no image; return how
     many are images."""
-    (scene,) = draw(scenes_of("food")[:1])
+    (scene,) = draw(scenes_of("meals")[:1])
     image = Image.fromarray(scene)
     exif = Image.Exif()
     exif[ORIENTATION] = 6

@@ -17,7 +17,7 @@ from kdpl.experiments.results import missing_datasets, read_results
 from kdpl.sweep import main
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "42"]
+QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "30"]
 EMOJI = ["--trainer", "CoOp", "--cfg", "emoji", "--datasets", "emoji_meals", "--seeds", "1", "--shots", "1"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the sweeps are bash scripts")
@@ -84,7 +84,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
     common = Path("emoji_meals/shots_1/CoOp/emoji/seed2")
     base = read_results(tmp_path / "output/base2new/train_base" / common)["results"]
     new = read_results(tmp_path / "output/base2new/test_new" / common)["results"]
-    assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 42), ("new", 42)]
+    assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 30), ("new", 30)]
 
     (broken / "prompt_learner").unlink()
     status, output = sweep("base2new/train.sh", *args, output="output")
@@ -96,7 +96,7 @@ def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_
 
 @pytest.mark.slow
 def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path, sweep):
-    args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "21"]
+    args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "15"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     status, output = sweep("base2new/train.sh", *args, output=whole)
     assert status == 0, output

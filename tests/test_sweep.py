@@ -30,7 +30,7 @@ def finish(step: Step) -> None:
     """Write the results of a step as if it had run."""
     for dataset in step.datasets:
         result = {
-            **dict.fromkeys(("num_classes", "num_images"), 42),
+            **dict.fromkeys(("num_classes", "num_images"), 30),
             **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
             **{"accuracy": 40.0 + step.seed, "split": "test", "source_domains": [], "target_domains": []},
         }
@@ -69,7 +69,7 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
-        ({"datasets": "[emoji_foot]"}, "datasets: 'emoji_foot' is not one of.*Did you mean 'emoji_meals'"),
+        ({"datasets": "[emoji_meels]"}, "datasets: 'emoji_meels' is not one of.*Did you mean 'emoji_meals'"),
         ({"datasets": ""}, "'datasets' is missing in"),
         ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
         ({"seeds": "[1, 1]"}, "given twice"),

@@ -29,7 +29,7 @@ def test_it_trains_saves_and_is_evaluated_on_new_classes(trainer, tmp_path):
     accuracy = new.test()
     results = json.loads((tmp_path / "new" / "results.json").read_text())
     assert results["results"][0]["accuracy"] == accuracy
-    assert (results["results"][0]["classes"], results["results"][0]["num_classes"]) == ("new", 42)
+    assert (results["results"][0]["classes"], results["results"][0]["num_classes"]) == ("new", 30)
     assert results["learned_parameters"] == sum(p.numel() for p in learned.values())
 
 
@@ -76,12 +76,12 @@ def test_the_best_epoch_on_the_validation_set_is_deployed(tmp_path):
 def test_coop_takes_every_class_token_position_and_class_specific_context(position, csc, tmp_path):
     options = ("TRAINER.COOP.CLASS_TOKEN_POSITION", position, "TRAINER.COOP.CSC", csc, "TRAINER.COOP.CTX_INIT", "")
     _, learned = train("KDPL_CoOp", tmp_path, *options, "TRAINER.COOP.N_CTX", 3, "OPTIM.MAX_EPOCH", 1)
-    assert tuple(learned["ctx"].shape) == ((42, 3, 128) if csc else (3, 128))
+    assert tuple(learned["ctx"].shape) == ((30, 3, 128) if csc else (3, 128))
 
 
 def test_class_specific_context_is_refused_for_other_classes(tmp_path):
     train("CoOp", tmp_path / "a", "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
-    with pytest.raises(CheckpointError, match=r"ctx is \(42, 4, 128\) in the checkpoint, \(29, 4, 128\) in this model"):
+    with pytest.raises(CheckpointError, match=r"ctx is \(30, 4, 128\) in the checkpoint, \(39, 4, 128\) in this model"):
         build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_leisure").load_model(str(tmp_path / "a"))
 
 
@@ -174,7 +174,7 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
     run.use_dataset(config("KDPL_MaPLe", "emoji_leisure", tmp_path, "--seed", 1, "DATASET.NUM_SHOTS", 1))
     run.test()
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiMeals", 42), ("EmojiLeisure", 58)]
+    assert [(r["dataset"], r["num_classes"]) for r in results] == [("EmojiMeals", 30), ("EmojiLeisure", 77)]
 
 
 @pytest.mark.parametrize(

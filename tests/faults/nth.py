@@ -36,7 +36,7 @@ from kdpl.common import exits
 from kdpl.training.checkpoint import load_checkpoint
 
 RUN = (
-    *("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 20),
+    *("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 15),
     *("TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9, "TRAINER.KDPL.VIEWS", 2, "DATALOADER.NUM_WORKERS", 0),
 )
 CALLS = ("open", "write", "fsync", "replace", "rename", "pwrite", "mkdir")

@@ -30,7 +30,7 @@ from kdpl.config.influence import influence, leaves
 from kdpl.config.manifest import OtherRunError
 
 TRAINER, NODE = "KDPL_CoOp", "COOP"
-RUN = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 20, "TEST.NO_TEST", True, "TRAIN.CHECKPOINT_FREQ", 1)
+RUN = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "TEST.NO_TEST", True, "TRAIN.CHECKPOINT_FREQ", 1)
 ROUNDING = 1e-4
 OTHERS = {
     "INPUT.INTERPOLATION": "bilinear",
@@ -41,7 +41,7 @@ OTHERS = {
     "INPUT.SIZE": (32, 32),
     "DATASET.NAME": "EmojiLeisure",
     "DATASET.ROOT": "{elsewhere}",
-    "DATASET.SOURCE_DOMAINS": ("twemoji",),
+    "DATASET.SOURCE_DOMAINS": ("noto",),
     "DATASET.TARGET_DOMAINS": ("twemoji",),
     "DATASET.SUBSAMPLE_CLASSES": "new",
     "DATASET.TEMPLATE": "an icon of a {}.",

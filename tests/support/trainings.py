@@ -12,7 +12,7 @@ from support import config
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
 
-SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 8, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
+SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 6, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)  # 5 batches in an epoch
 EVERY_STEP = ("TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
 
 NOUNS = ["apple", "bread", "cake", "fish", "horse", "house", "lamp", "mushroom", "onion", "pizza", "shoe", "train", "tree"]
