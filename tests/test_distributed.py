@@ -39,7 +39,7 @@ def end(output):
     return load_checkpoint(path)["state_dict"], result, history
 
 
-def assert_close(a, b, bound=1e-5):
+def assert_close(a, b, bound=5e-5):  # prompts move by 0.01 to 0.4
     (prompts, result, history), (other_prompts, other_result, other_history) = end(a), end(b)
     for row, other in zip(history, other_history, strict=True):
         assert row == pytest.approx(other, abs=bound, rel=bound)

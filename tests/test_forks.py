@@ -79,7 +79,7 @@ MAPS = {
 def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
     """Losses of each of four steps, and the parameters after them."""
     own_name = NODES.get(style, "KDPL_CoOp")
-    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATASET.NUM_SHOTS", 4)
+    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATASET.NUM_SHOTS", 5)
     from dassl.engine import build_trainer
     from support import config as own_config
 
@@ -111,7 +111,7 @@ def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
 def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
     from dassl.engine import build_trainer
 
-    options = ("DATALOADER.TRAIN_X.BATCH_SIZE", 16)
+    options = ("DATALOADER.TRAIN_X.BATCH_SIZE", 12)
     own = build_trainer(config("KDPL_CoOp", "emoji_meals", tmp_path / "own", "--seed", 1, *SMALL, *options))
     wrapped = build("KDPL_StyleCoOp", tmp_path / "wrapped", *options)
     for trainer in (own, wrapped):
@@ -239,7 +239,7 @@ def test_fixed_views_and_their_cache_give_the_same_as_computing_them(tmp_path, c
     again.train()
     assert not calls, "all features come from the cache"
     found = re.findall(r"Features of (\d+) of 30 views found", capsys.readouterr().out)
-    assert int(found[0]) == 0 and int(found[1]) >= 32
+    assert (int(found[0]), int(found[1])) == (0, 30)
     for other in (first, again):
         assert all(torch.allclose(v, learned(other)[k], atol=1e-7) for k, v in learned(plain).items())
 
