@@ -132,3 +132,35 @@ def test_the_page_shows_the_claims_that_are_drawn():
     assert len(shown) > 12
     in_tables = {tuple(cell.strip() for cell in line.split("|")[2:]) for line in tables.splitlines()}
     assert {tuple(cell.strip() for cell in line) for line in shown} <= in_tables
+
+
+def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys):
+    """With sweeps that are finished or fail at once: their runs are tested elsewhere."""
+    pytest.importorskip("matplotlib")
+    output, docs = tmp_path / "output", tmp_path / "docs"
+    docs.mkdir()
+    (docs / "benchmark.md").write_text(
+        "A\n<!-- claims: begin -->\n<!-- claims: end -->\nB\n<!-- averages: begin -->\nold\n<!-- averages: end -->\nC\n"
+    )
+    monkeypatch.setattr(run, "DOCS", docs)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    ended = {"base2new": 75}
+    monkeypatch.setattr(run, "run_local", lambda sweep, jobs: ended.get(sweep.name, 0))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), "--publish"])
+    assert run.main() == 75 and "base2new has not finished" in capsys.readouterr().err
+    ended.clear()
+    for dataset in ("EmojiSky", "EmojiPlants"):
+        for classes in ("base", "new"):
+            for seed in (1, 2):
+                add(output / "main", "KDPL_CoOp", classes, [4, 6, 5], seed=seed, dataset=dataset)
+                add(output / "main", "CoOp", classes, [4, 5, 5], seed=seed, dataset=dataset)
+    assert run.main() == 0
+    once = (docs / "benchmark.md").read_text()
+    assert (
+        re.search(r"(?s)A\n<!-- claims: begin -->.*KDPL_CoOp minus CoOp.*B\n.*\| average +\| CoOp .*C\n", once)
+        and "old" not in once
+    )
+    assert "EmojiPlants" in (docs / "benchmark_tables.md").read_text() and "EmojiPlants" not in once
+    assert (tmp_path / "claims.csv").read_text() == (output / "claims.csv").read_text()
+    assert {path.suffix for path in (output / "charts").iterdir()} == {".svg"}
+    assert run.main() == 0 and (docs / "benchmark.md").read_text() == once
