@@ -28,7 +28,8 @@ def teacher_names(value: str, key: str = "TRAINER.KDPL.TEACHER") -> list[str]:
     Raises:
         ConfigError: one of several is empty, or two are the same name or file.
     """
-    names, first = listed(value), {}
+    names = listed(value)
+    first: dict[str, str] = {}
     for name in names if len(names) > 1 else ():
         path = os.path.expanduser(name)
         file = os.path.realpath(path) if os.path.exists(path) else name
