@@ -34,6 +34,8 @@ CLAIMS = {
 
 
 WHY = {  # variants that may tell why a claim fails
+    "small_rate": "rate 0.002",
+    "depth_1": "prompts at the input only",
     "temperature_2": "temperature 2",
     "loss_forward": "forward KL alone",
     "loss_reverse": "reverse KL alone",
@@ -130,7 +132,7 @@ def findings(folder: Path) -> list[Finding]:
         for variant, words in WHY.items():
             changed = Results(folder / variant)
             for half in ("base", "new"):
-                add("", f"{name}: {words} minus as published", half, changed.cell(name, half), main.cell(name, half))
+                add("", f"{name}: {words} minus as above", half, changed.cell(name, half), main.cell(name, half))
     return found
 
 

@@ -31,12 +31,14 @@ All that `python benchmarks/emoji/run.py --publish` measures; [the benchmark](be
 show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
 """
 VARIANTS = {  # of the sweep "variant": what is changed
-    "fresh": {"VIEWS": "0"},
-    "teacher_weak": {"TEACHER": "emoji_student"},
-    "teacher_middle": {"TEACHER": "emoji_student + emoji_teacher"},
-    "temperature_2": {"TEMPERATURE": "2.0"},
-    "loss_forward": {"LOSS": "forward"},
-    "loss_reverse": {"LOSS": "reverse"},
+    "fresh": {"TRAINER.KDPL.VIEWS": "0"},
+    "teacher_weak": {"TRAINER.KDPL.TEACHER": "emoji_student"},
+    "teacher_middle": {"TRAINER.KDPL.TEACHER": "emoji_student + emoji_teacher"},
+    "small_rate": {"OPTIM.LR": "0.002"},
+    "temperature_2": {"TRAINER.KDPL.TEMPERATURE": "2.0"},
+    "loss_forward": {"TRAINER.KDPL.LOSS": "forward"},
+    "loss_reverse": {"TRAINER.KDPL.LOSS": "reverse"},
+    "depth_1": {"TRAINER.VPT.PROMPT_DEPTH_VISION": "1"},
 }
 ORDER = (
     "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic", "few_shot",
@@ -48,9 +50,10 @@ def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
     sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else name}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
-    options += [text for key, value in VARIANTS.get(name, {}).items() for text in (f"TRAINER.KDPL.{key}", value)]
+    options += [text for key, value in VARIANTS.get(name, {}).items() for text in (key, value)]
     folder = name if name in VARIANTS else sweep.output.name
-    return replace(sweep, name=name, output=(output / folder).absolute(), options=tuple(options))
+    trainers = ("KDPL_VPT",) if name == "depth_1" else sweep.trainers
+    return replace(sweep, name=name, trainers=trainers, output=(output / folder).absolute(), options=tuple(options))
 
 
 def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
