@@ -40,7 +40,7 @@ Every key of a configuration, as `train.py` has it. A value is taken from, in th
 
 ```bash
 python train.py --trainer KDPL_CoOp --dataset-config-file configs/datasets/emoji_meals.yaml \\
-    --config-file configs/trainers/KDPL_CoOp/emoji.yaml --output-dir output/food OPTIM.LR 0.01 DATASET.NUM_SHOTS 16
+    --config-file configs/trainers/KDPL_CoOp/emoji.yaml --output-dir output/meals OPTIM.LR 0.01 DATASET.NUM_SHOTS 16
 ```
 
 An unknown key, a value of another type, and one out of range are refused with exit code 2 and the closest valid name.

@@ -17,7 +17,7 @@ from kdpl import train
 
 pytestmark = pytest.mark.usefixtures("precisions_as_asked")
 
-BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (5e-3, 3e-2)}  # of the loss and of the gradients
+BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (1e-2, 3e-2)}  # of the loss and of the gradients
 AGNOSTIC = (  # the teacher in fp32: in bf16 it takes another name at the border of K_MAX, which moves the loss by a percent
     *("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.K_MAX", 20, "TRAINER.KDPL.PREC", "fp32"),
     *("TRAINER.KDPL.VOCABULARY", ROOT / "tests/golden/vocab120.txt"),
