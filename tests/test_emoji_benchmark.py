@@ -73,7 +73,7 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
         )
         assert keys.keys() <= allowed, "nothing is tuned for one table"
         assert keys.get("CACHE_DIR", "out/features") == "out/features" and sweep.output.parent == Path("out").absolute()
-        assert len(sweep.seeds) >= (5 if sweep.protocol == "base2new" and "Zeroshot" not in sweep.trainers[0] else 1)
+        assert len(sweep.seeds) >= (5 if sweep.name == "base2new" or sweep.name in run.VARIANTS else 1)
 
 
 def add(

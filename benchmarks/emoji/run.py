@@ -41,8 +41,9 @@ VARIANTS = {  # of the sweep "variant": what is changed
     "depth_1": {"TRAINER.VPT.PROMPT_DEPTH_VISION": "1"},
 }
 ORDER = (
-    "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic", "few_shot",
+    "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic",
     *VARIANTS,
+    "few_shot", "cocoop_agnostic",
 )  # fmt: skip
 
 
