@@ -69,15 +69,16 @@ class Results:
     def __init__(self, folder: Path):
         self.scores = read_scores([folder])[0] if folder.is_dir() else []
 
-    def cell(self, method: str, half: str) -> Cell | None:
-        """Return the mean over data sets on a class half ("base", "new" or "H"); None if a run is missing."""
+    def cells(self, method: str, half: str) -> dict[str, Cell]:
+        """Return by data set the accuracy on a class half ("base", "new" or "H"); a data set that lacks a run is left out."""
         if half == "H":
-            return harmonic_mean(*(self.cell(method, each) for each in ("base", "new")))
-        return self._average(s for s in self._of(method) if s.tested.classes == half)
+            base, new = (self.cells(method, each) for each in ("base", "new"))
+            return {name: harmonic_mean(base[name], new[name]) for name in base if name in new}
+        return self._by_dataset(s for s in self._of(method) if s.tested.classes == half)
 
-    def transfer(self, method: str, domains: bool) -> Cell | None:
-        """Return the mean over the targets, or the domains, of prompts learned on the source."""
-        return self._average(
+    def transfer(self, method: str, domains: bool) -> dict[str, Cell]:
+        """Return by target, or by domain, the accuracy of prompts learned on the source."""
+        return self._by_dataset(
             s
             for s in self._of(method)
             if s.tested.classes == "all"
@@ -89,30 +90,40 @@ class Results:
         return [score for score in self.scores if score.method.name == method]
 
     @staticmethod
-    def _average(scores: Iterable[Score]) -> Cell | None:
-        by_dataset: dict[str, list[Score]] = {}
+    def _by_dataset(scores: Iterable[Score]) -> dict[str, Cell]:
+        grouped: dict[str, list[Score]] = {}
         for score in scores:
-            by_dataset.setdefault(score.tested.dataset, []).append(score)
-        return average([cell_of(group) for _, group in sorted(by_dataset.items())])
+            grouped.setdefault(score.tested.dataset, []).append(score)
+        return {name: cell_of(group) for name, group in sorted(grouped.items())}
+
+
+def mean_difference(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> Cell | None:
+    """Return the difference of two means over the same data sets and seeds; None if either lacks runs that the other has."""
+    if not a or a.keys() != b.keys():
+        return None
+    seeds = [set(cell.values) for cells in (a, b) for cell in cells.values() if cell.depends_on_seed]
+    if any(each != seeds[0] for each in seeds):
+        return None
+    return difference(average(list(a.values())), average([b[name] for name in a]))
 
 
 def findings(folder: Path) -> list[Finding]:
-    """Return what the runs under `folder` show."""
+    """Return what the runs under `folder` show; a pair is left out until both have the same data sets and seeds."""
     main, fresh, weak, middle = (Results(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle"))
     sentence = Results(folder / "sentence")
     found: list[Finding] = []
 
-    def add(claim: str, pair: str, images: str, a: Cell | None, b: Cell | None, bound: float = 0.0) -> None:
-        if (cell := difference(a, b)) is not None:
+    def add(claim: str, pair: str, images: str, a: dict[str, Cell], b: dict[str, Cell], bound: float = 0.0) -> None:
+        if (cell := mean_difference(a, b)) is not None:
             found.append(Finding(claim, pair, images, cell, bound))
 
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("a", f"{name} minus best sentence", "base", main.cell(name, "base"), sentence.cell("ZeroshotCLIP", "base"))
+        add("a", f"{name} minus best sentence", "base", main.cells(name, "base"), sentence.cells("ZeroshotCLIP", "base"))
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("b", f"{name} minus zero-shot", "new", main.cell(name, "new"), main.cell("ZeroshotCLIP", "new"))
-        add("b", f"{name} minus {learner}", "new", main.cell(name, "new"), main.cell(learner, "new"))
+        add("b", f"{name} minus zero-shot", "new", main.cells(name, "new"), main.cells("ZeroshotCLIP", "new"))
+        add("b", f"{name} minus {learner}", "new", main.cells(name, "new"), main.cells(learner, "new"))
     for domains, images in ((False, "ten targets"), (True, "four domains")):
         for learner in LEARNERS:
             name = f"KDPL_{learner}"
@@ -120,19 +131,19 @@ def findings(folder: Path) -> list[Finding]:
                 add("c", f"{name} minus {words}", images, main.transfer(name, domains), main.transfer(other, domains))
     for learner in LEARNERS:
         for half in ("base", "new"):
-            pair = main.cell(f"KDPL_{learner}-CA", half), main.cell(f"KDPL_{learner}", half)
+            pair = main.cells(f"KDPL_{learner}-CA", half), main.cells(f"KDPL_{learner}", half)
             add("d", f"KDPL_{learner}: class-agnostic minus class-aware", half, *pair, bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("e", f"{name}: 8 views minus fresh", "H", main.cell(name, "H"), fresh.cell(name, "H"), bound=-1)
+        add("e", f"{name}: 8 views minus fresh", "H", main.cells(name, "H"), fresh.cells(name, "H"), bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("f", f"{name}: middle minus weak teacher", "H", middle.cell(name, "H"), weak.cell(name, "H"))
-        add("f", f"{name}: strong minus middle teacher", "H", main.cell(name, "H"), middle.cell(name, "H"))
+        add("f", f"{name}: middle minus weak teacher", "H", middle.cells(name, "H"), weak.cells(name, "H"))
+        add("f", f"{name}: strong minus middle teacher", "H", main.cells(name, "H"), middle.cells(name, "H"))
         for variant, words in WHY.items():
             changed = Results(folder / variant)
             for half in ("base", "new"):
-                add("", f"{name}: {words} minus as above", half, changed.cell(name, half), main.cell(name, half))
+                add("", f"{name}: {words} minus as above", half, changed.cells(name, half), main.cells(name, half))
     return found
 
 
