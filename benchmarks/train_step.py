@@ -22,7 +22,7 @@ from PIL import Image
 from published import full_image_features, take_the_published_way
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-import kdpl.trainers.distill
+import kdpl.trainers.evaluation
 import kdpl.trainers.inputs
 import kdpl.trainers.prompts
 from kdpl.config.defaults import extend_cfg
@@ -140,7 +140,7 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *optio
         return random_clip(getattr(args, name), seeds[name], str(device), precision, frozen)
 
     kdpl.trainers.prompts.load_clip = kdpl.trainers.inputs.load_clip = load
-    for module in (kdpl.trainers.prompts, kdpl.trainers.distill, kdpl.trainers.evaluation):
+    for module in (kdpl.trainers.prompts, kdpl.trainers.inputs, kdpl.trainers.evaluation):
         module.describe = lambda name: SIZES[getattr(args, name)]
 
     cfg = get_cfg_default()

@@ -109,7 +109,8 @@ def test_losses_logits_and_parameters_are_the_published_ones(name, device, golde
         assert parameters[key].abs().sum().item() == pytest.approx(absolute, rel=1e-3), key
 
 
-HALF = {"fp16": 1e-2, "amp": 1e-2, "bf16": 3e-2}  # bounds of the losses of four steps, each after what was rounded before
+# Bounds of the losses of four steps, each after what was rounded before; processors with matrix units for bf16 round otherwise.
+HALF = {"fp16": 1e-2, "amp": 1e-2, "bf16": 5e-2}
 
 
 @pytest.mark.slow
