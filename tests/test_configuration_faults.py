@@ -42,7 +42,7 @@ MISTAKES = [
     (["OPTIM.LR", "1", "--seed", "2"], "'--seed' comes after the first KEY VALUE pair", "put the flags before the pairs"),
     (["INPUT.SIZE", "(224, 224)"], "INPUT.SIZE (224, 224) is not what MODEL.BACKBONE.NAME 'emoji_student' takes", "(64, 64)"),
     (["TRAINER.COOP.N_CTX", "0", "TRAINER.COOP.CTX_INIT", ""], "TRAINER.COOP.N_CTX is 0", "expected at least 1 token"),
-    (["OPTIM.WARMUP_EPOCH", "30"], "OPTIM.WARMUP_EPOCH 30 is more than OPTIM.MAX_EPOCH 20", "Shorten it"),
+    (["OPTIM.WARMUP_EPOCH", "30"], "OPTIM.WARMUP_EPOCH 30 is more than OPTIM.MAX_EPOCH 5", "Shorten it"),
     (["TRAINER.COOP.CSC", "True", "TRAINER.KDPL.CLASS_AGNOSTIC", "True"], "contradict each other", "Set one of them to False"),
     (["TRAINER.KDPL.CACHE_DIR", "there"], "has nothing to store with VIEWS 0", "set TRAINER.KDPL.VIEWS"),
     (["--eval-only"], "--eval-only with KDPL_CoOp needs the prompts to evaluate", "--model-dir"),

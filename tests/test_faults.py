@@ -18,7 +18,7 @@ def run(script, *args):
 def test_a_changed_key_is_refused_or_harmless():
     keys = ("OPTIM.LR", "TRAINER.NAME", "TEST.SPLIT", "TRAINER.KDPL.MAX_TEXT_ROWS")
     printed = run("settings.py", "--keys", *keys)
-    assert "OPTIM.LR: 0.005 -> 0.0175: finished refused; interrupted refused" in printed
+    assert "OPTIM.LR: 0.05 -> 0.085: finished refused; interrupted refused" in printed
     assert "TEST.SPLIT: 'test' -> 'val': finished harmless; interrupted harmless" in printed
     assert "0 settings could be mixed in silence" in printed
 
