@@ -413,7 +413,7 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
         rates.append(trainer.get_current_lr())
         trainer.optim.step()
         trainer.update_lr()
-    assert rates == pytest.approx([1e-5, 0.005, 0.005 * 0.75])
+    assert rates == pytest.approx([1e-5, 0.05, 0.05 * 0.75])
     assert fork_styles.build_lr_scheduler is stops
 
 

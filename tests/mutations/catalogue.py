@@ -355,9 +355,30 @@ MUTATIONS = [
     mutation(
         "a sweep that counts runs of other options",
         "kdpl/experiments/sweep/runs.py",
-        "model_dir=self.model_dir, settings=self.settings)",
-        "model_dir=self.model_dir)",
+        "model_dir=self.model_dir, settings=self.settings\n",
+        "model_dir=self.model_dir\n",
         "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
+    ),
+    mutation(
+        "differences whose draws are not paired",
+        "kdpl/experiments/report/intervals.py",
+        "if (key, n) not in self._drawn:",
+        "if True:\n            self.seed += 1",
+        "tests/test_intervals.py::test_differences_are_paired",
+    ),
+    mutation(
+        "counts by class that contradict the accuracy",
+        "kdpl/experiments/report/runs.py",
+        'if counts and abs(of_all - entry["accuracy"]) > 1e-3:',
+        "if False:",
+        "tests/test_intervals.py::test_counts_that_contradict_the_accuracy_are_refused",
+    ),
+    mutation(
+        "claims over different data sets",
+        "benchmarks/emoji/claims.py",
+        "if not a or a.keys() != b.keys():",
+        "if not a:",
+        "tests/test_emoji_benchmark.py::test_claims_are_shown_denied_or_open",
     ),
     mutation(
         "a cell that mixes recipes",
