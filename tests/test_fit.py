@@ -405,7 +405,7 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
     from kdpl.classifier import reduction
     from kdpl.datasets.emoji.scenes import draw, scenes_of
 
-    for i, scene in enumerate(draw(scenes_of("leisure")[:24])):
+    for i, scene in enumerate(draw(scenes_of("leisure")[:88])):
         path = tmp_path / "large" / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(scene).resize((1200, 900), Image.Resampling.BICUBIC).save(path, quality=92)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROMISE = 0.01  # the most by which a probability may differ
 TOLERANCE = PROMISE / 2  # in the sample
-SAMPLE = 16  # photos at most
+SAMPLE = 8, 16  # photos, at least and at most: two alike photos may say nothing about the next one
 SHARE = 10  # of so many photos one is sampled
 LOOKED_AT = 64  # photos whose headers are read, to find large ones
 FACTORS = (1, 2, 4)  # of the input's side: what the shorter edge keeps at least
@@ -55,8 +55,9 @@ def choose_size(
         cache: of image features, by `Decoder.least`.
     """
     decoder, side = classifier.decoder, max(classifier.decoder.size)
-    sample = _large_jpegs(paths, 2 * side)[: max(1, min(SAMPLE, len(paths) // SHARE))]
-    if len(paths) < 2 * SHARE or not sample:  # the sample would take as long as it saves
+    least, most = SAMPLE
+    sample = _large_jpegs(paths, 2 * side)[: min(most, len(paths) // SHARE)]
+    if len(sample) < least:  # it would say too little, or take as long as it saves
         return Chosen(0, 0, 0.0)
     before = decoder.least, decoder.known
 
@@ -89,4 +90,4 @@ def _large_jpegs(paths: Sequence[str], least: int) -> list[str]:
                         found.append(path)
             except Exception:  # of many kinds: it is reported when its turn comes
                 continue
-    return found[:: max(1, len(found) // SAMPLE)]
+    return found[:: max(1, len(found) // SAMPLE[1])]
