@@ -71,8 +71,8 @@ def find_weights(name: str) -> Path | None:
     """
     source = resolve(name)
     if source.kind == "openai":
-        url, file = openai_file(name)
-        return file if file.is_file() and file_sha256(file) in url else None
+        url, download = openai_file(name)
+        return download if download.is_file() and file_sha256(download) in url else None
     file = Path(source.path) if source.kind == "file" else find_open_clip(name, source)
     return file if file and file.is_file() else None
 
