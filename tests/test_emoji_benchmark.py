@@ -131,7 +131,7 @@ def test_the_page_shows_the_claims_that_are_drawn():
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
-    assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
+    assert {"a", "b", "d"} <= {row["claim"] for row in rows} <= {*claims.CLAIMS, ""}
     tables = (ROOT / "docs/benchmark_tables.md").read_text(encoding="utf-8")
     averages = re.search(r"<!-- averages: begin -->\n(.*)<!-- averages: end -->", page, re.S)[1]
     shown = [line.split("|")[2:] for line in averages.splitlines() if re.match(r"\| (average| ) ", line)]
