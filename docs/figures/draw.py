@@ -152,18 +152,19 @@ def claims(palette: dict[str, str]) -> str:
     """How far prompts learned without labels are above others, with 95 % intervals, by learner."""
     with open(HERE.parents[1] / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         found = {(row["pair"], row["images"]): row for row in csv.DictReader(file)}
+    panels = [panel for panel in PANELS if any(images == panel[3] for _, images in found)]
     learners = list(dict.fromkeys(pair.split()[0].removeprefix("KDPL_") for pair, images in found if images == "base"))
     cells = {
         (learner, n): found.get((f"KDPL_{learner} {pair.format(learner)}", images))
         for learner in learners
-        for n, (_, _, pair, images) in enumerate(PANELS)
+        for n, (_, _, pair, images) in enumerate(panels)
     }
     reach = max(abs(float(row[end])) for row in cells.values() if row for end in ("low", "high"))
-    limit, left, width, top = math.ceil(reach), 120, 166, 92
+    limit, left, width, top = math.ceil(reach), 120, 830 / len(panels), 92
     d = Drawing(960, top + 34 * len(learners) + 40, "Prompts learned without labels against sentences and labels", palette)
     d.text(10, 24, "Points by which KDPL's prompts are above, with 95 % intervals", anchor="start", extra=BOLD)
     bottom = top + 34 * len(learners)
-    for n, (title, second, _, _) in enumerate(PANELS):
+    for n, (title, second, _, _) in enumerate(panels):
         middle = left + width * n + width / 2
         scale = (width / 2 - 10) / limit
         d.text(middle, 56, title)
