@@ -83,6 +83,7 @@ def expect(folder: Path, accuracies: dict[str, float], *methods: str, off: float
     return ["--expect", str(file), "--output", str(folder / "out")]
 
 
+@pytest.mark.slow
 def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies, in_processes, tmp_path, capsys, monkeypatch):
     flags = [*expect(tmp_path, accuracies, *MODELS), "--", *SHORT]
     assert main(flags) == 0
@@ -108,6 +109,7 @@ def test_a_figure_that_is_off_differs(accuracies, tmp_path, capsys):
     assert "| -0.50 | 0.01 | differs |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_weight_file_differs_and_the_same_numbers_in_another_file_agree(accuracies, tmp_path, capsys):
     state = load_file(resolve("emoji_student").path)
     save_file(state, tmp_path / "same.safetensors", {"note": "another file"})
@@ -121,6 +123,7 @@ def test_another_weight_file_differs_and_the_same_numbers_in_another_file_agree(
     assert "measured before" not in out and file_sha256(tmp_path / "changed.safetensors") in out
 
 
+@pytest.mark.slow
 def test_a_file_that_was_replaced_is_measured_again(accuracies, tmp_path, capsys):
     """The configuration names it as before, so the settings of the result are the same."""
     state, file = load_file(resolve("emoji_student").path), tmp_path / "clip.safetensors"
@@ -132,6 +135,7 @@ def test_a_file_that_was_replaced_is_measured_again(accuracies, tmp_path, capsys
     assert main(flags) == exits.DIFFERS
 
 
+@pytest.mark.slow
 def test_what_was_measured_with_other_settings_is_measured_again(accuracies, tmp_path, capsys):
     """The manifest of a student without prompts does not have its precision."""
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
@@ -141,6 +145,7 @@ def test_what_was_measured_with_other_settings_is_measured_again(accuracies, tmp
         assert "measured before" not in out and f"on cpu in {precision}, " in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["mean", "resizing"])
 def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
@@ -165,6 +170,7 @@ def test_no_setting_puts_another_model_behind_a_figure(key, accuracies, tmp_path
     assert f"{key} behind --" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, in_processes, tmp_path, capsys):
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP", "ZeroshotTeacher")
     file = tmp_path / "clip.safetensors"
@@ -265,6 +271,7 @@ def test_weights_of_the_hub_are_found_in_its_cache_and_named_as_they_are_loaded(
     assert find_weights(setup.name(PAPER_TEACHER)) == file
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_a_report_and_the_status_of_an_interruption(accuracies, tmp_path, capsys, monkeypatch):
     class Stopped(Here):
         def __init__(self, command: list[str], **streams):

@@ -42,6 +42,7 @@ def test_with_and_without_labels_have_the_same_search():
         assert len([epochs for _, epochs in tried if epochs == second]) == 1, trainer
 
 
+@pytest.mark.slow
 def test_the_search_reads_validation_images_of_data_sets_that_no_base_to_new_table_shows(monkeypatch, tmp_path):
     swept = []
     monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) or 1)
@@ -57,6 +58,7 @@ def sweeps() -> list[run.Sweep]:
     return [run.sweep_in(name, Path("out")) for name in run.ORDER]
 
 
+@pytest.mark.slow
 def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
     assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant"} - set(run.VARIANTS)
     assert len({sweep.folder for sweep in sweeps()}) == len(run.ORDER)
@@ -140,6 +142,7 @@ def test_the_page_shows_the_claims_that_are_drawn():
     assert {tuple(cell.strip() for cell in line) for line in shown} <= in_tables
 
 
+@pytest.mark.slow
 def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys):
     """With sweeps that are finished or fail at once: their runs are tested elsewhere."""
     pytest.importorskip("matplotlib")

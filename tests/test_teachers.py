@@ -379,6 +379,7 @@ def found(run):
     return [int(features.table.known.sum()) for features in run.view_features]
 
 
+@pytest.mark.slow
 def test_features_of_prompted_and_plain_towers_are_never_mixed(tmp_path):
     views = (*VIEWS, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", TEACHER, "emoji_student")
     images = moved(tmp_path / "images", "VPT", PROMPT_DEPTH_VISION=2)
@@ -406,6 +407,7 @@ def test_features_of_prompted_and_plain_towers_are_never_mixed(tmp_path):
     assert found(run("changed", PROMPTS, images)) == [0], "other prompts in the same folder"
 
 
+@pytest.mark.slow
 def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without(tmp_path):
     cache = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     several = build("KDPL_CoOp", tmp_path / "several", *VIEWS, TEACHER, BOTH, *cache)
@@ -482,6 +484,7 @@ def test_the_manifest_of_the_default_is_that_of_earlier_versions(tmp_path):
     assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "a file + emoji_student"
 
 
+@pytest.mark.slow
 def test_results_card_and_report_name_the_whole_teacher(tmp_path):
     from kdpl.experiments.report.runs import read_scores
 
@@ -508,6 +511,7 @@ def predicted(run):
     return images, run.logits(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["several", "sentences", "prompts"])
 def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
     folder = moved(tmp_path / "prompts", "CoOp")
@@ -542,6 +546,7 @@ def test_fit_and_names_take_one_teacher(tmp_path, capsys):
     assert "names several teachers, this command takes one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_all_teachers_and_refuses_prompts(tmp_path):
     from kdpl import estimate
     from kdpl.experiments.estimate import count
