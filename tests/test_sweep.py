@@ -19,6 +19,7 @@ from support.sweeps import fork_steps
 
 from kdpl.common import exits, lock
 from kdpl.config.manifest import Manifest
+from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, status, work
 from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep
@@ -573,6 +574,8 @@ def test_a_run_forked_from_a_warm_python_is_the_same_run(tmp_path):
         (console,) = out.glob("base2new/train_base/**/console.txt")
         assert "* accuracy" in console.read_text()
         learned.append(load_file(prompts))
+        scores, _ = read_scores([out], "val")
+        assert [(s.tested.classes, len(s.right)) for s in scores] == [("base", 20), ("new", 19)], "counts of every class"
     assert learned[0].keys() == learned[1].keys()
     assert all(torch.equal(value, learned[1][key]) for key, value in learned[0].items())
 
