@@ -575,7 +575,7 @@ def test_a_run_forked_from_a_warm_python_is_the_same_run(tmp_path):
         assert "* accuracy" in console.read_text()
         learned.append(load_file(prompts))
         scores, _ = read_scores([out], "val")
-        assert [(s.tested.classes, len(s.right)) for s in scores] == [("base", 20), ("new", 19)], "counts of every class"
+        assert {s.tested.classes: len(s.right) for s in scores} == {"base": 20, "new": 19}, "counts of every class"
     assert learned[0].keys() == learned[1].keys()
     assert all(torch.equal(value, learned[1][key]) for key, value in learned[0].items())
 
