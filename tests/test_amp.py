@@ -36,6 +36,7 @@ def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_ran
     assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
 
 
+@pytest.mark.slow
 def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp_path, capsys):
     run = own(tmp_path, "OwnStepScaled")
     run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**10)

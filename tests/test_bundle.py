@@ -70,6 +70,7 @@ def test_the_same_prompts_give_the_same_bytes(trained, tmp_path):
     assert (tmp_path / FILE_NAME).read_bytes() == (trained[1] / FILE_NAME).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_bundled_where_it_is_deployed(tmp_path):
     run = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 1.0)
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)

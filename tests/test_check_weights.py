@@ -104,6 +104,7 @@ def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies
     assert capsys.readouterr().out.count("measured before") == len(MODELS)
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_off_differs(accuracies, tmp_path, capsys):
     assert main(expect(tmp_path, accuracies, "ZeroshotCLIP", off=0.5)) == exits.DIFFERS
     assert "| -0.50 | 0.01 | differs |" in capsys.readouterr().out
@@ -158,11 +159,13 @@ def test_wrong_preprocessing_differs(broken, accuracies, tmp_path, monkeypatch):
     assert main([*flags[:-1], str(tmp_path / "broken")]) == exits.DIFFERS
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_a_model_are_refused_not_measured(accuracies, in_processes, tmp_path, capsys):
     assert main([*expect(tmp_path, accuracies, "ZeroshotCLIP"), "--", "INPUT.SIZE", "(32, 32)"]) == exits.FAILED
     assert "not measured: error: INPUT.SIZE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER"])
 def test_no_setting_puts_another_model_behind_a_figure(key, accuracies, tmp_path, capsys):
     flags = expect(tmp_path, accuracies, "ZeroshotCLIP")
@@ -181,6 +184,7 @@ def test_a_run_that_fails_is_not_measured_with_its_reason(accuracies, in_process
     assert out.count("| agrees |") == 1, "the other figure is measured"
 
 
+@pytest.mark.slow
 def test_figures_that_are_left_out_need_nothing_and_are_named(accuracies, tmp_path, capsys):
     flags = expect(tmp_path, accuracies, *MODELS)
     assert main([*flags, "--only", "zero-shot", "--models", "emoji_student"]) == 0

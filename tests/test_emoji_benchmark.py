@@ -75,7 +75,9 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
         )
         assert keys.keys() <= allowed, "nothing is tuned for one table"
         assert keys.get("CACHE_DIR", "out/features") == "out/features" and sweep.output.parent == Path("out").absolute()
-        assert len(sweep.seeds) >= (5 if sweep.name == "base2new" or sweep.name in run.VARIANTS else 1)
+        assert len(sweep.seeds) >= {"base2new": 5, "cocoop_agnostic": 2}.get(
+            sweep.name, 1 if "zeroshot" in sweep.name or sweep.name == "sentence" else 3
+        )
 
 
 def add(
@@ -118,7 +120,7 @@ def test_claims_are_shown_denied_or_open(tmp_path):
     for seed in (1, 2, 3):  # as long as runs are missing, a mean is over other data sets or seeds
         add(main, "KDPL_CoOp", "new", base, seed=seed, dataset="EmojiPlants", ca=True)
     for classes in ("base", "new"):
-        add(tmp_path / "fresh", "KDPL_CoOp", classes, base, seed=4)
+        add(tmp_path / "fresh", "KDPL_CoOp", classes, base, seed=4, dataset="EmojiPlants")
     partial = {(f.claim, f.images) for f in claims.findings(tmp_path)}
     assert ("d", "new") not in partial and ("d", "base") in partial and ("e", "H") not in partial
     rows = claims.rows_of(found, draws)
@@ -126,6 +128,27 @@ def test_claims_are_shown_denied_or_open(tmp_path):
     assert "**(a) Without labels" in text and re.search(r"KDPL_CoOp minus best sentence +\| base +\| \+18\.8", text), text
     claims.write_csv(tmp_path / "claims.csv", rows)
     assert (tmp_path / "claims.csv").read_text().splitlines()[1].startswith("a,KDPL_CoOp minus best sentence,base,18.75")
+
+
+def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
+    """The five seeds of the table are compared with a variant's three, as if the table had only these."""
+    right = [3, 2, 3, 4, 2, 3, 4, 3, 5, 4]
+
+    def results(folder: Path, seeds: range) -> list[claims.Finding]:
+        for classes in ("base", "new"):
+            for seed in seeds:
+                add(folder / "main", "KDPL_CoOp", classes, [n + (seed == 4) * 3 + seed % 2 for n in right], seed=seed)
+            for seed in (1, 2, 3):
+                add(folder / "fresh", "KDPL_CoOp", classes, [n - seed % 2 for n in right], seed=seed)
+        return claims.findings(folder)
+
+    (five,), (three,) = results(tmp_path / "five", range(1, 6)), results(tmp_path / "three", range(1, 4))
+    assert claims.rows_of([five], Draws()) == claims.rows_of([three], Draws())
+    assert len(five.cell.values) == 3 and five.images == "H" and five.cell.mean == three.cell.mean
+    assert "| 3 " in claims.markdown(claims.rows_of([three], Draws()))
+    add(tmp_path / "none/main", "KDPL_CoOp", "new", right, seed=1)
+    add(tmp_path / "none/small_rate", "KDPL_CoOp", "new", right, seed=2)
+    assert claims.findings(tmp_path / "none") == []
 
 
 def test_the_page_shows_the_claims_that_are_drawn():

@@ -262,6 +262,7 @@ def test_the_most_confident_mistakes_are_chosen(choose_hard):
     assert choose_hard.choose(listed, right) == {first: [], second: []}
 
 
+@pytest.mark.slow
 def test_the_choice_is_written_as_the_package_reads_it(choose_hard, monkeypatch, tmp_path):
     listed = [scene for scene in plans.scenes_of("all") if scene.label < 12]
     monkeypatch.setattr(choose_hard, "scenes_of", lambda name: listed)

@@ -165,6 +165,7 @@ def test_a_machine_of_ones_own_is_as_fast_as_its_figures(capsys):
     assert slow["fits"] and not calculated(capsys, "--gpu", "t4", "--memory", 0.1)[0]["fits"]
 
 
+@pytest.mark.slow
 def test_supervised_runs_have_no_teacher(capsys):
     result, _ = calculated(capsys, trainer="CoOp")
     memory = result["steps"]["fresh"]["memory"]

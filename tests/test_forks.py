@@ -331,6 +331,7 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
         check_distilled(cfg, "TCP")
 
 
+@pytest.mark.slow
 def test_a_step_with_two_batches_and_one_without_a_call_are_refused(tmp_path):
     trainer = build("KDPL_StyleCoOp", tmp_path)
     trainer.batch_idx, trainer.num_batches = 0, 9
@@ -422,6 +423,7 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
 TWO = ("TRAINER.KDPL.TEACHER", "emoji_teacher + emoji_student", "TRAINER.KDPL.TEMPERATURE", 2.0)
 
 
+@pytest.mark.slow
 def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_views(tmp_path):
     trainer = build("KDPL_StyleCoOp", tmp_path / "a", *TWO, "OPTIM.MAX_EPOCH", 1)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -441,6 +443,7 @@ def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_vie
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
     from kdpl.training.checkpoint import CheckpointError
 

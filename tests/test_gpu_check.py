@@ -62,6 +62,7 @@ def test_what_takes_too_long_is_stopped_and_what_finds_no_time_is_not_right(gpu_
     assert result["parts"]["late"]["error"] == "not run: the time was up"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "error", "figures"),
     [

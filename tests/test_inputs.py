@@ -138,6 +138,7 @@ def test_a_forks_configuration_follows_where_it_has_the_engines_defaults(models)
         follow_model(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
 
 
+@pytest.mark.slow
 def test_a_squashed_students_evaluation_and_bundle_see_the_whole_image(models, photos, silent, tmp_path):
     trainer, _ = build("KDPL_CoOp", tmp_path, photos, models["squashed"], silent)
     image = Image.open(photos / "test" / NAMES[0] / "0.png")

@@ -285,6 +285,7 @@ class NoGradient(torch.autograd.Function):
         return gradient * float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected call of")
 def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
     """The loss is finite, and amp's scaler skips every step: nothing would be learned, and nothing told."""

@@ -42,6 +42,7 @@ def test_differences_are_paired():
     assert difference(a, a).interval(Draws()) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator, covered = np.random.default_rng(0), 0
     for _ in range(100):

@@ -33,6 +33,7 @@ def test_five_lines_of_python_predict_as_the_guide_says(tmp_path, monkeypatch, c
     assert len(printed) == 2 and set(printed) <= {"giraffe", "lion", "zebra"}
 
 
+@pytest.mark.slow
 def test_an_exported_classifier_predicts_without_this_package_as_the_guide_says(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     untrained_bundle(tmp_path / "OUT", "CoOp", ["cat", "dog"])

@@ -421,6 +421,7 @@ def test_csv_has_numbers_for_every_cell(tmp_path, capsys):
     assert cell["dataset"] == "OxfordPets"
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_for_every_protocol(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for dataset in ("OxfordPets", "EuroSAT", "DTD"):

@@ -42,6 +42,7 @@ def finish(step: Step) -> None:
         write_results(step.folder, run, {**result, "dataset": name, "classes": step.classes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "configs/sweeps").glob("*.yaml")))
 def test_the_examples_are_sweeps(example, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

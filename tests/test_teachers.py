@@ -430,6 +430,7 @@ def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without
     assert_same(parameters(several), parameters(bare))
 
 
+@pytest.mark.slow
 def test_kdpl_cache_fills_the_caches_of_all_teachers(tmp_path):
     from kdpl.cache import fill
 
@@ -442,6 +443,7 @@ def test_kdpl_cache_fills_the_caches_of_all_teachers(tmp_path):
 # ------------------------------------------------------------------------------------- manifest, resuming, reports
 
 
+@pytest.mark.slow
 def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
     one = (*FP32, "OPTIM.MAX_EPOCH", 1, TEMPLATES, sentences)
     build("KDPL_CoOp", tmp_path / "out", *one).train()
@@ -465,6 +467,7 @@ def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
         build("KDPL_CoOp", tmp_path / "out", *one[:-1], copy, TEACHER, BOTH).train()
 
 
+@pytest.mark.slow
 def test_a_folder_is_not_resumed_with_other_prompts(tmp_path):
     folder = moved(tmp_path / "prompts", "CoOp")
     options = (*FP32, "OPTIM.MAX_EPOCH", 1, TEACHER, "emoji_student", PROMPTS, folder)

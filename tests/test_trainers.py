@@ -130,6 +130,7 @@ def test_gaussian_aggregation_is_the_weighted_sum_over_epochs(tmp_path):
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_promptsrc_reports_its_regularisers_and_minimises_their_sum_with_the_loss(tmp_path):
     run = build("KDPL_PromptSRC", tmp_path)
     run.batch_idx, run.num_batches = 0, 2

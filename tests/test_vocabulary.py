@@ -193,6 +193,7 @@ def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(tmp_pat
     check_vocabulary(names_file(tmp_path, b"\xff"))
 
 
+@pytest.mark.slow
 def test_more_names_than_the_limit_are_refused_but_repetitions_are_not_counted(tmp_path):
     many = "\n".join(map(str, range(1_000_000)))
     assert f"{vocabulary.MAX_NAMES:,}" in error_of(names_file(tmp_path, many))

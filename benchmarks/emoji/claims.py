@@ -8,7 +8,7 @@ Differences are paired by seed and class; an interval is the 95 % bootstrap over
 
 import argparse
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,18 @@ class Finding:
 
 
 class Results:
-    """The scores of one folder."""
+    """Scores, as those of one folder."""
 
-    def __init__(self, folder: Path):
-        self.scores = read_scores([folder])[0] if folder.is_dir() else []
+    def __init__(self, scores: Sequence[Score]):
+        self.scores = scores
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        return cls(read_scores([folder])[0] if folder.is_dir() else [])
+
+    def of_seeds(self, seeds: Container[int]) -> "Results":
+        """Return the results of these seeds, and those that depend on no seed."""
+        return Results([score for score in self.scores if score.method.is_zero_shot or score.seed in seeds])
 
     def cells(self, method: str, half: str) -> dict[str, Cell]:
         """Return by data set the accuracy on a class half ("base", "new" or "H"); a data set that lacks a run is left out."""
@@ -97,53 +105,94 @@ class Results:
         return {name: cell_of(group) for name, group in sorted(grouped.items())}
 
 
-def mean_difference(a: Mapping[str, Cell], b: Mapping[str, Cell]) -> Cell | None:
-    """Return the difference of two means over the same data sets and seeds; None if either lacks runs that the other has."""
-    if not a or a.keys() != b.keys():
+Cells = Callable[[Results, str], dict[str, Cell]]  # of a method, by data set
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: the results of a method on some images, by data set."""
+
+    results: Results
+    method: str
+    cells: Cells
+
+    def seeds(self) -> set[int] | None:
+        """Return the seeds that it has on all its data sets; None if it depends on no seed.
+
+        Seeds that a data set lacks are runs that are missing, so the side is empty until they are there.
+        """
+        found = [set(cell.values) for cell in self.cells(self.results, self.method).values() if cell.depends_on_seed]
+        if not found:
+            return None
+        return found[0] if all(each == found[0] for each in found) else set()
+
+    def of_seeds(self, seeds: Container[int]) -> dict[str, Cell]:
+        return self.cells(self.results.of_seeds(seeds), self.method)
+
+
+def mean_difference(a: Side, b: Side) -> Cell | None:
+    """Return the difference of two means over the same data sets and the seeds that both have.
+
+    Returns:
+        None if one lacks a data set that the other has, or lacks a seed on some of its data sets, or no seed is common.
+    """
+    found = [seeds for side in (a, b) if (seeds := side.seeds()) is not None]
+    seeds = set.intersection(*found) if found else set()
+    first, second = a.of_seeds(seeds), b.of_seeds(seeds)
+    if not first or first.keys() != second.keys() or (found and not seeds):
         return None
-    seeds = [set(cell.values) for cells in (a, b) for cell in cells.values() if cell.depends_on_seed]
-    if any(each != seeds[0] for each in seeds):
-        return None
-    return difference(average(list(a.values())), average([b[name] for name in a]))
+    return difference(average(list(first.values())), average([second[name] for name in first]))
+
+
+def on(half: str) -> Cells:
+    return lambda results, method: results.cells(method, half)
+
+
+def transferred(domains: bool) -> Cells:
+    return lambda results, method: results.transfer(method, domains)
 
 
 def findings(folder: Path) -> list[Finding]:
-    """Return what the runs under `folder` show; a pair is left out until both have the same data sets and seeds."""
-    main, fresh, weak, middle = (Results(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle"))
-    sentence = Results(folder / "sentence")
+    """Return what the runs under `folder` show; a pair is left out until both have the same data sets, and seeds in common."""
+    main, fresh, weak, middle, sentence = (
+        Results.read(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle", "sentence")
+    )
+    changed = {words: Results.read(folder / variant) for variant, words in WHY.items()}
     found: list[Finding] = []
 
-    def add(claim: str, pair: str, images: str, a: dict[str, Cell], b: dict[str, Cell], bound: float = 0.0) -> None:
-        if (cell := mean_difference(a, b)) is not None:
+    def add(
+        claim: str, pair: str, images: str, cells: Cells, a: tuple[Results, str], b: tuple[Results, str], bound: float = 0.0
+    ) -> None:
+        if (cell := mean_difference(Side(*a, cells), Side(*b, cells))) is not None:
             found.append(Finding(claim, pair, images, cell, bound))
 
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("a", f"{name} minus best sentence", "base", main.cells(name, "base"), sentence.cells("ZeroshotCLIP", "base"))
+        add("a", f"{name} minus best sentence", "base", on("base"), (main, name), (sentence, "ZeroshotCLIP"))
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("b", f"{name} minus zero-shot", "new", main.cells(name, "new"), main.cells("ZeroshotCLIP", "new"))
-        add("b", f"{name} minus {learner}", "new", main.cells(name, "new"), main.cells(learner, "new"))
+        add("b", f"{name} minus zero-shot", "new", on("new"), (main, name), (main, "ZeroshotCLIP"))
+        add("b", f"{name} minus {learner}", "new", on("new"), (main, name), (main, learner))
     for domains, images in ((False, "ten targets"), (True, "four domains")):
         for learner in LEARNERS:
             name = f"KDPL_{learner}"
             for other, words in (("ZeroshotCLIP", "zero-shot"), (learner, learner)):
-                add("c", f"{name} minus {words}", images, main.transfer(name, domains), main.transfer(other, domains))
+                add("c", f"{name} minus {words}", images, transferred(domains), (main, name), (main, other))
     for learner in LEARNERS:
+        name = f"KDPL_{learner}"
         for half in ("base", "new"):
-            pair = main.cells(f"KDPL_{learner}-CA", half), main.cells(f"KDPL_{learner}", half)
-            add("d", f"KDPL_{learner}: class-agnostic minus class-aware", half, *pair, bound=-1)
+            pair = f"{name}: class-agnostic minus class-aware"
+            add("d", pair, half, on(half), (main, f"{name}-CA"), (main, name), bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("e", f"{name}: 8 views minus fresh", "H", main.cells(name, "H"), fresh.cells(name, "H"), bound=-1)
+        add("e", f"{name}: 8 views minus fresh", "H", on("H"), (main, name), (fresh, name), bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("f", f"{name}: middle minus weak teacher", "H", middle.cells(name, "H"), weak.cells(name, "H"))
-        add("f", f"{name}: strong minus middle teacher", "H", main.cells(name, "H"), middle.cells(name, "H"))
-        for variant, words in WHY.items():
-            changed = Results(folder / variant)
+        add("f", f"{name}: middle minus weak teacher", "H", on("H"), (middle, name), (weak, name))
+        add("f", f"{name}: strong minus middle teacher", "H", on("H"), (main, name), (middle, name))
+        for words, results in changed.items():
             for half in ("base", "new"):
-                add("", f"{name}: {words} minus as above", half, changed.cells(name, half), main.cells(name, half))
+                add("", f"{name}: {words} minus as above", half, on(half), (results, name), (main, name))
     return found
 
 
@@ -170,11 +219,14 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
                     r["images"],
                     f"{float(r['points']):+.1f}",
                     f"{float(r['low']):+.1f} to {float(r['high']):+.1f}",
+                    r["seeds"],
                     r["verdict"],
                 ]
                 for r in here
             ]
-            table = tabulate(cells, ["pair", "images", "points", "95 % interval", "claim"], "github", disable_numparse=True)
+            table = tabulate(
+                cells, ["pair", "images", "points", "95 % interval", "seeds", "claim"], "github", disable_numparse=True
+            )
             parts.append(f"**{title}.**\n\n{table}\n")
     return "\n".join(parts)
 
@@ -189,9 +241,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--best-sentence", default="", help="the student's best one, if not the default; tested in FOLDER/sentence"
-    )
     parser.add_argument("--csv", type=Path, help="also write the numbers there")
     args = parser.parse_args()
     found = findings(args.folder)
