@@ -157,6 +157,9 @@ def test_the_page_shows_the_claims_that_are_drawn():
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
     assert {"a", "b", "d"} <= {row["claim"] for row in rows} <= {*claims.CLAIMS, ""}
+    charts = re.search(r"<!-- charts: begin -->\n(.*)<!-- charts: end -->", page, re.S)[1]
+    shown = {ROOT / "docs" / name for name in re.findall(r'(?:src|srcset)="(.*?)"', charts)}
+    assert shown == set((ROOT / "docs/figures/benchmark").iterdir())
     tables = (ROOT / "docs/benchmark_tables.md").read_text(encoding="utf-8")
     averages = re.search(r"<!-- averages: begin -->\n(.*)<!-- averages: end -->", page, re.S)[1]
     shown = [line.split("|")[2:] for line in averages.splitlines() if re.match(r"\| (average| ) ", line)]
@@ -173,6 +176,7 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     docs.mkdir()
     (docs / "benchmark.md").write_text(
         "A\n<!-- claims: begin -->\n<!-- claims: end -->\nB\n<!-- averages: begin -->\nold\n<!-- averages: end -->\nC\n"
+        "<!-- charts: begin -->\n<!-- charts: end -->\n"
     )
     monkeypatch.setattr(run, "DOCS", docs)
     monkeypatch.setattr(run, "HERE", tmp_path)
@@ -195,4 +199,6 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     assert "EmojiPlants" in (docs / "benchmark_tables.md").read_text() and "EmojiPlants" not in once
     assert (tmp_path / "claims.csv").read_text() == (output / "claims.csv").read_text()
     assert {path.suffix for path in (output / "charts").iterdir()} == {".svg"}
+    pictures = re.findall(r'(?:src|srcset)="(.*?)"', once)
+    assert {docs / name for name in pictures} == set((docs / "figures/benchmark").iterdir()) and len(pictures) == 2
     assert run.main() == 0 and (docs / "benchmark.md").read_text() == once

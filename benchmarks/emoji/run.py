@@ -5,6 +5,8 @@ tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
 import argparse
+import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,18 +60,43 @@ def sweep_in(name: str, output: Path) -> Sweep:
 
 
 def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write the tables into the documentation, and the claims into it and beside this file."""
+    """Write tables and charts into the documentation, and the claims into it and beside this file."""
     write_csv(HERE / "claims.csv", rows)
     page = DOCS / "benchmark.md"
     text = page.read_text(encoding="utf-8")
     (whole,) = (table for table in tables if table.protocol == "base-to-new")
     averages = replace(whole, rows=[row for row in whole.rows if row.labels[0] == AVERAGE])
-    for name, block in (("claims", markdown(rows)), ("averages", render([averages], "markdown", intervals=True))):
+    blocks = {
+        "claims": markdown(rows),
+        "averages": render([averages], "markdown", intervals=True),
+        "charts": pictures(copy_charts(output / "charts", DOCS / "figures/benchmark")),
+    }
+    for name, block in blocks.items():
         text = with_block(text, name, block)
     with atomic_write(page, "w") as file:
         file.write(text)
     with atomic_write(DOCS / "benchmark_tables.md", "w") as file:
         file.write(f"{HEAD}\n{render(tables, 'markdown', intervals=True)}")
+
+
+def copy_charts(charts: Path, folder: Path) -> list[Path]:
+    """Let `folder` hold the charts of the page, the bars and the few-shot curves, and no others; return their paths."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    chosen = [path for path in sorted(charts.glob("*.svg")) if "-bars-" in path.name or path.name.startswith("few-shot")]
+    return [Path(shutil.copy(path, folder)) for path in chosen]
+
+
+def pictures(charts: Sequence[Path]) -> str:
+    """Return HTML that shows charts, which come as NAME-light.svg and NAME-dark.svg."""
+    parts = []
+    for stem in dict.fromkeys(re.sub("-(light|dark)$", "", path.stem) for path in charts):
+        at = f"{charts[0].parent.relative_to(DOCS).as_posix()}/{stem}"
+        parts.append(
+            f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{at}-dark.svg">\n'
+            f'  <img alt="{stem.replace("-", " ")}" src="{at}-light.svg">\n</picture>\n'
+        )
+    return "\n".join(parts)
 
 
 def with_block(text: str, name: str, block: str) -> str:
@@ -84,7 +111,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="SWEEP", help=f"of {', '.join(ORDER)}")
-    parser.add_argument("--publish", action="store_true", help="also write tables and claims into docs/")
+    parser.add_argument("--publish", action="store_true", help="also write tables, charts and claims into docs/")
     args = parser.parse_args()
     for name in args.only:
         print(f"\n=== {name}", flush=True)
