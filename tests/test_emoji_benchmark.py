@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support import ROOT
 from kdpl.config.merging import literal
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.results import write_results
+from kdpl.experiments.sweep.runs import runs_of
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import claims
@@ -67,17 +69,21 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
             key.rpartition(".")[2]: literal(value) for key, value in zip(sweep.options[::2], sweep.options[1::2], strict=True)
         }
         if sweep.name in run.VARIANTS:
-            ((changed, value),) = run.VARIANTS[sweep.name].items()
+            changed, value = next(iter(run.VARIANTS[sweep.name].items()))
             assert literal(value) == keys.pop(changed.rpartition(".")[2]) and set(sweep.trainers) <= {"KDPL_CoOp", "KDPL_VPT"}
+            assert set(run.VARIANTS[sweep.name]) <= {changed, "TRAINER.KDPL.CACHE_DIR"}, "one setting at a time"
             assert sweep.output.name == sweep.name
         allowed = {"VIEWS", "CACHE_DIR", "VOCABULARY", "K_MAX", "TEMPLATE"} | (
             {"MAX_EPOCH"} if sweep.protocol == "xd" else set()
         )
         assert keys.keys() <= allowed, "nothing is tuned for one table"
-        assert keys.get("CACHE_DIR", "out/features") == "out/features" and sweep.output.parent == Path("out").absolute()
+        assert keys.get("CACHE_DIR", "out/features") == ("" if sweep.name == "fresh" else "out/features")
+        assert sweep.output.parent == Path("out").absolute()
         assert len(sweep.seeds) >= {"base2new": 5, "cocoop_agnostic": 2}.get(
             sweep.name, 1 if "zeroshot" in sweep.name or sweep.name == "sentence" else 3
         )
+        for planned in runs_of(replace(sweep, seeds=sweep.seeds[:1], shots=sweep.shots[:1])):
+            assert planned.steps[0].settings, "no run refuses its configuration"
 
 
 def add(

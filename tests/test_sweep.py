@@ -100,6 +100,14 @@ def test_a_wrong_key_or_value_is_named_with_the_closest(tmp_path, changes, messa
         read_sweep(sweep_file(tmp_path, **changes))
 
 
+def test_settings_that_contradict_each_other_are_refused_before_anything_starts(tmp_path, capsys):
+    output = tmp_path / "out"
+    changes = {"trainers": "[CoOp, KDPL_CoOp]", "output": str(output), "options": "{TRAINER.KDPL.CACHE_DIR: features}"}
+    assert main([str(sweep_file(tmp_path, **changes))]) == exits.BAD_INPUT
+    assert "CACHE_DIR 'features' has nothing to store with VIEWS 0" in capsys.readouterr().err
+    assert not list(output.rglob("log.txt"))
+
+
 def test_a_file_that_is_missing_or_no_mapping_is_one_line(tmp_path, capsys):
     sweep_file(tmp_path)
     assert main([str(tmp_path / "same.yaml")]) == exits.BAD_INPUT

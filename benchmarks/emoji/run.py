@@ -33,7 +33,7 @@ All that `python benchmarks/emoji/run.py --publish` measures; [the benchmark](be
 show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
 """
 VARIANTS = {  # of the sweep "variant": what is changed
-    "fresh": {"TRAINER.KDPL.VIEWS": "0"},
+    "fresh": {"TRAINER.KDPL.VIEWS": "0", "TRAINER.KDPL.CACHE_DIR": ""},
     "teacher_weak": {"TRAINER.KDPL.TEACHER": "emoji_student"},
     "teacher_middle": {"TRAINER.KDPL.TEACHER": "emoji_student + emoji_teacher"},
     "small_rate": {"OPTIM.LR": "0.002"},
@@ -53,7 +53,8 @@ def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
     sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else name}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
-    options += [text for key, value in VARIANTS.get(name, {}).items() for text in (key, value)]
+    settings = dict(zip(options[::2], options[1::2], strict=True)) | VARIANTS.get(name, {})
+    options = [text for pair in settings.items() for text in pair]
     folder = name if name in VARIANTS else sweep.output.name
     trainers = ("KDPL_VPT",) if name == "depth_1" else sweep.trainers
     return replace(sweep, name=name, trainers=trainers, output=(output / folder).absolute(), options=tuple(options))

@@ -11,6 +11,7 @@ from typing import Any
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
+from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.influence import differences, unfollowed
@@ -113,14 +114,21 @@ class Step:
 
     @cached_property
     def settings(self) -> dict[str, Any] | None:
-        """The configuration of the training, as its manifest records it; None for a trainer that is not KDPL's."""
+        """The configuration of the training, as its manifest records it; None for a trainer that is not KDPL's.
+
+        Raises:
+            ConfigError: the run itself would refuse it.
+        """
         training = self.training or self
         node = node_of(training.trainer)
         if not node and training.trainer not in ZERO_SHOT:
             return None
         file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
         cfg = build_cfg(parse_args(training.arguments(training.datasets)), file)
-        return manifest.config_of(cfg, node, training.trainer.startswith("KDPL_") or training.trainer == "ZeroshotTeacher")
+        with_teacher = training.trainer.startswith("KDPL_") or training.trainer == "ZeroshotTeacher"
+        for each in (node, "KDPL") if with_teacher else (node,):
+            check_config(cfg, each)
+        return manifest.config_of(cfg, node, with_teacher)
 
     def missing(self) -> list[str]:
         """Return the data sets without a result of these settings."""
