@@ -154,6 +154,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
     assert "| 3 " in claims.markdown(claims.rows_of([three], Draws()))
     add(tmp_path / "none/main", "KDPL_CoOp", "new", right, seed=1)
     add(tmp_path / "none/small_rate", "KDPL_CoOp", "new", right, seed=2)
+    (tmp_path / "none/fresh").mkdir()  # its first run has begun
     assert claims.findings(tmp_path / "none") == []
 
 
@@ -162,7 +163,7 @@ def test_the_page_shows_the_claims_that_are_drawn():
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
-    assert {"a", "b", "d"} <= {row["claim"] for row in rows} <= {*claims.CLAIMS, ""}
+    assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
     charts = re.search(r"<!-- charts: begin -->\n(.*)<!-- charts: end -->", page, re.S)[1]
     shown = {ROOT / "docs" / name for name in re.findall(r'(?:src|srcset)="(.*?)"', charts)}
     assert shown == set((ROOT / "docs/figures/benchmark").iterdir())

@@ -71,7 +71,10 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
-        return cls(read_scores([folder])[0] if folder.is_dir() else [])
+        try:
+            return cls(read_scores([folder])[0])
+        except FileNotFoundError:  # no run has ended there yet
+            return cls([])
 
     def of_seeds(self, seeds: Container[int]) -> "Results":
         """Return the results of these seeds, and those that depend on no seed."""

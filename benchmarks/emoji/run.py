@@ -1,6 +1,6 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
-About an hour on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
+About two hours on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
 tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
@@ -81,10 +81,10 @@ def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, s
 
 
 def copy_charts(charts: Path, folder: Path) -> list[Path]:
-    """Let `folder` hold the charts of the page, the bars and the few-shot curves, and no others; return their paths."""
+    """Let `folder` hold the charts of the page, the bars and the mean of the few-shot curves, and no others; return them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    chosen = [path for path in sorted(charts.glob("*.svg")) if "-bars-" in path.name or path.name.startswith("few-shot")]
+    chosen = [p for p in sorted(charts.glob("*.svg")) if "-bars-" in p.name or re.match("few-shot.*-average-", p.name)]
     return [Path(shutil.copy(path, folder)) for path in chosen]
 
 
