@@ -164,6 +164,11 @@ def test_the_page_shows_the_claims_that_are_drawn():
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
     assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
+    for theme in ("light", "dark"):
+        labels = re.findall(
+            r'"end"[^>]*>([^<]*)</text>', (ROOT / f"docs/figures/claims-{theme}.svg").read_text(encoding="utf-8")
+        )
+        assert labels == list(claims.LEARNERS), "one row a learner"
     charts = re.search(r"<!-- charts: begin -->\n(.*)<!-- charts: end -->", page, re.S)[1]
     shown = {ROOT / "docs" / name for name in re.findall(r'(?:src|srcset)="(.*?)"', charts)}
     assert shown == set((ROOT / "docs/figures/benchmark").iterdir())

@@ -153,7 +153,7 @@ def claims(palette: dict[str, str]) -> str:
     with open(HERE.parents[1] / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         found = {(row["pair"], row["images"]): row for row in csv.DictReader(file)}
     panels = [panel for panel in PANELS if any(images == panel[3] for _, images in found)]
-    learners = list(dict.fromkeys(pair.split()[0].removeprefix("KDPL_") for pair, images in found if images == "base"))
+    learners = [pair.split()[0].removeprefix("KDPL_") for (pair, _), row in found.items() if row["claim"] == "a"]
     cells = {
         (learner, n): found.get((f"KDPL_{learner} {pair.format(learner)}", images))
         for learner in learners
