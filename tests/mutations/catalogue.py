@@ -376,8 +376,8 @@ MUTATIONS = [
     mutation(
         "claims over different data sets",
         "benchmarks/emoji/claims.py",
-        "if not a or a.keys() != b.keys():",
-        "if not a:",
+        "if not first or first.keys() != second.keys() or (found and not seeds):",
+        "if not first or (found and not seeds):",
         "tests/test_emoji_benchmark.py::test_claims_are_shown_denied_or_open",
     ),
     mutation(
