@@ -102,10 +102,10 @@ def test_a_wrapped_trainer_is_kdpls_own_to_1e_6(style, tmp_path):
         ours = own.forward_backward(batch)
         their = wrapped.forward_backward({**batch, "img": own.images(batch)})
         loss = float(ours.get("loss_total", ours["loss"]))
-        assert their["loss"] == pytest.approx(loss, rel=5e-6)  # CPUs round differently: 1.4e-6 was seen, and 1.2e-6 below
+        assert their["loss"] == pytest.approx(loss, rel=2e-6)  # CPUs round differently: 1.4e-6 was seen, and 1.2e-6 below
     for name, parameter in own.student.learned.named_parameters():
         assert (parameter - start[name]).abs().max() > 1e-4
-        assert torch.allclose(parameter, pairs[name], atol=3e-6), (name, (parameter - pairs[name]).abs().max())
+        assert torch.allclose(parameter, pairs[name], atol=2e-6), (name, (parameter - pairs[name]).abs().max())
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from kdpl import train
 
 pytestmark = pytest.mark.usefixtures("precisions_as_asked")
 
-BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (1e-2, 6e-2)}  # of the loss and of the gradients; CPUs differ
+BOUNDS = {"fp16": (1e-3, 1e-2), "amp": (1e-3, 1e-2), "bf16": (1e-2, 4e-2)}  # of the loss and of the gradients; CPUs differ
 AGNOSTIC = (  # the teacher in fp32: in bf16 it takes another name at the border of K_MAX, which moves the loss by a percent
     *("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.K_MAX", 20, "TRAINER.KDPL.PREC", "fp32"),
     *("TRAINER.KDPL.VOCABULARY", ROOT / "tests/golden/vocab120.txt"),
@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_fp32_when_the_classes_are_unknown(learn
 
 
 # Of the loss of the second epoch; of the way of the prompts since their start; points of accuracy.
-AFTER_TWO_EPOCHS = {"fp16": (1e-2, 0.06, 4), "amp": (1e-2, 0.06, 4), "bf16": (2e-2, 0.2, 8)}
+AFTER_TWO_EPOCHS = {"fp16": (1e-2, 0.045, 4), "amp": (1e-2, 0.03, 4), "bf16": (2e-2, 0.2, 8)}
 
 
 @pytest.fixture(scope="module")
