@@ -197,6 +197,8 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), "--publish"])
     assert run.main() == 75 and "base2new has not finished" in capsys.readouterr().err
     ended.clear()
+    (output / "charts").mkdir(parents=True)
+    (output / "charts/few-shot-of-earlier-runs-average-light.svg").write_text("<svg/>")
     for dataset in ("EmojiSky", "EmojiPlants"):
         for classes in ("base", "new"):
             for seed in (1, 2):

@@ -130,6 +130,7 @@ def main() -> int:
     with atomic_write(args.output / "tables.md", "w") as file:
         file.write(render(tables, "markdown", intervals=True))
     write_csv(args.output / "claims.csv", rows)
+    shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
     draw(tables, args.output / "charts", "svg")
     print("", markdown(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
     if args.publish:
