@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import kdpl
 
 # isort: split
 from dassl.config import get_cfg_default
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import Datum, build_dataset
 
 from kdpl.datasets.emoji import art, generator, plans, renditions, scenes
 
@@ -44,7 +45,7 @@ def few(monkeypatch):
         monkeypatch.setitem(plans.SHA256, name, hashlib.sha256(plans.draw(some(name))).hexdigest())
 
 
-def files(data: list) -> list[tuple[str, int]]:
+def files(data: Iterable[Datum]) -> list[tuple[str, int]]:
     return [(datum.impath, datum.label) for datum in data]
 
 
@@ -236,6 +237,25 @@ def test_a_target_trains_and_validates_on_two_styles_and_tests_on_a_third(few, t
     assert {datum.domain for datum in one.test} == {2}
     with pytest.raises(ValueError, match=r"SOURCE_DOMAINS 'twemoji'.*noto, fluent"):
         build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("twemoji",)))
+
+
+def test_a_style_that_is_not_trained_on_may_be_the_target(few, tmp_path):
+    whole = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16))
+    held = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16, SOURCE_DOMAINS=("noto",), TARGET_DOMAINS=("fluent",)))
+    of_style = {
+        style: sorted(files(d for d in (*whole.train_x, *whole.val) if whole.domains[d.domain] == style))
+        for style in ("noto", "fluent")
+    }
+    assert sorted(files(held.test)) == of_style["fluent"], "all images of the style that is left out"
+    assert sorted(files((*held.train_x, *held.val))) == of_style["noto"]
+    assert held.classnames == whole.classnames
+
+    with pytest.raises(ValueError, match=r"TARGET_DOMAINS has 'fluent', which is trained on.*\('noto', 'fluent'\)"):
+        build_dataset(config(tmp_path, "sky", TARGET_DOMAINS=("fluent",)))
+    with pytest.raises(ValueError, match=r"TARGET_DOMAINS has 'noto', which is trained on"):
+        build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("noto",), TARGET_DOMAINS=("twemoji", "noto")))
+    with pytest.raises(ValueError, match=r"TARGET_DOMAINS 'contrast'.*twemoji, noto, fluent"):
+        build_dataset(config(tmp_path, "sky", TARGET_DOMAINS=("contrast",)))
 
 
 # ---------------------------------------------------------------- how the hard scenes are chosen

@@ -106,11 +106,14 @@ class EmojiScenes(ClassListDataset):
 
     Reads DATASET.ROOT (where the images are drawn at first use; empty: the cache folder), DATASET.NUM_SHOTS,
     DATASET.SUBSAMPLE_CLASSES, SEED, and DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS: the styles to train and
-    validate on and to test on (empty: all). A data set that is for testing only returns its test images as training images
-    too, since Dassl takes the class names from these; NUM_SHOTS and SOURCE_DOMAINS have no effect on it.
+    validate on and to test on (empty: all that the plan has for it). A style of the training images may be a target if
+    it is not a source: all its images are test images then (leave one domain out). A data set that is for testing only
+    returns its test images as training images too, since Dassl takes the class names from these; NUM_SHOTS and
+    SOURCE_DOMAINS have no effect on it.
 
     Raises:
-        ValueError: a domain is not a style of the data set, or DATASET.SUBSAMPLE_CLASSES is unknown.
+        ValueError: a domain is not a style of the data set, or is both source and target, or DATASET.SUBSAMPLE_CLASSES is
+            unknown.
         OSError, RuntimeError: see `scene_folder`.
     """
 
@@ -120,15 +123,16 @@ class EmojiScenes(ClassListDataset):
     domains: tuple[str, ...]  # styles
 
     def __init__(self, cfg: CfgNode):
-        styles = self._styles(cfg)
+        sources, targets = self._styles(cfg)
         folder = scene_folder(cfg.DATASET.ROOT or cache_dir(), self.plan_name)
         self.dataset_dir = str(folder)
 
         splits: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
         for scene in scenes_of(self.plan_name):
-            if scene.style_name in styles[scene.split]:
+            split = "test" if scene.style_name in targets else scene.split
+            if scene.style_name in (targets if split == "test" else sources):
                 domain = self.domains.index(scene.style_name)
-                splits[scene.split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
+                splits[split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
         train, val, test = splits["train"], splits["val"], splits["test"]
         subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.plan_name)
         blind = draws_blindly(cfg) and not self.plan.test_only
@@ -141,16 +145,23 @@ class EmojiScenes(ClassListDataset):
         kept = {new: names[old] for new, old in enumerate(kept_labels(range(len(names)), subsample))}
         super().__init__(kept, train_x=drawn, val=val or None, test=test)
 
-    def _styles(self, cfg: CfgNode) -> dict[str, Sequence[str]]:
-        """Return the styles of each split's images."""
-        chosen = {"SOURCE_DOMAINS": ["train", "val"], "TARGET_DOMAINS": ["test"]}
-        styles = {}
-        for key, splits in chosen.items():
-            known = dict.fromkeys(style for part in self.plan.parts if part.split in splits for style in part.styles)
-            for style in cfg.DATASET[key] if known else ():
-                check_choice(f"DATASET.{key}", style, tuple(known))
-            styles |= dict.fromkeys(splits, cfg.DATASET[key] or tuple(known))
-        return styles
+    def _styles(self, cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the styles to train and validate on, and those to test on."""
+        seen, unseen = (
+            tuple(dict.fromkeys(s for part in self.plan.parts if (part.split == "test") == test for s in part.styles))
+            for test in (False, True)
+        )
+        sources, targets = cfg.DATASET.SOURCE_DOMAINS or seen, cfg.DATASET.TARGET_DOMAINS or unseen
+        for style in sources if seen else ():
+            check_choice("DATASET.SOURCE_DOMAINS", style, seen)
+        for style in targets:
+            check_choice("DATASET.TARGET_DOMAINS", style, (*unseen, *seen))
+            if seen and style in sources:
+                raise ValueError(
+                    f"DATASET.TARGET_DOMAINS has '{style}', which is trained on: DATASET.SOURCE_DOMAINS is {tuple(sources)}. "
+                    f"To test on '{style}', name the other styles as sources."
+                )
+        return sources, targets
 
 
 def _data_set(name: str, plan: Plan) -> type[EmojiScenes]:
