@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT
@@ -21,39 +22,65 @@ import search
 
 
 def test_the_configurations_are_what_the_search_chose():
-    chosen = search.chosen_settings()
+    chosen = search.chosen_rates()
     assert set(chosen) == set(search.TRAINERS)
-    for trainer, (rate, epochs) in chosen.items():
+    for trainer, rate in {**chosen, "KgCoOp": chosen["CoOp"], "KDPL_KgCoOp": chosen["KDPL_CoOp"]}.items():
         text = (ROOT / f"configs/trainers/{trainer}/emoji.yaml").read_text()
-        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [rate, epochs], trainer
+        epochs = search.COCOOP_EPOCHS if trainer.endswith("CoCoOp") else search.EPOCHS
+        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [rate, str(epochs)], trainer
 
 
-def test_the_search_prefers_less_of_equals():
-    points = {("0.01", "10"): 50.0, ("0.05", "5"): 50.0, ("0.01", "5"): 50.0, ("0.002", "5"): 49.9}
-    assert search.best(points) == ("0.01", "5")
+def test_the_search_takes_the_highest_mean_and_prefers_less_of_equals():
+    folds = [("noto", "emoji_sky"), ("fluent", "emoji_sky")]
+    points = {
+        rate: dict(zip(folds, values, strict=True))
+        for rate, values in {"0.01": (49.0, 51.0), "0.05": (50.0, 50.0), "0.002": (60.0, 39.0)}.items()
+    }
+    assert search.best(points) == "0.01"
 
 
 def test_with_and_without_labels_have_the_same_search():
-    points: dict[str, list[tuple[str, str]]] = {}
-    for line in search.CHOSEN.read_text().splitlines()[1:]:
-        trainer, rate, epochs, *_ = line.split(",")
-        points.setdefault(trainer, []).append((rate, epochs))
-    for trainer, tried in points.items():
-        first, second = search.epochs_of(trainer)
-        assert {rate for rate, epochs in tried if epochs == first} >= set(search.RATES), trainer
-        assert len([epochs for _, epochs in tried if epochs == second]) == 1, trainer
+    tried: dict[str, set[str]] = {}
+    with open(search.CHOSEN, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            tried.setdefault(row["trainer"], set()).add(row["rate"])
+            assert (row["below"] == "0.00") >= bool(row["chosen"]) and float(row["below"]) >= 0
+    for trainer, rates in tried.items():
+        edge = search.BEYOND.get(search.chosen_rates()[trainer])
+        assert rates - set(search.BEYOND.values()) == set(search.RATES) and (not edge or edge in rates), trainer
 
 
 @pytest.mark.slow
-def test_the_search_reads_validation_images_of_data_sets_that_no_base_to_new_table_shows(monkeypatch, tmp_path):
+def test_the_search_tests_on_the_artist_who_was_left_out_on_data_sets_that_no_base_to_new_table_shows(monkeypatch, tmp_path):
     swept = []
-    monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) or 1)
-    with pytest.raises(SystemExit, match="resumes"):
-        search.measure(["CoOp"], ("0.01", "5"), tmp_path, 1)
-    options = dict(zip(swept[0].options[::2], swept[0].options[1::2], strict=True))
-    assert options["TEST.SPLIT"] == "val" and not any("SPLIT" in key for s in sweeps() for key in s.options)
+    monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) and 0)
+    monkeypatch.setattr(search, "read_scores", lambda folders: scores_of(swept[-1]))
+    found = search.measure(["CoOp", "CoCoOp"], "0.01", tmp_path, 1)
+    folds = {(artist, name) for artist in ("noto", "fluent") for name in search.DATASETS}
+    assert {trainer: set(values) for trainer, values in found.items()} == {"CoOp": folds, "CoCoOp": folds}
+    assert found["CoOp"]["noto", "emoji_sky"] == pytest.approx(2 * 40 * 60 / 100)
     shown = {name for sweep in sweeps() if sweep.protocol != "xd" for name in sweep.datasets}
-    assert not shown & set(swept[0].datasets) and len(shown | set(swept[0].datasets)) == 10
+    assert not shown & set(search.DATASETS) and len(shown | set(search.DATASETS)) == 10
+    domains = []
+    for sweep in swept:
+        keys = dict(zip(sweep.options[::2], map(literal, sweep.options[1::2]), strict=True))
+        domains.append((keys["DATASET.SOURCE_DOMAINS"], keys["DATASET.TARGET_DOMAINS"]))
+        table = ROOT / f"configs/trainers/{sweep.trainers[0]}/emoji.yaml"
+        assert f"MAX_EPOCH: {keys['OPTIM.MAX_EPOCH'] // 2}\n" in table.read_text(), "half the images, twice the epochs"
+        assert "TEST.SPLIT" not in keys and all(planned.steps[0].settings for planned in runs_of(sweep))
+    assert sorted(set(domains)) == [(("fluent",), ("noto",)), (("noto",), ("fluent",))] and len(domains) == 4
+
+
+def scores_of(sweep: run.Sweep) -> tuple[list, list]:
+    """Return results of a sweep's runs, 40 on base classes and 60 on new ones."""
+    return [
+        SimpleNamespace(
+            tested=SimpleNamespace(dataset=d, classes=half), method=SimpleNamespace(name=trainer), accuracy=accuracy
+        )
+        for d in sweep.datasets
+        for trainer in sweep.trainers
+        for half, accuracy in (("base", 40.0), ("new", 60.0))
+    ], []
 
 
 def sweeps() -> list[run.Sweep]:
@@ -74,12 +101,12 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
             assert set(run.VARIANTS[sweep.name]) <= {changed, "TRAINER.KDPL.CACHE_DIR"}, "one setting at a time"
             assert sweep.output.name == sweep.name
         allowed = {"VIEWS", "CACHE_DIR", "VOCABULARY", "K_MAX", "TEMPLATE"} | (
-            {"MAX_EPOCH"} if sweep.protocol == "xd" else set()
+            {"MAX_EPOCH", "WARMUP_EPOCH"} if sweep.protocol == "xd" else set()
         )
         assert keys.keys() <= allowed, "nothing is tuned for one table"
         assert keys.get("CACHE_DIR", "out/features") == ("" if sweep.name == "fresh" else "out/features")
         assert sweep.output.parent == Path("out").absolute()
-        assert len(sweep.seeds) >= {"base2new": 5, "cocoop_agnostic": 2}.get(
+        assert len(sweep.seeds) >= {"base2new": 5}.get(
             sweep.name, 1 if "zeroshot" in sweep.name or sweep.name == "sentence" else 3
         )
         for planned in runs_of(replace(sweep, seeds=sweep.seeds[:1], shots=sweep.shots[:1])):
@@ -162,7 +189,13 @@ def test_the_page_shows_the_claims_that_are_drawn():
     with open(ROOT / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
-    assert run.with_block(page, "claims", claims.markdown(rows)) == page, "python benchmarks/emoji/run.py --publish"
+    assert {path.name for path, _ in run.blocks_of(rows)} == {"README.md", "benchmark.md", "class_agnostic.md"}
+    for (path, name), block in run.blocks_of(rows).items():
+        text = path.read_text(encoding="utf-8")
+        assert run.with_block(text, name, block) == text, "python benchmarks/emoji/run.py --publish"
+    typed = re.sub(r"(?s)<!-- (\w+): begin -->.*?<!-- \1: end -->", "", page)
+    typed = typed[typed.index("## What it shows") : typed.index("## How it is kept fair")]
+    assert not re.findall(r"\d\.\d", typed), "what the runs say stands in the blocks that they write"
     assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
     for theme in ("light", "dark"):
         labels = re.findall(
@@ -187,9 +220,12 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     output, docs = tmp_path / "output", tmp_path / "docs"
     docs.mkdir()
     (docs / "benchmark.md").write_text(
+        "<!-- summary: begin -->\n<!-- summary: end -->\n"
         "A\n<!-- claims: begin -->\n<!-- claims: end -->\nB\n<!-- averages: begin -->\nold\n<!-- averages: end -->\nC\n"
         "<!-- charts: begin -->\n<!-- charts: end -->\n"
     )
+    (docs / "class_agnostic.md").write_text("<!-- agnostic: begin -->\n<!-- agnostic: end -->\n")
+    (tmp_path / "README.md").write_text("Before\n<!-- summary: begin -->\nold\n<!-- summary: end -->\nafter\n")
     monkeypatch.setattr(run, "DOCS", docs)
     monkeypatch.setattr(run, "HERE", tmp_path)
     ended = {"base2new": 75}
@@ -210,6 +246,9 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
         re.search(r"(?s)A\n<!-- claims: begin -->.*KDPL_CoOp minus CoOp.*B\n.*\| average +\| CoOp .*C\n", once)
         and "old" not in once
     )
+    readme = (tmp_path / "README.md").read_text()
+    row = re.search(r"\| \(b\) +\| KDPL minus labels +\| new +\| \+4\.2 to \+4\.2 +\|.*\n", readme)
+    assert row and row[0] in once and "old" not in readme and readme.startswith("Before\n") and readme.endswith("after\n")
     assert "EmojiPlants" in (docs / "benchmark_tables.md").read_text() and "EmojiPlants" not in once
     assert (tmp_path / "claims.csv").read_text() == (output / "claims.csv").read_text()
     assert {path.suffix for path in (output / "charts").iterdir()} == {".svg"}

@@ -8,6 +8,7 @@ Differences are paired by seed and class; an interval is the 95 % bootstrap over
 
 import argparse
 import csv
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +233,27 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
             )
             parts.append(f"**{title}.**\n\n{table}\n")
     return "\n".join(parts)
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a table with a row for each kind of comparison: its differences over the learners, and their verdicts."""
+    kinds: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        if row["claim"]:
+            kinds.setdefault((row["claim"], kind_of(row["pair"]), row["images"]), []).append(row)
+    cells = []
+    for (claim, kind, images), of in kinds.items():
+        points = sorted(float(row["points"]) for row in of)
+        verdicts = [str([row["verdict"] for row in of].count(verdict) or "") for verdict in ("shown", "open", "denied")]
+        cells.append([f"({claim})", kind, images, f"{points[0]:+.1f} to {points[-1]:+.1f}", *verdicts])
+    head = ["claim", "compared", "images", "points, by learner", "shown", "open", "denied"]
+    return tabulate(cells, head, "github", disable_numparse=True) + "\n"
+
+
+def kind_of(pair: str) -> str:
+    """Return what is compared, without the learner's name."""
+    _, learner, words = re.split(r"^KDPL_([A-Za-z]+)", pair)
+    return "KDPL" + re.sub(rf"minus {learner}$", "minus labels", words)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:

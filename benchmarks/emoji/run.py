@@ -1,6 +1,6 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
-About two hours on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
+About an hour on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
 tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from claims import findings, markdown, rows_of, write_csv
+from claims import findings, markdown, rows_of, summary, write_csv
 
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.formats import render
@@ -61,23 +61,36 @@ def sweep_in(name: str, output: Path) -> Sweep:
 
 
 def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write tables and charts into the documentation, and the claims into it and beside this file."""
+    """Write claims.csv beside this file, all tables into a page of their own, and a block into each page that shows a part."""
     write_csv(HERE / "claims.csv", rows)
-    page = DOCS / "benchmark.md"
-    text = page.read_text(encoding="utf-8")
     (whole,) = (table for table in tables if table.protocol == "base-to-new")
     averages = replace(whole, rows=[row for row in whole.rows if row.labels[0] == AVERAGE])
-    blocks = {
-        "claims": markdown(rows),
-        "averages": render([averages], "markdown", intervals=True),
-        "charts": pictures(copy_charts(output / "charts", DOCS / "figures/benchmark")),
-    }
-    for name, block in blocks.items():
-        text = with_block(text, name, block)
-    with atomic_write(page, "w") as file:
-        file.write(text)
+    write_blocks(
+        {
+            **blocks_of(rows),
+            (DOCS / "benchmark.md", "averages"): render([averages], "markdown", intervals=True),
+            (DOCS / "benchmark.md", "charts"): pictures(copy_charts(output / "charts", DOCS / "figures/benchmark")),
+        }
+    )
     with atomic_write(DOCS / "benchmark_tables.md", "w") as file:
         file.write(f"{HEAD}\n{render(tables, 'markdown', intervals=True)}")
+
+
+def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
+    """Return what the pages show of the claims, by page and name of the block."""
+    return {
+        (DOCS.parent / "README.md", "summary"): summary(rows),
+        (DOCS / "benchmark.md", "summary"): summary(rows),
+        (DOCS / "benchmark.md", "claims"): markdown(rows),
+        (DOCS / "class_agnostic.md", "agnostic"): markdown([row for row in rows if row["claim"] == "d"]),
+    }
+
+
+def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
+    for (page, name), block in blocks.items():
+        text = with_block(page.read_text(encoding="utf-8"), name, block)
+        with atomic_write(page, "w") as file:
+            file.write(text)
 
 
 def copy_charts(charts: Path, folder: Path) -> list[Path]:
@@ -132,7 +145,7 @@ def main() -> int:
     write_csv(args.output / "claims.csv", rows)
     shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
     draw(tables, args.output / "charts", "svg")
-    print("", markdown(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
+    print("", markdown(rows), summary(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
     if args.publish:
         publish(args.output, tables, rows)
     return 0

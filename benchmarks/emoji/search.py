@@ -1,17 +1,22 @@
 """Choose every learner's rate for the embedded benchmark: `python benchmarks/emoji/search.py`.
 
-The same search for all trainers, with labels and without. Prompts are learned on the base classes of four target data sets
-that no base-to-new table shows, from the scenes of one artist; the scenes of the other artist, who was left out, validate
-them, and then the other way round. The mean of H over these eight decides. Test images show a third artist and are never
-read. If the best rate is the smallest or the largest, one more beyond it is tried. There are as many updates as in the
-tables: half the images, twice the epochs. Runs that are finished are not done again. Writes all points to search.csv, and
-the chosen rates into configs/trainers/*/emoji.yaml.
+The same search for all trainers, with labels and without: prompts are learned on the base classes of four target data sets
+that no base-to-new table shows, and the mean of H on their validation images, over the four and two seeds, decides. If the
+best rate is the smallest or the largest, one more beyond it is tried. Test images are never read.
+
+Validation images have the artists of the training images, test images a third one. So the search also measures, but does
+not decide by, what a rate does for an artist who was left out: learned from the scenes of one artist, with as many
+updates, and tested on all scenes of the other, and the other way round.
+
+Runs that are finished are not done again. Writes all points to search.csv, and the chosen rates into
+configs/trainers/*/emoji.yaml.
 """
 
 import argparse
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -29,57 +34,65 @@ DATASETS = ("emoji_sky", "emoji_office", "emoji_creatures", "emoji_places")
 ARTISTS = ("noto", "fluent")
 RATES = ("0.0004", "0.002", "0.01", "0.05")
 BEYOND = {"0.0004": "0.00008", "0.05": "0.25"}  # more rates, where the best is the last
-EPOCHS, COCOOP_EPOCHS = 5, 2  # of the tables; CoCoOp's batches are a quarter of the others'
+EPOCHS, COCOOP_EPOCHS = 5, 2  # of the configurations; CoCoOp's batches are a quarter of the others'
 
-Accuracies = dict[tuple[str, str], float]  # H by artist who was left out and data set
+Accuracies = dict[tuple[str, int], float]  # H by data set and seed
 
 
-def measure(trainers: Sequence[str], rate: str, output: Path, jobs: int) -> dict[str, Accuracies]:
-    """Return each trainer's H on the images of the artist who was left out."""
-    found: dict[str, Accuracies] = {trainer: {} for trainer in trainers}
-    for left_out in ARTISTS:
-        for cocoop in (False, True):
-            some = [trainer for trainer in trainers if trainer.endswith("CoCoOp") == cocoop]
-            if not some:
-                continue
-            sweep = sweep_of(content(some, rate, left_out, cocoop, output, jobs), "search", "the search")
-            if run_local(sweep):
-                raise SystemExit("Some runs have not finished. The same command resumes them.")
-            scores, _ = read_scores([sweep.output])
-            for trainer in some:
-                of = {(s.tested.dataset, s.tested.classes): s.accuracy for s in scores if s.method.name == trainer}
-                names = {dataset for dataset, _ in of}
-                if len(of) != 2 * len(DATASETS):
-                    raise SystemExit(
-                        f"{trainer} has {len(of)} results in '{sweep.output}', expected both halves of {len(DATASETS)} data sets."
-                    )
-                for name in names:
-                    base, new = of[name, "base"], of[name, "new"]
-                    found[trainer][left_out, name] = 2 * base * new / (base + new)
+def measure(trainers: Sequence[str], rate: str, output: Path, jobs: int, left_out: str = "") -> dict[str, Accuracies]:
+    """Return each trainer's H on validation images, or on all images of an artist who is left out of the training."""
+    found: dict[str, Accuracies] = {}
+    for cocoop in (False, True):
+        some = [trainer for trainer in trainers if trainer.endswith("CoCoOp") == cocoop]
+        if not some:
+            continue
+        sweep = sweep_of(content(some, rate, output, jobs, left_out), "search", "the search")
+        if run_local(sweep):
+            raise SystemExit("Some runs have not finished. The same command resumes them.")
+        scores, _ = read_scores([sweep.output], "test" if left_out else "val")
+        for trainer in some:
+            of = {(s.tested.dataset, s.seed, s.tested.classes): s.accuracy for s in scores if s.method.name == trainer}
+            if len(of) != 2 * len(DATASETS) * len(sweep.seeds):
+                raise SystemExit(
+                    f"{trainer} has {len(of)} results in {sweep.output}, expected those of both halves of {len(DATASETS)} "
+                    f"data sets and {len(sweep.seeds)} seeds."
+                )
+            halves = {key[:2]: (of[*key[:2], "base"], of[*key[:2], "new"]) for key in of}
+            found[trainer] = {fold: 2 * base * new / (base + new) for fold, (base, new) in halves.items()}
     return found
 
 
-def content(trainers: Sequence[str], rate: str, left_out: str, cocoop: bool, output: Path, jobs: int) -> dict:
-    """Return a sweep of these trainers that learn from the other artist, as a sweep's file has it."""
-    (source,) = set(ARTISTS) - {left_out}
+def content(trainers: Sequence[str], rate: str, output: Path, jobs: int, left_out: str) -> dict:
+    """Return a sweep of these trainers, as a sweep's file has it."""
+    options = {
+        "OPTIM.LR": rate,
+        "TRAINER.KDPL.VIEWS": "8",
+        "TRAINER.KDPL.CACHE_DIR": str(output / "features"),
+    }
+    if left_out:  # half the images, twice the epochs
+        (source,) = set(ARTISTS) - {left_out}
+        options |= {
+            "OPTIM.MAX_EPOCH": str(2 * epochs_of(trainers[0])),
+            "OPTIM.WARMUP_EPOCH": "2",
+            "DATASET.SOURCE_DOMAINS": f"('{source}',)",
+            "DATASET.TARGET_DOMAINS": f"('{left_out}',)",
+        }
+    else:
+        options |= {"TEST.SPLIT": "val"}
     return {
         "protocol": "base2new",
         "trainers": list(trainers),
         "datasets": list(DATASETS),
-        "seeds": ["1"],
+        "seeds": ["1"] if left_out else ["1", "2"],
         "config": "emoji",
-        "output": str(output / f"lr_{rate}_without_{left_out}"),
-        "options": {
-            "OPTIM.LR": rate,
-            "OPTIM.MAX_EPOCH": str(2 * (COCOOP_EPOCHS if cocoop else EPOCHS)),
-            "OPTIM.WARMUP_EPOCH": "2",
-            "DATASET.SOURCE_DOMAINS": f"('{source}',)",
-            "DATASET.TARGET_DOMAINS": f"('{left_out}',)",
-            "TRAINER.KDPL.VIEWS": "8",
-            "TRAINER.KDPL.CACHE_DIR": str(output / "features"),
-        },
+        "output": str(output / f"lr_{rate}{f'_without_{left_out}' if left_out else ''}"),
+        "options": options,
         "executor": {"warm": "true", "gpus": "0", "jobs": str(jobs)},
     }
+
+
+def epochs_of(trainer: str) -> int:
+    return COCOOP_EPOCHS if trainer.endswith("CoCoOp") else EPOCHS
 
 
 def best(points: Mapping[str, Accuracies]) -> str:
@@ -88,13 +101,12 @@ def best(points: Mapping[str, Accuracies]) -> str:
 
 
 def search(output: Path, jobs: int) -> dict[str, dict[str, Accuracies]]:
-    """Return by trainer and rate the H of all folds."""
+    """Return by trainer and rate the H on validation images."""
     found: dict[str, dict[str, Accuracies]] = {trainer: {} for trainer in TRAINERS}
 
     def add(trainers: Sequence[str], rate: str) -> None:
-        if trainers:
-            for trainer, accuracies in measure(trainers, rate, output, jobs).items():
-                found[trainer][rate] = accuracies
+        for trainer, accuracies in measure(trainers, rate, output, jobs).items():
+            found[trainer][rate] = accuracies
 
     for rate in RATES:
         add(TRAINERS, rate)
@@ -103,17 +115,35 @@ def search(output: Path, jobs: int) -> dict[str, dict[str, Accuracies]]:
     return found
 
 
-def write_table(found: Mapping[str, Mapping[str, Accuracies]]) -> None:
-    """Write all points: the mean H, how far it is below the best rate's, and the standard error of that difference."""
+def on_artist_left_out(output: Path, jobs: int) -> dict[tuple[str, str], float]:
+    """Return by trainer and rate the H on an artist who was left out, mean over both."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for rate, artist in product(RATES, ARTISTS):
+        for trainer, accuracies in measure(TRAINERS, rate, output, jobs, artist).items():
+            found.setdefault((trainer, rate), []).extend(accuracies.values())
+    return {point: fmean(values) for point, values in found.items()}
+
+
+def write_table(found: Mapping[str, Mapping[str, Accuracies]], left_out: Mapping[tuple[str, str], float]) -> None:
+    """Write all points: the mean H, how far it is below the best rate's with the standard error, and that of artists left out."""
     with atomic_write(CHOSEN, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trainer", "rate", "H", "below", "standard error", "chosen"])
+        writer.writerow(["trainer", "rate", "H", "below", "standard error", "chosen", "H of an artist left out"])
         for trainer, points in found.items():
             top = best(points)
             for rate, accuracies in points.items():
                 below = [points[top][fold] - value for fold, value in accuracies.items()]
                 numbers = (fmean(accuracies.values()), fmean(below), stdev(below) / len(below) ** 0.5)
-                writer.writerow([trainer, rate, *(f"{n:.2f}" for n in numbers), "yes" if rate == top else ""])
+                other = left_out.get((trainer, rate))
+                writer.writerow(
+                    [
+                        trainer,
+                        rate,
+                        *(f"{n:.2f}" for n in numbers),
+                        "yes" if rate == top else "",
+                        "" if other is None else f"{other:.2f}",
+                    ]
+                )
 
 
 def chosen_rates() -> dict[str, str]:
@@ -137,7 +167,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/search"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     args = parser.parse_args()
-    write_table(search(args.output, args.jobs))
+    found = search(args.output, args.jobs)
+    write_table(found, on_artist_left_out(args.output, args.jobs))
     write_configs()
     print(CHOSEN.read_text(encoding="utf-8"))
 
