@@ -31,7 +31,7 @@ def test_the_configurations_are_what_the_search_chose():
 
 
 def test_the_search_takes_the_highest_mean_and_prefers_less_of_equals():
-    folds = [("noto", "emoji_sky"), ("fluent", "emoji_sky")]
+    folds = [("emoji_sky", 1), ("emoji_sky", 2)]
     points = {
         rate: dict(zip(folds, values, strict=True))
         for rate, values in {"0.01": (49.0, 51.0), "0.05": (50.0, 50.0), "0.002": (60.0, 39.0)}.items()
@@ -44,41 +44,55 @@ def test_with_and_without_labels_have_the_same_search():
     with open(search.CHOSEN, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             tried.setdefault(row["trainer"], set()).add(row["rate"])
-            assert (row["below"] == "0.00") >= bool(row["chosen"]) and float(row["below"]) >= 0
+            assert float(row["below"]) >= 0 and (row["below"] == "0.00" or not row["chosen"])
+            assert bool(row["H of an artist left out"]) == (row["rate"] in search.RATES)
     for trainer, rates in tried.items():
         edge = search.BEYOND.get(search.chosen_rates()[trainer])
         assert rates - set(search.BEYOND.values()) == set(search.RATES) and (not edge or edge in rates), trainer
 
 
 @pytest.mark.slow
-def test_the_search_tests_on_the_artist_who_was_left_out_on_data_sets_that_no_base_to_new_table_shows(monkeypatch, tmp_path):
-    swept = []
+def test_the_search_sees_data_sets_that_no_base_to_new_table_shows_and_no_test_image(monkeypatch, tmp_path):
+    swept, read = [], []
     monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) and 0)
-    monkeypatch.setattr(search, "read_scores", lambda folders: scores_of(swept[-1]))
-    found = search.measure(["CoOp", "CoCoOp"], "0.01", tmp_path, 1)
-    folds = {(artist, name) for artist in ("noto", "fluent") for name in search.DATASETS}
-    assert {trainer: set(values) for trainer, values in found.items()} == {"CoOp": folds, "CoCoOp": folds}
-    assert found["CoOp"]["noto", "emoji_sky"] == pytest.approx(2 * 40 * 60 / 100)
+    monkeypatch.setattr(search, "read_scores", lambda folders, split: read.append(split) or scores_of(swept[-1]))
     shown = {name for sweep in sweeps() if sweep.protocol != "xd" for name in sweep.datasets}
     assert not shown & set(search.DATASETS) and len(shown | set(search.DATASETS)) == 10
-    domains = []
+    trainers = ["CoOp", "CoCoOp", "KDPL_CoOp"]
+
+    found = search.measure(trainers, "0.01", tmp_path, 1)
+    folds = {(name, seed) for name in search.DATASETS for seed in (1, 2)}
+    assert {trainer: set(values) for trainer, values in found.items()} == dict.fromkeys(trainers, folds)
+    assert found["CoOp"]["emoji_sky", 2] == pytest.approx(2 * 40 * 60 / 100)
+    assert read == ["val", "val"] and all(s.options[-2:] == ("TEST.SPLIT", "val") for s in swept)
+    assert not any("MAX_EPOCH" in key for sweep in swept for key in sweep.options)
+
+    swept.clear(), read.clear()
+    found = search.on_artist_left_out(tmp_path, 1)
+    assert set(found) == {(trainer, rate) for trainer in search.TRAINERS for rate in search.RATES}
+    assert set(read) == {"test"} and len(swept) == 2 * 2 * len(search.RATES)
+    domains = set()
     for sweep in swept:
         keys = dict(zip(sweep.options[::2], map(literal, sweep.options[1::2]), strict=True))
-        domains.append((keys["DATASET.SOURCE_DOMAINS"], keys["DATASET.TARGET_DOMAINS"]))
+        domains.add((keys["DATASET.SOURCE_DOMAINS"], keys["DATASET.TARGET_DOMAINS"]))
         table = ROOT / f"configs/trainers/{sweep.trainers[0]}/emoji.yaml"
         assert f"MAX_EPOCH: {keys['OPTIM.MAX_EPOCH'] // 2}\n" in table.read_text(), "half the images, twice the epochs"
-        assert "TEST.SPLIT" not in keys and all(planned.steps[0].settings for planned in runs_of(sweep))
-    assert sorted(set(domains)) == [(("fluent",), ("noto",)), (("noto",), ("fluent",))] and len(domains) == 4
+        assert all(planned.steps[0].settings for planned in runs_of(sweep)), "no run refuses its configuration"
+    assert domains == {(("fluent",), ("noto",)), (("noto",), ("fluent",))}
 
 
 def scores_of(sweep: run.Sweep) -> tuple[list, list]:
     """Return results of a sweep's runs, 40 on base classes and 60 on new ones."""
     return [
         SimpleNamespace(
-            tested=SimpleNamespace(dataset=d, classes=half), method=SimpleNamespace(name=trainer), accuracy=accuracy
+            tested=SimpleNamespace(dataset=name, classes=half),
+            method=SimpleNamespace(name=trainer),
+            seed=seed,
+            accuracy=accuracy,
         )
-        for d in sweep.datasets
+        for name in sweep.datasets
         for trainer in sweep.trainers
+        for seed in sweep.seeds
         for half, accuracy in (("base", 40.0), ("new", 60.0))
     ], []
 
@@ -89,7 +103,7 @@ def sweeps() -> list[run.Sweep]:
 
 @pytest.mark.slow
 def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
-    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant"} - set(run.VARIANTS)
+    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant"} - {*run.VARIANTS, *run.VALIDATION}
     assert len({sweep.folder for sweep in sweeps()}) == len(run.ORDER)
     for sweep in sweeps():
         keys = {
@@ -100,21 +114,31 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
             assert literal(value) == keys.pop(changed.rpartition(".")[2]) and set(sweep.trainers) <= {"KDPL_CoOp", "KDPL_VPT"}
             assert set(run.VARIANTS[sweep.name]) <= {changed, "TRAINER.KDPL.CACHE_DIR"}, "one setting at a time"
             assert sweep.output.name == sweep.name
+        split = keys.pop("SPLIT", "test")
+        assert (split == "val") == (sweep.steps == ("test",)) == (sweep.name in run.VALIDATION), "learned prompts, tested again"
         allowed = {"VIEWS", "CACHE_DIR", "VOCABULARY", "K_MAX", "TEMPLATE"} | (
             {"MAX_EPOCH", "WARMUP_EPOCH"} if sweep.protocol == "xd" else set()
         )
         assert keys.keys() <= allowed, "nothing is tuned for one table"
         assert keys.get("CACHE_DIR", "out/features") == ("" if sweep.name == "fresh" else "out/features")
         assert sweep.output.parent == Path("out").absolute()
-        assert len(sweep.seeds) >= {"base2new": 5}.get(
-            sweep.name, 1 if "zeroshot" in sweep.name or sweep.name == "sentence" else 3
+        assert len(sweep.seeds) >= (
+            1 if "zeroshot" in sweep.name or sweep.name == "sentence" else 5 if sweep.name.startswith("base2new") else 3
         )
         for planned in runs_of(replace(sweep, seeds=sweep.seeds[:1], shots=sweep.shots[:1])):
             assert planned.steps[0].settings, "no run refuses its configuration"
 
 
 def add(
-    folder: Path, trainer: str, classes: str, right: list[int], *, seed: int = 1, dataset: str = "EmojiSky", ca=False
+    folder: Path,
+    trainer: str,
+    classes: str,
+    right: list[int],
+    *,
+    seed: int = 1,
+    dataset: str = "EmojiSky",
+    ca=False,
+    split="test",
 ) -> None:
     """Write the result of a run in which of 8 images of each class these were right."""
     teacher = "emoji_teacher" if trainer.startswith("KDPL") else None
@@ -124,7 +148,7 @@ def add(
         folder / f"base2new/{'train_base' if classes == 'base' else 'test_new'}/{dataset}/shots_16/{method}/emoji/seed{seed}",
         {"trainer": trainer, "backbone": "emoji_student", "teacher": teacher, "class_agnostic": ca, "seed": seed, "shots": 16,
          "config": ""},
-        {"dataset": dataset, "split": "test", "classes": classes, "source_domains": [], "target_domains": [],
+        {"dataset": dataset, "split": split, "classes": classes, "source_domains": [], "target_domains": [],
          "num_classes": len(right), "num_images": 8 * len(right), "accuracy": accuracy, "error_rate": 100 - accuracy,
          "macro_f1": accuracy, "class_names": classes, "right_by_class": " ".join(f"{n}/8" for n in right)},
     )  # fmt: skip
@@ -142,11 +166,16 @@ def test_claims_are_shown_denied_or_open(tmp_path):
             add(main, "CoOp", classes, mixed, seed=seed)
             add(main, "KDPL_CoOp", classes, [max(0, n - 1) for n in right], seed=seed, ca=True)
             add(tmp_path / "fresh", "KDPL_CoOp", classes, [n + 1 + (seed + c) % 2 for c, n in enumerate(right)], seed=seed)
+    add(main, "ZeroshotCLIP", "new", new, split="val")
+    for seed in (1, 2, 3):
+        add(main, "KDPL_CoOp", "new", [n - 1 - (seed + c) % 2 for c, n in enumerate(new)], seed=seed, split="val")
     found, draws = claims.findings(tmp_path), Draws()
     verdicts = {(f.claim, f.pair, f.images): f.verdict(draws) for f in found}
     assert verdicts["a", "KDPL_CoOp minus best sentence", "base"] == "shown"
     assert verdicts["b", "KDPL_CoOp minus zero-shot", "new"] == "shown"
     assert verdicts["b", "KDPL_CoOp minus CoOp", "new"] == "open"
+    assert verdicts["b", "KDPL_CoOp minus zero-shot", "new, same artists"] == "denied", "other images"
+    assert ("b", "KDPL_CoOp minus CoOp", "new, same artists") not in verdicts
     assert verdicts["d", "KDPL_CoOp: class-agnostic minus class-aware", "base"] == "denied"
     assert verdicts["e", "KDPL_CoOp: 8 views minus fresh", "H"] == "shown", "they are equal, and a point is allowed"
     assert {f.claim for f in found} == {"a", "b", "d", "e"}, "what has no runs is left out"

@@ -33,7 +33,7 @@ def finish(step: Step) -> None:
         result = {
             **dict.fromkeys(("num_classes", "num_images"), 30),
             **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
-            **{"accuracy": 40.0 + step.seed, "split": "test", "source_domains": [], "target_domains": []},
+            **{"accuracy": 40.0 + step.seed, "split": step.split, "source_domains": [], "target_domains": []},
         }
         run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
         run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
@@ -229,6 +229,23 @@ def test_the_test_alone_waits_for_no_training_and_says_which_is_missing(tmp_path
     training = run.steps[0].training
     assert outcome.state == "failed" and outcome.reason.endswith(f"do that step first ({training.folder})")
     assert not run.steps[0].folder.exists()
+
+
+def test_learned_prompts_are_tested_again_on_validation_images(tmp_path, monkeypatch):
+    """A training that was tested on the other images has ended, and its test on the new ones is still to be done."""
+    keys = {"steps": "test", "options": "{TEST.SPLIT: val}", "output": str(tmp_path / "out")}
+    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, **keys)))
+    (trained, *_) = runs_of(read_sweep(sweep_file(tmp_path, steps="train", output=keys["output"])))
+    training = run.steps[0].training
+    assert not training.ended()
+    finish(trained.steps[0])
+    assert trained.steps[0].folder == training.folder and training.ended() and training.missing() and run.steps[0].missing()
+    started = []
+    process = lambda step, *rest: started.append(step.command()) or finish(step) or work.Outcome()  # noqa: E731
+    monkeypatch.setattr(work, "_process", process)
+    assert work.work(run, work.Stop(), os.environ).state == "finished"
+    (command,) = started
+    assert "--eval-only" in command and command[-2:] == ["TEST.SPLIT", "val"]
 
 
 def test_runs_of_two_configurations_do_not_share_their_records(tmp_path):

@@ -32,6 +32,10 @@ HEAD = """# Tables of the embedded benchmark
 All that `python benchmarks/emoji/run.py --publish` measures; [the benchmark](benchmark.md) says what it is and what the tables
 show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
 """
+VALIDATION = {  # sweeps whose prompts are tested again, on validation images: of new classes, by the artists of the training
+    "zeroshot_same_artists": "zeroshot",
+    "base2new_same_artists": "base2new",
+}
 VARIANTS = {  # of the sweep "variant": what is changed
     "fresh": {"TRAINER.KDPL.VIEWS": "0", "TRAINER.KDPL.CACHE_DIR": ""},
     "teacher_weak": {"TRAINER.KDPL.TEACHER": "emoji_student"},
@@ -43,7 +47,7 @@ VARIANTS = {  # of the sweep "variant": what is changed
     "depth_1": {"TRAINER.VPT.PROMPT_DEPTH_VISION": "1"},
 }
 ORDER = (
-    "zeroshot", "sentence", "base2new", "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic",
+    "zeroshot", "sentence", "base2new", *VALIDATION, "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic",
     *VARIANTS,
     "few_shot", "cocoop_agnostic",
 )  # fmt: skip
@@ -51,9 +55,11 @@ ORDER = (
 
 def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
-    sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else name}.yaml")
+    sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else VALIDATION.get(name, name)}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
     settings = dict(zip(options[::2], options[1::2], strict=True)) | VARIANTS.get(name, {})
+    if name in VALIDATION:
+        sweep, settings = replace(sweep, steps=("test",)), settings | {"TEST.SPLIT": "val"}
     options = [text for pair in settings.items() for text in pair]
     folder = name if name in VARIANTS else sweep.output.name
     trainers = ("KDPL_VPT",) if name == "depth_1" else sweep.trainers

@@ -57,7 +57,7 @@ def measure(trainers: Sequence[str], rate: str, output: Path, jobs: int, left_ou
                     f"{trainer} has {len(of)} results in {sweep.output}, expected those of both halves of {len(DATASETS)} "
                     f"data sets and {len(sweep.seeds)} seeds."
                 )
-            halves = {key[:2]: (of[*key[:2], "base"], of[*key[:2], "new"]) for key in of}
+            halves = {(name, seed): (of[name, seed, "base"], of[name, seed, "new"]) for name, seed, _ in of}
             found[trainer] = {fold: 2 * base * new / (base + new) for fold, (base, new) in halves.items()}
     return found
 
@@ -125,7 +125,7 @@ def on_artist_left_out(output: Path, jobs: int) -> dict[tuple[str, str], float]:
 
 
 def write_table(found: Mapping[str, Mapping[str, Accuracies]], left_out: Mapping[tuple[str, str], float]) -> None:
-    """Write all points: the mean H, how far it is below the best rate's with the standard error, and that of artists left out."""
+    """Write all points: the mean H, its distance to the best rate's with the standard error, and H of artists left out."""
     with atomic_write(CHOSEN, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trainer", "rate", "H", "below", "standard error", "chosen", "H of an artist left out"])

@@ -12,6 +12,7 @@ from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
+from kdpl.config.choices import SPLITS
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.influence import differences, unfollowed
@@ -132,8 +133,15 @@ class Step:
 
     def missing(self) -> list[str]:
         """Return the data sets without a result of these settings."""
+        return self._without_result(self.split)
+
+    def ended(self) -> bool:
+        """Return whether it has results of these settings, on whichever images."""
+        return any(not self._without_result(split) for split in SPLITS)
+
+    def _without_result(self, split: str) -> list[str]:
         return missing_datasets(
-            self.folder, self.datasets, self.classes, self.split, model_dir=self.model_dir, settings=self.settings
+            self.folder, self.datasets, self.classes, split, model_dir=self.model_dir, settings=self.settings
         )
 
     def stale(self) -> list[str]:

@@ -102,7 +102,7 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: 
                 return Outcome(
                     exits.FAILED, f"its prompts were learned with other settings: give the same ({'; '.join(found)})"
                 )
-            if step.training and step.training.missing():
+            if step.training and not step.training.ended():
                 return Outcome(exits.FAILED, f"its training has not finished: do that step first ({step.model_dir})")
             outcome = _process(step, stop, env, warm)
             if outcome.status == exits.OCCUPIED:
