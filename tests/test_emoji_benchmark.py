@@ -209,7 +209,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
     assert len(five.cell.values) == 3 and five.images == "H" and five.cell.mean == three.cell.mean
     assert "| 3 " in claims.markdown(claims.rows_of([three], Draws()))
     add(tmp_path / "none/main", "KDPL_CoOp", "new", right, seed=1)
-    add(tmp_path / "none/small_rate", "KDPL_CoOp", "new", right, seed=2)
+    add(tmp_path / "none/temperature_2", "KDPL_CoOp", "new", right, seed=2)
     (tmp_path / "none/fresh").mkdir()  # its first run has begun
     assert claims.findings(tmp_path / "none") == []
 

@@ -35,7 +35,6 @@ CLAIMS = {
 
 
 WHY = {  # variants that may tell why a claim fails
-    "small_rate": "rate 0.002",
     "depth_1": "prompts at the input only",
     "temperature_2": "temperature 2",
     "loss_forward": "forward KL alone",

@@ -40,7 +40,6 @@ VARIANTS = {  # of the sweep "variant": what is changed
     "fresh": {"TRAINER.KDPL.VIEWS": "0", "TRAINER.KDPL.CACHE_DIR": ""},
     "teacher_weak": {"TRAINER.KDPL.TEACHER": "emoji_student"},
     "teacher_middle": {"TRAINER.KDPL.TEACHER": "emoji_student + emoji_teacher"},
-    "small_rate": {"OPTIM.LR": "0.002"},
     "temperature_2": {"TRAINER.KDPL.TEMPERATURE": "2.0"},
     "loss_forward": {"TRAINER.KDPL.LOSS": "forward"},
     "loss_reverse": {"TRAINER.KDPL.LOSS": "reverse"},
