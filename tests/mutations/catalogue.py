@@ -381,6 +381,27 @@ MUTATIONS = [
         "tests/test_emoji_benchmark.py::test_claims_are_shown_denied_or_open",
     ),
     mutation(
+        "an artist of the training is the artist who was left out",
+        "datasets/emoji/scenes.py",
+        "            if seen and style in sources:\n",
+        "            if not seen and style in sources:\n",
+        "tests/test_emoji_shifts.py::test_a_style_that_is_not_trained_on_may_be_the_target",
+    ),
+    mutation(
+        "the search sees test images",
+        "benchmarks/emoji/search.py",
+        'options |= {"TEST.SPLIT": "val"}',
+        'options |= {"TEST.SPLIT": "test"}',
+        "tests/test_emoji_benchmark.py::test_the_search_sees_data_sets_that_no_base_to_new_table_shows_and_no_test_image",
+    ),
+    mutation(
+        "a test of prompts whose training has not ended",
+        "kdpl/experiments/sweep/work.py",
+        "if step.training and not step.training.ended():",
+        "if False:",
+        "tests/test_sweep.py::test_the_test_alone_waits_for_no_training_and_says_which_is_missing",
+    ),
+    mutation(
         "a cell that mixes recipes",
         "kdpl/experiments/report/runs.py",
         "apart = {cell for cell, found in recipes.items() if len(found) > 1}",
