@@ -1,6 +1,6 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
-About an hour on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
+About seventy minutes on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
 tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 

@@ -143,6 +143,7 @@ PANELS = (  # of the figure of the claims: title, second line, and the pairs and
     ("base classes", "minus best sentence", "minus best sentence", "base"),
     ("new classes", "minus zero-shot", "minus zero-shot", "new"),
     ("new classes", "minus labels", "minus {}", "new"),
+    ("new, same artists", "minus labels", "minus {}", "new, same artists"),
     ("ten data sets", "minus labels", "minus {}", "ten targets"),
     ("four domains", "minus labels", "minus {}", "four domains"),
 )
