@@ -1,7 +1,7 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
-About seventy minutes on two cores. What is finished is not done again, so the same command resumes after any interruption. Writes
-tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
+About seventy minutes on two cores. What is finished is not done again, so the same command resumes after any interruption.
+Writes tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
 import argparse
