@@ -7,7 +7,7 @@ import clip.model
 import fork_styles
 import pytest
 import torch
-from support import config
+from support import RATE, config
 from support.trainings import stop_after
 
 import kdpl.trainers
@@ -427,7 +427,7 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
         rates.append(trainer.get_current_lr())
         trainer.optim.step()
         trainer.update_lr()
-    assert rates == pytest.approx([1e-5, 0.05, 0.05 * 0.75])
+    assert rates == pytest.approx([1e-5, RATE, RATE * 0.75])
     assert fork_styles.build_lr_scheduler is stops
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import ROOT, emoji_args, processes, release, run_train
+from support import RATE, ROOT, emoji_args, processes, release, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits, lock
@@ -98,7 +98,7 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     [
         (("SEED", 2), "SEED: 1 in the folder, 2 now"),
         (("DATALOADER.TRAIN_X.BATCH_SIZE", 4), "DATALOADER.TRAIN_X.BATCH_SIZE: 6 in the folder, 4 now"),
-        (("OPTIM.LR", 0.5), "OPTIM.LR: 0.05 in the folder, 0.5 now"),
+        (("OPTIM.LR", 0.5), f"OPTIM.LR: {RATE} in the folder, 0.5 now"),
     ],
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(option, message, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, emoji_args, image_file, run_train
+from support import RATE, ROOT, emoji_args, image_file, run_train
 from support.trainings import assert_same, build, parameters
 
 from kdpl.common import exits
@@ -63,7 +63,7 @@ def test_a_manifest_is_in_the_folder_the_checkpoint_the_bundle_the_results_and_t
     import kdpl.classifier.bundle
 
     manifest = read_manifest(finished)
-    assert manifest.config["OPTIM.LR"] == 0.05 and manifest.config["SEED"] == 1
+    assert manifest.config["OPTIM.LR"] == RATE and manifest.config["SEED"] == 1
     assert len(manifest.facts["class names"]) == 30 and manifest.facts["template"] == "a photo of a {}."
     assert manifest.facts["student"] != manifest.facts["teacher"] and manifest.facts["training images"].startswith("30 (")
     assert {"torch", "kdpl", "dassl", "threads", "processes", "device", "commit"} <= manifest.environment.keys()
@@ -179,7 +179,7 @@ def test_a_run_starts_over_beside_what_was_there(tmp_path):
     process = train(tmp_path / "out", "OPTIM.LR", 0.001, flags=["--fresh"])
     assert process.returncode == 0, process.stderr
     old = tmp_path / "out" / "before-1"
-    assert (read_manifest(old).config["OPTIM.LR"], read_manifest(tmp_path / "out").config["OPTIM.LR"]) == (0.05, 0.001)
+    assert (read_manifest(old).config["OPTIM.LR"], read_manifest(tmp_path / "out").config["OPTIM.LR"]) == (RATE, 0.001)
     assert (old / "prompts.safetensors").is_file()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from clip.model import CLIP
 from safetensors.torch import save_file
 
@@ -17,6 +18,8 @@ from kdpl.common import lock
 from support import processes
 
 ROOT = Path(__file__).resolve().parents[2]
+# KDPL_CoOp's learning rate on the embedded benchmark, which a search has chosen.
+RATE = yaml.safe_load((ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml").read_text(encoding="utf-8"))["OPTIM"]["LR"]
 EMOJI = ("emoji_meals", "emoji_leisure", "emoji_mammals", "emoji_vehicles", "emoji_household")
 # Every prompt learner, with the number of its learned parameters on the embedded benchmark, whose widths are all 128.
 LEARNERS = {
