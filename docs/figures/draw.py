@@ -172,7 +172,7 @@ def claims(palette: dict[str, str]) -> str:
         d.text(middle, 74, second, "muted", extra=SMALL)
         d.rect(middle - limit * scale, top - 8, 2 * limit * scale, bottom - top + 8, "panel", "panel")
         d.rect(middle - 0.5, top - 8, 1, bottom - top + 8, "line", "line", 0)
-        for value in (-limit, 0, limit):
+        for value in (-(limit // 2), 0, limit // 2):  # inside the panel, so that neighbours do not touch
             d.text(middle + value * scale, bottom + 20, f"{value:+d}" if value else "0", "muted", extra=SMALL)
         for i, learner in enumerate(learners):
             y = top + 34 * i + 14
