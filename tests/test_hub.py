@@ -17,6 +17,7 @@ import kdpl
 from kdpl.__main__ import main
 from kdpl.classifier.bundle import FILE_NAME, BundleError, hub, read_bundle, write_bundle
 
+AGENTS = "/api/agent-harnesses"  # huggingface_hub 2.4 asks for it once a process, whatever is downloaded
 NAMES = ["cat", "dog"]
 MEASURED = {"dataset": "pets: [all]", "split": "test", "classes": "base", "num_classes": 2, "num_images": 10}
 MEASURED |= {"accuracy": 71.254, "macro_f1": 70.0, "error_rate": 28.746, "source_domains": [], "target_domains": []}
@@ -135,7 +136,7 @@ def test_a_revision_is_what_it_was(server, bundle, tmp_path):
 def test_only_the_bundle_is_ever_downloaded(server, bundle, tmp_path):
     put(server, bundle, "me/prompts", **{"pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"1/0", "config.json": b"{}"})
     kdpl.load("hf-hub:me/prompts")
-    assert {path.rpartition("/")[2] for _, path in server.asked if "me/prompts" in path} == {FILE_NAME}
+    assert {path.rpartition("/")[2] for _, path in server.asked if path != AGENTS} == {FILE_NAME}
     assert {path.name for path in (tmp_path / "hub").rglob("*.*") if path.is_symlink()} == {FILE_NAME}
     assert not [p for p in (tmp_path / "hub").rglob("*") if p.is_file() and b"system" in p.read_bytes()]
     server.repositories["me/code"] = Repository()
@@ -155,7 +156,7 @@ def test_a_bundle_of_gigabytes_is_not_downloaded(server, bundle, monkeypatch):
     put(server, bundle)
     monkeypatch.setattr(hub, "LARGEST", 1000)
     assert "not downloaded" in refused(kdpl.load, "hf-hub:me/prompts")
-    assert {method for method, path in server.asked if "me/prompts" in path} == {"HEAD"}
+    assert {method for method, path in server.asked if path != AGENTS} == {"HEAD"}
 
 
 def test_what_is_not_there_or_not_given_is_one_line_with_the_way_out(server, bundle, monkeypatch):
