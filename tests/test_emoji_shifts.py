@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import ROOT, mostly_slow
+from support.trainings import build
 
 import kdpl
 
@@ -256,6 +257,20 @@ def test_a_style_that_is_not_trained_on_may_be_the_target(few, tmp_path):
         build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("noto",), TARGET_DOMAINS=("twemoji", "noto")))
     with pytest.raises(ValueError, match=r"TARGET_DOMAINS 'contrast'.*twemoji, noto, fluent"):
         build_dataset(config(tmp_path, "sky", TARGET_DOMAINS=("contrast",)))
+
+
+@pytest.mark.slow
+def test_a_style_that_prompts_were_learned_from_is_never_tested_on_as_left_out(tmp_path):
+    left_out = ("DATASET.SOURCE_DOMAINS", ("noto",), "DATASET.TARGET_DOMAINS", ("fluent",))
+    build("KDPL_CoOp", tmp_path / "both").train()
+    build("KDPL_CoOp", tmp_path / "noto", *left_out).train()
+    for folder in ("both", "noto"):
+        tested = build("KDPL_CoOp", tmp_path / f"test {folder}", *left_out)
+        if folder == "noto":
+            tested.load_model(str(tmp_path / folder), epoch=2)
+        else:
+            with pytest.raises(ValueError, match=r"SOURCE_DOMAINS: \[\] in the folder, \['noto'\] now"):
+                tested.load_model(str(tmp_path / folder), epoch=2)
 
 
 # ---------------------------------------------------------------- how the hard scenes are chosen

@@ -174,7 +174,9 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
     facts = {"student": weights(trainer.clip)}
     backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
-    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone])
+    same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
+    sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
+    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
     if trainer.student.class_specific:
         facts["class names"] = trainer.class_names
     asked = Manifest({k: now[k] for k in keys if k in now}, facts)
