@@ -71,7 +71,6 @@ def prepare(args: argparse.Namespace):
         records.check_settings(cfg, trainer_class, allowed)
     if os.environ.get("RANK", "0") == "0":
         lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
-        remove_parts(cfg.OUTPUT_DIR)
         if args.fresh:
             records.move_aside(Path(cfg.OUTPUT_DIR))
 
@@ -96,6 +95,8 @@ def prepare(args: argparse.Namespace):
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, kdpl {kdpl.__version__}. {kdpl.dassl_in_use()}")
 
     trainer = build_trainer(cfg)
+    if distributed.is_main():
+        remove_parts(cfg.OUTPUT_DIR, *(Path(cfg.OUTPUT_DIR, name) for name in trainer.get_model_names()))
     trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
     trainer.allowed_changes = allowed
     if args.eval_only:

@@ -77,7 +77,7 @@ def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tm
     assert process.stdout.count(f"Resume from {folder / 'model.pth.tar-1'}") == 2
     assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == read_bundle(tmp_path).epoch == 2
     assert len(read_results(tmp_path)["results"]) == 1
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.kdpl-part"))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_split_that_finds_no_room_is_made_again(tmp_path, disk, capsys):
     first = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
     printed = capsys.readouterr().out
     assert "The split is not saved: " in printed and "The few-shot split is not saved: " in printed
-    assert not [p for p in (disk / "eurosat").rglob("*") if p.suffix in (".json", ".part")]
+    assert not [p for p in (disk / "eurosat").rglob("*") if p.suffix in (".json", ".kdpl-part")]
     (disk / "filler").unlink()
     again = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
     assert [d.impath for d in again.train_x] == [d.impath for d in first.train_x]

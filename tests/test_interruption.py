@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-from support import RATE, ROOT, emoji_args, processes, release, run_train
+from support import RATE, ROOT, emoji_args, processes, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
-from kdpl.common import exits, lock
+from kdpl.common import exits
 from kdpl.config.manifest import OtherRunError
 from kdpl.training.checkpoint import load_checkpoint
 from kdpl.training.progress import DivergenceError, Progress
@@ -303,43 +303,6 @@ def test_gradients_that_are_never_finite_are_a_divergence_too(tmp_path):
         run.train()
     assert_same(parameters(run), before)
     assert run.epoch == 1, "not at the first ones, which amp's scale is found by"
-
-
-@pytest.mark.slow
-def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
-    holder = (
-        f"import time\nfrom kdpl.common import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
-        "print('held', flush=True)\ntime.sleep(60)"
-    )
-    with processes.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(lock.OccupiedError, match=f"process {process.pid} on host"):
-            lock.occupy(tmp_path)
-        process.kill()
-    lock.occupy(tmp_path)
-    assert lock.holder(tmp_path) == lock.this_process() | {"started": lock.holder(tmp_path)["started"]}
-    release(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("holder", "lives"),
-    [
-        ({"host": socket.gethostname(), "pid": os.getpid()}, False),  # of that number, but begun at another time
-        ({"host": socket.gethostname(), "pid": 2**22 + 1, "born": ""}, False),
-        ({"host": socket.gethostname(), "pid": os.getpid(), "born": lock._birth(os.getpid())}, True),
-        ({"host": "another", "pid": 1, "born": ""}, True),
-    ],
-)
-def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, lives, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "_lock", lambda file: None)
-    (tmp_path / lock.FILE_NAME).write_text(json.dumps({"started": "then", **holder}))
-    if lives:
-        with pytest.raises(lock.OccupiedError, match="started then"):
-            lock.occupy(tmp_path)
-    else:
-        lock.occupy(tmp_path)
-        release(tmp_path)
-        assert "Taking over" in capsys.readouterr().out
 
 
 @pytest.mark.slow

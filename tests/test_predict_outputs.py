@@ -183,7 +183,7 @@ def test_the_same_command_resumes_where_it_stopped(stopped_after, prompts, photo
         assert main(command) == 130
     assert f"{stopped_after} rows are kept, the same command resumes" in capsys.readouterr().err
     assert not any(path.exists() for path in outputs.values())
-    with open(f"{outputs['csv']}.part", "a") as file:
+    with open(f"{outputs['csv']}.kdpl-part", "a") as file:
         file.write("a torn li")
     with monkeypatch.context() as context:
         printed = stop_after(context, 100)
@@ -215,7 +215,7 @@ def test_rows_of_another_run_are_never_mixed_in(prompts, photos, tmp_path, monke
     later = time.time() + 5
     os.utime(photos / "img_1.png", (later, later))
     assert main(command) == exits.BAD_INPUT and "has changed since it was predicted" in capsys.readouterr().err
-    os.truncate(tmp_path / "out.csv.part", 40)
+    os.truncate(tmp_path / "out.csv.kdpl-part", 40)
     assert main(command) == exits.BAD_INPUT and "are not all there" in capsys.readouterr().err
     assert main([*command, "--restart"]) == 0 and len(rows_of(tmp_path / "out.csv")) == 12
 
@@ -245,7 +245,7 @@ def test_a_run_that_is_killed_leaves_its_rows(prompts, photos, tmp_path):
     assert "to be killed\n" in iter(process.stderr.readline, "")
     process.kill()
     process.communicate()
-    assert json.loads((tmp_path / "out.csv.part.state.json").read_text())["rows"] == 10
+    assert json.loads((tmp_path / "out.csv.kdpl-part.state.json").read_text())["rows"] == 10
     line = [sys.executable, str(ROOT / "predict.py"), *command]
     again = processes.run(line, capture_output=True, text=True)
     assert again.returncode == 0 and "10 images were done before" in again.stderr

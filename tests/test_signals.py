@@ -11,7 +11,7 @@ import pytest
 from support import ROOT, emoji_args, processes, run_train
 
 from kdpl.common import exits
-from kdpl.common.files import remove_parts
+from kdpl.common.files import atomic_write, remove_parts
 from kdpl.train import lost_worker
 
 RUN = (
@@ -95,20 +95,31 @@ def test_a_loader_process_is_known_to_have_died_however_it_shows(error, named):
     assert named is None or (named in str(found) and "lower DATALOADER.NUM_WORKERS" in str(found))
 
 
-def test_parts_of_files_that_a_killed_writer_left_are_removed_by_the_next_run(tmp_path):
-    (tmp_path / "prompt_learner").mkdir()
-    parts = [tmp_path / ".results.json.abc.part", tmp_path / "prompt_learner" / ".model.pth.tar-1.xyz.part"]
-    others = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "results.json"]
+def test_only_our_own_unfinished_files_in_our_own_folders_are_removed(tmp_path):
+    for name in ("prompt_learner", "other_run/prompt_learner"):
+        (tmp_path / name).mkdir(parents=True)
+    parts = [tmp_path / ".results.json.abc.kdpl-part", tmp_path / "prompt_learner" / ".model.pth.tar-1.xyz.kdpl-part"]
+    others = [tmp_path / name for name in (
+        "a.part", ".hidden", "results.json", ".firefox.zip.part", "other_run/.my_movie.mkv.part", "out.csv.kdpl-part",
+        "other_run/.results.json.abc.kdpl-part", "other_run/prompt_learner/.model.pth.tar-1.xyz.kdpl-part",
+    )]  # fmt: skip
     for path in (*parts, *others):
         path.touch()
-    remove_parts(tmp_path)
+    others.append(tmp_path / ".link.kdpl-part")
+    others[-1].symlink_to(tmp_path / "results.json")
+    remove_parts(tmp_path, tmp_path / "prompt_learner", tmp_path / "missing")
     assert not any(p.exists() for p in parts) and all(p.exists() for p in others)
+    with pytest.raises(KeyError), atomic_write(tmp_path / "x.json") as file:
+        (unfinished,) = tmp_path.glob(".x.json.*")
+        assert unfinished.name.endswith(".kdpl-part"), "what is written now is known by the name"
+        raise KeyError(file)
 
 
 @pytest.mark.slow
 def test_a_run_removes_them(tmp_path):
-    part = tmp_path / "run" / ".manifest.json.abc.part"
-    part.parent.mkdir()
-    part.touch()
+    part, live = (tmp_path / "run" / name / ".manifest.json.abc.kdpl-part" for name in ("prompt_learner", "other_run"))
+    for path in (part, live):
+        path.parent.mkdir(parents=True)
+        path.touch()
     run_train(*emoji_args("KDPL_CoOp", tmp_path / "run"), *RUN, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
-    assert not part.exists()
+    assert not part.exists() and live.exists()

@@ -206,8 +206,17 @@ def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> Non
 
 
 def move_aside(folder: Path) -> None:
-    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays."""
-    entries = [p for p in folder.iterdir() if p.name != lock.FILE_NAME and not p.name.startswith(BEFORE)]
+    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays.
+
+    Raises:
+        OccupiedError: another run is at work in a subfolder; nothing is moved.
+    """
+    own = (lock.FILE_NAME, lock.HOLDER)
+    with lock.nothing_runs_below(folder, BEFORE):
+        _move_aside(folder, [p for p in folder.iterdir() if p.name not in own and not p.name.startswith(BEFORE)])
+
+
+def _move_aside(folder: Path, entries: list[Path]) -> None:
     if entries:
         n = next(n for n in count(1) if not (folder / f"{BEFORE}{n}").exists())
         aside = folder / f"{BEFORE}{n}"

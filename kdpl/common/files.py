@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-PART = ".part"  # of the names of unfinished files
+PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,10 +48,15 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
             raise
 
 
-def remove_parts(folder: str | os.PathLike) -> None:
-    """Remove the unfinished files that killed writers have left in an output folder, which no one else may be writing to."""
-    for path in Path(folder).rglob(f".*{PART}"):
-        path.unlink(missing_ok=True)
+def remove_parts(*folders: str | os.PathLike) -> None:
+    """Remove the unfinished files that killed writers have left directly in folders, which no one else may be writing to.
+
+    Files of other programs, links and subfolders, in which other runs may be at work, are left alone.
+    """
+    for folder in folders:
+        for path in Path(folder).glob(f".*{PART}"):
+            if path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:

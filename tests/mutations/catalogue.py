@@ -25,6 +25,7 @@ LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
 OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
 MANIFEST = "tests/test_manifest.py::"
+SIGNALS = "tests/test_signals.py::"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
@@ -602,5 +603,34 @@ MUTATIONS = [
         '    Part("train", ("noto", "fluent"), range(8)),\n',
         '    Part("train", ("twemoji", "fluent"), range(8)),\n',
         "tests/test_emoji_shifts.py::test_no_training_or_validation_image_shows_a_test_drawing",
+    ),
+    # ------------------------------------------------------------------------------------------------------ files of others
+    mutation(
+        "unfinished files removed at any depth",
+        "kdpl/common/files.py",
+        'Path(folder).glob(f".*{PART}")',
+        'Path(folder).rglob(f".*{PART}")',
+        f"{SIGNALS}test_only_our_own_unfinished_files_in_our_own_folders_are_removed",
+    ),
+    mutation(
+        "unfinished files of other programs removed",
+        "kdpl/common/files.py",
+        'PART = ".kdpl-part"',
+        'PART = ".part"',
+        f"{SIGNALS}test_only_our_own_unfinished_files_in_our_own_folders_are_removed",
+    ),
+    mutation(
+        "a folder moved aside under a run",
+        "kdpl/common/lock.py",
+        "            yield Path(root).resolve() / FILE_NAME",
+        "            yield from ()",
+        "tests/test_lock.py::test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work",
+    ),
+    mutation(
+        "the lock taken through a hard link",
+        "kdpl/common/lock.py",
+        " or status.st_nlink > 1",
+        "",
+        "tests/test_lock.py::test_the_lock_is_never_written_through_a_link",
     ),
 ]

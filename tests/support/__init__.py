@@ -35,9 +35,9 @@ LEARNERS = {
 
 def release(folder: str | os.PathLike) -> None:
     """End this process's lock on an output folder, as the end of the process would."""
-    file = lock._held.pop(str(Path(folder).resolve() / lock.FILE_NAME))
-    file.truncate(0)
-    file.close()
+    held = lock._held.pop(str(Path(folder).resolve() / lock.FILE_NAME))
+    if held is not None:
+        held.release()
 
 
 def mostly_slow(values: Iterable[str], *quick: str) -> list:

@@ -1,7 +1,7 @@
 """Where rows are written: a file that appears when it is whole, or a device, a FIFO or the standard output, at once.
 
-The rows of a file are collected in `<file>.part` beside it. A run that is stopped leaves that, and the same command resumes
-from it; `state` says how many bytes of it are good, and which run it belongs to.
+The rows of a file are collected in `<file>.kdpl-part` beside it. A run that is stopped leaves that, and the same command
+resumes from it; `state` says how many bytes of it are good, and which run it belongs to.
 """
 
 import json
@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kdpl.common.files import atomic_write, naming_full_disks, replace
+from kdpl.common.files import PART, atomic_write, naming_full_disks, replace
 
-PART = ".part"
 STATE = ".state.json"
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 

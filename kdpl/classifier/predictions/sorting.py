@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdpl.classifier.predictions.tables import Row
+from kdpl.common.files import PART
 
 _UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # characters that some file system does not take
 LONGEST = 100  # of a folder's name, in characters
@@ -64,7 +65,7 @@ class Sorter:
         if self.link:
             target.symlink_to(source)
             return
-        unfinished = target.with_name(f".{target.name}.part")
+        unfinished = target.with_name(f".{target.name}{PART}")
         shutil.copy2(source, unfinished)
         os.replace(unfinished, target)
 

@@ -1,0 +1,91 @@
+"""The lock on an output folder: one run at a time, never through a link, and nothing is moved from under a run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, processes, release
+
+from kdpl.common import lock
+from kdpl.trainers import records
+
+
+@pytest.mark.slow
+def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
+    holder = (
+        f"import time\nfrom kdpl.common import lock\nlock.occupy({str(tmp_path)!r})\nlock.occupy({str(tmp_path)!r})\n"
+        "print('held', flush=True)\ntime.sleep(60)"
+    )
+    with processes.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(lock.OccupiedError, match=f"process {process.pid} on host"):
+            lock.occupy(tmp_path)
+        process.kill()
+    lock.occupy(tmp_path)
+    assert (tmp_path / lock.FILE_NAME).read_bytes() == b""
+    assert lock.holder(tmp_path) == lock.this_process() | {"started": lock.holder(tmp_path)["started"]}
+    release(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_the_lock_is_never_written_through_a_link(make, tmp_path):
+    target, folder = tmp_path / "thesis.tex", tmp_path / "out"
+    folder.mkdir()
+    for name in (lock.FILE_NAME, lock.HOLDER):
+        target.write_text("years of work")
+        make(target, folder / name)
+        if name == lock.FILE_NAME:
+            with pytest.raises(OSError, match=r"run.lock' is a link or not a regular file.*: remove it"):
+                lock.occupy(folder)
+            (folder / name).unlink()
+        else:
+            lock.occupy(folder)
+            release(folder)
+        assert target.read_text() == "years of work"
+
+
+def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
+    """By another process, which a thread cannot stand for: its lock would be this process's own."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for folder in (out, out / "a" / "child", elsewhere, out / "before-1"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text("{}")
+    (out / "linked").symlink_to(elsewhere)
+    for child in (out / "a" / "child", elsewhere):
+        code = f"from kdpl.common import lock\nlock.occupy({str(child)!r})\nprint('held', flush=True)\ninput()"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        with processes.Popen([sys.executable, "-c", code], **pipes) as process:
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(
+                lock.OccupiedError, match=rf"{child}' is in use by process {process.pid} .*cannot be moved aside"
+            ):
+                records.move_aside(out)
+            assert (out / "results.json").exists() and (child / "results.json").exists()
+            process.communicate("\n")
+    records.move_aside(out)
+    assert {p.name for p in out.iterdir()} == {"before-1", "before-2"}
+    assert (out / "before-2" / "a" / "child" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("holder", "lives"),
+    [
+        ({"host": socket.gethostname(), "pid": os.getpid()}, False),  # of that number, but begun at another time
+        ({"host": socket.gethostname(), "pid": 2**22 + 1, "born": ""}, False),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "born": lock._birth(os.getpid())}, True),
+        ({"host": "another", "pid": 1, "born": ""}, True),
+    ],
+)
+def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, lives, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "_lock", lambda file: None)
+    (tmp_path / lock.FILE_NAME).write_text(json.dumps({"started": "then", **holder}))
+    if lives:
+        with pytest.raises(lock.OccupiedError, match="started then"):
+            lock.occupy(tmp_path)
+    else:
+        lock.occupy(tmp_path)
+        release(tmp_path)
+        assert "Taking over" in capsys.readouterr().out
