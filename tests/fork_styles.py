@@ -254,15 +254,15 @@ class StyleMixup(Style):
 
     def build_model(self):
         super().build_model()
-        self.gate = nn.Linear(1, 1)
+        self.gate = nn.Linear(1, 1).to(self.device)
         self.optim_gate = torch.optim.Adam(self.gate.parameters(), lr=0.01)
 
     def step(self, images, labels):
-        lam, other = torch.rand(len(images)), torch.randperm(len(images))
+        lam, other = torch.rand(len(images), device=self.device), torch.randperm(len(images), device=self.device)
         mixed = lam.view(-1, 1, 1, 1) * images + (1 - lam).view(-1, 1, 1, 1) * images[other]
         logits = self.model(mixed)
         a, b = (cross_entropy(logits, y, reduction="none") for y in (labels, labels[other]))
-        loss = (self.gate(torch.ones(1, 1)).sigmoid() * (lam * a + (1 - lam) * b)).mean()
+        loss = (self.gate(images.new_ones(1, 1)).sigmoid() * (lam * a + (1 - lam) * b)).mean()
         for optim in (self.optim, self.optim_gate):
             optim.zero_grad()
         loss.backward()

@@ -26,6 +26,7 @@ OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
 MANIFEST = "tests/test_manifest.py::"
 SIGNALS = "tests/test_signals.py::"
+CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
@@ -580,6 +581,42 @@ MUTATIONS = [
         "    check_all_learn(models, optimizers, trainer.cfg.OPTIM)\n",
         "",
         "tests/test_forks.py::test_a_learned_parameter_that_is_in_no_optimizer_is_an_error",
+    ),
+    # ------------------------------------------------------------------------------------ a tensor left on the CPU, on a card
+    mutation(
+        "the tokens of a learner's first prompts left on the CPU",
+        "kdpl/students/pieces.py",
+        "torch.tensor(self.tokens, device=tower.device)",
+        "torch.tensor(self.tokens)",
+        f"{CARD}[learner]",
+    ),
+    mutation(
+        "the teacher's logits left on the CPU",
+        OBJECTIVE,
+        "mean_logits(target, self.temperature)",
+        "mean_logits(target.cpu(), self.temperature)",
+        f"{CARD}[learner]",
+    ),
+    mutation(
+        "features of views left on the CPU",
+        "kdpl/distill/views.py",
+        "return features.to(self.device, non_blocking=True).float()",
+        "return features.float()",
+        f"{CARD}[class_agnostic or views]",
+    ),
+    mutation(
+        "the average of a checkpoint left on the CPU",
+        "kdpl/students/promptsrc.py",
+        "{name: value.to(device) for name, value in",
+        "{name: value for name, value in",
+        f"{CARD}[learner]",
+    ),
+    mutation(
+        "the pixels of predictions left on the CPU",
+        "kdpl/classifier/classifier.py",
+        "stacked_pixels(new).to(self.device)",
+        "stacked_pixels(new)",
+        f"{CARD}[evaluation]",
     ),
     # -------------------------------------------------------------------------------------------------------- evaluation
     mutation(
