@@ -30,6 +30,7 @@ OTHER_RANGES = {
     "TRAINER.KDPL.TEACHER_PROMPTS": "a folder, a file, `hf-hub:OWNER/NAME`",
     "TRAINER.KDPL.TEACHER_LOGIT_SCALE": "`student`, `own`, a number above 0",
     "TRAINER.PROMPTSRC.GPA_STD": "a number above 0",
+    "TRAINER.TASKRES.RESIDUAL_SCALE": "a number above 0",
 }
 HEAD = """# Configuration reference
 

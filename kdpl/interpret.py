@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         template = args.template or classifier.bundle.template
         words = word_rows(classifier, args.top)
         apart = words_apart(embeddings(classifier)) if words else 0.0
-        fixed = context(classifier) is None or classifier.student.text_depends_on_images
+        has_text = context(classifier) is not None or classifier.student.class_specific
+        fixed = not has_text or classifier.student.text_depends_on_images
         moved = [] if fixed or not classifier.classnames else moved_classes(classifier, template)
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)

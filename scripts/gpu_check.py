@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
 # Of the first loss beside that of fp32, relative; random CLIPs hardly differ from each other, so that their loss is small.
 BOUNDS = {"fp16": 2e-2, "amp": 2e-2, "bf16": 6e-2}
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp")
+LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp", "TaskRes")
 
 
 class Setting(NamedTuple):

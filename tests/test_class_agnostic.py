@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, config, emoji_args, mostly_slow, run_train
+from support import ROOT, SHARED, config, emoji_args, mostly_slow, run_train
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
@@ -50,7 +50,7 @@ def images(batch=4, seed=0):
 # -------------------------------------------------------------------------------------------------------- the objective
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SHARED)
 def test_a_step_is_the_class_aware_step_over_the_names_that_were_selected(clips, vocabulary, learner):
     """Selecting is all that is new: the same loss and gradient as with the selected names as class names."""
     student, (_, teacher_clip) = build_student(learner, clips[0]), clips
@@ -75,7 +75,7 @@ def test_a_step_is_the_class_aware_step_over_the_names_that_were_selected(clips,
         assert torch.allclose(a, b, rtol=1e-2, atol=1e-5 + 1e-3 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SHARED)
 def test_names_of_a_step_are_in_the_order_in_which_they_were_selected(clips, vocabulary, learner):
     student, names = build_student(learner, clips[0]), vocabulary[:12]
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
@@ -207,7 +207,7 @@ def build(learner, tmp_path, vocabulary, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp"))
+@pytest.mark.parametrize("learner", mostly_slow(SHARED, "CoOp"))
 def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_names(learner, tmp_path, vocabulary):
     trainer = build(learner, tmp_path, vocabulary)
     before = {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}

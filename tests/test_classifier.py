@@ -179,15 +179,19 @@ def test_cocoop_cannot_be_exported(learned, tmp_path):
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_class_specific_prompts_are_used_with_their_own_names_alone(learned):
-    run, output = learned("CoOp", "TRAINER.COOP.CSC", True)
+@pytest.mark.parametrize(("trainer", "options"), [("CoOp", ("TRAINER.COOP.CSC", True)), ("TaskRes", ())])
+def test_class_specific_prompts_are_used_with_their_own_names_alone(trainer, options, learned):
+    run, output = learned(trainer, *options)
     clf = kdpl.load(output)
     batch = next(iter(run.test_loader))
     expected = run.model_inference(run.parse_batch_test(batch)[0]).softmax(-1)
     assert torch.allclose(clf(batch["impath"]), expected, atol=1e-6)
-    clf.classnames = clf.classnames
-    with pytest.raises(ValueError, match=r"class-specific \(TRAINER.COOP.CSC True\)"):
-        clf.classnames = clf.classnames[::-1]
+    names, features = clf.classnames, clf.text_features
+    clf.classnames = names[::-1][:4]
+    assert torch.allclose(clf.text_features, features.flip(0)[:4], atol=1e-6), "looked up by name"
+    with pytest.raises(ValueError, match=r"is class-specific: .* for each of .*; 'yak' is not one of them, nor are 1 more"):
+        clf.classnames = [*names[:2], "yak", "gnu"]
+    assert clf.classnames == names[::-1][:4]
 
 
 @pytest.mark.parametrize(

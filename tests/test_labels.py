@@ -5,7 +5,7 @@ The random labels are in the data set, so that they are in every batch, whoever 
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow
+from support import CLASS_SPECIFIC, ROOT, emoji_args, mostly_slow
 from support.ranks import run_ranks
 from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
@@ -58,7 +58,7 @@ def test_labels_never_reach_the_gradient_with_views(learner, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [(), VIEWS], ids=["fresh", "views"])
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", [learner for learner in LEARNERS if learner not in CLASS_SPECIFIC])
 def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, views, agnostic, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic, *views))
 

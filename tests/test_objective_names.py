@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from support import ROOT, mostly_slow
+from support import ROOT, SHARED, mostly_slow
 from support.trainings import build_student
 
-from kdpl import students
 from kdpl.clip.loading import load_clip
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.objective import Distillation
 from kdpl.distill.selection import select_names
 from kdpl.text.vocabulary import load_vocabulary
 
-LEARNERS = [learner.__name__ for learner in students.LEARNERS]
 
-
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "CoCoOp"))
+@pytest.mark.parametrize("learner", mostly_slow(SHARED, "CoOp", "CoCoOp"))
 def test_the_students_names_are_the_columns_of_the_teachers_logits(learner):
     """The same loss, with the student's column of every selected name looked up by that name."""
     names = load_vocabulary(str(ROOT / "datasets/embedded/vocabulary.txt"))[::60]

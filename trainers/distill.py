@@ -10,8 +10,11 @@ from yacs.config import CfgNode
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
+from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
+from kdpl.students import Student
+from kdpl.students.base import ALWAYS
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.inputs import check_teacher, label_of, load_teacher
 from kdpl.trainers.prompts import PromptTrainer
@@ -38,12 +41,7 @@ class DistillTrainer(PromptTrainer):
             from kdpl.text.vocabulary import check_vocabulary
 
             check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
-            specific = self.student_class.learns_class_specific
-            if specific and cfg.TRAINER[self.student_class.node][specific]:
-                raise ValueError(
-                    f"TRAINER.{self.student_class.node}.{specific} True and TRAINER.KDPL.CLASS_AGNOSTIC True contradict each "
-                    "other: a context for each class cannot be learned if the classes are unknown. Set one of them to False."
-                )
+            _refuse_class_specific(self.student_class, student_options(cfg, self.student_class.node))
 
     def teacher_name(self) -> str:
         return label_of(self.cfg)
@@ -154,3 +152,19 @@ class DistillTrainer(PromptTrainer):
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
         if self.objective.selection and "selection" in state:
             self.objective.selection.load_state_dict(state["selection"])
+
+
+def _refuse_class_specific(learner: type[Student], options: CfgNode) -> None:
+    """Refuse class-agnostic training of a learner that has parameters of its own for each class."""
+    if not learner.is_class_specific(options):
+        return
+    option, what = learner.learns_class_specific, f"{learner.learned_for_each} for each class"
+    if option == ALWAYS:
+        raise ValueError(
+            f"TRAINER.KDPL.CLASS_AGNOSTIC True: {learner.__name__} learns {what}, and the classes are unknown. Set it "
+            "to False, or choose a learner whose prompts work for any name, such as CoOp."
+        )
+    raise ValueError(
+        f"TRAINER.{learner.node}.{option} True and TRAINER.KDPL.CLASS_AGNOSTIC True contradict each other: {what} cannot be "
+        "learned if the classes are unknown. Set one of them to False."
+    )

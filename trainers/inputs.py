@@ -99,7 +99,7 @@ def check_teacher(cfg: CfgNode) -> None:
                 f"{where} uses hand-written sentences, which `kdpl fit` found to be better than its learned prompts: write "
                 "them into a file and give that as TEACHER_TEMPLATES."
             )
-        specific = bool(learner.learns_class_specific and values[learner.learns_class_specific])
+        specific = learner.is_class_specific(values)
         if options.CLASS_AGNOSTIC and (specific or learner.text_depends_on_images):
             why = "are class-specific" if specific else "give every image text features of its own"
             raise ConfigError(

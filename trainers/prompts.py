@@ -67,9 +67,10 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         check_config(cfg, student.node)
         check_schedule(cfg.OPTIM)
         student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
-        specific = student.learns_class_specific and options[student.learns_class_specific]
+        specific = student.is_class_specific(options)
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            reason = "learns a context for each class" if specific else "encodes the names again for each image"
+            own = f"learns {student.learned_for_each} for each class"
+            reason = own if specific else "encodes the names again for each image"
             raise ValueError(
                 f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
                 "Set it to False."

@@ -179,6 +179,8 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
     if trainer.student.class_specific:
         facts["class names"] = trainer.class_names
+    if trainer.student.uses_template:
+        facts["template"] = trainer.template()
     asked = Manifest({k: now[k] for k in keys if k in now}, facts)
     learned = Manifest({k: then.config[k] for k in keys if k in then.config}, {k: then.facts.get(k) for k in facts})
     compare(learned, asked, f"'{path.parent.parent}'", "Evaluate the prompts with the settings that they were learned with.")

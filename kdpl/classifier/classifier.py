@@ -118,7 +118,7 @@ class Classifier:
 
     @property
     def classnames(self) -> list[str]:
-        """The class names, in the order of the probabilities; others may be set unless the prompts are class-specific.
+        """The class names, in the order of the probabilities; others may be set; of class-specific prompts, learned ones.
 
         Raises:
             ValueError: on setting, no name, an empty one, two that are the same to CLIP, or class-specific prompts have none
@@ -134,13 +134,10 @@ class Classifier:
         if not names or not all(name.replace("_", " ").strip() for name in names):
             raise ValueError(f"classnames is {names!r}, expected at least one name, and none of them empty.")
         refuse_doubles(names, "classnames", self.clip.tokenizer)
-        if self.encoder.class_specific and names != self.bundle.classnames:
-            raise ValueError(
-                f"The prompts are class-specific (TRAINER.{self.student.node}.CSC True): they were learned for "
-                f"{', '.join(self.bundle.classnames[:5])}, ... ({len(self.bundle.classnames)} names) in this order, and there "
-                "are none for other names. Train with CSC False."
-            )
-        self._texts = NameTexts(self.encoder, names)
+        texts = NameTexts(self.encoder, names)
+        if self.encoder.class_specific:
+            _ = texts.prepared  # refuses names that were not learned
+        self._texts = texts
 
     @property
     def text_features(self) -> Tensor:

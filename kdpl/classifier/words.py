@@ -94,7 +94,9 @@ def notes(classifier: "Classifier") -> Iterator[str]:
     """Give, in sentences, what the tables leave out for this variant."""
     student, parameters = classifier.student, classifier.bundle.parameters
     names = [name for name in parameters if "ctx" not in name.split(".")]
-    if context(classifier) is None:
+    if context(classifier) is None and student.class_specific:
+        yield f"{classifier.bundle.variant} learns vectors of classes, behind the text tower, where there are no words."
+    elif context(classifier) is None:
         yield (
             f"{classifier.bundle.variant} learns no text context: its text is written by hand, so that there are no words to "
             "find and no class has moved."

@@ -24,7 +24,7 @@ class PromptedTeacher(Teacher):
         names, input_mean, input_std, logit_scale: as of `Teacher`.
 
     Raises:
-        ValueError: the prompts are class-specific and these are not their names.
+        ValueError: the prompts are class-specific and were not learned for these names.
     """
 
     def __init__(
@@ -36,12 +36,6 @@ class PromptedTeacher(Teacher):
         logit_scale: str | float = "student",
     ):
         self.prompts, clip = prompts.requires_grad_(False).eval(), prompts.clip
-        if prompts.class_specific and list(names) != prompts.names:
-            raise ValueError(
-                f"The teacher's prompts are class-specific (TRAINER.{prompts.node}.CSC True): they were learned for "
-                f"{len(prompts.names)} names, {', '.join(prompts.names[:3])}, ..., in this order, and there are none for the "
-                f"{len(names)} names of this run. Choose prompts that were learned with CSC False."
-            )
         self._prepared = prompts.prepare(names) if prompts.text_depends_on_images else None
         known = torch.empty(0, clip.embed_dim) if prompts.text_depends_on_images else self._encode(names)
         super().__init__(clip, names, (), input_mean, input_std, logit_scale, text_features=known)

@@ -7,8 +7,9 @@ from kdpl.students.ivlp import IVLP
 from kdpl.students.kgcoop import KgCoOp
 from kdpl.students.maple import MaPLe
 from kdpl.students.promptsrc import PromptSRC
+from kdpl.students.taskres import TaskRes
 from kdpl.students.vpt import VPT
 
-LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp)
+LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp, TaskRes)
 
-__all__ = ["IVLP", "LEARNERS", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student"]
+__all__ = ["IVLP", "LEARNERS", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student", "TaskRes"]

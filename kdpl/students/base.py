@@ -23,6 +23,8 @@ from kdpl.students.sharding import encode_names
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
 
+ALWAYS = "always"  # of `learns_class_specific`
+
 
 class Output(NamedTuple):
     """A student's logits and normalised features of a batch."""
@@ -57,7 +59,9 @@ class Student(nn.Module):
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
     can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
-    learns_class_specific: ClassVar[str] = ""  # the option that gives every class prompts of its own, if there is one
+    learns_class_specific: ClassVar[str] = ""  # the option that gives every class parameters of its own, or ALWAYS
+    learned_for_each: ClassVar[str] = "a context"  # what a class has of its own, for messages
+    uses_template: ClassVar[bool] = False  # the data set's sentence is part of what is learned
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -73,8 +77,7 @@ class Student(nn.Module):
         super().__init__()
         self.clip, self.names = clip, list(names)
         self.options = learner_options(self.node, options or {})
-        # Whether every training class has prompts of its own.
-        self.class_specific = bool(self.learns_class_specific and self.options[self.learns_class_specific])
+        self.class_specific = self.is_class_specific(self.options)
         self.template = template
         self.learned = nn.Module()
         self._ensembles: dict[tuple[str, ...], TextFeatures] = {}
@@ -83,6 +86,12 @@ class Student(nn.Module):
     def build(self, names: Sequence[str]) -> None:
         """Register the learned parameters in `self.learned`."""
         raise NotImplementedError
+
+    @classmethod
+    def is_class_specific(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether every training class has parameters of its own with these options."""
+        option = cls.learns_class_specific
+        return option == ALWAYS or bool(option and options[option])
 
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
@@ -104,6 +113,26 @@ class Student(nn.Module):
         By default they are the prompts of `self.context`, a `TextContext` (kdpl/students/pieces.py).
         """
         return self.context.layout(names)
+
+    def learned_rows(self, names: Sequence[str]) -> list[int]:
+        """Return the rows of class-specific parameters that belong to these names, whatever their order.
+
+        Raises:
+            ValueError: a name was not learned, or belongs to several rows.
+        """
+        rows = {name.replace("_", " "): row for row, name in enumerate(self.names)}
+        keys = [name.replace("_", " ") for name in names]
+        other = [name for name, key in zip(names, keys, strict=True) if key not in rows]
+        if other or len(rows) < len(self.names):
+            why = f"'{other[0]}' is not one of them" if other else "some of which are the same"
+            more = f", nor are {len(other) - 1} more" if len(other) > 1 else ""
+            shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+            raise ValueError(
+                f"{type(self).__name__} is class-specific: it learned {self.learned_for_each} for each of {len(self.names)} "
+                f"names ({shown}); {why}{more}. Use learned names alone (--classnames), or train a learner whose prompts work "
+                "for any name, such as CoOp."
+            )
+        return [rows[key] for key in keys]
 
     def text_features(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
         """Return normalised text features `(C, d)`, or `(B, C, d)` if they depend on the images."""

@@ -1,8 +1,9 @@
 """CoOp (arXiv:2109.01134): learned context tokens before, around or after the class name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kdpl.clip.names import Architecture
@@ -33,13 +34,21 @@ class CoOp(Student):
             key = f"TRAINER.{cls.node}.CLASS_TOKEN_POSITION"
             check_choice(key, options["CLASS_TOKEN_POSITION"], CLASS_TOKEN_POSITIONS)
 
-    def prepare(self, names: Sequence[str]) -> Layout:
-        if self.class_specific and list(names) != self.names:
-            raise ValueError(
-                f"TRAINER.{self.node}.CSC True learned a context for each of {len(self.names)} classes and cannot be used with "
-                f"another list, of {len(names)}: class-specific context needs the classes it was trained on. Set CSC False."
-            )
-        return self.context.layout(names, self.class_specific)
+    def prepare(self, names: Sequence[str]) -> "Layout | Chosen":
+        if not self.class_specific or list(names) == self.names:
+            return self.context.layout(names, self.class_specific)
+        rows = torch.tensor(self.learned_rows(names), device=self.clip.device)
+        return Chosen(self.context.layout(names, True), rows)
 
-    def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
-        return normalized_text(self.clip.text(prepared, self.learned.ctx))
+    def text_features(self, prepared: "Layout | Chosen", image_features: Tensor | None = None) -> Tensor:
+        ctx = self.learned.ctx
+        if isinstance(prepared, Chosen):
+            prepared, ctx = prepared.layout, ctx[prepared.rows]
+        return normalized_text(self.clip.text(prepared, ctx))
+
+
+class Chosen(NamedTuple):
+    """Some of the names that class-specific contexts were learned for, or these in another order."""
+
+    layout: Layout
+    rows: Tensor  # (C) of `ctx`

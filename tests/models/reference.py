@@ -103,7 +103,7 @@ def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], i
         (ctx, *deep), visual = student.text_prompts, list(student.visual_prompts)
     elif node == "VPT":
         visual = list(student.visual_prompts)
-    else:
+    elif node != "TASKRES":
         ctx = learned.ctx
     if visual:
         image = prompted_image(model, images, visual[0], visual[1:])
@@ -111,10 +111,14 @@ def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], i
         with torch.no_grad():
             image = model.encode_image(images, normalize=False)
     image = F.normalize(image, dim=-1)
-    if node == "VPT":
-        ids = student.clip.tokenize([student.sentence.replace("{}", name.replace("_", " ")) for name in names])
+    if node in ("VPT", "TASKRES"):
+        sentence = student.sentence if node == "VPT" else student.template
+        ids = student.clip.tokenize([sentence.replace("{}", name.replace("_", " ")) for name in names])
         with torch.no_grad():
-            return image, F.normalize(model.encode_text(ids, normalize=False), dim=-1)
+            text = model.encode_text(ids, normalize=False)
+        if node == "TASKRES":
+            text = text + student.options.RESIDUAL_SCALE * learned.text_feature_residuals
+        return image, F.normalize(text, dim=-1)
 
     def encode(ctx: Tensor) -> Tensor:
         prompts, ordinary = student.prepare(names).prompts, tokenizer.encode("a")[-1]

@@ -41,7 +41,7 @@ from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import sentence_features
 
-LEARNERS = ("CoOp", "CoCoOp", "KgCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
+LEARNERS = ("CoOp", "CoCoOp", "KgCoOp", "TaskRes", "VPT", "MaPLe", "PromptSRC", "IVLP")
 NAMES = ["green salad", "hot_dog", "ice cream cone"]
 SHORT_NAMES = ["X", "dog", "hot"]  # for text towers of 16 tokens
 WORDS = "a photo of a"
@@ -156,7 +156,7 @@ def check_learner(
         library: open_clip's own model, for the features and gradients of random prompts; None: they must be finite.
     """
     kind: type[Student] = getattr(students, learner)
-    options = {"CTX_INIT": WORDS, "PREC": "fp32"}
+    options = {"PREC": "fp32", **({"CTX_INIT": WORDS} if "CTX_INIT" in kind.defaults else {})}
     options |= {k: LAYERS for k in kind.defaults if k.startswith("PROMPT_DEPTH")}
     options |= {k: 4 for k in kind.defaults if k in ("N_CTX", "N_CTX_TEXT")}
     options = learner_options(kind.node, options)
@@ -174,7 +174,7 @@ def check_learner(
     names = names_for(architecture)
     student = kind(clip, options, names)
     prepared = student.prepare(names)
-    if learner in ("CoOp", "KgCoOp", "VPT"):
+    if learner in ("CoOp", "KgCoOp", "TaskRes", "VPT"):
         with torch.no_grad(), clip.autocast():
             ours = student.text_features(prepared)
         error = relative(ours, F.normalize(texts_0, dim=-1))
@@ -229,12 +229,13 @@ def table(verdicts: list[Verdict]) -> str:
         for precision, tokenizer, learners in sorted(same):
             count = sum((v.precision, v.tokenizer, tuple(v.learners.items())) == (precision, tokenizer, learners) for v in some)
             can = dict(learners)
-            text = {can[k] for k in ("CoOp", "CoCoOp", "KgCoOp")}
+            text = {can[k] for k in ("CoOp", "CoCoOp", "KgCoOp", "TaskRes")}
             deep = {can[k] for k in ("MaPLe", "PromptSRC", "IVLP")}
             rows.append(
                 [label, count, "yes", " / ".join(sorted(text)), can["VPT"], " / ".join(sorted(deep)), precision, tokenizer]
             )
-    head = ["family", "architectures", "teacher", "CoOp, CoCoOp, KgCoOp", "VPT", "MaPLe, PromptSRC, IVLP", "fp16", "tokenizer"]
+    text, deep = "CoOp, CoCoOp, KgCoOp, TaskRes", "MaPLe, PromptSRC, IVLP"
+    head = ["family", "architectures", "teacher", text, "VPT", deep, "fp16", "tokenizer"]
     return tabulate(rows, head, tablefmt="github")
 
 

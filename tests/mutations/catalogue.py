@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp")
+LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp", "TaskRes")
 
 
 class Mutation(NamedTuple):

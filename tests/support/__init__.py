@@ -30,7 +30,11 @@ LEARNERS = {
     "PromptSRC": 3 * 4 * 128 + 3 * 4 * 128,
     "IVLP": 3 * 4 * 128 + 3 * 4 * 128,
     "KgCoOp": 4 * 128,
+    "TaskRes": 30 * 128,  # a vector for each of the base classes of emoji_meals
 }
+# Those that learn something for each class, and so nothing for others.
+CLASS_SPECIFIC = ("TaskRes",)
+SHARED = tuple(learner for learner in LEARNERS if learner not in CLASS_SPECIFIC)
 
 
 def release(folder: str | os.PathLike) -> None:
@@ -162,9 +166,11 @@ def untrained_bundle(folder: Path, variant: str, names: list[str], **options: ob
 
 
 __all__ = [
+    "CLASS_SPECIFIC",
     "EMOJI",
     "LEARNERS",
     "ROOT",
+    "SHARED",
     "config",
     "default",
     "emoji_args",

@@ -33,11 +33,11 @@ def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME)
         "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
         "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
     }
-    specific = bundle.options.get("CSC") and not bundle.decision.sentences
-    others = "These prompts are class-specific." if specific else "Other class names may be set."
+    learner = Student.known.get(bundle.variant)
+    specific = learner and learner.is_class_specific(bundle.options) and not bundle.decision.sentences
+    others = "These prompts are class-specific: others cannot be set." if specific else "Other class names may be set."
     if bundle.decision.sentences:
         others += " `kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below."
-    learner = Student.known.get(bundle.variant)
     if learner and learner.__module__.partition(".")[0] != "kdpl":
         others += f" {_plain(bundle.variant)} is not a learner of kdpl: import its file first, or name it in `--learner`."
     lines = [

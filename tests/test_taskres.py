@@ -1,0 +1,185 @@
+"""TaskRes: class vectors by the paper's formula, for the learned names alone, and nothing but them in a step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import ROOT, emoji_args
+from support.ranks import run_ranks
+from support.trainings import SMALL, assert_same, build, parameters, trained
+
+import kdpl
+from kdpl.classifier.bundle import read_bundle
+from kdpl.clip.loading import load_clip
+from kdpl.config.manifest import OtherRunError
+from kdpl.distill.prompted import PromptedTeacher
+from kdpl.students import TaskRes
+from kdpl.training.checkpoint import load_checkpoint
+
+NAMES = ["pizza", "hot_dog", "banana"]
+IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("emoji_student")
+
+
+def moved(clip, names=NAMES, **options):
+    student = TaskRes(clip, options, names)
+    torch.nn.init.normal_(student.learned.text_feature_residuals, generator=torch.Generator().manual_seed(0))
+    return student
+
+
+def base_of(clip, sentences):
+    """Unnormalised text features by the library's own text tower."""
+    with torch.no_grad():
+        return clip.model.encode_text(clip.tokenize(sentences)).float()
+
+
+def in_double(run, batch, residuals):
+    """Loss of a batch by the formula of the papers, in float64, and its gradient by the residuals."""
+    clip, scale = run.clip, run.student.logit_scale.double()
+    sentences = [run.template().format(name.replace("_", " ")) for name in run.class_names]
+    x = residuals.double().requires_grad_()
+    t = base_of(clip, sentences).double() + run.student.options.RESIDUAL_SCALE * x
+    images = run.normalize(batch["img"])
+    with torch.no_grad():
+        f = F.normalize(clip.image_features(images).double(), dim=-1)
+    logits = scale * f @ (t / t.norm(dim=-1, keepdim=True)).T
+    if not run.distilled:
+        loss = -logits.log_softmax(-1)[range(len(images)), batch["label"]].mean()
+    else:
+        teacher = run.objective.teacher
+        with torch.no_grad():
+            seen = F.normalize(teacher.clip.image_features(teacher.adapt(images)).double(), dim=-1)
+            texts = F.normalize(base_of(teacher.clip, sentences).double(), dim=-1)
+        log_p, log_q = (scale * seen @ texts.T).log_softmax(-1), logits.log_softmax(-1)
+        loss = 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.item(), gradient
+
+
+@pytest.mark.parametrize("trainer", ["TaskRes", "KDPL_TaskRes"])
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_loss_and_gradient_are_those_of_the_formula(trainer, scale, tmp_path):
+    run = build(trainer, tmp_path, *IN_PROCESS, "TRAINER.TASKRES.RESIDUAL_SCALE", scale, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
+    residuals = run.student.learned.text_feature_residuals
+    torch.nn.init.normal_(residuals, generator=torch.Generator().manual_seed(3))
+    run.set_model_mode("train")
+    batch = next(iter(run.train_loader_x))
+    loss, terms = run.compute_loss(batch)
+    loss.backward()
+    expected, gradient = in_double(run, batch, residuals.detach())
+    assert loss.item() == pytest.approx(expected, rel=1e-5) and terms["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert (residuals.grad.double() - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def test_before_the_first_step_it_is_zero_shot_clip_exactly(tmp_path):
+    run, zero_shot = build("KDPL_TaskRes", tmp_path / "a", *IN_PROCESS), build("ZeroshotCLIP", tmp_path / "b", *IN_PROCESS)
+    assert not run.student.learned.text_feature_residuals.any()
+    images = run.parse_batch_test(next(iter(run.test_loader)))[0]
+    assert torch.equal(run.model_inference(images), zero_shot.model_inference(images))
+
+
+def test_the_base_is_the_unnormalised_feature_of_the_data_sets_sentence(clip):
+    student = TaskRes(clip, {}, NAMES, "an icon of a {}.")
+    expected = base_of(clip, [f"an icon of a {name.replace('_', ' ')}." for name in NAMES])
+    torch.testing.assert_close(student.prepare(NAMES).base, expected, rtol=1e-5, atol=1e-5)
+    assert (expected.norm(dim=-1) - 1).abs().min() > 0.1
+
+
+def test_only_the_classes_own_vectors_move_its_logits(clip):
+    student, images = moved(clip), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = student(images, student.prepare(NAMES)).logits.detach()
+    student.learned.text_feature_residuals.data[1] += 1
+    after = student(images, student.prepare(NAMES)).logits.detach()
+    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]]) and (before[:, 1] != after[:, 1]).all()
+
+
+def test_a_step_runs_no_text_tower(tmp_path, monkeypatch):
+    run = build("KDPL_TaskRes", tmp_path, *SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1)
+    run.load_for_training()
+    monkeypatch.setattr(type(run.clip.text), "__call__", lambda *_: pytest.fail("a text pass"))
+    run.train()
+
+
+def test_names_that_were_learned_are_looked_up_in_any_order_and_others_are_refused(clip):
+    student = moved(clip)
+    whole = student.text_features(student.prepare(NAMES))
+    some = student.text_features(student.prepare(["banana", "hot dog"]))
+    assert torch.equal(some, whole[[2, 1]])
+    with pytest.raises(ValueError, match=r"TaskRes is class-specific: it learned a vector for each of 3 names.*'sushi' is not"):
+        student.prepare(["pizza", "sushi"])
+    with pytest.raises(ValueError, match="some of which are the same"):
+        moved(clip, ["pizza", "hot dog", "hot_dog"]).prepare(["pizza"])
+    with pytest.raises(ValueError, match="needs their names"):
+        TaskRes(clip)
+
+
+def test_what_is_loaded_gives_bit_identical_logits(tmp_path):
+    run = build("KDPL_TaskRes", tmp_path, *SMALL, *IN_PROCESS)
+    run.train()
+    batch = next(iter(run.test_loader))
+    paths = batch["impath"]
+    classifier = kdpl.load(tmp_path, "cpu")
+    logits = classifier.logits(paths, batch_size=len(paths))
+    assert torch.equal(logits, run.model_inference(run.parse_batch_test(batch)[0]))
+    classifier.classnames = run.class_names[:1:-1]
+    torch.testing.assert_close(classifier.logits(paths), logits[:, 2:].flip(1), rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="'yak' is not one of them"):
+        classifier.classnames = [*run.class_names, "yak"]
+    assert set(read_bundle(tmp_path).parameters) == {"text_feature_residuals"}
+
+
+def test_prompts_are_not_evaluated_with_another_sentence_or_other_classes(tmp_path):
+    build("KDPL_TaskRes", tmp_path / "a", *SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1).train()
+    for options, what in (
+        (("DATASET.TEMPLATE", "an icon of a {}."), "template: "),
+        (("DATASET.SUBSAMPLE_CLASSES", "new"), "class names: "),
+    ):
+        with pytest.raises(OtherRunError, match=what):
+            build("KDPL_TaskRes", tmp_path / "b", *IN_PROCESS, *options).load_model(str(tmp_path / "a"))
+
+
+def test_classes_must_be_known_and_are_not_shared_by_ranks(tmp_path):
+    with pytest.raises(ValueError, match="CLASS_AGNOSTIC True: TaskRes learns a vector for each class"):
+        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True)
+    with pytest.raises(ValueError, match="SHARD_CLASSES True: TaskRes learns a vector for each class"):
+        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.SHARD_CLASSES", True)
+    with pytest.raises(ValueError, match=r"RESIDUAL_SCALE is 0\.0"):
+        build("KDPL_TaskRes", tmp_path, "TRAINER.TASKRES.RESIDUAL_SCALE", 0.0)
+
+
+def test_it_teaches_with_its_vectors(clip):
+    student = moved(clip)
+    teacher = PromptedTeacher(student, NAMES[::-1], clip.mean, clip.std)
+    assert torch.equal(teacher.text_features, student.text_features(student.prepare(NAMES[::-1])).detach())
+    with pytest.raises(ValueError, match="'sushi' is not one of them"):
+        PromptedTeacher(student, ["pizza", "sushi"], clip.mean, clip.std)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["TaskRes", "KDPL_TaskRes"])
+def test_two_ranks_learn_what_one_does(trainer, tmp_path):
+    learned = []
+    for ranks in (1, 2):
+        output = tmp_path / str(ranks)
+        options = (*SMALL, *IN_PROCESS, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", 0.01)
+        process = run_ranks(ranks, ROOT / "train.py", *emoji_args(trainer, output), *options)
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        learned.append(load_checkpoint(next(output.rglob("model.pth.tar-3")))["state_dict"]["text_feature_residuals"])
+    assert (learned[0] - learned[1]).norm() < 1e-3 * learned[0].norm() > 0
+
+
+def test_features_of_views_give_what_the_pixels_give(tmp_path):
+    runs = [build("KDPL_TaskRes", tmp_path / f"{i}", *SMALL, *IN_PROCESS, "TRAINER.KDPL.VIEWS", 1) for i in range(2)]
+    learned = trained(runs[0])
+    type(runs[1]).features, kept = (lambda self, batch: (self.parse_batch_train(batch), None, None)), type(runs[1]).features
+    try:
+        runs[1].load_for_training()
+        runs[1].train_loader_x.wanted = None
+        runs[1].train()
+    finally:
+        type(runs[1]).features = kept
+    assert (learned["text_feature_residuals"] - parameters(runs[1])["text_feature_residuals"]).abs().max() < 1e-5
+    assert_same(learned, parameters(runs[0]))
