@@ -24,13 +24,13 @@ def pytest_cmdline_main(config):
 
 @pytest.fixture(scope="session")
 def golden_clips(tmp_path_factory):
-    """Files of the golden student and teacher: `(student, teacher)`."""
+    """Names of the golden student and teacher: `(student, teacher)`."""
     from support import save_clip
 
     folder = tmp_path_factory.mktemp("clips")
     student = save_clip(folder / "student.safetensors", 11, 64, 64, 3, 768, 16, 77, 49408, 512, 8, 3)
     teacher = save_clip(folder / "teacher.safetensors", 12, 96, 64, 4, 128, 8, 77, 49408, 128, 2, 4)
-    return str(student), str(teacher)
+    return student, teacher
 
 
 @pytest.fixture(scope="session", autouse=True)

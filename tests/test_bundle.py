@@ -169,6 +169,6 @@ def test_the_clip_may_lie_elsewhere_but_must_be_the_same(trained, tmp_path):
     assert kdpl.load(tmp_path, backbone="emoji_student").classnames == bundle.classnames
     other = save_clip(tmp_path / "other.safetensors", 5, 128, 64, 4, 128, 16, 77, 49408, 128, 2, 4)
     with pytest.raises(BundleError, match=r"weights of '.*other.safetensors' are not those"):
-        kdpl.load(tmp_path, backbone=str(other))
+        kdpl.load(tmp_path, backbone=other)
     with pytest.raises(BundleError, match=r"do not fit 'RN50': the prompts take images of \(64, 64\), 'RN50' of \(224, 224\)"):
         kdpl.load(tmp_path, backbone="RN50")

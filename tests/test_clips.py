@@ -44,16 +44,16 @@ def test_a_file_of_openais_architecture_loads_without_loss_of_precision(small, s
         torch.save(state, path)
     else:
         save_file({k: v.contiguous() for k, v in state.items()}, path)
-    assert_same(load_clip(str(path)), small)
-    architecture = describe(str(path))
+    assert_same(load_clip(f"openai:{path}"), small)
+    architecture = describe(f"openai:{path}")
     assert (architecture.resolution, architecture.vision_depth, architecture.text_width) == (64, 2, 64)
 
 
 def test_a_resnet_file_loads(tmp_path):
     model = random_clip(6, 48, 64, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 2)
     torch.save(model.state_dict(), tmp_path / "rn.pt")
-    assert_same(load_clip(str(tmp_path / "rn.pt")), model)
-    assert not describe(str(tmp_path / "rn.pt")).is_vit
+    assert_same(load_clip(f"openai:{tmp_path}/rn.pt"), model)
+    assert not describe(f"openai:{tmp_path}/rn.pt").is_vit
 
 
 def test_an_open_clip_architecture_loads_from_a_file(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_an_open_clip_architecture_loads_from_a_file(tmp_path, monkeypatch):
 
 def test_fp16_halves_projections_and_keeps_layer_norms(small, tmp_path):
     torch.save(small.state_dict(), tmp_path / "s.pt")
-    clip = load_clip(str(tmp_path / "s.pt"), "fp16")
+    clip = load_clip(f"openai:{tmp_path}/s.pt", "fp16")
     assert clip.dtype == torch.float16
     assert clip.model.ln_final.weight.dtype == torch.float32
 
@@ -184,7 +184,7 @@ def test_inside_a_fork_with_a_patched_clip_the_unpatched_one_is_used(small, tmp_
             "import sys; sys.path.insert(0, '')\n"
             "import clip\n"
             "from kdpl.clip import load_clip\n"
-            f"loaded = load_clip({str(tmp_path / 's.pt')!r})\n"
+            f"loaded = load_clip('openai:{tmp_path}/s.pt')\n"
             "print(clip.__file__, loaded.text.width, loaded.tokenize(['cat']).shape)",
         ],
         capture_output=True,

@@ -33,7 +33,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(weights):
-    return load_clip(str(weights))
+    return load_clip(weights)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_other_names_another_order_and_another_template_are_kept_apart(clip, cac
 
 def test_the_key_follows_the_text_tower_and_nothing_else(weights):
     def digest_after(change):
-        clip = load_clip(str(weights))
+        clip = load_clip(weights)
         with torch.no_grad():
             change(clip.model)
         return clip.digest("text")
@@ -166,7 +166,7 @@ from kdpl.clip import load_clip
 from kdpl.text.feature_cache import cached_text_features
 pwrite = os.pwrite
 os.pwrite = lambda file, data, at: (pwrite(file, data[:300], at), os.kill(os.getpid(), signal.SIGKILL))
-cached_text_features(load_clip({str(weights)!r}), {NAMES!r}, {TEMPLATE!r})
+cached_text_features(load_clip({weights!r}), {NAMES!r}, {TEMPLATE!r})
 """
     process = processes.run(
         [sys.executable, "-c", script], check=False, env=os.environ, cwd=Path(__file__).parent.parent, timeout=120

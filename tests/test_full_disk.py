@@ -141,7 +141,7 @@ def test_the_previous_version_outlives_a_full_disk(name, disk):
 
 def test_text_features_and_rows_that_find_no_room_end_the_keeping_alone(disk, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KDPL_CACHE", str(disk))
-    clip = load_clip(str(save_clip(tmp_path / "s.safetensors", 3, 32, 32, 1, 64, 16, 77, 49408, 64, 1, 1)))
+    clip = load_clip(save_clip(tmp_path / "s.safetensors", 3, 32, 32, 1, 64, 16, 77, 49408, 64, 1, 1))
     fill(disk)
     features = cached_text_features(clip, ["cat", "dog"], "a photo of a {}.")
     printed = capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_of_a_torchscript_archive_the_tensors_are_read_and_nothing_is_run(script
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], v) for k, v in expected.items())
     assert spoiled.read_bytes() == before
     monkeypatch.setattr(torch.jit, "load", None)
-    assert load_clip(str(path)).embed_dim == 48
+    assert load_clip(f"openai:{path}").embed_dim == 48
 
 
 def test_a_torchscript_archive_whose_objects_would_run_code_is_refused(script, tmp_path):
@@ -172,7 +172,7 @@ def with_value(key, value):
 def test_weights_of_a_clip_that_do_not_fit_are_refused_by_name(change, message, clip_state, tmp_path):
     save_file({k: v.contiguous() for k, v in change(clip_state).items()}, tmp_path / "clip.safetensors")
     with pytest.raises(WeightsError, match=rf"clip.safetensors' (?s:.)*{message}"):
-        load_clip(str(tmp_path / "clip.safetensors"))
+        load_clip(f"openai:{tmp_path}/clip.safetensors")
     assert load_file(tmp_path / "clip.safetensors")
 
 

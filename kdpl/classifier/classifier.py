@@ -18,7 +18,7 @@ from kdpl.classifier.learned import fitting_options, learned_student
 from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
-from kdpl.clip.names import ModelNameError
+from kdpl.clip.names.sources import ModelNameError
 from kdpl.clip.precision import effective_precision
 from kdpl.config.defaults import KDPL
 from kdpl.training.pixels import Normalize

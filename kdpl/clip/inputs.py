@@ -1,14 +1,19 @@
 """The inputs of a CLIP: how an image becomes pixels, and how a sentence becomes token ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdpl.common.messages import shorten
+from kdpl.config.choices import INTERPOLATIONS
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash")
+LARGEST_SIDE = 4096  # of an image tower's input
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,48 @@ class Preprocessing:
         if self.resize_mode == "squash":
             return [T.Resize(self.size, mode)]
         return [T.Resize(max(self.size), mode), T.CenterCrop(self.size)]
+
+
+def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that a file describes; what it leaves out is OpenAI's.
+
+    Args:
+        content: `size`, one side or height and width, and the other attributes of `Preprocessing`.
+
+    Raises:
+        ValueError: no image can be prepared so; the message names the key, the value and what was expected.
+    """
+
+    def value(key: str, default: object, fits: Callable[[Any], bool], expected: str) -> Any:
+        given = default if content.get(key) is None else content[key]
+        if not fits(given):
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(given)}, expected {expected}")
+        return given
+
+    def triple(low: float, high: float) -> Callable[[Any], bool]:
+        return lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_number(x) and low <= x <= high for x in v)
+
+    def side(v: object) -> bool:
+        return isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= LARGEST_SIDE
+
+    size = content.get("size")
+    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(pair) != 2 or not all(map(side, pair)):
+        raise ValueError(f"'size' of the preprocessing is {shorten(size)}, expected sides of 1 to {LARGEST_SIDE} pixels")
+    value("mode", "RGB", lambda v: v == "RGB", "'RGB'")
+    interpolation = value("interpolation", "bicubic", _among(INTERPOLATIONS), f"one of {', '.join(INTERPOLATIONS)}")
+    mode = value("resize_mode", "shortest", _among(RESIZE_MODES), f"one of {', '.join(RESIZE_MODES)}")
+    mean = value("mean", OPENAI_MEAN, triple(-10, 10), "three numbers, of red, green and blue between 0 and 1")
+    std = value("std", OPENAI_STD, triple(0.001, 10), "three numbers of 0.001 to 10, of red, green and blue between 0 and 1")
+    return Preprocessing(pair, interpolation, tuple(map(float, mean)), tuple(map(float, std)), mode)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _among(values: Sequence[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in values
 
 
 class Tokenizer:

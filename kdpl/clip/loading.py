@@ -1,4 +1,4 @@
-"""Load a frozen CLIP, student or teacher, from a name or a file (kdpl/clip/names.py lists the names)."""
+"""Load a frozen CLIP, student or teacher, from a name or a file (kdpl/clip/names lists them)."""
 
 import importlib
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import nn
 from kdpl.clip.files import WeightsError, file_sha256, read_shapes, read_state_dict
 from kdpl.clip.model import Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
+from kdpl.clip.names.bare_files import check_design
 from kdpl.clip.openai import (
     VOCABULARY,
     architecture_of,
@@ -36,7 +37,7 @@ def load_clip(
     """Load a CLIP, frozen and in eval mode.
 
     Args:
-        name: see kdpl/clip/names.py.
+        name: see kdpl/clip/names.
         precision: "fp32"; "fp16" as OpenAI and open_clip have it, or autocast to fp16 over fp32 weights for models whose half
             weights do not work, which is printed; "amp" or "bf16", autocast to fp16 or bf16 over fp32 weights.
         frozen_precision: of the passes in which nothing is learned, if it differs.
@@ -53,6 +54,8 @@ def load_clip(
         clip = load_open_clip(name, source, precision == "fp16")
     else:
         state = read_state_dict(openai_weights(name) if source.kind == "openai" else Path(source.path))
+        if source.kind == "file" and (notice := check_design(name, source, {k: tuple(v.shape) for k, v in state.items()})):
+            print(notice)
         clip = build_openai(name, state)
     _check_finite(clip)
     _set_precision(clip, precision, frozen_precision)
@@ -91,6 +94,7 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
         clip = as_clip(openai_model(a, a.vision_depth or openai_resnet_layers(name), VOCABULARY), name, a)
     else:
         shapes = read_shapes(Path(source.path))
+        check_design(name, source, shapes)
         clip = build_openai(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
     _set_precision(clip, precision, frozen_precision or precision)
     clip.model.requires_grad_(False).eval()
@@ -108,7 +112,9 @@ def describe(name: str) -> Architecture:
     if source.kind == "openai":
         return OPENAI_MODELS[name]
     if source.kind == "file":
-        return architecture_of(read_shapes(Path(source.path)), source.path)
+        shapes = read_shapes(Path(source.path))
+        check_design(name, source, shapes)
+        return architecture_of(shapes, source.path)
     return describe_open_clip(name, source)
 
 

@@ -20,6 +20,7 @@ from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 
 _LONGEST_CONTEXT, _DEEPEST = 8192, 256  # of a CLIP from a file: far more than any has
+COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
 VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 
 
@@ -91,7 +92,7 @@ def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     a = architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
     try:
         state = _expand_compact(state)
-        layers = a.vision_depth if a.is_vit else _resnet_layers(state)
+        layers = a.vision_depth if a.is_vit else resnet_layers(state)
         model = openai_model(a, layers, state["token_embedding.weight"].shape[0])
         model.load_state_dict(state, assign=True)
     except Exception as error:  # of many kinds: a tensor is missing or of another shape
@@ -150,7 +151,7 @@ class BytePairs(Tokenizer):
 
 def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo the packing of the embedded models: the rows of used tokens alone, and the first positions alone."""
-    used = state.pop("token_embedding.used", None)
+    used = state.pop(COMPACT, None)
     if used is None:
         return state
     rows, positions = state["token_embedding.weight"], state["positional_embedding"]
@@ -159,7 +160,8 @@ def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _resnet_layers(state: dict[str, Tensor]) -> tuple[int, ...]:
+def resnet_layers(state: dict[str, Any]) -> tuple[int, ...]:
+    """Return the blocks of each stage of a ResNet."""
     return tuple(len({k.split(".")[2] for k in state if k.startswith(f"visual.layer{i}.")}) for i in range(1, 5))
 
 
@@ -180,7 +182,7 @@ def architecture_of(shapes: dict[str, tuple[int, ...]], name: str) -> Architectu
             vision = (32 * side, 0, shapes["visual.layer1.0.conv1.weight"][0], 0)
         text_width, embed_dim = shapes["text_projection"]
         _, embedded_width = shapes["token_embedding.weight"]
-        context = 77 if "token_embedding.used" in shapes else shapes["positional_embedding"][0]
+        context = 77 if COMPACT in shapes else shapes["positional_embedding"][0]
         square = shapes["transformer.resblocks.0.attn.in_proj_weight"]
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise WeightsError(

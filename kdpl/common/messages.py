@@ -1,7 +1,11 @@
-"""Parts of error messages: the closest valid name, and another library's error in short."""
+"""Parts of error messages: the closest valid name, a value and another library's error in short."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:
@@ -15,3 +19,8 @@ def short_reason(error: BaseException) -> str:
     """Return the type and the first line (at most 200 characters) of an error raised inside a library."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def shorten(value: object) -> str:
+    """Return a value from a file as Python writes it, cut to about a line."""
+    return _SHORT.repr(value)

@@ -221,8 +221,8 @@ MUTATIONS = [
     # ------------------------------------------------------------------------------------------------------------- CLIPs
     mutation(
         "OpenAI's mean for every CLIP",
-        RECIPE,
-        'tuple(map(float, preprocess.get("mean") or OPENAI_MEAN))',
+        "kdpl/clip/inputs.py",
+        "tuple(map(float, mean))",
         "OPENAI_MEAN",
         "tests/test_recipes.py::test_a_file_of_any_published_weights_has_the_recipe_of_its_tag_or_is_refused[MobileCLIP-S1]",
     ),
@@ -232,6 +232,27 @@ MUTATIONS = [
         'bool(config.get("quick_gelu") or preprocess.get("quick_gelu"))',
         'bool(config.get("quick_gelu"))',
         "tests/test_recipes.py::test_a_file_under_its_published_name_is_known",
+    ),
+    mutation(
+        "any size taken for OpenAI's",
+        "kdpl/clip/names/bare_files.py",
+        "        if a == published and (",
+        "        if True or (",
+        "tests/test_bare_files.py::test_no_other_size_is_taken_for_openais[ViT-H-14]",
+    ),
+    mutation(
+        "the configuration beside a file not looked at",
+        "kdpl/clip/names/folders.py",
+        '    return Source("folder", path=str(folder), file=str(file))\n',
+        '    return Source("file", tag="openai", path=str(file))\n',
+        "tests/test_bare_files.py::test_a_file_takes_the_configuration_beside_it",
+    ),
+    mutation(
+        "weights of another resolution interpolated under any name",
+        "kdpl/clip/openclip/weights.py",
+        '        if source.kind == "open_clip" and source.path:\n            raise',
+        "        if False:\n            raise",
+        "tests/test_bare_files.py::test_a_file_of_another_resolution_is_refused_under_a_name_and_noticed_in_a_folder",
     ),
     mutation(
         "padding not seen by a dense tower",

@@ -62,10 +62,10 @@ def random_clip(seed: int, *sizes) -> CLIP:
     return CLIP(*sizes).float().eval()
 
 
-def save_clip(path: Path, seed: int, *sizes) -> Path:
-    """Write such a CLIP as a safetensors state dict."""
+def save_clip(path: Path, seed: int, *sizes) -> str:
+    """Write such a CLIP as a safetensors state dict, and return its name."""
     save_file({k: v.contiguous() for k, v in random_clip(seed, *sizes).state_dict().items()}, path)
-    return path
+    return f"openai:{path}"
 
 
 def default():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdpl.clip.files import WeightsError
-from kdpl.clip.names import ModelNameError
+from kdpl.clip.names.sources import ModelNameError
 from kdpl.clip.openclip.recipe import Recipe
 from kdpl.clip.openclip.tokenizer import hub_help, needs_transformers
 from kdpl.common.messages import short_reason

@@ -8,7 +8,9 @@ from torch import nn
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
-from kdpl.clip.names import HUB_CONFIG, Architecture, Source
+from kdpl.clip.names import Architecture
+from kdpl.clip.names.folders import HUB_CONFIG
+from kdpl.clip.names.sources import Source
 from kdpl.clip.openclip.building import build, has_own_half
 from kdpl.clip.openclip.recipe import Recipe, recipe_of
 from kdpl.clip.openclip.tokenizer import tokenizer_of
@@ -24,7 +26,7 @@ def load_open_clip(name: str, source: Source, half: bool) -> Clip:
     recipe = recipe_of(name, source)
     tokenizer = tokenizer_of(name, recipe)
     model = _built(name, recipe, half)
-    load_weights(model, weights_file(name, source, recipe), source.architecture or name)
+    load_weights(model, weights_file(name, source, recipe), name, source)
     return _clip(model, name, recipe, tokenizer)
 
 

@@ -4,14 +4,18 @@ A weights tag has it; so has a folder of the hub, in open_clip_config.json. A ba
 told which, or if it makes no difference.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, RESIZE_MODES, Preprocessing
-from kdpl.clip.names import HUB_CONFIG, ModelNameError, Source
+from kdpl.clip.inputs import Preprocessing, checked_preprocessing
+from kdpl.clip.names.folders import HUB_CONFIG
+from kdpl.clip.names.sources import ModelNameError, Source
+from kdpl.common.messages import shorten
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.common.tensor_files import is_torchscript
+
+_PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")  # of open_clip
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def recipe_of(name: str, source: Source) -> Recipe:
         config, preprocess = _read_hub_config(Path(source.path, HUB_CONFIG))
         return _recipe(name, config, preprocess, _folder_of_tokenizer(Path(source.path)), {})
     tag = source.tag
-    known = _preprocess_of(source) if source.path else None
+    known = _preprocess_of(name, source) if source.path else None
     if known is None and not tag:
         tag = _common_tag(name, source)
     published = _published(source.architecture, tag)
@@ -72,16 +76,15 @@ def _recipe(name: str, config: dict, preprocess: dict, tokenizer_folder: str, pu
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ModelNameError(f"'{name}' takes images of {height} x {width} pixels: expected a CLIP with square input.")
-    mode = preprocess.get("resize_mode") or "shortest"
-    if mode not in RESIZE_MODES:
-        raise ModelNameError(f"'{name}' resizes its images by '{mode}': expected one of {', '.join(RESIZE_MODES)}.")
-    preprocessing = Preprocessing(
-        (height, width),
-        preprocess.get("interpolation") or "bicubic",
-        tuple(map(float, preprocess.get("mean") or OPENAI_MEAN)),
-        tuple(map(float, preprocess.get("std") or OPENAI_STD)),
-        mode,
-    )
+    try:
+        preprocessing = checked_preprocessing({"size": size, **preprocess})
+    except ValueError as error:
+        raise ModelNameError(f"'{name}' cannot be used: {error}.") from None
+    if preprocessing.size != (height, width):
+        raise ModelNameError(
+            f"'{name}' takes images of {height} x {width} pixels by its 'model_cfg', and of {preprocessing.size} by its "
+            "'preprocess_cfg': correct its open_clip_config.json."
+        )
     return Recipe(config, preprocessing, tokenizer_folder, published)
 
 
@@ -129,13 +132,18 @@ def _common_tag(name: str, source: Source) -> str:
     return tags[0] if tags else ""
 
 
-def _preprocess_of(source: Source) -> dict | None:
-    """Return what a file itself tells: by the configuration beside it, its published name, or as OpenAI's archive."""
+def _preprocess_of(name: str, source: Source) -> dict | None:
+    """Return what a file itself tells: by the configuration beside it, its published name, or as OpenAI's archive.
+
+    Raises:
+        ModelNameError: the configuration beside it is of another architecture.
+    """
     import open_clip
 
     path = Path(source.path)
     if (path.parent / HUB_CONFIG).is_file():
         config, preprocess = _read_hub_config(path.parent / HUB_CONFIG)
+        _compare(name, source, config)
         return {"quick_gelu": bool(config.get("quick_gelu")), **preprocess}
     tags = open_clip.list_pretrained_tags_by_model(source.architecture)
     for tag in tags:
@@ -146,14 +154,35 @@ def _preprocess_of(source: Source) -> dict | None:
     return None
 
 
+def _compare(name: str, source: Source, beside: dict) -> None:
+    """Refuse an architecture that differs from the configuration beside a file, in shapes or in what no tensor shows."""
+    own = _config(source.architecture)
+    pairs = [("embed_dim", own["embed_dim"], beside["embed_dim"])]
+    pairs += [("quick_gelu", True, False)] if own.get("quick_gelu") and not beside.get("quick_gelu") else []
+    for part in ("vision_cfg", "text_cfg"):
+        pairs += [(f"{part}.{key}", own[part][key], beside[part][key]) for key in own[part].keys() & beside[part].keys()]
+    for key, named, there in sorted(pairs, key=lambda pair: pair[0]):
+        if named != there:
+            raise ModelNameError(
+                f"'{name}': {HUB_CONFIG} beside the file is of another model: {key} is {there!r} there, {named!r} in "
+                f"{source.architecture}. Give '{Path(source.path).parent}' alone, which is loaded as its configuration says."
+            )
+
+
 def _read_hub_config(path: Path) -> tuple[dict, dict]:
     """Return the model's configuration and the preprocessing of an open_clip_config.json."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         config, preprocess = content["model_cfg"], content.get("preprocess_cfg") or {}
-        if all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")) and isinstance(config["embed_dim"], int):
-            return config, dict(preprocess)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg"))
+        if sound and isinstance(config["embed_dim"], int) and isinstance(preprocess, dict):
+            if unknown := preprocess.keys() - _PREPROCESS_KEYS:
+                raise ModelNameError(
+                    f"'{path}': 'preprocess_cfg' has {', '.join(map(shorten, sorted(unknown)))}, and what that does to images "
+                    f"is not known here: expected {', '.join(_PREPROCESS_KEYS)}."
+                )
+            return config, preprocess
+    except (OSError, UnsafeTextError, KeyError, TypeError):
         pass
     raise ModelNameError(f"'{path}' is not the configuration of an open_clip model: expected JSON with 'model_cfg'.")
 

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip.files import WeightsError, read_state_dict
-from kdpl.clip.names import Source, weights_in
+from kdpl.clip.names.folders import weights_in
+from kdpl.clip.names.sources import Source
 from kdpl.clip.openclip.recipe import Recipe
 from kdpl.common.messages import short_reason
+
+_POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 
 
 def weights_file(name: str, source: Source, recipe: Recipe) -> Path:
@@ -20,26 +23,30 @@ def weights_file(name: str, source: Source, recipe: Recipe) -> Path:
         WeightsError: it is not here and cannot be downloaded; the message names file, address and how to use it.
     """
     if source.kind == "folder":
-        return weights_in(Path(source.path))
+        return Path(source.file) if source.file else weights_in(Path(source.path))
     if source.path:
         return Path(source.path)
     return Path(_fetch(name, source, recipe.published))
 
 
-def load_weights(model: nn.Module, path: Path, architecture: str) -> None:
+def load_weights(model: nn.Module, path: Path, name: str, source: Source) -> None:
     """Put the tensors of a checkpoint in place of a model's parameters, each in the type of the parameter.
 
     Raises:
         WeightsError: they do not fit the architecture, or the file cannot be read.
     """
-    state = read_state_dict(path)
+    state, architecture = read_state_dict(path), source.architecture or name
     try:
         state = _adapt(state, model)
+        _check_positions(state, model, path, name, source)
+        _interpolate(state, model)
         wanted = {key: value.dtype for key, value in model.state_dict().items()}
         for key in state:  # one at a time, so that no second copy of all is there at any moment
             if key in wanted and state[key].is_floating_point():
                 state[key] = state[key].to(wanted[key])
         model.load_state_dict(state, assign=True)
+    except WeightsError:
+        raise
     except Exception as error:  # of many kinds: a tensor is missing or of another shape
         raise WeightsError(
             f"'{path}' cannot be loaded as {architecture} ({short_reason(error)}: {' '.join(str(error).split())[-200:]}). "
@@ -51,7 +58,7 @@ def load_weights(model: nn.Module, path: Path, architecture: str) -> None:
 def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename and reshape the tensors of older and foreign checkpoints as open_clip's own loading does."""
     from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+    from open_clip.model import convert_to_custom_text_state_dict
 
     for key in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
         state.pop(key, None)
@@ -64,12 +71,43 @@ def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
             state[key] = state[key].reshape(own.shape)
     if "logit_bias" not in state and model.logit_bias is not None:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
+    if hasattr(model, "text") and not hasattr(model.text, "positional_embedding"):
+        state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
+    return state
+
+
+def _check_positions(state: dict[str, Tensor], model: nn.Module, path: Path, name: str, source: Source) -> None:
+    """Refuse a file of another resolution or context length than its name says; of a folder or a download print it.
+
+    Raises:
+        WeightsError: an architecture was named, and the file holds weights of another.
+    """
+    own = {key: value for key, value in model.named_parameters() if key in _POSITIONS}
+    for key, value in own.items():
+        if key not in state or state[key].shape == value.shape or state[key].shape[1:] != value.shape[1:]:
+            continue
+        there, here = (_in_words(key, len(positions), model) for positions in (state[key], value))
+        if source.kind == "open_clip" and source.path:
+            raise WeightsError(
+                f"'{path}' holds weights for {there}, and {source.architecture} takes {here}: they are not those that '{name}' "
+                "names. Give the architecture that they were trained as, or a folder with their open_clip_config.json."
+            )
+        print(f"'{name}' takes {here}, its weights are for {there}: their positions are interpolated, as open_clip does")
+
+
+def _in_words(key: str, positions: int, model: nn.Module) -> str:
+    if key != _POSITIONS[0]:
+        return f"texts of {positions} tokens"
+    side = round((positions - 1) ** 0.5) * model.visual.patch_size[0]
+    return f"images of {side} x {side} pixels"
+
+
+def _interpolate(state: dict[str, Tensor], model: nn.Module) -> None:
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
     if not hasattr(model, "text") or hasattr(model.text, "positional_embedding"):
         resize_text_pos_embed(state, model)
-    else:
-        state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
     resize_pos_embed(state, model)
-    return state
 
 
 def cached_weights(published: dict) -> str:

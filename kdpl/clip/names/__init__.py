@@ -8,8 +8,10 @@ A name is one of
 - an open_clip architecture with a file, "ViT-H-14-378:/path/weights.bin", if the file or all tags of the architecture agree on
   activation and preprocessing;
 - a folder as the Hugging Face hub has it, with open_clip_config.json and weights;
-- a checkpoint file of OpenAI's architecture: state dict (.pt, .safetensors) or JIT archive, with OpenAI's activation; or a file
-  of TinyCLIP, with its own.
+- a file in such a folder;
+- a checkpoint file of a size that OpenAI has published, with OpenAI's activation: state dict (.pt, .safetensors) or JIT
+  archive; or of a size that TinyCLIP has, with TinyCLIP's;
+- "openai:/path/weights.pt", a file of OpenAI's layout in any size: QuickGELU, heads of 64, OpenAI's preprocessing.
 """
 
 import importlib.util
@@ -18,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
+from kdpl.clip.names.folders import hub_folder, source_of_file, source_of_folder, weights_in
+from kdpl.clip.names.sources import ModelNameError, Source
 from kdpl.common.messages import did_you_mean
 
 EMBEDDED = ("emoji_student", "emoji_teacher")
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
-HUB_CONFIG = "open_clip_config.json"
+DECLARED = "openai:"
 
 
 @dataclass(frozen=True)
@@ -70,27 +74,6 @@ OPENAI_MODELS = {
 }
 
 
-class ModelNameError(ValueError):
-    """A name is no CLIP that can be loaded."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a CLIP comes from.
-
-    Attributes:
-        kind: "openai", "file" (of OpenAI's layout), "open_clip" or "folder" (of the hub's layout).
-        architecture: of open_clip.
-        tag: of its weights; empty if it is not known.
-        path: file or folder; empty: to be downloaded.
-    """
-
-    kind: str
-    architecture: str = ""
-    tag: str = ""
-    path: str = ""
-
-
 def resolve(name: str) -> Source:
     """Return where the CLIP of a name comes from.
 
@@ -101,13 +84,22 @@ def resolve(name: str) -> Source:
         return Source("openai")
     if name in EMBEDDED:
         folder = importlib.util.find_spec("kdpl.datasets").submodule_search_locations[0]
-        return Source("file", path=str(Path(folder, "embedded", f"{name}.safetensors")))
-    path = os.path.expanduser(name)
-    if os.path.isfile(path):
-        return Source("file", path=path)
-    if os.path.isdir(path):
-        return Source("folder", path=str(hub_folder(Path(path))))
+        return Source("file", tag="openai", path=str(Path(folder, "embedded", f"{name}.safetensors")))
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return source_of_file(path)
+    if path.is_dir():
+        return source_of_folder(path)
+    if name.startswith(DECLARED):
+        return _declared(name)
     return _resolve_open_clip(name)
+
+
+def _declared(name: str) -> Source:
+    path = os.path.expanduser(name.removeprefix(DECLARED))
+    if not os.path.isfile(path):
+        raise ModelNameError(f"There is no file '{path}', which '{name}' names: expected {DECLARED}FILE.")
+    return Source("file", tag="openai", path=path)
 
 
 def _resolve_open_clip(name: str) -> Source:
@@ -136,60 +128,10 @@ def _resolve_open_clip(name: str) -> Source:
         tag, file = "", rest
     path = Path(os.path.expanduser(file))
     if path.is_dir():
-        path = weights_in(hub_folder(path, with_config=False))
+        path = weights_in(hub_folder(path))
     if not path.is_file():
         raise ModelNameError(
             f"'{file}' in '{name}' is neither a file nor a weights tag of {architecture}.{did_you_mean(file, tags)} "
             f"Tags: {', '.join(tags) or 'none'}."
         )
     return Source("open_clip", architecture, tag, str(path))
-
-
-def hub_folder(folder: Path, with_config: bool = True) -> Path:
-    """Return the folder that holds the files of a model: itself, or the snapshot in a folder of the hub's cache.
-
-    Raises:
-        ModelNameError: it has no open_clip_config.json, or several snapshots and no `refs/main` that chooses one.
-    """
-    snapshots, main = folder / "snapshots", folder / "refs" / "main"
-    if snapshots.is_dir():
-        found = sorted(path for path in snapshots.iterdir() if path.is_dir())
-        wanted = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
-        chosen = [path for path in found if path.name == wanted] or (found if len(found) == 1 else [])
-        if not chosen:
-            raise ModelNameError(
-                f"'{folder}' has {len(found)} snapshots ({', '.join(p.name[:12] for p in found)}) and refs/main names none of "
-                "them: give the path of one snapshot."
-            )
-        folder = chosen[0]
-    if with_config and not (folder / HUB_CONFIG).is_file():
-        raise ModelNameError(
-            f"The folder '{folder}' has no {HUB_CONFIG}: expected the files of an open_clip model as the Hugging Face hub has "
-            "them. For weights alone write 'MODEL:TAG:FILE'."
-        )
-    return folder
-
-
-WEIGHTS_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
-
-
-def weights_in(folder: Path) -> Path:
-    """Return the weights in the folder of a model, safetensors first.
-
-    Raises:
-        ModelNameError: there are none, or several of other names.
-    """
-    for file in WEIGHTS_FILES:
-        if (folder / file).is_file():
-            return folder / file
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    if len(others) == 1:
-        return others[0]
-    found = ", ".join(p.name for p in others) or "none"
-    raise ModelNameError(f"'{folder}' should hold one file of weights, such as {WEIGHTS_FILES[0]}; found: {found}.")
