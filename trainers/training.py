@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, write_bundle
 from kdpl.common import distributed, lock
+from kdpl.distill.views import contents_of
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
 from kdpl.training.progress import DivergenceError
@@ -35,6 +36,8 @@ class Training:
         _ = self.objective
         if self.manifest is None and self.train_loader_x is not None:
             self.manifest = records.manifest_of(self)
+        if self.train_loader_x is not None:  # after the main rank, whose digests are remembered
+            self.train_loader_x.contents = contents_of(self.train_loader_x.dataset.data_source, self.training_images)
 
     def use_seed(self, seed: int) -> None:
         """Take over the seed that an unseeded run drew."""

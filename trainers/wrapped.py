@@ -21,7 +21,7 @@ from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.distill.teacher import Ensemble, Teacher
-from kdpl.distill.views import ViewFeatures, image_files, view_features
+from kdpl.distill.views import ViewFeatures, contents_of, image_files, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import build_loaders, report_unreadable
@@ -72,6 +72,7 @@ class DistilledTrainer:
         names = [image.name for image in images]
         self._kdpl_images = images
         self.train_loader_x = UnlabelledLoader(self, loader, self._kdpl_seed, options.VIEWS, options.VIEW_SEED, names)
+        self.train_loader_x.contents = contents_of(loader.dataset.data_source, images) if images else {}
 
     def build_model(self) -> None:
         with _working_schedulers():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder
-from kdpl.common.rows.digests import file_digests
+from kdpl.common.rows.digests import Content, file_contents
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader
@@ -30,6 +30,7 @@ class ImageFile:
 
     name: str
     content: str
+    found: Content | None = field(default=None, compare=False, repr=False)  # to see later that the file has not changed
 
     def key(self, view: int) -> bytes:
         return key_of(self.name, self.content, view)
@@ -41,7 +42,13 @@ def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile
     Raises:
         OSError: one is missing or cannot be read.
     """
-    return [ImageFile(name_below(p, root), digest.hex()) for p, digest in zip(paths, file_digests(paths), strict=True)]
+    contents = file_contents(paths)
+    return [ImageFile(name_below(p, root), c.digest.hex(), c) for p, c in zip(paths, contents, strict=True)]
+
+
+def contents_of(items: Sequence[Any], images: Sequence[ImageFile]) -> dict[str, Content]:
+    """Return the contents of a data set's items by their paths, for `ReadableImages`."""
+    return {item.impath: image.found for item, image in zip(items, images, strict=True) if image.found}
 
 
 class FeatureTable:
@@ -81,13 +88,13 @@ class FeatureTable:
             features[here] = self._values(segment, rows[here])
         return features
 
-    def put(self, index: Tensor, view: Tensor, features: Tensor) -> None:
-        """Add features `(B, d)`; those that are not finite are left out."""
+    def put(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool = True) -> None:
+        """Add features `(B, d)`; those that are not finite are left out. Not `on_disk`: in memory alone."""
         finite = torch.isfinite(features).all(1)
         index, view, features = index[finite], view[finite], features[finite].to(self.dtype)
         if not len(index):
             return
-        segment, rows = self._write(index, view, features)
+        segment, rows = self._write(index, view, features, on_disk)
         self._segment[index, view] = segment
         self._row[index, view] = rows
         self.known[index, view] = True
@@ -97,8 +104,8 @@ class FeatureTable:
         if self.store is not None:
             self.store.sync()
 
-    def _write(self, index: Tensor, view: Tensor, features: Tensor) -> tuple[int, Tensor]:
-        if self.writable:
+    def _write(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool) -> tuple[int, Tensor]:
+        if self.writable and on_disk:
             keys = [self.images[i].key(v) for i, v in zip(index.tolist(), view.tolist(), strict=True)]
             try:
                 first = self.store.append(keys, features.numpy())
@@ -181,7 +188,8 @@ class ViewFeatures:
         missing = self.missing(index, view)
         if missing.any():
             counts = [int(part.sum()) for part in missing.split(batch["counts"])]
-            self.table.put(index[missing], view[missing], distributed.gather_rows(features, counts))
+            replaced = distributed.any_rank(any(batch.get("unreadable", ())))  # by another image, whose features these are
+            self.table.put(index[missing], view[missing], distributed.gather_rows(features, counts), on_disk=not replaced)
 
 
 def view_features(

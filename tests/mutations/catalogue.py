@@ -27,6 +27,7 @@ FROZEN = "tests/test_frozen.py::"
 MANIFEST = "tests/test_manifest.py::"
 SIGNALS = "tests/test_signals.py::"
 CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
+DIGESTS = "kdpl/common/rows/digests.py"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
@@ -690,5 +691,34 @@ MUTATIONS = [
         " or status.st_nlink > 1",
         "",
         "tests/test_lock.py::test_the_lock_is_never_written_through_a_link",
+    ),
+    # ---------------------------------------------------------------------------------------------------- digests of images
+    mutation(
+        "a digest remembered by the time of modification",
+        DIGESTS,
+        "s.st_mtime_ns, s.st_ctime_ns)",
+        "s.st_mtime_ns)",
+        "tests/test_digests.py::test_an_image_that_is_rewritten_in_place_is_noticed_whatever_its_time",
+    ),
+    mutation(
+        "a wrong digest comes back",
+        DIGESTS,
+        "        store.forget()\n",
+        "",
+        "tests/test_digests.py::test_what_was_found_changed_once_stays_changed",
+    ),
+    mutation(
+        "features of images that have changed since their digests",
+        "kdpl/training/batches.py",
+        "_SeededImages(self.dataset, self.contents)",
+        "_SeededImages(self.dataset)",
+        "tests/test_digests.py::test_no_feature_is_stored_under_the_digest_of_other_bytes",
+    ),
+    mutation(
+        "a feature of the image that replaced an unreadable one",
+        "kdpl/distill/views.py",
+        "on_disk=not replaced",
+        "on_disk=True",
+        "tests/test_digests.py::test_the_feature_of_an_image_in_place_of_an_unreadable_one_is_not_stored",
     ),
 ]

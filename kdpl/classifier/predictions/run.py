@@ -148,7 +148,7 @@ class Run:
             raise ResumeError(f"The files that '{self.state.path}' tells of have rows of different images: add --restart.")
         stopped = os.stat(self.state.path).st_mtime_ns if done else 0
         for path in done[0] if done else ():
-            if os.path.exists(path) and os.stat(path).st_mtime_ns > stopped:
+            if os.path.exists(path) and os.stat(path).st_ctime_ns > stopped:  # unlike the time of modification, it is never set
                 raise ResumeError(f"'{path}' has changed since it was predicted: add --restart.")
         return done[0] if done else set()
 

@@ -97,6 +97,15 @@ class RowStore:
         self.rows_written += len(keys)
         return first
 
+    def forget(self) -> None:
+        """Remove the rows of all processes; one that is at work goes on, and what it has read stays in its memory.
+
+        Raises:
+            OSError: a shard cannot be removed.
+        """
+        for path in self.folder.glob("*.rows"):
+            path.unlink(missing_ok=True)
+
     def sync(self) -> None:
         """Sync this process's shard to disk."""
         if self._file is not None:
