@@ -106,14 +106,14 @@ class EmojiScenes(ClassListDataset):
 
     Reads DATASET.ROOT (where the images are drawn at first use; empty: the cache folder), DATASET.NUM_SHOTS,
     DATASET.SUBSAMPLE_CLASSES, SEED, and DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS: the styles to train and
-    validate on and to test on (empty: all that the plan has for it). A style of the training images may be a target if
-    it is not a source: all its images are test images then (leave one domain out). A data set that is for testing only
-    returns its test images as training images too, since Dassl takes the class names from these; NUM_SHOTS and
-    SOURCE_DOMAINS have no effect on it.
+    validate on (empty: all that the plan trains on) and to test on (empty: the artist of the plan's first test scenes). A
+    target that is trained on is tested on new scenes, which are in no other split. One that others train on and that is
+    not a source is tested on all the scenes that they train and validate on (leave one domain out). A data set that is
+    for testing only returns its test images as training images too, since Dassl takes the class names from these;
+    NUM_SHOTS and SOURCE_DOMAINS have no effect on it.
 
     Raises:
-        ValueError: a domain is not a style of the data set, or is both source and target, or DATASET.SUBSAMPLE_CLASSES is
-            unknown.
+        ValueError: a domain is not a style of the data set, or DATASET.SUBSAMPLE_CLASSES is unknown.
         OSError, RuntimeError: see `scene_folder`.
     """
 
@@ -129,8 +129,12 @@ class EmojiScenes(ClassListDataset):
 
         splits: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
         for scene in scenes_of(self.plan_name):
-            split = "test" if scene.style_name in targets else scene.split
-            if scene.style_name in (targets if split == "test" else sources):
+            left_out = scene.style_name in targets and scene.style_name not in sources
+            if left_out and self._trains_on(scene.style_name):
+                split = "" if scene.split == "test" else "test"  # all that others train and validate on
+            else:
+                split = scene.split
+            if split and scene.style_name in (targets if split == "test" else sources):
                 domain = self.domains.index(scene.style_name)
                 splits[split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
         train, val, test = splits["train"], splits["val"], splits["test"]
@@ -147,26 +151,22 @@ class EmojiScenes(ClassListDataset):
 
     def _styles(self, cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
         """Return the styles to train and validate on, and those to test on."""
-        seen, unseen = (
-            tuple(dict.fromkeys(s for part in self.plan.parts if (part.split == "test") == test for s in part.styles))
-            for test in (False, True)
-        )
-        sources, targets = cfg.DATASET.SOURCE_DOMAINS or seen, cfg.DATASET.TARGET_DOMAINS or unseen
+        seen = self.plan.styles_of("train", "val")
+        sources, targets = cfg.DATASET.SOURCE_DOMAINS or seen, cfg.DATASET.TARGET_DOMAINS or self.plan.tested
         for style in sources if seen else ():
             check_choice("DATASET.SOURCE_DOMAINS", style, seen)
         for style in targets:
-            check_choice("DATASET.TARGET_DOMAINS", style, (*unseen, *seen))
-            if seen and style in sources:
-                raise ValueError(
-                    f"DATASET.TARGET_DOMAINS has '{style}', which is trained on: DATASET.SOURCE_DOMAINS is {tuple(sources)}. "
-                    f"To test on '{style}', name the other styles as sources."
-                )
+            check_choice("DATASET.TARGET_DOMAINS", style, self.domains)
         return sources, targets
+
+    def _trains_on(self, style: str) -> bool:
+        return style in self.plan.styles_of("train", "val")
 
 
 def _data_set(name: str, plan: Plan) -> type[EmojiScenes]:
     members = {"__doc__": plan.about, "__module__": __name__, "plan_name": name, "plan": plan, "domains": plan.styles}
-    return type(f"Emoji{name.capitalize()}", (EmojiScenes,), members)
+    words = "".join(word.capitalize() for word in name.split("_"))
+    return type(f"Emoji{words}", (EmojiScenes,), members)
 
 
 DATASETS = {c.__name__: c for c in (_data_set(name, plan) for name, plan in PLANS.items())}
