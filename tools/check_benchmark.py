@@ -44,7 +44,8 @@ def halves(name: str, split: str) -> list[tuple[list[str], np.ndarray, np.ndarra
     """Names, images and labels of a data set's base classes and of its new classes."""
     names = class_names(name)
     middle = math.ceil(len(names) / 2)
-    scenes = [scene for scene in scenes_of(name) if scene.split == split]
+    styles = PLANS[name].tested if split == "test" else PLANS[name].styles
+    scenes = [scene for scene in scenes_of(name) if scene.split == split and scene.style_name in styles]
     images, labels = draw(scenes), np.array([scene.label for scene in scenes])
     base = labels < middle
     return [

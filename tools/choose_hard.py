@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji.plans import HARD_CANDIDATES, SCENES, Scene, class_names, draw, scenes_of
+from kdpl.datasets.emoji.plans import HARD_CANDIDATES, PLANS, SCENES, Scene, class_names, draw, scenes_of
 
 KEPT = 4  # scenes of a thing
 BATCH = 64
@@ -71,7 +71,8 @@ def probabilities(net: nn.Sequential, images: np.ndarray) -> np.ndarray:
 
 def candidates() -> list[Scene]:
     """Return all scenes that may be chosen."""
-    first = [s for s in scenes_of("all") if s.split == "test" and s.number == 0]
+    left_out = PLANS["all"].tested
+    first = [s for s in scenes_of("all") if s.split == "test" and s.number == 0 and s.style_name in left_out]
     numbers = enumerate(HARD_CANDIDATES)
     return [Scene("test", s.label, s.classname, s.style, s.thing, r, i, SCENES) for i, r in numbers for s in first]
 

@@ -127,13 +127,12 @@ class EmojiScenes(ClassListDataset):
         folder = scene_folder(cfg.DATASET.ROOT or cache_dir(), self.plan_name)
         self.dataset_dir = str(folder)
 
+        left_out = {*targets} & {*self.plan.styles_of("train", "val")} - {*sources}
         splits: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
         for scene in scenes_of(self.plan_name):
-            left_out = scene.style_name in targets and scene.style_name not in sources
-            if left_out and self._trains_on(scene.style_name):
-                split = "" if scene.split == "test" else "test"  # all that others train and validate on
-            else:
-                split = scene.split
+            split = scene.split
+            if scene.style_name in left_out:  # all that others train and validate on
+                split = {"train": "test", "val": "test", "test": ""}[split]
             if split and scene.style_name in (targets if split == "test" else sources):
                 domain = self.domains.index(scene.style_name)
                 splits[split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
@@ -158,9 +157,6 @@ class EmojiScenes(ClassListDataset):
         for style in targets:
             check_choice("DATASET.TARGET_DOMAINS", style, self.domains)
         return sources, targets
-
-    def _trains_on(self, style: str) -> bool:
-        return style in self.plan.styles_of("train", "val")
 
 
 def _data_set(name: str, plan: Plan) -> type[EmojiScenes]:
