@@ -1,62 +1,98 @@
-"""A classifier for others: `kdpl export OUT FOLDER` writes a model with a page that classifies pictures in the browser."""
+"""A classifier for others: `kdpl export OUT FOLDER` writes a model with a page that classifies pictures in the browser.
+
+`kdpl export OUT --head FILE` writes the matrix of text features alone, for programs that have the CLIP's image features.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import list_images
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
+if TYPE_CHECKING:
+    from kdpl.classifier.classifier import Classifier
+
+OF_A_FOLDER = ("half", "check", "no-page", "runtime", "reject")  # flags
 CHECKED = 100  # photos on which the model is compared with the classifier, at most
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Write a folder that serves itself: an ONNX model that resizes and normalises, a page, a Python client.",
+        usage=f"{prog} OUT [FOLDER] [--head FILE] [options]",
+        description="Write a folder that serves itself (an ONNX model that resizes and normalises, a page, a Python client), "
+        "the matrix of text features alone, or both.",
     )
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
-    add("folder", metavar="FOLDER", help="where model, names, page and client are written")
+    add("folder", nargs="?", metavar="FOLDER", help="where model, names, page and client are written")
+    add("--head", metavar="FILE", help="write text features, names, scale and preprocessing as a safetensors file")
     add("--half", action="store_true", help="weights in half precision: half the size")
     add("--check", metavar="PHOTOS", help=f"compare the model with kdpl on up to {CHECKED} of these photos")
     add("--no-page", action="store_true", help="the model, its names and the Python client alone")
     add("--runtime", default="", metavar="FILE", help="onnxruntime-web as .tgz or folder (default: npm fetches it)")
     add_prompt_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.folder and not args.head:
+        parser.error("expected FOLDER, --head FILE, or both.")
+    if not args.folder and (given := [f"--{flag}" for flag in OF_A_FOLDER if getattr(args, flag.replace("-", "_"))]):
+        parser.error(f"{', '.join(given)}: for a FOLDER, and none is given.")
+    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv, prog)
     try:
-        from kdpl.classifier.serve.folder import add_runtime, agreement, write_folder
-
         photos = [str(p) for p in list_images(args.check).images] if args.check else []
         classifier = classifier_of(args, "cpu")
-        folder = Path(args.folder)
-        model = write_folder(classifier, folder, args.reject, args.half)
-        print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")
-        if photos:
-            found = agreement(classifier, model, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
-            if found is None:
-                print("Not compared: onnxruntime is not installed (pip install onnxruntime).")
-            else:
-                print(f"Of {found.photos:,} photos {found.same:,} have the same likeliest name as with kdpl.")
-                print(f"No probability differs by more than {found.difference:.5f}.")
-        if args.no_page:
-            for name in ("index.html", "page.css", "page.js", "serve.py"):
-                (folder / name).unlink(missing_ok=True)
-            print(f"Use: python {folder / 'client.py'} PICTURE ...")
-        else:
-            add_runtime(folder, args.runtime)
-            print(f"Use: python {folder / 'client.py'} PICTURE ..., or python {folder / 'serve.py'} for the page.")
+        if args.head:
+            export_head(args, classifier)
+        if args.folder:
+            export_folder(args, classifier, photos)
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     return 0
+
+
+def export_head(args: argparse.Namespace, classifier: "Classifier") -> None:
+    """Write the matrix of text features; errors are those of `write_head`."""
+    from kdpl.classifier.serve.head import write_head
+
+    path = write_head(classifier, args.head)
+    print(
+        f"{path}: {len(classifier.classnames):,} names x {classifier.clip.embed_dim}, for the image features of "
+        f"{classifier.bundle.backbone}"
+    )
+    print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
+
+
+def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Sequence[str]) -> None:
+    """Write the folder that serves itself, and compare it on photos; errors are those of `write_folder` and `add_runtime`."""
+    from kdpl.classifier.serve.folder import add_runtime, agreement, write_folder
+
+    folder = Path(args.folder)
+    model = write_folder(classifier, folder, args.reject, args.half)
+    print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")
+    if photos:
+        found = agreement(classifier, model, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
+        if found is None:
+            print("Not compared: onnxruntime is not installed (pip install onnxruntime).")
+        else:
+            print(f"Of {found.photos:,} photos {found.same:,} have the same likeliest name as with kdpl.")
+            print(f"No probability differs by more than {found.difference:.5f}.")
+    if args.no_page:
+        for name in ("index.html", "page.css", "page.js", "serve.py"):
+            (folder / name).unlink(missing_ok=True)
+        print(f"Use: python {folder / 'client.py'} PICTURE ...")
+    else:
+        add_runtime(folder, args.runtime)
+        print(f"Use: python {folder / 'client.py'} PICTURE ..., or python {folder / 'serve.py'} for the page.")
 
 
 if __name__ == "__main__":

@@ -65,4 +65,4 @@ class TaskRes(Student):
     def text_features(self, prepared: Rows, image_features: Tensor | None = None) -> Tensor:
         residuals = self.learned.text_feature_residuals  # (C, d)
         rows = residuals if prepared.index is None else residuals[prepared.index]
-        return normalized_text(prepared.base + self.options.RESIDUAL_SCALE * rows)
+        return normalized_text(torch.add(prepared.base, rows, alpha=self.options.RESIDUAL_SCALE))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kdpl.classifier.decision import REJECTED
-from kdpl.classifier.serve.onnx_file import export_with_preprocessing
+from kdpl.classifier.serve.onnx_file import export_with_preprocessing, require_onnx
 from kdpl.common.files import atomic_write
 from kdpl.common.images import open_image
 
@@ -44,6 +44,7 @@ def write_folder(classifier: "Classifier", folder: Path, reject: bool, half: boo
     Raises:
         ValueError, ImportError, OSError: as `export_with_preprocessing`.
     """
+    require_onnx()
     folder.mkdir(parents=True, exist_ok=True)
     path = export_with_preprocessing(classifier, folder / "model.onnx", reject, half)
     with atomic_write(folder / "names.json", "w") as file:

@@ -85,12 +85,10 @@ def export_with_preprocessing(
 
 def traced(classifier: "Classifier", reject: bool) -> Any:
     """Return the ONNX model from pixels to probabilities."""
-    try:
-        import onnx
-    except ImportError:
-        raise ImportError("Exporting needs the package onnx: pip install 'kdpl[onnx]'.") from None
+    onnx = require_onnx()
     side = classifier.bundle.preprocessing.size[0]
-    model = PixelsToProbabilities(_in_fp32(classifier), reject).eval()
+    classifier.refuse_conditional("cannot be exported with a fixed list of class names")
+    model = PixelsToProbabilities(in_fp32(classifier), reject).eval()
     outputs = [OUTPUT, *([REJECTED_OUTPUT] if reject else [])]
     data = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -108,9 +106,21 @@ def traced(classifier: "Classifier", reject: bool) -> Any:
     return onnx.load_from_string(data.getvalue())
 
 
-def _in_fp32(classifier: "Classifier") -> "Classifier":
+def require_onnx() -> Any:
+    """Return the package onnx.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError("Exporting needs the package onnx: pip install 'kdpl[onnx]'.") from None
+    return onnx
+
+
+def in_fp32(classifier: "Classifier") -> "Classifier":
     """Return the same classifier, with the class names as they are, on the CPU and in fp32."""
-    classifier.refuse_conditional("cannot be exported with a fixed list of class names")
     options = {**classifier.bundle.options, **({"PREC": "fp32"} if "PREC" in classifier.bundle.options else {})}
     bundle = dataclasses.replace(classifier.bundle, options=options)
     plain = type(classifier)(bundle, "cpu", classifier.clip.name, calibrated=classifier.temperature != 1.0)

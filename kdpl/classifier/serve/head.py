@@ -1,0 +1,60 @@
+"""A classifier of fixed class names as the matrix (C, d) that it is, for any program that has the CLIP's image features."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+
+from kdpl.classifier.serve.onnx_file import in_fp32
+from kdpl.common.files import atomic_write
+
+if TYPE_CHECKING:
+    from kdpl.classifier.classifier import Classifier
+
+FORMAT = "kdpl head 1"
+
+
+def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
+    """Write `text_features` (C, d), normalised, and `logit_scale` () in fp32 as a safetensors file, and return its path.
+
+    The probabilities are the softmax of `logit_scale * image_features @ text_features.T`, with the normalised image features of
+    the plain CLIP. The metadata are text: `classnames`, `preprocessing` (JSON), `clip`, `clip_sha256`, and `temperature`, by
+    which the logits are divided for calibrated probabilities, or nothing.
+
+    Args:
+        classifier: with the class names asked for.
+
+    Raises:
+        ValueError: the text depends on the image, or the image tower has prompts.
+        OSError: the file could not be written.
+    """
+    bundle = classifier.bundle
+    classifier.refuse_conditional("has no matrix of its class names")
+    if not classifier.encoder.images_are_frozen:
+        raise ValueError(
+            f"{bundle.variant} has learned prompts in the image tower, so that its image features are not those of the plain "
+            "CLIP, and a matrix alone would give wrong probabilities. Export the whole model (kdpl export OUT FOLDER), or "
+            "train a learner that leaves the image tower as it is, such as CoOp or TaskRes."
+        )
+    plain = in_fp32(classifier)
+    tensors = {
+        "text_features": plain.text_features.float().contiguous(),
+        "logit_scale": plain.student.logit_scale.float().cpu(),
+    }
+    sentences, temperature = bundle.decision.sentences, bundle.decision.temperature
+    facts = {
+        "format": FORMAT,
+        "classnames": json.dumps(classifier.classnames, ensure_ascii=False),
+        "preprocessing": json.dumps(dataclasses.asdict(bundle.preprocessing)),
+        "clip": bundle.backbone,
+        "clip_sha256": bundle.backbone_sha256,
+        "temperature": "" if temperature is None else str(temperature),
+        "learned by": "hand-written sentences" if sentences else bundle.trainer,
+        "kdpl": bundle.kdpl_version,
+    }
+    with atomic_write(path) as file:
+        file.write(save({name: value.clone() for name, value in tensors.items()}, facts))
+    return Path(path)
