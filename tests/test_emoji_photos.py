@@ -1,8 +1,12 @@
-"""Photos of one's own in the embedded benchmark: data that are apart."""
+"""Photos of one's own in the embedded benchmark: data that are apart, a search without test images, pages of the runs."""
 
 import hashlib
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from support import ROOT
 
 import kdpl
@@ -12,6 +16,12 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 
 from kdpl.datasets.emoji import plans, scenes
+from kdpl.experiments.sweep.runs import runs_of
+
+sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
+import search_photos
+
+SEARCHED = ("photos_sky", "photos_office", "photos_creatures", "photos_places")
 
 
 def test_no_photo_is_in_two_splits_and_none_of_another_data_set_is_trained_on():
@@ -48,3 +58,69 @@ def test_photos_are_trained_on_and_tested_on_by_default(tmp_path, monkeypatch):
     splits = [{Path(d.impath).relative_to(folder).as_posix() for d in split} for split in (data.train_x, data.val, data.test)]
     assert [len(split) for split in splits] == [2 * 4, 2 * 4, 2 * 8]
     assert [{path.split("/")[0] for path in split} for split in splits] == [{"train"}, {"val"}, {"test"}]
+
+
+# ------------------------------------------------------------------------------------------------------------- the search
+
+
+def test_the_search_sees_data_sets_that_no_table_of_photos_shows_and_no_test_image(monkeypatch, tmp_path):
+    swept, read = [], []
+    monkeypatch.setattr(search_photos, "run_local", lambda sweep: swept.append(sweep) and 0)
+    monkeypatch.setattr(search_photos, "read_scores", lambda folders, split: read.append(split) or ([], []))
+    for learner in search_photos.LEARNERS.values():
+        trainers = [prefix + learner.trainer for prefix in search_photos.LABELS.values()]
+        with pytest.raises(SystemExit, match="0 results in"):
+            search_photos.measure(learner, trainers, search_photos.Point(0.05, 12), tmp_path, 1)
+    assert set(read) == {"val"} and len(swept) == len(search_photos.LEARNERS)
+    shown = {f"emoji_{name}" for name in plans.PHOTOS} - set(search_photos.DATASETS)
+    assert len(shown) == 6
+    for sweep in swept:
+        keys = dict(zip(sweep.options[::2], sweep.options[1::2], strict=True))
+        assert keys["TEST.SPLIT"] == "val" and keys["OPTIM.LR"] == "0.05" and keys["OPTIM.MAX_EPOCH"] == "12"
+        assert sweep.datasets == search_photos.DATASETS and sweep.shots == (16,)
+        assert all(planned.steps[0].settings for planned in runs_of(replace(sweep, seeds=(1,)))), "no run refuses its settings"
+
+
+def points(**accuracies: tuple[float, float]) -> search_photos.Points:
+    """Return points by names such as lr0_05_e12."""
+    found = {}
+    for name, values in accuracies.items():
+        rate, epochs = re.fullmatch(r"lr(\d+_\d+)_e(\d+)", name).groups()
+        of = dict(zip((("sky", 1), ("sky", 2)), values, strict=True))
+        found[search_photos.Point(float(rate.replace("_", ".")), int(epochs))] = of
+    return found
+
+
+def test_the_best_rate_decides_and_both_sides_have_the_epochs_that_are_best_for_both():
+    without = points(lr0_01_e12=(50, 50), lr0_05_e12=(60, 60), lr0_25_e12=(55, 64), lr0_05_e24=(61, 61))
+    labels = points(lr0_01_e12=(70, 70), lr0_05_e12=(70, 70), lr0_01_e24=(65, 65))
+    chosen = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels})
+    assert chosen == {"KDPL_CoOp": (0.05, 12), "CoOp": (0.01, 12)}, "24 epochs gain 1 and lose 5; of equal rates the smaller"
+    more = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels | points(lr0_01_e24=(70, 70))})
+    assert more == {"KDPL_CoOp": (0.05, 24), "CoOp": (0.01, 24)}
+
+
+def test_a_rate_beyond_the_edge_is_tried():
+    assert search_photos.beyond_the_edge(points(lr0_01_e12=(9, 9), lr0_05_e12=(8, 8)), 5) == 0.002
+    assert search_photos.beyond_the_edge(points(lr0_01_e12=(8, 8), lr0_05_e12=(9, 9)), 5) == 0.25
+    assert search_photos.beyond_the_edge(points(lr0_01_e12=(8, 8), lr0_05_e12=(9, 9), lr0_25_e12=(8, 8)), 5) is None
+
+
+def test_the_number_of_updates_does_not_depend_on_the_photos():
+    assert [search_photos.epochs_for(n, 12) for n in (1, 4, 16, 64)] == [192, 48, 12, 3]
+
+
+def test_what_the_search_has_chosen_is_in_the_configurations():
+    rows, chosen = search_photos.read_table(), search_photos.chosen()
+    assert {(row["learner"], row["labels"]) for row in rows} == {
+        (name, labels) for name in list(search_photos.LEARNERS)[:2] for labels in search_photos.LABELS
+    }
+    for (name, trainer), point in chosen.items():
+        learner = search_photos.LEARNERS[name]
+        text = (ROOT / f"configs/trainers/{trainer}/{learner.config}.yaml").read_text(encoding="utf-8")
+        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [f"{point.rate:g}", str(point.epochs)]
+        tried = {float(row["rate"]) for row in rows if (row["learner"], row["trainer"]) == (name, trainer)}
+        assert {*learner.rates} <= tried and min(tried) < point.rate < max(tried), "the best rate is not the last one tried"
+    for name in list(search_photos.LEARNERS)[:2]:
+        of = [point.epochs for (each, _), point in chosen.items() if each == name]
+        assert len(of) == 2 and len(set(of)) == 1, "as many updates with labels as without"

@@ -132,6 +132,12 @@ def test_a_validation_result_or_a_damaged_file_is_not_done(tmp_path):
     assert missing_datasets(tmp_path, ["emoji_meals"], split="val") == ["emoji_meals"]
 
 
+def test_a_result_on_other_domains_is_not_the_one_that_is_missing(tmp_path):
+    write_results(tmp_path, RUN, result(target_domains=["noto", "fluent"]))
+    assert missing_datasets(tmp_path, ["emoji_meals"]) == missing_datasets(tmp_path, domains=["noto", "fluent"]) == []
+    assert missing_datasets(tmp_path, ["emoji_meals"], domains=[]) == ["emoji_meals"]
+
+
 def test_a_test_older_than_the_training_it_tested_is_not_done(tmp_path):
     write_results(tmp_path / "test", RUN, result(classes="new"))
     path = write_results(tmp_path / "train", RUN, result(classes="base"))

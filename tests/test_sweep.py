@@ -33,7 +33,7 @@ def finish(step: Step) -> None:
         result = {
             **dict.fromkeys(("num_classes", "num_images"), 30),
             **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
-            **{"accuracy": 40.0 + step.seed, "split": step.split, "source_domains": [], "target_domains": []},
+            **{"accuracy": 40.0 + step.seed, "split": step.split, "source_domains": [], "target_domains": step.domains},
         }
         run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
         run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
@@ -246,6 +246,26 @@ def test_learned_prompts_are_tested_again_on_validation_images(tmp_path, monkeyp
     assert work.work(run, work.Stop(), os.environ).state == "finished"
     (command,) = started
     assert "--eval-only" in command and command[-2:] == ["TEST.SPLIT", "val"]
+
+
+def test_learned_prompts_are_tested_again_on_other_domains_and_on_base_classes(tmp_path, monkeypatch):
+    """Results on other domains in the same folder are not those that are missing, either way."""
+    keys = {"output": str(tmp_path / "out")}
+    (first, *_) = runs_of(read_sweep(sweep_file(tmp_path, **keys)))
+    again = {"steps": "[test, test_base]", "options": "{DATASET.TARGET_DOMAINS: [noto, fluent]}", **keys}
+    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, **again)))
+    new, base = run.steps
+    assert (new.classes, base.classes) == ("new", "base") and new.folder == first.steps[1].folder
+    assert base.folder.parts[-7:-5] == ("base2new", "test_base") and base.model_dir == first.steps[0].folder
+    finish(first.steps[0])
+    assert base.training.ended(), "its training has a result on other domains"
+    finish(new)
+    assert not new.missing() and first.steps[1].missing() and base.missing()
+    finish(first.steps[1])
+    finish(base)
+    assert run.done() and first.done()
+    with pytest.raises(SweepError, match=r"steps: 'test_base' is not one of train, test"):
+        read_sweep(sweep_file(tmp_path, protocol="xd", steps="test_base"))
 
 
 def test_runs_of_two_configurations_do_not_share_their_records(tmp_path):

@@ -17,11 +17,12 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
+from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
-from kdpl.distill.views import ImageFile, image_files
+from kdpl.distill.views import ImageFile, ViewFeatures, image_files, view_features
 from kdpl.students import Student
 from kdpl.students.sharding import encode_names, prepare_names
 from kdpl.trainers.checkpoints import Checkpoints
@@ -33,6 +34,9 @@ from kdpl.training.optimizers import check_all_learn
 from kdpl.training.progress import Progress
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
+
+FIXED = {"center_crop", "normalize"}  # of INPUT.TRANSFORMS: with these alone an image is the same in every epoch
+STEP = ("forward_backward", "compute_loss", "parse_batch_train", "images")  # what sees a batch in a training step with labels
 
 
 class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
@@ -155,8 +159,50 @@ class SupervisedTrainer(PromptTrainer):
     def objective(self) -> CrossEntropy:
         return CrossEntropy(self.student, self.class_names, self.cfg.TRAINER.KDPL.SHARD_CLASSES)
 
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.train_loader_x is None or not self.sees_the_same_features:
+            return
+        loader, root = self.train_loader_x.loader, self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+        items = loader.dataset.data_source
+        self.train_loader_x = EpochLoader(loader, self.seed, views=1, images=[name_below(i.impath, root) for i in items])
+        self.training_labels = torch.tensor([item.label for item in items])
+
+    @property
+    def sees_the_same_features(self) -> bool:
+        """Whether an image has the same features in every epoch: its transform is not random, and the image tower is frozen."""
+        cfg = self.cfg
+        fixed = {*cfg.INPUT.TRANSFORMS} <= FIXED
+        if distributed.world() > 1 and cfg.DATASET.ON_BAD_IMAGE != "error":
+            return False  # another rank does not know the label of an image that takes the place of an unreadable one
+        ours = all(getattr(type(self), name) is getattr(SupervisedTrainer, name) for name in STEP)
+        return fixed and ours and self.student_class.image_features_are_frozen
+
+    @cached_property
+    def view_features(self) -> ViewFeatures:
+        """The frozen student's features of the training images, computed once."""
+        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
+        folder, images = self.cfg.TRAINER.KDPL.CACHE_DIR, self.training_images
+        return view_features(self.clip, self.student.frozen_image_features, self.train_loader_x, images, folder, pixels)
+
+    def load_for_training(self) -> None:
+        super().load_for_training()
+        if self.train_loader_x is not None and self.train_loader_x.views:
+            self.train_loader_x.wanted = self.view_features.missing
+
+    def after_train(self) -> None:
+        if self.train_loader_x.views:
+            self.view_features.table.sync()
+        super().after_train()
+
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.images(batch), batch["label"].to(self.device, non_blocking=True)
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(*self.parse_batch_train(batch))
+        if not self.train_loader_x.views:
+            return self.objective(*self.parse_batch_train(batch))
+        images = self.images(batch) if "img" in batch else None
+        if images is not None:  # an unreadable image has another one's features, and its label
+            self.training_labels[batch["index"][batch["rows"]]] = batch["label"]
+        labels = self.training_labels[batch["index"]].to(self.device, non_blocking=True)
+        return self.objective(None, labels, frozen_features=self.view_features(batch, images))

@@ -121,6 +121,7 @@ def missing_datasets(
     split: str = "test",
     model_dir: str | os.PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
+    domains: Sequence[str] | None = None,
 ) -> list[str]:
     """Return which of the data sets have no result in a run's folder.
 
@@ -129,6 +130,7 @@ def missing_datasets(
         classes, split: which result.
         model_dir: the folder of the training run that was tested; results older than its own do not count.
         settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
+        domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
 
     Raises:
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
@@ -138,6 +140,8 @@ def missing_datasets(
     if settings is not None and unfollowed(recorded) != unfollowed(settings):
         run = None
     entries = [e for e in (run or {}).get("results", ()) if (e["classes"], e["split"]) == (classes, split)]
+    if domains is not None:
+        entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
     if model_dir is not None:
         trained = max((entry["time"] for entry in (_run_or_none(Path(model_dir)) or {}).get("results", ())), default="")
         entries = [entry for entry in entries if entry["time"] >= trained]

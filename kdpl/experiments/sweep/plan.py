@@ -64,7 +64,7 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
     check_known("protocol", [protocol], PROTOCOLS)
     if "source" in values and protocol != "xd":
         raise SweepError(f"source: protocol {protocol} trains on each of 'datasets', expected 'source' only with xd.")
-    check_known("steps", values.get("steps", ()), STEPS)
+    check_known("steps", values.get("steps", ()), STEPS if protocol == "base2new" else STEPS[:2])
     if protocol == "few_shot":
         check_known("steps of few_shot", values.get("steps", ()), ["train"])
         values["steps"] = ("train",)

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
@@ -18,7 +20,7 @@ from kdpl.config.defaults import node_of
 from kdpl.config.influence import differences, unfollowed
 from kdpl.experiments.results import missing_datasets, recorded_manifest
 
-STEPS = ("train", "test")
+STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
@@ -65,7 +67,7 @@ class Sweep:
     trainers: tuple[str, ...]
     datasets: tuple[str, ...]
     source: tuple[str, ...] = ("imagenet",)
-    steps: tuple[str, ...] = STEPS
+    steps: tuple[str, ...] = STEPS[:2]
     seeds: tuple[int, ...] = (1, 2, 3)
     shots: tuple[int, ...] = (16,)
     config: str = "vit_b32"
@@ -114,18 +116,30 @@ class Step:
         return given.get("TEST.SPLIT", "test")
 
     @cached_property
+    def _cfg(self) -> CfgNode | None:
+        """The configuration of the training; None for a trainer that is not KDPL's."""
+        training = self.training or self
+        if not node_of(training.trainer) and training.trainer not in ZERO_SHOT:
+            return None
+        file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
+        return build_cfg(parse_args(training.arguments(training.datasets)), file)
+
+    @property
+    def domains(self) -> list[str] | None:
+        """The DATASET.TARGET_DOMAINS that are tested on; None if not known."""
+        return None if self._cfg is None else list(self._cfg.DATASET.TARGET_DOMAINS)
+
+    @cached_property
     def settings(self) -> dict[str, Any] | None:
         """The configuration of the training, as its manifest records it; None for a trainer that is not KDPL's.
 
         Raises:
             ConfigError: the run itself would refuse it.
         """
-        training = self.training or self
-        node = node_of(training.trainer)
-        if not node and training.trainer not in ZERO_SHOT:
+        training, cfg = self.training or self, self._cfg
+        if cfg is None:
             return None
-        file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
-        cfg = build_cfg(parse_args(training.arguments(training.datasets)), file)
+        node = node_of(training.trainer)
         with_teacher = training.trainer.startswith("KDPL_") or training.trainer == "ZeroshotTeacher"
         for each in (node, "KDPL") if with_teacher else (node,):
             check_config(cfg, each)
@@ -133,16 +147,14 @@ class Step:
 
     def missing(self) -> list[str]:
         """Return the data sets without a result of these settings."""
-        return self._without_result(self.split)
+        return self._without_result(self.split, self.domains)
 
     def ended(self) -> bool:
         """Return whether it has results of these settings, on whichever images."""
-        return any(not self._without_result(split) for split in SPLITS)
+        return any(not self._without_result(split, None) for split in SPLITS)
 
-    def _without_result(self, split: str) -> list[str]:
-        return missing_datasets(
-            self.folder, self.datasets, self.classes, split, model_dir=self.model_dir, settings=self.settings
-        )
+    def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
+        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains)
 
     def stale(self) -> list[str]:
         """Return in what the settings differ from those that the folder's run was made with."""
@@ -210,15 +222,18 @@ def _run(sweep: Sweep, trainer: str, dataset: str, shots: int, seed: int) -> Run
                    options=agnostic + sweep.options)  # fmt: skip
     method = f"{trainer}-CA" if sweep.class_agnostic else trainer
     if sweep.protocol == "base2new":
-        end = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}")
-        train = step(sweep.output / "base2new/train_base" / end, datasets=(dataset,), classes="base")
-        test = step(sweep.output / "base2new/test_new" / end, datasets=(dataset,), classes="new", training=train)
+        end, of = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}"), (dataset,)
+        train = step(sweep.output / "base2new/train_base" / end, datasets=of, classes="base")
+        test = step(sweep.output / "base2new/test_new" / end, datasets=of, classes="new", training=train)
+        base = step(sweep.output / "base2new/test_base" / end, datasets=of, classes="base", training=train)
+        known = (train, test, base)
     else:
         end = Path(method, f"{config_file.stem}_{shots}shots", f"seed{seed}")
         train = step(sweep.output / dataset / end, datasets=(dataset,))
         evaluation = "evaluation" if dataset == "imagenet" else f"evaluation_{dataset}"  # sources must not share a folder
         test = step(sweep.output / evaluation / end, datasets=sweep.datasets, training=train, others=True)
-    steps = tuple(s for name, s in zip(STEPS, (train, test), strict=True) if name in sweep.steps)
+        known = (train, test)
+    steps = tuple(s for name, s in zip(STEPS, known, strict=False) if name in sweep.steps)
     of_source = dataset if sweep.protocol == "base2new" else f"from {dataset}"
     key = "_".join(steps[-1].folder.relative_to(sweep.output).parts)
     return Run(f"{method} {of_source}, {shots} shots, seed {seed}", key, steps)
