@@ -195,17 +195,22 @@ def test_the_notebook_runs_and_gives_the_figures_that_are_committed(tmp_path):
     committed = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
     run = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
     NotebookClient(run, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    before, after = scores(committed), scores(run)
-    assert before.keys() == after.keys()
-    for name, (base, new) in after.items():
-        free = 4.0 if name.startswith("learned") else 0.05  # other machines round otherwise, which moves a training
-        assert before[name] == pytest.approx((base, new), abs=free), name
-    assert after["learned, no labels"][0] > after['student, "a photo of a"'][0] + 3
+    before, after = figures(committed), figures(run)
+    assert before.keys() == after.keys() and len(after) >= 6
+    for name, found in after.items():
+        free = 4.0 if "learned" in name else 0.05  # other machines round otherwise, which moves a training
+        assert before[name] == pytest.approx(found, abs=free), name
+    sentence, teacher, learned = (after[who][0] for who in ("student, a sentence", "teacher, a sentence", LEARNED))
+    assert learned > sentence + 0.5 * (teacher - sentence), "at least half of the gap is closed without a label"
     kinds = [output.output_type for cell in committed.cells for output in cell.get("outputs", [])]
     assert "error" not in kinds and (DOCS / "tutorial.ipynb").stat().st_size < 400_000
 
 
-def scores(notebook) -> dict[str, tuple[float, float]]:
-    """Return base and new accuracy by method, of the last table that a notebook prints."""
+LEARNED = "student, learned, no labels"
+
+
+def figures(notebook) -> dict[str, list[float]]:
+    """Return the accuracies that a notebook prints last, by name: one, or those of base and new classes."""
     printed = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
-    return {n.strip(): (float(b), float(c)) for n, b, c in re.findall(r"^(\S.{20,27}?) +([\d.]+) +([\d.]+)$", printed, re.M)}
+    rows = re.findall(r"^(\S.{2,30}?) {2,}([\d.]+)(?: +([\d.]+)| %)$", printed, re.M)
+    return {name: [float(value) for value in values if value] for name, *values in rows}
