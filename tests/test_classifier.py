@@ -53,7 +53,7 @@ def paths_of(run, count=20):
 def test_the_logits_are_those_of_the_trainers_evaluation(learner, learned):
     run, output = learned(f"KDPL_{learner}")
     batch = next(iter(run.test_loader))
-    expected = run.model_inference(run.parse_batch_test(batch)[0])
+    expected = run.model_inference(run.parse_batch_test(batch)[0]).cpu()
     clf = kdpl.load(output)
     assert torch.equal(clf.logits(batch["impath"], batch_size=len(batch["impath"])), expected)
     assert clf.classnames == run.class_names
@@ -63,17 +63,17 @@ def test_the_logits_are_those_of_the_trainers_evaluation(learner, learned):
 def test_the_logits_are_those_of_the_evaluation_in_other_precisions(precision, learned):
     run, output = learned("KDPL_CoOp", "TRAINER.COOP.PREC", precision)
     batch = next(iter(run.test_loader))
-    expected = run.model_inference(run.parse_batch_test(batch)[0])
+    expected = run.model_inference(run.parse_batch_test(batch)[0]).cpu()
     assert torch.equal(kdpl.load(output).logits(batch["impath"], batch_size=len(batch["impath"])), expected)
 
 
 def test_new_class_names_give_the_logits_of_an_evaluation_on_them(coop):
     clf, run = coop
-    assert torch.allclose(clf.text_features, run.student.text_features(run.prepared), atol=1e-6)
+    assert torch.allclose(clf.text_features, run.student.text_features(run.prepared).cpu(), atol=1e-6)
     names = ["red balloon", "trophy", "🎈 party, with cake"]
     clf.classnames = names
     images = run.parse_batch_test(next(iter(run.test_loader)))[0][:5]
-    expected = run.student(images, run.student.prepare(names)).logits.softmax(-1)
+    expected = run.student(images, run.student.prepare(names)).logits.softmax(-1).cpu()
     probabilities = clf(paths_of(run, 5))
     assert torch.allclose(probabilities, expected, atol=1e-6)
     assert clf.text_features.shape == (3, 128) and clf.image_features(paths_of(run, 5)).shape == (5, 128)
@@ -184,7 +184,7 @@ def test_class_specific_prompts_are_used_with_their_own_names_alone(trainer, opt
     run, output = learned(trainer, *options)
     clf = kdpl.load(output)
     batch = next(iter(run.test_loader))
-    expected = run.model_inference(run.parse_batch_test(batch)[0]).softmax(-1)
+    expected = run.model_inference(run.parse_batch_test(batch)[0]).softmax(-1).cpu()
     assert torch.allclose(clf(batch["impath"]), expected, atol=1e-6)
     names, features = clf.classnames, clf.text_features
     clf.classnames = names[::-1][:4]

@@ -3,14 +3,8 @@
 `scripts/simulated_card.sh` runs other tests, or all of them, on it.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
-from simulated_card import SITE
-from support import ROOT, processes
-from support.card import needs_simulated_card
+from support.card import needs_simulated_card, run_on_card, run_tests_on_card
 
 pytestmark = [pytest.mark.slow, needs_simulated_card]
 REFUSED = {
@@ -55,23 +49,17 @@ assert counts.kernels == 1, counts
 """
 
 
-def python(*command, **env):
-    """Run Python with a simulated card and return what it printed, which is shown if it fails."""
-    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
-    env = {**os.environ, "PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **env}
-    process = processes.run(
-        [sys.executable, *command], cwd=ROOT, env=env, text=True, timeout=300, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.returncode == 0, process.stdout[-6000:]
-    return process.stdout
-
-
 def test_the_card_refuses_what_cuda_refuses_and_counts_launches_and_waits():
-    python("-c", PROGRAM.format(refused=list(REFUSED.values()), taken=list(TAKEN.values())))
+    run_on_card("-c", PROGRAM.format(refused=list(REFUSED.values()), taken=list(TAKEN.values())))
 
 
-@pytest.mark.parametrize("part", ["learner", "half_precision", "class_agnostic or views", "evaluation", "wrapped"])
+PARTS = {
+    "steps": "learner", "half": "half_precision", "views": "class_agnostic or views", "evaluation": "evaluation",
+    "wrapped": "wrapped",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_work_on_a_card_is_that_on_the_cpu(part):
     """Steps, a resume, class-agnostic steps, views, an evaluation, predictions and a wrapped trainer, to 1e-5."""
-    out = python("-m", "pytest", "-p", "no:cacheprovider", "tests/simulated_card/sample.py", "-k", part)
-    assert " passed" in out and "failed" not in out and "skipped" not in out, out
+    run_tests_on_card("sample.py", PARTS[part])

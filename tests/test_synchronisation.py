@@ -1,6 +1,7 @@
 """A training step never waits for the device: no number is read from it, and nothing is sent to it but the images.
 
-Counted on the CPU, where waiting costs nothing, by the operations and methods that make the program wait on a GPU.
+Counted on the CPU, where waiting costs nothing, by the operations and methods that make the program wait on a GPU; around the
+steps, on the simulated card, by the copies and operations that made the host wait.
 """
 
 from collections import Counter
@@ -8,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from support import LEARNERS, ROOT, mostly_slow
+from support.card import needs_simulated_card, run_tests_on_card
 from support.trainings import SMALL, build
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -111,3 +113,11 @@ def test_amp_reads_whether_the_gradients_are_finite_and_nothing_else(tmp_path, m
     run = build("KDPL_CoOp", tmp_path, *SMALL, *options)
     assert run.scaler.is_enabled()
     assert second_step(run) == {"item": 1, "aten._local_scalar_dense": 1}
+
+
+@pytest.mark.slow
+@needs_simulated_card
+@pytest.mark.parametrize("part", ["lines_are_read_once_an_interval", "views_written_cold", "evaluation", "digests"])
+def test_nor_does_anything_around_the_steps_wait_more_than_once(part):
+    """A print once an interval, an evaluation once at its end, cold views never, digests of weights before these are moved."""
+    run_tests_on_card("waits.py", part)

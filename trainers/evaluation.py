@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TrainerX
-from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.training.batches import loaded
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
+AT_ONCE = 10_000  # images whose predictions an evaluator takes in together
 _REPORT = threading.excepthook  # Python's, or that of the program that this is a part of
 
 
@@ -161,16 +163,29 @@ class EvaluatedTrainer(_Curves, TrainerX):
                 "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
             )
         print(f"Evaluate on the *{split}* set")
-        counts = torch.zeros(2, len(self.class_names), dtype=torch.long, device=self.device)  # right ones, all
-        for logits, labels in self.predictions(loader, split):
-            self.evaluator.process(logits, labels)
-            right = (logits.argmax(1) == labels).long()
-            counts.index_add_(1, labels, torch.stack([right, torch.ones_like(right)]))
+        found = [self._take_in(*pair) for pair in self.predictions(loader, split)]
+        predicted, labels = torch.cat(found, dim=1).cpu()  # the evaluation's only wait for the device
+        if self._counts_alone:
+            for some, theirs in zip(predicted.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
+                self.evaluator.process(F.one_hot(some, len(self.class_names)).float(), theirs)
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        self.last_result = record(self, split, counts.cpu(), results)
+        counts = torch.zeros(2, len(self.class_names), dtype=torch.long)  # right ones, all
+        counts.index_add_(1, labels, torch.stack([predicted == labels, torch.ones_like(labels)]).long())
+        self.last_result = record(self, split, counts, results)
         return next(iter(results.values()))
+
+    @property
+    def _counts_alone(self) -> bool:
+        """Whether the evaluator is the engine's own, which looks at the largest logit alone, but reads it for each batch."""
+        return type(self.evaluator) is Classification
+
+    def _take_in(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Take in a batch; return its predictions and labels `(2, B)`, on the device."""
+        if not self._counts_alone:
+            self.evaluator.process(logits, labels)
+        return torch.stack([logits.argmax(1), labels])
 
     def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""

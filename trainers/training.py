@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
 LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
+LEAST_STEPS, MOST_SECONDS = 10, 10.0  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more steps
 
 
 class Training:
@@ -31,6 +32,7 @@ class Training:
     share = 1.0  # this rank's fraction of the current batch
     _skipped = False  # the last update found gradients that are not finite
     _reported_repeat = False
+    _last_read = 0.0  # time.perf_counter()
 
     def load_for_training(self) -> None:
         _ = self.objective
@@ -129,25 +131,29 @@ class Training:
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 
     def run_epoch(self) -> None:
-        """Train for one epoch, or for the rest of an interrupted one; print every TRAIN.PRINT_FREQ batches."""
+        """Train for one epoch, or for the rest of an interrupted one; print every TRAIN.PRINT_FREQ batches.
+
+        On a GPU several lines are printed together, when their terms are read: see `is_time_to_read`.
+        """
         self.set_model_mode("train")
         loader = self.train_loader_x
         loader.epoch, loader.start = self.epoch, self.first_batch
         self.num_batches = len(loader)
         # An epoch with fewer batches than that prints each of them.
         print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
-        started = end = time.perf_counter()
+        started = end = self._last_read = time.perf_counter()
         for i, batch in enumerate(loader, self.first_batch):
             self.batch_idx = i
             data = time.perf_counter() - end
             self.take_step(batch)
             self.progress.time(data, time.perf_counter() - end)
-            to_read = (self.batch_idx + 1) % print_freq == 0
-            if to_read:
-                self.read_steps()
+            if (self.batch_idx + 1) % print_freq == 0:
                 left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
                 where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}]"
-                print(where, self.progress.line(self.get_current_lr(), left))
+                self.progress.print_later(where, self.get_current_lr(), left)
+            to_read = self.is_time_to_read(print_freq)
+            if to_read:
+                self.read_steps()
             if self.is_time_to_save(to_read):
                 self.train_seconds += time.perf_counter() - started
                 started = time.perf_counter()
@@ -157,8 +163,20 @@ class Training:
         self.first_batch = 0
         self.train_seconds += time.perf_counter() - started
 
+    def is_time_to_read(self, print_freq: int) -> bool:
+        """Whether the terms of the last steps are read, so that their lines can be printed.
+
+        A GPU works on while the host asks for nothing. So it is asked once in LEAST_STEPS or TRAIN.PRINT_FREQ steps, whichever
+        are more, at the end of an epoch, and if a line has waited for MOST_SECONDS.
+        """
+        step, every = self.batch_idx + 1, self.cfg.TRAIN.PRINT_FREQ
+        if self.device.type == "cpu":
+            return step % print_freq == 0
+        late = distributed.world() == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS  # clocks of ranks differ
+        return step % max(every, LEAST_STEPS) == 0 or step == self.num_batches or (late and self.progress.has_lines)
+
     def read_steps(self) -> None:
-        """Read the terms of the steps since the last call from the device, for means and curves.
+        """Read the terms of the steps since the last call from the device, for lines, means and curves.
 
         Raises:
             DivergenceError: a term is not finite (the images of the batch are named), or gradients are never finite.
@@ -169,7 +187,10 @@ class Training:
                 f"Gradients are NaN or infinite in every step, so no step is taken: amp's loss scale fell to {scale}. "
                 "Set PREC fp32 or bf16, or lower OPTIM.LR."
             )
+        self._last_read = time.perf_counter()
         for step in steps:
+            if step.line:
+                print(step.line)
             n = self.epoch * self.num_batches + step.batch
             for name, mean in step.means.items():
                 self.write_scalar(f"train/{name}", mean, n)

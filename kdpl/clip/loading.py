@@ -59,6 +59,8 @@ def load_clip(
         clip = build_openai(name, state)
     _check_finite(clip)
     _set_precision(clip, precision, frozen_precision)
+    if torch.device(device).type != "cpu":
+        _ = clip.weights_digest  # read while they are here: each weight would be copied back
     clip.model.requires_grad_(False).eval().to(device)
     return clip
 

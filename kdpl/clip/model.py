@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,6 +18,8 @@ from kdpl.clip.precision import autocast
 from kdpl.clip.prompt_layout import Layout
 from kdpl.clip.text_tower import TextTower
 from kdpl.clip.vision_tower import VisionTower
+
+AT_ONCE = 2**28  # bytes that are copied from a GPU together
 
 
 @dataclass(eq=False)
@@ -140,15 +142,26 @@ class Clip:
             if name.startswith("visual") == image:  # activations and heads change the features and have no weights
                 digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())
         weights = [*self.model.named_parameters(), *(self.model.visual.named_buffers("visual") if image else ())]
-        for name, value in weights:
-            if name.startswith("visual") == image and not name.startswith("logit_"):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        weights = [(n, v) for n, v in weights if n.startswith("visual") == image and not n.startswith("logit_")]
+        for (name, value), content in zip(weights, _contents([value for _, value in weights]), strict=True):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(memoryview(content.numpy()))
         return digest.hexdigest()
 
     def compile(self) -> None:
         """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
         self._encode_image = torch.compile(self._encode_image)
+
+
+def _contents(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the bytes of tensors, on the CPU; from a GPU many are copied at once."""
+    waiting: list[Tensor] = []
+    for i, tensor in enumerate(tensors):
+        waiting.append(tensor.detach().contiguous().view(-1).view(torch.uint8))
+        if i + 1 == len(tensors) or tensor.device.type == "cpu" or sum(map(len, waiting)) >= AT_ONCE:
+            joined = torch.cat(waiting).cpu() if len(waiting) > 1 else waiting[0].cpu()
+            yield from joined.split([len(each) for each in waiting])
+            waiting = []
 
 
 def _plain(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:

@@ -71,16 +71,19 @@ class FeatureTable:
         self._own: np.ndarray | None = None
         self.writable = store is not None
         self._shards: list[np.ndarray] = []
+        self._later: list[tuple[Tensor, Tensor, Tensor, torch.cuda.Event]] = []
         if store is not None:
             self._find()
 
     @property
     def missing(self) -> int:
         """The number of features that are not known."""
+        self.settle()
         return int((~self.known).sum())
 
     def get(self, index: Tensor, view: Tensor) -> Tensor:
         """Return the features `(B, d)` on the CPU; those that are not known are NaN."""
+        self.settle()
         features = torch.full((len(index), self.width), torch.nan, dtype=self.dtype)
         known, segments, rows = self.known[index, view], self._segment[index, view], self._row[index, view]
         for segment in segments[known].unique().tolist():
@@ -99,8 +102,25 @@ class FeatureTable:
         self._row[index, view] = rows
         self.known[index, view] = True
 
+    def put_later(self, index: Tensor, view: Tensor, features: Tensor) -> None:
+        """Add features `(B, d)` of a GPU, which are copied while it works on; they are in the table when it is next asked."""
+        copy = torch.empty(features.shape, dtype=self.dtype, pin_memory=True)
+        copy.copy_(features.to(self.dtype), non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._later.append((index, view, copy, copied))
+
+    def settle(self) -> None:
+        """Add what `put_later` has left for later."""
+        later, self._later = self._later, []
+        for index, view, features, copied in later:
+            if not copied.query():
+                copied.synchronize()
+            self.put(index, view, features)
+
     def sync(self) -> None:
         """Sync all added features to disk, if there is a store."""
+        self.settle()
         if self.store is not None:
             self.store.sync()
 
@@ -154,6 +174,7 @@ class ViewFeatures:
 
     def missing(self, index: Tensor, view: Tensor) -> Tensor:
         """Return a mask `(B,)` of the images whose features are not known, so that their pixels are needed."""
+        self.table.settle()
         return ~self.table.known[index, view]
 
     def agree(self) -> None:
@@ -169,18 +190,32 @@ class ViewFeatures:
             batch: of an `EpochLoader` with views.
             pixels: normalised images `(len(batch["rows"]), 3, H, W)`; None if nothing is missing.
         """
-        index, view, rows = batch["index"], batch["view"], batch["rows"]
+        index, view = batch["index"], batch["view"]
         missing = self.missing(index, view).nonzero().squeeze(1)
-        new_features = [torch.empty(0, self.table.width)]
-        for new in missing.split(self.chunk) if len(missing) else ():
-            images = pixels[torch.searchsorted(rows, new).to(pixels.device)]
+        new = self._computed(pixels, torch.searchsorted(batch["rows"], missing))
+        if self.device.type == "cpu" or distributed.world() > 1:
+            self._put_for_all(batch, new.cpu())
+            return self._moved(self.table.get(index, view)).float()
+        features = self._moved(self.table.get(index, view))  # (B, d), NaN where they are missing
+        if len(missing):
+            features[self._moved(missing)] = new.to(features.dtype)
+            self.table.put_later(index[missing], view[missing], new)
+        return features.float()
+
+    def _computed(self, pixels: Tensor | None, rows: Tensor) -> Tensor:
+        """Return the features `(n, d)` of the images in some rows of `pixels`, in fp32, on the device."""
+        found = [torch.empty(0, self.table.width, device=self.device)]
+        for some in rows.split(self.chunk) if len(rows) else ():
+            images = pixels[self._moved(some)]
             blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
-            new_features.append(self.compute(torch.cat([images, blank]))[: len(new)].float().cpu())
-        self._put_for_all(batch, torch.cat(new_features))
-        features = self.table.get(index, view)
+            found.append(self.compute(torch.cat([images, blank]))[: len(some)].float())
+        return torch.cat(found)
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """Move a tensor of the CPU to the device, without waiting for it."""
         if self.device.type == "cuda":
-            features = features.pin_memory()
-        return features.to(self.device, non_blocking=True).float()
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
     def _put_for_all(self, batch: dict[str, Any], features: Tensor) -> None:
         """Add the features that this and the other ranks have computed, in the order of the whole batch."""

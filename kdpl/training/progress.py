@@ -30,14 +30,7 @@ class Step(NamedTuple):
     lr: float  # learning rate of this step
     values: dict[str, float]
     means: dict[str, float]
-
-
-class _Waiting(NamedTuple):
-    batch: int
-    lr: float
-    paths: Sequence[str]
-    names: tuple[str, ...]
-    values: Tensor
+    line: str | None = None  # to be printed
 
 
 class _Times(NamedTuple):
@@ -48,6 +41,24 @@ class _Times(NamedTuple):
     all_data: float = 0.0
     all: float = 0.0
     steps: int = 0
+
+
+class _Line(NamedTuple):
+    """What a line to be printed holds beside the terms of its step."""
+
+    where: str
+    times: _Times
+    lr: float
+    steps_left: int
+
+
+class _Waiting(NamedTuple):
+    batch: int
+    lr: float
+    paths: Sequence[str]
+    names: tuple[str, ...]
+    values: Tensor
+    line: _Line | None = None
 
 
 class Progress:
@@ -89,6 +100,15 @@ class Progress:
         """Add the seconds that a step took, and the part of them spent waiting for data."""
         self._times = _Times(data, whole, self._times.all_data + data, self._times.all + whole, self._times.steps + 1)
 
+    def print_later(self, where: str, lr: float, steps_left: int) -> None:
+        """Let the last step have a line when it is read: `where`, and as `line` has it."""
+        self._waiting[-1] = self._waiting[-1]._replace(line=_Line(where, self._times, lr, steps_left))
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether one of the steps since the last `read` has a line."""
+        return any(step.line for step in self._waiting)
+
     def read(self) -> list[Step]:
         """Return the steps since the last call, in one transfer.
 
@@ -114,7 +134,8 @@ class Progress:
                 self._sums[name] = self._sums.get(name, 0.0) + value
             means = {name: self._sums[name] / self._count for name in values}
             self._last = Step(step.batch, step.lr, values, means)
-            steps.append(self._last)
+            line = step.line and f"{step.line.where} {_line(*step.line[1:], self._last)}"
+            steps.append(self._last._replace(line=line))
         return steps
 
     def line(self, lr: float, steps_left: int) -> str:
@@ -124,13 +145,7 @@ class Progress:
             lr: the learning rate of the next step.
             steps_left: until the end of the training.
         """
-        times, last = self._times, self._last
-        mean, mean_data = (total / max(1, times.steps) for total in (times.all, times.all_data))
-        terms = [f"{name} {value:.4f} ({last.means[name]:.4f})" for name, value in last.values.items()] if last else []
-        return (
-            f"time {times.last:.3f} ({mean:.3f}) data {times.last_data:.3f} ({mean_data:.3f}) "
-            f"{' '.join(terms)} lr {lr:.4e} eta {timedelta(seconds=int(mean * steps_left))}"
-        )
+        return _line(self._times, lr, steps_left, self._last)
 
     def end_epoch(self, epoch: int) -> None:
         """Close the epoch, counted from 1."""
@@ -157,3 +172,12 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.rows, self._count, self._sums = [dict(row) for row in state["rows"]], state["count"], dict(state["sums"])
+
+
+def _line(times: _Times, lr: float, steps_left: int, last: Step | None) -> str:
+    mean, mean_data = (total / max(1, times.steps) for total in (times.all, times.all_data))
+    terms = [f"{name} {value:.4f} ({last.means[name]:.4f})" for name, value in last.values.items()] if last else []
+    return (
+        f"time {times.last:.3f} ({mean:.3f}) data {times.last_data:.3f} ({mean_data:.3f}) "
+        f"{' '.join(terms)} lr {lr:.4e} eta {timedelta(seconds=int(mean * steps_left))}"
+    )

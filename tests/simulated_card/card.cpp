@@ -79,8 +79,8 @@ void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
 Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   ++kernels;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  if (self.is_cpu())
-    host_waits(non_blocking ? "copy to the CPU, non_blocking" : "copy to the CPU");
+  if (self.is_cpu() && !(non_blocking && is_pinned(self.storage().data())))
+    host_waits("copy to the CPU");
   else if (source.is_cpu() && !is_pinned(source.storage().data()))
     host_waits("copy from pageable memory");
   else if (source.is_cpu() && !non_blocking)

@@ -133,6 +133,7 @@ def install() -> None:
         setattr(torch.cuda, name, value)
     torch.version.cuda = "12.8"
     _make_storages()
+    _make_collectives()
 
 
 def _make_storages() -> None:
@@ -149,3 +150,26 @@ def _make_storages() -> None:
     base.clone = lambda self: moved(self) if self.device.type == "cuda" else of_cpu(self)
     registry = torch.serialization._package_registry
     registry[:] = [(priority, tag, load if priority == 20 else put) for priority, tag, put in registry]  # 20 is CUDA's
+
+
+def _make_collectives() -> None:
+    """Let gloo exchange tensors of the card through the CPU, as it does where PyTorch is built with CUDA."""
+    import torch.distributed as dist
+
+    reduce, broadcast, gather = dist.all_reduce, dist.broadcast, dist.all_gather
+
+    def in_place(collective):
+        def call(tensor, *args, **kwargs):
+            here = tensor.cpu()
+            collective(here, *args, **kwargs)
+            tensor.copy_(here)
+
+        return call
+
+    def all_gather(tensor_list, tensor, *args, **kwargs):
+        here = [each.cpu() for each in tensor_list]
+        gather(here, tensor.cpu(), *args, **kwargs)
+        for each, gathered in zip(tensor_list, here, strict=True):
+            each.copy_(gathered)
+
+    dist.all_reduce, dist.broadcast, dist.all_gather = in_place(reduce), in_place(broadcast), all_gather

@@ -1,10 +1,15 @@
-"""The simulated card (tests/simulated_card) for tests: whether this machine can have one."""
+"""The simulated card (tests/simulated_card) for tests: whether this machine can have one, and processes with it."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
+from simulated_card import SITE
 from simulated_card.build import NoCompilerError, compiler
+
+from support import ROOT, processes
 
 
 def _missing() -> str:
@@ -18,6 +23,22 @@ def _missing() -> str:
     except NoCompilerError as error:
         return f"no simulated card: {error}"
     return ""
+
+
+def run_on_card(*command: object) -> str:
+    """Run Python with a simulated card and return what it printed, which is shown if it fails."""
+    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = processes.run([sys.executable, *command], cwd=ROOT, env=env, text=True, timeout=300, **both)
+    assert process.returncode == 0, process.stdout[-6000:]
+    return process.stdout
+
+
+def run_tests_on_card(file: str, name: str) -> None:
+    """Run those tests of a file in tests/simulated_card whose names have this in them."""
+    out = run_on_card("-m", "pytest", "-p", "no:cacheprovider", f"tests/simulated_card/{file}", "-k", name)
+    assert " passed" in out and "failed" not in out and "skipped" not in out, out
 
 
 needs_simulated_card = pytest.mark.skipif(bool(_missing()), reason=_missing())

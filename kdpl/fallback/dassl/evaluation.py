@@ -50,11 +50,10 @@ class Classification:
         self._num_classes = 0
 
     def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in a batch: logits (B, C) and labels (B,)."""
-        labels = labels.cpu()
+        """Take in a batch: logits (B, C) and labels (B,). They are read at the end, so that no batch waits for the device."""
         self._labels.append(labels)
-        self._predictions.append(logits.argmax(dim=1).cpu())
-        self._num_classes = max(self._num_classes, logits.shape[1], int(labels.max()) + 1)
+        self._predictions.append(logits.argmax(dim=1))
+        self._num_classes = max(self._num_classes, logits.shape[1])
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return the results over all batches since `reset`, in percent.
@@ -68,8 +67,9 @@ class Classification:
         """
         if not self._labels:
             raise ValueError("There is nothing to evaluate: no batch was processed since the last reset().")
-        c = self._num_classes
-        pairs = torch.cat(self._labels).long() * c + torch.cat(self._predictions)
+        labels, predictions = torch.cat(self._labels).long().cpu(), torch.cat(self._predictions).cpu()
+        c = max(self._num_classes, int(labels.max()) + 1)
+        pairs = labels * c + predictions
         counts = torch.bincount(pairs, minlength=c * c).view(c, c)  # rows are labels, columns predictions
         total, correct = int(counts.sum()), int(counts.diagonal().sum())
         accuracy = 100 * correct / total
