@@ -174,12 +174,13 @@ def commands(at: Setting) -> dict[str, list[str]]:
     """Return the command of each part, in their order."""
     workers = ["-n", "4"] if at.device == "cuda" and importlib.util.find_spec("xdist") else []
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers]
-    only = ["-k", at.device if not at.small else f"{at.device} and views"]
+    a_trial = at.device == "cpu"
+    only = ["-k", at.device if not a_trial else f"{at.device} and views"]
     card = ["--device", at.device, "--precision", at.precision, "--json"]
     card += ["--small", "--steps", "1", "--cases", "CoOp 32"] if at.small else ["--steps", "10"]
     tests = {"golden files": "test_golden", "half precision": "test_precision", "runs": "test_gpu"}
-    parts = {name: [*pytest, f"tests/{file}.py", *only] for name, file in tests.items() if not at.small or name == "runs"}
-    if at.device == "cuda":
+    parts = {name: [*pytest, f"tests/{file}.py", *only] for name, file in tests.items() if not a_trial or name == "runs"}
+    if not a_trial:
         parts["determinism"] = [*pytest, "tests/test_determinism.py", "-k", "gpu"]
     own = [sys.executable, str(Path(__file__)), "--device", at.device, *["--small"] * at.small, "--part"]
     parts |= {name: [*own, name] for name in OWN}
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None, parts: Callable[..., dict[str, list[str]
     """Run the parts; return 0 if all of them are right, 1 if one failed, 2 if there is no such device."""
     parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--small", action="store_true", help="small CLIPs and few tests: a trial of this script itself")
+    parser.add_argument("--small", action="store_true", help="small CLIPs, not real sizes: a trial of this script")
     parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), metavar="FILE", help="where the result is written")
     parser.add_argument("--only", nargs="+", metavar="PART", help="some parts alone")
     parser.add_argument("--minutes", type=float, default=8, help="for all parts; what does not fit fails (default: 8)")

@@ -91,6 +91,16 @@ def test_on_a_card_all_that_is_promised_is_run(gpu_check):
     assert (at.students, at.teacher, at.precision) == (("ViT-B/32", "ViT-B/16"), "ViT-H/14", "fp16")
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_every_test_that_needs_a_card_is_in_a_part(small, gpu_check):
+    parts = gpu_check.commands(gpu_check.Setting("cuda", small))
+    named = {word for command in parts.values() for word in command}
+    asks = ("from support.devices import", "skipif(not torch.cuda.is_available()")
+    files = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if any(map(path.read_text().count, asks))}
+    files.remove("tests/test_gpu_check.py")
+    assert len(files) >= 4 and files <= named
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(gpu_check, tmp_path, capsys):
     assert gpu_check.main(["--json", str(tmp_path / "o.json")]) == 2

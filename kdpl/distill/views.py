@@ -71,7 +71,7 @@ class FeatureTable:
         self._own: np.ndarray | None = None
         self.writable = store is not None
         self._shards: list[np.ndarray] = []
-        self._later: list[tuple[Tensor, Tensor, Tensor, torch.cuda.Event]] = []
+        self._later: list[tuple[Tensor, Tensor, Tensor, bool, torch.cuda.Event]] = []
         if store is not None:
             self._find()
 
@@ -102,21 +102,21 @@ class FeatureTable:
         self._row[index, view] = rows
         self.known[index, view] = True
 
-    def put_later(self, index: Tensor, view: Tensor, features: Tensor) -> None:
-        """Add features `(B, d)` of a GPU, which are copied while it works on; they are in the table when it is next asked."""
+    def put_later(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool = True) -> None:
+        """As `put`, with features of a GPU: they are copied while it works on, and in the table when it is next asked."""
         copy = torch.empty(features.shape, dtype=self.dtype, pin_memory=True)
         copy.copy_(features.to(self.dtype), non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        self._later.append((index, view, copy, copied))
+        self._later.append((index, view, copy, on_disk, copied))
 
     def settle(self) -> None:
         """Add what `put_later` has left for later."""
         later, self._later = self._later, []
-        for index, view, features, copied in later:
+        for *features, copied in later:
             if not copied.query():
                 copied.synchronize()
-            self.put(index, view, features)
+            self.put(*features)
 
     def sync(self) -> None:
         """Sync all added features to disk, if there is a store."""
@@ -199,7 +199,7 @@ class ViewFeatures:
         features = self._moved(self.table.get(index, view))  # (B, d), NaN where they are missing
         if len(missing):
             features[self._moved(missing)] = new.to(features.dtype)
-            self.table.put_later(index[missing], view[missing], new)
+            self.table.put_later(index[missing], view[missing], new, on_disk=not _replaced(batch))
         return features.float()
 
     def _computed(self, pixels: Tensor | None, rows: Tensor) -> Tensor:
@@ -223,8 +223,13 @@ class ViewFeatures:
         missing = self.missing(index, view)
         if missing.any():
             counts = [int(part.sum()) for part in missing.split(batch["counts"])]
-            replaced = distributed.any_rank(any(batch.get("unreadable", ())))  # by another image, whose features these are
+            replaced = distributed.any_rank(_replaced(batch))
             self.table.put(index[missing], view[missing], distributed.gather_rows(features, counts), on_disk=not replaced)
+
+
+def _replaced(batch: dict[str, Any]) -> bool:
+    """Whether an image of a batch could not be read, so that the features are those of another one in its place."""
+    return any(batch.get("unreadable", ()))
 
 
 def view_features(

@@ -60,6 +60,18 @@ def test_views_written_cold(epochs, tmp_path):
     assert not any(features.table.missing for features in run.view_features)
 
 
+def test_views_of_a_replaced_image_stay_in_memory(tmp_path):
+    run = build("KDPL_CoOp", tmp_path, *SMALL, *IN_PROCESS, *on("cuda"), "TRAINER.KDPL.VIEWS", 1,
+                "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")  # fmt: skip
+    run.load_for_training()
+    for unreadable, written in ((["a.png"], 0), ([""], 6)):
+        batch = next(iter(run.train_loader_x)) | {"unreadable": unreadable}
+        features = run.view_features[bool(written)]
+        features(batch, run.images(batch))
+        features.table.settle()
+        assert features.table.known.sum() == 6 and features.table.store.rows_written == written
+
+
 @pytest.mark.parametrize("evaluator", ["own", "other"])
 def test_an_evaluation(evaluator, tmp_path):
     results = []
