@@ -338,7 +338,7 @@ MUTATIONS = [
         "kdpl/common/rows/digests.py",
         "wrong = [i for i in sample if digest(paths[i]) != known[keys[i]]]",
         "wrong = []",
-        f"{MANIFEST}test_digests_are_remembered_and_follow_the_content",
+        "tests/test_digests.py::test_digests_are_remembered_and_follow_the_content",
     ),
     # --------------------------------------------------------------------------------------------------------- manifests
     mutation(
