@@ -379,8 +379,8 @@ MUTATIONS = [
     mutation(
         "a sweep that counts runs of other options",
         "kdpl/experiments/sweep/runs.py",
-        "model_dir=self.model_dir, settings=self.settings\n",
-        "model_dir=self.model_dir\n",
+        "self.model_dir, self.settings, domains)",
+        "self.model_dir, None, domains)",
         "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
     ),
     mutation(
