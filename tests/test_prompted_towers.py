@@ -89,6 +89,9 @@ def test_prompts_of_a_text_tower_equal_the_librarys_own_pass(kind):
         ctx, *deep = vectors = [learned(2, width, seed=layer) for layer in range(deeper + 1)]
         ours = clip.text(clip.layout(prompts), ctx, deep)
         assert_equal(ours, prompted_text(clip.model, prompts, ctx, deep, **reference), vectors)
+    ctx, own = vectors = [learned(2, width), learned(len(NAMES), 2, width, seed=2)]  # for each name its own, at layer 2 alone
+    ours = clip.text(clip.layout(prompts_of(2)), ctx, {2: own})
+    assert_equal(ours, prompted_text(clip.model, prompts_of(2), ctx, {2: own}, **reference), vectors)
     for position, own in (("middle", False), ("front", False), ("middle", True)):
         prompts, ctx = prompts_of(3, position), learned(*[len(NAMES)] * own, 3, width)
         assert_equal(
@@ -106,7 +109,7 @@ def test_prompts_of_a_text_tower_equal_the_librarys_own_pass(kind):
 def test_deep_prompts_of_slots_at_different_places_are_refused(kind, position):
     clip = small_clip(kind)
     width = clip.text.width
-    with pytest.raises(ValueError, match=r"1 deep prompts of 2 vectors do not fit .* with \d slots at the same places"):
+    with pytest.raises(ValueError, match=r"Prompts \(2, 64\) for layer 1 do not fit .* with [01] slots at the same places"):
         clip.text(clip.layout(prompts_of(2, position)), learned(2, width), [learned(2, width)])
 
 

@@ -1,5 +1,8 @@
 """The text pass gives what the full-length tower gives, features and gradients, for every kind of prompt."""
 
+import re
+from contextlib import contextmanager
+
 import open_clip
 import pytest
 import torch
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ROOT, random_clip
 
+from kdpl.clip import packed_attention, prompt_layout
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import load_clip
 from kdpl.clip.openai import EOT, SOT
@@ -39,6 +43,7 @@ for _model in MODELS.values():
 
 def full_length(model, prompts, ctx, deep=()):
     """Features of 77-token prompts by the model's own blocks: what every published implementation computes."""
+    deep = deep if isinstance(deep, dict) else dict(enumerate(deep, start=1))
     ids = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for i, prompt in enumerate(prompts):
         ids[i, : len(prompt)] = torch.tensor([max(e, 0) for e in prompt])
@@ -50,9 +55,8 @@ def full_length(model, prompts, ctx, deep=()):
     x = torch.stack([torch.cat([row, x[i, len(row) :]]) for i, row in enumerate(rows)]) + model.positional_embedding
     is_openai = not hasattr(model, "text_pool_type")
     for l, block in enumerate(model.transformer.resblocks):
-        if 0 < l <= len(deep):
-            n = len(deep[l - 1])
-            x = torch.cat([x[:, :1], deep[l - 1].expand(len(x), -1, -1), x[:, 1 + n :]], dim=1)
+        if l in deep:
+            x = torch.cat([x[:, :1], deep[l].expand(len(x), -1, -1), x[:, 1 + deep[l].shape[-2] :]], dim=1)
         x = block(x.transpose(0, 1)).transpose(0, 1) if is_openai else block(x, attn_mask=model.attn_mask)
     x = model.ln_final(x)[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
     return x @ model.text_projection
@@ -72,6 +76,19 @@ def learned(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).mul_(0.1).requires_grad_()
 
 
+@contextmanager
+def attention(way):
+    """Lay prompts out as on a CPU, or as on a card with one padded size, or with two."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way != "cpu":
+            patch.setattr(prompt_layout, "packed_attention", packed_attention.PaddedAttention)
+            patch.setattr(packed_attention, "PAYS", {"one size": 10**9, "two sizes": 1}[way])
+        yield
+
+
+WAYS = st.sampled_from(["cpu", "one size", "two sizes"])
+
+
 def prompt_of(name, n_ctx, position="end"):
     slots, half = [slot(i) for i in range(n_ctx)], n_ctx // 2
     middle = {"end": [*slots, *name], "middle": [*slots[:half], *name, *slots[half:]], "front": [*name, *slots]}[position]
@@ -79,15 +96,16 @@ def prompt_of(name, n_ctx, position="end"):
 
 
 @settings(max_examples=25, deadline=None)
-@given(names=NAMES, model=st.sampled_from(sorted(MODELS)))
-def test_plain_sentences_equal_encode_text(names, model):
+@given(names=NAMES, model=st.sampled_from(sorted(MODELS)), way=WAYS)
+def test_plain_sentences_equal_encode_text(names, model, way):
     model = MODELS[model]
     prompts = [[998, 5, 6, *name, 999] for name in names]
     ids = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     tower = TextTower(model)
-    torch.testing.assert_close(tower(PromptLayout(tower, prompts)), model.encode_text(ids), atol=1e-5, rtol=1e-5)
+    with attention(way):
+        torch.testing.assert_close(tower(PromptLayout(tower, prompts)), model.encode_text(ids), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,35 +115,63 @@ def test_plain_sentences_equal_encode_text(names, model):
     n_ctx=st.integers(1, 6),
     position=st.sampled_from(["end", "middle", "front"]),
     class_specific=st.booleans(),
+    way=WAYS,
 )
-def test_learned_context_equals_the_full_length_pass(names, model, n_ctx, position, class_specific):
+def test_learned_context_equals_the_full_length_pass(names, model, n_ctx, position, class_specific, way):
     tower = TextTower(MODELS[model])
     prompts = [prompt_of(name, n_ctx, position) for name in names]
     ctx = learned(*([len(names)] if class_specific else []), n_ctx, tower.width)
-    features = tower(PromptLayout(tower, prompts, class_specific), ctx)
+    with attention(way):
+        features = tower(PromptLayout(tower, prompts, class_specific), ctx)
     assert_equal(features, full_length(MODELS[model], prompts, ctx), [ctx])
 
 
-@settings(max_examples=25, deadline=None)
-@given(names=NAMES, model=st.sampled_from(sorted(MODELS)), n_ctx=st.integers(1, 4), deeper=st.integers(0, 2))
-def test_deep_prompts_equal_the_full_length_pass(names, model, n_ctx, deeper):
+@settings(max_examples=30, deadline=None)
+@given(
+    names=NAMES,
+    model=st.sampled_from(sorted(MODELS)),
+    n_ctx=st.integers(1, 4),
+    layers=st.lists(
+        st.tuples(st.integers(1, 2), st.integers(1, 4), st.booleans()), max_size=2, unique_by=lambda layer: layer[0]
+    ),
+    class_specific=st.booleans(),
+    max_rows=st.sampled_from([0, 0, 25]),
+    way=WAYS,
+)
+def test_prompts_in_any_layer_equal_the_full_length_pass(names, model, n_ctx, layers, class_specific, max_rows, way):
+    """At the input and at later layers, the same for all names or for each its own, in parts or not."""
     tower = TextTower(MODELS[model])
-    deep = [learned(n_ctx, tower.width, seed=l) for l in range(1, min(deeper, tower.depth - 1) + 1)]
+    tower.max_rows = max_rows
+
+    def vectors(layer, n, own):
+        return learned(*[len(names)] * own, min(n, n_ctx), tower.width, seed=layer)
+
+    deep = {layer: vectors(layer, n, own) for layer, n, own in layers if layer < tower.depth}
     prompts = [prompt_of(name, n_ctx) for name in names]
-    ctx = learned(n_ctx, tower.width)
-    features = tower(PromptLayout(tower, prompts), ctx, deep)
-    assert_equal(features, full_length(MODELS[model], prompts, ctx, deep), [ctx, *deep])
+    ctx = vectors(0, n_ctx, class_specific)
+    with attention(way):
+        features = tower(PromptLayout(tower, prompts, class_specific), ctx, deep)
+    assert_equal(features, full_length(MODELS[model], prompts, ctx, deep), [ctx, *deep.values()])
 
 
 @settings(max_examples=20, deadline=None)
-@given(names=NAMES, model=st.sampled_from(sorted(MODELS)), n_ctx=st.integers(1, 4), images=st.integers(1, 4))
-def test_a_context_for_each_image_equals_one_pass_for_each_image(names, model, n_ctx, images):
+@given(
+    names=NAMES,
+    model=st.sampled_from(sorted(MODELS)),
+    n_ctx=st.integers(1, 4),
+    images=st.integers(1, 4),
+    own=st.booleans(),
+    way=WAYS,
+)
+def test_a_context_for_each_image_equals_one_pass_for_each_image(names, model, n_ctx, images, own, way):
     tower = TextTower(MODELS[model])
     prompts = [prompt_of(name, n_ctx) for name in names]
     ctx = learned(images, n_ctx, tower.width)
-    features = tower(PromptLayout(tower, prompts), ctx)
+    deep = {1: learned(*[len(names)] * own, n_ctx, tower.width, seed=1)}
+    with attention(way):
+        features = tower(PromptLayout(tower, prompts), ctx, deep)
     assert features.shape[:2] == (images, len(names))
-    assert_equal(features, torch.stack([full_length(MODELS[model], prompts, c) for c in ctx]), [ctx])
+    assert_equal(features, torch.stack([full_length(MODELS[model], prompts, c, deep) for c in ctx]), [ctx, deep[1]])
 
 
 def test_the_shared_beginning_is_run_once_and_nothing_after_eot():
@@ -146,11 +192,54 @@ def test_context_of_the_wrong_length_is_refused_with_its_shape():
         tower(PromptLayout(tower, [prompt_of([7], 4)]), learned(3, 64))
 
 
-def test_deep_prompts_beyond_the_tower_are_refused():
+@pytest.mark.parametrize(
+    ("deep", "shape"),
+    [
+        ([learned(2, 64)] * 3, "(2, 64) for layer 3"),
+        ({0: learned(2, 64)}, "(2, 64) for layer 0"),
+        ({1: learned(3, 64)}, "(3, 64) for layer 1"),
+        ({2: learned(2, 32)}, "(2, 32) for layer 2"),
+        ({2: learned(3, 2, 64)}, "(3, 2, 64) for layer 2"),
+        ({2: learned(64)}, "(64,) for layer 2"),
+    ],
+)
+def test_prompts_of_a_wrong_shape_or_layer_are_refused(deep, shape):
     tower = TextTower(MODELS["openai"])
     layout = PromptLayout(tower, [prompt_of([7], 2), prompt_of([8], 2)])
-    with pytest.raises(ValueError, match="3 deep prompts of 2 vectors do not fit a text tower of 3 layers"):
-        tower(layout, learned(2, 64), [learned(2, 64)] * 3)
+    expected = re.escape(f"Prompts {shape} do not fit a text tower of 3 layers and width 64, and 2 prompts with 2 slots")
+    with pytest.raises(ValueError, match=expected + r".*\(n, 64\) for all prompts or \(2, n, 64\) for each"):
+        tower(layout, learned(2, 64), deep)
+
+
+def test_context_for_another_number_of_classes_is_refused():
+    tower = TextTower(MODELS["openai"])
+    layout = PromptLayout(tower, [prompt_of([7], 2), prompt_of([8], 2)], class_specific=True)
+    for shape in ((3, 2, 64), (2, 64)):
+        with pytest.raises(ValueError, match=re.escape(f"ctx is {shape}: expected (2, 2, 64), vectors for each prompt.")):
+            tower(layout, learned(*shape))
+
+
+def test_a_prefix_stays_shared_up_to_the_layer_where_prompts_differ():
+    tower = TextTower(MODELS["openai"])
+    layout = PromptLayout(tower, [prompt_of([7, 8], 4), prompt_of([9], 4)])
+    rows = []
+    for block in tower.blocks:
+        block.qkv, block.q_kv = _noting(block.qkv, rows), _noting(block.q_kv, rows)
+    tower(layout, learned(4, 64), {2: learned(2, 4, 64)})
+    assert rows == [12, 12, 1 + 2 * 4 + 4 + 3]
+
+
+def _noting(call, rows):
+    def noted(x, *args):
+        rows.append(x.shape[1])
+        return call(x, *args)
+
+    return noted
+
+
+def test_a_card_has_one_padded_size_or_two_if_that_saves_much():
+    assert packed_attention.padded_sizes([3] * 90 + [9] * 10) == [(100, 9)]
+    assert packed_attention.padded_sizes([3] * 9000 + [4] * 50 + [60]) == [(9000, 3), (51, 60)]
 
 
 def test_a_bidirectional_text_tower_is_refused():

@@ -1,16 +1,17 @@
 """The constants of a list of prompts, computed once per class list: embeddings, and where learned vectors go.
 
-`PromptLayout` is for causal towers (packed rows, a shared prefix, groups of equal length), `DenseLayout` for towers that read
-every position of a prompt.
+`PromptLayout` is for causal towers (packed rows, a shared prefix), `DenseLayout` for towers that read whole prompts.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from kdpl.clip.packed_attention import packed_attention
 
 
 def slot(index: int) -> int:
@@ -61,7 +62,7 @@ class Layout:
                 "shorten the class name or the context (N_CTX)."
             )
         self.tower, self.prompts, self.class_specific = tower, prompts, class_specific
-        self._parts: tuple[int, list[tuple[int, Layout]]] | None = None
+        self._parts: dict[tuple[int, bool], list[tuple[int, Layout]]] = {}
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -87,6 +88,8 @@ class Layout:
             return self.rows.unsqueeze(0)
         if ctx.shape[-2] != self.slot_count:
             raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {self.slot_count} slots.")
+        if self.class_specific and ctx.shape[:-2] != (len(self),):
+            raise ValueError(f"ctx is {tuple(ctx.shape)}: expected {(len(self), *ctx.shape[-2:])}, vectors for each prompt.")
         if self.class_specific:
             vectors = ctx[self.slot_owners, self.slot_index].unsqueeze(0)  # (1, S, w)
         else:
@@ -102,19 +105,29 @@ class Layout:
             room += 1
         return room
 
-    def parts(self, max_rows: int) -> list[tuple[int, "Layout"]]:
+    @property
+    def apart(self) -> "Layout":
+        """The layout that the prompts have from the layer on in which they begin to differ at their slots."""
+        return self
+
+    def parts(self, max_rows: int, apart: bool = False) -> list[tuple[int, "Layout"]]:
         """Return layouts of consecutive prompts, each of at most `max_rows` rows where one prompt has no more than that, with
-        the number of their first prompt; they are computed once."""
-        if self._parts is None or self._parts[0] != max_rows:
-            starts, rows = [0], self.prefix
+        the number of their first prompt; they are computed once.
+
+        Args:
+            apart: count the rows of `apart`.
+        """
+        if (max_rows, apart) not in self._parts:
+            counted = self.apart if apart else self
+            starts, rows = [0], counted.prefix
             for c in range(len(self)):
-                rows += self._own_rows(c)
+                rows += counted._own_rows(c)
                 if rows > max_rows and c > starts[-1]:
                     starts.append(c)
-                    rows = self.prefix + self._own_rows(c)
+                    rows = counted.prefix + counted._own_rows(c)
             spans = zip(starts, [*starts[1:], len(self)], strict=True)
-            self._parts = max_rows, [(a, self._part(self.prompts[a:b])) for a, b in spans]
-        return self._parts[1]
+            self._parts = {(max_rows, apart): [(a, self._part(self.prompts[a:b])) for a, b in spans]}
+        return self._parts[max_rows, apart]
 
     def _own_rows(self, c: int) -> int:
         """Return the number of rows of prompt `c` behind the prefix."""
@@ -130,25 +143,58 @@ class PromptLayout(Layout):
     def __init__(self, tower: Embedding, prompts: Sequence[Sequence[int]], class_specific: bool = False):
         super().__init__(tower, prompts, tower.context_length, class_specific)
         self.prefix = n = _shared_prefix(prompts, class_specific)
-        order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
-        self.groups = [(len(list(g)), m) for m, g in groupby(len(prompts[c]) - n for c in order)]
-        self.split = [n, *(count * m for count, m in self.groups)]
-        # A suffix sees the whole prefix and itself causally: (m, n + m) for each group.
-        self.masks = [torch.ones(m, n + m, dtype=torch.bool, device=tower.device).tril(n) for _, m in self.groups]
-        ends, end = {}, n
-        for c in order:
-            end += len(prompts[c]) - n
-            ends[c] = end - 1
-        self.size = end
-        self.eot = self._tensor([ends[c] for c in order])  # (C,) row of each prompt's EOT, in packed order
-        self.original_order = self._tensor(sorted(range(len(order)), key=order.__getitem__))
-        self.sorted = order == list(range(len(order)))
+        self.order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
+        lengths = [len(prompts[c]) - n for c in self.order]
+        ends = list(accumulate(lengths, initial=n))
+        self.size = ends[-1]
+        self.eot = self._tensor([end - 1 for end in ends[1:]])  # (C,) row of each prompt's EOT, in packed order
+        self.starts = dict(zip(self.order, ends, strict=False))  # first row of each prompt's suffix
+        self.original_order = self._tensor(sorted(range(len(self.order)), key=self.order.__getitem__))
+        self.sorted = self.order == list(range(len(self.order)))
+        self.attention = packed_attention(n, lengths, tower.device)
         shared = [(prompts[0][p], p, 0) for p in range(n)]
-        self._embed_entries(shared + [(prompts[c][p], p, c) for c in order for p in range(n, len(prompts[c]))])
+        self._embed_entries(shared + [(prompts[c][p], p, c) for c in self.order for p in range(n, len(prompts[c]))])
+
+    def replace(self, x: Tensor, vectors: Tensor) -> tuple["PromptLayout", Tensor]:
+        """Put vectors `(n, w)`, or `(C, n, w)` for each prompt, in place of the first n at the slots in the rows `x (P, N, w)`.
+
+        Returns:
+            The rows with their layout. It is another one, `apart`, as soon as prompts differ.
+        """
+        vectors = vectors.to(x.dtype)
+        if vectors.dim() == 2 and self.apart is not self:
+            before, _, behind = x.split([self.first_slot, len(vectors), self.size - self.first_slot - len(vectors)], dim=1)
+            return self, torch.cat([before, vectors.expand(len(x), -1, -1), behind], dim=1)
+        if self.apart is not self:
+            x = self._part_ways(x)
+        rows = self.apart.deep_rows[:, : vectors.shape[-2]]  # (C, n)
+        vectors = vectors.expand(*rows.shape, -1).flatten(0, 1).expand(len(x), -1, -1)  # (P, C * n, w)
+        return self.apart, x.index_copy(1, rows.flatten(), vectors)
 
     @cached_property
-    def deep_room(self) -> int:
-        return max(0, min(super().deep_room, self.prefix - self.first_slot))
+    def apart(self) -> "PromptLayout":
+        """The same prompts, which share only what stands before the first slot; itself if they do not share more."""
+        return self if self.prefix <= self.first_slot else PromptLayout(self.tower, self.prompts, class_specific=True)
+
+    @cached_property
+    def deep_rows(self) -> Tensor:
+        """Rows `(C, deep_room)` of the slots that deep prompts of each class take, if they are not in the prefix."""
+        return self._tensor([[self.starts[c] + i for i in range(self.deep_room)] for c in range(len(self))])
+
+    def _part_ways(self, x: Tensor) -> Tensor:
+        """Return rows `(P, N, w)` in the layout `apart`, with a copy for each prompt of what they share from the slots on."""
+        before, shared, own = x.split([self.first_slot, self.prefix - self.first_slot, self.size - self.prefix], dim=1)
+        copies = shared.unsqueeze(1).expand(-1, len(self), -1, -1).flatten(1, 2)  # (P, C * shared, w)
+        return torch.cat([before, copies, own], dim=1).index_select(1, self._apart_rows)
+
+    @cached_property
+    def _apart_rows(self) -> Tensor:
+        """For each row of `apart` its place among the shared ones before the slots, the copies, and the suffixes."""
+        shared, rows = self.prefix - self.first_slot, list(range(self.first_slot))
+        for i, c in enumerate(self.order):
+            copy, own = self.first_slot + i * shared, self.starts[c] + (len(self) - 1) * shared
+            rows += [*range(copy, copy + shared), *range(own, own + self._own_rows(c))]
+        return self._tensor(rows)
 
     def _own_rows(self, c: int) -> int:
         return len(self.prompts[c]) - self.prefix

@@ -5,13 +5,12 @@ end-of-text token (EOT); the tokens that all prompts begin with are run once, an
 their keys and values; and the last layer computes queries and MLP for the EOT positions alone.
 
 All prompts of a class list lie packed in one matrix, the shared prefix first and the suffixes sorted by length behind it, so
-that projections and MLPs are single large matrix products. Only attention is done per group of equal suffix length.
+that projections and MLPs are single large matrix products. Attention (kdpl/clip/packed_attention.py) takes few calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,45 +31,65 @@ class PromptedText:
     max_rows = 0
     depth: int
 
-    def __call__(self, layout: Layout, ctx: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+    def __call__(self, layout: Layout, ctx: Tensor | None = None, deep: Mapping[int, Tensor] | Sequence[Tensor] = ()) -> Tensor:
         """Return the text features of all prompts, not normalised.
 
         Args:
             layout: the prompts, of this tower's `layout`.
             ctx: learned vectors for their slots: `(n, w)` the same for all, `(B, n, w)` one set per image, or `(C, n, w)`
                 with a class-specific layout. None where the prompts have no slots.
-            deep: `(n, w)` for each of the layers 1, 2, ...: it takes the place of what has become of the learned vectors.
+            deep: prompts by the number of the layer at whose input they take the place of what has become of the learned
+                vectors, or a sequence of those of the layers 1, 2, ...: `(n, w)` the same for all, or `(C, n, w)` for each.
 
         Returns:
             `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
+
+        Raises:
+            UnsupportedTowerError: the tower takes no prompts at later layers.
+            ValueError: prompts of a wrong shape, or of a layer that the tower does not have.
         """
+        deep = dict(deep) if isinstance(deep, Mapping) else dict(enumerate(deep, start=1))
         if deep and self.no_deep:
             raise UnsupportedTowerError(self.no_deep)
-        if len(deep) >= self.depth or any(len(d) > layout.deep_room for d in deep):
-            raise ValueError(
-                f"{len(deep)} deep prompts of {max(map(len, deep))} vectors do not fit a text tower of {self.depth} layers "
-                f"and prompts with {layout.deep_room} slots at the same places: expected fewer layers than the tower has, and "
-                "no more vectors than such slots."
-            )
+        for layer, vectors in deep.items():
+            self._check_deep(layout, layer, vectors)
         per_image = ctx is not None and ctx.dim() == 3 and not layout.class_specific
-        if not self.max_rows or (len(ctx) if per_image else 1) * layout.size <= self.max_rows:
+        own = {layer for layer, vectors in deep.items() if vectors.dim() == 3}  # layers whose prompts differ between classes
+        size = (layout.apart if own else layout).size
+        if not self.max_rows or (len(ctx) if per_image else 1) * size <= self.max_rows:
             features = self._encode(layout, ctx, deep)
         else:
             parts = []
-            for start, part in layout.parts(self.max_rows):
-                some = ctx[start : start + len(part)] if layout.class_specific else ctx
-                pieces = some.split(max(1, self.max_rows // part.size)) if per_image else [some]
-                parts.append(torch.cat([self._encode_checkpointed(part, piece, deep) for piece in pieces]))
+            for start, part in layout.parts(self.max_rows, bool(own)):
+                some = slice(start, start + len(part))
+                part_ctx = ctx[some] if layout.class_specific else ctx
+                part_deep = {layer: vectors[some] if layer in own else vectors for layer, vectors in deep.items()}
+                part_size = (part.apart if own else part).size
+                pieces = part_ctx.split(max(1, self.max_rows // part_size)) if per_image else [part_ctx]
+                parts.append(torch.cat([self._encode_checkpointed(part, piece, part_deep) for piece in pieces]))
             features = torch.cat(parts, dim=1)
         return features if per_image else features.squeeze(0)
 
-    def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _check_deep(self, layout: Layout, layer: int, vectors: Tensor) -> None:
+        """Refuse prompts of a layer that do not fit."""
+        room, shape, width = layout.deep_room, tuple(vectors.shape), self.width
+        if 0 < layer < self.depth and shape in [
+            (*classes, n, width) for classes in ((), (len(layout),)) for n in range(room + 1)
+        ]:
+            return
+        raise ValueError(
+            f"Prompts {shape} for layer {layer} do not fit a text tower of {self.depth} layers and width {width}, and "
+            f"{len(layout)} prompts with {room} slots at the same places: expected a layer from 1 to {self.depth - 1}, and at "
+            f"most {room} vectors, (n, {width}) for all prompts or ({len(layout)}, n, {width}) for each."
+        )
+
+    def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         """Encode, and recompute in the backward pass instead of storing activations."""
         if not torch.is_grad_enabled():
             return self._encode(layout, ctx, deep)
         return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
 
-    def _encode(self, layout: Layout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _encode(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         """Return the features `(P, C, d)`; P is 1, or B for one context per image."""
         raise NotImplementedError
 
@@ -156,12 +175,6 @@ class TransformerText(PromptedText):
         return projection(x) if isinstance(projection, nn.Module) else x.to(projection.dtype) @ projection
 
 
-def replace_at(x: Tensor, vectors: Tensor, start: int) -> Tensor:
-    """Put vectors `(n, w)` in place of the positions from `start` on in `x (..., L, w)`."""
-    vectors = vectors.to(x.dtype).expand(*x.shape[:-2], -1, -1)  # (..., n, w)
-    return torch.cat([x[..., :start, :], vectors, x[..., start + vectors.shape[-2] :, :]], dim=-2)
-
-
 class TextTower(TransformerText):
     """The causal text transformer that is read at the EOT position; kdpl/clip/openclip/text_towers.py runs the others."""
 
@@ -173,48 +186,15 @@ class TextTower(TransformerText):
         """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
         return PromptLayout(self, prompts, class_specific)
 
-    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         x = layout.embed(ctx)  # (P, N, w)
         for l, block in enumerate(self.blocks):
-            if 0 < l <= len(deep):
-                x = replace_at(x, deep[l - 1], layout.first_slot)
+            if l in deep:
+                layout, x = layout.replace(x, deep[l])
             if l < self.depth - 1:
-                x = block.finish(x, _attend(layout, block.qkv(x)))
+                x = block.finish(x, layout.attention.attend(block.qkv(x)))
             else:  # the feature is read at EOT: no other position of the last layer is needed
-                attended = _attend_eot(layout, *block.q_kv(x, layout.eot))
+                attended = layout.attention.attend_last(block, x, layout.eot)
                 x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
         x = self._project(self._text.ln_final(x))
         return x if layout.sorted else x.index_select(1, layout.original_order)
-
-
-def _attend(layout: PromptLayout, qkv: Tensor) -> Tensor:
-    """Causal attention of the packed rows: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
-    prefix, *groups = qkv.split(layout.split, dim=1)  # one split, so that the backward pass is one concatenation
-    q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
-    attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
-    for group, (count, _), mask in zip(groups, layout.groups, layout.masks, strict=True):
-        q, k, v = group.unbind(2)
-        attended.append(_attend_group(q, _behind(prefix[:, :, 1], k, count), _behind(prefix[:, :, 2], v, count), count, mask))
-    return torch.cat(attended, dim=1)
-
-
-def _attend_eot(layout: PromptLayout, q: Tensor, kv: Tensor) -> Tensor:
-    """The same for the EOT positions alone: q `(P, C, heads, head_dim)` in packed order, kv `(P, N, 2, heads, head_dim)`."""
-    prefix, *groups = kv.split(layout.split, dim=1)
-    attended = []
-    for own_q, group, (count, _) in zip(q.split([c for c, _ in layout.groups], dim=1), groups, layout.groups, strict=True):
-        k, v = (_behind(prefix[:, :, i], group[:, :, i], count) for i in (0, 1))
-        attended.append(_attend_group(own_q, k, v, count, None))
-    return torch.cat(attended, dim=1)
-
-
-def _behind(prefix: Tensor, own: Tensor, count: int) -> Tensor:
-    """Put the shared prefix before each of `count` suffixes: `(P * count, heads, n + m, head_dim)`."""
-    shared = prefix[:, None].expand(-1, count, -1, -1, -1)
-    return torch.cat([shared, own.unflatten(1, (count, -1))], dim=2).flatten(0, 1).transpose(1, 2)
-
-
-def _attend_group(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) -> Tensor:
-    """Attention of `count` suffixes of one length, their queries `(P, count * m, heads, head_dim)` packed."""
-    own = q.unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2)  # (P * count, heads, m, head_dim)
-    return F.scaled_dot_product_attention(own, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape)

@@ -4,7 +4,7 @@ Nothing of kdpl's passes is used: prompts run at their full length, every layer 
 projections are the library's. Of a student only its learned parameters and its list of prompts are taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -15,14 +15,20 @@ Prompts = Sequence[Sequence[int]]  # token ids, and -1 - i for the learned vecto
 
 
 def prompted_text(
-    model: nn.Module, prompts: Prompts, ctx: Tensor, deep: Sequence[Tensor], length: int, pad: int, ordinary: int
+    model: nn.Module,
+    prompts: Prompts,
+    ctx: Tensor,
+    deep: Mapping[int, Tensor] | Sequence[Tensor],
+    length: int,
+    pad: int,
+    ordinary: int,
 ) -> Tensor:
     """Return the features `(C, d)` of prompts, not normalised.
 
     Args:
         model: of open_clip.
         ctx: `(n, w)`, or `(C, n, w)`.
-        deep: `(n, w)` for each of the layers 1, 2, ...
+        deep: `(n, w)` or `(C, n, w)` by layer, or for each of the layers 1, 2, ...
         length: ids of a prompt; the id `pad` fills up.
         ordinary: an id that is neither padding nor an end, which stands in the slots for what looks at ids.
     """
@@ -39,7 +45,7 @@ def prompted_text(
     embedding = text.token_embedding if own else text.transformer.get_input_embeddings()
     with ExitStack() as stack:
         stack.enter_context(embedding.register_forward_hook(lambda module, args, output: put(output, ctx)))
-        for layer, vectors in enumerate(deep, start=1):
+        for layer, vectors in deep.items() if isinstance(deep, Mapping) else enumerate(deep, start=1):
             assert text.transformer.batch_first
             _before(stack, text.transformer.resblocks[layer], lambda x, vectors=vectors: put(x, vectors))
         ids = torch.tensor([[ordinary if e < 0 else e for e in entries] for entries in filled])

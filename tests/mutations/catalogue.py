@@ -19,6 +19,7 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 OBJECTIVE, LOSS, TEACHER = "kdpl/distill/objective.py", "kdpl/distill/loss.py", "kdpl/distill/teacher.py"
 DISTILL, TRAINING, CHECKPOINTS = "trainers/distill.py", "trainers/training.py", "trainers/checkpoints.py"
+ATTENTION = "kdpl/clip/packed_attention.py"
 RECIPE, TEXT_TOWERS = "kdpl/clip/openclip/recipe.py", "kdpl/clip/openclip/text_towers.py"
 TIMM_VIT, TOWERS = "kdpl/clip/openclip/timm_vit.py", "tests/test_prompted_towers.py::test_prompts_of_"
 LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
@@ -208,16 +209,30 @@ MUTATIONS = [
     mutation(
         "the text feature read one token too early",
         "kdpl/clip/prompt_layout.py",
-        "ends[c] = end - 1",
-        "ends[c] = end - 2",
+        "[end - 1 for end in ends[1:]]",
+        "[end - 2 for end in ends[1:]]",
         "tests/test_text.py::test_plain_sentences_equal_encode_text",
     ),
     mutation(
         "a suffix that sees one token too few of its prefix",
-        "kdpl/clip/prompt_layout.py",
-        "device=tower.device).tril(n) for _, m in self.groups]",
-        "device=tower.device).tril(n - 1) for _, m in self.groups]",
+        ATTENTION,
+        "device=device).tril(prefix) for _, m in self.groups]",
+        "device=device).tril(prefix - 1) for _, m in self.groups]",
         "tests/test_text.py::test_learned_context_equals_the_full_length_pass",
+    ),
+    mutation(
+        "the end of a padded prompt one token too early",
+        ATTENTION,
+        "ends.append(back[-1])",
+        "ends.append(back[-1] - 1)",
+        "tests/test_text.py::test_plain_sentences_equal_encode_text",
+    ),
+    mutation(
+        "prompts of each class given to the classes by length",
+        "kdpl/clip/prompt_layout.py",
+        "range(self.deep_room)] for c in range(len(self))]",
+        "range(self.deep_room)] for c in self.order]",
+        "tests/test_text.py::test_prompts_in_any_layer_equal_the_full_length_pass",
     ),
     # ------------------------------------------------------------------------------------------------------------- CLIPs
     mutation(
@@ -279,8 +294,8 @@ MUTATIONS = [
     mutation(
         "deep text prompts one position too late",
         TEXT_TOWERS,
-        "replace_at(x, deep[l - 1], layout.first_slot)",
-        "replace_at(x, deep[l - 1], layout.first_slot + 1)",
+        "_replace_at(x, deep[l], layout.first_slot)",
+        "_replace_at(x, deep[l], layout.first_slot + 1)",
         f"{TOWERS}a_text_tower_equal_the_librarys_own_pass[dense]",
     ),
     mutation(

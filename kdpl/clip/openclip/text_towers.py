@@ -6,14 +6,14 @@ model was trained with, and exactly as its own forward pass has it; only the fir
 have in common, and the last layer's positions that nobody reads, are saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.prompt_layout import DenseLayout
-from kdpl.clip.text_tower import PromptedText, TransformerText, replace_at
+from kdpl.clip.text_tower import PromptedText, TransformerText
 
 
 class WholeText(TransformerText):
@@ -27,7 +27,7 @@ class WholeText(TransformerText):
         """Return the constants of a list of prompts, filled up with `pad`."""
         return DenseLayout(self, prompts, pad, self.context_length, class_specific)
 
-    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         rows = layout.embed(ctx)  # (P, U, w)
         index, mask, read = layout.index, self._mask(layout), self._read(layout)
         if self.has_class_token:
@@ -36,8 +36,8 @@ class WholeText(TransformerText):
             index = F.pad(index, (0, 1), value=rows.shape[1] - 1)  # (C, L + 1)
         x = rows[:, index]  # (P, C, L, w)
         for l, block in enumerate(self.blocks):
-            if 0 < l <= len(deep):
-                x = replace_at(x, deep[l - 1], layout.first_slot)
+            if l in deep:
+                x = _replace_at(x, deep[l], layout.first_slot)
             if l < self.depth - 1:
                 qkv = block.qkv(rows)[:, index] if l == 0 else block.qkv(x)  # (P, C, L, 3, heads, head_dim)
                 x = block.finish(x, _attend(*qkv.unbind(3), mask))
@@ -72,6 +72,13 @@ class WholeText(TransformerText):
             seen = F.pad(seen, (0, 1) if text.correct_cls_mask else (1, 0), value=True)  # (C, L + 1)
         seen = seen[:, None, None]  # (C, 1, 1, L)
         return seen.expand(-1, -1, seen.shape[-1], -1) if causal is None else causal & seen
+
+
+def _replace_at(x: Tensor, vectors: Tensor, start: int) -> Tensor:
+    """Put vectors `(n, w)` or `(C, n, w)` in place of the positions from `start` on in `x (P, C, L, w)`."""
+    n = vectors.shape[-2]
+    before, _, behind = x.split([start, n, x.shape[-2] - start - n], dim=-2)
+    return torch.cat([before, vectors.to(x.dtype).expand(*x.shape[:2], -1, -1), behind], dim=-2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -133,7 +140,7 @@ class HubText(PromptedText):
     def place(self, rows: Tensor, positions: Tensor) -> Tensor:
         return rows  # the model adds its positions itself
 
-    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         x = layout.embed(ctx)[:, layout.index]  # (P, C, L, w)
         mask = ((layout.ids != self._text.config.pad_token_id) | layout.is_slot).long()  # (C, L)
         mask = mask.expand(len(x), -1, -1).flatten(0, 1)
