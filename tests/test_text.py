@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ROOT, random_clip
 
-from kdpl.clip import packed_attention, prompt_layout
+from kdpl.clip import blocks, prompt_layout
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import load_clip
 from kdpl.clip.openai import EOT, SOT
@@ -81,8 +81,8 @@ def attention(way):
     """Lay prompts out as on a CPU, or as on a card with one padded size, or with two."""
     with pytest.MonkeyPatch.context() as patch:
         if way != "cpu":
-            patch.setattr(prompt_layout, "packed_attention", packed_attention.PaddedAttention)
-            patch.setattr(packed_attention, "PAYS", {"one size": 10**9, "two sizes": 1}[way])
+            patch.setattr(prompt_layout, "packed_attention", blocks.PaddedAttention)
+            patch.setattr(blocks, "PAYS", {"one size": 10**9, "two sizes": 1}[way])
         yield
 
 
@@ -238,8 +238,8 @@ def _noting(call, rows):
 
 
 def test_a_card_has_one_padded_size_or_two_if_that_saves_much():
-    assert packed_attention.padded_sizes([3] * 90 + [9] * 10) == [(100, 9)]
-    assert packed_attention.padded_sizes([3] * 9000 + [4] * 50 + [60]) == [(9000, 3), (51, 60)]
+    assert blocks.padded_sizes([3] * 90 + [9] * 10) == [(100, 9)]
+    assert blocks.padded_sizes([3] * 9000 + [4] * 50 + [60]) == [(9000, 3), (51, 60)]
 
 
 def test_a_bidirectional_text_tower_is_refused():

@@ -1,8 +1,19 @@
-"""One residual attention block of a CLIP tower, taken apart so that prompted passes can run it piece by piece.
+"""One residual attention block of a CLIP tower, taken apart so that prompted passes can run it piece by piece, and the causal
+attention of prompts that lie packed in one matrix.
 
-Works on the blocks of OpenAI's CLIP and of open_clip, and on the patched blocks that forks of MaPLe and PromptSRC carry,
+`Block` works on the blocks of OpenAI's CLIP and of open_clip, and on the patched blocks that forks of MaPLe and PromptSRC have,
 since it calls their submodules and never their `forward`.
+
+Packed prompts are rows of one matrix: the prefix that all share, then each prompt's own suffix. A CPU and a card want their
+attention differently. On a CPU the arithmetic counts: suffixes of one length make a group, no padding is computed, and only
+the suffixes' queries attend. On a card the number of launches counts: all suffixes are gathered into one or two padded
+sizes, each of which is one attention call over whole prompts, under the causal mask that needs no tensor. `packed_attention`
+chooses.
 """
+
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -70,3 +81,129 @@ class Block:
         hidden = torch.addmm(_QUICK_GELU * self.c_fc.bias, rows, self.c_fc.weight.t(), alpha=_QUICK_GELU)  # (N, 4 w)
         out = F.linear(F.silu(hidden), self.c_proj.weight) * (1 / _QUICK_GELU)
         return (out + self.c_proj.bias).view_as(x)
+
+
+def cast_together(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return vectors in a precision, those of one shape by one conversion instead of one for each layer."""
+    if len({v.shape for v in vectors}) != 1 or all(v.dtype == dtype for v in vectors):
+        return [v.to(dtype) for v in vectors]
+    return list(torch.stack(tuple(vectors)).to(dtype).unbind())
+
+
+PAYS = 8192  # padded rows that a second size must save on a card: its launches take as long
+
+
+class PackedAttention(Protocol):
+    """Attention of packed rows `(P, N, ...)`, N rows of which the first are the prefix; C prompts, shortest first."""
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Return what all rows attend to: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
+
+    def attend_last(self, block: Block, x: Tensor, last: Tensor) -> Tensor:
+        """Return what each prompt's last row attends to, `(P, C, heads, head_dim)`.
+
+        Args:
+            x: a layer's input `(P, N, w)`.
+            last: these rows, `(C,)`.
+        """
+
+
+def packed_attention(prefix: int, lengths: Sequence[int], device: torch.device) -> PackedAttention:
+    """Return the attention that fits the device.
+
+    Args:
+        prefix: number of rows that all prompts share.
+        lengths: of the suffixes, in ascending order.
+    """
+    return (GroupedAttention if device.type == "cpu" else PaddedAttention)(prefix, lengths, device)
+
+
+def padded_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the padded sizes of suffixes in ascending order of length, `(count, size)` for each: one, or two if it pays."""
+    longest, count = lengths[-1], len(lengths)
+    splits = [i for i in range(1, count) if lengths[i - 1] < lengths[i]]
+    saved, split = max((((longest - lengths[i - 1]) * i, i) for i in splits), default=(0, 0))
+    if saved < PAYS:
+        return [(count, longest)]
+    return [(split, lengths[split - 1]), (count - split, longest)]
+
+
+class GroupedAttention:
+    """One attention call for the prefix, and one for each length of suffixes."""
+
+    def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
+        self.groups = [(len(list(same)), length) for length, same in groupby(lengths)]
+        self.split = [prefix, *(count * m for count, m in self.groups)]
+        # A suffix sees the whole prefix and itself causally: (m, n + m) for each group.
+        self.masks = [torch.ones(m, prefix + m, dtype=torch.bool, device=device).tril(prefix) for _, m in self.groups]
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        prefix, *groups = qkv.split(self.split, dim=1)  # one split, so that the backward pass is one concatenation
+        q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
+        attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
+        for group, (count, _), mask in zip(groups, self.groups, self.masks, strict=True):
+            q, k, v = group.unbind(2)
+            attended.append(_attend(q, _behind(prefix[:, :, 1], k, count), _behind(prefix[:, :, 2], v, count), count, mask))
+        return torch.cat(attended, dim=1)
+
+    def attend_last(self, block: Block, x: Tensor, last: Tensor) -> Tensor:
+        q, kv = block.q_kv(x, last)  # (P, C, heads, head_dim), (P, N, 2, heads, head_dim)
+        prefix, *groups = kv.split(self.split, dim=1)
+        attended = []
+        for own_q, group, (count, _) in zip(q.split([c for c, _ in self.groups], dim=1), groups, self.groups, strict=True):
+            k, v = (_behind(prefix[:, :, i], group[:, :, i], count) for i in (0, 1))
+            attended.append(_attend(own_q, k, v, count, None))
+        return torch.cat(attended, dim=1)
+
+
+def _behind(prefix: Tensor, own: Tensor, count: int) -> Tensor:
+    """Put the shared prefix before each of `count` suffixes: `(P * count, heads, n + m, head_dim)`."""
+    shared = prefix[:, None].expand(-1, count, -1, -1, -1)
+    return torch.cat([shared, own.unflatten(1, (count, -1))], dim=2).flatten(0, 1).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) -> Tensor:
+    """Attention of `count` suffixes of one length, their queries `(P, count * m, heads, head_dim)` packed."""
+    own = q.unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2)  # (P * count, heads, m, head_dim)
+    return F.scaled_dot_product_attention(own, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape)
+
+
+class PaddedAttention:
+    """One attention call for each padded size, over whole prompts: the prefix before each of them.
+
+    Padding is a copy of the prompt's last row. It stands behind what is read, so that under the causal mask nothing depends
+    on it and its gradient is zero.
+    """
+
+    def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
+        self.sizes = padded_sizes(lengths)
+        starts = [0, *accumulate(lengths)]  # of the suffixes among their packed rows
+        gather, back, ends, first, at = [], list(range(prefix)), [], 0, 0
+        for count, size in self.sizes:
+            for length, start in zip(lengths[first : first + count], starts[first : first + count], strict=True):
+                gather += [start + min(i, length - 1) for i in range(size)]
+                back += range(at + prefix, at + prefix + length)  # rows of whole, padded prompts
+                ends.append(back[-1])
+                at += prefix + size
+            first += count
+        self.split = [prefix, starts[-1]]
+        self.gather, self.back, self.ends = (torch.tensor(rows, device=device) for rows in (gather, back, ends))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        return self._attend(qkv).index_select(1, self.back)
+
+    def attend_last(self, block: Block, x: Tensor, last: Tensor) -> Tensor:
+        return self._attend(block.qkv(x)).index_select(1, self.ends)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Return what the rows of whole, padded prompts attend to, `(P, rows, heads, head_dim)`."""
+        prefix, own = qkv.split(self.split, dim=1)
+        own = own.index_select(1, self.gather)
+        attended = []
+        for group, (count, size) in zip(own.split([c * s for c, s in self.sizes], dim=1), self.sizes, strict=True):
+            shared = prefix[:, None].expand(-1, count, -1, -1, -1, -1)
+            whole = torch.cat([shared, group.unflatten(1, (count, size))], dim=2)  # (P, count, n + size, 3, heads, head_dim)
+            q, k, v = whole.flatten(0, 1).transpose(1, 3).unbind(2)  # (P * count, heads, n + size, head_dim)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            attended.append(out.reshape(len(qkv), -1, *out.shape[2:]))
+        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)

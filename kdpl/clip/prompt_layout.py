@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdpl.clip.packed_attention import packed_attention
+from kdpl.clip.blocks import packed_attention
 
 
 def slot(index: int) -> int:

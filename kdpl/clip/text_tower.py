@@ -5,7 +5,7 @@ end-of-text token (EOT); the tokens that all prompts begin with are run once, an
 their keys and values; and the last layer computes queries and MLP for the EOT positions alone.
 
 All prompts of a class list lie packed in one matrix, the shared prefix first and the suffixes sorted by length behind it, so
-that projections and MLPs are single large matrix products. Attention (kdpl/clip/packed_attention.py) takes few calls.
+that projections and MLPs are single large matrix products. Attention (kdpl/clip/blocks.py) takes few calls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError
+from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together
 from kdpl.clip.prompt_layout import Layout, PromptLayout
 
 
@@ -188,6 +188,7 @@ class TextTower(TransformerText):
 
     def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
         x = layout.embed(ctx)  # (P, N, w)
+        deep = dict(zip(deep, cast_together(tuple(deep.values()), x.dtype), strict=True))
         for l, block in enumerate(self.blocks):
             if l in deep:
                 layout, x = layout.replace(x, deep[l])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError
+from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together
 
 CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
 
@@ -99,8 +99,9 @@ class VisionTower(PromptedVision):
             x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, grid * grid, w)
             cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([cls, x], dim=1) + v.positional_embedding.to(x.dtype)  # (B, 1 + grid * grid, w)
-        own = x.shape[1]
+        own, rows = x.shape[1], None  # the image's own rows, if x is these and learned tokens behind them
         x = v.ln_pre(put_behind(x, prompts))  # (B, L, w)
+        deep = cast_together(deep, x.dtype)
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1 and self._at_class_token:  # no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
@@ -108,9 +109,9 @@ class VisionTower(PromptedVision):
             else:
                 q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
                 if l < len(deep) or l == self.depth - 1:  # the prompts' outputs are replaced, or nobody reads them
-                    x, q = x[:, :own], q[:, :own]
+                    x, q = x[:, :own] if rows is None else rows, q[:, :own]
                 x = block.finish(x, _attention(q, k, v_))
-                x = put_behind(x, deep[l] if l < len(deep) else None)
+                rows, x = (x, put_behind(x, deep[l])) if l < len(deep) else (None, x)
         x = v.ln_post(x[:, 0]) if self._at_class_token else v._pool(x)[0]  # (B, w)
         return x @ v.proj if v.proj is not None else x
 

@@ -18,7 +18,7 @@ from kdpl.clip.names import Architecture
 from kdpl.common.rows.digests import file_digest
 from kdpl.config.defaults import add_learner
 from kdpl.config.merging import learner_options
-from kdpl.students.limits import check_context, check_depth
+from kdpl.students.pieces import check_context, check_depth
 from kdpl.students.sharding import encode_names
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT

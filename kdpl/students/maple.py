@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from kdpl.clip.prompt_layout import Layout
@@ -33,5 +34,8 @@ class MaPLe(VisualPrompts, Student):
     @property
     def visual_prompts(self) -> list[Tensor]:
         learner = self.learned.prompt_learner
-        pairs = zip(learner.compound_prompt_projections, learner.compound_prompts_text, strict=True)
-        return [learner.proj(learner.ctx), *(project(prompt) for project, prompt in pairs)]  # (n, w_v) each
+        projections = [learner.proj, *learner.compound_prompt_projections]
+        weights = torch.stack([p.weight for p in projections])  # (depth, w_v, w_t)
+        biases = torch.stack([p.bias for p in projections])  # (depth, w_v)
+        prompts = torch.stack([learner.ctx, *learner.compound_prompts_text])  # (depth, n, w_t)
+        return list(torch.baddbmm(biases[:, None], prompts, weights.mT).unbind())  # (n, w_v) each

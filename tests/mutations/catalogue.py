@@ -19,7 +19,7 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 OBJECTIVE, LOSS, TEACHER = "kdpl/distill/objective.py", "kdpl/distill/loss.py", "kdpl/distill/teacher.py"
 DISTILL, TRAINING, CHECKPOINTS = "trainers/distill.py", "trainers/training.py", "trainers/checkpoints.py"
-ATTENTION = "kdpl/clip/packed_attention.py"
+ATTENTION = "kdpl/clip/blocks.py"
 RECIPE, TEXT_TOWERS = "kdpl/clip/openclip/recipe.py", "kdpl/clip/openclip/text_towers.py"
 TIMM_VIT, TOWERS = "kdpl/clip/openclip/timm_vit.py", "tests/test_prompted_towers.py::test_prompts_of_"
 LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
