@@ -19,7 +19,7 @@ from kdpl.classifier.decision import inside_score
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.datasets.emoji.plans import TARGETS, class_names, draw, scenes_of
-from kdpl.photos.calibrate import fit_temperature
+from kdpl.photos.fitting.calibrate import fit_temperature
 from kdpl.text.prompts import encode, sentence_features
 from kdpl.text.templates import DEFAULT, fill
 

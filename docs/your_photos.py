@@ -1,7 +1,7 @@
-"""docs/your_photos.md from beginning to end, on images that come with KDPL: no label is read before the last step.
+"""Class-specific prompts with the flags of CoOp, on images that come with KDPL: no label is read before the last step.
 
-Writes a folder of photos without labels, learns prompts from it, predicts other photos, and only then compares the predictions
-with the truth, beside hand-written sentences.
+Writes a folder of photos without labels, learns a prompt for each class from it, predicts other photos from the same source,
+and only then compares the predictions with the truth, beside hand-written sentences.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 import kdpl
 from kdpl.datasets.emoji.plans import TARGETS
-from kdpl.photos.demo import write_photos
+from kdpl.photos.demo import scenes_by_one_artist, write_scenes
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import fill
 
@@ -43,22 +43,24 @@ def by_sentence(classifier: kdpl.Classifier, paths: list[str], sentence: str) ->
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/your_photos"), help="folder for everything")
-    parser.add_argument("--dataset", default="leisure", choices=TARGETS, help="target of the embedded benchmark")
+    parser.add_argument("--dataset", default="meals", choices=TARGETS, help="target of the embedded benchmark")
     parser.add_argument("--classes", type=int, default=1000, help="take the first ones alone")
     parser.add_argument("--epochs", type=int, help="of the training (default: those of the embedded settings)")
     args = parser.parse_args(argv)
     photos, new, out = (args.output / name for name in ("photos", "new_photos", "prompts"))
 
-    write_photos(photos, args.dataset, args.classes, "train")
-    truth = write_photos(new, args.dataset, args.classes, "test")
+    write_scenes(photos, scenes_by_one_artist(args.dataset, "train", 16, args.classes))
+    truth = write_scenes(new, scenes_by_one_artist(args.dataset, "test", 8, args.classes))
     names = args.output / "names.txt"
     names.write_text("\n".join(sorted(set(truth.values()))) + "\n", encoding="utf-8")
 
     run(
         f"{ROOT}/train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--root", str(photos), "--output-dir", str(out),
         "--dataset-config-file", f"{ROOT}/configs/datasets/image_folder.yaml",
-        "--config-file", f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml",
-        "DATASET.CLASSNAMES", str(names), *(["OPTIM.MAX_EPOCH", str(args.epochs)] if args.epochs else []),
+        "--config-file", f"{ROOT}/configs/trainers/KDPL_CoOp/photos.yaml",
+        "DATASET.CLASSNAMES", str(names), "MODEL.BACKBONE.NAME", "emoji_student", "INPUT.SIZE", "(64, 64)",
+        "TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0",
+        *(["OPTIM.MAX_EPOCH", str(args.epochs)] if args.epochs else []),
     )  # fmt: skip
     run(
         f"{ROOT}/predict.py", "--prompts", str(out), str(new), "--top", "3",

@@ -18,6 +18,7 @@ from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import media_line
+from kdpl.photos.labels import teacher_names
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
@@ -98,7 +99,7 @@ def predict(args: argparse.Namespace) -> int:
     try:
         found = check(args)
         classifier = classifier_of(args, args.device)
-        run = Run(classifier, args, len(found.images))
+        run = Run(classifier, args, len(found.images), teacher_names(args.prompts) if args.html else {})
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     for reason in found.unreadable:

@@ -154,6 +154,28 @@ def test_images_are_counted_sorted_and_filtered(tmp_path, visit):
     wait_for_count(page, "10 of 30 images")
 
 
+def test_images_are_drawn_at_random_to_check_and_those_worth_a_label_come_first_on_request(tmp_path, visit):
+    path, rows, seen = tmp_path / "g.html", ordinary_rows(30), {4: "bird", 7: "cat", 9: "cat"}  # img_9 is a cat: they agree
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(page_head({"title": "A title", "order": "random", "seed": 1}))
+        for i, (image, names, probabilities) in enumerate(rows):
+            extras = {"teacher": seen[i]} if i in seen else None
+            file.write(row_line(image, list(zip(names, probabilities, strict=True)), data_url(thumbnail(picture(i))), extras))
+        file.write(page_tail({}))
+    page = visit(path)
+    assert page.input_value("#order") == "random"
+    drawn, places = paths(page), [path for path, *_ in rows]
+    by_certainty = [path for path, *_ in sorted(rows, key=lambda row: -row[2][0])]
+    assert drawn not in (places[: len(drawn)], by_certainty[: len(drawn)]) and drawn == paths(visit(path))
+    page.select_option("#order", "next")
+    first = paths(page)
+    sure = {path: p[0] for path, _, p in rows}
+    assert set(first[:2]) == {"photos/img_4.jpg", "photos/img_7.jpg"} and sure[first[0]] < sure[first[1]]
+    assert first[2:] == [p for p in reversed(by_certainty) if p not in first[:2]][: len(first) - 2]
+    page.click("#card0")
+    assert page.locator("#teacher").text_content() == f"The teacher sees: {seen[int(re.search('[0-9]+', first[0])[0])]}"
+
+
 def test_the_keyboard_does_everything(tmp_path, visit):
     rows = ordinary_rows(30)
     order = [path for path, *_ in sorted(rows, key=lambda row: -row[2][0])]

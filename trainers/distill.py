@@ -1,5 +1,6 @@
 """KDPL as a Dassl trainer: a frozen teacher's distribution over names takes the place of labels."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
+from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
+from kdpl.distill.labelled import Labelled
 from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
@@ -32,6 +35,8 @@ class DistillTrainer(PromptTrainer):
     """
 
     distilled = True
+    labelled: Labelled | None = None  # images whose labels the caller wants to be learned, too
+    loaded_teachers: Sequence[Clip] | None = None  # the CLIPs of TRAINER.KDPL.TEACHER, if the caller has them already
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -73,12 +78,13 @@ class DistillTrainer(PromptTrainer):
         agnostic = bool(options.CLASS_AGNOSTIC)
         return Distillation(
             self.student,
-            load_teacher(self.cfg, names, self.template(), self.device, cached=agnostic),
+            load_teacher(self.cfg, names, self.template(), self.device, agnostic, self.loaded_teachers),
             names,
             k_max=options.K_MAX if agnostic else None,
             loss=options.LOSS,
             temperature=options.TEMPERATURE,
             shard_classes=options.SHARD_CLASSES,
+            labelled=self.labelled,
         )
 
     def build_data_loader(self) -> None:

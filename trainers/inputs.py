@@ -175,17 +175,24 @@ def teacher_over(
 
 
 def load_teacher(
-    cfg: CfgNode, names: Sequence[str], template: str, device: torch.device, cached: bool = False
+    cfg: CfgNode,
+    names: Sequence[str],
+    template: str,
+    device: torch.device,
+    cached: bool = False,
+    loaded: Sequence[Clip] | None = None,
 ) -> Teacher | Ensemble:
     """Load the frozen teacher of TRAINER.KDPL over a list of names, for images that are prepared as INPUT says.
 
     Args:
         template, cached: as `teacher_over` takes them.
+        loaded: its CLIPs, if they are loaded already.
     """
     options = cfg.TRAINER.KDPL
     precision = effective_precision(options.PREC, device.type, frozen=True)
-    print(f"Loading teacher CLIP (backbone: {label_of(cfg)}, precision: {precision})")
-    towers = load_towers(cfg, precision, device)
+    if loaded is None:
+        print(f"Loading teacher CLIP (backbone: {label_of(cfg)}, precision: {precision})")
+    towers = load_towers(cfg, precision, device) if loaded is None else loaded
     teacher = teacher_over(cfg, towers, names, template, options.TEACHER_LOGIT_SCALE, cached)
     for member in teacher.members if options.COMPILE else ():
         member.clip.compile()

@@ -69,6 +69,7 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
         "initial weights": file_digests([init])[0].hex() if init else None,
         **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
+        **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
         **learner_file(trainer.student_class),
     }
 

@@ -112,7 +112,7 @@ class Classifier:
         self.seconds = self.decoder.seconds
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._texts = NameTexts(self.encoder, bundle.classnames)
-        self._background = NameTexts(self.encoder, bundle.decision.background)
+        self._background = NameTexts(self.encoder.for_other_names(), bundle.decision.background)
 
     # ---------------------------------------------------------------------------------------------------------- class names
 
@@ -162,7 +162,7 @@ class Classifier:
         """The normalised text features (K, d) of the names that are none of the classes."""
         names = self.bundle.decision.background
         if self._background.names != names:  # the bundle has got another decision since
-            self._background = NameTexts(self.encoder, names)
+            self._background = NameTexts(self.encoder.for_other_names(), names)
         return self._background.features
 
     # --------------------------------------------------------------------------------------------------------------- images

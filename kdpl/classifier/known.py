@@ -15,6 +15,8 @@ import PIL
 import torch
 from torch import Tensor
 
+from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.model import Clip
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import KEY_BYTES, RowStore, store_folder
 
@@ -33,6 +35,7 @@ class ImageFeatureCache:
 
     def __init__(self, meaning: dict[str, Any], width: int, folder: str | Path | None = None):
         libraries = {"pillow": PIL.__version__, "torch": torch.__version__}
+        self.width = width
         root = Path(folder) if folder else cache_dir() / "image_features"
         self._store = RowStore(store_folder(root, {**meaning, **libraries}), width, "float32")
         self._row_of = {key: (shard, row) for shard, found in self._store.find() for key, row in found}
@@ -66,6 +69,21 @@ class ImageFeatureCache:
         self._row_of.update((key, (shard, first + i)) for i, key in enumerate(keys))
 
 
+def meaning_of(clip: Clip, preprocessing: Preprocessing, prompts: str = hashlib.sha256().hexdigest()) -> dict[str, Any]:
+    """Return what the image features of a CLIP depend on beside the content of the file.
+
+    Args:
+        prompts: a digest of learned prompts in the image tower; by default there are none.
+    """
+    return {
+        "weights": clip.weights_digest,
+        "image prompts": prompts,
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
+        "device": clip.device.type,
+    }
+
+
 class FeatureCaches:
     """The caches of a classifier's image features, one for each size at which JPEGs may be decoded.
 
@@ -80,13 +98,7 @@ class FeatureCaches:
         prompts = hashlib.sha256(b"" if encoder.images_are_frozen else bundle.variant.encode())
         for name, value in sorted(learned.items()):
             prompts.update(f"{name} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
-        self._meaning = {
-            "weights": bundle.backbone_sha256,
-            "image prompts": prompts.hexdigest(),
-            "preprocessing": dataclasses.asdict(bundle.preprocessing),
-            "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
-            "device": classifier.device.type,
-        }
+        self._meaning = meaning_of(clip, bundle.preprocessing, prompts.hexdigest())
         self._width, self._folder = clip.embed_dim, folder
         self._caches: dict[int, ImageFeatureCache] = {}
 

@@ -38,6 +38,10 @@ class NameEncoder:
         """Whether the image features are those of the frozen CLIP."""
         return bool(self.sentences) or self.student.image_features_are_frozen
 
+    def for_other_names(self) -> "NameEncoder":
+        """Return the encoder of names that were not learned: of class-specific prompts the frozen CLIP with their sentence."""
+        return NameEncoder(self.student, [self.student.template]) if self.class_specific else self
+
     def prepare(self, names: Sequence[str]) -> Any:
         """Return what `features` needs of the names."""
         return list(names) if self.sentences else self.student.prepare(names)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip
+from kdpl.distill.labelled import Labelled
 from kdpl.distill.loss import distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Ensemble, Teacher
@@ -62,12 +63,14 @@ class Distillation(Objective):
         temperature: divides both logits.
         logit_scale: the factor of the teacher's logits: "student" (as published), "own" or a number.
         shard_classes: in a job of several ranks, each encodes a share of the names.
+        labelled: images whose labels are learned, too, by cross-entropy; None: no label is.
 
     Attributes:
         selection: counts of the selected names; None without `k_max`.
 
     Raises:
-        ValueError: fewer than two names, class-specific prompts with `k_max`, no teacher, the same twice, or other names.
+        ValueError: fewer than two names, class-specific prompts with `k_max`, no teacher, the same twice, or other names; or
+            `labelled` cannot be used (`Labelled.check`).
         ConfigError: `loss` or `logit_scale` is unknown.
     """
 
@@ -83,6 +86,7 @@ class Distillation(Objective):
         temperature: float = 1.0,
         logit_scale: str | float = "student",
         shard_classes: bool = False,
+        labelled: Labelled | None = None,
     ):
         super().__init__(student, names, shard_classes)
         if k_max and student.class_specific:
@@ -102,6 +106,9 @@ class Distillation(Objective):
         self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
         self.selection = SelectionReport(self.names) if k_max else None
         self.prepared = None if k_max else self._prepare(self.names)
+        self.labelled = labelled
+        if labelled is not None:
+            labelled.check(student, bool(k_max))
 
     def __call__(
         self,
@@ -120,8 +127,8 @@ class Distillation(Objective):
             share: this rank's fraction of the whole batch, in a job of several ranks.
 
         Returns:
-            The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers and, if
-            it has any, `loss_total`, their sum with `loss`.
+            The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers, with
+            labelled images `loss_labels`, and, if there are any of these, `loss_total`, their sum with `loss`.
         """
         student, names, prepared = self.student, self.names, self.prepared
         if teacher_features is None:
@@ -136,9 +143,12 @@ class Distillation(Objective):
                 self.selection.add(chosen, probabilities)
                 names = [self.names[i] for i in chosen.tolist()]
                 target, prepared = target[..., chosen], self._prepare(names)
-            output = student(images, prepared, frozen=frozen)
+            known = frozen if self.labelled is None else self.labelled.with_batch(frozen)
+            output, extra = student(images, prepared, frozen=known), {}
+            if self.labelled is not None:
+                output, extra["loss_labels"] = self.labelled.apart(output, len(frozen))
             terms = distillation_loss(output.logits, mean_logits(target, self.temperature), self.kind, self.temperature)
-            own = student.regularisers(output, frozen, names)
+            own = {**student.regularisers(output, frozen, names), **extra}
         total = terms["loss"] + sum(own.values())
         return total, {**terms, **own, **({"loss_total": total} if own else {})}
 

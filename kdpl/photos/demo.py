@@ -1,25 +1,31 @@
-"""Photos for `kdpl fit --demo`, drawn from the embedded benchmark under names that say nothing."""
+"""Photos for `kdpl fit --demo`: scenes by one artist whom the embedded student has not seen, to learn from and new ones."""
 
 import csv
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from kdpl.common.files import atomic_write
-from kdpl.datasets.emoji.scenes import class_names, draw, scenes_of
+from kdpl.datasets.emoji.plans import Scene, class_names, draw, scenes_of
 
-DATASET = "leisure"
+DATASET, TO_LEARN = "meals", 20  # photos of each class
 
 
 def write_photos(folder: Path, dataset: str, classes: int, split: str) -> dict[str, str]:
-    """Write the images of the first classes in a split, in random order and under names that say nothing.
+    """Write the images of the first classes in a split of the embedded benchmark; see `write_scenes`."""
+    return write_scenes(folder, [s for s in scenes_of(dataset) if s.split == split and s.label < classes])
+
+
+def write_scenes(folder: Path, scenes: Sequence[Scene]) -> dict[str, str]:
+    """Write scenes in random order and under names that say nothing, unless they are there.
 
     Returns:
         The truth by path.
     """
-    scenes = [s for s in scenes_of(dataset) if s.split == split and s.label < classes]
+    scenes = list(scenes)
     random.Random(0).shuffle(scenes)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"IMG_{number:04d}.png" for number in range(1, len(scenes) + 1)]
@@ -29,11 +35,19 @@ def write_photos(folder: Path, dataset: str, classes: int, split: str) -> dict[s
     return {str(path): scene.classname for path, scene in zip(paths, scenes, strict=True)}
 
 
+def scenes_by_one_artist(
+    dataset: str = DATASET, split: str = "train", each: int = TO_LEARN, classes: int = 1000
+) -> list[Scene]:
+    """Return the first scenes of each class by an artist of whom the student has seen nothing, in a split of the benchmark."""
+    scenes = scenes_of(f"photos_{dataset}")
+    return [s for s in scenes if s.split == split and s.number < each and s.label < classes]
+
+
 def write_demo(output: Path) -> tuple[Path, Path]:
     """Write photos to learn from, new ones with their labels in `labels.csv`, and names; return photos and names."""
     names = output / "names.txt"
-    write_photos(output / "photos", DATASET, 1000, "train")
-    truth = write_photos(output / "new_photos", DATASET, 1000, "test")
+    write_scenes(output / "photos", scenes_by_one_artist())
+    truth = write_scenes(output / "new_photos", scenes_by_one_artist(split="test"))
     with atomic_write(names, "w") as file:
         file.write("\n".join([*class_names(DATASET), ""]))
     table = io.StringIO()

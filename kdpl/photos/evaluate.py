@@ -2,61 +2,56 @@
 
 import argparse
 import csv
+import dataclasses
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tabulate import tabulate
 
-from kdpl.classifier.decision import REJECTED
+from kdpl.classifier.decision import REJECTED, Decision
+from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
-from kdpl.common.messages import did_you_mean
+from kdpl.common.rows.digests import file_digests
+from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
+from kdpl.photos.waiting import Doing
+
+if TYPE_CHECKING:
+    from kdpl.classifier.classifier import Classifier
 
 
-class Label(NamedTuple):
-    """What is known of a photo: its class; or, with an empty label, that `predicted` is wrong."""
+def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], str]:
+    """Leave out the photos that a fit was trained on, whatever their names are now, and say how many.
 
-    path: str
-    label: str
-    predicted: str
-
-
-def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
-    """Return the labels of a CSV file with the columns `path` and `label`, of the gallery also `right` and `predicted`.
+    Args:
+        keep: count them all the same.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a table, names a class that there is not, or a photo twice with different labels.
+        ValueError: none is left.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of labels '{path}'.")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"'{path}' is not a table of labels in UTF-8 ({error}).") from None
-    if not rows or not {"path", "label"} <= rows[0].keys():
-        raise ValueError(f"'{path}' has no rows with the columns path and label: expected a table such as the gallery saves.")
-    known, labels = {*names, REJECTED}, {}
-    for number, row in enumerate(rows, 2):
-        label, predicted, right = (row.get(key) or "" for key in ("label", "predicted", "right"))
-        if not row["path"] or (not label and right != "no"):
-            raise ValueError(f"'{path}', line {number}: there is no {'label' if row['path'] else 'path'}.")
-        if label and label not in known:
-            raise ValueError(f"'{path}', line {number}: '{label}' is not one of the class names.{did_you_mean(label, names)}")
-        found = Label(row["path"], label, predicted)
-        if labels.setdefault(row["path"], found).label != label:
-            both = f"'{labels[row['path']].label}' and '{label}'"
-            raise ValueError(f"'{path}', line {number}: '{row['path']}' has two labels, {both}.")
-    return list(labels.values())
+    known = trained_on(prompts)
+    there = [label for label in labels if os.path.isfile(label.path)]
+    if not known or not there:
+        return labels, ""
+    digest = dict(zip((label.path for label in there), (d.hex() for d in file_digests([p.path for p in there])), strict=True))
+    train, labelled = (set(known[part].values()) for part in (TRAIN, LABELLED))
+    seen = [label.path for label in there if digest[label.path] in train]
+    if not seen:
+        return labels, ""
+    told = sum(digest[path] in labelled for path in seen)
+    what = f"{len(seen):,} of the {len(labels):,} photos were trained on, {told:,} of them with their labels"
+    if keep:
+        return labels, f"{what}; they are counted."
+    left = [label for label in labels if label.path not in set(seen)]
+    if not left:
+        raise ValueError(f"{what}: check others, such as new ones, or count these with --with-trained.")
+    return left, f"{what}; they are left out (--with-trained counts them)."
 
 
 class Judged(NamedTuple):
@@ -93,6 +88,45 @@ def judge(labels: Sequence[Label], predictions: dict[str, tuple[str, float]]) ->
     return judged, unknown
 
 
+def predictions(
+    classifier: "Classifier", labels: Sequence[Label], on_bad: OnBad, reject: bool = False
+) -> dict[str, tuple[str, float]]:
+    """Return the predicted name and its probability by path."""
+    found = {}
+    for answer in classifier.answers([label.path for label in labels], on_bad=on_bad, reject=reject):
+        values, indices = answer.probabilities.max(dim=1)
+        for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
+            found[path] = (REJECTED if out else classifier.classnames[i], p)
+    return found
+
+
+def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged]) -> list[Judged]:
+    """Return what the same CLIP says of the photos that are known to be of a class, by a hand-written sentence."""
+    from kdpl.classifier.classifier import Classifier
+
+    with Doing(f'Predicting with "{sentence}"'):
+        decision = Decision(sentences=[sentence])
+        bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
+        plain = Classifier(bundle, classifier.device, classifier.clip.name)
+        labels = [Label(j.path, j.label, "") for j in judged if j.label]
+        return judge(labels, predictions(plain, labels, lambda image, error: None))[0]
+
+
+def _share(judged: Sequence[Judged]) -> str:
+    right = sum(j.right for j in judged)
+    low, high = wilson(right, len(judged))
+    return f"{100 * right / len(judged):.1f} % of {len(judged):,} photos (95 % interval: {low:.1f} to {high:.1f} %)"
+
+
+def print_gain(before: Sequence[Judged], judged: Sequence[Judged]) -> None:
+    """Print what is gained over a sentence on the same photos."""
+    after = {j.path: j.right for j in judged}
+    gap = [after[j.path] - j.right for j in before]
+    mean = sum(gap) / len(gap)
+    error = 2 * (sum((g - mean) ** 2 for g in gap) / len(gap) ** 2) ** 0.5
+    print(f"Gain over the sentence: {100 * mean:+.1f} ± {100 * error:.1f} points")
+
+
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=prog, description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
@@ -101,7 +135,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> ar
     add("prompts", metavar="OUT", help="output folder of a fit or a training")
     add("--labels", required=True, metavar="FILE", help="CSV with the columns path and label: labels.csv of the gallery")
     add("--csv", metavar="FILE", help="also write the whole confusion of classes: label, predicted, photos")
-    add("--mistakes", type=int, default=10, metavar="N", help="most confident mistakes that are printed (default: 10)")
+    add("--with-trained", action="store_true", help="count photos that the fit was trained on, too")
+    add("--sentence", metavar="S", help="also the accuracy of this hand-written sentence, 'a photo of a {}.' say")
+    add("--mistakes", type=int, default=10, metavar="N", help="confusions and mistakes that are printed (default: 10)")
     add_prompt_flags(parser)
     return parser.parse_args(argv)
 
@@ -113,21 +149,26 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
     try:
         classifier = classifier_of(args)
         labels = read_labels(args.labels, classifier.classnames)
+        labels, note = apart(args.prompts, labels, args.with_trained)
 
         def on_bad(image: str, error: BadImageError) -> None:
             unread.append(str(error))
 
-        predictions = {}
-        for answer in classifier.answers([label.path for label in labels], on_bad=on_bad, reject=args.reject):
-            values, indices = answer.probabilities.max(dim=1)
-            for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
-                predictions[path] = (REJECTED if out else classifier.classnames[i], p)
-        judged, unknown = judge(labels, predictions)
+        with Doing(f"Predicting {len(labels):,} photos"):
+            judged, unknown = judge(labels, predictions(classifier, labels, on_bad, args.reject))
         if not judged:
             raise ValueError(f"None of the {len(labels):,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
+        before = by_sentence(classifier, args.sentence, judged) if args.sentence else []
     except (ValueError, OSError) as error:
         return report(error, exits.BAD_INPUT)
-    print_judgement(judged, unknown, unread, args.mistakes)
+    if note:
+        print(note)
+    if before:
+        print(f'With "{args.sentence}": {_share(before)}')
+    print_accuracy(judged, unknown, unread)
+    if before:
+        print_gain(before, judged)
+    print_mistakes(judged, args.mistakes)
     if args.csv:
         try:
             with atomic_write(args.csv, "w", newline="") as file:
@@ -138,25 +179,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
     return exits.SOME_UNREAD if unread else 0
 
 
-def print_judgement(judged: list[Judged], unknown: int, unread: list[str], most: int) -> None:
-    """Print accuracy, confusions and mistakes."""
-    right = sum(j.right for j in judged)
-    low, high = wilson(right, len(judged))
-    print(f"Accuracy: {100 * right / len(judged):.1f} % of {len(judged):,} photos (95 % interval: {low:.1f} to {high:.1f} %)")
+def print_accuracy(judged: Sequence[Judged], unknown: int, unread: Sequence[str]) -> None:
+    """Print the accuracy, and which photos it does not count."""
+    print(f"Accuracy: {_share(judged)}")
     print("It is that of the photos you checked: choose them at random for the accuracy on all photos.")
     if unknown:
         print(f"{unknown:,} photos are not judged: their label is not known, and the prediction is another than the marked one")
     for reason in unread[:10]:
         print(f"left out: {reason}", file=sys.stderr)
+
+
+def print_mistakes(judged: Sequence[Judged], most: int) -> None:
+    """Print the most frequent confusions and the most confident mistakes."""
+    wrong = sorted((j for j in judged if not j.right), key=lambda j: -j.probability)[:most]
+    if not wrong:
+        return
     confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right)
-    if confused:
-        print("\nMost frequent confusions\n")
-        pairs = [(n, *pair) for pair, n in confused.most_common(10)]
-        print(tabulate(pairs, ["photos", "label", "predicted"], disable_numparse=True))
-        wrong = sorted((j for j in judged if not j.right), key=lambda j: -j.probability)[:most]
-        print("\nMost confident mistakes\n")
-        rows = [(f"{j.probability:.2f}", j.predicted, j.label or "(not known)", j.path) for j in wrong]
-        print(tabulate(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
+    print("\nMost frequent confusions\n")
+    pairs = [(n, *pair) for pair, n in confused.most_common(most)]
+    print(tabulate(pairs, ["photos", "label", "predicted"], disable_numparse=True))
+    print("\nMost confident mistakes\n")
+    rows = [(f"{j.probability:.2f}", j.predicted, j.label or "(not known)", j.path) for j in wrong]
+    print(tabulate(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
 from kdpl.config.choices import ConfigError
 from kdpl.config.teachers import one_teacher
-from kdpl.photos.fit import TEACHER
+from kdpl.photos import models
+from kdpl.photos.waiting import Doing
 
 LOOKED_AT = 1000  # photos at most, drawn by the seed
 
@@ -30,7 +31,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> a
     add("-o", "--output", metavar="FILE", help="also write the names, one a line, to be edited")
     add("--count", type=int, default=50, metavar="N", help="names that are proposed at most (default: 50)")
     add("--share", type=float, default=0.5, metavar="P", help="least share of the photos, in percent (default: 0.5)")
-    add("--teacher", default=TEACHER, metavar="CLIP", help=f"the CLIP that sees (default: {TEACHER})")
+    default = f"{models.ON_GPU}, without a GPU {models.ON_CPU}"
+    add("--teacher", metavar="CLIP", help=f"the CLIP that sees (default: {default})")
     add("--vocabulary", metavar="V", help="imagenet21k, openimages, or a file of names (default: imagenet21k)")
     add("--template", default="a photo of a {}.", metavar="S", help="the teacher's sentence")
     add("--seed", type=int, default=1, help=f"of the {LOOKED_AT:,} photos that are drawn (default: 1)")
@@ -52,16 +54,20 @@ def propose(
     from kdpl.training.pixels import Normalize
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    clip = load_clip(teacher_name, "fp32", device)
-    teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
+    with Doing(f"Loading {models.size_of(teacher_name)}"):
+        clip = load_clip(teacher_name, "fp32", device)
+    with Doing(f"Encoding {len(names):,} names"):
+        teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
     decoder, normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
     counts, mass, seen = Counter(), torch.zeros(len(names)), 0
-    for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
-        features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))
-        p = teacher.logits(features, torch.ones(())).softmax(1).cpu()  # (B, V)
-        counts.update(p.argmax(1).tolist())
-        mass += p.sum(0)
-        seen += len(batch)
+    with Doing("Looking at photos", len(photos), "photo") as doing:
+        for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
+            features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))
+            p = teacher.logits(features, torch.ones(())).softmax(1).cpu()  # (B, V)
+            counts.update(p.argmax(1).tolist())
+            mass += p.sum(0)
+            seen += len(batch)
+            doing.reached(seen)
     found = [(names[i], n, float(mass[i]) / seen) for i, n in counts.items()]
     return sorted(found, key=lambda row: (-row[1], -row[2], row[0])), seen
 
@@ -74,11 +80,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
             raise ConfigError(f"--count {args.count}, --share {args.share}: expected at least 1 name, and 0 to 100 percent.")
         if args.template.count("{}") != 1:
             raise ConfigError(f"--template '{args.template}' must hold one '{{}}' for the name.")
-        one_teacher(args.teacher, "--teacher")
+        args.teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
         if not Path(args.photos).is_dir():
             raise ConfigError(f"PHOTOS '{args.photos}' is not a folder: expected the folder with your photos.")
 
-        from kdpl.photos.plan import vocabulary_for
+        from kdpl.photos.fitting.candidates import vocabulary_for
         from kdpl.text.vocabulary import load_vocabulary
 
         vocabulary = args.vocabulary or vocabulary_for(args.teacher)

@@ -8,6 +8,7 @@ from kdpl.classifier.predictions.inputs import InputError
 from kdpl.common.class_names import read_class_names
 from kdpl.common.messages import short_reason
 from kdpl.config.command_line import add_learner_flag
+from kdpl.photos.waiting import Doing
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -30,6 +31,11 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
         ValueError, OSError: the prompts, the names or the device cannot be used.
     """
     names = read_class_names(args.classnames) if args.classnames else None
+    with Doing(f"Loading '{args.prompts}' and its CLIP", quiet=getattr(args, "quiet", False)):
+        return _loaded(args, names, device)
+
+
+def _loaded(args: argparse.Namespace, names: list[str] | None, device: str | None) -> "Classifier":
     if args.learner:
         from kdpl.trainers import load_learners
 

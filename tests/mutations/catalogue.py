@@ -46,7 +46,59 @@ def label_where(condition: str) -> tuple[str, str, str]:
     )
 
 
+FIT = "tests/test_fit.py::"
+
 MUTATIONS = [
+    # ------------------------------------------------------------------------------------------------------------- photos
+    mutation(
+        "a fit chooses by the photos that it reports on",
+        "kdpl/photos/fitting/compare.py",
+        "key=lambda row: (row.on[CHOSEN_BY].agreement, -row.on[CHOSEN_BY].divergence))",
+        "key=lambda row: (row.on[REPORTED].agreement, -row.on[REPORTED].divergence))",
+        f"{FIT}test_the_best_is_chosen_by_other_photos_than_it_is_reported_on",
+    ),
+    mutation(
+        "a fit holds out photos with labels",
+        "kdpl/photos/fitting/plan.py",
+        "    free = [name for name in photos if name not in fixed]\n",
+        "    free = list(photos)\n",
+        f"{FIT}test_the_parts_of_the_photos_are_disjoint_and_labelled_ones_are_never_held_out",
+    ),
+    mutation(
+        "a threshold that separates nothing is used",
+        "kdpl/photos/fitting/calibrate.py",
+        "self.kept + self.rejected - 1 < GAIN",
+        "self.kept + self.rejected - 1 < -GAIN",
+        f"{FIT}test_a_threshold_that_does_not_separate_refuses_itself",
+    ),
+    mutation(
+        "the threshold is measured on the photos that it was fitted on",
+        "kdpl/photos/fitting/calibrate.py",
+        "    base = scores[inside] if inside.any() else scores\n",
+        "    base = scores[inside] if inside.any() else scores\n    new_scores, new_inside = scores, inside\n",
+        f"{FIT}test_the_threshold_is_measured_on_other_photos_than_it_is_fitted_on",
+    ),
+    mutation(
+        "labelled images have no weight of their own",
+        "kdpl/distill/labelled.py",
+        "loss = self.weight * F.cross_entropy(",
+        "loss = F.cross_entropy(",
+        "tests/test_labelled.py::test_the_loss_is_the_divergence_and_the_weighted_cross_entropy_of_the_labelled_images",
+    ),
+    mutation(
+        "labelled images are distilled, too",
+        "kdpl/distill/labelled.py",
+        "return Output(logits[:batch], images[:batch], texts), loss",
+        "return Output(logits[-batch:], images[-batch:], texts), loss",
+        "tests/test_labelled.py::test_the_loss_is_the_divergence_and_the_weighted_cross_entropy_of_the_labelled_images",
+    ),
+    mutation(
+        "kdpl eval counts what was trained on",
+        "kdpl/photos/evaluate.py",
+        "    seen = [label.path for label in there if digest[label.path] in train]\n",
+        "    seen = []\n",
+        f"{FIT}test_eval_leaves_out_what_was_trained_on_whatever_it_is_called_now",
+    ),
     # ------------------------------------------------------------------------------------------------------------- labels
     *(
         mutation(

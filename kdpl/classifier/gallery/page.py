@@ -30,7 +30,8 @@ def page_head(facts: Mapping[str, Any]) -> str:
     """Return what stands before the rows.
 
     Args:
-        facts: `title`; `names`, all class names, so that predictions can be corrected.
+        facts: `title`; `names`, all class names, so that predictions can be corrected; `order`, in which images are shown at
+            first ("sure", "random", "next", ...), and `seed`, of the random one.
     """
     return _page()[0] + _line(facts)
 
@@ -48,7 +49,7 @@ def row_line(
     Args:
         pairs: likeliest names with their probabilities, best first; a name without a probability stands for a rejection.
         thumbnail: its address, `data_url` or a file relative to the page.
-        extras: `full`, the address of the whole picture.
+        extras: `full`, the address of the whole picture; `teacher`, the name that a teacher sees.
     """
     if not pairs:
         raise ValueError(f"'{os.fspath(image)}' has no name: expected at least one with its probability.")

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_rows, read_thumbnail, row_line
 from kdpl.classifier.predictions.outputs import Output
 from kdpl.classifier.predictions.tables import Row, Writer, written
+from kdpl.common.rows.digests import file_digest
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
 IN_A_FOLDER = 1000
@@ -23,13 +24,23 @@ class GalleryWriter(Writer):
         total: how many images there are; of more than `INSIDE` the thumbnails are files in a folder beside the page.
         unread: the images that cannot be read, with the reasons; it may grow until `finish`.
         top, workers: names shown of each image, and threads that make thumbnails.
+        teacher: what a teacher sees on images, by the digests of their contents; where it differs, a label is worth most.
     """
 
     def __init__(
-        self, output: Output, title: str, names: Sequence[str], total: int, unread: Mapping[str, str], top: int, workers: int
+        self,
+        output: Output,
+        title: str,
+        names: Sequence[str],
+        total: int,
+        unread: Mapping[str, str],
+        top: int,
+        workers: int,
+        teacher: Mapping[str, str] | None = None,
     ):
         self.output, self.unread, self.top = output, unread, top
-        self._facts = {"title": title, "names": list(names)}
+        self._teacher = {digest: name for digest, name in (teacher or {}).items() if name in set(names)}
+        self._facts = {"title": title, "names": list(names), "order": "random", "seed": 1}
         self._folder = output.path.with_name(f"{output.path.stem}_files") if total > INSIDE and output.is_file else None
         self._pool = ThreadPoolExecutor(max(1, workers), "thumbnails")
         self._written = 0
@@ -39,8 +50,18 @@ class GalleryWriter(Writer):
 
     def write(self, rows: Sequence[Row]) -> None:
         for row, picture in zip(rows, self._pool.map(_thumbnail, [row.path for row in rows]), strict=True):
-            extras = {"full": self._address(row.path)}
+            extras = {"full": self._address(row.path), **self._seen(row.path)}
             self.output.write(row_line(written(row.path), row.shown(self.top), self._place(picture), extras))
+
+    def _seen(self, path: str) -> dict[str, str]:
+        """Return what the teacher sees on an image; empty if that is not known."""
+        if not self._teacher:
+            return {}
+        try:
+            name = self._teacher.get(file_digest(path).hex())
+        except OSError:  # gone meanwhile
+            name = None
+        return {"teacher": name} if name else {}
 
     def _place(self, picture: bytes) -> str:
         """Return the address of a thumbnail."""

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Run:
         classifier: with the class names asked for.
         args: of the command line (kdpl/predict.py).
         total: how many images there are.
+        teacher: what a fit's teacher sees, for the gallery: names by the digests of the images' contents.
 
     Attributes:
         unread: reasons by image.
@@ -46,7 +47,9 @@ class Run:
         ValueError: images shall be rejected or sorted, and cannot be.
     """
 
-    def __init__(self, classifier: "Classifier", args: argparse.Namespace, total: int):
+    def __init__(
+        self, classifier: "Classifier", args: argparse.Namespace, total: int, teacher: Mapping[str, str] | None = None
+    ):
         self.classifier, self.args = classifier, args
         self.names = classifier.classnames
         self.top = min(args.top, len(self.names))
@@ -68,7 +71,7 @@ class Run:
             from kdpl.classifier.gallery.writer import GalleryWriter
 
             title = f"{classifier.bundle.trainer}, {classifier.bundle.backbone}"
-            page = (Output(args.html), title, self.names, total, self.unread, self.top, args.workers)
+            page = (Output(args.html), title, self.names, total, self.unread, self.top, args.workers, teacher)
             self.writers.append(GalleryWriter(*page))
         self.outputs = [writer.output for writer in self.writers]
         self.state = State(self.outputs, self.identity())

@@ -1,0 +1,60 @@
+"""`kdpl fit --demo` as a newcomer runs it: it speaks at once and all the time, and ends with the gain that the guide shows."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from support import ROOT, processes
+
+SHOWN = (ROOT / "docs/figures/demo.txt").read_text(encoding="utf-8")
+LONGEST_SILENCE = 10.0  # seconds
+COMMAND = """
+import runpy
+from kdpl.photos.fitting import run
+run.TRAINING_LEAST = 1e9  # whatever else this machine does
+runpy.run_module("kdpl", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_first_line_comes_before_pytorch_is_imported():
+    code = "import sys, kdpl.photos.fit; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False"] * 2
+    )
+
+
+def test_the_guide_shows_what_the_demo_printed():
+    guide = (ROOT / "docs/your_photos.md").read_text(encoding="utf-8")
+    assert f"```text\n{SHOWN}```" in guide
+
+
+def rows(text):
+    """Return agreement and divergence by what is compared."""
+    found = re.findall(r"^(?:used)? +(\S.*?) {2,}(\d+\.\d) ± (\d+\.\d) +(\d+\.\d+)", text, re.M)
+    return {label: (float(agreement), float(error), float(divergence)) for label, agreement, error, divergence in found}
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_clear_gain_and_is_never_silent(tmp_path):
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", COMMAND, "fit", "--demo", "-o", str(tmp_path)]
+    process = processes.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
+    lines, gaps, last = [], [], time.monotonic()
+    for line in process.stdout:
+        lines.append(line)
+        gaps.append(time.monotonic() - last)
+        last = time.monotonic()
+    assert process.wait() == 0 and max(gaps) < LONGEST_SILENCE
+    printed, names = "".join(lines), os.listdir(tmp_path / "photos")
+    assert all(re.fullmatch(r"IMG_\d{4}\.png", name) for name in names) and len(names) == 1200
+    found, shown = rows(printed), rows(SHOWN)
+    assert found.keys() == shown.keys() and len(found) == 6
+    for label, (agreement, error, divergence) in found.items():
+        assert abs(agreement - shown[label][0]) < error and abs(divergence - shown[label][2]) < 0.3, label
+    gain, within = map(float, re.search(r"\(([+-]\d+\.\d) ± (\d+\.\d) points\)", printed).groups())
+    assert gain > 25 and gain > 3 * within
+    right = [float(x) for x in re.findall(r"^(?:With|Accuracy).*?: (\d+\.\d) % of 480 photos", printed, re.M)]
+    assert len(right) == 2 and right[1] > right[0] + 25
