@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,9 +104,13 @@ def sweeps() -> list[run.Sweep]:
 
 @pytest.mark.slow
 def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
-    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant"} - {*run.VARIANTS, *run.VALIDATION}
+    made = {*run.VARIANTS, *run.ON_NEW_SCENES, *run.photos.SWEEPS}
+    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant", "photos"} - made
     assert len({sweep.folder for sweep in sweeps()}) == len(run.ORDER)
+    assert {name for group in run.GROUPS.values() for name in group} <= {*run.ORDER}
     for sweep in sweeps():
+        if sweep.name in run.photos.SWEEPS:  # tests/test_emoji_photos.py
+            continue
         keys = {
             key.rpartition(".")[2]: literal(value) for key, value in zip(sweep.options[::2], sweep.options[1::2], strict=True)
         }
@@ -114,8 +119,11 @@ def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
             assert literal(value) == keys.pop(changed.rpartition(".")[2]) and set(sweep.trainers) <= {"KDPL_CoOp", "KDPL_VPT"}
             assert set(run.VARIANTS[sweep.name]) <= {changed, "TRAINER.KDPL.CACHE_DIR"}, "one setting at a time"
             assert sweep.output.name == sweep.name
-        split = keys.pop("SPLIT", "test")
-        assert (split == "val") == (sweep.steps == ("test",)) == (sweep.name in run.VALIDATION), "learned prompts, tested again"
+        domains = keys.pop("TARGET_DOMAINS", None)
+        again = sweep.name in run.ON_NEW_SCENES
+        assert (domains == ["noto", "fluent"]) == (sweep.steps == ("test", "test_base")) == again, (
+            "learned prompts, tested again"
+        )
         allowed = {"VIEWS", "CACHE_DIR", "VOCABULARY", "K_MAX", "TEMPLATE"} | (
             {"MAX_EPOCH", "WARMUP_EPOCH"} if sweep.protocol == "xd" else set()
         )
@@ -138,7 +146,7 @@ def add(
     seed: int = 1,
     dataset: str = "EmojiSky",
     ca=False,
-    split="test",
+    domains=(),
 ) -> None:
     """Write the result of a run in which of 8 images of each class these were right."""
     teacher = "emoji_teacher" if trainer.startswith("KDPL") else None
@@ -148,7 +156,7 @@ def add(
         folder / f"base2new/{'train_base' if classes == 'base' else 'test_new'}/{dataset}/shots_16/{method}/emoji/seed{seed}",
         {"trainer": trainer, "backbone": "emoji_student", "teacher": teacher, "class_agnostic": ca, "seed": seed, "shots": 16,
          "config": ""},
-        {"dataset": dataset, "split": split, "classes": classes, "source_domains": [], "target_domains": [],
+        {"dataset": dataset, "split": "test", "classes": classes, "source_domains": [], "target_domains": list(domains),
          "num_classes": len(right), "num_images": 8 * len(right), "accuracy": accuracy, "error_rate": 100 - accuracy,
          "macro_f1": accuracy, "class_names": classes, "right_by_class": " ".join(f"{n}/8" for n in right)},
     )  # fmt: skip
@@ -166,30 +174,43 @@ def test_claims_are_shown_denied_or_open(tmp_path):
             add(main, "CoOp", classes, mixed, seed=seed)
             add(main, "KDPL_CoOp", classes, [max(0, n - 1) for n in right], seed=seed, ca=True)
             add(tmp_path / "fresh", "KDPL_CoOp", classes, [n + 1 + (seed + c) % 2 for c, n in enumerate(right)], seed=seed)
-    add(main, "ZeroshotCLIP", "new", new, split="val")
+    add(main, "ZeroshotCLIP", "new", new, domains=claims.ARTISTS)
     for seed in (1, 2, 3):
-        add(main, "KDPL_CoOp", "new", [n - 1 - (seed + c) % 2 for c, n in enumerate(new)], seed=seed, split="val")
+        add(main, "KDPL_CoOp", "new", [n - 1 - (seed + c) % 2 for c, n in enumerate(new)], seed=seed, domains=claims.ARTISTS)
     found, draws = claims.findings(tmp_path), Draws()
     verdicts = {(f.claim, f.pair, f.images): f.verdict(draws) for f in found}
-    assert verdicts["a", "KDPL_CoOp minus best sentence", "base"] == "shown"
-    assert verdicts["b", "KDPL_CoOp minus zero-shot", "new"] == "shown"
-    assert verdicts["b", "KDPL_CoOp minus CoOp", "new"] == "open"
-    assert verdicts["b", "KDPL_CoOp minus zero-shot", "new, same artists"] == "denied", "other images"
-    assert ("b", "KDPL_CoOp minus CoOp", "new, same artists") not in verdicts
-    assert verdicts["d", "KDPL_CoOp: class-agnostic minus class-aware", "base"] == "denied"
-    assert verdicts["e", "KDPL_CoOp: 8 views minus fresh", "H"] == "shown", "they are equal, and a point is allowed"
+    left_out = ", artist left out"
+    assert verdicts["a", "KDPL_CoOp minus best sentence", f"base{left_out}"] == "shown"
+    assert verdicts["b", "KDPL_CoOp minus zero-shot", f"new{left_out}"] == "shown"
+    assert verdicts["b", "KDPL_CoOp minus CoOp", f"new{left_out}"] == "open"
+    assert verdicts["b", "KDPL_CoOp minus zero-shot", "new"] == "denied", "other images"
+    assert ("b", "KDPL_CoOp minus CoOp", "new") not in verdicts and (
+        "a",
+        "KDPL_CoOp minus best sentence",
+        "base",
+    ) not in verdicts
+    assert verdicts["d", "KDPL_CoOp: class-agnostic minus class-aware", f"base{left_out}"] == "denied"
+    assert verdicts["e", "KDPL_CoOp: 8 views minus fresh", f"H{left_out}"] == "shown", "they are equal, and a point is allowed"
     assert {f.claim for f in found} == {"a", "b", "d", "e"}, "what has no runs is left out"
     for seed in (1, 2, 3):  # as long as runs are missing, a mean is over other data sets or seeds
         add(main, "KDPL_CoOp", "new", base, seed=seed, dataset="EmojiPlants", ca=True)
     for classes in ("base", "new"):
         add(tmp_path / "fresh", "KDPL_CoOp", classes, base, seed=4, dataset="EmojiPlants")
     partial = {(f.claim, f.images) for f in claims.findings(tmp_path)}
-    assert ("d", "new") not in partial and ("d", "base") in partial and ("e", "H") not in partial
+    assert ("d", f"new{left_out}") not in partial and ("d", f"base{left_out}") in partial
+    assert ("e", f"H{left_out}") not in partial
     rows = claims.rows_of(found, draws)
     text = claims.markdown(rows)
-    assert "**(a) Without labels" in text and re.search(r"KDPL_CoOp minus best sentence +\| base +\| \+18\.8", text), text
+    assert "**(a) Without labels" in text and re.search(
+        r"KDPL_CoOp minus best sentence +\| base, artist left out +\| \+18\.8", text
+    ), text
     claims.write_csv(tmp_path / "claims.csv", rows)
-    assert (tmp_path / "claims.csv").read_text().splitlines()[1].startswith("a,KDPL_CoOp minus best sentence,base,18.75")
+    assert (
+        (tmp_path / "claims.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith('a,KDPL_CoOp minus best sentence,"base, artist left out",18.75')
+    )
 
 
 def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
@@ -206,7 +227,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
 
     (five,), (three,) = results(tmp_path / "five", range(1, 6)), results(tmp_path / "three", range(1, 4))
     assert claims.rows_of([five], Draws()) == claims.rows_of([three], Draws())
-    assert len(five.cell.values) == 3 and five.images == "H" and five.cell.mean == three.cell.mean
+    assert len(five.cell.values) == 3 and five.images == "H, artist left out" and five.cell.mean == three.cell.mean
     assert "| 3 " in claims.markdown(claims.rows_of([three], Draws()))
     add(tmp_path / "none/main", "KDPL_CoOp", "new", right, seed=1)
     add(tmp_path / "none/temperature_2", "KDPL_CoOp", "new", right, seed=2)
@@ -218,12 +239,13 @@ def test_the_page_shows_the_claims_that_are_drawn():
     with open(ROOT / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
-    assert {path.name for path, _ in run.blocks_of(rows)} == {"README.md", "benchmark.md", "class_agnostic.md"}
-    for (path, name), block in run.blocks_of(rows).items():
+    blocks = run.blocks_of(rows, run.committed(ROOT / "benchmarks/emoji/photos.csv"))
+    assert {path.name for path, _ in blocks} == {"README.md", "benchmark.md", "class_agnostic.md"}
+    for (path, name), block in blocks.items():
         text = path.read_text(encoding="utf-8")
         assert run.with_block(text, name, block) == text, "python benchmarks/emoji/run.py --publish"
     typed = re.sub(r"(?s)<!-- (\w+): begin -->.*?<!-- \1: end -->", "", page)
-    typed = typed[typed.index("## What it shows") : typed.index("## How it is kept fair")]
+    typed = typed[typed.index("## Photos of one's own") : typed.index("## How it is kept fair")]
     assert not re.findall(r"\d\.\d", typed), "what the runs say stands in the blocks that they write"
     assert {row["claim"] for row in rows} == {*claims.CLAIMS, ""}
     for theme in ("light", "dark"):
@@ -254,33 +276,52 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
         "<!-- charts: begin -->\n<!-- charts: end -->\n"
     )
     (docs / "class_agnostic.md").write_text("<!-- agnostic: begin -->\n<!-- agnostic: end -->\n")
-    (tmp_path / "README.md").write_text("Before\n<!-- summary: begin -->\nold\n<!-- summary: end -->\nafter\n")
     monkeypatch.setattr(run, "DOCS", docs)
     monkeypatch.setattr(run, "HERE", tmp_path)
-    ended = {"base2new": 75}
-    monkeypatch.setattr(run, "run_local", lambda sweep, jobs: ended.get(sweep.name, 0))
+    ended, seeds = {"base2new": 75}, {}
+    monkeypatch.setattr(
+        run, "run_local", lambda sweep, jobs: seeds.update({sweep.name: sweep.seeds}) or ended.get(sweep.name, 0)
+    )
     monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), "--publish"])
     assert run.main() == 75 and "base2new has not finished" in capsys.readouterr().err
     ended.clear()
     (output / "charts").mkdir(parents=True)
     (output / "charts/few-shot-of-earlier-runs-average-light.svg").write_text("<svg/>")
-    for dataset in ("EmojiSky", "EmojiPlants"):
+    for dataset, domains in product(("EmojiSky", "EmojiPlants"), ((), claims.ARTISTS)):
         for classes in ("base", "new"):
             for seed in (1, 2):
-                add(output / "main", "KDPL_CoOp", classes, [4, 6, 5], seed=seed, dataset=dataset)
-                add(output / "main", "CoOp", classes, [4, 5, 5], seed=seed, dataset=dataset)
-    assert run.main() == 0
+                right = [[4, 6, 5], [7, 8, 7]][bool(domains)]
+                add(output / "main", "KDPL_CoOp", classes, right, seed=seed, dataset=dataset, domains=domains)
+                add(output / "main", "CoOp", classes, [4, 5, 5], seed=seed, dataset=dataset, domains=domains)
+    assert run.main() == 0 and set(seeds) == {*run.ORDER}
     once = (docs / "benchmark.md").read_text()
-    assert (
-        re.search(r"(?s)A\n<!-- claims: begin -->.*KDPL_CoOp minus CoOp.*B\n.*\| average +\| CoOp .*C\n", once)
-        and "old" not in once
-    )
-    readme = (tmp_path / "README.md").read_text()
-    row = re.search(r"\| \(b\) +\| KDPL minus labels +\| new +\| \+4\.2 to \+4\.2 +\|.*\n", readme)
-    assert row and row[0] in once and "old" not in readme and readme.startswith("Before\n") and readme.endswith("after\n")
-    assert "EmojiPlants" in (docs / "benchmark_tables.md").read_text() and "EmojiPlants" not in once
+    assert re.search(r"(?s)A\n<!-- claims: begin -->.*KDPL_CoOp minus CoOp \*.*B\n.*\| average +\| CoOp .*C\n", once)
+    assert "old" not in once
+    assert re.search(r"\| \(b\) +\| KDPL minus labels +\| new +\| \+33\.3 to \+33\.3 +\|.*\n", once)
+    assert re.search(r"\| \(b\) +\| KDPL minus labels +\| new, artist left out +\| \+4\.2 to \+4\.2 +\|.*\n", once)
+    tables = (docs / "benchmark_tables.md").read_text()
+    titles = [line for line in tables.splitlines() if line.startswith("### ")]
+    assert titles == [f"### Base-to-new: student emoji_student, 16 shots{words}" for words in ("", ", artist left out")]
+    assert "EmojiPlants" in tables and "EmojiPlants" not in once and once.count("### Base-to-new") == 2
     assert (tmp_path / "claims.csv").read_text() == (output / "claims.csv").read_text()
     assert {path.suffix for path in (output / "charts").iterdir()} == {".svg"}
     pictures = re.findall(r'(?:src|srcset)="(.*?)"', once)
-    assert {docs / name for name in pictures} == set((docs / "figures/benchmark").iterdir()) and len(pictures) == 2
+    assert {docs / name for name in pictures} == set((docs / "figures/benchmark").iterdir()) and len(pictures) == 4
     assert run.main() == 0 and (docs / "benchmark.md").read_text() == once
+
+    # with a seed less, and nothing but photos: what was published stays
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:2], str(tmp_path / "other"), "--publish", "--only", "photos", "--seeds", "2"])
+    add(tmp_path / "other/main", "KDPL_CoOp", "new", [1, 1, 1], seed=2, dataset="EmojiSky")
+    add(tmp_path / "other/main", "CoOp", "new", [4, 5, 5], seed=2, dataset="EmojiSky")
+    seeds.clear()
+    assert run.main() == 0 and set(seeds) == {*run.photos.SWEEPS} and set(seeds.values()) == {(2,), (1,)}
+    assert (docs / "benchmark.md").read_text() == once and (docs / "benchmark_tables.md").read_text() == tables
+
+
+def test_a_row_is_replaced_by_one_with_as_many_seeds_alone():
+    def row(pair: str, seeds: int, points: str) -> dict[str, str]:
+        return {"claim": "a", "pair": pair, "images": "base", "seeds": str(seeds), "points": points}
+
+    before = [row("x", 5, "1"), row("y", 3, "1"), row("z", 3, "1")]
+    found = run.merged(before, [row("x", 2, "2"), row("y", 3, "2"), row("w", 1, "2")])
+    assert [(r["pair"], r["points"]) for r in found] == [("x", "1"), ("y", "2"), ("z", "1"), ("w", "2")]

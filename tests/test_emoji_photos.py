@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ import kdpl
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 
+from kdpl.config.merging import literal
 from kdpl.datasets.emoji import plans, scenes
+from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
+import photos
 import search_photos
 
 SEARCHED = ("photos_sky", "photos_office", "photos_creatures", "photos_places")
@@ -72,8 +77,8 @@ def test_the_search_sees_data_sets_that_no_table_of_photos_shows_and_no_test_ima
         with pytest.raises(SystemExit, match="0 results in"):
             search_photos.measure(learner, trainers, search_photos.Point(0.05, 12), tmp_path, 1)
     assert set(read) == {"val"} and len(swept) == len(search_photos.LEARNERS)
-    shown = {f"emoji_{name}" for name in plans.PHOTOS} - set(search_photos.DATASETS)
-    assert len(shown) == 6
+    shown = {name for name in photos.sweep_in("photos_16", tmp_path).datasets}
+    assert len(shown) == 6 and not shown & set(search_photos.DATASETS)
     for sweep in swept:
         keys = dict(zip(sweep.options[::2], sweep.options[1::2], strict=True))
         assert keys["TEST.SPLIT"] == "val" and keys["OPTIM.LR"] == "0.05" and keys["OPTIM.MAX_EPOCH"] == "12"
@@ -112,15 +117,76 @@ def test_the_number_of_updates_does_not_depend_on_the_photos():
 
 def test_what_the_search_has_chosen_is_in_the_configurations():
     rows, chosen = search_photos.read_table(), search_photos.chosen()
-    assert {(row["learner"], row["labels"]) for row in rows} == {
-        (name, labels) for name in list(search_photos.LEARNERS)[:2] for labels in search_photos.LABELS
-    }
+    names = list(dict.fromkeys(row["learner"] for row in rows))
+    assert names == list(search_photos.LEARNERS)[: len(names)] and {photos.VECTORS, photos.SPECIFIC} <= {*names}
+    assert {(row["learner"], row["labels"]) for row in rows} == set(product(names, search_photos.LABELS))
     for (name, trainer), point in chosen.items():
         learner = search_photos.LEARNERS[name]
         text = (ROOT / f"configs/trainers/{trainer}/{learner.config}.yaml").read_text(encoding="utf-8")
         assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [f"{point.rate:g}", str(point.epochs)]
         tried = {float(row["rate"]) for row in rows if (row["learner"], row["trainer"]) == (name, trainer)}
         assert {*learner.rates} <= tried and min(tried) < point.rate < max(tried), "the best rate is not the last one tried"
-    for name in list(search_photos.LEARNERS)[:2]:
+    for name in names:
         of = [point.epochs for (each, _), point in chosen.items() if each == name]
         assert len(of) == 2 and len(set(of)) == 1, "as many updates with labels as without"
+
+
+# ----------------------------------------------------------------------------------------------------------- the protocol
+
+
+def test_the_protocol_has_the_chosen_settings_and_the_same_updates_for_all_photos(tmp_path):
+    for name, (learner, shots) in photos.SWEEPS.items():
+        sweep = photos.sweep_in(name, tmp_path)
+        keys = {k: literal(v) for k, v in zip(sweep.options[::2], sweep.options[1::2], strict=True)}
+        assert sweep.shots == (shots,) and sweep.output == tmp_path / "photos" and "OPTIM.LR" not in keys
+        assert len(sweep.seeds) == {photos.VECTORS: 5, photos.SPECIFIC: 3, "": 1}[learner] and "TEST.SPLIT" not in keys
+        if learner:
+            (epochs,) = {point.epochs for (each, _), point in search_photos.chosen().items() if each == learner}
+            assert keys["OPTIM.MAX_EPOCH"] * shots == epochs * 16
+        for planned in runs_of(replace(sweep, seeds=sweep.seeds[:1], datasets=sweep.datasets[:1])):
+            assert planned.steps[0].settings, "no run refuses its configuration"
+
+
+def add(output: Path, dataset: str, trainer: str, right: int, shots: int = 16, seed: int = 1, config: str = "photos") -> None:
+    """Write the result of a run in which of 8 images of each of 4 classes so many were right."""
+    accuracy = 100 * right / 8
+    write_results(
+        output / f"photos/{dataset}/{trainer}/{config}_{shots}shots/seed{seed}",
+        {"trainer": trainer, "backbone": "emoji_student", "teacher": "emoji_teacher" if trainer.startswith("KDPL") else None,
+         "class_agnostic": False, "seed": seed, "shots": shots, "config": "", "config_name": config},
+        {"dataset": dataset, "split": "test", "classes": "all", "source_domains": [], "target_domains": [], "num_classes": 4,
+         "num_images": 32, "accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": accuracy, "class_names": dataset,
+         "right_by_class": " ".join([f"{right}/8"] * 4)},
+    )  # fmt: skip
+
+
+def test_the_share_is_of_the_gap_between_sentence_and_teacher(tmp_path):
+    for dataset, more in (("EmojiPhotosMeals", 0), ("EmojiPhotosPlants", 1)):
+        add(tmp_path, dataset, "ZeroshotCLIP", 2)
+        add(tmp_path, dataset, "ZeroshotTeacher", 6 + more)
+        for shots, seed in product(photos.SHOTS, (1, 2)):
+            add(tmp_path, dataset, "KDPL_TaskRes", 3 + seed - more, shots, seed)
+            add(tmp_path, dataset, "TaskRes", 6, shots, seed)
+    add(tmp_path, "EmojiPhotosMeals", "KDPL_CoOp", 5)  # and none on plants, so that there is no mean
+    rows = photos.rows_of(photos.read(tmp_path), Draws())
+    measured = photos.Measured(rows)
+    assert measured.datasets == ["meals", "plants", "mean"]
+    assert measured.number("meals", photos.VECTORS, "no labels", 16, "share") == pytest.approx(100 * 2.5 / 4)
+    assert measured.number("plants", photos.VECTORS, "no labels", 16, "share") == pytest.approx(100 * 1.5 / 5)
+    assert measured.number("mean", photos.VECTORS, "no labels", 16, "share") == pytest.approx(100 * 2 / 4.5, abs=0.01)
+    assert measured.number("mean", photos.VECTORS, "labels", 1) == 75.0
+    assert ("mean", photos.SPECIFIC, "no labels", "16") not in measured.rows
+    assert [row["seeds"] for row in rows if row["photos"] == "64"] == ["2"] * 6
+    text = photos.tables(rows)
+    assert "not on plants (30 %)" in text and "44.4 %: not reached" in text and "from 25.0 to 50.0 %" in text
+    photos.write_csv(tmp_path / "photos.csv", rows)
+    assert (tmp_path / "photos.csv").read_text().splitlines()[1].startswith('meals,"""a photo of a {}.""",,,25.00')
+
+
+def test_the_committed_figures_are_of_six_data_sets_and_five_seeds():
+    rows = photos.read_csv()
+    names = {name.removeprefix("emoji_photos_") for name in photos.sweep_in("photos_16", Path("out")).datasets}
+    assert {row["data set"] for row in rows} == {*names, photos.MEAN} and len(names) == 6
+    of_vectors = [row for row in rows if row["learner"] == photos.VECTORS]
+    assert len(of_vectors) == 7 * 2 * len(photos.SHOTS) and {row["seeds"] for row in of_vectors} == {"5"}
+    assert photos.words(rows) in (ROOT / "README.md").read_text(encoding="utf-8")

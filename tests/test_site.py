@@ -61,13 +61,16 @@ def test_the_page_about_training_shows_the_quickstarts_table_that_is_drawn():
 
 
 def test_the_quickstarts_methods_are_those_that_are_drawn():
-    means = script(DOCS / "figures/draw.py").quickstart_means((DOCS / "figures/quickstart.txt").read_text(encoding="utf-8"))
+    draw, output = script(DOCS / "figures/draw.py"), (DOCS / "figures/quickstart.txt").read_text(encoding="utf-8")
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        from quickstart_table import ROWS
+        from quickstart_table import PHOTO_ROWS, ROWS
     finally:
         sys.path.remove(str(ROOT / "scripts"))
-    assert [name for name, *_ in means] == [name for name, *_ in ROWS]
+    assert [name for name, *_ in draw.quickstart_means(output)] == [name for name, *_ in ROWS]
+    assert [name for name, _ in draw.quickstart_photos(output)] == [name for name, *_ in PHOTO_ROWS]
+    sentence, without, _, teacher = (accuracy for _, accuracy in draw.quickstart_photos(output))
+    assert sentence + 10 < without < teacher, "the gain is plain"
 
 
 def test_the_screenshots_are_of_the_present_pages():

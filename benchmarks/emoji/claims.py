@@ -23,6 +23,8 @@ from kdpl.experiments.report.tables import SHIFTED, cell_of
 
 LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 SOURCE = "EmojiAll"
+ARTISTS = ("noto", "fluent")  # of the training
+LEFT_OUT = ", artist left out"  # after the images that no training image is like
 DOMAINS = SHIFTED[SOURCE]
 CLAIMS = {
     "a": "without labels, learned prompts beat the student's best hand-written sentence on base classes",
@@ -34,12 +36,25 @@ CLAIMS = {
 }
 
 
+SEARCHED = Path(__file__).with_name("search.csv")
+NOTE = """
+\\* With labels the search chose the smallest rate that it tried: on validation images larger ones are worse. At it CoOp's
+prompts stay where they begin, so that the comparison is with the sentence.
+"""
 WHY = {  # variants that may tell why a claim fails
     "depth_1": "prompts at the input only",
     "temperature_2": "temperature 2",
     "loss_forward": "forward KL alone",
     "loss_reverse": "reverse KL alone",
 }
+
+
+NEW_SCENES = " ".join(ARTISTS)  # the domains of results on new scenes by the artists of the training
+
+
+def on_domains(scores: Iterable[Score], domains: str) -> list[Score]:
+    """Return the scores on some domains; they are those of one table, and no other domain is in it."""
+    return [score for score in scores if score.tested.domains == domains]
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Finding:
     images: str
     cell: Cell
     bound: float = 0.0
+    date: str = ""  # of the last of its runs
 
     def bounds(self, draws: Draws) -> tuple[float, float]:
         found = self.cell.interval(draws)
@@ -70,9 +86,10 @@ class Results:
         self.scores = scores
 
     @classmethod
-    def read(cls, folder: Path, split: str = "test") -> "Results":
+    def read(cls, folder: Path, domains: str = "") -> "Results":
+        """Read the results of a folder on the artist who was left out, or on the new scenes of other artists."""
         try:
-            return cls(read_scores([folder], split)[0])
+            return cls(on_domains(read_scores([folder])[0], domains))
         except FileNotFoundError:  # no run has ended there yet
             return cls([])
 
@@ -85,19 +102,19 @@ class Results:
         if half == "H":
             base, new = (self.cells(method, each) for each in ("base", "new"))
             return {name: harmonic_mean(base[name], new[name]) for name in base if name in new}
-        return self._by_dataset(s for s in self._of(method) if s.tested.classes == half)
+        return self._by_dataset(s for s in self.of(method) if s.tested.classes == half)
 
     def transfer(self, method: str, domains: bool) -> dict[str, Cell]:
         """Return by target, or by domain, the accuracy of prompts learned on the source."""
         return self._by_dataset(
             s
-            for s in self._of(method)
+            for s in self.of(method)
             if s.tested.classes == "all"
             and (s.tested.dataset in DOMAINS if domains else s.tested.dataset not in (SOURCE, *DOMAINS))
             and (s.trained is None or s.trained.dataset == SOURCE)
         )
 
-    def _of(self, method: str) -> list[Score]:
+    def of(self, method: str) -> list[Score]:
         return [score for score in self.scores if score.method.name == method]
 
     @staticmethod
@@ -160,7 +177,7 @@ def findings(folder: Path) -> list[Finding]:
     main, fresh, weak, middle, sentence = (
         Results.read(folder / name) for name in ("main", "fresh", "teacher_weak", "teacher_middle", "sentence")
     )
-    same_artists = Results.read(folder / "main", "val")
+    new_scenes, new_scenes_sentence = (Results.read(folder / name, NEW_SCENES) for name in ("main", "sentence"))
     changed = {words: Results.read(folder / variant) for variant, words in WHY.items()}
     found: list[Finding] = []
 
@@ -168,14 +185,16 @@ def findings(folder: Path) -> list[Finding]:
         claim: str, pair: str, images: str, cells: Cells, a: tuple[Results, str], b: tuple[Results, str], bound: float = 0.0
     ) -> None:
         if (cell := mean_difference(Side(*a, cells), Side(*b, cells))) is not None:
-            found.append(Finding(claim, pair, images, cell, bound))
+            date = max(score.time[:10] for results, method in (a, b) for score in results.of(method))
+            found.append(Finding(claim, pair, images, cell, bound, date))
 
-    for learner in LEARNERS:
-        name = f"KDPL_{learner}"
-        add("a", f"{name} minus best sentence", "base", on("base"), (main, name), (sentence, "ZeroshotCLIP"))
+    for images, results, other in (("base", new_scenes, new_scenes_sentence), (f"base{LEFT_OUT}", main, sentence)):
+        for learner in LEARNERS:
+            name = f"KDPL_{learner}"
+            add("a", f"{name} minus best sentence", images, on("base"), (results, name), (other, "ZeroshotCLIP"))
     for claim, images, cells, results in (
-        ("b", "new", on("new"), main),
-        ("b", "new, same artists", on("new"), same_artists),
+        ("b", "new", on("new"), new_scenes),
+        ("b", f"new{LEFT_OUT}", on("new"), main),
         ("c", "ten targets", transferred(False), main),
         ("c", "four domains", transferred(True), main),
     ):
@@ -187,17 +206,17 @@ def findings(folder: Path) -> list[Finding]:
         name = f"KDPL_{learner}"
         for half in ("base", "new"):
             pair = f"{name}: class-agnostic minus class-aware"
-            add("d", pair, half, on(half), (main, f"{name}-CA"), (main, name), bound=-1)
+            add("d", pair, f"{half}{LEFT_OUT}", on(half), (main, f"{name}-CA"), (main, name), bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("e", f"{name}: 8 views minus fresh", "H", on("H"), (main, name), (fresh, name), bound=-1)
+        add("e", f"{name}: 8 views minus fresh", f"H{LEFT_OUT}", on("H"), (main, name), (fresh, name), bound=-1)
     for learner in LEARNERS:
         name = f"KDPL_{learner}"
-        add("f", f"{name}: middle minus weak teacher", "H", on("H"), (middle, name), (weak, name))
-        add("f", f"{name}: strong minus middle teacher", "H", on("H"), (main, name), (middle, name))
+        add("f", f"{name}: middle minus weak teacher", f"H{LEFT_OUT}", on("H"), (middle, name), (weak, name))
+        add("f", f"{name}: strong minus middle teacher", f"H{LEFT_OUT}", on("H"), (main, name), (middle, name))
         for words, results in changed.items():
             for half in ("base", "new"):
-                add("", f"{name}: {words} minus as above", half, on(half), (results, name), (main, name))
+                add("", f"{name}: {words} minus as above", f"{half}{LEFT_OUT}", on(half), (results, name), (main, name))
     return found
 
 
@@ -206,21 +225,21 @@ def rows_of(found: Sequence[Finding], draws: Draws) -> list[dict[str, str]]:
     rows = []
     for f in found:
         numbers = dict(zip(("points", "low", "high"), (f"{v:.2f}" for v in (f.cell.mean, *f.bounds(draws))), strict=True))
-        facts = {"seeds": str(len(f.cell.values)), "verdict": f.verdict(draws) if f.claim else ""}
+        facts = {"seeds": str(len(f.cell.values)), "verdict": f.verdict(draws) if f.claim else "", "date": f.date}
         rows.append({"claim": f.claim, "pair": f.pair, "images": f.images, **numbers, **facts})
     return rows
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a table for each claim, and one of the variants."""
-    parts = []
+    """Return a table for each claim, and one of the variants; baselines that the search kept from learning are marked."""
+    parts, smallest = [], rf"minus ({'|'.join(smallest_rate())})$"
     for claim, words in {**CLAIMS, "": ""}.items():
         here = [row for row in rows if row["claim"] == claim]
         if here:
             title = f"({claim}) {words[0].upper()}{words[1:]}" if claim else "What else was tried"
             cells = [
                 [
-                    r["pair"],
+                    r["pair"] + (" *" if re.search(smallest, r["pair"]) else ""),
                     r["images"],
                     f"{float(r['points']):+.1f}",
                     f"{float(r['low']):+.1f} to {float(r['high']):+.1f}",
@@ -232,8 +251,16 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
             table = tabulate(
                 cells, ["pair", "images", "points", "95 % interval", "seeds", "claim"], "github", disable_numparse=True
             )
-            parts.append(f"**{title}.**\n\n{table}\n")
+            parts.append(f"**{title}.**\n\n{table}\n{NOTE if ' * ' in table else ''}")
     return "\n".join(parts)
+
+
+def smallest_rate() -> list[str]:
+    """Return the learners to which the search gave, with labels, the smallest rate that it tried."""
+    with open(SEARCHED, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    least = min(float(row["rate"]) for row in rows)
+    return [row["trainer"] for row in rows if row["chosen"] and float(row["rate"]) == least and row["trainer"] in LEARNERS]
 
 
 def summary(rows: Sequence[Mapping[str, str]]) -> str:

@@ -5,6 +5,7 @@ Writes tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 """
 
 import argparse
+import csv
 import re
 import shutil
 import sys
@@ -12,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from claims import findings, markdown, rows_of, summary, write_csv
+import photos
+from claims import ARTISTS, CLAIMS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains, rows_of, summary, write_csv
 
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.plots import draw
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.report.tables import AVERAGE, Table, all_tables
+from kdpl.experiments.report.tables import Table, all_tables
 from kdpl.experiments.sweep.local import run_local
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Sweep
@@ -29,12 +31,17 @@ DOCS = HERE.parents[1] / "docs"
 SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "emoji"
 HEAD = """# Tables of the embedded benchmark
 
-All that `python benchmarks/emoji/run.py --publish` measures; [the benchmark](benchmark.md) says what it is and what the tables
-show. Zero-shot trainers have one result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
+What `python benchmarks/emoji/run.py --publish` measures; [the benchmark](benchmark.md) says what it is and what the tables
+show. A table stays until one with as many seeds and rows takes its place. Zero-shot trainers have one
+result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
 """
-VALIDATION = {  # sweeps whose prompts are tested again, on validation images: of new classes, by the artists of the training
-    "zeroshot_same_artists": "zeroshot",
-    "base2new_same_artists": "base2new",
+CHART = (
+    "Accuracy on new photos over the photos of each class, without labels and with them, between the sentence and the teacher"
+)
+ON_NEW_SCENES = {  # sweeps whose prompts are tested again, as the paper does: on new images of the distribution of the training
+    "zeroshot_new_scenes": "zeroshot",
+    "sentence_new_scenes": "sentence",
+    "base2new_new_scenes": "base2new",
 }
 VARIANTS = {  # of the sweep "variant": what is changed
     "fresh": {"TRAINER.KDPL.VIEWS": "0", "TRAINER.KDPL.CACHE_DIR": ""},
@@ -46,49 +53,106 @@ VARIANTS = {  # of the sweep "variant": what is changed
     "depth_1": {"TRAINER.VPT.PROMPT_DEPTH_VISION": "1"},
 }
 ORDER = (
-    "zeroshot", "sentence", "base2new", *VALIDATION, "base2new_agnostic", "transfer_zeroshot", "transfer", "transfer_agnostic",
-    *VARIANTS,
-    "few_shot", "cocoop_agnostic",
+    *photos.SWEEPS,
+    "zeroshot", "sentence", "base2new", *ON_NEW_SCENES, "base2new_agnostic", "transfer_zeroshot", "transfer",
+    "transfer_agnostic", *VARIANTS, "few_shot", "cocoop_agnostic",
 )  # fmt: skip
+GROUPS = {"photos": tuple(photos.SWEEPS), "base_to_new": ("zeroshot", "sentence", "base2new", *ON_NEW_SCENES)}  # of --only
 
 
 def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
-    sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else VALIDATION.get(name, name)}.yaml")
+    if name in photos.SWEEPS:
+        return photos.sweep_in(name, output)
+    sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else ON_NEW_SCENES.get(name, name)}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
     settings = dict(zip(options[::2], options[1::2], strict=True)) | VARIANTS.get(name, {})
-    if name in VALIDATION:
-        sweep, settings = replace(sweep, steps=("test",)), settings | {"TEST.SPLIT": "val"}
+    if name in ON_NEW_SCENES:
+        sweep, settings = (
+            replace(sweep, steps=("test", "test_base")),
+            settings | {"DATASET.TARGET_DOMAINS": repr(list(ARTISTS))},
+        )
     options = [text for pair in settings.items() for text in pair]
     folder = name if name in VARIANTS else sweep.output.name
     trainers = ("KDPL_VPT",) if name == "depth_1" else sweep.trainers
     return replace(sweep, name=name, trainers=trainers, output=(output / folder).absolute(), options=tuple(options))
 
 
-def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write claims.csv beside this file, all tables into a page of their own, and a block into each page that shows a part."""
+def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]], own: Sequence[photos.Row]) -> None:
+    """Write what was measured into the committed tables, and a block into each page that shows a part.
+
+    What was not run now, or with fewer seeds, stays as it was measured before; the column "date" of claims.csv says when.
+    """
+    rows = merged(committed(HERE / "claims.csv"), rows)
     write_csv(HERE / "claims.csv", rows)
-    (whole,) = (table for table in tables if table.protocol == "base-to-new")
-    averages = replace(whole, rows=[row for row in whole.rows if row.labels[0] == AVERAGE])
-    write_blocks(
-        {
-            **blocks_of(rows),
-            (DOCS / "benchmark.md", "averages"): render([averages], "markdown", intervals=True),
-            (DOCS / "benchmark.md", "charts"): pictures(copy_charts(output / "charts", DOCS / "figures/benchmark")),
-        }
-    )
-    with atomic_write(DOCS / "benchmark_tables.md", "w") as file:
-        file.write(f"{HEAD}\n{render(tables, 'markdown', intervals=True)}")
+    if own:
+        photos.write_csv(HERE / "photos.csv", own)
+    write_blocks(blocks_of(rows, own or committed(HERE / "photos.csv")))
+    page = DOCS / "benchmark_tables.md"
+    sections = sections_of(page.read_text(encoding="utf-8")) if page.is_file() else {}
+    for table in tables:
+        new = render([table], "markdown", intervals=True)
+        if fullness(new) >= fullness(sections.get(table.title, "")):
+            sections[table.title] = new
+    order = sorted(sections, key=lambda title: (title.split(":")[0], LEFT_OUT in title))
+    with atomic_write(page, "w") as file:
+        file.write("\n".join([HEAD, *(sections[title] for title in order)]))
+    averages = "\n".join(average_of(sections[title]) for title in order if title.startswith("Base-to-new"))
+    charts = copy_charts(output / "charts", DOCS / "figures/benchmark")
+    write_blocks({(DOCS / "benchmark.md", "averages"): averages, (DOCS / "benchmark.md", "charts"): pictures(charts)})
 
 
-def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
-    """Return what the pages show of the claims, by page and name of the block."""
-    return {
-        (DOCS.parent / "README.md", "summary"): summary(rows),
+def committed(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a committed table; none if it is not there yet."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merged(before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the rows of both, of the same comparison the one with more seeds, and of equal ones the new one."""
+    found: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for row in [*before, *now]:
+        key = tuple(row[name] for name in ("claim", "pair", "images"))
+        if key not in found or int(row["seeds"]) >= int(found[key]["seeds"]):
+            found[key] = row
+    return sorted(found.values(), key=lambda row: list(CLAIMS).index(row["claim"]) if row["claim"] else len(CLAIMS))
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """Return the tables of a page by their titles, each as it stands there."""
+    parts = re.split(r"(?m)^(?=### )", page)[1:]
+    return {part.splitlines()[0].removeprefix("### "): part.rstrip() + "\n" for part in parts}
+
+
+def fullness(section: str) -> tuple[int, int]:
+    """Return of a table the number of its seeds and of its rows."""
+    seeds = re.search(r"over seeds ([\d, ]+)", section)
+    return len(seeds[1].strip(" ,").split(",")) if seeds else 0, section.count("\n|")
+
+
+def average_of(section: str) -> str:
+    """Return a table with the rows of the average alone."""
+    lines = section.splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if line.startswith("| average"))
+    last = next(i for i, line in enumerate(lines[first + 1 :], first + 1) if not re.match(r"\|  +\|", line))
+    end = next(i for i, line in enumerate(lines) if i > last and not line.startswith("|"))
+    return "".join([*lines[:last], *lines[end:]])
+
+
+def blocks_of(rows: Sequence[Mapping[str, str]], own: Sequence[photos.Row]) -> dict[tuple[Path, str], str]:
+    """Return what the pages show of the claims and of photos, by page and name of the block."""
+    blocks = {
         (DOCS / "benchmark.md", "summary"): summary(rows),
         (DOCS / "benchmark.md", "claims"): markdown(rows),
         (DOCS / "class_agnostic.md", "agnostic"): markdown([row for row in rows if row["claim"] == "d"]),
     }
+    if own:
+        chart = pictures([DOCS / f"figures/photos-{theme}.svg" for theme in ("light", "dark")], CHART)
+        blocks[DOCS.parent / "README.md", "photos"] = f"{chart.replace('figures/', 'docs/figures/')}\n{photos.words(own)}"
+        blocks[DOCS / "benchmark.md", "photos"] = f"{chart}\n{photos.tables(own)}"
+    return blocks
 
 
 def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
@@ -99,21 +163,22 @@ def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
 
 
 def copy_charts(charts: Path, folder: Path) -> list[Path]:
-    """Let `folder` hold the charts of the page, the bars and the mean of the few-shot curves, and no others; return them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Copy the charts of the page, the bars and the mean of the few-shot curves, into `folder`; return all that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
     chosen = [p for p in sorted(charts.glob("*.svg")) if "-bars-" in p.name or re.match("few-shot.*-average-", p.name)]
-    return [Path(shutil.copy(path, folder)) for path in chosen]
+    for path in chosen:
+        shutil.copy(path, folder)
+    return sorted(folder.glob("*.svg"))
 
 
-def pictures(charts: Sequence[Path]) -> str:
-    """Return HTML that shows charts, which come as NAME-light.svg and NAME-dark.svg."""
+def pictures(charts: Sequence[Path], words: str = "") -> str:
+    """Return HTML that shows charts, which come as NAME-light.svg and NAME-dark.svg, with words or else their names."""
     parts = []
     for stem in dict.fromkeys(re.sub("-(light|dark)$", "", path.stem) for path in charts):
         at = f"{charts[0].parent.relative_to(DOCS).as_posix()}/{stem}"
         parts.append(
             f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{at}-dark.svg">\n'
-            f'  <img alt="{stem.replace("-", " ")}" src="{at}-light.svg">\n</picture>\n'
+            f'  <img alt="{words or stem.replace("-", " ")}" src="{at}-light.svg">\n</picture>\n'
         )
     return "\n".join(parts)
 
@@ -125,34 +190,60 @@ def with_block(text: str, name: str, block: str) -> str:
     return f"{text[:before]}\n{block}\n{text[after:]}"
 
 
+def tables_of(output: Path) -> list[Table]:
+    """Return the tables of all runs; those of base-to-new on new scenes of the training's artists, and on the one left out."""
+    tables = []
+    for folder in ("main", "few_shot"):
+        if (output / folder).is_dir():
+            scores, notes = read_scores([output / folder])
+            print(*(f"Note: {note}" for note in notes), sep="\n", file=sys.stderr)
+            new = [replace(s, tested=replace(s.tested, domains="")) for s in on_domains(scores, NEW_SCENES)]
+            tables += [named(table, "") for table in all_tables(new)]
+            tables += [named(table, LEFT_OUT) for table in all_tables(on_domains(scores, ""))]
+    return tables
+
+
+def named(table: Table, images: str) -> Table:
+    return replace(table, subject=table.subject + images) if table.protocol == "base-to-new" else table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
-    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="SWEEP", help=f"of {', '.join(ORDER)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*GROUPS, *ORDER),
+        default=ORDER,
+        metavar="SWEEP",
+        help=f"of {', '.join((*GROUPS, *ORDER))}",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="these alone")
     parser.add_argument("--publish", action="store_true", help="also write tables, charts and claims into docs/")
     args = parser.parse_args()
-    for name in args.only:
+    for name in dict.fromkeys(sweep for given in args.only for sweep in GROUPS.get(given, (given,))):
         print(f"\n=== {name}", flush=True)
-        if status := run_local(sweep_in(name, args.output), args.jobs):
+        sweep = sweep_in(name, args.output)
+        if args.seeds:
+            sweep = replace(sweep, seeds=tuple(s for s in sweep.seeds if s in args.seeds) or sweep.seeds[:1])
+        if status := run_local(sweep, args.jobs):
             print(f"{name} has not finished. The same command resumes it.", file=sys.stderr)
             return status
 
-    tables = []
-    for folder in ("main", "few_shot"):
-        if (args.output / folder).is_dir():
-            scores, notes = read_scores([args.output / folder])
-            print(*(f"Note: {note}" for note in notes), sep="\n", file=sys.stderr)
-            tables += all_tables(scores)
-    rows = rows_of(findings(args.output), Draws())
+    tables, rows = tables_of(args.output), rows_of(findings(args.output), Draws())
+    own = photos.rows_of(photos.read(args.output), Draws())
     with atomic_write(args.output / "tables.md", "w") as file:
         file.write(render(tables, "markdown", intervals=True))
-    write_csv(args.output / "claims.csv", rows)
+    if rows:
+        write_csv(args.output / "claims.csv", rows)
+    if own:
+        photos.write_csv(args.output / "photos.csv", own)
     shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
     draw(tables, args.output / "charts", "svg")
     print("", markdown(rows), summary(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
     if args.publish:
-        publish(args.output, tables, rows)
+        publish(args.output, tables, rows, own)
     return 0
 
 

@@ -15,6 +15,9 @@ from html import escape
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import photos_chart  # noqa: E402
+
 PALETTES = {
     "light": {
         "text": "#1f2328", "muted": "#57606a", "panel": "#f6f8fa", "line": "#afb8c1", "box": "#dfe7ef", "learned": "#ffd8b0",
@@ -65,6 +68,17 @@ class Drawing:
         self.parts.append(
             f'<path d="{path}" fill="none" stroke="{self.palette[colour]}" stroke-width="1.6"{dash} marker-end="url(#{head})"/>'
         )
+
+    def line(self, points: list[tuple[float, float]], colour: str, dash: str = "") -> None:
+        """Draw a line through points."""
+        path = "M" + "L".join(f"{x:.4g} {y:.4g}" for x, y in points)
+        style = f'stroke="{self.palette[colour]}" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        self.parts.append(f'<path d="{path}" fill="none" {style}/>')
+
+    def diamond(self, x: float, y: float, radius: float, colour: str) -> None:
+        path = f"M{x:g} {y - radius:g}L{x + radius:g} {y:g}L{x:g} {y + radius:g}L{x - radius:g} {y:g}z"
+        fill, line = self.palette["panel"], self.palette[colour]
+        self.parts.append(f'<path d="{path}" fill="{fill}" stroke="{line}" stroke-width="1.8"/>')
 
     def svg(self) -> str:
         return self.head + "\n".join(self.parts) + "\n</svg>\n"
@@ -119,31 +133,48 @@ def method(palette: dict[str, str]) -> str:
 
 
 def results(palette: dict[str, str]) -> str:
-    """The accuracies of the quickstart, mean over its data sets, base and new classes of each method."""
+    """The accuracies of the quickstart: on new photos of one source, and the means on base and new classes."""
     output = (HERE / "quickstart.txt").read_text(encoding="utf-8")
-    rows = quickstart_means(output)
-    sets, seeds = len(re.findall(r"^(?!mean)\S+ +teacher ", output, re.M)), re.search(r"mean over (seeds [\d, ]+);", output)[1]
-    d = Drawing(960, 96 + 58 * len(rows), "Accuracy on the embedded benchmark, by the quickstart", palette)
-    title = f"Top-1 accuracy in percent on the embedded benchmark, mean over {sets} data sets and {seeds}"
+    first, rows = quickstart_photos(output), quickstart_means(output)
+    sets, seeds = (
+        len(re.findall(r"^(?!mean|emoji_photos)\S+ +teacher .* {2,}\d+\.\d ", output, re.M)),
+        re.search(r"over (seeds [\d, ]+);", output)[1],
+    )
+    below = 86 + 32 * len(first)
+    d = Drawing(960, below + 80 + 58 * len(rows), "Accuracy on the embedded benchmark, by the quickstart", palette)
+    title = f"New photos of the same source, names fixed: top-1 accuracy in percent, mean over {seeds}"
     d.text(10, 24, title, anchor="start", extra=BOLD)
+    for i, (name, accuracy) in enumerate(first):
+        _bars(d, 44 + 32 * i, name, [(accuracy, "learned_line" if name.startswith("KDPL") else "second")])
+    title = f"Names that may change: base and new classes by an artist who was left out, mean over {sets} data sets"
+    d.text(10, below, title, anchor="start", extra=BOLD)
     for x, colour, words in ((262, "accent", "base classes, learned on"), (480, "second", "new classes")):
-        d.rect(x, 40, 15, 15, colour, colour, 2)
-        d.text(x + 22, 53, words, anchor="start")
-    scale = 640 / 100
+        d.rect(x, below + 14, 15, 15, colour, colour, 2)
+        d.text(x + 22, below + 27, words, anchor="start")
     for i, (name, base, new) in enumerate(rows):
-        y = 76 + 58 * i
-        d.text(250, y + 27, name, anchor="end", extra=BOLD if name.startswith("KDPL") else "")
-        for offset, value, colour in ((0, base, "accent"), (22, new, "second")):
-            d.rect(262, y + offset, value * scale, 19, colour, colour, 2)
-            d.text(270 + value * scale, y + offset + 15, f"{value:.1f}", anchor="start")
+        _bars(d, below + 48 + 58 * i, name, [(base, "accent"), (new, "second")])
     return d.svg()
+
+
+def _bars(d: Drawing, y: float, name: str, bars: list[tuple[float, str]]) -> None:
+    scale = 640 / 100
+    d.text(
+        250,
+        y + 4 + 11 * len(bars) + (1 if len(bars) > 1 else 0),
+        name,
+        anchor="end",
+        extra=BOLD if name.startswith("KDPL") else "",
+    )
+    for i, (value, colour) in enumerate(bars):
+        d.rect(262, y + 22 * i, value * scale, 19, colour, colour, 2)
+        d.text(270 + value * scale, y + 22 * i + 15, f"{value:.1f}", anchor="start")
 
 
 PANELS = (  # of the figure of the claims: title, second line, and the pairs and images that it shows
     ("base classes", "minus best sentence", "minus best sentence", "base"),
     ("new classes", "minus zero-shot", "minus zero-shot", "new"),
     ("new classes", "minus labels", "minus {}", "new"),
-    ("new, same artists", "minus labels", "minus {}", "new, same artists"),
+    ("new, artist left out", "minus labels", "minus {}", "new, artist left out"),
     ("ten data sets", "minus labels", "minus {}", "ten targets"),
     ("four domains", "minus labels", "minus {}", "four domains"),
 )
@@ -154,7 +185,8 @@ def claims(palette: dict[str, str]) -> str:
     with open(HERE.parents[1] / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         found = {(row["pair"], row["images"]): row for row in csv.DictReader(file)}
     panels = [panel for panel in PANELS if any(images == panel[3] for _, images in found)]
-    learners = [pair.split()[0].removeprefix("KDPL_") for (pair, _), row in found.items() if row["claim"] == "a"]
+    pairs = [pair for (pair, _), row in found.items() if row["claim"] == "a"]
+    learners = list(dict.fromkeys(pair.split()[0].removeprefix("KDPL_") for pair in pairs))
     cells = {
         (learner, n): found.get((f"KDPL_{learner} {pair.format(learner)}", images))
         for learner in learners
@@ -200,6 +232,18 @@ def quickstart_means(output: str) -> list[tuple[str, float, float]]:
     return [(name, float(base), float(new)) for name, base, new in lines]
 
 
+def quickstart_photos(output: str) -> list[tuple[str, float]]:
+    """Return method and accuracy of the lines about photos of one source in the quickstart's output.
+
+    Raises:
+        ValueError: there is no such line.
+    """
+    lines = re.findall(r"^emoji_photos\S+ +(\S.*?) {2,}([\d.]+) +\d+% ", output, re.M)
+    if not lines:
+        raise ValueError("quickstart.txt has no line of photos: expected the output of scripts/quickstart.sh.")
+    return [(name, float(accuracy)) for name, accuracy in lines]
+
+
 def text_pass(palette: dict[str, str]) -> str:
     """Which positions of four prompts are computed, by the layout that the text pass itself uses."""
     from kdpl.clip import load_clip
@@ -240,7 +284,14 @@ def label(entry: int, position: int, end: bool, decode: Callable[[int], str]) ->
     return "SOT" if position == 0 else "EOT" if end else decode(entry).strip()
 
 
-FIGURES = {"method": method, "results": results, "claims": claims, "text_pass": text_pass}
+def photos(palette: dict[str, str]) -> str:
+    """Accuracy on new photos of the same source, over the photos of each class that were learned from."""
+    d = Drawing(980, 460, "Accuracy on new photos of the same source, by photos of each class", palette)
+    photos_chart.photos(d, photos_chart.read_rows("photos.csv"))
+    return d.svg()
+
+
+FIGURES = {"method": method, "photos": photos, "results": results, "claims": claims, "text_pass": text_pass}
 
 
 def main() -> int:
