@@ -18,7 +18,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
-from kdpl.clip.precision import effective_precision
+from kdpl.clip.precision import NotFiniteError, effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
 from kdpl.common.rows import key_of
@@ -165,6 +165,11 @@ class EvaluatedTrainer(_Curves, TrainerX):
         print(f"Evaluate on the *{split}* set")
         found = [self._take_in(*pair) for pair in self.predictions(loader, split)]
         predicted, labels = torch.cat(found, dim=1).cpu()  # the evaluation's only wait for the device
+        if (predicted < 0).any():
+            raise NotFiniteError(
+                f"The logits of the {split} images hold NaN or infinite values: there is no accuracy. Weights or prompts are "
+                "damaged, or too large for the precision: load them again, or use PREC fp32."
+            )
         if self._counts_alone:
             for some, theirs in zip(predicted.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
                 self.evaluator.process(F.one_hot(some, len(self.class_names)).float(), theirs)
@@ -182,10 +187,10 @@ class EvaluatedTrainer(_Curves, TrainerX):
         return type(self.evaluator) is Classification
 
     def _take_in(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Take in a batch; return its predictions and labels `(2, B)`, on the device."""
+        """Take in a batch; return its predictions, -1 where the logits are not finite, and labels `(2, B)`, on the device."""
         if not self._counts_alone:
             self.evaluator.process(logits, labels)
-        return torch.stack([logits.argmax(1), labels])
+        return torch.stack([logits.argmax(1).where(logits.isfinite().all(1), -1), labels])
 
     def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""

@@ -19,7 +19,7 @@ from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import similarity_logits
 from kdpl.clip.names.sources import ModelNameError
-from kdpl.clip.precision import effective_precision
+from kdpl.clip.precision import check_finite, effective_precision
 from kdpl.config.defaults import KDPL
 from kdpl.training.pixels import Normalize
 
@@ -147,7 +147,7 @@ class Classifier:
             ValueError: the variant has other text features for each image (CoCoOp).
         """
         self.refuse_conditional("has no text features of the class names alone")
-        return self._texts.features.cpu().clone()
+        return check_finite(self._texts.features.cpu().clone(), "text features")
 
     def refuse_conditional(self, what: str) -> None:
         """Raise a ValueError that says what the variant cannot do if every image has text features of its own (CoCoOp)."""
@@ -213,6 +213,7 @@ class Classifier:
 
         Raises:
             ValueError: as `Decision.check_reject`.
+            NotFiniteError: an output of the model holds NaN or infinite values.
         """
         if reject:
             self.bundle.decision.check_reject(self.classnames)
@@ -222,8 +223,9 @@ class Classifier:
             rejected = torch.zeros(len(batch), dtype=torch.bool)
             if reject:
                 others = similarity_logits(self.student.logit_scale, features, self.background_features).cpu()  # (B, K)
-                rejected = inside_score(logits, others) < self.bundle.decision.threshold
-            yield Answer([item.image for item in batch], (logits / self.temperature).softmax(dim=-1), rejected)
+                rejected = check_finite(inside_score(logits, others), "scores") < self.bundle.decision.threshold
+            probabilities = check_finite((logits / self.temperature).softmax(dim=-1), "probabilities")
+            yield Answer([item.image for item in batch], probabilities, rejected)
 
     def logits(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the logits (N, C) in fp32, on the CPU, of which the probabilities are the softmax."""
@@ -233,7 +235,7 @@ class Classifier:
     def image_features(self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the normalised image features (N, d), on the CPU."""
         rows = [self._features(batch).cpu() for batch in self.decoder.batches(images, batch_size)]
-        return torch.cat(rows) if rows else torch.empty(0, self.clip.embed_dim)
+        return check_finite(torch.cat(rows), "image features") if rows else torch.empty(0, self.clip.embed_dim)
 
     @torch.no_grad()
     def logits_of(self, features: Tensor) -> Tensor:
@@ -242,7 +244,8 @@ class Classifier:
         with self.decoder.timed("model"):
             if text is None:
                 text = self.encoder.features(self._texts.prepared, features)
-            return similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
+            logits = similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
+        return check_finite(logits, "logits")
 
     @torch.no_grad()
     def _features(self, batch: list[Decoded]) -> Tensor:

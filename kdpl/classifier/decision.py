@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdpl.common.messages import shorten
+
 REJECTED = "(none of these)"
 
 
@@ -37,14 +39,14 @@ class Decision:
         for what in ("sentences", "background", "classnames"):
             value = getattr(self, what)
             if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-                raise ValueError(f"'{what}' is {value!r}, expected a list of text")
+                raise ValueError(f"'{what}' is {shorten(value)}, expected a list of text")
         if wrong := [sentence for sentence in self.sentences if sentence.count("{}") != 1]:
-            raise ValueError(f"the sentence '{wrong[0]}' does not hold one '{{}}'")
-        for what, fits in (("temperature", lambda v: v > 0), ("threshold", lambda v: True)):
+            raise ValueError(f"the sentence {shorten(wrong[0])} does not hold one '{{}}'")
+        for what, fits in (("temperature", lambda v: 1e-4 <= v <= 1e4), ("threshold", lambda v: abs(v) <= 1e6)):
             value = getattr(self, what)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if value is not None and not (number and fits(value)):
-                raise ValueError(f"'{what}' is {value!r}, expected a finite number")
+                raise ValueError(f"'{what}' is {shorten(value)}, expected a finite number of a usual size")
         if self.threshold is not None and not self.background:
             raise ValueError("there is a threshold and no background to compare with")
 
@@ -59,7 +61,7 @@ class Decision:
             return cls()
         known = cls.__dataclass_fields__
         if not isinstance(content, Mapping) or (unknown := [key for key in content if key not in known]):
-            raise ValueError(f"it is {content!r}" if not isinstance(content, Mapping) else f"it has {', '.join(unknown)}")
+            raise ValueError(f"it is {shorten(content)}" if not isinstance(content, Mapping) else f"it has {shorten(unknown)}")
         return cls(**content)
 
     def check_reject(self, classnames: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The precision a CLIP computes in, from a PREC of the configuration: fp32, fp16, amp or bf16."""
 
 import torch
+from torch import Tensor
 
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
 FP32_ON_CPU = ("fp16", "amp")  # slow on a CPU; tests empty this, and PyTorch computes them there as on a GPU
@@ -25,3 +26,21 @@ def effective_precision(value: str, device_type: str, frozen: bool = False) -> s
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Return the context of one precision, whatever the one around it; None: that of the weights."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class NotFiniteError(ValueError):
+    """A model's output holds NaN or infinite values."""
+
+
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """Return the output of a model, unless it is none; on a GPU this waits for it.
+
+    Raises:
+        NotFiniteError: it holds NaN or infinite values.
+    """
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(
+            f"The {what} hold NaN or infinite values, which is no prediction: weights or prompts are damaged, or too large for "
+            "the precision. Load them again, or use PREC fp32."
+        )
+    return values

@@ -371,6 +371,21 @@ MUTATIONS = [
         "if l < len(deep):",
         f"{TOWERS}an_image_tower_equal_the_librarys_own_pass[CLIPA]",
     ),
+    # ----------------------------------------------------------------------------------------------------------- bundles
+    mutation(
+        "NaN predicted",
+        "kdpl/clip/precision.py",
+        "    if not torch.isfinite(values).all():\n",
+        "    if False:\n",
+        "tests/test_hostile_bundles.py::test_an_output_that_is_not_finite_is_an_error_and_never_a_prediction",
+    ),
+    mutation(
+        "a mean of NaN accepted",
+        "kdpl/clip/inputs.py",
+        "_number(x) and low <= x <= high for x in v",
+        "_number(x) and not x < low and not x > high for x in v",
+        "tests/test_hostile_bundles.py::test_a_value_that_no_training_writes_is_refused_by_name",
+    ),
     # ------------------------------------------------------------------------------------------------------------- views
     mutation(
         "views keyed without their number",

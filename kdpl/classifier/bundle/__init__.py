@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kdpl.classifier.bundle import facts
 from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
-from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
+from kdpl.clip.inputs import Preprocessing
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
-from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.config.choices import INTERPOLATIONS
+from kdpl.common.messages import did_you_mean, short_reason, shorten
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
@@ -127,8 +127,8 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"its metadata is not JSON ({short_reason(error)})") from None
     bundle = _bundle(path, content, parameters)
-    if wrong := [n for n, v in parameters.items() if not v.is_floating_point() or not torch.isfinite(v).all()]:
-        raise _broken(path, f"{', '.join(wrong)} holds NaN, infinite values or no floating-point numbers")
+    if wrong := [n for n, v in parameters.items() if not v.is_floating_point() or not torch.isfinite(v.float()).all()]:
+        raise _broken(path, f"{', '.join(wrong)} holds NaN, values that fp32 does not hold, or no floating-point numbers")
     try:
         _ = bundle.student_class
     except BundleError as error:
@@ -154,18 +154,23 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
         types = _TYPES[str(getattr(wanted, "__name__", wanted)).partition("[")[0]]
         if not isinstance(content[name], types) or (isinstance(content[name], bool) and types is int):
             raise _broken(
-                path, f"'{name}' of its metadata is {content[name]!r}, expected {getattr(wanted, '__name__', wanted)}"
+                path, f"'{name}' of its metadata is {shorten(content[name])}, expected {getattr(wanted, '__name__', wanted)}"
             )
-    if not all(isinstance(name, str) for name in content["classnames"]):
-        raise _broken(path, "its class names are not all text")
     values = {name: content[name] for name in expected}
+    comparison = content.get("comparison", {})
     try:
-        decision = Decision.of(content.get("decision"))
+        facts.check_names(content["classnames"])
+        facts.check_results(content["results"])
+        facts.check_comparison(comparison)
+        preprocessing = facts.checked_images(content["preprocessing"])
+    except ValueError as error:
+        raise _broken(path, str(error)) from None
+    try:
+        decision = facts.checked_decision(content.get("decision"))
     except (TypeError, ValueError) as error:
         raise _broken(path, f"'decision' of its metadata cannot be used: {error}") from None
-    if not isinstance(comparison := content.get("comparison", {}), dict):
-        raise _broken(path, f"'comparison' of its metadata is {comparison!r}, expected dict")
-    preprocessing = _preprocessing(path, content["preprocessing"])
+    if content["manifest"] is not None and not isinstance(content["manifest"].get("digest"), str):
+        raise _broken(path, "'manifest' of its metadata has no digest")
     return Bundle(parameters, **{**values, "preprocessing": preprocessing, "decision": decision, "comparison": comparison})
 
 
@@ -179,18 +184,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "list": list,
     "Preprocessing": dict,
 }
-
-
-def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
-    try:
-        height, width = (int(side) for side in content["size"])
-        mean, std = ((float(r), float(g), float(b)) for r, g, b in (content["mean"], content["std"]))
-        interpolation, mode = content["interpolation"], content.get("resize_mode", "shortest")
-        if min(height, width, *std) > 0 and interpolation in INTERPOLATIONS and mode in RESIZE_MODES:
-            return Preprocessing((height, width), interpolation, mean, std, mode)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise _broken(path, f"'preprocessing' of its metadata is {content!r}, which no image can be prepared with")
 
 
 def _broken(path: Path, what: str) -> BundleError:

@@ -27,6 +27,8 @@ if __name__ == "__main__":
     facts = json.loads((HERE / "names.json").read_text(encoding="utf-8"))
     for path in sys.argv[1:]:
         probabilities, *rejected = session.run(None, {"image": read_rgb(path)})
+        if not np.isfinite(probabilities).all():
+            sys.exit(f"error: the probabilities of {path!r} are not numbers: the model is damaged")
         best = int(probabilities[0].argmax())
         none = bool(rejected and rejected[0][0])
         print(path, facts["rejected"] if none else facts["names"][best], f"{probabilities[0, best]:.4f}", sep="\t")

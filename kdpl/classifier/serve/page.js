@@ -31,6 +31,7 @@ async function classify(file) {
   try {
     const answer = await session.run({image: await pixels(file)});
     const probabilities = [...answer.probabilities.data];
+    if (!probabilities.every(Number.isFinite)) throw new Error("the model's answer is not a number");
     const rejected = Boolean(answer.rejected?.data[0]);
     const order = probabilities.map((p, i) => i).sort((a, b) => probabilities[b] - probabilities[a]);
     for (const i of order.slice(0, TOP)) {
