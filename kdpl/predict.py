@@ -18,6 +18,7 @@ from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import media_line
+from kdpl.common.safe_text import printable_output
 from kdpl.photos.labels import teacher_names
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
     args = parse_args(argv, prog)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # for names and paths that the terminal cannot show
-    with limited_pixels(args.max_pixels):
+    with printable_output(), limited_pixels(args.max_pixels):
         return predict(args)
 
 

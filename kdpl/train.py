@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdpl.common import exits, lock
 from kdpl.common.files import remove_parts
+from kdpl.common.safe_text import print_safely
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.checks import check_flags
 from kdpl.config.choices import ConfigError, check_choice
@@ -86,6 +87,7 @@ def prepare(args: argparse.Namespace):
         set_random_seed(cfg.SEED)
     if distributed.is_main():
         setup_logger(cfg.OUTPUT_DIR)
+        print_safely(sys.stdout)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print("** Arguments **")

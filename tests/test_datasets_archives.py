@@ -141,3 +141,55 @@ def test_a_file_that_is_no_archive_is_told_so(tmp_path, content):
 def test_a_file_and_a_folder_of_one_name_are_refused(tmp_path):
     with pytest.raises(ArchiveError, match="of the same name"):
         unpacked(tmp_path, tar_of({"a": b"1", "a/b": b"2"}))
+
+
+def chained(count: int) -> bytes:
+    """A tar archive in which a long name belongs to a long name, and so on."""
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 4
+    return (link.tobuf() + b"abc\0".ljust(512, b"\0")) * count + tar_of({"a": b"1"})
+
+
+def patched_zip(change) -> bytes:
+    """A zip archive whose directory entry, from its signature on, was changed."""
+    content = bytearray(zip_of({"abcd": b"1"}))
+    change(content, content.index(b"PK\1\2"))
+    return bytes(content)
+
+
+def of_a_newer_version(content: bytearray, at: int) -> None:
+    content[at + 6] = 255
+
+
+def of_names_that_are_no_utf8(content: bytearray, at: int) -> None:
+    content[at + 9] |= 8
+    content[at + 46 : at + 50] = b"\xff\xfe\xfd\xfc"
+
+
+def of_an_unknown_compression(content: bytearray, at: int) -> None:
+    content[at + 10] = content[8] = 77
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        chained(3000),
+        *map(patched_zip, (of_a_newer_version, of_names_that_are_no_utf8, of_an_unknown_compression)),
+        tar_of({"a": b"1"}, [member("pax", type=tarfile.XHDTYPE)]) + b"30 path=short\n".ljust(512, b"\0"),
+        b"BZh9" + bytes(600),
+    ],
+)
+def test_whatever_the_readers_raise_is_a_damaged_archive(tmp_path, content):
+    """RecursionError, NotImplementedError, UnicodeDecodeError, OSError without a number and others."""
+    with pytest.raises(ArchiveError):
+        unpacked(tmp_path, content)
+
+
+def test_a_folder_behind_a_link_is_not_left_through_it(tmp_path):
+    (tmp_path / "real" / "folder").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "folder").symlink_to(tmp_path / "real" / "folder")
+    (tmp_path / "archive").write_bytes(tar_of(FILES, [member("link", type=tarfile.SYMTYPE, linkname="../secret")]))
+    with pytest.raises(ArchiveError, match="neither file, folder nor link inside"):
+        unpack(tmp_path / "archive", tmp_path / "folder")
+    assert not (tmp_path / "real/folder/link").exists()

@@ -1,5 +1,6 @@
 """Bundles on the Hugging Face Hub: pushed to and loaded from a small Hub on this machine."""
 
+import errno
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from support.hub import READER, WRITER, Repository, local_hub
 import kdpl
 from kdpl.__main__ import main
 from kdpl.classifier.bundle import FILE_NAME, BundleError, hub, read_bundle, write_bundle
+from kdpl.common.files import NoRoomError
 
 AGENTS = "/api/agent-harnesses"  # huggingface_hub 2.4 asks for it once a process, whatever is downloaded
 NAMES = ["cat", "dog"]
@@ -150,6 +152,43 @@ def test_a_download_that_differs_from_its_digest_is_refused(server, bundle):
     put(server, bundle)
     server.damaged = True
     assert "its content differs from its digest" in refused(kdpl.load, "hf-hub:me/prompts")
+
+
+@pytest.mark.parametrize("sound", [0, 1])  # the client asks again before it downloads
+@pytest.mark.parametrize("value", ["../../../../evil", "W/abc", "", "a" * 39, "/tmp/evil"])
+@pytest.mark.parametrize("header", ["ETag", "X_Repo_Commit"])
+def test_an_answer_that_is_no_digest_is_refused_and_writes_nothing(server, bundle, tmp_path, header, value, sound):
+    """The client takes ETag and commit for names of files."""
+    put(server, bundle)
+    server.spoiled, server.sound = {header: value, **({"X_Linked_ETag": value} if header == "ETag" else {})}, sound
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    message = refused(kdpl.load, "hf-hub:me/prompts")
+    assert "expected a digest: nothing was downloaded" in message, message
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and ".lock" not in path.name} == before
+
+
+def test_a_download_of_another_length_is_not_called_unreachable(server, bundle):
+    put(server, bundle)
+    server.longer = b"more" * 100
+    message = refused(kdpl.load, "hf-hub:me/prompts")
+    assert "was reached, but 'hf-hub:me/prompts' did not arrive whole" in message and "cannot be reached" not in message
+
+
+@pytest.mark.parametrize("name", ["me/p.", "me/p-", "-me/p", "me/p--q", "me/p.git", "me/" + "p" * 200])
+def test_a_name_that_the_hub_has_for_no_repository_is_refused(server, name):
+    with pytest.raises(hub.HubError, match=r"names no repository of the Hub: expected hf-hub:OWNER/NAME"):
+        kdpl.load(f"hf-hub:{name}")
+    assert not server.asked
+
+
+def test_a_full_disk_names_the_cache_and_not_the_network(server, bundle, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    put(server, bundle)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(NoRoomError, match=rf"'{tmp_path / 'hub'}' cannot be written: No space left on device"):
+        kdpl.load("hf-hub:me/prompts")
 
 
 def test_a_bundle_of_gigabytes_is_not_downloaded(server, bundle, monkeypatch):

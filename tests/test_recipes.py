@@ -1,5 +1,6 @@
 """Names of open_clip's weights: what a tag knows is never lost with a file, and a missing download names a way that works."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-import zlib
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -185,7 +185,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(404 if body is None else 200)
         for key, value in (
             ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(body or b""))),
-            ("ETag", f'"{zlib.crc32(self.path.encode())}"'),
+            ("ETag", f'"{hashlib.sha256(body or b"").hexdigest()}"'),
             *([("X-Error-Code", "EntryNotFound")] if body is None else []),
         ):  # fmt: skip
             self.send_header(key, value)

@@ -10,11 +10,11 @@ import stat
 import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from kdpl.common.files import NoRoomError
+from kdpl.common.messages import short_reason
 
 MAX_RATIO = 30  # images hardly compress; the lists and label maps that come with them do, by about ten
 MIN_LIMIT = 64 * 2**20  # bytes that an archive may unpack to however small it is
@@ -22,7 +22,6 @@ MAX_MEMBERS = 500_000
 MAX_DIRECTORY = 64 * 2**20  # bytes of a zip archive's list of members
 
 _DECOMPRESSORS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 class ArchiveError(ValueError):
@@ -37,7 +36,7 @@ def is_archive(path: Path) -> bool:
         with path.open("rb") as raw, _decompressed(raw) as stream:
             tarfile.TarInfo.frombuf(stream.read(512), "utf-8", "surrogateescape")
             return True
-    except (*_DAMAGE, OSError):
+    except Exception:  # of many kinds, from inside the decompressors
         return False
 
 
@@ -57,6 +56,7 @@ def unpack(archive: Path, folder: Path) -> None:
         NoRoomError: the contents are larger than the room on the disk.
         OSError: the files cannot be written.
     """
+    folder = folder.resolve()  # as the filter of tarfile has it
     try:
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, folder)
@@ -64,10 +64,14 @@ def unpack(archive: Path, folder: Path) -> None:
             _unpack_tar(archive, folder)
         else:
             raise ArchiveError(f"{archive} is neither a zip nor a tar archive. Delete it and fetch it again.")
-    except _DAMAGE as error:
-        raise ArchiveError(f"{archive} is damaged ({error}). Delete it and fetch it again.") from None
+    except (ArchiveError, NoRoomError):
+        raise
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ArchiveError(f"{archive} holds a file and a folder of the same name ({error}).") from None
+    except Exception as error:  # of many kinds, from inside the readers of archives
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; theirs have no number
+            raise
+        raise ArchiveError(f"{archive} is damaged ({short_reason(error)}). Delete it and fetch it again.") from None
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
@@ -84,11 +88,8 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG) or member.flag_bits & 1:
                 raise ArchiveError(f"{archive}: member {member.filename!r} is a link, a device or encrypted; refused.")
-            try:
-                with bundle.open(member) as source:
-                    _write(_Limited(source, budget), target)
-            except NotImplementedError as error:
-                raise ArchiveError(f"{archive}: member {member.filename!r} cannot be unpacked ({error}).") from None
+            with bundle.open(member) as source:
+                _write(_Limited(source, budget), target)
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
@@ -99,15 +100,20 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             for number, member in enumerate(bundle):
                 _check_count(archive, number)
                 target = _target(archive, folder, member.name)
+                try:
+                    tarfile.data_filter(member, str(folder))
+                except tarfile.FilterError as error:
+                    reason = f"is neither file, folder nor link inside ({error})"
+                    raise ArchiveError(f"{archive}: member {member.name!r} {reason}; refused.") from None
+                if member.issparse():
+                    raise ArchiveError(f"{archive}: member {member.name!r} is a sparse file; refused.")
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
-                elif member.isreg() and not member.issparse():
-                    if _write(bundle.extractfile(member), target) != member.size:
-                        raise tarfile.ReadError(f"{member.name} ends early")
-                elif member.islnk() or member.issym():
-                    links.append((target, _link_source(archive, folder, member)))
-                else:
-                    raise ArchiveError(f"{archive}: member {member.name!r} is neither file, folder nor link; refused.")
+                elif member.islnk() or member.issym():  # hard links count from the archive's top, others from their own folder
+                    base = target.parent if member.issym() else folder
+                    links.append((target, Path(os.path.normpath(base / member.linkname))))
+                elif _write(bundle.extractfile(member), target) != member.size:
+                    raise tarfile.ReadError(f"{member.name} ends early")
                 bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
         while stream.read(2**20):  # to the end, which is where gzip, bzip2 and xz verify their checksums
             pass
@@ -117,15 +123,6 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             raise ArchiveError(f"{archive}: the link {target.name!r} points to {source.name!r}, which is not in it.")
         with source.open("rb") as file:
             _write(_Limited(file, budget), target)
-
-
-def _link_source(archive: Path, folder: Path, member: tarfile.TarInfo) -> Path:
-    """Where a link points: hard links count from the archive's top, symbolic ones from the link's own folder."""
-    if member.linkname.startswith("/"):
-        raise ArchiveError(f"{archive}: the link {member.name!r} leads to {member.linkname!r}, outside; refused.")
-    base = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
-    name = os.path.normpath(base / member.linkname)
-    return _target(archive, folder, name)
 
 
 def _target(archive: Path, folder: Path, name: str) -> Path:

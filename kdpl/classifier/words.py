@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import to_cell
 from kdpl.text.prompts import CLIPS_OWN, sentence_features
 from kdpl.text.templates import fill
 
@@ -157,9 +158,9 @@ def write_csv(path: str, words: list[tuple[str, int, list[Word]]], moved: list[M
         writer.writerow(["kind", "class", "vector", "rank", "word", "distance", "cosine"])
         for owner, k, found in words:
             for rank, word in enumerate(found, 1):
-                writer.writerow(["word", owner, k, rank, word.text, f"{word.distance:.6f}", ""])
+                writer.writerow(["word", to_cell(owner), k, rank, to_cell(word.text), f"{word.distance:.6f}", ""])
         for rank, (name, cosine) in enumerate(moved, 1):
-            writer.writerow(["class", name, "", rank, "", "", f"{cosine:.6f}"])
+            writer.writerow(["class", to_cell(name), "", rank, "", "", f"{cosine:.6f}"])
 
 
 def draw(words: list[tuple[str, int, list[Word]]], moved: list[Moved], template: str) -> "Figure":

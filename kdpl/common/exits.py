@@ -4,6 +4,9 @@ import os
 import sys
 import traceback
 
+from kdpl.common import files
+from kdpl.common.safe_text import printable
+
 FAILED = 1  # an unexpected error
 BAD_INPUT = 2  # the command, the configuration or a file is wrong; the error names it
 DIVERGED = 3  # the loss became NaN or infinite
@@ -14,11 +17,16 @@ INTERRUPTED = 75  # stopped by SIGTERM or SIGUSR1 after saving: the same command
 
 
 def report(error: Exception, status: int) -> int:
-    """Print an error as one message, with the traceback if KDPL_DEBUG is set, and return the exit status."""
+    """Print an error as one message, with the traceback if KDPL_DEBUG is set, and return the exit status.
+
+    That is `status`, or `FAILED` for a disk without room.
+    """
+    if isinstance(error, files.NoRoomError) or getattr(error, "errno", None) in files.NO_ROOM:  # the command was right
+        status = FAILED
     if os.environ.get("KDPL_DEBUG"):
         traceback.print_exc()
     message = str(error)
     if "Original Traceback" in message:  # raised in a data-loader worker: its own message is at the end
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     return status

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoRoomError(OSError):
@@ -110,7 +110,7 @@ def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
     except NoRoomError:
         raise
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise NoRoomError(
             f"'{path}' cannot be written: {error.strerror}. The previous version is untouched. Make room on its disk, or "

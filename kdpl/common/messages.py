@@ -8,10 +8,10 @@ _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def did_you_mean(value: object, names: Iterable[str]) -> str:
+def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.4) -> str:
     """Return " Did you mean 'X'?" with the name closest to `value`, regardless of case; empty if none is close."""
     by_folded_name = {name.casefold(): name for name in names}
-    closest = get_close_matches(str(value).casefold(), by_folded_name, n=1, cutoff=0.4)
+    closest = get_close_matches(str(value).casefold(), by_folded_name, n=1, cutoff=cutoff)
     return f" Did you mean '{by_folded_name[closest[0]]}'?" if closest else ""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdpl.common import distributed
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import to_cell
 
 COLUMNS = ("name", "times_selected", "share_of_batches", "mean_probability")
 
@@ -56,7 +57,7 @@ class SelectionReport:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for count, probability, name in selected:
-                writer.writerow([name, int(count), f"{count / self.batches:.4f}", f"{probability:.6g}"])
+                writer.writerow([to_cell(name), int(count), f"{count / self.batches:.4f}", f"{probability:.6g}"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, for a checkpoint."""

@@ -18,6 +18,7 @@ from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.rows.digests import file_digests
+from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 from kdpl.photos.waiting import Doing
@@ -173,7 +174,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
         try:
             with atomic_write(args.csv, "w", newline="") as file:
                 rows = Counter((j.label, j.predicted) for j in judged)
-                csv.writer(file).writerows([("label", "predicted", "photos"), *((*k, n) for k, n in sorted(rows.items()))])
+                cells = [(*map(to_cell, names), n) for names, n in sorted(rows.items())]
+                csv.writer(file).writerows([("label", "predicted", "photos"), *cells])
         except OSError as error:
             return report(error, exits.FAILED)
     return exits.SOME_UNREAD if unread else 0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kdpl.classifier.decision import REJECTED
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import from_cell
 
 PHOTOS = "photos.json"  # in the folder of a fit: which photos were for what, with the digests of their contents
 TEACHER = "teacher.json"  # beside it: the name that the teacher sees on each photo, by the digest of its content
@@ -35,7 +36,10 @@ def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
         raise FileNotFoundError(f"There is no file of labels '{path}'.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = [
+                {key: from_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
+                for row in csv.DictReader(file, strict=True)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"'{path}' is not a table of labels in UTF-8 ({error}).") from None
     if not rows or not {"path", "label"} <= rows[0].keys():

@@ -41,6 +41,9 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.damaged = False  # whether downloads have another byte than their digest says
         self.status = 0  # answered to everything
+        self.spoiled: dict[str, str] = {}  # headers in place of those of a file
+        self.sound = 0  # answers about files before the spoiled ones
+        self.longer = b""  # what a download has more than was announced
 
     @property
     def address(self) -> str:
@@ -143,7 +146,12 @@ class Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256(content).hexdigest()
         if self.server.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        return self.answer(200, content, ETag=f'"{digest}"', X_Linked_ETag=f'"{digest}"', X_Repo_Commit=commit)
+        if self.command == "GET":
+            content += self.server.longer
+        self.server.sound -= 1
+        spoiled = self.server.spoiled if self.server.sound < 0 else {}
+        headers = {"ETag": f'"{digest}"', "X_Linked_ETag": f'"{digest}"', "X_Repo_Commit": commit, **spoiled}
+        return self.answer(200, content, **headers)
 
 
 @contextmanager

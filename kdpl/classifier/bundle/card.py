@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdpl.classifier.decision import Decision
+from kdpl.common.safe_text import on_one_line
 from kdpl.config.teachers import names_its_texts
 from kdpl.students import Student
 
@@ -51,7 +52,7 @@ def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME)
         "## Accuracy", "", *_accuracy(bundle.results), "",
         *_comparison(bundle.comparison), *_decision(bundle.decision),
         "## Class names", "", *([f"- {_plain(name)}" for name in bundle.classnames] or ["None were known in training."]), "",
-        "## Configuration", "", *(f"    {line}" for line in bundle.config.splitlines()), "",
+        "## Configuration", "", *(f"    {on_one_line(line)}" for line in bundle.config.splitlines()), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -61,7 +62,7 @@ def _accuracy(results: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["Not measured: there were no labelled test images, or no test was asked for."]
     head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
     return head + [
-        f"| {_plain(r['dataset'])} | {r['split']} | {r['classes']} ({r['num_classes']}) | {r['num_images']:,} "
+        f"| {_plain(r['dataset'])} | {_plain(r['split'])} | {_plain(r['classes'])} ({r['num_classes']}) | {r['num_images']:,} "
         f"| {r['accuracy']:.2f} | {r['macro_f1']:.2f} |"
         for r in results
     ]
@@ -93,5 +94,8 @@ def _decision(decision: Decision) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))
+    """Return text that Markdown shows as it is, on one line: no mark-up, no address that becomes a link."""
+    text = on_one_line(" ".join(str(text).split()))
+    text = re.sub(r"([\\`*_\[\]<>#|&~!$])", r"\\\1", text)
+    text = re.sub(r"(?i)\b(https?|ftp|mailto|www)(?=[:.])", r"\1<!-- -->", text)
+    return re.sub(r"@(?=\w)", "@<!-- -->", text)

@@ -13,19 +13,16 @@ from pathlib import Path
 from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
 from kdpl.classifier.bundle.card import FILE_NAME, model_card
 from kdpl.clip.names import ModelNameError, resolve
+from kdpl.clip.names.suggestions import OPENAI_REPOSITORIES
+from kdpl.clip.openclip.answers import AnswerError, check_answer, checked_answers
 from kdpl.common.environment import VERSION
+from kdpl.common.files import NO_ROOM, naming_full_disks
 from kdpl.common.messages import short_reason
 
 PREFIX = "hf-hub:"
 CARD = "README.md"  # the Hub's name of a card
 LARGEST = 2**28  # bytes of a bundle that is downloaded; the largest learner's prompts for ViT-L/14 take 2**25
 SECONDS = 20  # until the Hub counts as unreachable
-OPENAI = {
-    "ViT-B/32": "openai/clip-vit-base-patch32",
-    "ViT-B/16": "openai/clip-vit-base-patch16",
-    "ViT-L/14": "openai/clip-vit-large-patch14",
-    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
-}
 
 
 class HubError(BundleError):
@@ -67,17 +64,28 @@ def download(name: str) -> Path:
         raise HubError(f"'{name}' asks for the revision '{revision}', expected a branch, a tag or a commit.")
     chosen = revision or "main"
     _check_token()
+    reached = False
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("offline")
         # One question first: the client's download retries for most of a minute without network.
-        size = get_hf_file_metadata(hf_hub_url(repository, FILE_NAME, revision=chosen), timeout=SECONDS).size or 0
-        if size > LARGEST:
-            raise HubError(f"{FILE_NAME} of '{repository}' has {size:,} bytes, prompts at most {LARGEST:,}: not downloaded.")
-        file = hf_hub_download(repository, FILE_NAME, revision=chosen, library_name="kdpl", library_version=VERSION)
+        url = hf_hub_url(repository, FILE_NAME, revision=chosen)
+        _check_size(check_answer(get_hf_file_metadata(url, timeout=SECONDS), url).size, repository)
+        reached = True
+        with checked_answers():
+            file = hf_hub_download(repository, FILE_NAME, revision=chosen, library_name="kdpl", library_version=VERSION)
     except HubError:
         raise
+    except AnswerError as error:
+        raise HubError(str(error)) from None
     except Exception as error:  # those of the HTTP client differ between versions of huggingface_hub
+        with naming_full_disks(constants.HF_HUB_CACHE):
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
+        if reached:
+            raise HubError(
+                f"{constants.ENDPOINT} was reached, but '{name}' did not arrive whole ({short_reason(error)}): load it again."
+            ) from error
         if answer := _refusal(error, repository, revision):
             raise HubError(answer) from error
         cached = try_to_load_from_cache(repository, FILE_NAME, revision=chosen)
@@ -149,8 +157,23 @@ def push(path: str | os.PathLike, repository: str, private: bool = False, licens
     return address
 
 
+def _check_size(size: int | None, repository: str) -> None:
+    if size is None:
+        raise HubError(f"{FILE_NAME} of '{repository}' comes without its size: not downloaded.")
+    if size > LARGEST:
+        raise HubError(f"{FILE_NAME} of '{repository}' has {size:,} bytes, prompts at most {LARGEST:,}: not downloaded.")
+
+
 def _check_name(repository: str, given: str, prefix: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII) or ".." in repository or len(repository) > 96:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    sound = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        sound = None
+    if not sound:
         raise HubError(f"{given} names no repository of the Hub: expected {prefix}OWNER/NAME.")
 
 
@@ -206,11 +229,11 @@ def _check_digest(file: Path) -> None:
         HubError: they differ.
     """
     if not file.is_symlink():  # a file system without links: the cache has no such name
-        return
+        return  # and its answer was checked
     expected, content = Path(os.readlink(file)).name, file.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     found = {64: hashlib.sha256(content), 40: git}.get(len(expected))
-    if found and found.hexdigest() != expected:
+    if found is None or found.hexdigest() != expected:
         raise HubError(f"'{file}' is damaged: its content differs from its digest. Delete '{file.resolve()}' and load again.")
 
 
@@ -245,8 +268,8 @@ def _metadata(bundle: Bundle, repository: str, license: str) -> str:
 
 def _base_model(backbone: str) -> str | None:
     """Return the Hub's repository of a CLIP; None if there is none that is known."""
-    if backbone in OPENAI:
-        return OPENAI[backbone]
+    if backbone in OPENAI_REPOSITORIES:
+        return OPENAI_REPOSITORIES[backbone]
     try:
         source = resolve(backbone)
     except ModelNameError:  # a path of another machine

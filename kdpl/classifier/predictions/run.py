@@ -16,9 +16,10 @@ from kdpl.classifier.known import FeatureCaches
 from kdpl.classifier.predictions.inputs import Found
 from kdpl.classifier.predictions.outputs import Output, ResumeError, State
 from kdpl.classifier.predictions.sorting import Sorter
-from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Writer, line_of, on_one_line, written
+from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Writer, line_of, written
 from kdpl.classifier.reduction import choose_size
 from kdpl.common.images import BadImageError
+from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier

@@ -3,12 +3,12 @@
 import csv
 import io
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kdpl.classifier.decision import REJECTED
 from kdpl.classifier.predictions.outputs import Output
+from kdpl.common.safe_text import from_cell, on_one_line, to_cell
 
 
 class Row(NamedTuple):
@@ -44,7 +44,10 @@ class Writer:
 
 
 class CsvWriter(Writer):
-    """A table: path, name, probability, name_2, ... A file name that is not UTF-8 is written with backslashes."""
+    """A table: path, name, probability, name_2, ... A file name that is not UTF-8 is written with backslashes.
+
+    What begins like a formula gets a quote before it, which `kdpl.common.safe_text.from_cell` takes away.
+    """
 
     def __init__(self, output: Output, top: int):
         self.output, self.top = output, top
@@ -61,14 +64,14 @@ class CsvWriter(Writer):
 
     def _write_fields(self, fields: list[str]) -> None:
         line = io.StringIO()
-        csv.writer(line).writerow(fields)
+        csv.writer(line).writerow(map(to_cell, fields))
         self.output.write(line.getvalue())
 
     def paths(self) -> Iterator[str]:
         with open(self.output.part, encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
             next(rows, None)
-            yield from (row[0] for row in rows if row)
+            yield from (from_cell(row[0]) for row in rows if row)
 
 
 class JsonWriter(Writer):
@@ -93,11 +96,6 @@ def line_of(row: Row, top: int) -> str:
     """Return the row as a line for the terminal, with tabs between path and names."""
     fields = [row.path, *(name if p is None else f"{name} {p:.4f}" for name, p in row.shown(top))]
     return "\t".join(on_one_line(field) for field in fields)
-
-
-def on_one_line(text: str) -> str:
-    """Return text with its control characters escaped: a terminal would obey some of them."""
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def written(path: str) -> str:

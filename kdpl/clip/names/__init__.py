@@ -22,7 +22,7 @@ from pathlib import Path
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.clip.names.folders import hub_folder, source_of_file, source_of_folder, weights_in
 from kdpl.clip.names.sources import ModelNameError, Source
-from kdpl.common.messages import did_you_mean
+from kdpl.clip.names.suggestions import for_model, for_tag
 
 EMBEDDED = ("emoji_student", "emoji_teacher")
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
@@ -109,7 +109,7 @@ def _resolve_open_clip(name: str) -> Source:
     if architecture not in open_clip.list_models():
         names = [*OPENAI_MODELS, *EMBEDDED, *open_clip.list_models()]
         raise ModelNameError(
-            f"'{name}' is not an OpenAI CLIP model, an open_clip model or a file.{did_you_mean(architecture, names)} "
+            f"'{name}' is not an OpenAI CLIP model, an open_clip model or a file.{for_model(name, names)} "
             f"OpenAI: {', '.join(OPENAI_MODELS)}; embedded: {', '.join(EMBEDDED)}; open_clip: MODEL:TAG or MODEL:TAG:FILE."
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -131,7 +131,7 @@ def _resolve_open_clip(name: str) -> Source:
         path = weights_in(hub_folder(path))
     if not path.is_file():
         raise ModelNameError(
-            f"'{file}' in '{name}' is neither a file nor a weights tag of {architecture}.{did_you_mean(file, tags)} "
+            f"'{file}' in '{name}' is neither a file nor a weights tag of {architecture}.{for_tag(architecture, file, tags)} "
             f"Tags: {', '.join(tags) or 'none'}."
         )
     return Source("open_clip", architecture, tag, str(path))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdpl.clip.files import WeightsError, read_state_dict
 from kdpl.clip.names.folders import weights_in
 from kdpl.clip.names.sources import Source
+from kdpl.clip.openclip.answers import checked_answers
 from kdpl.clip.openclip.recipe import Recipe
 from kdpl.common.messages import short_reason
 
@@ -146,7 +147,8 @@ def _fetch(name: str, source: Source, published: dict) -> str:
         url = hf_hub_url(repository, candidate)
         try:  # one quick question first: the hub's client retries for most of a minute where there is no network
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
-            return hf_hub_download(repository, candidate)
+            with checked_answers():
+                return hf_hub_download(repository, candidate)
         except Exception as e:
             error = e
     raise WeightsError(_help(name, source, hf_hub_url(repository, candidates[-1]), error)) from error

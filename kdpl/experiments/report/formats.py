@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from kdpl.common.safe_text import to_cell
 from kdpl.experiments.report.intervals import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
@@ -98,7 +99,7 @@ def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
                     numbers = ["", "", 0]
                 else:
                     numbers = [f"{cell.mean:.4f}", f"{cell.std:.4f}", len(table.seeds) - len(cell.missing(table.seeds))]
-                labels = [table.protocol, table.subject, dataset, row.labels[-1], row.kind, column]
+                labels = map(to_cell, (table.protocol, table.subject, dataset, row.labels[-1], row.kind, column))
                 bounds = (cell and cell.interval(draws)) or ("", "") if draws else ()
                 writer.writerow([*labels, *numbers, len(table.seeds), *bounds])
     return text.getvalue()

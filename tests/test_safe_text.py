@@ -1,0 +1,103 @@
+"""No name runs anything: terminals and logs get no control characters, spreadsheets no formulas, cards no mark-up."""
+
+import csv
+import dataclasses
+import errno
+import io
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import untrained_bundle
+
+from kdpl.__main__ import main
+from kdpl.classifier.bundle import read_bundle
+from kdpl.classifier.bundle.card import model_card
+from kdpl.classifier.predictions.outputs import Output
+from kdpl.classifier.predictions.tables import CsvWriter, Row
+from kdpl.common import exits
+from kdpl.common.safe_text import from_cell, on_one_line, print_safely, printable, printable_output, to_cell
+from kdpl.photos.labels import read_labels
+
+ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85"]
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "-"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_a_terminal_would_obey_is_spelt_out(order):
+    text = f"a{order}b\nc"
+    escaped = order.encode("unicode_escape").decode() if order[0] != "\x1b" else order.replace("\x1b", "\\x1b")
+    assert on_one_line(text) == f"a{escaped}b\\nc" and printable(text) == f"a{escaped}b\nc"
+    assert on_one_line("naïve 猫 👩‍💻 خط") == "naïve 猫 👩‍💻 خط"
+
+
+def test_what_commands_print_is_printable(capsys):
+    with printable_output():
+        print("a\x1b[2Jb\u202ec")
+        print("a\x1b[2Jb", file=sys.stderr)
+        assert not sys.stdout.isatty()
+    assert main(["\x1b[2J"]) == exits.BAD_INPUT
+    assert exits.report(ValueError("'\x1b[2J' is wrong"), exits.BAD_INPUT) == exits.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b[2Jb\\u202ec\n" and "\x1b" not in err and err.count("\\x1b[2J") == 3
+
+
+def test_a_log_gets_printable_lines():
+    class Logger:
+        def __init__(self):
+            self.lines = []
+
+        def write(self, text):
+            self.lines.append(text)
+
+    logger = Logger()
+    print_safely(logger)
+    print("a\x1b[2Jb", file=logger)
+    assert "".join(logger.lines) == "a\\x1b[2Jb\n"
+    print_safely(io.StringIO())
+
+
+def test_a_full_disk_is_named_and_is_no_fault_of_the_command(capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "/full/out")
+    assert exits.report(full, exits.BAD_INPUT) == exits.FAILED
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: '/full/out'\n"
+
+
+@given(st.text(st.sampled_from("'=+-@\t\r a1"), max_size=5))
+def test_a_cell_is_no_formula_and_reads_back_the_same(text):
+    cell = to_cell(text)
+    assert from_cell(cell) == text and not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_a_table_of_predictions_has_no_formulas_and_is_resumed_and_evaluated(tmp_path):
+    file = tmp_path / "p.csv"
+    output = Output(str(file))
+    writer = CsvWriter(output, 1)
+    output.open()
+    writer.begin()
+    writer.write([Row(path, [name], [0.5]) for path, name in zip(FORMULAS, reversed(FORMULAS), strict=True)])
+    output.flush()
+    assert list(writer.paths()) == FORMULAS
+    writer.finish()
+    with file.open(newline="") as lines:
+        rows = list(csv.reader(lines))
+    assert not [cell for row in rows for cell in row if cell[:1] in {"=", "+", "-", "@", "\t"}]
+    file.write_text(file.read_text().replace("path,name,", "path,label,"))
+    assert [(row.path, row.label) for row in read_labels(file, FORMULAS)] == [*zip(FORMULAS, reversed(FORMULAS), strict=True)]
+
+
+def test_the_card_shows_what_comes_from_files_as_text(tmp_path):
+    hostile = "![x](http://evil)\x1b[2J www.evil.org @someone </table>\n# head"
+    bundle = read_bundle(untrained_bundle(tmp_path, "CoOp", ["cat", "dog"]))
+    measured = {"dataset": hostile, "split": hostile, "classes": hostile, "num_classes": 2, "num_images": 9}
+    results = [{**measured, "accuracy": 1.0, "macro_f1": 1.0}]
+    card = model_card(
+        dataclasses.replace(bundle, classnames=[hostile], results=results, config=f"A: {hostile}", teacher=hostile)
+    )
+    assert "\x1b" not in card and "\n# head" not in card
+    lines = [line for line in card.splitlines() if "evil" in line and not line.startswith("    ")]
+    assert len(lines) == 3
+    for line in lines:
+        assert "http:" not in line and "www." not in line and "@someone" not in line and "![" not in line
+        assert "<" not in line.replace("\\<", "").replace("<!-- -->", "")
