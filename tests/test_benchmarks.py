@@ -1,10 +1,12 @@
 """The benchmarks of training steps still run, and take both ways of a step on the same numbers."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 from support import ROOT, processes
+from support.card import needs_simulated_card
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +56,15 @@ def test_steps_with_and_without_class_names_are_measured(learner):
     small = ("--student", "small", "--teacher", "small", "--names", 8, "--vocabulary", 20, "--batch", 2, "--steps", 1)
     (row,) = run("class_agnostic.py", "--learner", learner, *small, "--measure", "time")["rows"]
     assert row.keys() == {"class-aware_seconds", "class-agnostic_seconds"} and min(row.values()) > 0
+
+
+@needs_simulated_card
+def test_bounds_of_a_card_are_estimated_from_counts():
+    command = [sys.executable, ROOT / "benchmarks/bounds.py", "--classes", "20", "--json"]  # imports PyTorch after the card
+    process = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    published, ours = json.loads(process.stdout.splitlines()[-1])["rows"]
+    assert published["GFLOP"] == pytest.approx(2 * 12 * 20 * 77 * 24 * 512**2 / 1e9, rel=0.1), "projections and MLPs, twice"
+    assert ours["GFLOP"] < published["GFLOP"] / 5 and min(published["kernels"], ours["kernels"]) > 300
+    for row in (published, ours):
+        assert row["t4 ms"] == pytest.approx(row["GFLOP"] / 65) and row["launches ms"] == pytest.approx(8e-3 * row["kernels"])
