@@ -1,10 +1,11 @@
 """Make a fork of CoOp know KDPL: `python -m kdpl.install PATH/TO/FORK` (docs/forks.md).
 
-Shows and makes the three changes to the fork's `train.py`, then tries KDPL_CoOp and one of the fork's own trainers, wrapped, on
-the embedded benchmark. The exit status is 0 if all of it works.
+Shows and makes the three changes to the fork's `train.py`, then tries KDPL_CoOp and the fork's own trainers without labels, by
+the fork's own main(). What is found is printed at once. The exit status is 0 if all of it works.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show the changes, change and run nothing")
     parser.add_argument("--undo", action="store_true", help="take the changes out again")
     parser.add_argument("--no-trial", action="store_true", help="make the changes, run nothing")
-    parser.add_argument("--trainer", default="", help="which of the fork's trainers to try, wrapped")
+    parser.add_argument("--trainer", default="", help="which of the fork's trainers to try without labels (default: all)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings of every run")
+    parser.add_argument("--prepare", default="", metavar="FILE", help="Python that runs before the fork's main()")
+    parser.add_argument("--layers", default="", metavar="N", help="of the trial's CLIP (default: 3, or 12 if needed)")
     args = parser.parse_args(argv)
     path = Path(args.fork) / "train.py"
     try:
@@ -39,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.report(error, exits.BAD_INPUT)
     if args.dry_run or args.no_trial:
         return 0
-    findings = try_fork(path.parent, args.trainer)
-    print("\n".join(map(str, findings)))
-    return 0 if all(finding.works for finding in findings) else exits.FAILED
+    print("Each trial takes about a minute: train.py runs with a small CLIP of random weights, on drawings.", flush=True)
+    works = True
+    prepare = os.path.abspath(args.prepare) if args.prepare else ""
+    for finding in try_fork(path.parent, args.trainer, args.set, prepare, args.layers):
+        print(finding, flush=True)
+        works = works and finding.works is not False
+    return 0 if works else exits.FAILED
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Trainers of forks learn without labels, by their own steps: the wrapped ones are KDPL's to 1e-9, and honest."""
 
+import os
 import re
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import kdpl.trainers
 from kdpl.trainers.wrapped import DistilledTrainer
 
 SMALL = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000, "TEST.NO_TEST", True)
+ALLOW_LOOKUPS = ("TRAINER.KDPL.ALLOW", "lookups")  # StyleProbe takes the text feature of an image's class
 NODES = {"StyleMaPLe": "KDPL_MaPLe", "StylePromptSRC": "KDPL_PromptSRC"}
 
 
@@ -30,6 +32,7 @@ def build(trainer, output, *options, seed=1, file=None):
     if views:
         cfg.merge_from_list(list(views))
     set_random_seed(seed)
+    kdpl.trainers.offer_distilled()
     return build_trainer(cfg)
 
 
@@ -49,7 +52,7 @@ def learned(trainer):
 @pytest.mark.slow
 @pytest.mark.parametrize("style", fork_styles.STYLES)
 def test_a_trainer_of_any_style_learns_without_labels(style, tmp_path, capsys, few_sentences):
-    trainer = build(f"KDPL_{style}", tmp_path)
+    trainer = build(f"KDPL_{style}", tmp_path, *(ALLOW_LOOKUPS if style == "StyleProbe" else ()))
     assert isinstance(trainer, DistilledTrainer) and isinstance(trainer, getattr(fork_styles, style))
     before = learned(trainer)
     trainer.train()
@@ -138,35 +141,40 @@ def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["StyleCoOp", "StyleProbe", "StyleSurgery"])
-def test_other_true_labels_change_nothing_bit_for_bit(style, tmp_path, monkeypatch):
-    options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
-    first = build(f"KDPL_{style}", tmp_path / "a", *options)
-    start = learned(first)
-    first.train()
-
-    from kdpl.trainers import unlabelled
-
-    monkeypatch.setattr(unlabelled, "UnlabelledItem", _wrong)
-    other = build(f"KDPL_{style}", tmp_path / "b", *options)
-    assert all(torch.equal(start[k], v) for k, v in learned(other).items())
-    labels = [batch["label"].tolist() for batch in other.train_loader_x]
-    assert {label for batch in labels for label in batch} <= set(range(30))
-    other.train()
-    assert all(torch.equal(v, learned(other)[k]) for k, v in learned(first).items())
-    assert any(not torch.equal(start[k], v) for k, v in learned(first).items())
+def test_other_true_labels_change_nothing_bit_for_bit(style, tmp_path, permuted):
+    options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1, *(ALLOW_LOOKUPS if style == "StyleProbe" else ()))
+    results = []
+    for name in ("a", "b"):
+        permuted.append(name == "b")
+        trainer = build(f"KDPL_{style}", tmp_path / name, *options)
+        start = learned(trainer)
+        trainer.train()
+        results.append(learned(trainer))
+    assert all(torch.equal(v, results[0][k]) for k, v in results[1].items())
+    assert any(not torch.equal(start[k], v) for k, v in results[1].items())
 
 
-def _wrong(path, domain):
-    """An item with a label, as if nothing hid it, and a wrong one."""
-    from dassl.data.datasets import Datum
+@pytest.fixture
+def permuted(monkeypatch):
+    """A list whose last entry says whether the data set has other true labels, by what its constructor makes."""
+    from kdpl.datasets.emoji import scenes
 
-    return Datum(path, label=sum(path.encode()) % 30, domain=domain, classname="wrong")
+    said, plain = [], scenes.subsample_classes
+
+    def subsample_classes(*splits, **kwargs):
+        splits = plain(*splits, **kwargs)
+        if said and said[-1]:
+            names = {d.label: d.classname for d in splits[0]}
+            splits = [[type(d)(d.impath, j := (d.label * 7 + 3) % 30, d.domain, names[j]) for d in s] for s in splits]
+        return splits
+
+    monkeypatch.setattr(scenes, "subsample_classes", subsample_classes)
+    return said
 
 
 @pytest.mark.slow
 def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
     from kdpl.distill.pseudo_labels import PseudoLabels, UnsupportedStepError
-    from kdpl.trainers.unlabelled import HIDDEN
 
     trainer = build("KDPL_StyleCoOp", tmp_path, "OPTIM.MAX_EPOCH", 1)
     seen = []
@@ -184,9 +192,178 @@ def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
     trainer.parse_batch_train = looking
     trainer.train()
     assert all(isinstance(labels, PseudoLabels) for labels in seen) and seen
-    items = [*trainer.dm.dataset.train_x, *trainer.train_loader_x.dataset.data_source]
-    assert {(item.label, item.classname) for item in items} == {(HIDDEN, "")}
-    assert len(trainer.dm.dataset.classnames) == 30 and {item.label for item in trainer.dm.dataset.test} == set(range(30))
+    dataset = trainer.dm.dataset
+    items = [*dataset.train_x, *trainer.train_loader_x.dataset.data_source, *dataset.val, *dataset.test]
+    for item in items:
+        assert os.path.isfile(item.impath) and item.domain >= 0
+        for read in (lambda item: int(item.label), lambda item: str(item.classname), lambda item: str(item.impath),
+                     lambda item: {item.label: 1}, lambda item: item.label == 3, lambda item: os.path.basename(item.impath),
+                     lambda item: item.impath.split("/"), lambda item: torch.zeros(5)[item.label]):  # fmt: skip
+            with pytest.raises(UnsupportedStepError, match=r"The trainer reads the .* of an image of (train_x|val|test)"):
+                read(item)
+    assert len(dataset.classnames) == 30
+
+
+# How the code of a fork may come by labels: (the step or hook that asks, what it makes of them).
+
+
+def _labels_of(items):
+    return torch.tensor([int(item.label) for item in items])
+
+
+def _learn(trainer, labels):
+    """What a trainer with labels would do: parameters that depend on them."""
+    with torch.no_grad():
+        trainer.model.learner.ctx.add_(labels.float().mul(torch.arange(1.0, 1 + len(labels))).sum() * 1e-4)
+
+
+class _After(fork_styles.StyleCoOp):
+    """Reads what its class says behind build_data_loader, and in build_model."""
+
+    def build_model(self):
+        super().build_model()
+        _learn(self, self.truth())
+
+
+class ReadsTheListAfterTheLoaders(_After):
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.found = [item.label for item in self.dm.dataset.train_x]
+
+    def truth(self):
+        return torch.tensor([int(label) for label in self.found])
+
+
+class BuildsAnotherManager(_After):
+    def truth(self):
+        from dassl.data import DataManager
+
+        return torch.cat([batch["label"] for batch in DataManager(self.cfg).train_loader_x])
+
+
+class ReadsAnotherReference(_After):
+    def truth(self):
+        return _labels_of(self.dm.dataset.everything)
+
+
+class ReadsAReferenceOfTheClass(_After):
+    def truth(self):
+        return _labels_of(type(self.dm.dataset).kept)
+
+
+class ReadsCountsOfTheDataSet(_After):
+    def truth(self):
+        return torch.tensor(self.dm.dataset.labels)
+
+
+class ReadsValidationLabels(fork_styles.StyleCoOp):
+    """A product with one-hot labels of the validation images, as Tip-Adapter's cache."""
+
+    def step(self, images, labels):
+        batch = next(iter(self.val_loader))
+        one_hot = torch.eye(30)[batch["label"].to(self.device)]
+        _learn(self, one_hot.argmax(1))
+        return super().step(images, labels)
+
+
+class BuildsTheDataSetItself(_After):
+    def truth(self):
+        return _labels_of(type(self.dm.dataset)(self.cfg).train_x)
+
+
+class DefinesADataSetItself(_After):
+    def truth(self):
+        from kdpl.datasets.emoji.scenes import EmojiMeals
+
+        class Own(EmojiMeals):
+            def __init__(self, cfg):
+                super().__init__(cfg)
+                self.own = [item.label for item in self.train_x]
+
+        return torch.tensor(Own(self.cfg).own)
+
+
+class ReadsTheNamesOfImages(_After):
+    def truth(self):
+        names = self.dm.dataset.classnames
+        return torch.tensor([names.index(item.classname) for item in self.dm.dataset.train_x])
+
+
+class ReadsTheFolders(_After):
+    def truth(self):
+        return torch.tensor([sum(os.path.basename(item.impath).encode()) for item in self.dm.dataset.train_x])
+
+
+class EvaluatesWhileItTrains(fork_styles.StyleCoOp):
+    """Stops at the epoch that is best on the test images."""
+
+    def after_epoch(self):
+        super().after_epoch()
+        _learn(self, torch.tensor([self.test(split="test")]))
+
+
+class LearnsBehindTheTest(fork_styles.StyleCoOp):
+    def after_train(self):
+        _learn(self, torch.tensor([self.test()]))
+
+
+ASKING = (
+    ReadsTheListAfterTheLoaders, BuildsAnotherManager, ReadsAnotherReference, ReadsAReferenceOfTheClass,
+    ReadsCountsOfTheDataSet, ReadsValidationLabels, BuildsTheDataSetItself, DefinesADataSetItself, ReadsTheNamesOfImages,
+    ReadsTheFolders, EvaluatesWhileItTrains, LearnsBehindTheTest,
+)  # fmt: skip
+
+
+@pytest.fixture
+def keeping(monkeypatch):
+    """A data set that keeps what it has read in several places, registered as EmojiKeeping."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    from kdpl.datasets.base import ClassListDataset
+    from kdpl.datasets.emoji.scenes import EmojiMeals
+
+    class EmojiKeeping(EmojiMeals):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            ClassListDataset.__init__(self, self.lab2cname, self.train_x, self.val, self.test)
+            self.everything = [*self.train_x, *self.test]
+            type(self).kept, self.labels = self.train_x, [item.label for item in self.train_x]
+
+    DATASET_REGISTRY.register(EmojiKeeping, force=True)
+    return EmojiKeeping.__name__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fork_class", ASKING)
+def test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks(fork_class, tmp_path, keeping):
+    """With labels the same trainer reads them."""
+    from kdpl.distill.pseudo_labels import UnsupportedStepError
+    from kdpl.trainers import distilled
+
+    wrapped = distilled(type(fork_class.__name__, (fork_class,), {"__module__": __name__}))
+    options = ("DATASET.NAME", keeping, "DATASET.TEMPLATE", "a photo of a {}.", "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1,
+               "TEST.NO_TEST", False)  # fmt: skip
+    with pytest.raises(UnsupportedStepError) as error:
+        build(wrapped.__name__, tmp_path, *options, file="KDPL_CoOp").train()
+    frames = [entry.name for entry in error.traceback if str(entry.path) == __file__]
+    assert len(frames) > 1 or "after a test had read labels" in str(error.value)
+    from dassl.engine import TRAINER_REGISTRY
+
+    TRAINER_REGISTRY.register(fork_class, force=True)
+    with_labels = build(fork_class.__name__, tmp_path / "labels", *options, file="KDPL_CoOp")
+    if not issubclass(fork_class, _After):  # these have asked already
+        with_labels.train()
+
+
+@pytest.mark.slow
+def test_validation_labels_are_read_where_it_is_allowed_by_name_and_test_labels_in_the_test(tmp_path, capsys):
+    from kdpl.config.choices import ConfigError
+
+    options = ("OPTIM.MAX_EPOCH", 1, "TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", False)
+    with pytest.raises(ConfigError, match=r"chooses the epoch by the labels of validation images.*KDPL.ALLOW validation"):
+        build("KDPL_StyleCoOp", tmp_path, *options)
+    build("KDPL_StyleCoOp", tmp_path, *options, "TRAINER.KDPL.ALLOW", "validation").train()
+    assert capsys.readouterr().out.count("* accuracy:") == 2
 
 
 # --------------------------------------------------------------------------------------- registry, decorators, own names
@@ -195,8 +372,9 @@ def test_a_trainer_finds_no_trace_of_the_truth(tmp_path):
 def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(tmp_path):
     from dassl.engine import TRAINER_REGISTRY, TrainerX
 
-    from kdpl.trainers import distilled
+    from kdpl.trainers import distilled, offer_distilled
 
+    offer_distilled()
     assert {f"KDPL_{style}" for style in fork_styles.STYLES} <= set(TRAINER_REGISTRY.registered_names())
     made = TRAINER_REGISTRY.get("KDPL_StyleProbe")
     assert made is TRAINER_REGISTRY.get("KDPL_StyleProbe") and made.__mro__[1:3] == (DistilledTrainer, fork_styles.StyleProbe)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from kdpl import install
-from kdpl.forks import edit, report
+from kdpl.forks import edit, report, start
 from kdpl.forks.faults import way_out
 
 TRAIN = '''\
@@ -48,11 +49,11 @@ def changed(source):
 
 def test_the_three_changes_stand_where_the_documentation_says():
     lines = changed(TRAIN).splitlines()
-    added = ("import kdpl.trainers", "import kdpl.datasets", "kdpl.extend_cfg(cfg)")
+    added = ("import kdpl.trainers", "kdpl.trainers.offer_distilled()", "kdpl.extend_cfg(cfg)")
     at = {text: i for i, line in enumerate(lines) for text in added if line.strip().startswith(text)}
     assert lines[at["import kdpl.trainers"] + 1] in ("", "import argparse") and "__future__" in lines[1]
     assert at["import kdpl.trainers"] < lines.index("import argparse")
-    assert lines[at["import kdpl.datasets"] - 1] == "import trainers.coop"
+    assert lines[at["kdpl.trainers.offer_distilled()"] - 1] == "import trainers.coop"
     assert lines[at["kdpl.extend_cfg(cfg)"] - 1].strip().startswith("cfg.TRAINER.COOP.CTX_INIT")
     assert lines[at["kdpl.extend_cfg(cfg)"]].startswith("    kdpl")
 
@@ -154,9 +155,8 @@ def test_a_dry_run_shows_the_changes_and_makes_none(tmp_path, capsys):
 
 def run(*args, cwd):
     process = subprocess.run(
-        [sys.executable, *map(str, args)],
+        [sys.executable, "-c", start._BOOT, *map(str, args)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         timeout=500,
@@ -167,10 +167,12 @@ def run(*args, cwd):
 
 @pytest.fixture
 def fork(tmp_path):
-    """A small fork: its own train.py, a `trainers` folder of our style trainers, a default of another type."""
+    """A small fork: its own train.py, a default of another type, a `trainers` folder of our style trainers.
+
+    That folder has no __init__.py, and the trainer's options are looked up by `args.trainer`, as in forks that we have seen.
+    """
     folder = tmp_path / "fork"
     (folder / "trainers").mkdir(parents=True)
-    (folder / "trainers" / "__init__.py").write_text("")
     (folder / "trainers" / "styles.py").write_text((ROOT / "tests" / "fork_styles.py").read_text())
     (folder / "train.py").write_text(
         textwrap.dedent(
@@ -204,6 +206,8 @@ def fork(tmp_path):
                 args = parser.parse_args()
                 cfg = get_cfg_default()
                 extend_cfg(cfg)
+                if args.trainer != "KDPL_CoOp":
+                    cfg.merge_from_list({"StyleCoOp": ["OPTIM.LR", 0.5], "StyleProbe": []}[args.trainer])
                 for file in (args.dataset_config_file, args.config_file):
                     cfg.merge_from_file(file)
                 cfg.TRAINER.NAME, cfg.SEED, cfg.OUTPUT_DIR = args.trainer, args.seed, args.output_dir
@@ -237,10 +241,17 @@ def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(
     printed = capsys.readouterr().out
     assert printed.count("train.py, behind line") == 3 and "mended: TRAINER.COOP.CTX_INIT" in printed
     assert "KDPL_CoOp: trained, prompts written" in printed
-    assert "--trainer takes: KDPL_StyleCoOp, KDPL_StyleAmp" in printed and "KDPL_StyleViews (the fork's, wrapped)" in printed
-    assert "KDPL_StyleProbe: 10 steps without labels, 3 of 3 learned parameters moved" in printed
+    assert "--trainer takes, without labels: KDPL_StyleCoOp, KDPL_StyleAmp" in printed and "KDPL_StyleViews" in printed
+    assert "note KDPL_StyleProbe: refused. The trainer reads labels by __getitem__" in printed
+    assert "tried again with TRAINER.KDPL.ALLOW lookups" in printed
+    worked = "KDPL_StyleProbe with TRAINER.KDPL.ALLOW lookups: 10 steps without labels, 3 of 3 learned parameters moved"
+    exact = re.search(
+        rf"ok +{worked}; loss and gradient are the formula's to (\S+)\n +python train.py --trainer KDPL_Style", printed
+    )
+    assert float(exact[1]) < 1e-6
     status, printed = run(*command("KDPL_StyleCoOp", tmp_path / "a"), cwd=fork)
     assert status == 0, printed[-3000:]
+    assert "KDPL_StyleCoOp: StyleCoOp of trainers.styles without labels; its code reads --trainer StyleCoOp" in printed
     assert "KDPL in StyleCoOp: replaced by the divergence" in printed
     assert [p.name for p in sorted((tmp_path / "a" / "prompt_learner").iterdir())] == ["checkpoint", "model.pth.tar-1"]
 
@@ -253,7 +264,7 @@ def in_fork(tmp_path, text, **files):
     for name, content in {"train.py": text, "requirements.txt": "ftfy\nlearn2learn==0.2.0\n", **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    return report.run_python(tmp_path, "train.py")
+    return start.run_python(tmp_path, "train.py")
 
 
 def test_an_error_is_told_with_the_forks_line_and_the_package_that_is_missing(tmp_path):
@@ -309,7 +320,7 @@ def test_what_dassl_lacks_is_looked_for_in_a_dassl_beside_the_fork(tmp_path):
         ("ModuleNotFoundError: No module named 'plotnine'", "", "pip install plotnine, which the fork needs"),
         ("ImportError: cannot import name 'mixup' from 'dassl.modeling.ops' (x)", "", "the bundled engine has no mixup"),
         ("ModuleNotFoundError: No module named 'dassl.modeling'", "", "the bundled engine has no modeling"),
-        ("KeyError: 'EmojiTrial'", "", "knows some data sets by name"),
+        ("KeyError: 'EmojiMeals'", "", "knows some data sets by name"),
         ("AssertionError", "train.py, line 3: f(cfg.DATASET.NAME)", "knows some data sets by name"),
         ("AttributeError: 'NoneType' object has no attribute 'dtype'", "", ""),
     ],
@@ -319,34 +330,81 @@ def test_the_way_out_is_named_where_it_is_known(error, where, expected, tmp_path
     assert expected in found and bool(expected) == bool(found)
 
 
-def test_a_trainer_that_is_refused_is_tried_with_the_option_that_the_refusal_names(monkeypatch, tmp_path):
-    runs = []
+def test_a_package_of_the_fork_itself_is_never_one_to_install(tmp_path):
+    (tmp_path / "trainers").mkdir()
+    found = way_out("ModuleNotFoundError: No module named 'trainers.hpt'", "", tmp_path, bundled=True)
+    assert "pip" not in found and "'trainers' is of the fork itself" in found
 
-    def trial(fork, *args):
-        runs.append(args)
-        if "--set" not in args:
-            return {"refused": "... set TRAINER.KDPL.ALLOW hard_labels.", "where": "a.py, line 1: unique(y)", "ours": []}
-        return {"learned": 2, "moved": 2, "still": [], "steps": 10, "ours": []}
 
-    monkeypatch.setattr(report, "trial", trial)
-    first, second = report._tried(tmp_path, "ProMetaR")
-    assert not first.works and str(first).splitlines()[1].strip() == "in a.py, line 1: unique(y)"
-    assert str(second).startswith("ok   KDPL_ProMetaR with TRAINER.KDPL.ALLOW hard_labels: 10 steps without labels, 2 of 2")
-    assert runs[1] == ("--trainer", "ProMetaR", "--set", "TRAINER.KDPL.ALLOW", "hard_labels")
+def trials(monkeypatch, *results):
+    """Let trials have these results, and return a list of their arguments."""
+    runs, rest = [], list(results)
+    monkeypatch.setattr(report, "trial", lambda fork, *args: runs.append(args) or rest.pop(0))
+    return runs
+
+
+WORKS = {"learned": 3, "moved": 3, "still": [], "steps": 10, "config_file": "a.yaml", "data_file": "b.yaml"}
+
+
+def test_a_trainer_is_tried_again_with_what_a_refusal_asks_for_and_the_command_that_works_is_printed(monkeypatch, tmp_path):
+    scale = {"error": "... Set TRAINER.KDPL.TEACHER_LOGIT_SCALE to 'own' or a number", "where": "train.py, line 1: main()"}
+    refused = {"refused": "... set TRAINER.KDPL.ALLOW hard_labels.", "where": "a.py, line 1: unique(y)"}
+    runs = trials(monkeypatch, scale, refused, WORKS)
+    first, second, third = report.tried(tmp_path, "MMRL", "KDPL_MMRL", ["TASK", "B2N"])
+    assert first.works is second.works is None and "in a.py, line 1: unique(y)" in str(second)
+    options = ("TASK", "B2N", "TRAINER.KDPL.TEACHER_LOGIT_SCALE", "own", "TRAINER.KDPL.ALLOW", "hard_labels")
+    assert runs[2] == ("--trainer", "MMRL", "--set", *options)
+    assert str(third).startswith(f"ok   KDPL_MMRL with {' '.join(options)}: 10 steps without labels, 3 of 3")
+    assert str(third).endswith(
+        "python train.py --trainer KDPL_MMRL --root DATA --config-file a.yaml --dataset-config-file b.yaml --output-dir OUTPUT "
+        + " ".join(options)
+    )
+
+
+def test_a_trainer_that_stops_says_whether_it_runs_with_its_labels(monkeypatch, tmp_path):
+    error = {"error": "ValueError: no", "where": "a.py, line 2: f()"}
+    runs = trials(monkeypatch, error, error, {"ran": True})
+    (finding,) = report.tried(tmp_path, "A", "KDPL_A")
+    assert finding.works is False and "with its labels it runs" in str(finding)
+    assert runs[1][-2:] == ("--layers", "12") and "--labels" in runs[2]
+    trials(monkeypatch, error, error, {"error": "ValueError: no"})
+    assert "with its labels it stops too: ValueError: no" in str(*report.tried(tmp_path, "A", "KDPL_A"))
 
 
 def test_parameters_that_are_still_are_tried_with_a_deeper_clip_and_then_named(monkeypatch, tmp_path):
-    runs = []
-
-    def trial(fork, *args):
-        runs.append(args)
-        still = ["a", "b", "c"] if "--layers" not in args else ["c"]
-        return {"learned": 3, "moved": 3 - len(still), "still": still, "steps": 10, "ours": ["CoOp"]}
-
-    monkeypatch.setattr(report, "trial", trial)
-    (finding,) = report._tried(tmp_path, "CoOp")
+    runs = trials(monkeypatch, {**WORKS, "still": ["a", "b"], "moved": 1}, {**WORKS, "still": ["c"], "moved": 2})
+    (finding,) = report.tried(tmp_path, "CoOp", "Wrapped_CoOp")
     assert len(runs) == 2 and runs[1][-2:] == ("--layers", "12")
-    assert str(finding) == "ok   CoOp of the fork, wrapped: 10 steps without labels, 2 of 3 learned parameters moved; not c"
+    assert str(finding).startswith("ok   Wrapped_CoOp: 10 steps without labels, 2 of 3 learned parameters moved; not c\n")
+
+
+def test_settings_files_and_layers_reach_every_trial(monkeypatch, tmp_path, capsys):
+    (tmp_path / "train.py").write_text(TRAIN)
+    listed = {"mended": [], "trainers": {"A": "KDPL_A", "VPT": "Wrapped_VPT"}, "kdpl": "1", "torch": "2", "dassl": "bundled"}
+    runs = trials(monkeypatch, listed, WORKS)
+    monkeypatch.setattr(report, "_own_trainer", lambda *args: report.Finding(True, str(args[2])))
+    options = ["--trainer", "KDPL_A", "--set", "TASK", "B2N", "--layers", "5", "--prepare", "x.py"]
+    assert install.main([str(tmp_path), *options]) == 0
+    assert runs[1] == ("--trainer", "A", "--prepare", os.path.abspath("x.py"), "--layers", "5", "--set", "TASK", "B2N")
+    printed = capsys.readouterr().out
+    assert "note KDPL_VPT is KDPL's own VPT; that of this fork, perhaps another method, is Wrapped_VPT" in printed
+
+
+def test_the_name_of_a_trainer_that_kdpl_has_too_is_said_on_the_command_line(monkeypatch, capsys):
+    import fork_styles
+    from dassl.engine import TRAINER_REGISTRY
+
+    from kdpl.trainers import offer_distilled
+    from kdpl.trainers.wrapped import DistilledTrainer
+
+    TRAINER_REGISTRY.register(type("VPT", (fork_styles.StyleCoOp,), {"__module__": "trainers.vpt"}), force=True)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--trainer", "KDPL_VPT"])
+    offer_distilled()
+    assert "KDPL_VPT is KDPL's own, not VPT of trainers.vpt: for that one, --trainer Wrapped_VPT." in capsys.readouterr().out
+    assert sys.argv[2] == "KDPL_VPT" and not issubclass(TRAINER_REGISTRY.get("VPT"), DistilledTrainer)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--trainer=Wrapped_VPT"])
+    offer_distilled()
+    assert sys.argv[1] == "--trainer=VPT" and issubclass(TRAINER_REGISTRY.get("VPT"), DistilledTrainer)
 
 
 @pytest.mark.parametrize(("kind", "name", "order"), [("data set", "OxfordPets", "datasets"), ("trainer", "CoOp", "trainers")])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -121,6 +122,9 @@ HARD = {
     "new_tensor_of_comparisons": lambda y, s: torch.tensor(y == 3),
     "dlpack": lambda y, s: torch.from_dlpack(y),
     "native_loss": lambda y, s: torch._C._nn.cross_entropy_loss(s, y),
+    "counts": lambda y, s: [(y == c).sum().item() for c in range(C)],
+    "counts_of_tensors": lambda y, s: y.eq(torch.tensor(2)).sum(),
+    "counts_at_once": lambda y, s: (y[None] == torch.arange(C)[:, None]).sum(1).tolist(),
     "compared_with_each_other": lambda y, s: (s @ s.t()) * (y[:, None] == y[None]),
     "binary_targets": lambda y, s: F.binary_cross_entropy_with_logits(s, (y[:, None] == torch.arange(C)).float()),
 }
@@ -247,15 +251,100 @@ def test_own_targets_and_smoothing_are_let_through_where_allowed():
 
 
 def test_rows_of_a_table_of_classes_are_taken_and_counted():
-    teacher, labels, replaced, _ = made()
+    teacher, labels, replaced, _ = made("lookups")
     with replaced:
         for table in (torch.randn(C, 3), torch.randn(C, C)):
             assert torch.equal(table[labels], table[teacher.argmax(1)])
             assert torch.equal(F.embedding(labels, table), table[teacher.argmax(1)])
-    assert replaced.record.lookups == 4 and not replaced.record.hard
+    assert replaced.record.lookups == {"__getitem__": 2, "embedding": 2} and not replaced.record.hard
+    assert "chose entries of other tensors: 2 x __getitem__" in "\n".join(replaced.summary())
+
+
+LOOKUPS = {
+    "text_features": lambda y, s: torch.randn(C, 3)[y],
+    "diagonal": lambda y, s: s.log_softmax(1).T[y].diag(),
+    "pick": lambda y, s: s[torch.arange(B), y],
+    "gather": lambda y, s: s.gather(1, y[:, None]),
+    "embedding": lambda y, s: F.embedding(y, torch.randn(C, 3)),
+    "padded_identity": lambda y, s: torch.cat([torch.eye(C), torch.zeros(1, C)])[y],
+    "select": lambda y, s: torch.index_select(torch.randn(C, 2), 0, index=y),
+    "take": lambda y, s: torch.take(torch.randn(C), y),
+}
+
+
+@pytest.mark.parametrize("use", LOOKUPS)
+def test_pseudo_labels_as_an_index_are_refused_unless_allowed_by_name(use):
+    """Whatever the table is: what it holds is no matter of the check."""
+    _, labels, replaced, s = made()
+    with replaced, pytest.raises(UnsupportedStepError, match=r"as an index.* set TRAINER.KDPL.ALLOW lookups; .* hard_labels"):
+        LOOKUPS[use](labels, s)
+    _, labels, replaced, s = made("lookups")
+    with replaced:
+        LOOKUPS[use](labels, s)
+    assert sum(replaced.record.lookups.values()) == 1
 
 
 def test_outside_of_the_context_pseudo_labels_are_not_a_target():
     _, labels, _, s = made()
     with pytest.raises(UnsupportedStepError, match="cross_entropy"):
         F.cross_entropy(s, labels)
+
+
+# ------------------------------------------------------------------------------- where nothing of the step's is on the stack
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("allowed", [(), ("hard_labels",)])
+def test_a_loss_that_a_checkpoint_computes_again_is_the_divergence_there_too(reentrant, allowed):
+    """Loss and gradient against an independent computation in double precision."""
+    teacher, labels, replaced, _ = made(*allowed)
+    weight = torch.randn(3, C, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(B, 3, dtype=torch.float64)
+    t = teacher.double().log_softmax(1)
+    logits = images @ weight
+    p = logits.log_softmax(1)
+    expected = (0.5 * t.exp() * (t - p) + 0.5 * p.exp() * (p - t)).sum(1).mean()
+    (gradient,) = torch.autograd.grad(expected, weight)
+
+    def loss(weight, y):
+        return F.cross_entropy(images @ weight, y)
+
+    with replaced:
+        found = torch.utils.checkpoint.checkpoint(loss, weight, labels, use_reentrant=reentrant)
+        found.backward()
+    assert abs(found.item() - expected.item()) < 1e-6 and (weight.grad - gradient).abs().max() < 1e-6
+    assert sum(replaced.calls.values()) == 1
+
+
+def test_a_loss_in_another_thread_of_the_step_is_replaced():
+    """As that of nn.DataParallel, or of a backward pass on a GPU."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    teacher, labels, replaced, s = made()
+    with replaced, ThreadPoolExecutor() as threads:
+        assert torch.equal(threads.submit(F.cross_entropy, s, labels).result(), distillation_loss(s, teacher)["loss"])
+    replaced.check()
+
+
+def test_a_compiled_step_runs_as_it_is_written():
+    teacher, labels, replaced, s = made()
+
+    @torch.compile(fullgraph=True)
+    def step(logits, y):
+        return F.cross_entropy(2 * logits, y)
+
+    with replaced:
+        loss = step(s, labels)
+    assert torch.equal(loss, distillation_loss(2 * s, teacher)["loss"])
+
+
+def test_a_focal_loss_is_said_to_be_one_of_divergences():
+    _, labels, replaced, s = made()
+    with replaced:
+        rows = F.cross_entropy(s, labels, reduction="none")
+        ((1 - (-rows).exp()) ** 2 * rows).mean().backward()
+    assert "such as a focal term, is a function of divergences" in "\n".join(replaced.summary())
+    _, labels, replaced, s = made()
+    with replaced:
+        F.cross_entropy(s, labels)
+    assert "focal" not in "\n".join(replaced.summary())

@@ -1,57 +1,17 @@
-"""Training data without its truth: images whose label, class name and path are taken out before a trainer sees them."""
+"""Batches of training images without their truth, and the checks that none is left (kdpl.trainers.truth takes it out)."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.trainers.truth import TESTED, TRAINED, is_closed
 from kdpl.training.batches import EpochLoader
 
 if TYPE_CHECKING:
     from dassl.engine import TrainerX
 
-HIDDEN = 2**62  # in place of a label: whatever it indexes has no such entry
 _PASSED_ON = re.compile(r"img\d*|domain")  # keys of a batch that hold no truth
-
-
-@dataclass(frozen=True)
-class UnlabelledItem:
-    """An image of a training set, in place of Dassl's `Datum`."""
-
-    impath: str
-    domain: int = 0
-    label: int = HIDDEN
-    classname: str = ""
-
-
-def hide_labels(trainer: "TrainerX") -> None:
-    """Take labels and class names out of a trainer's training sets, in its loaders and its data set.
-
-    The class names themselves, `lab2cname` and `classnames`, stay: they are what is learned about.
-
-    Raises:
-        UnsupportedStepError: a loader keeps its images elsewhere than Dassl's does.
-    """
-    dataset = trainer.dm.dataset
-    hidden: dict[int, list[UnlabelledItem]] = {}
-    for loader in (trainer.train_loader_x, trainer.train_loader_u):
-        if loader is None:
-            continue
-        items = getattr(loader.dataset, "data_source", None)
-        if items is None:
-            raise UnsupportedStepError(
-                f"The training set is a {type(loader.dataset).__name__} without data_source, so its labels cannot be hidden: "
-                "derive it from dassl.data.DatasetWrapper."
-            )
-        loader.dataset.data_source = hidden.setdefault(id(items), _hidden(items))
-    for name, items in list(vars(dataset).items()):  # _train_x in Dassl, train_x in the bundled engine
-        if items and name.lstrip("_") in ("train_x", "train_u"):
-            setattr(dataset, name, hidden.setdefault(id(items), _hidden(items)))
-
-
-def _hidden(items: list) -> list[UnlabelledItem]:
-    return [UnlabelledItem(item.impath, item.domain) for item in items]
 
 
 class UnlabelledBatch(dict):
@@ -102,3 +62,26 @@ def check_shots(trainer: "TrainerX") -> None:
             f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
             "one of kdpl.datasets: set SHOTS to 'class'."
         )
+
+
+def check_closed(trainer: "TrainerX") -> None:
+    """Refuse a trainer whose loaders or data set give images with their truth.
+
+    Raises:
+        UnsupportedStepError: they come from somewhere else than a data set that KDPL has closed.
+    """
+    names = ("train_loader_x", "train_loader_u", "val_loader", "test_loader")
+    loaders = [getattr(trainer, name, None) for name in names]
+    for loader in (each for each in loaders if each is not None):
+        items = getattr(loader.dataset, "data_source", None)
+        if items is None or not is_closed(items):
+            raise UnsupportedStepError(
+                f"A loader of {trainer.wrapped} has a {type(loader.dataset).__name__} whose images KDPL cannot take the labels "
+                "out of: expected a dassl.data.DatasetWrapper with the images of a data set in its data_source."
+            )
+    for split in (*TRAINED, *TESTED):
+        if not is_closed(getattr(trainer.dm.dataset, split, None)):
+            raise UnsupportedStepError(
+                f"The {split} of {type(trainer.dm.dataset).__name__} has labels after its construction: derive the data set "
+                "from dassl.data.datasets.DatasetBase."
+            )

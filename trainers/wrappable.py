@@ -1,7 +1,11 @@
 """What a trainer that is to learn without labels must be: its configuration, its optimizers, and the scale of its logits."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import dassl.optim
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,8 +18,9 @@ from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import check_teacher
 from kdpl.training.optimizers import check_all_learn
-from kdpl.training.schedule import check_schedule
+from kdpl.training.schedule import build_schedule, check_schedule
 
+VALIDATION = "validation"  # in TRAINER.KDPL.ALLOW
 LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
 
 
@@ -41,6 +46,11 @@ def check_distilled(cfg: CfgNode, wrapped: str) -> None:
         raise ConfigError(
             f"{wrapped} steps its own optimizers, so its gradients cannot be summed over several processes (torchrun): start "
             "one process, or use a trainer of KDPL's own."
+        )
+    if cfg.TEST.FINAL_MODEL == "best_val" and VALIDATION not in words(cfg.TRAINER.KDPL.ALLOW):
+        raise ConfigError(
+            f"TEST.FINAL_MODEL 'best_val' chooses the epoch by the labels of validation images: set it to 'last_step', or "
+            f"TRAINER.KDPL.ALLOW {VALIDATION}, which allows {wrapped} to read those labels."
         )
     if cfg.DATALOADER.TRAIN_X.SAMPLER == "RandomClassSampler":
         raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
@@ -91,3 +101,44 @@ def student_scale(trainer: Any) -> Tensor:
             "TRAINER.KDPL.TEACHER_LOGIT_SCALE to 'own' or a number, which the teacher's logits are multiplied with."
         )
     return found[min(found)][0].detach().float().exp().reshape(())
+
+
+def words(allow: str) -> list[str]:
+    """Return the words of TRAINER.KDPL.ALLOW."""
+    return allow.replace(",", " ").split()
+
+
+def learned_state(trainer: Any) -> dict[str, Tensor]:
+    """Return a copy of what a trainer's registered models learn."""
+    models = {name: model for name, model in trainer._models.items() if model is not None}
+    found = {f"{name}.{key}": p for name, model in models.items() for key, p in model.named_parameters() if p.requires_grad}
+    return {key: p.detach().clone() for key, p in found.items()}
+
+
+def check_unchanged(trainer: Any, before: dict[str, Tensor] | None) -> None:
+    """Refuse a trainer that has changed what it learned since a test read labels.
+
+    Raises:
+        UnsupportedStepError: a parameter is another than `before`.
+    """
+    now = learned_state(trainer) if before else {}
+    changed = [key for key, value in (before or {}).items() if key not in now or not torch.equal(value, now[key])]
+    if changed:
+        raise UnsupportedStepError(
+            f"{trainer.wrapped} has changed {', '.join(changed[:3])} after a test had read labels, which may choose what it "
+            "learns. Let it test when all is learned."
+        )
+
+
+@contextmanager
+def working_schedulers(trainer_class: type) -> Iterator[None]:
+    """Let `build_lr_scheduler` be KDPL's in the modules of a trainer's classes: Dassl's warm-up stops on today's PyTorch."""
+    modules = {sys.modules[c.__module__] for c in trainer_class.__mro__} | {dassl.optim}
+    theirs = {module: module.build_lr_scheduler for module in modules if hasattr(module, "build_lr_scheduler")}
+    for module in theirs:
+        module.build_lr_scheduler = build_schedule
+    try:
+        yield
+    finally:
+        for module, scheduler in theirs.items():
+            module.build_lr_scheduler = scheduler

@@ -1,22 +1,19 @@
 """Any Dassl trainer without labels: the cross-entropy of its own training step becomes KDPL's loss (docs/forks.md)."""
 
+import os
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
-import dassl.optim
 import torch
-from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.utils import set_random_seed
 from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.config.checks import check_extended
 from kdpl.config.choices import ConfigError
-from kdpl.config.registries import refuse_wrong_order
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import UnsupportedStepError
@@ -27,11 +24,19 @@ from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import build_loaders, report_unreadable
 from kdpl.trainers.inputs import load_teacher
 from kdpl.trainers.records import teacher_texts, teacher_weights
-from kdpl.trainers.registry import PREFIX, is_ours
-from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_shots, hide_labels
+from kdpl.trainers.truth import readable, without_truth
+from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_closed, check_shots
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
-from kdpl.trainers.wrappable import check_built, check_distilled, student_scale
-from kdpl.training.schedule import build_schedule
+from kdpl.trainers.wrappable import (
+    VALIDATION,
+    check_built,
+    check_distilled,
+    check_unchanged,
+    learned_state,
+    student_scale,
+    words,
+    working_schedulers,
+)
 from kdpl.training.seeding import SEEDS, epoch_seed
 
 
@@ -46,6 +51,8 @@ class DistilledTrainer:
     wrapped = ""
     teacher_view = 0
     _kdpl_steps = 0  # of the running epoch
+    _kdpl_training = False
+    _kdpl_tested: dict[str, Tensor] | None = None  # what was learned when a test first read labels
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
@@ -54,7 +61,8 @@ class DistilledTrainer:
         cfg.defrost()
         cfg.TRAINER.NAME = self.wrapped
         cfg.freeze()
-        super().__init__(cfg)
+        with blind(cfg):
+            super().__init__(cfg)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         check_distilled(cfg, self.wrapped)
@@ -63,19 +71,19 @@ class DistilledTrainer:
     def build_data_loader(self) -> None:
         build_loaders(self, super().build_data_loader)
         check_shots(self)
-        hide_labels(self)
+        check_closed(self)
         options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
         images = []
         if options.VIEWS:
             root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            images = image_files([item.impath for item in loader.dataset.data_source], root)
+            images = image_files([os.fspath(item.impath) for item in loader.dataset.data_source], root)
         names = [image.name for image in images]
         self._kdpl_images = images
         self.train_loader_x = UnlabelledLoader(self, loader, self._kdpl_seed, options.VIEWS, options.VIEW_SEED, names)
         self.train_loader_x.contents = contents_of(loader.dataset.data_source, images) if images else {}
 
     def build_model(self) -> None:
-        with _working_schedulers():
+        with working_schedulers(type(self)):
             super().build_model()
         check_built(self)
 
@@ -117,10 +125,9 @@ class DistilledTrainer:
             )
         report_unreadable(self, batch)
         options, logits = self.cfg.TRAINER.KDPL, self._teacher_logits(batch)
-        allowed = [word for word in options.ALLOW.replace(",", " ").split() if word]
-        labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, allowed)
+        labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, words(options.ALLOW))
         shown = UnlabelledBatch(batch, labels)
-        with replaced:
+        with blind(self.cfg), replaced:
             summary = super().forward_backward(shown)
         replaced.check(self.wrapped)
         if not self._kdpl_steps and not self.__dict__.get("_kdpl_reported"):
@@ -157,6 +164,35 @@ class DistilledTrainer:
         scales = [member.logit_scale for member in self._kdpl_teacher.members]
         return student_scale(self) if "student" in scales else torch.ones(())
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and refuse a trainer that goes on learning when it has read labels in a test."""
+        self._kdpl_training, self._kdpl_tested = True, None
+        with blind(self.cfg):
+            result = super().train(*args, **kwargs)
+        self._kdpl_training = False
+        check_unchanged(self, self._kdpl_tested)
+        return result
+
+    def after_train(self) -> None:
+        self._kdpl_training = False
+        super().after_train()
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Test with labels, when the training is over.
+
+        Raises:
+            UnsupportedStepError: the trainer trains, and labels of a test would choose among what it has learned.
+        """
+        if self._kdpl_training and VALIDATION not in words(self.cfg.TRAINER.KDPL.ALLOW):
+            raise UnsupportedStepError(
+                f"{self.wrapped} tests while it trains, and what it learns may be chosen by the labels of the test. Set "
+                f"TEST.FINAL_MODEL last_step, or TRAINER.KDPL.ALLOW {VALIDATION}, which allows such choices."
+            )
+        if not self._kdpl_training and self._kdpl_tested is None:
+            self._kdpl_tested = learned_state(self)
+        with readable("val", "test"):
+            return super().test(*args, **kwargs)
+
     def before_train(self) -> None:
         super().before_train()
         self.load_for_training()
@@ -176,22 +212,15 @@ class DistilledTrainer:
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
-    @property
-    def _kdpl_run(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that wrote a checkpoint."""
-        teacher, run = self._kdpl_teacher, {"trainer": self.wrapped, "seed": self._kdpl_seed}
-        texts = {"teacher's sentences": None, "teacher's prompts": None, **teacher_texts(self.cfg, teacher)}
-        return {**run, "batches in an epoch": len(self.train_loader_x), "teacher": teacher_weights(teacher), **texts}
-
     def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         super().save_model(epoch, directory, *args, **kwargs)
         if not kwargs.get("model_name") and len(args) < 3:  # of an epoch, not the best on the validation images
-            save_whole_state(self, directory, epoch + 1, self._kdpl_run)
+            save_whole_state(self, directory, epoch + 1, _facts_of_run(self))
 
     def resume_model_if_exist(self, directory: str) -> int:
         epoch = super().resume_model_if_exist(directory)
         if epoch:
-            load_whole_state(self, directory, epoch, self._kdpl_run)
+            load_whole_state(self, directory, epoch, _facts_of_run(self))
         return epoch
 
     def use_dataset(self, cfg: CfgNode) -> None:
@@ -202,99 +231,16 @@ class DistilledTrainer:
         )
 
 
-@overload
-def distilled(trainer_class: type, *, name: str | None = None, teacher_view: int = 0) -> type: ...
-@overload
-def distilled(trainer_class: None = None, *, name: str | None = None, teacher_view: int = 0) -> Callable[[type], type]: ...
-def distilled(trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0) -> Any:
-    """Register and return a trainer that learns without labels, a subclass of `trainer_class` with a teacher in place of them.
-
-    A function, `distilled(TRAINER_REGISTRY.get("TCP"))`, or a decorator, the uppermost one, with or without arguments.
-
-    Args:
-        trainer_class: a Dassl `TrainerX`.
-        name: by default KDPL_<its name>; if KDPL has a trainer of that name, which is faster, that one is returned.
-        teacher_view: if a batch has several views of an image, which of them the teacher sees.
-
-    Raises:
-        TypeError: it is not a `TrainerX`, or has no step of its own.
-        ValueError: a fork has a trainer of that name.
-    """
-    if trainer_class is None:
-        return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
-    if not can_be_distilled(trainer_class):
-        raise TypeError(
-            f"{trainer_class!r} cannot be distilled: expected a class derived from dassl.engine.TrainerX with a "
-            "forward_backward(batch) of its own, and none of KDPL's."
-        )
-    wrapped = trainer_class.__name__
-    name = name or f"{PREFIX}{wrapped}"
-    present = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.present_names() else DistilledTrainer
-    if is_ours(present) and present is not DistilledTrainer:
-        return present
-    if not issubclass(present, DistilledTrainer):
-        raise ValueError(f"{name} is a trainer of {present.__module__} already: give the wrapped one another name=.")
-    members = {"wrapped": wrapped, "teacher_view": teacher_view, "__module__": trainer_class.__module__}
-    members["__doc__"] = f"{wrapped} without labels (KDPL, arXiv:2407.03056)."
-    made = type(name, (DistilledTrainer, trainer_class), members)
-    TRAINER_REGISTRY.register(made, force=True)
-    return made
-
-
-def can_be_distilled(trainer_class: Any) -> bool:
-    """Whether a class is a Dassl trainer with a training step of its own, and none of KDPL's."""
-    return (
-        isinstance(trainer_class, type)
-        and issubclass(trainer_class, TrainerX)
-        and not is_ours(trainer_class)
-        and not issubclass(trainer_class, DistilledTrainer)
-        and not hasattr(trainer_class, "student_class")
-        and trainer_class.forward_backward is not TrainerX.forward_backward
-    )
-
-
-def offer_distilled() -> None:
-    """Let `KDPL_<Name>` be in the registry for every trainer `<Name>` that can be distilled, now or later registered.
-
-    The class is made when it is asked for. A name that KDPL or a fork has registered itself stays that one.
-    """
-    refuse_wrong_order(TRAINER_REGISTRY, "kdpl.trainers", "Import kdpl.trainers.baselines after the fork's own trainers")
-    kind = type(TRAINER_REGISTRY)
-    if getattr(kind, "offers_distilled", False):
-        return
-
-    class OffersDistilled(kind):
-        offers_distilled = True
-
-        def registered_names(self) -> list[str]:
-            present = self.present_names()
-            made = [f"{PREFIX}{name}" for name in present if can_be_distilled(super(OffersDistilled, self).get(name))]
-            return [*present, *(name for name in made if name not in present)]
-
-        def get(self, name: str) -> Any:
-            wrapped = name.removeprefix(PREFIX)
-            if name not in self.present_names() and name in self.registered_names():
-                return distilled(super().get(wrapped))
-            return super().get(name)
-
-    OffersDistilled.__name__ = OffersDistilled.__qualname__ = kind.__name__
-    TRAINER_REGISTRY.__class__ = OffersDistilled
-
-
 @contextmanager
-def _working_schedulers() -> Iterator[None]:
-    """Let a trainer's `build_lr_scheduler` be KDPL's, wherever the name stands: Dassl's warm-up stops on today's PyTorch."""
-    theirs = dassl.optim.build_lr_scheduler
-    places = [
-        (module, name)
-        for module in list(sys.modules.values())
-        for name, value in list(getattr(module, "__dict__", {}).items())
-        if value is theirs
-    ]
-    for module, name in places:
-        setattr(module, name, build_schedule)
-    try:
+def blind(cfg: CfgNode) -> Iterator[None]:
+    """Run code of a trainer that no truth may reach, unless it is allowed to read that of validation images."""
+    allowed = ("val",) if VALIDATION in words(cfg.TRAINER.KDPL.ALLOW) else ()
+    with without_truth(), readable(*allowed):
         yield
-    finally:
-        for module, name in places:
-            setattr(module, name, theirs)
+
+
+def _facts_of_run(trainer: DistilledTrainer) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one that wrote a checkpoint."""
+    teacher, run = trainer._kdpl_teacher, {"trainer": trainer.wrapped, "seed": trainer._kdpl_seed}
+    texts = {"teacher's sentences": None, "teacher's prompts": None, **teacher_texts(trainer.cfg, teacher)}
+    return {**run, "batches in an epoch": len(trainer.train_loader_x), "teacher": teacher_weights(teacher), **texts}

@@ -14,7 +14,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
 SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
 SPLITS = ("test", "val")
-ALLOWED = ("hard_labels", "label_smoothing", "own_targets")  # TRAINER.KDPL.ALLOW: words, separated by commas
+ALLOWED = ("hard_labels", "label_smoothing", "lookups", "own_targets", "validation")  # words of TRAINER.KDPL.ALLOW
 FINAL_MODELS = ("last_step", "best_val")
 
 

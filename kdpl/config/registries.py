@@ -14,31 +14,26 @@ def refuse_wrong_order(registry: Any, ours: str, order: str) -> None:
         ours: the package of KDPL's classes: "kdpl.trainers".
         order: the way out: "Import kdpl.trainers.baselines after the fork's own trainers".
     """
-    kind = type(registry)
-    if hasattr(kind, "present_names"):
+    plain = registry.register
+    if hasattr(plain, "refuses_wrong_order"):
         return
 
-    class Ordered(kind):
-        def register(self, obj: Any = None, force: bool = False) -> Any:
-            if obj is None:
-                return lambda decorated: self.register(decorated, force)
-            present = self.get(obj.__name__) if obj.__name__ in self.present_names() and not force else None
-            if present is obj:
-                return obj
-            if present is not None and _is_of(present, ours) and not _is_of(obj, "kdpl"):
-                raise ImportError(
-                    f"{obj.__name__} of {obj.__module__} comes after KDPL's ({present.__module__}): the two would be mixed. "
-                    f"{order}, or give the class another name."
-                )
-            super().register(obj, force=force)
+    def register(obj: Any = None, force: bool = False) -> Any:
+        if obj is None:
+            return lambda decorated: register(decorated, force)
+        present = registry.get(obj.__name__) if obj.__name__ in registry.registered_names() and not force else None
+        if present is obj:
             return obj
+        if present is not None and _is_of(present, ours) and not _is_of(obj, "kdpl"):
+            raise ImportError(
+                f"{obj.__name__} of {obj.__module__} comes after KDPL's ({present.__module__}): the two would be mixed. "
+                f"{order}, or give the class another name."
+            )
+        plain(obj, force=force)
+        return obj
 
-        def present_names(self) -> list[str]:
-            """Return the registered names."""
-            return list(super().registered_names())
-
-    Ordered.__name__ = Ordered.__qualname__ = kind.__name__
-    registry.__class__ = Ordered
+    register.refuses_wrong_order = True
+    registry.register = register
 
 
 def _is_of(obj: Any, package: str) -> bool:

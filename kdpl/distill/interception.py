@@ -10,6 +10,7 @@ Plain PyTorch; `kdpl.trainers.distilled` does this for a Dassl trainer.
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,13 +27,17 @@ LABEL_SMOOTHING, OWN_TARGETS = "label_smoothing", "own_targets"  # in TRAINER.KD
 class ReplacedCrossEntropy(TorchFunctionMode):
     """While it is entered, `F.cross_entropy` and `F.nll_loss` with pseudo-labels give the divergence from a teacher.
 
+    The labels themselves answer these calls (`Record.cross_entropy`), so that it makes no difference where they are made: in a
+    model, in a function that a checkpoint computes again in the backward pass, in another thread. As a mode of PyTorch's this
+    class sees only what has nothing of the labels': a cross-entropy with targets of the trainer's own.
+
     Args:
         teacher_logits: of the batch's images over the class names, `(B, C)`.
         kind, temperature: of `distillation_loss`.
         allowed: of `kdpl.config.choices.ALLOWED` (docs/forks.md).
 
     Attributes:
-        calls: how often each kind of call was replaced: (function, rows, reduction).
+        calls: how often each kind of call was replaced in the forward pass: (function, rows, reduction).
         own_calls: calls with the trainer's own targets, which are left as they are.
     """
 
@@ -47,14 +52,24 @@ class ReplacedCrossEntropy(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.cross_entropy or func is F.nll_loss:
+        if func in (F.cross_entropy, F.nll_loss):
             target = args[1] if len(args) > 1 else kwargs["target"]
-            if isinstance(target, PseudoLabels):
-                return self._loss(func.__name__, *args, **kwargs)
-            self._leave(func.__name__, args[0] if args else kwargs["input"], target)
+            if not isinstance(target, PseudoLabels):
+                self._leave(func.__name__, args[0] if args else kwargs["input"], target)
         elif func is torch.tensor and tracked((args, kwargs)):
             self.record.use_hard("torch.tensor")
         return func(*args, **kwargs)
+
+    def __enter__(self) -> "ReplacedCrossEntropy":
+        self.record.cross_entropy = self._loss
+        self._eager = _without_compilation()
+        self._eager.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._eager.__exit__(*error)
+        self.record.cross_entropy = None
 
     def _loss(
         self,
@@ -88,7 +103,8 @@ class ReplacedCrossEntropy(TorchFunctionMode):
                 "of F.log_softmax."
             )
         reduction = _reduction(size_average, reduce, reduction)
-        self.calls[name, len(input), reduction] += 1
+        if not _in_backward():
+            self.calls[name, len(input), reduction] += 1
         teacher = self.teacher_logits[target.rows]  # (rows, C)
         if reduction == "mean":
             return distillation_loss(input, teacher, self.kind, self.temperature)["loss"]
@@ -132,12 +148,18 @@ class ReplacedCrossEntropy(TorchFunctionMode):
             for (name, rows, reduction), count in self.calls.items()
         ]
         lines = [f"replaced by the divergence from the teacher: {', '.join(lines)}"]
+        if any(reduction == "none" for _, _, reduction in self.calls):
+            lines.append(
+                "the trainer got the loss of each row (reduction 'none'): their mean is KDPL's loss; what else it makes of "
+                "them, such as a focal term, is a function of divergences and no longer what its paper says"
+            )
         if self.smoothed_calls:
             lines.append(f"label smoothing was ignored in {self.smoothed_calls} calls")
         if self.own_calls:
             lines.append(f"left as they are: {self.own_calls} calls with targets of the trainer's own")
         if self.record.lookups:
-            lines.append(f"pseudo-labels took rows from tables of classes {self.record.lookups} times")
+            uses = ", ".join(f"{count} x {name}" for name, count in self.record.lookups.items())
+            lines.append(f"the teacher's most probable class chose entries of other tensors: {uses}")
         if self.record.hard:
             uses = ", ".join(f"{count} x {name}" for name, count in self.record.hard.items())
             lines.append(f"pseudo-labels were read as hard labels: {uses}")
@@ -155,6 +177,16 @@ def replace_cross_entropy(
     replaced = ReplacedCrossEntropy(teacher_logits, kind, temperature, allowed)
     rows = torch.arange(len(teacher_logits), device=teacher_logits.device)
     return pseudo_labels(teacher_logits.argmax(1), rows, replaced.record), replaced
+
+
+def _in_backward() -> bool:
+    """Whether a function of a checkpoint is computed again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _without_compilation() -> AbstractContextManager:
+    """Let functions of torch.compile run as they are written: labels that know their images cannot be traced."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HARD_LABELS = "hard_labels"  # in TRAINER.KDPL.ALLOW
+HARD_LABELS, LOOKUPS = "hard_labels", "lookups"  # in TRAINER.KDPL.ALLOW
 
 
 class UnsupportedStepError(ValueError):
@@ -24,12 +24,17 @@ class Record:
     Args:
         classes: how many names they are over.
         allowed: of TRAINER.KDPL.ALLOW.
+
+    Attributes:
+        cross_entropy: answers F.cross_entropy and F.nll_loss with pseudo-labels while the step runs, called with the function's
+            name and its arguments; None outside of a step.
     """
 
     def __init__(self, classes: int, allowed: frozenset[str] = frozenset()):
         self.classes, self.allowed = classes, allowed
         self.hard: Counter[str] = Counter()  # uses as hard labels, by the function's name
-        self.lookups = 0  # rows taken from a table of classes
+        self.lookups: Counter[str] = Counter()  # uses as an index, by the function's name
+        self.cross_entropy: Callable | None = None
 
     def use_hard(self, what: str) -> None:
         """Take note that pseudo-labels are read as hard labels.
@@ -44,6 +49,24 @@ class Record:
                 f"{HARD_LABELS}."
             )
         self.hard[what] += 1
+
+    def use_index(self, what: str) -> None:
+        """Take note that pseudo-labels choose entries of another tensor.
+
+        Raises:
+            UnsupportedStepError: TRAINER.KDPL.ALLOW has neither "lookups" nor "hard_labels".
+        """
+        if LOOKUPS in self.allowed:
+            self.lookups[what] += 1
+        elif HARD_LABELS in self.allowed:
+            self.hard[what] += 1
+        else:
+            raise UnsupportedStepError(
+                f"The trainer reads labels by {what}, as an index. They are pseudo-labels: the entry of the teacher's most "
+                "probable class would be taken, whatever the distribution says of others. If it needs that (the text feature "
+                f"of an image's class), set TRAINER.KDPL.ALLOW {LOOKUPS}; to let labels be read in every way, "
+                f"TRAINER.KDPL.ALLOW {HARD_LABELS}."
+            )
 
 
 class Tracked(Tensor):
@@ -64,15 +87,16 @@ class Tracked(Tensor):
 class PseudoLabels(Tracked):
     """The teacher's argmax; `rows`, of the same shape, says which image of the batch each entry is of.
 
-    Operations that move entries about (indexing, cat, repeat, split, view, to, ...) move `rows` alike. Everything else is
-    refused, or with "hard_labels" allowed gives plain tensors; comparisons give an `Agreement`.
+    Operations that move entries about (indexing, cat, repeat, split, view, to, ...) move `rows` alike. Cross-entropy is
+    answered by the record. Comparisons with predictions give an `Agreement`. Everything else is refused, or with "hard_labels"
+    or "lookups" allowed gives plain tensors.
     """
 
     rows: Tensor
 
 
 class Agreement(Tracked):
-    """What comparisons with pseudo-labels gave, and what was computed from that: for reports, such as an accuracy.
+    """What comparisons of predictions with pseudo-labels gave, and what was computed from that: for reports, as an accuracy.
 
     It may not meet a tensor that requires a gradient, nor choose entries or branches, unless "hard_labels" is allowed.
     """
@@ -111,6 +135,8 @@ _BY_SHAPE = _functions(
     "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like"
 )
 _COMPARISONS = _functions("eq ne") | {_T.__eq__, _T.__ne__}
+_LOOKUPS = _functions("__getitem__ index_select gather take take_along_dim") | {F.embedding}
+_LOSSES = {F.cross_entropy, F.nll_loss}
 _READS = {_T.__reduce_ex__} | _functions(
     "item tolist numpy __bool__ __int__ __float__ __index__ __contains__ __array__ __deepcopy__ is_nonzero equal allclose "
     "__setitem__ __dlpack__"
@@ -124,6 +150,8 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
     """Call a function some of whose arguments are pseudo-labels."""
     record = next(x for x in found if isinstance(x, PseudoLabels)).record
     source, name = args[0] if args else None, name_of(func)
+    if func in _LOSSES and record.cross_entropy is not None and _is_target(args, kwargs):
+        return record.cross_entropy(name, *args, **kwargs)
     if func in _MOVES_LIKE and isinstance(source, PseudoLabels):
         func, args = _MOVES_LIKE[func], (source, args[1].shape)
     others = tracked((args[1:], kwargs))
@@ -140,18 +168,34 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
         raise UnsupportedStepError(
             f"The trainer joins pseudo-labels with other tensors by {name}: which image would these labels be of?"
         )
-    if _is_lookup(func, args, record):
-        record.lookups += 1
-    elif func in _READS:
+    if func in _LOOKUPS:
+        record.use_index(name)
+    elif func in _READS or (func in _COMPARISONS and not _with_predictions(args, kwargs, found)):
         record.use_hard(name)
+        return func(*_plain(args), **_plain(kwargs))
     result = func(*_plain(args), **_plain(kwargs))
     if func in _CONVERSIONS and isinstance(source, PseudoLabels):
         return _converted(result, source, name)
     if func in _COMPARISONS:
         return _agreement(result, record)
-    if _tensors(result) and func not in _BY_SHAPE and func not in _READS and not _is_lookup(func, args, record):
+    if _tensors(result) and func not in _BY_SHAPE and func not in _LOOKUPS:
         record.use_hard(name)
     return result
+
+
+def _with_predictions(args: tuple, kwargs: dict, found: list[Tracked]) -> bool:
+    """Whether labels are compared with a tensor that has an entry, or several, for each of them.
+
+    A comparison with a number, with each class, or among labels asks what the labels are.
+    """
+    others = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor) and not isinstance(x, Tracked)]
+    if len(found) != 1 or len(others) != 1 or others[0].dim() == 0:
+        return False
+    return torch.broadcast_shapes(found[0].shape, others[0].shape) == others[0].shape
+
+
+def _is_target(args: tuple, kwargs: dict) -> bool:
+    return isinstance(args[1] if len(args) > 1 else kwargs.get("target"), PseudoLabels)
 
 
 def _move(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
@@ -196,26 +240,6 @@ def _agreement(result: Any, record: Record) -> Any:
     result = result.as_subclass(Agreement)
     result.record = record
     return result
-
-
-def _is_lookup(func: Callable, args: tuple, record: Record) -> bool:
-    """Whether labels take rows from a table that has one for each class, and is not one of one-hot rows, smoothed or not."""
-    index = args[1] if func is _T.__getitem__ else None
-    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index  # as PyTorch 2.6 passes it
-    by_index = isinstance(index, PseudoLabels)
-    by_select = func in (_T.index_select, torch.index_select) and args[1] == 0
-    if not by_index and not by_select and func is not F.embedding:
-        return False
-    table = args[1] if func is F.embedding else args[0]
-    rows = isinstance(table, Tensor) and not isinstance(table, Tracked) and len(table) == record.classes and table.dim() > 1
-    return rows and not _is_one_hot(table)
-
-
-def _is_one_hot(table: Tensor) -> bool:
-    """Whether a table (C, C) has one value on its diagonal and one elsewhere: it tells the classes apart and nothing more."""
-    if table.dim() != 2 or table.shape[0] != table.shape[1] or len(table) == 1:
-        return False
-    return torch.equal(table, torch.full_like(table, table[0, 1].item()).fill_diagonal_(table[0, 0].item()))
 
 
 # ---------------------------------------------------------------------------------------------------- nested arguments

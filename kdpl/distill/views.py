@@ -48,7 +48,7 @@ def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile
 
 def contents_of(items: Sequence[Any], images: Sequence[ImageFile]) -> dict[str, Content]:
     """Return the contents of a data set's items by their paths, for `ReadableImages`."""
-    return {item.impath: image.found for item, image in zip(items, images, strict=True) if image.found}
+    return {os.fspath(item.impath): image.found for item, image in zip(items, images, strict=True) if image.found}
 
 
 class FeatureTable:

@@ -59,9 +59,10 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
     changes = []
     if "kdpl.trainers" not in imported:
         changes.append(Change(_before_imports(tree), "import kdpl.trainers"))
-    if "kdpl.datasets" not in imported:
-        changes.append(Change(_behind_imports(tree), "import kdpl.datasets"))
-    if not any(isinstance(node, ast.Call) and ast.unparse(node.func) == "kdpl.extend_cfg" for node in ast.walk(tree)):
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if "kdpl.trainers.offer_distilled" not in called:
+        changes.append(Change(_behind_imports(tree), "kdpl.trainers.offer_distilled()"))
+    if "kdpl.extend_cfg" not in called:
         changes.append(_extension(tree, source, name))
     return changes
 

@@ -4,7 +4,7 @@ import re
 import signal
 from pathlib import Path
 
-BENCHMARKS = ("EmojiMeals", "EmojiTrial")  # data sets of the runs in kdpl.forks.report and kdpl.forks.trial
+BENCHMARKS = ("EmojiMeals",)  # the data set of a run in kdpl.forks.report
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+), in .*\n(?: +(.*))?', re.MULTILINE)
 _ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 _WHILE_HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"
@@ -28,7 +28,7 @@ def place(stderr: str, fork: Path) -> str:
     """Return the innermost line of the fork's code in a traceback, 'FORK/trainers/coop.py, line 7: x = y', or an empty text."""
     root = fork.resolve()
     frames = [(root / file, line, code) for file, line, code in _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])]
-    own = [frame for frame in frames if frame[0].is_relative_to(root) and "site-packages" not in frame[0].parts]
+    own = [f for f in frames if f[0].is_relative_to(root) and "site-packages" not in f[0].parts and f[0].name[0] != "<"]
     return f"{fork / own[-1][0].relative_to(root)}, line {own[-1][1]}: {own[-1][2]}" if own else ""
 
 
@@ -45,12 +45,11 @@ def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
     if lacking := _LACKING.search(error):
         return _dassl_with(next(filter(None, lacking.groups())), fork, bundled)
     if (package := _PACKAGE.search(error)) and package[1] != "dassl":
-        return f"pip install {_requirement(package[1], fork)}, which the fork needs"
+        return _package(package[1], fork)
     if any(name in error for name in BENCHMARKS) or "DATASET.NAME" in where:
         return "the fork knows some data sets by name, and the benchmark is none of them: try it on one of those"
-    if "No such file" in error or "does not exist" in error:
-        return "the fork's README says where it gets this file from"
-    return ""
+    files = "No such file" in error or "does not exist" in error
+    return "the fork's README says where it gets this file from" if files else ""
 
 
 def _dassl_with(name: str, fork: Path, bundled: bool) -> str:
@@ -64,6 +63,13 @@ def _dassl_with(name: str, fork: Path, bundled: bool) -> str:
     return (
         f"the {present} has no {name}: put the folder of a Dassl that has it, such as the fork's authors', first in PYTHONPATH"
     )
+
+
+def _package(name: str, fork: Path) -> str:
+    """Return how to get a package that Python did not find: from PyPI, unless it is the fork's own."""
+    if (fork / name).is_dir() or (fork / f"{name}.py").is_file():
+        return f"'{name}' is of the fork itself: start Python in '{fork}', with no other '{name}' in PYTHONPATH"
+    return f"pip install {_requirement(name, fork)}, which the fork needs"
 
 
 def _requirement(package: str, fork: Path) -> str:

@@ -1,21 +1,19 @@
-"""What of KDPL works in a fork: its configuration, and one short run of each of two trainers, as lines to print."""
+"""What of KDPL works in a fork: its configuration, KDPL_CoOp, and its own trainers without labels, printed as it is found."""
 
-import json
-import os
-import subprocess
-import sys
+import re
+import shlex
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdpl.common.environment import PACKAGE, dassl_in_use
-from kdpl.config.choices import ALLOWED
+from kdpl.common.environment import dassl_in_use
 from kdpl.config.command_line import CONFIGS
-from kdpl.forks.faults import place, reason, way_out
+from kdpl.forks.start import run_python, trial
 
-RESULT = "RESULT "  # before what a trial prints
-TIMEOUT = 600  # seconds of a trial
+LAYERS = "12"  # of CLIP; a trial begins with fewer
+_ALLOW = re.compile(r"TRAINER\.KDPL\.ALLOW (\w+)")
 
 
 @dataclass(frozen=True)
@@ -23,111 +21,131 @@ class Finding:
     """One thing that was tried.
 
     Attributes:
-        works: whether it does.
+        works: whether it does; None: a note.
         line: what was tried and what came of it.
+        found: the result of the trial.
+        options: the settings, KEY VALUE ..., that it needed.
     """
 
-    works: bool
+    works: bool | None
     line: str
+    found: dict[str, Any] = field(default_factory=dict)
+    options: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.works else 'FAIL'} {self.line}"
+        return f"{({True: 'ok', False: 'FAIL'}).get(self.works, 'note'):4} {self.line}"
 
 
-def try_fork(fork: Path, trainer: str = "") -> list[Finding]:
-    """Run what the documentation promises in a fork whose `train.py` has the three changes.
+def try_fork(
+    fork: Path, trainer: str = "", settings: Sequence[str] = (), prepare: str = "", layers: str = ""
+) -> Iterator[Finding]:
+    """Run what the documentation promises in a fork, and yield what came of each run when it is over.
 
     Args:
         fork: its folder.
-        trainer: which of its trainers to wrap; empty: all that KDPL has no own version of, or if there is none, the first.
+        trainer: which of its trainers to try without labels; empty: all.
+        settings: KEY VALUE ... of every run, for the fork's own command line.
+        prepare: a Python file that runs before the fork's main().
+        layers: of the small CLIP; empty: few, or as many as CLIP has if few are not enough.
     """
     found = trial(fork)
     if "mended" not in found:
-        return [_failed("import of train.py and extend_cfg(cfg)", found)]
+        yield _failed("import of train.py and extend_cfg(cfg)", found)
+        return
     mended = f"; of another type than KDPL's, mended: {', '.join(found['mended'])}" if found["mended"] else ""
     versions = f"kdpl {found['kdpl']}, PyTorch {found['torch']}, {dassl_in_use()}"
     versions += "" if found["dassl"] == "bundled" else f" (version {found['dassl']})"
-    findings = [Finding(True, f"configuration: {versions}{mended}")]
+    yield Finding(True, f"configuration: {versions}{mended}")
     with tempfile.TemporaryDirectory() as output:
-        findings.append(_own_trainer(fork, output))
-    names, ours = found["trainers"], found["ours"]
-    theirs = [name for name in names if name not in ours]
-    kinds = {"the fork's, wrapped": theirs, "KDPL's own": ours}
-    listed = "; ".join(f"{', '.join(f'KDPL_{n}' for n in some)} ({kind})" for kind, some in kinds.items() if some)
-    findings.append(
-        Finding(bool(names), f"--trainer takes: {listed or 'none of this fork, whose trainers cannot be distilled'}")
-    )
-    chosen = [trainer.removeprefix("KDPL_")] if trainer else theirs or names[:1]
-    if trainer and chosen[0] not in names:
-        return [*findings, Finding(False, f"--trainer {trainer}: expected one of {', '.join(names)}")]
-    return [*findings, *(finding for name in chosen for finding in _tried(fork, name))]
+        yield _own_trainer(fork, output, settings)
+    offered = found["trainers"]
+    listed = ", ".join(offered.values()) or "none of this fork, whose trainers cannot be distilled"
+    yield Finding(bool(offered), f"--trainer takes, without labels: {listed}")
+    for name, offer in offered.items():
+        if not offer.startswith("KDPL_"):
+            yield Finding(None, f"KDPL_{name} is KDPL's own {name}; that of this fork, perhaps another method, is {offer}")
+    chosen = [n for n, offer in offered.items() if trainer in (n, offer)] if trainer else list(offered)
+    if trainer and not chosen:
+        yield Finding(False, f"--trainer {trainer}: expected one of {', '.join(offered.values())}")
+    for name in chosen:
+        yield from tried(fork, name, offered[name], settings, prepare, layers)
 
 
-def trial(fork: Path, *args: str) -> dict[str, Any]:
-    """Run `python -m kdpl.forks.trial` in a fork's folder, and return its result."""
-    return run_python(fork, "-m", "kdpl.forks.trial", *args)
+def tried(
+    fork: Path, name: str, offer: str, settings: Sequence[str] = (), prepare: str = "", layers: str = ""
+) -> Iterator[Finding]:
+    """Try one trainer, again with what a refusal asks for or with all of CLIP's layers, and yield what came of it."""
+    fixed, added = layers, {}
+    extra = ["--prepare", prepare] if prepare else []
+    while True:
+        options = [*settings, *(x for pair in added.items() for x in pair)]
+        args = ["--trainer", name, *extra, *(["--layers", layers] if layers else []), *(["--set", *options] if options else [])]
+        found = trial(fork, *args)
+        what = " ".join([offer, *([f"with {' '.join(options)}"] if options else [])])
+        more = _remedy(found, added)
+        if more:
+            added.update(more)
+        elif not (fixed or layers) and _may_lack_layers(found):
+            layers = LAYERS
+            continue
+        else:
+            break
+        yield Finding(None, f"{_failed(what, found).line}\n     tried again with {' '.join(' '.join(x) for x in more.items())}")
+    if "moved" not in found:
+        labelled = trial(fork, *args[:2], "--labels", *args[2:])
+        yield replace(_failed(what, {**found, "labelled": labelled}), found=found, options=options)
+        return
+    moved = f"{found['moved']} of {found['learned']} learned parameters moved"
+    moved += f"; not {', '.join(found['still'])}" if found["still"] else ""
+    line = f"{what}: {found['steps']} steps without labels, {moved}"
+    if "loss_differs" in found:
+        line += f"; loss and gradient are the formula's to {max(found['loss_differs'], found['gradient_differs']):.0e}"
+    yield Finding(found["moved"] > 0, f"{line}\n     {command(offer, found, options)}", found, options)
 
 
-def run_python(fork: Path, *args: str) -> dict[str, Any]:
-    """Run Python in a fork's folder with the KDPL of this process.
-
-    Returns:
-        The JSON behind RESULT, or `error`, in both cases with `where` in the fork's code and the `way_out`; empty if neither.
-    """
-    folders = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), PACKAGE.parent]
-    path = os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)  # the run is in another folder
-    try:
-        process = subprocess.run(
-            [sys.executable, *args],
-            cwd=fork,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no result within {TIMEOUT} s"}
-    result = next((line for line in reversed(process.stdout.splitlines()) if line.startswith(RESULT)), None)
-    found = json.loads(result.removeprefix(RESULT)) if result else {}
-    if result is None and process.returncode:
-        found["error"] = reason(process.stderr, process.returncode)
-    if error := found.get("error", found.get("refused", "")):
-        found["where"] = place(process.stderr, fork)
-        found["way_out"] = way_out(error, found["where"], fork, "bundled" in dassl_in_use())
-    return found
+def command(offer: str, found: dict[str, Any], options: Sequence[str]) -> str:
+    """Return the command that trains a trainer on the data set whose file the trial took."""
+    files = ["--config-file", found["config_file"], "--dataset-config-file", found["data_file"]]
+    words = ["python", "train.py", "--trainer", offer, "--root", "DATA", *files, "--output-dir", "OUTPUT", *options]
+    return shlex.join(words)
 
 
-def _own_trainer(fork: Path, output: str) -> Finding:
+def _remedy(found: dict[str, Any], added: dict[str, str]) -> dict[str, str]:
+    """Return the setting that a refusal or an error asks for, if it is not set yet."""
+    said, allow = found.get("refused") or found.get("error", ""), "TRAINER.KDPL.ALLOW"
+    given = added.get(allow, "").split(",")
+    if (word := _ALLOW.search(said)) and word[1] not in given:
+        return {allow: ",".join([*filter(None, given), word[1]])}
+    if "TEACHER_LOGIT_SCALE to 'own'" in said and "TRAINER.KDPL.TEACHER_LOGIT_SCALE" not in added:
+        return {"TRAINER.KDPL.TEACHER_LOGIT_SCALE": "own"}
+    if "OPTIM.STAGED_LR is True" in said and "OPTIM.STAGED_LR" not in added:
+        return {"OPTIM.STAGED_LR": "False"}
+    return {}
+
+
+def _may_lack_layers(found: dict[str, Any]) -> bool:
+    """Whether a trial that went wrong may go right with all of CLIP's layers: some trainers act on the last of them."""
+    known = found.get("way_out") or "refused" in found or not found.get("where", "nothing moved")
+    return bool(found.get("still")) or ("error" in found and not known)
+
+
+def _own_trainer(fork: Path, output: str, settings: Sequence[str]) -> Finding:
     """Run the fork's own `train.py` with KDPL_CoOp and KDPL's configuration files."""
-    command = ["train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--output-dir", output]
-    command += ["--config-file", f"{CONFIGS}/trainers/KDPL_CoOp/emoji.yaml"]
-    command += ["--dataset-config-file", f"{CONFIGS}/datasets/emoji_meals.yaml"]
-    command += ["DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True"]
-    found, what = run_python(fork, *command), "python train.py --trainer KDPL_CoOp"
+    args = ["train.py", "--trainer", "KDPL_CoOp", "--seed", "1", "--output-dir", output]
+    args += ["--config-file", f"{CONFIGS}/trainers/KDPL_CoOp/emoji.yaml"]
+    args += ["--dataset-config-file", f"{CONFIGS}/datasets/emoji_meals.yaml", "DATASET.NUM_SHOTS", "1"]
+    args += ["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True", *settings]
+    found, what = run_python(fork, *args), "python train.py --trainer KDPL_CoOp"
     if Path(output, "prompts.safetensors").is_file():
         return Finding(True, f"{what}: trained, prompts written")
     return _failed(what, {"error": "no prompts were written", **found})
 
 
-def _tried(fork: Path, name: str, *allow: str) -> list[Finding]:
-    """Return what came of a trial of one of the fork's trainers, and of a second with the option that the first asks for."""
-    trainer = ("--trainer", name, *(["--set", "TRAINER.KDPL.ALLOW", *allow] if allow else []))
-    found = trial(fork, *trainer)
-    if found.get("still"):  # some trainers act on the last of CLIP's 12 layers
-        found = trial(fork, *trainer, "--layers", "12")
-    what = f"{name} of the fork, wrapped" if name in found.get("ours", ()) else f"KDPL_{name}"
-    what += f" with TRAINER.KDPL.ALLOW {allow[0]}" if allow else ""
-    if "moved" not in found:
-        needed = [word for word in ALLOWED if f"TRAINER.KDPL.ALLOW {word}" in found.get("refused", "") and not allow]
-        return [_failed(what, found), *(finding for word in needed for finding in _tried(fork, name, word))]
-    moved = f"{found['moved']} of {found['learned']} learned parameters moved"
-    moved += f"; not {', '.join(found['still'])}" if found["still"] else ""
-    return [Finding(found["moved"] > 0, f"{what}: {found['steps']} steps without labels, {moved}")]
-
-
 def _failed(what: str, found: dict[str, Any]) -> Finding:
     why = f"refused. {found['refused']}" if "refused" in found else found.get("error", "no result")
-    further = [("in", found.get("where")), ("way out:", found.get("way_out"))]
-    return Finding(False, "\n     ".join([f"{what}: {why}", *(f"{word} {text}" for word, text in further if text)]))
+    further = [("in", found.get("where")), ("what to do:", found.get("way_out"))]
+    lines = [f"{what}: {why}", *(f"{word} {text}" for word, text in further if text)]
+    if labelled := found.get("labelled"):
+        same = "it runs" if labelled.get("ran") else f"it stops too: {labelled.get('error', 'no result')}"
+        lines.append(f"with its labels {same}")
+    return Finding(False, "\n     ".join(lines))

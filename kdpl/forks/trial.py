@@ -1,193 +1,205 @@
-"""One trainer of a fork, run for a few steps on the embedded benchmark, in a process of its own in the fork's folder.
+"""One trainer of a fork, run by the fork's own main() for a few steps on drawings, in a process of its own.
 
-    python -m kdpl.forks.trial [--trainer TCP] [--compare] [--prepare FILE]
+    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--layers N] [--prepare FILE] [--set KEY VALUE ...]
 
-Without --trainer it lists the fork's trainers. The last line of the output is the result as JSON, behind `RESULT`. The images
-are of the first five classes of EmojiMeals, so that a trial takes seconds.
-The student is a small CLIP with random weights and the widths that forks count on, so that no weights are downloaded; where
-there is no GPU, `.cuda()` and `.half()` do nothing.
+Without --trainer it lists the fork's trainers. The fork's `train.py` runs with the lines of `kdpl.install`, if it lacks them in
+memory only, and with a small CLIP of random weights and the widths that forks count on, so that nothing is downloaded. The last
+line of the output is the result as JSON, behind `RESULT`.
 """
 
 import argparse
-import importlib
 import json
 import os
 import runpy
 import sys
 import tempfile
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
+from kdpl.config.command_line import CONFIGS
+from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
-from kdpl.forks.report import RESULT
-from kdpl.text.templates import template_for
-
-CLASSES, SHOTS = 5, 8  # five batches of eight in an epoch
-STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
-SIZES = {"embed": 512, "resolution": 64, "layers": 3, "width": 768, "patch": 16, "w_t": 512, "heads": 8}
-
-
-def small_clip(folder: Path) -> Path:
-    """Write a small CLIP with random weights as OpenAI's state dict, which `clip.load` of every fork reads; return its path."""
-    from kdpl.clip.openai import VOCABULARY, openai_clip
-
-    path, s = folder / "small_clip.pt", SIZES
-    torch.manual_seed(11)
-    model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
-    vision = (s["resolution"], s["layers"], s["width"], s["patch"])
-    model = model_class(s["embed"], *vision, 77, VOCABULARY, s["w_t"], s["heads"], s["layers"])
-    torch.save(model.float().state_dict(), path)
-    return path
+from kdpl.forks.edit import apply_changes, missing_changes, read_source
+from kdpl.forks.stand_ins import (
+    RESOLUTION,
+    SHOTS,
+    STUDENT,
+    data_file,
+    register_benchmark,
+    small_clip,
+    stand_in_for_a_gpu,
+    use_small_clip,
+)
+from kdpl.forks.start import RESULT
+from kdpl.trainers.offers import OF_THE_FORK, PREFIX, can_be_distilled
+from kdpl.trainers.wrapped import DistilledTrainer
 
 
-def stand_in_for_a_gpu() -> None:
-    """Where there is no GPU, let code that asks for one, or for half precision, stay where it is."""
-    if torch.cuda.is_available():
-        return
-    Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
-    Tensor.half = nn.Module.half = lambda self: self
-    torch.backends.cuda.enable_flash_sdp(False)  # fused attention has no second derivative on a CPU
+def run_script(name: str) -> types.ModuleType:
+    """Run the fork's `train.py`, with the lines of `kdpl.install`, as a module of this name; "__main__" runs its main()."""
+    path = Path("train.py").resolve()
+    source = read_source(path)
+    changed = apply_changes(source, missing_changes(source, str(path)))
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(changed, str(path), "exec", dont_inherit=True), vars(module))
+    return module
 
 
-def use_small_clip(path: Path) -> None:
-    """Let every copy of OpenAI's `clip` in this process find the small one in place of a download."""
-    for module in list(sys.modules.values()):
-        if hasattr(module, "_download") and hasattr(module, "_MODELS") and hasattr(module, "available_models"):
-            module._download = lambda *args, **kwargs: str(path)
-
-
-def register_benchmark() -> str:
-    """Register the first classes of the embedded benchmark as a data set, and return its name.
-
-    The tables of hand-written sentences in this process, by data set, get one for it.
-    """
-    from dassl.data.datasets import DATASET_REGISTRY
-
-    from kdpl.datasets.base import ClassListDataset
-    from kdpl.datasets.emoji.scenes import EmojiMeals
-
-    class EmojiTrial(EmojiMeals):
-        def __init__(self, cfg: Any):
-            super().__init__(cfg)
-            train, val, test = ([d for d in items if d.label < CLASSES] for items in (self.train_x, self.val, self.test))
-            ClassListDataset.__init__(self, train, train, val, test)
-
-    DATASET_REGISTRY.register(EmojiTrial)
-    name = EmojiTrial.__name__
-    for module in list(sys.modules.values()):
-        for table, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
-            if "TEMPLATE" in table.upper() and isinstance(value, dict) and "Caltech101" in value:
-                value.setdefault(name, template_for(name, "") if isinstance(value["Caltech101"], str) else value["Caltech101"])
-    return name
-
-
-def fork_trainers() -> list[str]:
-    """Import the fork's `train.py` and return the names of its own trainers that can be distilled."""
+def fork_trainers() -> dict[str, str]:
+    """Return the fork's trainers that can be distilled, each with the name under which it is offered without labels."""
     from dassl.engine import TRAINER_REGISTRY
 
-    from kdpl.trainers.wrapped import can_be_distilled
-
-    sys.argv = ["train.py"]
-    importlib.import_module("train")
-    importlib.import_module("kdpl.datasets")  # behind the fork's own
-
-    classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.present_names()}
-    return [n for n, c in classes.items() if can_be_distilled(c) and not c.__module__.startswith(("dassl.", "kdpl."))]
+    names = TRAINER_REGISTRY.registered_names()
+    classes = {name: TRAINER_REGISTRY.get(name) for name in names}
+    theirs = [n for n, c in classes.items() if can_be_distilled(c) and not c.__module__.startswith(("dassl.", "kdpl."))]
+    return {n: next(o for o in (f"{OF_THE_FORK}{n}", f"{PREFIX}{n}") if o in names) for n in theirs}
 
 
-def configuration(output: str, trainer: str = "") -> Any:
-    """Return the fork's configuration for a short run, not frozen, with the first of its own files for the trainer."""
-    fork = sys.modules["train"]
-    if not hasattr(fork, "extend_cfg"):
+def config_file(trainer: str) -> str:
+    """Return the first of the fork's files for a trainer; else KDPL's own for the small benchmark."""
+    files = sorted(Path("configs/trainers").rglob("*.yaml"))
+    own = [f for f in files if trainer.lower() in (f.parent.name.lower(), f.stem.lower())]
+    related = [f for f in files if f.parent.name.lower() in trainer.lower()]  # CoOp_sub has those of CoOp
+    related.sort(key=lambda f: -len(f.parent.name))
+    return str([*own, *related, f"{CONFIGS}/trainers/KDPL_CoOp/emoji.yaml"][0])
+
+
+def configuration(script: Any, file: str) -> Any:
+    """Return the fork's configuration with a file of it merged, as far as that can be done without its main()."""
+    if not hasattr(script, "extend_cfg"):
         raise ValueError("train.py has no extend_cfg(cfg) to try: run it by hand")
     from dassl.config import get_cfg_default
 
     cfg = get_cfg_default()
-    fork.extend_cfg(cfg)
+    script.extend_cfg(cfg)
     kdpl.extend_cfg(cfg)
-    files = sorted(Path("configs/trainers").rglob("*.yaml"))
-    for file in [f for f in files if trainer.lower() in (f.parent.name.lower(), f.stem.lower())][:1]:
-        cfg.merge_from_file(str(file))
-    cfg.merge_from_list(
-        ["OUTPUT_DIR", output, "SEED", 1, "DATASET.NUM_SHOTS", SHOTS,
-         "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", True,
-         "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8,
-         "DATALOADER.TEST.BATCH_SIZE", 8, "INPUT.SIZE", (SIZES["resolution"],) * 2, "INPUT.INTERPOLATION", "bicubic",
-         "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
-         "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073], "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711],
-         "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0035, "OPTIM.MAX_EPOCH", 2, "OPTIM.LR_SCHEDULER", "cosine",
-         "OPTIM.WARMUP_EPOCH", 1, "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5,
-         "MODEL.BACKBONE.NAME", STUDENT, "TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.PREC", "fp32"]
-    )  # fmt: skip
-    for _, node in [*nodes(cfg), *nodes(cfg.TRAINER)]:
-        if "PREC" in node:
-            node.PREC = "fp32"
-        for key in [key for key in node if key.startswith("PROMPT_DEPTH")]:
-            node[key] = min(node[key], SIZES["layers"])
+    if file:
+        cfg.merge_from_file(file)
     return cfg
 
 
-def nodes(node: Any) -> list[tuple[str, Any]]:
-    """Return name and content of the nodes right below one of a configuration."""
-    return [(name, below) for name, below in node.items() if hasattr(below, "items")]
+def short_run(cfg: Any, layers: int, labels: bool) -> list[Any]:
+    """Return the settings, for the command line, of a run of some ten steps with the small CLIP."""
+    settings = [
+        "DATASET.NUM_SHOTS", SHOTS, "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", False,
+        "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.TEST.BATCH_SIZE", 8,
+        "INPUT.SIZE", (RESOLUTION, RESOLUTION), "INPUT.INTERPOLATION", "bicubic",
+        "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
+        "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073], "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711],
+        "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0035, "OPTIM.MAX_EPOCH", 2, "OPTIM.LR_SCHEDULER", "cosine",
+        "OPTIM.WARMUP_EPOCH", -1 if labels else 1, "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5,
+        "MODEL.BACKBONE.NAME", STUDENT, "TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.PREC", "fp32",
+    ]  # fmt: skip
+    for path, node in [*nodes(cfg, ""), *nodes(cfg.TRAINER, "TRAINER.")]:
+        settings += [f"{path}.PREC", "fp32"] if "PREC" in node else []
+        depths = [key for key, value in node.items() if key.startswith("PROMPT_DEPTH") and isinstance(value, int)]
+        settings += [x for key in depths for x in (f"{path}.{key}", min(node[key], layers))]
+    return settings
+
+
+def nodes(node: Any, above: str) -> list[tuple[str, Any]]:
+    """Return path and content of the nodes right below one of a configuration."""
+    return [(f"{above}{name}", below) for name, below in node.items() if hasattr(below, "items")]
 
 
 def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
-    """Build and train one wrapped trainer; put what came of it into `result`."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    from kdpl.trainers import distilled
-    from kdpl.trainers.registry import is_ours
-
+    """List the fork's trainers, or let its main() build and train one of them; put what came of it into `result`."""
     stand_in_for_a_gpu()
     import dassl
 
     version = getattr(dassl, "__version__", "bundled")
     result |= {"dassl": version, "kdpl": kdpl.__version__, "torch": torch.__version__}
-    result["trainers"] = names = fork_trainers()
-    result["ours"] = [n for n in names if is_ours(TRAINER_REGISTRY.get(f"KDPL_{n}"))]
-    cfg = configuration(output)
-    result["mended"] = [f"TRAINER.{n}.{k}" for n, node in nodes(cfg.TRAINER) for k, value in node.items() if value is None]
+    sys.argv = ["train.py"]
+    script = run_script("train")
+    result["trainers"] = offered = fork_trainers()
+    cfg = configuration(script, "")
+    result["mended"] = [f"{path}.{k}" for path, node in nodes(cfg.TRAINER, "TRAINER.") for k, v in node.items() if v is None]
     if not args.trainer:
         return
-    chosen, cfg = args.trainer, configuration(output, args.trainer)
-    path = small_clip(Path(output))
-    use_small_clip(path)
-    cfg.DATASET.NAME = register_benchmark()
+    if args.trainer not in offered:
+        raise ValueError(f"{args.trainer} is not a trainer of this fork that can be distilled: {', '.join(offered)}")
+    file, data = config_file(args.trainer), data_file()
+    clip_file = small_clip(Path(output), args.layers)
+    use_small_clip(clip_file)
+    dataset, classnames = register_benchmark(data)
     if args.prepare:
-        cfg = runpy.run_path(args.prepare, {"cfg": cfg, "trainer": chosen, "clip_file": path})["cfg"]
-    if args.set:
-        cfg.merge_from_list(args.set)
-    fork_class = TRAINER_REGISTRY.get(chosen)
-    name, own = f"KDPL_{chosen}", None
-    if chosen in result["ours"]:
-        own, name = TRAINER_REGISTRY.get(name), f"Wrapped_{chosen}"
-        distilled(fork_class, name=name)
-    cfg.TRAINER.NAME = name
-    cfg.freeze()
-    if own is not None and args.compare:
-        try:
-            result["compared"] = compare(TRAINER_REGISTRY.get(name)(cfg), own, cfg, path)
-        except ValueError as error:  # an option of the fork's that KDPL's own refuses
-            result["incomparable"] = str(error)
-    trainer = TRAINER_REGISTRY.get(name)(cfg)
-    learned = {k: p for m in trainer._models.values() for k, p in m.named_parameters() if p.requires_grad}
-    before = {k: p.detach().clone() for k, p in learned.items()}
-    step, steps = trainer.forward_backward, []
-    trainer.forward_backward = lambda batch: steps.append(step(batch)) or steps[-1]
-    trainer.train()
-    still = [k for k, p in learned.items() if torch.equal(before[k], p)]
-    trainer.set_model_mode("eval")
-    with torch.no_grad():
-        trainer.model_inference(trainer.parse_batch_test(next(iter(trainer.test_loader)))[0])
-    result |= {"learned": len(learned), "still": still, "moved": len(learned) - len(still), "steps": len(steps)}
+        facts = {"dataset": dataset, "classnames": classnames, "trainer": args.trainer, "clip_file": clip_file}
+        runpy.run_path(args.prepare, facts)
+    name = args.trainer if args.labels else offered[args.trainer]
+    settings = [*short_run(configuration(script, file), args.layers, args.labels), *args.set]
+    sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--output-dir", output, "--config-file", file,
+                "--dataset-config-file", data, *map(str, settings)]  # fmt: skip
+    result |= {"config_file": file, "data_file": data}
+    if not args.labels:
+        watch(result, args.trainer if args.compare and offered[args.trainer].startswith(OF_THE_FORK) else "", clip_file)
+    run_script("__main__")
+    if args.labels:
+        result["ran"] = True
+    elif "moved" not in result:
+        raise ValueError(f"the fork's main() ended without training {name}")
+
+
+# ------------------------------------------------------------------------------------------------------- what is looked at
+
+
+def watch(result: dict[str, Any], compared: str, clip_file: Path) -> None:
+    """Put into `result` what the trainer that the fork's main() builds learns, and how exactly its loss is the divergence.
+
+    Args:
+        compared: the name of a trainer to compare with KDPL's own first; empty: none.
+        clip_file: the student's weights.
+    """
+    build, train, answer = DistilledTrainer.__init__, DistilledTrainer.train, ReplacedCrossEntropy._loss
+
+    def built(self: Any, cfg: Any) -> None:
+        build(self, cfg)
+        if compared:
+            from dassl.engine import TRAINER_REGISTRY
+
+            try:
+                result["compared"] = compare(self, TRAINER_REGISTRY.get(f"{PREFIX}{compared}"), cfg, clip_file)
+            except ValueError as error:  # an option of the fork's that KDPL's own refuses
+                result["incomparable"] = str(error)
+            build(self, cfg)
+
+    def trained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        learned = {k: p for m in self._models.values() if m is not None for k, p in m.named_parameters() if p.requires_grad}
+        before = {k: p.detach().clone() for k, p in learned.items()}
+        step, steps = self.forward_backward, []
+        self.forward_backward = lambda batch: steps.append(step(batch)) or steps[-1]
+        returned = train(self, *args, **kwargs)
+        still = [k for k, p in learned.items() if torch.equal(before[k], p)]
+        result.update(learned=len(learned), still=still, moved=len(learned) - len(still), steps=len(steps))
+        return returned
+
+    def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = answer(self, name, input, target, *args, **kwargs)
+        if "loss_differs" not in result and input.requires_grad and loss.dim() == 0:
+            result.update(differences(loss, input, self.teacher_logits[target.rows], self.calls))
+        return loss
+
+    DistilledTrainer.__init__, DistilledTrainer.train, ReplacedCrossEntropy._loss = built, trained, answered
+
+
+def differences(loss: Any, input: Any, teacher: Any, calls: Any) -> dict[str, float]:
+    """Compare a mean of the loss and its gradient with those of the formula in double precision."""
+    if next(reversed(calls))[2] != "mean":
+        return {}
+    (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
+    s = input.detach().double().requires_grad_()
+    log_s, log_t = s.log_softmax(1), teacher.detach().double().log_softmax(1)
+    both = log_t.exp() * (log_t - log_s) + log_s.exp() * (log_s - log_t)
+    expected = 0.5 * both.sum(1).mean()
+    (exact,) = torch.autograd.grad(expected, s)
+    return {"loss_differs": float((loss - expected).abs()), "gradient_differs": float((gradient - exact).abs().max())}
 
 
 def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any]:
@@ -226,14 +238,12 @@ def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
+    parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
-    parser.add_argument(
-        "--layers", type=int, default=SIZES["layers"], help="of the small CLIP; TCP's classes enter behind the 8th"
-    )
-    parser.add_argument("--prepare", default="", help="a Python file that runs before the trainer is built, with `cfg`")
+    parser.add_argument("--layers", type=int, default=3, help="of the small CLIP; some trainers act on the last of 12")
+    parser.add_argument("--prepare", default="", help="a Python file that runs before the fork's main()")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings")
     args = parser.parse_args(argv)
-    SIZES["layers"] = args.layers
     sys.path.insert(0, os.getcwd())
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as output:
@@ -242,10 +252,11 @@ def main(argv: list[str] | None = None) -> int:
         except UnsupportedStepError as error:
             traceback.print_exc()
             result["refused"] = str(error)
-        except Exception as error:  # of the fork's own code, of any kind
+        except (Exception, SystemExit) as error:  # of the fork's own code, of any kind
             traceback.print_exc()
             result["error"] = short_reason(error)
-    print(RESULT + json.dumps(result), flush=True)
+    sys.__stdout__.write(f"{RESULT}{json.dumps(result)}\n")
+    sys.__stdout__.flush()
     return 0
 
 

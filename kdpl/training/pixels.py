@@ -56,8 +56,10 @@ class ReadableImages(Dataset):
         if getattr(module, "read_image", read_image) is not read_image:
             module.read_image = read_image
         item = self.dataset[index]
-        if content := self.contents.get(item["impath"] if self.contents else ""):
-            refuse_changed(item["impath"], content)  # after it was read, so that no feature is of other bytes than its digest
+        if self.contents and (content := self.contents.get(os.fspath(item["impath"]))):
+            refuse_changed(
+                os.fspath(item["impath"]), content
+            )  # after it was read, so that no feature is of other bytes than its digest
         return item
 
 

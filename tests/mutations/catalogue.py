@@ -30,6 +30,7 @@ SIGNALS = "tests/test_signals.py::"
 CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
 DIGESTS = "kdpl/common/rows/digests.py"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
+ASKS = "tests/test_forks.py::test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks"
 
 _STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
 
@@ -695,11 +696,25 @@ MUTATIONS = [
         "tests/test_pseudo_labels.py::test_any_sequence_of_moves_keeps_rows_right",
     ),
     mutation(
-        "one-hot rows taken by pseudo-labels let through",
+        "pseudo-labels as an index let through",
         "kdpl/distill/pseudo_labels.py",
-        "    return rows and not _is_one_hot(table)\n",
-        "    return rows\n",
-        "tests/test_pseudo_labels.py::test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted[identity]",
+        "        record.use_index(name)\n",
+        "        pass\n",
+        "tests/test_pseudo_labels.py::test_pseudo_labels_as_an_index_are_refused_unless_allowed_by_name[diagonal]",
+    ),
+    mutation(
+        "the cross-entropy of a checkpoint left to PyTorch in the backward pass",
+        "kdpl/distill/pseudo_labels.py",
+        "    if func in _LOSSES and record.cross_entropy is not None and _is_target(args, kwargs):\n",
+        "    if func in _LOSSES and torch._C._current_graph_task_id() == -1 and _is_target(args, kwargs):\n",
+        "tests/test_pseudo_labels.py::test_a_loss_that_a_checkpoint_computes_again_is_the_divergence_there_too",
+    ),
+    mutation(
+        "the number of each class among pseudo-labels let through",
+        "kdpl/distill/pseudo_labels.py",
+        "    return torch.broadcast_shapes(found[0].shape, others[0].shape) == others[0].shape\n",
+        "    return True\n",
+        "tests/test_pseudo_labels.py::test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted[counts_at_once]",
     ),
     mutation(
         "the true labels in the place of a wrapped trainer's pseudo-labels",
@@ -708,8 +723,41 @@ MUTATIONS = [
         '        labels.as_subclass(Tensor).copy_(batch["label"])\n        shown = UnlabelledBatch(batch, labels)\n',
         "tests/test_forks.py::test_other_true_labels_change_nothing_bit_for_bit[StyleProbe]",
     ),
+    mutation("a data set left with its truth", "trainers/truth.py", "        close(self)\n", "        pass\n", TRUTH),
     mutation(
-        "a wrapped trainer's training set with its labels", "trainers/wrapped.py", "        hide_labels(self)\n", "", TRUTH
+        "items that a data set has kept elsewhere left as they are",
+        "trainers/truth.py",
+        "        _empty(datum)  # for",
+        "        pass  # for",
+        f"{ASKS}[ReadsAReferenceOfTheClass]",
+    ),
+    mutation(
+        "labels that a data set has collected left to it",
+        "trainers/truth.py",
+        "        elif not _tells_nothing(value) and",
+        "        elif False and",
+        f"{ASKS}[ReadsCountsOfTheDataSet]",
+    ),
+    mutation(
+        "labels of validation images in a step without being allowed",
+        "trainers/wrapped.py",
+        'allowed = ("val",) if VALIDATION in words(cfg.TRAINER.KDPL.ALLOW) else ()',
+        'allowed = ("val",)',
+        f"{ASKS}[ReadsValidationLabels]",
+    ),
+    mutation(
+        "a test while a wrapped trainer trains",
+        "trainers/wrapped.py",
+        "        if self._kdpl_training and VALIDATION not in",
+        "        if False and VALIDATION not in",
+        f"{ASKS}[EvaluatesWhileItTrains]",
+    ),
+    mutation(
+        "a wrapped trainer that learns behind its test",
+        "trainers/wrapped.py",
+        "        check_unchanged(self, self._kdpl_tested)\n",
+        "",
+        f"{ASKS}[LearnsBehindTheTest]",
     ),
     mutation(
         "the path of an image left in a wrapped trainer's batch", "trainers/unlabelled.py", "|domain", "|domain|impath", TRUTH

@@ -1,0 +1,90 @@
+"""What stands in for weights, data and a GPU in a trial of a fork: a small CLIP, some drawings, and calls that do nothing."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from kdpl.config.command_line import CONFIGS
+from kdpl.text.templates import template_for
+
+CLASSES, SHOTS = 5, 8  # five batches of eight in an epoch
+STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
+RESOLUTION, EMBED, WIDTH, PATCH, TEXT_WIDTH, HEADS = 64, 512, 768, 16, 512, 8
+OWN_DATA = f"{CONFIGS}/datasets/emoji_meals.yaml"
+
+
+def small_clip(folder: Path, layers: int) -> Path:
+    """Write a small CLIP with random weights as OpenAI's state dict, which `clip.load` of every fork reads; return its path."""
+    from kdpl.clip.openai import VOCABULARY, openai_clip
+
+    path = folder / "small_clip.pt"
+    torch.manual_seed(11)
+    model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
+    model = model_class(EMBED, RESOLUTION, layers, WIDTH, PATCH, 77, VOCABULARY, TEXT_WIDTH, HEADS, layers)
+    torch.save(model.float().state_dict(), path)
+    return path
+
+
+def use_small_clip(path: Path) -> None:
+    """Let every copy of OpenAI's `clip` in this process find the small one in place of a download."""
+    for module in list(sys.modules.values()):
+        if hasattr(module, "_download") and hasattr(module, "_MODELS") and hasattr(module, "available_models"):
+            module._download = lambda *args, **kwargs: str(path)
+
+
+def stand_in_for_a_gpu() -> None:
+    """Where there is no GPU, let code that asks for one, or for half precision, stay where it is."""
+    if torch.cuda.is_available():
+        return
+    Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
+    Tensor.half = nn.Module.half = lambda self: self
+    torch.backends.cuda.enable_flash_sdp(False)  # fused attention has no second derivative on a CPU
+
+
+def data_file() -> str:
+    """Return the file in the fork's configs/datasets whose data set is stood in for, or else KDPL's for the benchmark.
+
+    Forks know their data sets by name, in tables of sentences and lists of tasks: a trial takes one of these names.
+    """
+    files = sorted(Path("configs/datasets").glob("*.yaml"), key=lambda file: (file.stem != "caltech101", file.name))
+    return next((str(file) for file in files if _name_in(file)), OWN_DATA)
+
+
+def _name_in(file: str | Path) -> str:
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    return (content.get("DATASET") or {}).get("NAME", "")
+
+
+def register_benchmark(file: str) -> tuple[str, list[str]]:
+    """Register the first classes of the embedded benchmark as the data set of a file, and return its name and class names.
+
+    The tables of hand-written sentences in this process, by data set, get one for it.
+    """
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    from kdpl.datasets.base import ClassListDataset
+    from kdpl.datasets.emoji.scenes import EmojiMeals, class_names
+
+    name = _name_in(file)
+
+    class Trial(EmojiMeals):
+        def __init__(self, cfg: Any):
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.DATASET.ROOT, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = "", (), ()
+            super().__init__(cfg)
+            train, val, test = ([d for d in items or () if d.label < CLASSES] for items in (self.train_x, self.val, self.test))
+            ClassListDataset.__init__(self, train, train, val, test)
+
+    Trial.__name__ = Trial.__qualname__ = name
+    DATASET_REGISTRY.register(Trial, force=True)
+    for module in list(sys.modules.values()):
+        for table, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
+            if "TEMPLATE" in table.upper() and isinstance(value, dict) and "Caltech101" in value:
+                value.setdefault(name, template_for(name, "") if isinstance(value["Caltech101"], str) else value["Caltech101"])
+    return name, list(class_names(EmojiMeals.plan_name))[:CLASSES]

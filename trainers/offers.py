@@ -1,0 +1,108 @@
+"""The trainers of a fork, offered without labels: `distilled` for one class, `offer_distilled` for all of a `train.py`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, overload
+
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+from kdpl.trainers.registry import PREFIX, is_ours
+from kdpl.trainers.wrapped import DistilledTrainer
+
+OF_THE_FORK = "Wrapped_"  # before the name of a fork's trainer that KDPL has one of, too
+
+
+@overload
+def distilled(trainer_class: type, *, name: str | None = None, teacher_view: int = 0) -> type: ...
+@overload
+def distilled(trainer_class: None = None, *, name: str | None = None, teacher_view: int = 0) -> Callable[[type], type]: ...
+def distilled(trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0) -> Any:
+    """Register and return a trainer that learns without labels, a subclass of `trainer_class` with a teacher in place of them.
+
+    A function, `distilled(TRAINER_REGISTRY.get("TCP"))`, or a decorator, the uppermost one, with or without arguments.
+
+    Args:
+        trainer_class: a Dassl `TrainerX`.
+        name: by default KDPL_<its name>; if KDPL has a trainer of that name, which is faster, that one is returned.
+        teacher_view: if a batch has several views of an image, which of them the teacher sees.
+
+    Raises:
+        TypeError: it is not a `TrainerX`, or has no step of its own.
+        ValueError: a fork has a trainer of that name.
+    """
+    if trainer_class is None:
+        return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
+    if not can_be_distilled(trainer_class):
+        raise TypeError(
+            f"{trainer_class!r} cannot be distilled: expected a class derived from dassl.engine.TrainerX with a "
+            "forward_backward(batch) of its own, and none of KDPL's."
+        )
+    name = name or f"{PREFIX}{trainer_class.__name__}"
+    present = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else DistilledTrainer
+    if is_ours(present) and present is not DistilledTrainer:
+        return present
+    if not issubclass(present, DistilledTrainer):
+        raise ValueError(f"{name} is a trainer of {present.__module__} already: give the wrapped one another name=.")
+    return _made(trainer_class, name, teacher_view)
+
+
+def _made(trainer_class: type, name: str, teacher_view: int = 0) -> type:
+    wrapped = trainer_class.__name__
+    members = {"wrapped": wrapped, "teacher_view": teacher_view, "__module__": trainer_class.__module__}
+    members["__doc__"] = f"{wrapped} without labels (KDPL, arXiv:2407.03056)."
+    made = type(name, (DistilledTrainer, trainer_class), members)
+    TRAINER_REGISTRY.register(made, force=True)
+    return made
+
+
+def can_be_distilled(trainer_class: Any) -> bool:
+    """Whether a class is a Dassl trainer with a training step of its own, and none of KDPL's."""
+    return (
+        isinstance(trainer_class, type)
+        and issubclass(trainer_class, TrainerX)
+        and not is_ours(trainer_class)
+        and not issubclass(trainer_class, DistilledTrainer)
+        and not hasattr(trainer_class, "student_class")
+        and any("forward_backward" in vars(c) for c in trainer_class.__mro__ if issubclass(c, TrainerX) and c is not TrainerX)
+    )
+
+
+def offer_distilled() -> None:
+    """Register every trainer of a fork without labels, and take `--trainer` of the command line as the fork knows it.
+
+    `python -m kdpl.install` puts this call behind the imports of a `train.py`, when all its trainers are registered: `<Name>`
+    is then offered as `KDPL_<Name>`. Where KDPL has that one itself, which stays, the fork's is `Wrapped_<Name>`. A class that
+    is registered under such a name already is left alone. The data sets of KDPL are registered too.
+
+    With `--trainer KDPL_<Name>` the fork's code reads `--trainer <Name>`, so that whatever it looks up by that name (options,
+    files, folders) is there, and `<Name>` is the trainer without labels in this process.
+    """
+    import kdpl.datasets  # noqa: F401  behind the fork's own
+
+    names = TRAINER_REGISTRY.registered_names()
+    classes = {name: TRAINER_REGISTRY.get(name) for name in names}
+    offered = {}
+    for name, trainer_class in classes.items():
+        if can_be_distilled(trainer_class):
+            present = classes.get(f"{PREFIX}{name}")
+            offer = f"{OF_THE_FORK if present is not None and is_ours(present) else PREFIX}{name}"
+            if issubclass(classes.get(offer, DistilledTrainer), DistilledTrainer):
+                offered[offer] = classes.get(offer) or distilled(trainer_class, name=offer)
+    _take_command_line(offered)
+
+
+def _take_command_line(offered: dict[str, type]) -> None:
+    """Let the fork read the name of its own trainer in sys.argv, and build that one without labels."""
+    for i, word in enumerate(sys.argv[1:], 1):
+        flag, equals, value = word.partition("=")
+        asked = value if flag == "--trainer" and equals else word if sys.argv[i - 1] == "--trainer" else ""
+        own = offered.get(f"{OF_THE_FORK}{asked.removeprefix(PREFIX)}") if asked.startswith(PREFIX) else None
+        if own is not None:
+            print(f"{asked} is KDPL's own, not {own.wrapped} of {own.__module__}: for that one, --trainer {own.__name__}.")
+        if asked in offered:
+            trainer = offered[asked]
+            sys.argv[i] = f"--trainer={trainer.wrapped}" if equals else trainer.wrapped
+            _made(trainer.__mro__[2], trainer.wrapped, trainer.teacher_view)
+            print(
+                f"{asked}: {trainer.wrapped} of {trainer.__module__} without labels; its code reads --trainer {trainer.wrapped}"
+            )
