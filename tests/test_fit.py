@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from kdpl.photos.demo import write_photos
 from kdpl.photos.evaluate import main as evaluate
 from kdpl.photos.evaluate import wilson
 from kdpl.photos.fit import main as fit
-from kdpl.photos.fitting import candidates
+from kdpl.photos.fitting import candidates, run
 from kdpl.photos.fitting.calibrate import background_names, fit_temperature, fit_threshold
 from kdpl.photos.fitting.compare import CHOSEN_BY, REPORTED, Measured, Row, compare, verdict
 from kdpl.photos.fitting.features import Pace, Pass
@@ -454,6 +455,17 @@ def test_the_pace_leaves_out_the_first_chunk():
     pace = Pace()
     assert [pace.add(n, s) for n, s in ((10, 100.0), (10, 1.0), (5, 2.0), (9, 9.0))] == [False, False, True, False]
     assert pace.seconds == pytest.approx(0.2)
+
+
+def test_there_is_time_for_all_labelled_photos_and_others_to_compare_on():
+    fit = object.__new__(run.Fit)
+    fit.decided = {}
+    fit.plan = SimpleNamespace(most=5000, minutes=1.0, labels={str(i): "a" for i in range(300)})
+    assert fit._limit(1.0, 24) == 364 and fit._limit(0.1, 24) == 624 and fit._limit(0.001, 24) == 5000
+    fit.plan.labels = {}
+    assert fit._limit(1.0, 24) == 84 and fit._limit(100.0, 24) == 64
+    fit.decided = {"photos": 70}
+    assert fit._limit(100.0, 24) == 5000, "a fit that is resumed looks at what was decided"
 
 
 @given(st.integers(1, 500), st.floats(0, 1))

@@ -186,7 +186,7 @@ def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
     most = max(QUICK_PHOTOS[0], QUICK_PHOTOS[1] * len(names)) if args.effort == "quick" else len(order)
     return Plan(
         photos, list(names), Path(args.output), args.student, args.teacher, args.effort, args.variant, args.template, args.seed,
-        args.minutes, order, min(max(most, len(labels)), len(order)), candidates, labels,
+        args.minutes, order, min(max(most, len(labels) + LEAST_PHOTOS), len(order)), candidates, labels,
         {**listing.unreadable, **bad}, media_line(listing.media),
     )  # fmt: skip
 

@@ -104,7 +104,8 @@ class Fit:
         plan = self.plan
         if self.decided:
             return plan.most
-        count = min(plan.most, max(LEAST_PHOTOS, taken + int(60 * plan.minutes / seconds)))
+        least = LEAST_PHOTOS + len(plan.labels)  # these come first, and others must be there to compare on
+        count = min(plan.most, max(least, taken + int(60 * plan.minutes / seconds)))
         if count < plan.most:
             print(
                 f"{count:,} of {plan.most:,} photos are looked at, drawn at random: a photo takes {seconds:.2f} s here, and "
