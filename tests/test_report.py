@@ -421,6 +421,18 @@ def test_csv_has_numbers_for_every_cell(tmp_path, capsys):
     assert cell["dataset"] == "OxfordPets"
 
 
+def test_one_seed_has_no_deviation(tmp_path, capsys):
+    add_base_to_new(tmp_path, "OxfordPets", 80.0, 70.0)
+    add_base_to_new(tmp_path, "OxfordPets", 80.0, 70.0, trainer="KDPL_CoOp")
+    for style in ("terminal", "markdown", "latex"):
+        assert main([str(tmp_path), "--format", style]) == 0
+        out = capsys.readouterr().out
+        assert "80.00" in out and "±" not in out and "pm$" not in out and "-0.00" not in out
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert rows and {row["std"] for row in rows} == {""}
+
+
 @pytest.mark.slow
 def test_figures_are_drawn_for_every_protocol(tmp_path, capsys):
     pytest.importorskip("matplotlib")

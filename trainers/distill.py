@@ -18,6 +18,7 @@ from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
 from kdpl.students.base import ALWAYS
+from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.inputs import check_teacher, label_of, load_teacher
 from kdpl.trainers.prompts import PromptTrainer
@@ -76,9 +77,13 @@ class DistillTrainer(PromptTrainer):
     def objective(self) -> Distillation:
         options, names = self.cfg.TRAINER.KDPL, self.training_names
         agnostic = bool(options.CLASS_AGNOSTIC)
+        teacher = load_teacher(self.cfg, names, self.template(), self.device, agnostic, self.loaded_teachers)
+        for member in () if agnostic else teacher.members:
+            if len(member.text_features):  # else every image has its own
+                warn_of_same_names(names, member.text_features, member.clip.name)
         return Distillation(
             self.student,
-            load_teacher(self.cfg, names, self.template(), self.device, agnostic, self.loaded_teachers),
+            teacher,
             names,
             k_max=options.K_MAX if agnostic else None,
             loss=options.LOSS,

@@ -25,6 +25,9 @@ from kdpl.distill.objective import CrossEntropy, Objective
 from kdpl.distill.views import ImageFile, ViewFeatures, image_files, view_features
 from kdpl.students import Student
 from kdpl.students.sharding import encode_names, prepare_names
+from kdpl.text.prompts import sentence_features
+from kdpl.text.same import warn_of_same_names
+from kdpl.text.templates import fill
 from kdpl.trainers.checkpoints import Checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.training import Training
@@ -122,6 +125,8 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         # A class-agnostic training may have no class names.
         shard, names = self.cfg.TRAINER.KDPL.SHARD_CLASSES, self.class_names
         self.prepared = prepare_names(self.student, names, shard) if names else None
+        if names:
+            warn_of_same_names(names, sentence_features(self.clip, fill(self.template(), names)), self.clip.name)
 
     @cached_property
     def objective(self) -> Objective:

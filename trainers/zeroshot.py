@@ -11,6 +11,7 @@ from kdpl.config.checks import check_config
 from kdpl.config.teachers import teacher_names
 from kdpl.distill.loss import mean_logits
 from kdpl.text.prompts import ensemble_features, sentence_features
+from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.inputs import check_teacher, follow_model, label_of, load_towers, teacher_over
@@ -40,6 +41,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
 
     def use_class_names(self) -> None:
         self.text_features = self.encode_names(self.clip)  # (C, d)
+        warn_of_same_names(self.class_names, self.text_features, self.clip.name)
         self.manifest = zero_shot_manifest(self)
 
     def encode_names(self, clip: Clip) -> Tensor:

@@ -21,6 +21,7 @@ from kdpl.clip.model import similarity_logits
 from kdpl.clip.names.sources import ModelNameError
 from kdpl.clip.precision import check_finite, effective_precision
 from kdpl.config.defaults import KDPL
+from kdpl.text.same import same_features, words_of
 from kdpl.training.pixels import Normalize
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -138,6 +139,11 @@ class Classifier:
         if self.encoder.class_specific:
             _ = texts.prepared  # refuses names that were not learned
         self._texts = texts
+
+    def same_names(self) -> str:
+        """Return a sentence about class names that have the same text features; empty if there are none."""
+        features = self._texts.features
+        return "" if features is None else words_of(same_features(self.classnames, features), self.clip.name)
 
     @property
     def text_features(self) -> Tensor:

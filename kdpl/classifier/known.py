@@ -40,7 +40,8 @@ class ImageFeatureCache:
         self._store = RowStore(store_folder(root, {**meaning, **libraries}), width, "float32")
         self._row_of = {key: (shard, row) for shard, found in self._store.find() for key, row in found}
         self._broken = False
-        self.hits = 0
+        self._new: set[bytes] = set()  # added by this process
+        self.hits = 0  # features of earlier processes that were used
 
     @staticmethod
     def key(content: bytes) -> bytes:
@@ -51,7 +52,7 @@ class ImageFeatureCache:
 
     def get(self, keys: Sequence[bytes]) -> Tensor:
         """Return the features (N, d) of known images."""
-        self.hits += len(keys)
+        self.hits += sum(key not in self._new for key in keys)
         rows = [shard["value"][row] for shard, row in map(self._row_of.__getitem__, keys)]
         return torch.from_numpy(np.stack(rows))
 
@@ -66,6 +67,7 @@ class ImageFeatureCache:
             print(f"The image features are not cached, because '{self._store.folder}' cannot be written: {error}")
             return
         shard = self._store.own_shard()
+        self._new.update(keys)
         self._row_of.update((key, (shard, first + i)) for i, key in enumerate(keys))
 
 

@@ -21,6 +21,11 @@ def short_reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign; what rounds to zero is +0, whatever its sign was."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def shorten(value: object) -> str:
     """Return a value from a file as Python writes it, cut to about a line."""
     return _SHORT.repr(value)

@@ -14,6 +14,7 @@ from kdpl.clip.names import DEFAULT_TAGS, EMBEDDED, OPENAI_MODELS
 from kdpl.clip.precision import effective_precision
 from kdpl.common import exits
 from kdpl.common.environment import git_state, versions
+from kdpl.common.messages import signed
 from kdpl.config.choices import ConfigError, check_choice, is_distilled
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
@@ -128,7 +129,7 @@ class Measurement:
     def row(self) -> str:
         f, found, why = self.figure, "— | {:.2f} | —", f": {self.reason}".replace("|", "\\|") if self.reason else ""
         if self.run:
-            found = f"{self.result['accuracy']:.2f} | {{:.2f}} | {self.result['accuracy'] - f.accuracy:+.2f}"
+            found = f"{self.result['accuracy']:.2f} | {{:.2f}} | {signed(self.result['accuracy'] - f.accuracy, 2)}"
         cells = f"{f.method} | {f.model} | {f.dataset} | {found.format(f.accuracy)} | {f.tolerance:.2f}"
         return f"| {cells} | {self.verdict}{why} |"
 

@@ -1,6 +1,7 @@
 """The prompts that a command uses: the flags of `kdpl predict`, `eval` and `export`, and the classifier they ask for."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from kdpl.classifier.decision import REJECTED
@@ -63,4 +64,6 @@ def _loaded(args: argparse.Namespace, names: list[str] | None, device: str | Non
             f"There is one class name alone, '{classifier.classnames[0]}', and every image would be it: give more names, or "
             "--reject, by which images are none of these (`kdpl fit` calibrates it)."
         )
+    if line := classifier.same_names():
+        print(f"Warning: {line}", file=sys.stderr)
     return classifier

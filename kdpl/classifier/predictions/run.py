@@ -71,7 +71,9 @@ class Run:
         if args.html:
             from kdpl.classifier.gallery.writer import GalleryWriter
 
-            title = f"{classifier.bundle.trainer}, {classifier.bundle.backbone}"
+            bundle = classifier.bundle
+            how = "hand-written sentences" if bundle.decision.sentences else f"prompts of {bundle.trainer}"
+            title = f"{bundle.backbone}, {how}"
             page = (Output(args.html), title, self.names, total, self.unread, self.top, args.workers, teacher)
             self.writers.append(GalleryWriter(*page))
         self.outputs = [writer.output for writer in self.writers]

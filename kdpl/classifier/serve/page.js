@@ -36,7 +36,8 @@ async function classify(file) {
     const order = probabilities.map((p, i) => i).sort((a, b) => probabilities[b] - probabilities[a]);
     for (const i of order.slice(0, TOP)) {
       const line = document.createElement("li");
-      line.append(facts.names[i], `${(100 * probabilities[i]).toFixed(1)} %`);
+      for (const text of [facts.names[i], `${(100 * probabilities[i]).toFixed(1)} %`])
+        line.append(Object.assign(document.createElement("span"), {textContent: text})); // texts alone would be one flex item
       $("names").append(line);
     }
     $("picture").src = URL.createObjectURL(file);

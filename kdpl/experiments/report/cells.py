@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, TypeVar
 
+from kdpl.common.messages import signed as with_sign
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -56,10 +58,10 @@ class Cell:
 
     def text(self, expected: Sequence[int], signed: bool = False, draws: Draws | None = None) -> str:
         """Return mean and deviation, or with draws the interval, with "(2/3 seeds)" if seeds are missing."""
-        text = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
+        text = with_sign(self.mean, 2) if signed else f"{self.mean:.2f}"
         bounds = self.interval(draws) if draws else None
         if bounds:
-            text += " [{:+.2f}, {:+.2f}]".format(*bounds)
+            text += f" [{with_sign(bounds[0], 2)}, {with_sign(bounds[1], 2)}]"
         elif len(self.values) > 1:
             text += f" ± {self.std:.2f}"
         if missing := self.missing(expected):

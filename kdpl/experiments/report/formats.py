@@ -98,7 +98,8 @@ def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
                 if cell is None:
                     numbers = ["", "", 0]
                 else:
-                    numbers = [f"{cell.mean:.4f}", f"{cell.std:.4f}", len(table.seeds) - len(cell.missing(table.seeds))]
+                    std = f"{cell.std:.4f}" if len(cell.values) > 1 else ""  # of one seed there is none
+                    numbers = [f"{cell.mean:.4f}", std, len(table.seeds) - len(cell.missing(table.seeds))]
                 labels = map(to_cell, (table.protocol, table.subject, dataset, row.labels[-1], row.kind, column))
                 bounds = (cell and cell.interval(draws)) or ("", "") if draws else ()
                 writer.writerow([*labels, *numbers, len(table.seeds), *bounds])

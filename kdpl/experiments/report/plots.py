@@ -114,7 +114,7 @@ def _bars(title: str, groups: Sequence[str], methods: dict[str, Sequence[Cell | 
             places,
             [_mean(cell) for cell in cells],
             width,
-            yerr=[0.0 if cell is None else cell.std for cell in cells],
+            yerr=[0.0 if cell is None else cell.std for cell in cells] if any(map(_several, cells)) else None,
             label=method,
             color=style["color"],
             hatch=hatch,
@@ -138,7 +138,8 @@ def _curves(table: Table, dataset: str) -> "Figure":
             plot.axhline(points[0][1].mean, label=row.labels[-1], **style)
         else:
             x, cells = zip(*points, strict=True)
-            plot.errorbar(x, [c.mean for c in cells], [c.std for c in cells], marker="o", label=row.labels[-1], **style)
+            spread = [c.std for c in cells] if any(map(_several, cells)) else None
+            plot.errorbar(x, [c.mean for c in cells], spread, marker="o", label=row.labels[-1], **style)
     trained = [n for n in shots if n > 0]
     if trained:
         plot.set_xscale("log", base=2)
@@ -172,6 +173,11 @@ def _line(method: str) -> str:
 
 def _family(method: str) -> str:
     return method.removeprefix("KDPL_").replace("-CA", "").split(" ")[0]
+
+
+def _several(cell: Cell | None) -> bool:
+    """Whether there is a deviation over seeds to draw."""
+    return cell is not None and len(cell.values) > 1
 
 
 def _mean(cell: Cell | None) -> float:

@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import TRAIN
 
 PRELOADED = [
+    "kdpl.experiments.sweep.server",
     "torch",
     "torchvision",
     "clip",
@@ -61,6 +64,7 @@ class WarmProcess:
 
 def _run(arguments: list[str], console: str, env: dict[str, str]) -> None:
     os.setsid()  # Ctrl-C in the terminal is for the sweep
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the server
     os.environ.clear()
     os.environ.update(env)
     file = os.open(console, os.O_WRONLY | os.O_APPEND)
