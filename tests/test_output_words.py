@@ -14,9 +14,11 @@ from kdpl.classifier.bundle import read_bundle, write_bundle
 from kdpl.classifier.decision import Decision
 from kdpl.classifier.serve.folder import HERE
 from kdpl.clip.loading import load_clip
+from kdpl.common import exits
 from kdpl.common.messages import signed
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.experiments.report.cells import Cell
+from kdpl.photos.fit import main as fit
 from kdpl.predict import main
 from kdpl.text.prompts import sentence_features
 from kdpl.text.same import same_features, words_of
@@ -109,3 +111,15 @@ def test_names_that_differ_are_not_warned_of():
     assert same_features(SAME[2:], features[2:]) == [] and words_of([], "x") == ""
     doubled = torch.cat([features, features[3:]])
     assert same_features([*SAME, "pie", "plantain"], doubled) == [SAME[:3], ["pizza", "pie"], ["banana", "plantain"]]
+
+
+def test_a_fit_of_names_that_are_the_same_to_the_teacher_is_refused(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, scene in enumerate(draw(scenes_of("meals")[:8])):
+        Image.fromarray(scene).save(photos / f"{i}.png")
+    (tmp_path / "names.txt").write_text("\n".join(SAME))
+    models = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quiet"]
+    assert fit([str(photos), str(tmp_path / "names.txt"), "-o", str(tmp_path / "out"), *models]) == exits.BAD_INPUT
+    assert "To 'emoji_teacher' these names are the same" in capsys.readouterr().err
+    assert not (tmp_path / "out/prompts.safetensors").exists()

@@ -17,6 +17,7 @@ from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
+from kdpl.common.messages import signed
 from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
@@ -125,7 +126,7 @@ def print_gain(before: Sequence[Judged], judged: Sequence[Judged]) -> None:
     gap = [after[j.path] - j.right for j in before]
     mean = sum(gap) / len(gap)
     error = 2 * (sum((g - mean) ** 2 for g in gap) / len(gap) ** 2) ** 0.5
-    print(f"Gain over the sentence: {100 * mean:+.1f} ± {100 * error:.1f} points")
+    print(f"Gain over the sentence: {signed(100 * mean, 1)} ± {100 * error:.1f} points")
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> argparse.Namespace:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip, similarity_logits
+from kdpl.common.messages import signed
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import BY_DATASET, DEFAULT, fill, imagenet_templates
 
@@ -143,7 +144,7 @@ def verdict(rows: Sequence[Row], kept: Row) -> str:
     before, after = default.on[REPORTED], shown.on[REPORTED]
     gap, n = after.agrees - before.agrees, len(after.agrees)
     mean, error = 100 * float(gap.mean()), 200 * float(gap.std(unbiased=False)) / n**0.5
-    change = f"agreement {before.agreement:.1f} -> {after.agreement:.1f} % ({mean:+.1f} ± {error:.1f} points)"
+    change = f"agreement {before.agreement:.1f} -> {after.agreement:.1f} % ({signed(mean, 1)} ± {error:.1f} points)"
     where = f"on {n:,} held-out photos"
     if kept is default:
         words = f"The sentence {kept.label} is used: nothing else agrees better with the teacher."

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tabulate import tabulate
+from torch import Tensor
 
 from kdpl.clip.loading import load_clip
 from kdpl.clip.names import EMBEDDED
@@ -25,6 +27,7 @@ from kdpl.photos.labels import LABELLED, PHOTOS, TEACHER, TRAIN
 from kdpl.photos.models import device_type, downloads, size_of
 from kdpl.photos.waiting import Doing, duration
 from kdpl.text.prompts import sentence_features
+from kdpl.text.same import same_features, words_of
 from kdpl.text.templates import fill
 
 TRAINING_SHARE = 0.2  # of the time of the pass, that learning may take
@@ -83,6 +86,7 @@ class Fit:
             self.teacher = Teacher(self.teacher_clip, plan.names, plan.template, self.clip.mean, self.clip.std)
             with self.clip.autocast(frozen=True), torch.no_grad():
                 texts = sentence_features(self.clip, fill(plan.template, plan.names), normalize=False)  # (C, d)
+            self._compare_names(texts)
             self.text_size = float(texts.float().square().mean().sqrt())
             self.look_at = Pass(self.clip, self.teacher)
         most = self.decided.get("photos", plan.most)
@@ -98,6 +102,17 @@ class Fit:
         known = f", {len(labelled):,} of them with labels" if plan.labels else ""
         bad = len(self.unreadable)
         print(f"Photos: {len(self.parts.train):,} to learn from{known}, held out: {held}; {bad:,} could not be read")
+
+    def _compare_names(self, texts: Tensor) -> None:
+        """Refuse names that are the same to the teacher; say which are to the student, whose vectors can still part them.
+
+        Raises:
+            ValueError: to the teacher some names are the same.
+        """
+        if line := words_of(same_features(self.plan.names, self.teacher.text_features), self.plan.teacher):
+            raise ValueError(line)
+        if line := words_of(same_features(self.plan.names, F.normalize(texts.float(), dim=-1)), self.plan.student):
+            print(f"Warning: {line}", file=sys.stderr)
 
     def _limit(self, seconds: float, taken: int) -> int:
         """Return how many photos there is time for, and say so."""
