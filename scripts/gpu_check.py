@@ -26,7 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
 # Of the first loss beside that of fp32, relative; random CLIPs hardly differ from each other, so that their loss is small.
 BOUNDS = {"fp16": 2e-2, "amp": 2e-2, "bf16": 6e-2}
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp", "TaskRes")
+
+
+def learner_names() -> tuple[str, ...]:
+    """Return the names of all prompt learners."""
+    from kdpl.students import LEARNERS
+
+    return tuple(learner.__name__ for learner in LEARNERS)
 
 
 class Setting(NamedTuple):
@@ -81,7 +87,7 @@ def learners(at: Setting) -> dict:
 
     found = {}
     for student in at.students:
-        for learner in LEARNERS[:4] if at.small else LEARNERS:
+        for learner in learner_names()[:4] if at.small else learner_names():
             with tempfile.TemporaryDirectory() as folder:
                 trainer = at.trainer(learner, Path(folder), "OPTIM.WARMUP_EPOCH", -1, student=student)
                 before = {name: p.detach().clone() for name, p in trainer.student.learned.named_parameters()}

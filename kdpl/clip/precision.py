@@ -1,5 +1,7 @@
 """The precision a CLIP computes in, from a PREC of the configuration: fp32, fp16, amp or bf16."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,8 @@ def check_finite(values: Tensor, what: str) -> Tensor:
             "the precision. Load them again, or use PREC fp32."
         )
     return values
+
+
+def no_gradients() -> AbstractContextManager:
+    """Return the context of a frozen pass: inference mode, or what a compiled step takes in its place."""
+    return torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()

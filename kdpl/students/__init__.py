@@ -8,8 +8,9 @@ from kdpl.students.kgcoop import KgCoOp
 from kdpl.students.maple import MaPLe
 from kdpl.students.promptsrc import PromptSRC
 from kdpl.students.taskres import TaskRes
+from kdpl.students.tcp import TCP
 from kdpl.students.vpt import VPT
 
-LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp, TaskRes)
+LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp, TaskRes, TCP)
 
-__all__ = ["IVLP", "LEARNERS", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student", "TaskRes"]
+__all__ = ["IVLP", "LEARNERS", "TCP", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student", "TaskRes"]

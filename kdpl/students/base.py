@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
+from kdpl.clip.precision import no_gradients
 from kdpl.common.rows.digests import file_digest
 from kdpl.config.defaults import add_learner
 from kdpl.config.merging import learner_options
@@ -144,7 +144,7 @@ class Student(nn.Module):
 
     def frozen_image_features(self, images: Tensor) -> Tensor:
         """Return the frozen CLIP's normalised image features `(B, d)` in fp32, without gradient."""
-        with torch.inference_mode(), self.clip.autocast(frozen=True):
+        with no_gradients(), self.clip.autocast(frozen=True):
             features = F.normalize(self.clip.image_features(images).float(), dim=-1)
         return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 

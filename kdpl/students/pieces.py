@@ -24,15 +24,16 @@ class TextContext:
         fixed_count: True: N_CTX tokens are learned, the first of the words (MaPLe, PromptSRC); False: all tokens of the
             words, and N_CTX is ignored (CoOp, CoCoOp).
         position: of the class name: "end", "middle" or "front".
+        behind: what stands behind the name: a full stop, or words such as ", a type of pet.".
     """
 
-    def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end"):
+    def __init__(self, clip: Clip, words: str, n_ctx: int, fixed_count: bool, position: str = "end", behind: str = "."):
         tokens = encode(words.replace("_", " "), clip.tokenizer) if words else []
         if tokens and not fixed_count:
             n_ctx = len(tokens)
         if len(tokens) < n_ctx:
             words, tokens = "", []
-        self.clip, self.words, self.n_ctx, self.position = clip, words, n_ctx, position
+        self.clip, self.words, self.n_ctx, self.position, self.behind = clip, words, n_ctx, position, behind
         self.tokens = tokens[:n_ctx]
 
     def initial(self, classes: int | None = None) -> Tensor:
@@ -46,7 +47,7 @@ class TextContext:
 
     def layout(self, names: Sequence[str], class_specific: bool = False) -> Layout:
         """Return the prompts of these class names, ready for the text pass."""
-        prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer)
+        prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer, self.behind)
         longest = self.clip.text.context_length - self.clip.tokenizer.stripped
         for name, prompt in zip(names, prompts, strict=True):
             if len(prompt) > longest:
@@ -126,7 +127,7 @@ def check_depth(node: str, key: str, depth: int, architecture: Architecture, nam
     Raises:
         ValueError: both values are named.
     """
-    if not architecture.is_vit:
+    if not key.endswith("TEXT") and not architecture.is_vit:
         raise ValueError(
             f"{node} learns visual prompts and needs a ViT, but MODEL.BACKBONE.NAME '{name}' is a ResNet "
             "or another tower. Choose a ViT such as 'ViT-B/32', or the trainer CoOp or CoCoOp."

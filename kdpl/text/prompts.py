@@ -34,7 +34,12 @@ def encode(text: str, tokenizer: Tokenizer = CLIPS_OWN) -> list[int]:
 
 
 def context_prompts(
-    names: Sequence[str], n_ctx: int, words: str = "", position: str = "end", tokenizer: Tokenizer = CLIPS_OWN
+    names: Sequence[str],
+    n_ctx: int,
+    words: str = "",
+    position: str = "end",
+    tokenizer: Tokenizer = CLIPS_OWN,
+    behind: str = ".",
 ) -> list[tuple[int, ...]]:
     """Return the prompts `[SOT] [ctx_1..ctx_n] name . [EOT]` with slots where learned vectors go.
 
@@ -44,17 +49,18 @@ def context_prompts(
         words: the words before the name, "a photo of a"; empty: n_ctx placeholders.
         position: of the name: "end" (after the context), "middle" (between its halves) or "front" (before it).
         tokenizer: of the CLIP that will read them.
+        behind: what stands behind the name in place of the full stop.
 
     Raises:
         ValueError: an empty name, or an unknown position.
     """
     check_choice("CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
     words = words.replace("_", " ")
-    return [_context_prompt(n.replace("_", " "), n_ctx, words, position, tokenizer) for n in names]
+    return [_context_prompt(n.replace("_", " "), n_ctx, words, position, tokenizer, behind) for n in names]
 
 
 @lru_cache(maxsize=CACHED_PROMPTS)
-def _context_prompt(name: str, n_ctx: int, words: str, position: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _context_prompt(name: str, n_ctx: int, words: str, position: str, tokenizer: Tokenizer, behind: str) -> tuple[int, ...]:
     if not name.strip():
         raise ValueError(f"Class name '{name}' is empty: give every class a name.")
     slots = [slot(i) for i in range(n_ctx)]
@@ -62,7 +68,7 @@ def _context_prompt(name: str, n_ctx: int, words: str, position: str, tokenizer:
     # The name is encoded behind words, since some tokenizers have other ids for a word at the beginning.
     before = words or " ".join(["X"] * n_ctx)
     taken = n_ctx if words else len(encode(before, tokenizer))
-    rest = encode(f"{before} {name}.", tokenizer)[taken:]
+    rest = encode(f"{before} {name}{behind}", tokenizer)[taken:]
     end = len(encode(f"{before} {name}", tokenizer)) - len(encode(before, tokenizer)) if position != "end" else 0
     return (*tokenizer.sot, *slots[:half], *rest[:end], *slots[half:], *rest[end:], *tokenizer.eot)
 

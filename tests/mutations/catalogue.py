@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-LEARNERS = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp", "TaskRes")
+from kdpl import students
+
+LEARNERS = tuple(learner.__name__ for learner in students.LEARNERS)
 
 
 class Mutation(NamedTuple):
@@ -279,6 +281,13 @@ MUTATIONS = [
         "ends.append(back[-1])",
         "ends.append(back[-1] - 1)",
         "tests/test_text.py::test_plain_sentences_equal_encode_text",
+    ),
+    mutation(
+        "TCP's vectors a layer too early",
+        "kdpl/students/tcp.py",
+        "{self.options.PROMPT_DEPTH_TEXT - 1: vectors}",
+        "{self.options.PROMPT_DEPTH_TEXT - 2: vectors}",
+        "tests/test_tcp.py::test_features_loss_and_gradients_are_those_of_the_published_formula",
     ),
     mutation(
         "prompts of each class given to the classes by length",

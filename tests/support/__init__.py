@@ -14,15 +14,17 @@ from clip.model import CLIP
 from safetensors.torch import save_file
 
 import kdpl
+from kdpl import students
 from kdpl.common import lock
+from kdpl.students.base import ALWAYS
 from support import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 # KDPL_CoOp's learning rate on the embedded benchmark, which a search has chosen.
 RATE = yaml.safe_load((ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml").read_text(encoding="utf-8"))["OPTIM"]["LR"]
 EMOJI = ("emoji_meals", "emoji_leisure", "emoji_mammals", "emoji_vehicles", "emoji_household")
-# Every prompt learner, with the number of its learned parameters on the embedded benchmark, whose widths are all 128.
-LEARNERS = {
+# The number of learned parameters on the embedded benchmark, whose widths are all 128.
+PARAMETERS = {
     "CoOp": 4 * 128,
     "CoCoOp": 4 * 128 + 129 * 8 + 9 * 128,
     "VPT": 4 * 8 * 128,
@@ -31,9 +33,12 @@ LEARNERS = {
     "IVLP": 3 * 4 * 128 + 3 * 4 * 128,
     "KgCoOp": 4 * 128,
     "TaskRes": 30 * 128,  # a vector for each of the base classes of emoji_meals
+    "TCP": 4 * 128 + 129 * 32 + 33 * 4 * 128,
 }
+# Every prompt learner, with that number where the table has it.
+LEARNERS = {learner.__name__: PARAMETERS.get(learner.__name__) for learner in students.LEARNERS}
 # Those that learn something for each class, and so nothing for others.
-CLASS_SPECIFIC = ("TaskRes",)
+CLASS_SPECIFIC = tuple(learner.__name__ for learner in students.LEARNERS if learner.learns_class_specific == ALWAYS)
 SHARED = tuple(learner for learner in LEARNERS if learner not in CLASS_SPECIFIC)
 
 
@@ -133,7 +138,6 @@ def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
 
 def untrained_bundle(folder: Path, variant: str, names: list[str], **options: object) -> Path:
     """Write the prompts of a new student on the embedded CLIP as a training would; options are of the variant's node."""
-    from kdpl import students
     from kdpl.classifier.bundle import Bundle, Preprocessing, write_bundle
     from kdpl.clip.loading import load_clip
 
