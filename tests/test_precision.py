@@ -29,6 +29,10 @@ def precisions(learner, value):
     return (f"TRAINER.{learner.upper()}.PREC", value, "TRAINER.KDPL.PREC", value)
 
 
+# Of gradients, where a learner's prompts pass through a network and half of the layers before they meet the others.
+OWN_BOUNDS = {("TCP", "fp16"): 2e-2, ("TCP", "bf16"): 0.2}
+
+
 @pytest.fixture(scope="module")
 def first_step(tmp_path_factory):
     """Loss, and gradients by name, of the first batch for prompts that have moved from their start."""
@@ -56,6 +60,7 @@ def first_step(tmp_path_factory):
 def assert_close_to_fp32(first_step, learner, value, device, options=()):
     (loss, gradients), (exact, exact_gradients) = (first_step(learner, p, device, options) for p in (value, "fp32"))
     of_loss, of_gradients = BOUNDS[value]
+    of_gradients = OWN_BOUNDS.get((learner, value), of_gradients)
     assert loss != exact, "it was another precision"
     assert loss == pytest.approx(exact, rel=of_loss)
     for name, gradient in gradients.items():

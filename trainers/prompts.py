@@ -121,6 +121,17 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
         self.use_class_names()
 
+    def load_for_training(self) -> None:
+        super().load_for_training()
+        if not self.cfg.TRAINER.KDPL.COMPILE or self.train_loader_x is None:
+            return
+        # The scaler may ask for a second backward pass, which a compiled step does not have.
+        why = "amp may repeat a backward pass" if self.scaler.is_enabled() else self.objective.no_graph
+        if why:
+            print(f"TRAINER.KDPL.COMPILE: the image towers are compiled, the step is not: {why}")
+        else:
+            self.objective.compile()
+
     def use_class_names(self) -> None:
         # A class-agnostic training may have no class names.
         shard, names = self.cfg.TRAINER.KDPL.SHARD_CLASSES, self.class_names

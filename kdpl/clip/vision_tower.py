@@ -82,7 +82,8 @@ class VisionTower(PromptedVision):
         return self.visual.class_embedding.shape[0]
 
     def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
-        if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # which would make the number of images a constant
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and not traced:
             size = self._at_once(len(images))
             return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
         return self._encode(images, prompts, deep)

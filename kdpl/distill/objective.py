@@ -7,9 +7,12 @@
 The trainers, the calculator and the benchmarks all call these; no other copy of the step exists.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,9 +22,10 @@ from kdpl.distill.loss import distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
-from kdpl.students.sharding import prepare_names
+from kdpl.students.sharding import Shard, prepare_names
 
 Terms = dict[str, Tensor]
+Step = Callable[..., tuple[Tensor, Terms]]
 
 
 class Objective:
@@ -40,6 +44,48 @@ class Objective:
                 "or with TRAINER.KDPL.CLASS_AGNOSTIC a larger vocabulary."
             )
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
+        self._compiled: Step | None = None
+        self._calls = 0
+
+    def _step(self, *batch: Any) -> tuple[Tensor, Terms]:
+        """Return the loss of a batch and the terms to report."""
+        raise NotImplementedError
+
+    def compile(self, backend: str | Callable = "") -> None:
+        """Run a step from the second on as one graph of `torch.compile`, on a card as CUDA graphs.
+
+        The first step fills what is computed once. A batch of another size is compiled once more, and so is
+        one that brings features in place of images. The backward pass of a step cannot be repeated.
+
+        Args:
+            backend: of `torch.compile`; by default inductor, on a CPU without a C++ compiler aot_eager.
+
+        Raises:
+            ValueError: the student's prompts depend on the images, or ranks share the class names.
+        """
+        if why := self.no_graph:
+            raise ValueError(f"The step of {type(self.student).__name__} cannot be one graph: {why}.")
+        options: dict[str, Any] = {"backend": backend} if backend else {}
+        if not backend and self.student.clip.device.type == "cuda":
+            options = {"mode": "reduce-overhead"}
+        elif not backend and not shutil.which(os.environ.get("CXX", "g++")):
+            options = {"backend": "aot_eager"}
+        self._compiled = torch.compile(self._step, fullgraph=True, **options)
+
+    @property
+    def no_graph(self) -> str:
+        """Why a step cannot be one graph; empty if it can."""
+        if self.student.text_depends_on_images:
+            return "every image has prompts of its own"
+        return "processes share the class names" if isinstance(self.prepared, Shard) else ""
+
+    def _run(self, *batch: Any) -> tuple[Tensor, Terms]:
+        self._calls += 1
+        if self._compiled is None or self._calls == 1:
+            return self._step(*batch)
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, terms = self._compiled(*batch)
+        return loss, {name: term.detach().clone() for name, term in terms.items()}  # the next step has the same memory
 
     def _prepare(self, names: Sequence[str]) -> Any:
         return prepare_names(self.student, names, self.shard_classes)
@@ -130,6 +176,21 @@ class Distillation(Objective):
             The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers, with
             labelled images `loss_labels`, and, if there are any of these, `loss_total`, their sum with `loss`.
         """
+        if self.k_max:
+            return self._step(images, teacher_features, frozen_features, share)
+        return self._run(images, teacher_features, frozen_features)
+
+    @property
+    def no_graph(self) -> str:
+        return "the names are selected for each batch" if self.k_max else super().no_graph
+
+    def _step(
+        self,
+        images: Tensor | None,
+        teacher_features: Tensor | Sequence[Tensor] | None,
+        frozen_features: Tensor | None,
+        share: float = 1.0,
+    ) -> tuple[Tensor, Terms]:
         student, names, prepared = self.student, self.names, self.prepared
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
@@ -168,6 +229,9 @@ class CrossEntropy(Objective):
             labels: `(B,)`.
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
         """
+        return self._run(images, labels, frozen_features)
+
+    def _step(self, images: Tensor | None, labels: Tensor, frozen_features: Tensor | None) -> tuple[Tensor, Terms]:
         student, frozen = self.student, self._frozen(images, frozen_features)
         with student.clip.autocast():
             output = student(images, self.prepared, frozen=frozen)

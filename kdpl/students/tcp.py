@@ -55,5 +55,6 @@ class TCP(KgCoOp):
         return Classes(self.context.layout(names), self.frozen_text_features(names))
 
     def text_features(self, prepared: Classes, image_features: Tensor | None = None) -> Tensor:
-        vectors = self.learned.meta_net(prepared.features).unflatten(-1, (self.context.n_ctx, -1))  # (C, n_ctx, w_t)
+        with torch.autocast(prepared.features.device.type, enabled=False):  # a small network, whose rounding would add up
+            vectors = self.learned.meta_net(prepared.features).unflatten(-1, (self.context.n_ctx, -1))  # (C, n_ctx, w_t)
         return normalized_text(self.clip.text(prepared.layout, self.learned.ctx, {self.options.PROMPT_DEPTH_TEXT - 1: vectors}))

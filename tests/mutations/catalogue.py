@@ -134,7 +134,7 @@ MUTATIONS = [
         (
             (
                 TEACHER,
-                "        with torch.inference_mode(), self.clip.autocast(frozen=True):",
+                "        with no_gradients(), self.clip.autocast(frozen=True):",
                 "        with self.clip.autocast():",
             ),
             (
