@@ -28,6 +28,7 @@ COMMANDS = {
     "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself", True),
     "push": Command("kdpl.photos.push", "share prompts on the Hugging Face Hub"),
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
+    "models": Command("kdpl.clip.names.listing", "the CLIPs there are, and which weights are on this machine"),
     "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
     "estimate": Command("kdpl.estimate", "time and memory of a training, before it is started"),
     "cache": Command("kdpl.cache", "compute the features of fixed views once, for many runs"),

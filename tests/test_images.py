@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import image_file
 
-from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image
+from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image, to_rgb
 from kdpl.common.images import files as image_files
 from kdpl.common.images.files import list_images, media_line, natural_key
 
@@ -296,3 +296,18 @@ def test_a_jpeg_is_decoded_at_a_fraction_that_keeps_its_shorter_edge(tmp_path):
     image_file(tmp_path / "large.jpg", 800)
     assert [open_image(tmp_path / "large.jpg", least).size[0] for least in (0, 500, 400, 150, 20)] == [800, 800, 400, 200, 100]
     assert open_image(image_file(tmp_path / "large.png", 800), 20).size == (800, 800)
+
+
+def test_only_unusual_images_have_other_pixels_than_convert():
+    """docs/models.md says so, and why."""
+    rng = np.random.default_rng(0)
+    plain = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    assert np.array_equal(to_rgb(plain), plain.convert("RGB"))
+    clear = Image.fromarray(rng.integers(0, 200, (8, 10, 4), dtype=np.uint8))
+    palette = plain.quantize(8)
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    deep = Image.fromarray(rng.integers(300, 65536, (8, 10)).astype(np.uint16))
+    turned = plain.copy()
+    turned.getexif()[0x0112] = 6
+    for image in (clear, palette, deep, turned):
+        assert not np.array_equal(to_rgb(image), image.convert("RGB")), image.mode

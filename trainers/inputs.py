@@ -27,7 +27,7 @@ def follow_model(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str
 
     Args:
         key, name: of the CLIP, for errors: "MODEL.BACKBONE.NAME", "ViT-B/32".
-        own: True if given values are of another CLIP, the student: they are replaced, and that is printed.
+        own: True if given values are of another CLIP, the student: they are replaced, and how images are prepared is printed.
 
     Raises:
         ConfigError: a given value is not the CLIP's; both are named, and the ways out.
@@ -43,8 +43,9 @@ def follow_model(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str
             f"{both}. Without these lines in the configuration file INPUT follows the model; or set them on the command line: "
             f"{pairs}"
         )
-    if given:
-        print(f"Images are prepared as '{name}' takes them: {', '.join(f'INPUT.{k} {v}' for k, v in given.items())}")
+    if own:
+        values = ", ".join(f"INPUT.{k} {value}" for k, value in expected.items())
+        print(f"Images are prepared as '{name}' takes them: {values}, resize mode {p.resize_mode}")
     frozen = cfg.is_frozen()
     cfg.defrost()
     for k, value in different.items():

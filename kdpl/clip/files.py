@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.common.tensor_files import check_tensors, is_torchscript, load_torch, load_torchscript
 
 
@@ -14,16 +15,22 @@ class WeightsError(OSError):
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file of weights, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file of weights, as `sha256sum` prints it; of an index, of it and all its files in a row."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for part in (path, *(_parts(path) if path.suffix == ".json" else ())):
+        with part.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive."""
+    """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive.
+
+    An index of transformers, `*.index.json`, stands for the files that it names.
+    """
+    if path.suffix == ".json":
+        return {key: value for part in _parts(path) for key, value in read_state_dict(part).items()}
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -53,6 +60,23 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"'{path}' is not a readable safetensors file: {error}") from error
     return {key: tuple(value.shape) for key, value in read_state_dict(path).items()}
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files of a checkpoint in parts, which lie beside its index.
+
+    Raises:
+        WeightsError: it is no index, or a part is missing or elsewhere.
+    """
+    try:
+        content = read_json(index)
+        names = sorted({*content["weight_map"].values()})
+    except (UnsafeTextError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"'{index}' is not the index of a checkpoint in parts ({short_reason(error)}).") from None
+    parts = [index.parent / str(name) for name in names]
+    if wrong := [part.name for part in parts if part.parent != index.parent or part.suffix == ".json" or not part.is_file()]:
+        raise WeightsError(f"'{index}' names {wrong[0]!r}, which is not a file of weights beside it: copy all parts.")
+    return parts
 
 
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def load_clip(
     for value in (precision, frozen_precision):
         check_choice("precision", value, PRECISIONS)
     source = resolve(name)
-    if source.kind in ("open_clip", "folder"):
+    if source.kind not in ("openai", "file"):
         clip = load_open_clip(name, source, precision == "fp16")
     else:
         state = read_state_dict(openai_weights(name) if source.kind == "openai" else Path(source.path))
@@ -89,7 +89,7 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
         ModelNameError, WeightsError: as `describe`.
     """
     source = resolve(name)
-    if source.kind in ("open_clip", "folder"):
+    if source.kind not in ("openai", "file"):
         clip = outline_open_clip(name, source, precision == "fp16")
     elif source.kind == "openai":
         a = OPENAI_MODELS[name]

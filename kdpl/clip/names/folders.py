@@ -3,14 +3,18 @@
 from pathlib import Path
 
 from kdpl.clip.names.sources import ModelNameError, Source
+from kdpl.common.safe_text import UnsafeTextError, read_json
 
 HUB_CONFIG = "open_clip_config.json"
+TRANSFORMERS_CONFIG = "config.json"
 WEIGHTS_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -22,12 +26,14 @@ def source_of_folder(folder: Path) -> Source:
         ModelNameError: as `hub_folder`; or it has no configuration of open_clip.
     """
     folder = hub_folder(folder)
-    if not (folder / HUB_CONFIG).is_file():
-        raise ModelNameError(
-            f"The folder '{folder}' has no {HUB_CONFIG}: expected the files of an open_clip model as the Hugging Face hub has "
-            "them. For weights alone write 'MODEL:TAG:FILE'."
-        )
-    return Source("folder", path=str(folder))
+    if (folder / HUB_CONFIG).is_file():
+        return Source("folder", path=str(folder))
+    if is_of_transformers(folder):
+        return Source("transformers", path=str(folder))
+    raise ModelNameError(
+        f"The folder '{folder}' has no {HUB_CONFIG}, and no {TRANSFORMERS_CONFIG} of transformers: expected the files of an "
+        "open_clip model or of a CLIPModel as the Hugging Face hub has them. For weights alone write 'MODEL:TAG:FILE'."
+    )
 
 
 def source_of_file(file: Path) -> Source:
@@ -38,6 +44,8 @@ def source_of_file(file: Path) -> Source:
     """
     folder = file.parent
     if not (folder / HUB_CONFIG).is_file():
+        if file.name in WEIGHTS_FILES and is_of_transformers(folder):
+            return Source("transformers", path=str(folder), file=str(file))
         return Source("file", path=str(file))
     others = [other.name for other in weights_files(folder) if other.name != file.name]
     if others and file.name not in WEIGHTS_FILES:
@@ -47,6 +55,15 @@ def source_of_file(file: Path) -> Source:
             "without one."
         )
     return Source("folder", path=str(folder), file=str(file))
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model of transformers."""
+    try:
+        content = read_json(folder / TRANSFORMERS_CONFIG)
+    except (OSError, UnsafeTextError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
 
 
 def hub_folder(folder: Path) -> Path:

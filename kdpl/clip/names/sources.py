@@ -12,7 +12,8 @@ class Source:
     """Where a CLIP comes from.
 
     Attributes:
-        kind: "openai"; "file", of OpenAI's layout; "open_clip"; "folder", with open_clip's configuration.
+        kind: "openai"; "file", of OpenAI's layout; "open_clip"; "folder", with open_clip's configuration;
+            "transformers", a folder with that of transformers.
         architecture: of open_clip.
         tag: of its weights, or "openai" for a file that is declared to be of OpenAI's design; empty if it is not known.
         path: file or folder; empty: to be downloaded.

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdpl.clip.names.folders import SUFFIXES
 from kdpl.common.messages import did_you_mean
 
-CLOSE = 0.8  # of the similarity of a mistyped name
+CLOSE = 0.85  # of the similarity of a mistyped name
 OPENAI_REPOSITORIES = {
     "ViT-B/32": "openai/clip-vit-base-patch32",
     "ViT-B/16": "openai/clip-vit-base-patch16",

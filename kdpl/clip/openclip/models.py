@@ -9,12 +9,14 @@ from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
-from kdpl.clip.names.folders import HUB_CONFIG
+from kdpl.clip.names.folders import HUB_CONFIG, TRANSFORMERS_CONFIG
 from kdpl.clip.names.sources import Source
 from kdpl.clip.openclip.building import build, has_own_half
 from kdpl.clip.openclip.recipe import Recipe, recipe_of
 from kdpl.clip.openclip.tokenizer import tokenizer_of
 from kdpl.clip.openclip.weights import cached_weights, load_weights, weights_file
+
+_CONFIGS = (HUB_CONFIG, TRANSFORMERS_CONFIG, "preprocessor_config.json", "processor_config.json")
 
 
 def load_open_clip(name: str, source: Source, half: bool) -> Clip:
@@ -32,7 +34,7 @@ def load_open_clip(name: str, source: Source, half: bool) -> Clip:
 
 def find_open_clip(name: str, source: Source) -> Path | None:
     """Return the file of a CLIP's weights if it is here; nothing is downloaded."""
-    if source.kind == "folder" or source.path:
+    if source.path:
         return weights_file(name, source, recipe_of(name, source))
     cached = cached_weights(recipe_of(name, source).published)
     return Path(cached) if cached else None
@@ -60,7 +62,7 @@ def _changed(source: Source) -> tuple[int, ...]:
         return ()
     path = Path(source.path)
     folder = path if path.is_dir() else path.parent
-    return tuple(file.stat().st_mtime_ns for file in (path, folder / HUB_CONFIG) if file.exists())
+    return tuple(file.stat().st_mtime_ns for file in (path, *(folder / name for name in _CONFIGS)) if file.exists())
 
 
 @lru_cache(maxsize=32)  # asked for by every part of a run that checks something

@@ -11,6 +11,7 @@ from typing import Any
 from kdpl.clip.inputs import Preprocessing, checked_preprocessing
 from kdpl.clip.names.folders import HUB_CONFIG
 from kdpl.clip.names.sources import ModelNameError, Source
+from kdpl.clip.openclip.transformers_format import read_transformers
 from kdpl.common.messages import shorten
 from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.common.tensor_files import is_torchscript
@@ -54,6 +55,9 @@ def recipe_of(name: str, source: Source) -> Recipe:
     if source.kind == "folder":
         config, preprocess = _read_hub_config(Path(source.path, HUB_CONFIG))
         return _recipe(name, config, preprocess, _folder_of_tokenizer(Path(source.path)), {})
+    if source.kind == "transformers":
+        config, preprocess = read_transformers(name, Path(source.path))
+        return _recipe(name, config, preprocess, "", {})
     tag = source.tag
     known = _preprocess_of(name, source) if source.path else None
     if known is None and not tag:

@@ -12,6 +12,7 @@ from kdpl.clip.names.folders import weights_in
 from kdpl.clip.names.sources import Source
 from kdpl.clip.openclip.answers import checked_answers
 from kdpl.clip.openclip.recipe import Recipe
+from kdpl.clip.openclip.transformers_format import from_transformers, is_transformers
 from kdpl.common.messages import short_reason
 
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
@@ -23,7 +24,7 @@ def weights_file(name: str, source: Source, recipe: Recipe) -> Path:
     Raises:
         WeightsError: it is not here and cannot be downloaded; the message names file, address and how to use it.
     """
-    if source.kind == "folder":
+    if source.kind in ("folder", "transformers"):
         return Path(source.file) if source.file else weights_in(Path(source.path))
     if source.path:
         return Path(source.path)
@@ -63,7 +64,7 @@ def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
     for key in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
         state.pop(key, None)
-    state = convert_state_dict(model, state)
+    state = convert_state_dict(model, from_transformers(state) if is_transformers(state) else state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     for key in ("logit_scale", "logit_bias"):

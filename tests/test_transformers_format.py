@@ -1,0 +1,145 @@
+"""CLIPs in the format of Hugging Face's transformers load with its features, or are refused in one true sentence."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdpl.clip import ModelNameError, WeightsError, describe, load_clip
+from kdpl.clip.files import file_sha256
+from kdpl.clip.inputs import OPENAI_MEAN
+from kdpl.clip.loading import find_weights
+
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8}
+CONFIG = {
+    "model_type": "clip", "projection_dim": 40, "text_config": TEXT, "vision_config": {**VISION, "image_size": 32},
+}  # fmt: skip
+PROCESSOR = {
+    "do_resize": True, "size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32},
+    "do_rescale": True, "do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3], "resample": 2,
+}  # fmt: skip
+TEXTS = ["a photo of a cat.", "dog"]
+
+
+def written(folder, config=CONFIG, processor=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if processor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def library_model(activation):
+    """A CLIPModel of transformers, all of whose weights and biases show."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (kdpl[hf])")
+    parts = {part: {**CONFIG[part], "hidden_act": activation} for part in ("text_config", "vision_config")}
+    torch.manual_seed(3)
+    model = transformers.CLIPModel(transformers.CLIPConfig(**parts, projection_dim=40)).eval().requires_grad_(False)
+    for value in model.parameters():
+        value.add_(0.05 * torch.randn_like(value))
+    return model
+
+
+def assert_same_features(clip, model):
+    images, ids = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), clip.tokenize(TEXTS)
+    for ours, theirs in (
+        (clip.image_features(images), model.get_image_features(pixel_values=images)),
+        (clip.encode_text(ids), model.get_text_features(input_ids=ids)),
+    ):
+        features = getattr(theirs, "pooler_output", theirs)  # of transformers 5
+        difference = (F.normalize(ours, dim=-1) - F.normalize(features, dim=-1)).abs().max()
+        assert difference < 1e-6, difference
+    torch.testing.assert_close(clip.logit_scale, model.logit_scale.exp())
+
+
+@pytest.mark.parametrize("way", ["single", "parts", "bin", "cache"])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_a_saved_model_has_the_librarys_features(activation, way, tmp_path):
+    model = library_model(activation)
+    folder = tmp_path / "models--me--clip" / "snapshots" / "abc" if way == "cache" else tmp_path / "clip"
+    if way == "bin":
+        model.config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        model.save_pretrained(folder, **({"max_shard_size": "4MB"} if way == "parts" else {}))
+        assert len([*folder.glob("*.safetensors")]) == (1 if way != "parts" else len([*folder.glob("model-0*")])) > 0
+    name = str(tmp_path / "models--me--clip" if way == "cache" else folder)
+    assert_same_features(load_clip(name), model)
+    a = describe(name)
+    assert (a.resolution, a.vision_width, a.vision_depth, a.text_width, a.text_depth) == (32, 96, 2, 64, 2)
+    assert (a.context_length, a.embed_dim, a.patch_size) == (77, 40, 8)
+    file = find_weights(name)
+    assert file.parent == folder and len(file_sha256(file)) == 64
+    assert_same_features(load_clip(str(file)), model)  # the configuration beside it says what it is
+
+
+@pytest.mark.slow
+def test_learned_prompts_run_on_it(tmp_path):
+    from kdpl.students import VPT, CoOp
+
+    library_model("gelu").save_pretrained(tmp_path)
+    clip = load_clip(str(tmp_path))
+    for kind in (CoOp, VPT):
+        student = kind(clip, {"CTX_INIT": "a photo of a", "PREC": "fp32"}, ["cat", "dog"])
+        assert student(torch.randn(2, 3, 32, 32), student.prepare(["cat", "dog"])).logits.shape == (2, 2)
+
+
+def test_images_are_prepared_as_the_processor_says(tmp_path, capsys):
+    p = describe(str(written(tmp_path / "a", processor=PROCESSOR))).preprocessing
+    assert (p.size, p.interpolation, p.resize_mode, p.mean) == ((32, 32), "bilinear", "shortest", (0.5, 0.4, 0.3))
+    squash = {**PROCESSOR, "size": {"height": 32, "width": 32}, "do_center_crop": False}
+    (written(tmp_path / "b") / "processor_config.json").write_text(json.dumps({"image_processor": squash}))
+    assert describe(str(tmp_path / "b")).preprocessing.resize_mode == "squash"
+    assert capsys.readouterr().out == ""
+    assert describe(str(written(tmp_path / "c"))).preprocessing.mean == OPENAI_MEAN
+    assert "c' has no preprocessor_config.json: its images are prepared as CLIP's are by default" in capsys.readouterr().out
+
+
+def text(**change):
+    return {**CONFIG, "text_config": {**TEXT, **change}}
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "message"),
+    [
+        ({"model_type": "siglip"}, None, "is a 'siglip' in the format of transformers, .* such as 'ViT-B-16-SigLIP:webli'"),
+        ({"model_type": "siglip2"}, None, "such as 'ViT-B-16-SigLIP2:webli'"),
+        ({"model_type": "blip"}, None, "is a 'blip' of transformers, of whose formats only CLIP"),
+        ({"model_type": ["clip"]}, None, "of whose formats only CLIP"),
+        (text(hidden_act="relu"), None, "'hidden_act' is 'relu', expected quick_gelu or gelu .* in its text_config"),
+        (text(hidden_act="gelu"), None, "expected quick_gelu or gelu in both towers, in its vision_config"),
+        (text(layer_norm_eps=1e-6), None, "'layer_norm_eps' is 1e-06, expected 1e-05"),
+        (text(num_attention_heads=5), None, "5 heads do not divide the width 64"),
+        (text(num_hidden_layers=-1), None, "'num_hidden_layers' is -1"),
+        (text(hidden_size="64"), None, "'hidden_size' is '64'"),
+        (text(vocab_size=21128), None, "another vocabulary than the 49,408 tokens"),
+        (CONFIG, {**PROCESSOR, "size": {"shortest_edge": 36}}, "prepares images in another way than resizing to 32 pixels"),
+        (CONFIG, {**PROCESSOR, "do_normalize": False}, "prepares images in another way"),
+        (CONFIG, {**PROCESSOR, "resample": 1}, "by Pillow's filter 1"),
+        (CONFIG, {**PROCESSOR, "image_std": [0, 0, 0]}, "'std' of the preprocessing is"),
+    ],
+)  # fmt: skip
+def test_what_would_have_other_features_is_refused(config, processor, message, tmp_path):
+    with pytest.raises(ModelNameError, match=message):
+        describe(str(written(tmp_path, config, processor)))
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    (written(tmp_path) / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
+    with pytest.raises(ModelNameError, match="has another tokenizer than CLIP's byte-pair encoding"):
+        describe(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["gone.safetensors", "../model.safetensors", "model.safetensors.index.json", 3])
+def test_an_index_that_names_no_file_beside_it_is_refused(part, tmp_path):
+    (written(tmp_path) / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
+    with pytest.raises(WeightsError, match=r"which is not a file of weights beside it|is not the index of a checkpoint"):
+        load_clip(str(tmp_path))
+
+
+def test_a_folder_of_neither_format_says_what_was_expected(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base"}')
+    with pytest.raises(ModelNameError, match=r"has no open_clip_config.json, and no config.json of transformers"):
+        describe(str(tmp_path))
