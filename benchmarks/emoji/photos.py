@@ -32,7 +32,7 @@ SENTENCE, TEACHER = '"a photo of a {}."', "teacher"
 ZERO_SHOT = {"ZeroshotCLIP": SENTENCE, "ZeroshotTeacher": TEACHER}
 MEAN = "mean"
 VECTORS, SPECIFIC = list(LEARNERS)[:2]
-SPECIFIC_SHOTS, SPECIFIC_SEEDS = 16, 3  # a text pass in every step: at one number of photos alone, with fewer seeds
+SPECIFIC_SHOTS, SPECIFIC_SEEDS = 16, 2  # a text pass in every step: at one number of photos alone, with fewer seeds
 # Sweeps: what is learned, and from how many photos a class; "zero-shot" learns nothing.
 SWEEPS = {"photos_zeroshot": ("", SPECIFIC_SHOTS), **{f"photos_{n}": (VECTORS, n) for n in SHOTS},
           "photos_specific": (SPECIFIC, SPECIFIC_SHOTS)}  # fmt: skip
@@ -59,7 +59,7 @@ def sweep_in(name: str, output: Path) -> Sweep:
 
 
 def read(output: Path) -> dict[Key, Cell]:
-    """Return the accuracies of the runs that are there."""
+    """Return the accuracies of the runs that are there, of seeds that all data sets have which have any."""
     try:
         scores, _ = read_scores([output / "photos"])
     except FileNotFoundError:
@@ -70,7 +70,12 @@ def read(output: Path) -> dict[Key, Cell]:
         trainer = score.method.name
         kind = (ZERO_SHOT[trainer], "", "") if trainer in ZERO_SHOT else (*names[trainer], str(score.shots))
         grouped.setdefault((score.tested.dataset.removeprefix("EmojiPhotos").lower(), *kind), []).append(score)
-    return {key: cell_of(group) for key, group in grouped.items()}
+    common: dict[tuple[str, ...], set[int]] = {}
+    for (_, *kind), group in grouped.items():
+        seeds = {score.seed for score in group}
+        common[tuple(kind)] = common.get(tuple(kind), seeds) & seeds
+    kept = {key: [score for score in group if score.seed in common[key[1:]]] for key, group in grouped.items()}
+    return {key: cell_of(group) for key, group in kept.items() if group}
 
 
 def with_means(cells: Mapping[Key, Cell]) -> dict[Key, Cell]:

@@ -33,6 +33,7 @@ LABELLED = (1, 2, 4)  # photos a class with a label, of those that are distilled
 SHOTS = 16
 TRAINER = f"KDPL_{LEARNERS[photos.VECTORS].trainer}"
 NONE, ALL = "0", "16, no distillation"
+CHART = "Accuracy of class vectors distilled on 16 photos a class, over the number of these with a label"
 FIELDS = ("data set", "labels a class", "accuracy", "low", "high", "gain", "gain low", "gain high", "seeds")
 
 
@@ -134,6 +135,19 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return tabulate([*body, ["gain on the mean", *words]], ["data set", *kinds], "github", disable_numparse=True) + "\n"
 
 
+def committed() -> list[dict[str, str]]:
+    with open(MEASURED, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
+    """Return what the benchmark's page shows."""
+    from run import DOCS, pictures
+
+    chart = pictures([DOCS / f"figures/photos_labels-{theme}.svg" for theme in ("light", "dark")], CHART)
+    return {(DOCS / "benchmark.md", "photos_labels"): f"{chart}\n{table(rows)}"}
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -152,10 +166,10 @@ def main() -> None:
     write_csv(args.output / "photos_labels.csv", rows)
     print(table(rows))
     if args.publish:
-        from run import DOCS, write_blocks
+        from run import write_blocks
 
         write_csv(MEASURED, rows)
-        write_blocks({(DOCS / "benchmark.md", "photos labels"): table(rows)})
+        write_blocks(blocks_of(rows))
 
 
 if __name__ == "__main__":

@@ -90,15 +90,19 @@ def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, s
     write_blocks(blocks_of(rows, own or committed(HERE / "photos.csv")))
     page = DOCS / "benchmark_tables.md"
     sections = sections_of(page.read_text(encoding="utf-8")) if page.is_file() else {}
+    published = []
     for table in tables:
         new = render([table], "markdown", intervals=True)
         if fullness(new) >= fullness(sections.get(table.title, "")):
             sections[table.title] = new
+            published.append(table)
     order = sorted(sections, key=lambda title: (title.split(":")[0], LEFT_OUT in title))
     with atomic_write(page, "w") as file:
         file.write("\n".join([HEAD, *(sections[title] for title in order)]))
     averages = "\n".join(average_of(sections[title]) for title in order if title.startswith("Base-to-new"))
-    charts = copy_charts(output / "charts", DOCS / "figures/benchmark")
+    shutil.rmtree(output / "charts of pages", ignore_errors=True)
+    draw(published, output / "charts of pages", "svg")
+    charts = copy_charts(output / "charts of pages", DOCS / "figures/benchmark")
     write_blocks({(DOCS / "benchmark.md", "averages"): averages, (DOCS / "benchmark.md", "charts"): pictures(charts)})
 
 
@@ -117,7 +121,8 @@ def merged(before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
         key = tuple(row[name] for name in ("claim", "pair", "images"))
         if key not in found or int(row["seeds"]) >= int(found[key]["seeds"]):
             found[key] = row
-    return sorted(found.values(), key=lambda row: list(CLAIMS).index(row["claim"]) if row["claim"] else len(CLAIMS))
+    claims = [*CLAIMS, ""]
+    return sorted(found.values(), key=lambda row: (claims.index(row["claim"]), row["images"].endswith(LEFT_OUT)))
 
 
 def sections_of(page: str) -> dict[str, str]:

@@ -47,6 +47,48 @@ class Panel(NamedTuple):
         return self.y + self.height * (1 - accuracy / self.most)
 
 
+def labels(d, rows: Sequence[dict[str, str]]) -> None:
+    """Draw what labels for a few of the photos add: the mean over the data sets, and each of them."""
+    sets = [name for name in dict.fromkeys(row["data set"] for row in rows) if name != MEAN]
+    kinds = list(dict.fromkeys(row["labels a class"] for row in rows))
+    title = f"Distilled on 16 photos a class, with labels for some of them: accuracy in percent (mean of {len(sets)} data sets)"
+    d.text(10, 24, title, anchor="start", extra=BOLD)
+    d.line([(10, 50), (40, 50)], "learned_line", "7 4")
+    d.text(48, 55, "labels for all 16, no distillation", anchor="start", extra=SMALL)
+    d.text(320, 55, "across: labels of each class", "muted", "start", SMALL)
+    _labels_panel(d, (40, 98, 400, 258), [row for row in rows if row["data set"] == MEAN], kinds, True)
+    for i, name in enumerate(sets):
+        place = (490 + 162 * (i % 3), 98 + 150 * (i // 3), 140, 106)
+        _labels_panel(d, place, [row for row in rows if row["data set"] == name], kinds, False)
+
+
+def _labels_panel(d, place: tuple[float, float, float, float], rows: Sequence[dict], kinds: Sequence[str], large: bool) -> None:
+    x, y, width, height = place
+    least, most = 50, 90
+
+    def up(accuracy: float) -> float:
+        return y + height * (most - accuracy) / (most - least)
+
+    found = {row["labels a class"]: row for row in rows}
+    d.rect(x, y, width, height, "panel", "panel")
+    d.text(x + width / 2, y - 6, rows[0]["data set"], extra="" if large else SMALL)
+    for value in range(least, most + 1, 10 if large else 20):
+        d.rect(x, up(value) - 0.25, width, 0.5, "line", "line", 0)
+        d.text(x - 6, up(value) + 4, str(value), "muted", "end", SMALL)
+    *few, whole = kinds
+    level = up(float(found[whole]["accuracy"]))
+    d.line([(x, level), (x + width, level)], "learned_line", "7 4")
+    where = [(x + width * (i + 0.5) / len(few), up(float(found[kind]["accuracy"]))) for i, kind in enumerate(few)]
+    d.line(where, "accent")
+    for (across, top), kind in zip(where, few, strict=True):
+        row = found[kind]
+        d.line([(across, up(float(row["low"]))), (across, up(float(row["high"])))], "accent")
+        d.rect(across - 4.5, top - 4.5, 9, 9, "accent", "accent", 5)
+        d.text(across, y + height + 17, kind, "muted", extra=SMALL)
+        if large:
+            d.text(across + 10, top + 20, f"{float(row['accuracy']):.1f}", "accent", "start", SMALL)
+
+
 def read_rows(name: str) -> list[dict[str, str]]:
     with open(BENCHMARKS / name, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
