@@ -30,8 +30,8 @@ from kdpl.text.prompts import sentence_features
 from kdpl.text.same import same_features, words_of
 from kdpl.text.templates import fill
 
-TRAINING_SHARE = 0.2  # of the time of the pass, that learning may take
-TRAINING_LEAST = 60.0  # seconds that it may take in any case
+TRAINING_SHARE = 0.15  # of the time of the pass, that learning may take: a fit is to take 1.3 times the pass at most
+TRAINING_LEAST = 60.0  # seconds that it may take beside a pass that is shorter than that
 SHOWN = 10  # unreadable photos that are listed
 
 
@@ -140,7 +140,8 @@ class Fit:
         if len(plan.candidates) == 1:
             return chosen
         with Doing("Measuring the speed of learning", quiet=self.quiet):
-            allowed = max(TRAINING_LEAST, TRAINING_SHARE * taken * self.look_at.seconds())
+            looking = taken * self.look_at.seconds()
+            allowed = TRAINING_LEAST if looking < TRAINING_LEAST else TRAINING_SHARE * looking
             spent = seconds(plan, chosen[0], len(self.parts.train), self.clip, self.text_size)
             for candidate in plan.candidates[1:]:
                 needed = 0.0
@@ -148,8 +149,8 @@ class Fit:
                     needed = seconds(plan, candidate, len(self.parts.train), self.clip, self.text_size)
                 if spent + needed > allowed:
                     print(
-                        f"{candidate.title} are left out: about {duration(needed)}, as long as looking at the photos takes "
-                        f"{duration(taken * self.look_at.seconds())}. Alone: --variant {candidate.key}, with another -o."
+                        f"{candidate.title} are left out: about {duration(needed)} to learn, where looking at all photos takes "
+                        f"{duration(looking)}. Alone: --variant {candidate.key}, with another -o."
                     )
                     continue
                 spent += needed
