@@ -897,4 +897,40 @@ MUTATIONS = [
         "on_disk=True",
         "tests/test_digests.py::test_the_feature_of_an_image_in_place_of_an_unreadable_one_is_not_stored",
     ),
+    # ---------------------------------------------------------------------------------------------- learners for fixed names
+    mutation(
+        "TaskRes from normalised base features",
+        "kdpl/students/taskres.py",
+        "self.names), normalize=False)",
+        "self.names), normalize=True)",
+        "tests/test_taskres.py::test_loss_and_gradient_are_those_of_the_formula",
+    ),
+    mutation(
+        "residuals of TaskRes in the order of the names asked for",
+        "kdpl/students/taskres.py",
+        "residuals[prepared.index]",
+        "residuals[: len(prepared.index)]",
+        "tests/test_taskres.py::test_names_that_were_learned_are_looked_up_in_any_order_and_others_are_refused",
+    ),
+    mutation(
+        "names that were not learned have the first one's row",
+        "kdpl/students/base.py",
+        "        if other or len(rows) < len(self.names):\n",
+        "        rows = {key: rows.get(key, 0) for key in keys}\n        if False:\n",
+        "tests/test_taskres.py::test_names_that_were_learned_are_looked_up_in_any_order_and_others_are_refused",
+    ),
+    mutation(
+        "TaskRes evaluated with another sentence",
+        "trainers/records.py",
+        "    if trainer.student.uses_template:\n",
+        "    if False:\n",
+        "tests/test_taskres.py::test_prompts_are_not_evaluated_with_another_sentence_or_other_classes",
+    ),
+    mutation(
+        "a head of prompts in the image tower",
+        "kdpl/classifier/serve/head.py",
+        "    if not classifier.encoder.images_are_frozen:\n",
+        "    if False:\n",
+        "tests/test_head.py::test_what_is_no_matrix_is_refused",
+    ),
 ]
