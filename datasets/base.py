@@ -56,7 +56,7 @@ def fewshot(
     seeding. The state of `random` is restored afterwards, so that nothing that runs later depends on this draw.
 
     Args:
-        dataset: has `generate_fewshot_dataset`.
+        dataset: has `generate_fewshot_dataset`; gets `drawn_from`, the whole training list.
         train, val: the whole lists.
         num_shots: images a class; below 1 the lists are returned whole.
         seed: the run's seed; below 0 the draw takes `random` as it stands (the run is not seeded).
@@ -66,6 +66,7 @@ def fewshot(
     """
     if num_shots < 1:
         return list(train), list(val)
+    dataset.drawn_from = list(train)
     with _random_seeded(seed):
         few_train = dataset.generate_fewshot_dataset(train, num_shots=num_shots)
         few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS)) if val else []

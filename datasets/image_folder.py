@@ -199,6 +199,7 @@ class ImageFolder(ClassListDataset):
                     "all images, or give DATASET.CLASSNAMES."
                 )
             name = self.names[0] if self.names else ""
+            self.drawn_from = [Datum(str(path), classname=name) for path in paths] if shots > 0 else []
             return draw_images([Datum(str(path), classname=name) for path in paths], shots * len(self.names), cfg.SEED)
         datums = []
         for path in paths:

@@ -11,7 +11,11 @@ same command again. docs/sweeps.md has the keys of the file; the flags have the 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from yacs.config import CfgNode
 
 from kdpl.common import exits
 from kdpl.common.messages import did_you_mean
@@ -32,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             content = {key: value for key in (*DESCRIBED, "data", "output") if (value := getattr(args, key))}
             sweep = sweep_of(content, f"flags-{args.protocol}", "the flags")
+        sweep = replace(sweep, look=look)
         if args.status:
             return status.show(sweep)
         if args.dry_run:
@@ -42,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_local(sweep, args.jobs, CTRL_C if args.script else 0, args.redo)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
+
+
+def look(cfg: CfgNode, split: str) -> Mapping[str, Any]:
+    """Return `data_facts`; PyTorch is imported only where something is to be compared."""
+    import kdpl.datasets  # noqa: F401  registers the data sets
+    from kdpl.datasets.facts import data_facts
+
+    return data_facts(cfg, split)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """The learner of docs/new_student.md in a file named by `--learner`: its whole life in real processes."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -159,3 +160,35 @@ def test_a_missing_file_is_refused_with_the_closest(tmp_path, capsys):
         assert "naer.py' does not exist: expected a Python file. Did you mean 'near.py'?" in line
     assert train.main(["--trainer", "KDPL_CoOp", "--learner", str(tmp_path)]) == exits.BAD_INPUT
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_module_that_the_file_imports_belongs_to_the_learner(tmp_path, monkeypatch):
+    """At its top, in a function, or by another one; modules of packages do not."""
+    from kdpl.config.source import learner_file
+
+    texts = {
+        "own_helper": "import json\nimport torch\nfrom own_part import two\n",
+        "own_part": "two = 2\n",
+        "own_late": "three = 3\n",
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "own_learner.py").write_text(
+        "import yaml\nimport kdpl.students\nfrom own_helper import two\n\n\nclass OwnLearner:\n"
+        "    def late(self):\n        import own_late\n\n        return own_late.three\n"
+    )
+    learner = importlib.import_module("own_learner").OwnLearner
+    learner().late()
+    before = learner_file(learner)
+    assert set(before["learner's modules"]) == set(texts)
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(f"{text}# another\n")
+        after = learner_file(learner)
+        assert after["learner's file"] == before["learner's file"]
+        modules = before["learner's modules"]
+        assert {key for key, digest in after["learner's modules"].items() if modules[key] != digest} == {name}
+        (tmp_path / f"{name}.py").write_text(text)
+    for name in (*texts, "own_learner"):
+        del sys.modules[name]

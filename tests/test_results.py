@@ -139,8 +139,8 @@ def test_a_result_on_other_domains_is_not_the_one_that_is_missing(tmp_path):
 
 
 def test_a_test_older_than_the_training_it_tested_is_not_done(tmp_path):
-    write_results(tmp_path / "test", RUN, result(classes="new"))
     path = write_results(tmp_path / "train", RUN, result(classes="base"))
+    write_results(tmp_path / "test", RUN, result(classes="new"))
     assert missing_datasets(tmp_path / "test", classes="new", model_dir=tmp_path / "train") == []
     content = json.loads(path.read_text())
     content["results"][0]["time"] = "2999-01-01T00:00:00+00:00"

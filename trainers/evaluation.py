@@ -21,14 +21,13 @@ from kdpl.clip.loading import describe
 from kdpl.clip.precision import NotFiniteError, effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
-from kdpl.common.rows import key_of
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
-from kdpl.experiments.results import write_results
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
+from kdpl.trainers.tested import record, refuse_other_images, tested_images
 from kdpl.training.batches import loaded
 from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
 
@@ -162,6 +161,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
                 f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled test images. For an accuracy, put some into "
                 "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
             )
+        refuse_other_images(self, split, loader)
         print(f"Evaluate on the *{split}* set")
         found = [self._take_in(*pair) for pair in self.predictions(loader, split)]
         predicted, labels = torch.cat(found, dim=1).cpu()  # the evaluation's only wait for the device
@@ -178,7 +178,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         counts = torch.zeros(2, len(self.class_names), dtype=torch.long)  # right ones, all
         counts.index_add_(1, labels, torch.stack([predicted == labels, torch.ones_like(labels)]).long())
-        self.last_result = record(self, split, counts, results)
+        self.last_result = record(self, split, loader, counts, results)
         return next(iter(results.values()))
 
     @property
@@ -196,7 +196,8 @@ class EvaluatedTrainer(_Curves, TrainerX):
         """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
-        with loaded(ReadableImages(loader.dataset), batches[rank::n], loader) as own:
+        images = ReadableImages(loader.dataset, tested_images(self, loader)[1])
+        with loaded(images, batches[rank::n], loader) as own:
             for start in bar:
                 self.stop_if_asked()
                 counts = [len(batch) for batch in batches[start : start + n]]
@@ -278,46 +279,6 @@ def without_test(cfg: CfgNode) -> CfgNode:
     cfg.TEST.NO_TEST = True
     cfg.freeze()
     return cfg
-
-
-def record(trainer: EvaluatedTrainer, split: str, counts: Tensor, metrics: dict[str, float]) -> dict[str, Any] | None:
-    """Add the result of a test to `results.json` in the output folder, and return it; only on the main rank.
-
-    Args:
-        counts: by class the images that were predicted right, and all `(2, C)`.
-        metrics: accuracy, error_rate and macro_f1 in percent.
-    """
-    if not distributed.is_main():
-        return None
-    cfg, teacher = trainer.cfg, trainer.teacher_name()
-    run = {
-        "trainer": cfg.TRAINER.NAME,
-        "backbone": cfg.MODEL.BACKBONE.NAME,
-        "teacher": teacher,
-        "class_agnostic": teacher is not None and bool(cfg.TRAINER.KDPL.CLASS_AGNOSTIC),
-        "seed": cfg.SEED,
-        "shots": cfg.DATASET.NUM_SHOTS,
-        "learned_parameters": trainer.learned_parameters,
-        "train_seconds": round(trainer.train_seconds, 2),
-        "epoch": trainer.finished_epochs,
-        "config": cfg.dump(),
-        "manifest": trainer.manifest and trainer.manifest.to_dict(),
-        **trainer.command,
-    }
-    result = {
-        "dataset": cfg.DATASET.NAME,
-        "split": split,
-        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
-        "source_domains": list(cfg.DATASET.SOURCE_DOMAINS),
-        "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
-        "num_classes": len(trainer.class_names),
-        "num_images": int(counts[1].sum()),
-        "class_names": key_of(*trainer.class_names).hex(),
-        "right_by_class": " ".join(f"{right}/{images}" for right, images in counts.T.tolist()),
-        **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
-    }
-    write_results(cfg.OUTPUT_DIR, run, result)
-    return result
 
 
 def transform_names() -> list[str]:

@@ -4,6 +4,7 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 `SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
 """
 
+import hashlib
 import os
 import random
 import time
@@ -19,6 +20,7 @@ from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.common.signals import StopRequest
+from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import CrossEntropy, Objective
@@ -48,6 +50,7 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
     student_class: type[Student]
     distilled = False  # from a teacher, without labels
     allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
+    _digested: tuple[Any, str] = (None, "")  # versions and digest of the prompts
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
@@ -156,6 +159,16 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         frozen = self.student.frozen_image_features(images) if self.student.image_features_are_frozen else None
         with self.clip.autocast():
             return self.student(images, self.prepared, self.evaluation_text, frozen).logits
+
+    def prompts_digest(self) -> str:
+        """Return a digest of the learned prompts."""
+        learned = self.student.learned.state_dict()
+        versions = [(name, value._version) for name, value in learned.items()]
+        if self._digested[0] != versions:  # once for all tests of the same prompts: it waits for the device
+            digest = hashlib.sha256()
+            update_digest(digest, learned)
+            self._digested = versions, digest.hexdigest()[:16]
+        return self._digested[1]
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:

@@ -1,5 +1,6 @@
 """What a trainer's run is made of, and whether it may continue, or evaluate, what another run has left."""
 
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,26 +9,29 @@ import torch
 from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
+from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed, lock
-from kdpl.common.environment import git_state, versions
+from kdpl.common.environment import git_state, libraries, processor, versions
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import file_digests
-from kdpl.config.influence import differences, section, unfollowed
+from kdpl.config.influence import section
 from kdpl.config.manifest import (
-    THERE,
     Manifest,
     as_json,
     compare,
+    compare_settings,
     config_of,
     continue_from,
     read_manifest,
     refuse_differences,
 )
+from kdpl.config.source import learner_file
 from kdpl.distill.teacher import Ensemble, Teacher
-from kdpl.students.base import learner_file
+from kdpl.distill.views import images_digest, pool_facts
 from kdpl.training import checkpoint
 
 if TYPE_CHECKING:
+    from kdpl.trainers.evaluation import EvaluatedTrainer
     from kdpl.trainers.prompts import PromptTrainer
     from kdpl.trainers.zeroshot import ZeroshotTrainer
 
@@ -45,13 +49,7 @@ def manifest_of(trainer: "PromptTrainer") -> Manifest:
     """Return the manifest of a training that is about to start; all ranks get the main rank's."""
     cfg, node = trainer.cfg, trainer.student_class.node
     distilled = trainer.distilled
-    try:
-        facts = _facts(trainer, distilled) if distributed.is_main() else None
-    except OSError as error:  # an image that is missing: every rank ends
-        facts = error
-    facts = distributed.from_main(facts)
-    if isinstance(facts, OSError):
-        raise facts
+    facts = on_main(lambda: _facts(trainer, distilled))
     config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
     return Manifest(config, facts, environment_of(cfg, node, distilled, trainer.device))
 
@@ -59,13 +57,16 @@ def manifest_of(trainer: "PromptTrainer") -> Manifest:
 def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
     cfg = trainer.cfg
     agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
-    init = cfg.MODEL.INIT_WEIGHTS
+    init, images = cfg.MODEL.INIT_WEIGHTS, trainer.train_loader_x.dataset.data_source
     return {
         "class names": trainer.class_names,
         "template": trainer.template(),
-        "training images": images_digest(trainer, labelled=not distilled),
+        "training images": images_digest(images, trainer.training_images, labelled=not distilled),
+        **pool_facts(trainer.dm.dataset, cfg.DATASET.ROOT or data_folder(trainer)),
         "student": weights(trainer.clip),
+        "student's design": design_of(trainer.clip),
         "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
+        **({"teacher's design": teacher_design(trainer.objective.teacher)} if distilled else {}),
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
         "initial weights": file_digests([init])[0].hex() if init else None,
         **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
@@ -80,8 +81,10 @@ def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.devic
     return as_json(
         {
             **versions(),
+            **libraries(),
             "commit": git_state(),
             "device": where,
+            "processor": processor(),
             "processes": distributed.world(),
             "threads": torch.get_num_threads(),
             **section(cfg, "rounds", node, distilled),
@@ -93,17 +96,27 @@ def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
     distilled = trainer.teacher_name() is not None
     config = config_of(trainer.cfg, "", distilled)
-    facts = {"clip": weights(trainer.clip)}
+    facts = {"clip": weights(trainer.clip), "clip's design": design_of(trainer.clip)}
     if distilled:
-        facts = {"clip": teacher_weights(trainer.teacher), **teacher_texts(trainer.cfg, trainer.teacher)}
+        clips = {"clip": teacher_weights(trainer.teacher), "clip's design": teacher_design(trainer.teacher)}
+        facts = {**clips, **teacher_texts(trainer.cfg, trainer.teacher)}
     return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
-def images_digest(trainer: "PromptTrainer", labelled: bool) -> str:
-    """Return how many training images there are, and a digest of their names, contents and, with labels, labels in order."""
-    items, files = trainer.train_loader_x.dataset.data_source, trainer.training_images
-    rows = [[file.name, file.content, item.label if labelled else 0] for file, item in zip(files, items, strict=True)]
-    return f"{len(items)} ({key_of(rows).hex()})"
+def data_folder(trainer: "EvaluatedTrainer") -> str:
+    return getattr(trainer.dm.dataset, "dataset_dir", "")
+
+
+def on_main(compute: Callable[[], Any]) -> Any:
+    """Return what the main rank computes, on all ranks; its error is raised on all."""
+    try:
+        found = compute() if distributed.is_main() else None
+    except (OSError, ValueError) as error:  # every rank ends
+        found = error
+    found = distributed.from_main(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def weights(clip: Clip) -> str:
@@ -114,6 +127,13 @@ def weights(clip: Clip) -> str:
 def teacher_weights(teacher: Teacher | Ensemble) -> str:
     """Return the weights of all members, in their order."""
     return " + ".join(weights(member.clip) for member in teacher.members)
+
+
+def teacher_design(teacher: Teacher | Ensemble) -> dict[str, str]:
+    """Return the designs of all members, in their order."""
+    if len(teacher.members) == 1:
+        return design_of(teacher.members[0].clip)
+    return {f"{n}: {key}": value for n, m in enumerate(teacher.members, 1) for key, value in design_of(m.clip).items()}
 
 
 def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
@@ -173,8 +193,12 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     cfg, node = trainer.cfg, trainer.student_class.node
     now = config_of(cfg, node, trainer.distilled)
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    facts = {"student": weights(trainer.clip)}
+    facts: dict[str, Any] = {"student": weights(trainer.clip)}
     backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
+    if "student's design" in then.facts:
+        facts["student's design"] = design_of(trainer.clip)
+    else:
+        print(f"Note: '{path}' was written by an earlier version, so the design of the student is not compared")
     same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
     sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
     keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
@@ -205,7 +229,7 @@ def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> Non
     now = config_of(cfg, trainer.student_class.node, trainer.distilled)
     if cfg.SEED < 0:
         now["SEED"] = then.config.get("SEED")
-    refuse_differences(differences(unfollowed(then.config), unfollowed(now), THERE), f"'{folder}'", WAYS_OUT, allowed)
+    refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, allowed)
 
 
 def move_aside(folder: Path) -> None:

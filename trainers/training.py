@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, write_bundle
+from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed, lock
+from kdpl.config.manifest import read_manifest
 from kdpl.distill.views import contents_of
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
@@ -50,6 +52,9 @@ class Training:
     def before_train(self) -> None:
         super().before_train()
         if distributed.is_main() and self.manifest is not None:
+            then = read_manifest(self.output_dir)
+            if then is not None and then.digest == self.manifest.digest:  # of a run that was tested before
+                self.manifest = replace(self.manifest, tests={**then.tests, **self.manifest.tests})
             self.manifest.write(self.output_dir)
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -244,6 +249,7 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         trainer=cfg.TRAINER.NAME,
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=trainer.clip.weights_digest,
+        backbone_design=design_of(trainer.clip),
         options=dict(trainer.student.options),
         preprocessing=trainer.clip.preprocessing,
         dataset=cfg.DATASET.NAME,

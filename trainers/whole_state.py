@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dassl.engine import TrainerX
 
 FILE = "kdpl_state.pth.tar"
-LATER = ("teacher",)  # what a run of an earlier version did not write down
+LATER = ("teacher", "teacher's design")  # what a run of an earlier version did not write down
 _ENGINE = frozenset(  # attributes that Dassl's own classes set
     (
         "cfg", "device", "start_epoch", "epoch", "max_epoch", "output_dir", "dm", "train_loader_x", "train_loader_u",

@@ -12,6 +12,7 @@ from dassl.utils import set_random_seed
 from torch import Tensor
 from yacs.config import CfgNode
 
+from kdpl.common.rows import key_of
 from kdpl.config.checks import check_extended
 from kdpl.config.choices import ConfigError
 from kdpl.distill.interception import replace_cross_entropy
@@ -23,7 +24,7 @@ from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import build_loaders, report_unreadable
 from kdpl.trainers.inputs import load_teacher
-from kdpl.trainers.records import teacher_texts, teacher_weights
+from kdpl.trainers.records import teacher_design, teacher_texts, teacher_weights
 from kdpl.trainers.truth import readable, without_truth
 from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_closed, check_shots
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state
@@ -243,4 +244,5 @@ def _facts_of_run(trainer: DistilledTrainer) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one that wrote a checkpoint."""
     teacher, run = trainer._kdpl_teacher, {"trainer": trainer.wrapped, "seed": trainer._kdpl_seed}
     texts = {"teacher's sentences": None, "teacher's prompts": None, **teacher_texts(trainer.cfg, teacher)}
-    return {**run, "batches in an epoch": len(trainer.train_loader_x), "teacher": teacher_weights(teacher), **texts}
+    clips = {"teacher": teacher_weights(teacher), "teacher's design": key_of(teacher_design(teacher)).hex()}
+    return {**run, "batches in an epoch": len(trainer.train_loader_x), **clips, **texts}

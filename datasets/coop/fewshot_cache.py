@@ -20,6 +20,7 @@ def cached_fewshot(dataset: DatasetBase, data: DataFolder, split: Split, num_sho
     """
     if num_shots < 1:
         return split
+    dataset.drawn_from = list(split.train)
     name = f"{CACHE_FOLDER}/shot_{num_shots}-seed_{seed}-{_digest(split)}.json"
     path = data.path / name
     if seed >= 0 and (cached := _read(data, name, split)):

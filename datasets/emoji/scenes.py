@@ -144,6 +144,8 @@ class EmojiScenes(ClassListDataset):
         elif not blind:
             train, val = fewshot(self, train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = subsample_classes(train, val, test, subsample=subsample, labels=range(len(names)))
+        if blind:
+            self.drawn_from = train
         drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
         kept = {new: names[old] for new, old in enumerate(kept_labels(range(len(names)), subsample))}
         super().__init__(kept, train_x=drawn, val=val or None, test=test)

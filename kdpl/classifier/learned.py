@@ -5,6 +5,8 @@ from yacs.config import CfgNode
 from kdpl.classifier.bundle import Bundle, BundleError
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
+from kdpl.clip.openclip.design import design_of
+from kdpl.config.influence import design_differences
 from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.templates import DEFAULT
@@ -37,19 +39,33 @@ def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way
         way_out: the end of the message if it is another CLIP than that of the prompts.
 
     Raises:
-        BundleError: the CLIP's weights are not those that the prompts were learned for, or the prompts do not fit.
+        BundleError: the CLIP is not the one that the prompts were learned for, by its weights and, as far as the bundle has it,
+            its design; or the prompts do not fit.
     """
     if clip.weights_digest != bundle.backbone_sha256:
         raise BundleError(
             f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
             f"{bundle.backbone_sha256[:12]}...). {way_out}"
         )
+    _refuse_other_design(bundle, clip, name, way_out)
     student = bundle.student_class(clip, options, bundle.classnames, bundle.template or DEFAULT)
     try:
         load_learned(student.learned.float(), bundle.parameters, "the bundle")
     except CheckpointError as error:
         raise _misfit(bundle, name, error) from error
     return student.requires_grad_(False).eval().to(clip.device)
+
+
+def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) -> None:
+    """Refuse a CLIP with the right weights that computes something else; bundles of version 0.2 have only its preprocessing."""
+    found = design_differences(bundle.backbone_design, design_of(clip), "in the bundle")
+    if not found and clip.preprocessing != bundle.preprocessing:
+        found = {"": f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"}
+    if found:
+        raise BundleError(
+            f"'{name}' has the weights that the prompts were learned for, but computes something else: "
+            f"{'; '.join(found.values())}. {way_out}"
+        )
 
 
 def _misfit(bundle: Bundle, name: str, error: Exception) -> BundleError:

@@ -1,7 +1,10 @@
 """The inputs of a CLIP: how an image becomes pixels, and how a sentence becomes token ids."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +17,12 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash")
 LARGEST_SIDE = 4096  # of an image tower's input
+PROBES = (  # texts that tokenizers prepare in different ways
+    "a photo of a Golden Retriever, a type of dog.",
+    "IT'S  42\n&amp; 3,000!",
+    "cr\u00e8me br\u00fbl\u00e9e \u2014 \u0130stanbul",
+    "don't; (x) [y] #z snow-man_1 \u2603 \u72ac",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,19 @@ class Tokenizer:
     def decode(self, token: int) -> str:
         """Return the text of one id."""
         raise NotImplementedError
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Return the ids of its pieces of text, as far as they are known."""
+        return {}
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the ids that it gives: those of all pieces it knows, and of texts that show how it prepares them."""
+        special = {*self.sot, *self.eot, *self.special}
+        pieces = sorted((piece, number) for piece, number in self.vocabulary().items() if number not in special)
+        texts = [self.encode(text) for text in PROBES]
+        facts = [self.context_length, self.sot, self.eot, self.pad, self.stripped, texts, pieces]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def check_length(self, text: str, tokens: int) -> None:
         """Raise a ValueError if a text of so many ids, `sot` and `eot` among them, is longer than the context."""

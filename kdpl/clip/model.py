@@ -2,16 +2,19 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Preprocessing, Tokenizer
+from kdpl.clip.openclip.design import design_of, design_of_tower
 from kdpl.clip.openclip.text_towers import HubText, WholeText
 from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.precision import autocast
@@ -33,6 +36,7 @@ class Clip:
         tokenizer: how a sentence becomes token ids.
         autocast_dtype: of the passes with learned prompts; None: the precision of the weights.
         frozen_autocast_dtype: of the passes in which nothing is learned.
+        options: of its design, see `kdpl.clip.openclip.design`.
     """
 
     model: nn.Module
@@ -41,6 +45,7 @@ class Clip:
     tokenizer: Tokenizer
     autocast_dtype: torch.dtype | None = None
     frozen_autocast_dtype: torch.dtype | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def resolution(self) -> int:
@@ -137,7 +142,7 @@ class Clip:
 
     def digest(self, tower: str) -> str:
         """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
-        image, digest = tower == "image", hashlib.sha256()
+        image, digest = tower == "image", hashlib.sha256(json.dumps(design_of_tower(design_of(self), tower)).encode())
         for name, module in self.model.named_modules():
             if name.startswith("visual") == image:  # activations and heads change the features and have no weights
                 digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())

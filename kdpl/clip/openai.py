@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -147,6 +148,18 @@ class BytePairs(Tokenizer):
 
     def decode(self, token: int) -> str:
         return bpe().decode([token]).strip()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return bpe().encoder
+
+    @property
+    def digest(self) -> str:
+        return _digest_of(self.context_length)
+
+
+@lru_cache(maxsize=8)
+def _digest_of(context_length: int) -> str:
+    return Tokenizer.digest.func(BytePairs(context_length))
 
 
 def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The environment of a result: versions, the commit, and which Dassl is in use."""
+"""The environment of a result: versions, code, processor, and which Dassl is in use."""
 
 import os
 import platform
@@ -27,6 +27,30 @@ def versions() -> dict[str, str | None]:
         "kdpl": VERSION,
         "dassl": "bundled" if bundled else _version("dassl"),
     }
+
+
+@lru_cache
+def libraries() -> dict[str, str | None]:
+    """Return the versions of the other packages that numbers come from, and a digest of KDPL's own code."""
+    import hashlib
+
+    packages = {name: _version(name) for name in ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")}
+    own = (Path(find_spec(f"kdpl.{name}").origin).parent for name in ("trainers", "datasets"))
+    code, folders = hashlib.sha256(), {PACKAGE, *own}
+    for folder in sorted(folders):
+        for file in sorted(folder.rglob("*.py")):
+            code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return {**packages, "code": code.hexdigest()[:10]}
+
+
+@lru_cache
+def processor() -> str:
+    """Return the kind of CPU, such as "Intel(R) Xeon(R) Platinum 8481C"; empty if the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 @lru_cache

@@ -7,7 +7,7 @@ without `torch.jit.load`, which would run their code.
 
 import mmap
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,6 +63,13 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
                 state[f"{prefix}{name}"] = value
             modules.append((f"{prefix}{name}.", value))
     return state
+
+
+def update_digest(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Add tensors, by name, to a digest of hashlib: names, shapes, and values in fp32."""
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().contiguous().view(-1).numpy())
 
 
 def is_torchscript(path: Path) -> bool:

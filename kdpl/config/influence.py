@@ -4,6 +4,7 @@ Every key belongs to one of three classes. A key that nobody has classified, of 
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,13 +33,15 @@ HARMLESS = (
     "TEST.NO_TEST", "TEST.SPLIT", "TRAINER.KDPL.VOCABULARY", "TRAINER.KDPL.CACHE_DIR",
 )  # fmt: skip
 PROMPTS = "TRAINER.KDPL.TEACHER_PROMPTS"
-# If they name a file, or several, its content is compared and its path is not.
-FILES = ("MODEL.BACKBONE.NAME", "TRAINER.KDPL.TEACHER", "TRAINER.KDPL.TEACHER_TEMPLATES", PROMPTS)
+CLIPS = {"MODEL.BACKBONE.NAME": "student", "TRAINER.KDPL.TEACHER": "teacher"}  # with the facts of a manifest that say which
+# If they name a file or a folder, or several, its content is compared and its path is not.
+FILES = (*CLIPS, "TRAINER.KDPL.TEACHER_TEMPLATES", PROMPTS)
 # Keys of a later version: a manifest has them with other values than these alone, so that earlier runs can be resumed.
 LATER = {"TRAINER.KDPL.TEACHER_TEMPLATES": "", PROMPTS: ""}
 # A trainer sets them as its student takes images, so a configuration that is only merged may not have them yet.
 FOLLOWING = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 A_FILE = "a file"
+_NAME = re.compile(r"[\w.-]+(/\d+(@\d+px)?)?(:[\w.-]+)?")  # "ViT-L/14@336px", "ViT-L-14:laion2b_s32b_b82k"
 NOT_SET = "not set"
 
 
@@ -79,9 +82,21 @@ def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _plain(key: str, value: Any) -> Any:
     if key in FILES and value not in (DATASET, IMAGENET):
-        there = os.path.exists if key == PROMPTS else os.path.isfile
-        return SEPARATOR.join(A_FILE if there(os.path.expanduser(part)) else part for part in listed(str(value)))
+        return SEPARATOR.join(_without_path(part) for part in listed(str(value)))
     return list(value) if isinstance(value, tuple) else value
+
+
+def _without_path(name: str) -> str:
+    """Return "a file" for the name of a file or folder, and "MODEL:TAG:a file" for a file of published weights."""
+    if os.path.exists(os.path.expanduser(name)):
+        return A_FILE
+    model, colon, path = name.rpartition(":")
+    return f"{model}:{A_FILE}" if colon and os.path.exists(os.path.expanduser(path)) else name
+
+
+def names_a_file(value: Any) -> bool:
+    """Whether a manifest's CLIP was, or may have been, a file or folder; version 0.2 recorded the paths of folders."""
+    return any(A_FILE in part or not _NAME.fullmatch(part) for part in listed(str(value)))
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> dict[str, str]:
@@ -98,6 +113,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> 
             shown = [NOT_SET if v is missing else _short(v) for v in (a, b)]
             found[key] = f"{key}: {shown[0]} {there}, {shown[1]} now"
     return found
+
+
+def design_differences(then: Mapping[str, str], now: Mapping[str, str], there: str) -> dict[str, str]:
+    """Return what two designs of CLIPs differ in; what one of them, of another version, does not have is not compared."""
+    known = then.keys() & now.keys()
+    return differences({key: then[key] for key in known}, {key: now[key] for key in known}, there)
 
 
 def unfollowed(settings: Mapping[str, Any]) -> dict[str, Any]:

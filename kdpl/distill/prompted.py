@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kdpl.common.tensor_files import update_digest
+from kdpl.config.source import learner_file
 from kdpl.distill.teacher import Teacher
 from kdpl.students import Student
-from kdpl.students.base import learner_file
 from kdpl.text.prompts import SENTENCES_AT_ONCE
 
 
@@ -53,9 +54,7 @@ class PromptedTeacher(Teacher):
         options = {key: value for key, value in learner.options.items() if key != "PREC"}
         facts = [type(learner).__name__, options, learner_file(type(learner))]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name, value in sorted(learner.learned.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().float().cpu().contiguous().view(-1).numpy())
+        update_digest(digest, learner.learned.state_dict())
         return digest.hexdigest()
 
     @property

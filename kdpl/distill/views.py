@@ -21,6 +21,7 @@ from kdpl.common.rows.digests import Content, file_contents
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader
 
+POOL = 5000  # of so many images, from which few are drawn, the contents are compared; of more the names and sizes
 _IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; 2, 3, ... are the shards found at the start
 
 
@@ -36,12 +37,17 @@ class ImageFile:
         return key_of(self.name, self.content, view)
 
 
-def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile]:
-    """Return the identities of a training set's images, whose names are their paths below `root`.
+def image_files(paths: Sequence[str], root: str | os.PathLike, by_size: bool = False) -> list[ImageFile]:
+    """Return the identities of a data set's images, whose names are their paths below `root`.
+
+    Args:
+        by_size: take the sizes of the files for their contents, which are not read.
 
     Raises:
         OSError: one is missing or cannot be read.
     """
+    if by_size:
+        return [ImageFile(name_below(path, root), f"{os.path.getsize(path)} bytes") for path in paths]
     contents = file_contents(paths)
     return [ImageFile(name_below(p, root), c.digest.hex(), c) for p, c in zip(paths, contents, strict=True)]
 
@@ -49,6 +55,20 @@ def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile
 def contents_of(items: Sequence[Any], images: Sequence[ImageFile]) -> dict[str, Content]:
     """Return the contents of a data set's items by their paths, for `ReadableImages`."""
     return {os.fspath(item.impath): image.found for item, image in zip(items, images, strict=True) if image.found}
+
+
+def images_digest(items: Sequence[Any], files: Sequence[ImageFile], labelled: bool) -> str:
+    """Return how many images there are, and a digest of their names, contents and, with labels, labels in order."""
+    rows = [[file.name, file.content, item.label if labelled else 0] for file, item in zip(files, items, strict=True)]
+    return f"{len(items)} ({key_of(rows).hex()})"
+
+
+def pool_facts(dataset: Any, root: str | os.PathLike) -> dict[str, str]:
+    """Return the digest of the images that a data set's training images were drawn from, if it says so, as `drawn_from`."""
+    pool = getattr(dataset, "drawn_from", None)
+    if not pool:
+        return {}
+    return {"drawn from": images_digest(pool, image_files([item.impath for item in pool], root, len(pool) > POOL), True)}
 
 
 class FeatureTable:

@@ -10,7 +10,7 @@ from typing import Any
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.influence import unfollowed
+from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_continued
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -27,6 +27,7 @@ _RUN = {
     "learned_parameters": 0,
     "train_seconds": 0.0,
     "epoch": 0,
+    "prompts": "",
     "config": "",
     "manifest": None,
 }
@@ -52,10 +53,10 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
     Args:
         output_dir: the run's output folder; it is made if missing.
         run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
-            epoch, config (the whole configuration as text or nested dict), and if known config_name (stem of the
-            trainer's configuration file) and model_dir (the output folder of the training run that is tested).
+            epoch, prompts (their digest), config (the whole configuration as text or nested dict), and if known config_name
+            (stem of the trainer's configuration file) and model_dir (the output folder of the training run that is tested).
         result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
-            num_images, and accuracy, error_rate and macro_f1 in percent.
+            num_images, images (their digest), and accuracy, error_rate and macro_f1 in percent.
 
     Returns:
         The path of the file.
@@ -122,32 +123,56 @@ def missing_datasets(
     model_dir: str | os.PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
     domains: Sequence[str] | None = None,
+    images: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return which of the data sets have no result in a run's folder.
 
     Args:
         datasets: names (see `same_dataset`); none: any data set will do, and the missing one is called "any".
         classes, split: which result.
-        model_dir: the folder of the training run that was tested; results older than its own do not count.
+        model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
         settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
         domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
+        images: digests of the images of data sets, by their names, that results must be of, as far as they have recorded one.
 
     Raises:
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
     """
     run = _run_or_none(Path(folder))
     recorded = ((run or {}).get("manifest") or {}).get("config") or {}
-    if settings is not None and unfollowed(recorded) != unfollowed(settings):
+    if settings is not None and compare_settings(recorded, settings):
         run = None
     entries = [e for e in (run or {}).get("results", ()) if (e["classes"], e["split"]) == (classes, split)]
     if domains is not None:
         entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
-    if model_dir is not None:
-        trained = max((entry["time"] for entry in (_run_or_none(Path(model_dir)) or {}).get("results", ())), default="")
-        entries = [entry for entry in entries if entry["time"] >= trained]
+    if model_dir is not None and entries and not _same_prompts(run, _run_or_none(Path(model_dir))):
+        entries = []
+    entries = [e for e in entries if not is_of_other_images(e, images or {})]
     if not datasets:
         return [] if entries else ["any"]
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def is_of_other_images(entry: Mapping[str, Any], images: Mapping[str, str]) -> bool:
+    """Whether a result is of other images of its data set than these, by name of the data set."""
+    now = [digest for name, digest in images.items() if same_dataset(name, entry["dataset"]) and digest]
+    return bool(now and entry.get("images") and entry["images"] not in now)
+
+
+def _same_prompts(tested: dict[str, Any], trained: dict[str, Any] | None) -> bool:
+    """Whether a test is of the prompts that a training has now: by their content, as far as both have recorded it.
+
+    Clocks of two machines differ, so they decide only for programs that record nothing else.
+    """
+    if trained is None:
+        return True
+    if tested.get("prompts") and trained.get("prompts"):
+        return tested["prompts"] == trained["prompts"]
+    then, now = (Manifest.from_dict(run["manifest"]) for run in (tested, trained))
+    if then and now:
+        return then.digest == now.digest and tested["epoch"] == trained["epoch"]
+    last, first = (max((entry["time"] for entry in run["results"]), default="") for run in (trained, tested))
+    return first >= last
 
 
 def recorded_manifest(folder: str | os.PathLike) -> Any:
@@ -164,13 +189,60 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     except ResultsError as error:
         _move_aside(path, "damaged", str(error))
         return []
-    pairs = {key: (earlier[key], header[key]) for key in _IDENTITY}
-    pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
-    changes = ", ".join(f"{key} {then!r}, now {now!r}" for key, (then, now) in pairs.items() if then != now)
-    if changes:
+    if changes := _other_run(earlier, header):
         _move_aside(path, "other", f"'{path}' is from another run ({changes}).")
         return []
+    if _is_longer(earlier, header):
+        _move_aside(path, f"epoch-{earlier['epoch']}", f"'{path}' has the results of this run after {earlier['epoch']} epochs.")
+        return []
     return earlier["results"]
+
+
+def _other_run(earlier: dict[str, Any], header: dict[str, Any]) -> str:
+    """Return in what the run that a file is from differs from another one; empty if it is the same, or was continued."""
+    then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
+    if then and now:
+        compared = [key for key in _IDENTITY if key not in ("backbone", "teacher")]  # which a manifest knows by what they are
+        same = is_continued(then, now)
+    else:
+        compared, same = list(_IDENTITY), then is now
+    pairs = {key: (earlier[key], header[key]) for key in compared}
+    if not same:
+        pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
+    return ", ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b)
+
+
+def _is_longer(earlier: dict[str, Any], header: dict[str, Any]) -> bool:
+    """Whether the same run was continued with other settings, more epochs, since."""
+    then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
+    return bool(then and now and len(now.changes) > len(then.changes))
+
+
+def check_images(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> None:
+    """Refuse a test whose result would replace one on other images.
+
+    Args:
+        run, result: as `write_results` takes them; of the result what it is of, and `images`, the digest of its images.
+
+    Raises:
+        OtherRunError: it names the result and both digests.
+    """
+    path, header = Path(output_dir, FILE_NAME), {**_RUN, **run}
+    earlier = _run_or_none(path.parent)
+    if earlier is None or _other_run(earlier, header) or _is_longer(earlier, header):
+        return
+    for entry in earlier["results"]:
+        if _identity(entry, _ENTRY) != _identity(result, _ENTRY):
+            continue
+        then, now = entry.get("images", ""), result["images"]
+        what = f"'{path}' has a result on {entry['dataset']} ({entry['split']}, {entry['classes']} classes)"
+        if then and then != now:
+            raise OtherRunError(
+                f"{what} that was measured on other images: {then} there, {now} now. Put the images back, choose another "
+                "--output-dir, or start over with --fresh, which moves what is there aside."
+            )
+        if not then:
+            print(f"Note: {what} of an earlier version, which did not record its images: it is replaced")
 
 
 def _move_aside(path: Path, reason: str, why: str) -> None:
@@ -178,7 +250,7 @@ def _move_aside(path: Path, reason: str, why: str) -> None:
     while (aside := path.with_name(f"{path.name}.{reason}-{n}")).exists():
         n += 1
     os.replace(path, aside)
-    print(f"Warning: {why} It is saved as '{aside}', and a new file begins.")
+    print(f"{'Note' if reason.startswith('epoch') else 'Warning'}: {why} It is saved as '{aside}', and a new file begins.")
 
 
 def _problem(content: dict[str, Any]) -> str | None:

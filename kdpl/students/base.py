@@ -5,7 +5,6 @@ A new learner is a subclass that overrides what differs (docs/new_student.md): `
 `text_features` turn images and names into features.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.clip.precision import no_gradients
-from kdpl.common.rows.digests import file_digest
 from kdpl.config.defaults import add_learner
 from kdpl.config.merging import learner_options
 from kdpl.students.pieces import check_context, check_depth
@@ -196,11 +194,3 @@ class Student(nn.Module):
 
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `extra_state_dict` returned."""
-
-
-def learner_file(student: type[Student]) -> dict[str, str]:
-    """Return a digest of the file of a learner from outside this package, whose code may change between two runs."""
-    file = getattr(sys.modules[student.__module__], "__file__", None)
-    if file is None or student.__module__.startswith("kdpl."):
-        return {}
-    return {"learner's file": file_digest(file).hex()}

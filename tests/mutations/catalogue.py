@@ -33,6 +33,7 @@ MANIFEST = "tests/test_manifest.py::"
 SIGNALS = "tests/test_signals.py::"
 CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
 DIGESTS = "kdpl/common/rows/digests.py"
+IDENTITY, DATA = "tests/test_identity.py::", "tests/test_data_compared.py::"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 ASKS = "tests/test_forks.py::test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks"
 
@@ -451,7 +452,7 @@ MUTATIONS = [
     ),
     mutation(
         "training images told apart by their names alone",
-        "trainers/records.py",
+        "kdpl/distill/views.py",
         "rows = [[file.name, file.content,",
         "rows = [[file.name,",
         f"{MANIFEST}test_images_whose_content_changed_are_another_run",
@@ -473,8 +474,8 @@ MUTATIONS = [
     mutation(
         "a sweep that counts runs of other options",
         "kdpl/experiments/sweep/runs.py",
-        "self.model_dir, self.settings, domains)",
-        "self.model_dir, None, domains)",
+        "split, self.model_dir, self.settings, domains, images",
+        "split, self.model_dir, None, domains, images",
         "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
     ),
     mutation(
@@ -556,16 +557,16 @@ MUTATIONS = [
     ),
     mutation(
         "a cell that mixes recipes",
-        "kdpl/experiments/report/runs.py",
-        "apart = {cell for cell, found in recipes.items() if len(found) > 1}",
-        "apart = set()",
+        "kdpl/experiments/report/apart.py",
+        "if several_recipes := len(set(recipes)) > 1:",
+        "if several_recipes := False:",
         "tests/test_report.py::test_a_cell_never_mixes_manifests_that_differ_in_more_than_the_seed",
     ),
     mutation(
         "a recipe that forgets which images it was trained on",
         "kdpl/config/manifest.py",
-        "drawn = self.config.get(SHOTS, -1) > 0",
-        "drawn = True",
+        'drawn = ["training images"] if self.config.get(SHOTS, -1) > 0 else []',
+        'drawn = ["training images"]',
         f"{MANIFEST}test_the_digest_follows_everything_and_the_recipe_everything_but_the_seed",
     ),
     # ----------------------------------------------------------------------------------------------------------- signals
@@ -932,5 +933,62 @@ MUTATIONS = [
         "    if not classifier.encoder.images_are_frozen:\n",
         "    if False:\n",
         "tests/test_head.py::test_what_is_no_matrix_is_refused",
+    ),
+    # ---------------------------------------------------------------------------------------------------- CLIPs and images
+    mutation(
+        "a student of another design",
+        "trainers/records.py",
+        '"student\'s design": design_of(trainer.clip),\n        "teacher"',
+        '"teacher"',
+        f"{IDENTITY}test_a_student_or_teacher_of_another_design_is_refused_everywhere[mean]",
+    ),
+    mutation(
+        "a bundle on a CLIP of another design",
+        "kdpl/classifier/learned.py",
+        "    _refuse_other_design(bundle, clip, name, way_out)\n",
+        "",
+        f"{IDENTITY}test_a_student_or_teacher_of_another_design_is_refused_everywhere[activation]",
+    ),
+    mutation(
+        "caches without the design",
+        "kdpl/clip/model.py",
+        "hashlib.sha256(json.dumps(design_of_tower(design_of(self), tower)).encode())",
+        "hashlib.sha256()",
+        f"{IDENTITY}test_every_part_of_a_design_makes_another_clip_with_caches_of_its_own",
+    ),
+    mutation(
+        "an accuracy replaced by one on other images",
+        "trainers/evaluation.py",
+        "        refuse_other_images(self, split, loader)\n",
+        "",
+        f"{DATA}test_a_result_is_not_replaced_by_one_on_other_images",
+    ),
+    mutation(
+        "results on other images in one cell",
+        "kdpl/experiments/report/apart.py",
+        "if several_images := len({score.images for score in members if score.images}) > 1:",
+        "if several_images := False:",
+        f"{DATA}test_old_and_new_images_do_not_stand_in_one_cell",
+    ),
+    mutation(
+        "a sweep that does not look at data",
+        "kdpl/sweep.py",
+        "sweep = replace(sweep, look=look)",
+        "sweep = replace(sweep, look=None)",
+        f"{DATA}test_a_sweep_sees_other_data",
+    ),
+    mutation(
+        "more epochs as another run",
+        "kdpl/config/manifest.py",
+        '        config |= {key: pair[0] for key, pair in change.items() if key != "epoch"}\n',
+        "        pass\n",
+        f"{DATA}test_more_epochs_are_the_same_run_and_its_earlier_results_are_kept_apart",
+    ),
+    mutation(
+        "a learner without its modules",
+        "kdpl/config/source.py",
+        "**({MODULES: used} if used else {})",
+        "**{}",
+        "tests/test_external_learner.py::test_a_module_that_the_file_imports_belongs_to_the_learner",
     ),
 ]

@@ -28,7 +28,7 @@ from kdpl.students import Student
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
 FORMAT_1 = 1  # written if version 0.1, which reads it, computes the same: learned prompts, and the shorter edge resized
 KEY = "kdpl"
-OPTIONAL = ("decision", "comparison")  # of the metadata: only `kdpl fit` writes them
+OPTIONAL = ("decision", "comparison", "backbone_design")  # of the metadata: `kdpl fit` writes the first two, 0.2 not the third
 
 
 class BundleError(ValueError):
@@ -58,6 +58,7 @@ class Bundle:
     kdpl_version: str = field(default_factory=lambda: VERSION)
     decision: Decision = field(default_factory=Decision)
     comparison: dict[str, Any] = field(default_factory=dict)  # the table of `kdpl fit`; empty where it was not run
+    backbone_design: dict[str, str] = field(default_factory=dict)  # `design` of the CLIP; empty in bundles of version 0.2
 
     @property
     def student_class(self) -> type[Student]:
@@ -85,8 +86,9 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in content.pop("parameters").items()}
     if content["decision"] == asdict(Decision()):
         del content["decision"]
-    if not content["comparison"]:
-        del content["comparison"]
+    for name in ("comparison", "backbone_design"):
+        if not content[name]:
+            del content[name]
     older = bundle.preprocessing.resize_mode == "shortest" and not bundle.decision.sentences
     number = FORMAT_1 if older else FORMAT
     path = Path(folder, FILE_NAME)
@@ -171,7 +173,11 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
         raise _broken(path, f"'decision' of its metadata cannot be used: {error}") from None
     if content["manifest"] is not None and not isinstance(content["manifest"].get("digest"), str):
         raise _broken(path, "'manifest' of its metadata has no digest")
-    return Bundle(parameters, **{**values, "preprocessing": preprocessing, "decision": decision, "comparison": comparison})
+    design = content.get("backbone_design", {})
+    if not isinstance(design, dict) or not all(isinstance(value, str) for value in design.values()):
+        raise _broken(path, f"'backbone_design' of its metadata is {shorten(design)}, expected texts by name")
+    values |= {"preprocessing": preprocessing, "decision": decision, "comparison": comparison, "backbone_design": design}
+    return Bundle(parameters, **values)
 
 
 # JSON's types of the fields' types

@@ -18,6 +18,7 @@ from kdpl.classifier.predictions.outputs import Output, ResumeError, State
 from kdpl.classifier.predictions.sorting import Sorter
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Writer, line_of, written
 from kdpl.classifier.reduction import choose_size
+from kdpl.clip.openclip.design import identity_of
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import on_one_line
 
@@ -88,7 +89,7 @@ class Run:
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
         return {
             "prompts": digest.hexdigest(),
-            "CLIP": bundle.backbone_sha256,
+            "CLIP": identity_of(self.classifier.clip),
             "sentences": bundle.decision.sentences,
             "class names": self.names,
             "--top": self.top,

@@ -12,6 +12,7 @@ from kdpl.clip.names import Architecture
 from kdpl.clip.names.folders import HUB_CONFIG, TRANSFORMERS_CONFIG
 from kdpl.clip.names.sources import Source
 from kdpl.clip.openclip.building import build, has_own_half
+from kdpl.clip.openclip.design import options_of
 from kdpl.clip.openclip.recipe import Recipe, recipe_of
 from kdpl.clip.openclip.tokenizer import tokenizer_of
 from kdpl.clip.openclip.weights import cached_weights, load_weights, weights_file
@@ -112,4 +113,4 @@ def _built(name: str, recipe: Recipe, half: bool) -> nn.Module:
 
 
 def _clip(model: nn.Module, name: str, recipe: Recipe, tokenizer: Tokenizer) -> Clip:
-    return Clip(model, name, recipe.preprocessing, tokenizer)
+    return Clip(model, name, recipe.preprocessing, tokenizer, options=options_of(recipe.config))

@@ -1,6 +1,7 @@
 """The tokenizers of open_clip's models: CLIP's byte-pair encoding, and those of the Hugging Face hub."""
 
 import importlib.util
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +93,9 @@ class BytePairs(Tokenizer):
     def decode(self, token: int) -> str:
         return self._tokenizer.decode([token]).strip()
 
+    def vocabulary(self) -> Mapping[str, int]:
+        return self._tokenizer.encoder
+
     def __call__(self, texts: list[str]) -> Tensor:
         for text in texts:
             self.check_length(text, len(self.encode(text)) + 2)
@@ -138,6 +142,9 @@ class HubTokenizer(Tokenizer):
 
     def decode(self, token: int) -> str:
         return self._inner.decode([token]).strip()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return self._inner.get_vocab()
 
     def __call__(self, texts: list[str]) -> Tensor:
         for text in texts:

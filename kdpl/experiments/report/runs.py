@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from kdpl.config.manifest import Manifest
 from kdpl.config.teachers import teacher_label
+from kdpl.experiments.report.apart import apart, one_name_each
 from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
 from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
 
@@ -40,7 +42,7 @@ class Method:
         config: stem of the trainer's configuration file, "" if not known.
         teacher: the teacher CLIPs, with sentences or prompts of their own; "" if there are none or they are not known.
         template: the hand-written sentence if it is not the data set's own.
-        recipe: digest of its manifests without the seed, if other runs would be in the same cells with another one.
+        recipe: digests of its manifests without the seed, and of its images, if other runs would be in the same cells.
     """
 
     name: str
@@ -75,6 +77,13 @@ class Score:
     recipe: str = ""  # of the manifest; empty without one
     right: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # of each class the images predicted right, and all
     class_names: str = ""  # digest; empty in older results
+    images: str = ""  # likewise
+    manifest: Manifest | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def cell(self) -> tuple:
+        """What the seeds of one cell of a table share."""
+        return self.method, self.backbone, self.shots, self.trained, self.tested
 
 
 @dataclass
@@ -108,35 +117,17 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
     if not runs and not notes:
         listed = ", ".join(f"'{folder}'" for folder in folders)
         raise FileNotFoundError(f"There is no {FILE_NAME} and no log.txt under {listed}: no run has written there yet.")
+    one_name_each([run.facts for run in runs])
     by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
     scores: dict[tuple, Score] = {}
-    for score in _apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes):
-        key = (*_cell_of(score), score.seed)
+    for score in apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes):
+        key = (*score.cell, score.seed)
         other = scores.get(key)
         if other is not None and other.accuracy != score.accuracy:
             notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
         if other is None or score.time >= other.time:
             scores[key] = score
     return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
-
-
-def _cell_of(score: Score) -> tuple:
-    return score.method, score.backbone, score.shots, score.trained, score.tested
-
-
-def _apart(scores: Iterable[Score], notes: list[str]) -> list[Score]:
-    """Return the scores, with methods of their own for those of one cell whose manifests differ in more than the seed."""
-    scores, recipes = list(scores), defaultdict(set)
-    for score in scores:
-        recipes[_cell_of(score)].add(score.recipe)
-    apart = {cell for cell, found in recipes.items() if len(found) > 1}
-    for cell in sorted({(cell[0].name, str(cell[-1])) for cell in apart}):
-        notes.append(
-            f"{cell[0]} on {cell[1]}: runs with different manifests, in rows of their own (see manifest.json in each)."
-        )
-    return [
-        replace(s, method=replace(s.method, recipe=s.recipe or "no manifest")) if _cell_of(s) in apart else s for s in scores
-    ]
 
 
 def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
@@ -239,6 +230,7 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
         facts["template"],
     )
     shots = 0 if method.is_zero_shot else _shots(origin)
+    manifest = Manifest.from_dict(facts.get("manifest"))
     recipe = (facts.get("manifest") or {}).get("recipe", "")
     scores = []
     for entry in [e for e in run.entries if e["split"] == split]:
@@ -247,7 +239,8 @@ def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score
         trained = None if method.is_zero_shot else _trained_on(run, origin, same_source)
         run_facts = facts["backbone"], shots, facts["seed"], trained
         result = tested, entry["accuracy"], entry["time"], run.path, recipe
-        scores.append(Score(method, *run_facts, *result, _right_by_class(entry, run.path), entry.get("class_names", "")))
+        counts, of = _right_by_class(entry, run.path), (entry.get("class_names", ""), entry.get("images", ""))
+        scores.append(Score(method, *run_facts, *result, counts, *of, manifest))
     return scores
 
 

@@ -166,7 +166,7 @@ def _executor(value: Any, key: str) -> Resources:
 
 def _readers(described: type, **special: Callable) -> dict[str, Callable]:
     """Return the reader of each field of a dataclass, by its type if it has none of its own."""
-    return {f.name: special.get(f.name) or _BY_TYPE[f.type] for f in fields(described) if f.name != "name"}
+    return {f.name: special.get(f.name) or _BY_TYPE[f.type] for f in fields(described) if f.name not in ("name", "look")}
 
 
 _number = _one("[0-9]+", "a whole number of at least 0", int)

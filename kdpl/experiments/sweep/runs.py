@@ -1,29 +1,31 @@
 """A sweep and its runs: the commands, and the output folders of CoOp and its forks."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from yacs.config import CfgNode
 
 from kdpl.common.environment import PACKAGE
-from kdpl.common.messages import did_you_mean
+from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.choices import SPLITS
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
-from kdpl.config.influence import differences, unfollowed
-from kdpl.experiments.results import missing_datasets, recorded_manifest
+from kdpl.experiments.results import is_of_other_images, missing_datasets, read_results, recorded_manifest, same_dataset
 
 STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
+
+
+Look: TypeAlias = Callable[[CfgNode, str], Mapping[str, Any]]
 
 
 class SweepError(ValueError):
@@ -60,7 +62,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trainers x data sets x shots x seeds, from a file or from flags (`kdpl.experiments.sweep.plan`). Paths are absolute."""
+    """Trainers x data sets x shots x seeds, from a file or from flags (`kdpl.experiments.sweep.plan`). Paths are absolute.
+
+    Attributes:
+        look: returns what a run would record of its data, see `Step.data_now`; None: data are not looked at.
+    """
 
     name: str
     protocol: str
@@ -75,6 +81,7 @@ class Sweep:
     data: str = ""
     output: Path = Path("output")
     options: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ...
+    look: Look | None = field(default=None, compare=False, repr=False)
     executor: Resources = field(default_factory=Resources)
 
     @property
@@ -91,6 +98,7 @@ class Step:
         datasets: the step is done once each has a result; a training has one.
         training: the step whose prompts are tested; None: this is the training.
         others: test on the data sets that have no result yet, in one process.
+        look: as of `Sweep`.
     """
 
     folder: Path
@@ -104,6 +112,7 @@ class Step:
     classes: str = "all"
     training: "Step | None" = None
     others: bool = False
+    look: Look | None = field(default=None, compare=False, repr=False)
 
     @property
     def model_dir(self) -> Path | None:
@@ -145,32 +154,84 @@ class Step:
             check_config(cfg, each)
         return manifest.config_of(cfg, node, with_teacher)
 
+    def _cfg_of(self, dataset: str) -> CfgNode:
+        return build_cfg(parse_args(self.arguments([dataset])), str(CONFIGS / "datasets" / f"{dataset}.yaml"))
+
+    def data_now(self, dataset: str, split: str) -> Mapping[str, Any]:
+        """Return what the step would record of a data set now: `kdpl.datasets.facts.data_facts`; nothing if it cannot be read.
+
+        It is looked at only where a run has recorded something to compare it with.
+        """
+        if self.look is None or not (self.folder / "results.json").is_file():
+            return {}
+        try:
+            return self.look(self._cfg_of(dataset), split)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
+            return {}
+
+    def _images(self, dataset: str, split: str) -> str:
+        return self.data_now(dataset, split).get("images", "")
+
     def missing(self) -> list[str]:
-        """Return the data sets without a result of these settings."""
+        """Return the data sets without a result of these settings and images."""
         return self._without_result(self.split, self.domains)
 
     def ended(self) -> bool:
-        """Return whether it has results of these settings, on whichever images."""
+        """Return whether it has results of these settings, on whichever split."""
         return any(not self._without_result(split, None) for split in SPLITS)
 
     def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
-        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains)
+        if self._other_data():
+            return list(self.datasets)
+        images = {name: self._images(name, split) for name in self.datasets}
+        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains, images)
+
+    def _other_data(self) -> list[str]:
+        """Return in what the data differ that a training was made with, as far as its manifest has recorded them."""
+        then = self._manifest()
+        if self.training or then is None:
+            return []
+        now = {key: value for key, value in self.data_now(self.datasets[0], "train").items() if key in then.facts}
+        recorded = manifest.Manifest({}, {key: then.facts[key] for key in now})
+        return list(manifest.found_differences(recorded, manifest.Manifest({}, now)).values())
+
+    def _other_images(self) -> list[str]:
+        """Return the results that are of other images than there are now."""
+        try:
+            entries = read_results(self.folder)["results"]
+        except (OSError, ValueError):
+            return []
+        found = []
+        for name in self.datasets:
+            for entry in entries:
+                same = (entry["classes"], list(entry["target_domains"])) == (self.classes, self.domains or [])
+                known = same and same_dataset(name, entry["dataset"]) and entry.get("images")
+                now = {name: self._images(name, entry["split"])} if known else {}
+                if is_of_other_images(entry, now):
+                    what = f"images of {entry['dataset']} ({entry['split']})"
+                    found.append(f"{what}: {entry['images']} in the folder, {now[name]} now")
+        return found
+
+    def _manifest(self) -> manifest.Manifest | None:
+        return manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
 
     def stale(self) -> list[str]:
-        """Return in what the settings differ from those that the folder's run was made with."""
-        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
+        """Return in what settings and data differ from those that the folder's run was made with."""
+        then = self._manifest()
         if self.settings is None or (not (self.folder / "results.json").is_file() and then is None):
             return []
         return (
-            list(differences(unfollowed(then.config), unfollowed(self.settings), manifest.THERE).values())
+            [*manifest.compare_settings(then.config, self.settings).values(), *self._other_data(), *self._other_images()]
             if then
             else ["it has no manifest"]
         )
 
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
-        fresh = [] if self.training or not self.stale() else ["--fresh"]
-        return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
+        fresh = bool(self._other_images() if self.training else self.stale())
+        datasets = self.datasets if fresh else self.missing() or self.datasets
+        return [sys.executable, *TRAIN, *(["--fresh"] if fresh else []), *self.arguments(datasets)]
 
     def arguments(self, datasets: Sequence[str]) -> list[str]:
         """Return the arguments of `train.py` for these data sets."""
@@ -219,7 +280,7 @@ def _run(sweep: Sweep, trainer: str, dataset: str, shots: int, seed: int) -> Run
     config_file = config_of(trainer, sweep.config, sweep.protocol)
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", "True") if sweep.class_agnostic else ()
     step = partial(Step, trainer=trainer, config_file=config_file, seed=seed, shots=shots, data=sweep.data,
-                   options=agnostic + sweep.options)  # fmt: skip
+                   options=agnostic + sweep.options, look=sweep.look)  # fmt: skip
     method = f"{trainer}-CA" if sweep.class_agnostic else trainer
     if sweep.protocol == "base2new":
         end, of = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}"), (dataset,)
