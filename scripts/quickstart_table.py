@@ -7,6 +7,7 @@ from statistics import mean
 
 from tabulate import tabulate
 
+from kdpl.common.messages import signed
 from kdpl.experiments.report.cells import Cell, average, difference
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.runs import read_scores
@@ -82,7 +83,7 @@ def comparison(output: Path) -> str:
             for half in PHASES:
                 cell = difference(over(f"KDPL_{learner}", half), over(other, half))
                 low, high = cell.interval(draws)
-                gains.append(f"{cell.mean:+.1f} ({low:+.1f} to {high:+.1f}) on {half} classes")
+                gains.append(f"{signed(cell.mean, 1)} ({signed(low, 1)} to {signed(high, 1)}) on {half} classes")
             parts.append(f"KDPL_{learner} against {words}: {' and '.join(gains)}.")
     return " ".join(parts)
 

@@ -248,7 +248,7 @@ DRAW = """
 import sys
 from kdpl.datasets.emoji import scenes
 root, sha, stage = sys.argv[1:]
-few = scenes.scenes_of("sky")[:112]
+few = scenes.scenes_of("sky")[: 4 * 44]  # four classes
 scenes.scenes_of, scenes.SHA256["sky"] = lambda name: few, sha
 def wait():
     print(stage, file=sys.stderr, flush=True)
@@ -272,7 +272,7 @@ scenes.scene_folder(root, "sky")
 
 @pytest.mark.slow
 def test_a_killed_drawing_leaves_nothing_that_counts_and_two_at_once_give_one_folder(tmp_path, monkeypatch):
-    few = scenes.scenes_of("sky")[:112]
+    few = scenes.scenes_of("sky")[: 4 * 44]  # four classes
     monkeypatch.setattr(scenes, "scenes_of", lambda name: few)
     monkeypatch.setitem(scenes.SHA256, "sky", hashlib.sha256(scenes.draw(few)).hexdigest())
 

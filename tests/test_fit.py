@@ -221,7 +221,7 @@ def test_a_decision_that_cannot_be_is_refused():
         ({"threshold": 1.0}, "no background"),
         ({"sentences": ["no place"]}, "does not hold one"),
         ({"sentences": "a {}"}, "expected a list of text"),
-        ({"temprature": 1.0}, "it has temprature"),
+        ({"temprature": 1.0}, "it has 'temprature'"),
         ([], "it is"),
     ):
         with pytest.raises(ValueError, match=message):

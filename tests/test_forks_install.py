@@ -390,13 +390,16 @@ def test_settings_files_and_layers_reach_every_trial(monkeypatch, tmp_path, caps
     assert "note KDPL_VPT is KDPL's own VPT; that of this fork, perhaps another method, is Wrapped_VPT" in printed
 
 
-def test_the_name_of_a_trainer_that_kdpl_has_too_is_said_on_the_command_line(monkeypatch, capsys):
+def test_the_name_of_a_trainer_that_kdpl_has_too_is_said_on_the_command_line(monkeypatch, capsys, request):
     import fork_styles
     from dassl.engine import TRAINER_REGISTRY
 
+    import kdpl.trainers.baselines  # noqa: F401
     from kdpl.trainers import offer_distilled
     from kdpl.trainers.wrapped import DistilledTrainer
 
+    ours = TRAINER_REGISTRY.get("VPT")
+    request.addfinalizer(lambda: TRAINER_REGISTRY.register(ours, force=True))  # other tests build it
     TRAINER_REGISTRY.register(type("VPT", (fork_styles.StyleCoOp,), {"__module__": "trainers.vpt"}), force=True)
     monkeypatch.setattr(sys, "argv", ["train.py", "--trainer", "KDPL_VPT"])
     offer_distilled()

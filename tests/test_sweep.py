@@ -317,6 +317,7 @@ def test_status_is_of_files_processes_and_records(tmp_path, capsys):
     lock.occupy(killed.steps[0].folder)  # by train.py alone, say
     assert status.states(sweep, [killed])[0].name == "running"
     release(killed.steps[0].folder)
+    (killed.steps[0].folder / lock.HOLDER).unlink()  # it names this process, which lives on
     assert status.states(sweep, [killed])[0].name == "waiting"
 
 

@@ -484,7 +484,7 @@ def test_the_manifest_of_the_default_is_that_of_earlier_versions(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *FP32)
     run.load_for_training()
     assert not [key for key in run.manifest.config if key in (TEMPLATES, PROMPTS)]
-    assert not [key for key in run.manifest.facts if key.startswith("teacher's")]
+    assert [key for key in run.manifest.facts if key.startswith("teacher's")] == ["teacher's design"]
     files = f"{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
     assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "a file + emoji_student"
 
@@ -536,9 +536,10 @@ def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
         torch.testing.assert_close(logits / teacher.clip.logit_scale, target / trained.student.logit_scale)
     assert run.teacher_name() == trained.teacher_name()
     trained.load_for_training()
-    shared = [key for key in trained.manifest.facts if key.startswith("teacher's")]
+    shared = [key for key in trained.manifest.facts if key.startswith("teacher's") and key != "teacher's design"]
     assert {key: run.manifest.facts[key] for key in shared} == {key: trained.manifest.facts[key] for key in shared}
     assert run.manifest.facts["clip"] == trained.manifest.facts["teacher"] and len(shared) == (kind != "several")
+    assert run.manifest.facts["clip's design"] == trained.manifest.facts["teacher's design"]
 
 
 def test_fit_and_names_take_one_teacher(tmp_path, capsys):

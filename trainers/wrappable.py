@@ -133,7 +133,7 @@ def check_unchanged(trainer: Any, before: dict[str, Tensor] | None) -> None:
 @contextmanager
 def working_schedulers(trainer_class: type) -> Iterator[None]:
     """Let `build_lr_scheduler` be KDPL's in the modules of a trainer's classes: Dassl's warm-up stops on today's PyTorch."""
-    modules = {sys.modules[c.__module__] for c in trainer_class.__mro__} | {dassl.optim}
+    modules = {sys.modules.get(c.__module__) for c in trainer_class.__mro__} | {dassl.optim}
     theirs = {module: module.build_lr_scheduler for module in modules if hasattr(module, "build_lr_scheduler")}
     for module in theirs:
         module.build_lr_scheduler = build_schedule

@@ -16,6 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kdpl.common.files import atomic_write
+from kdpl.common.messages import signed
 from kdpl.experiments.report.cells import Cell, average, difference, harmonic_mean
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.runs import Score, read_scores
@@ -241,8 +242,8 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
                 [
                     r["pair"] + (" *" if re.search(smallest, r["pair"]) else ""),
                     r["images"],
-                    f"{float(r['points']):+.1f}",
-                    f"{float(r['low']):+.1f} to {float(r['high']):+.1f}",
+                    signed(float(r["points"]), 1),
+                    f"{signed(float(r['low']), 1)} to {signed(float(r['high']), 1)}",
                     r["seeds"],
                     r["verdict"],
                 ]
@@ -273,7 +274,7 @@ def summary(rows: Sequence[Mapping[str, str]]) -> str:
     for (claim, kind, images), of in kinds.items():
         points = sorted(float(row["points"]) for row in of)
         verdicts = [str([row["verdict"] for row in of].count(verdict) or "") for verdict in ("shown", "open", "denied")]
-        cells.append([f"({claim})", kind, images, f"{points[0]:+.1f} to {points[-1]:+.1f}", *verdicts])
+        cells.append([f"({claim})", kind, images, f"{signed(points[0], 1)} to {signed(points[-1], 1)}", *verdicts])
     head = ["claim", "compared", "images", "points, by learner", "shown", "open", "denied"]
     return tabulate(cells, head, "github", disable_numparse=True) + "\n"
 

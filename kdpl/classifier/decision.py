@@ -59,9 +59,10 @@ class Decision:
         """
         if content is None:
             return cls()
-        known = cls.__dataclass_fields__
-        if not isinstance(content, Mapping) or (unknown := [key for key in content if key not in known]):
-            raise ValueError(f"it is {shorten(content)}" if not isinstance(content, Mapping) else f"it has {shorten(unknown)}")
+        if not isinstance(content, Mapping):
+            raise ValueError(f"it is {shorten(content)}")
+        if unknown := [key for key in content if key not in cls.__dataclass_fields__]:
+            raise ValueError(f"it has {', '.join(map(shorten, unknown[:3]))}")
         return cls(**content)
 
     def check_reject(self, classnames: Sequence[str]) -> None:

@@ -8,8 +8,11 @@ from support.devices import on
 from support.trainings import Killed, build, die_at, history, parameters
 
 import kdpl
+import kdpl.trainers
 from kdpl import predict
 from kdpl.students import promptsrc
+
+kdpl.trainers.offer_distilled()
 
 TWO_STEPS = (  # each an epoch, after which a run may resume
     *("DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1),
