@@ -30,6 +30,7 @@ from kdpl.classifier.gallery.page import DATA_BEGINS
 from kdpl.common import exits
 from kdpl.common.rows.digests import file_digest
 from kdpl.datasets.emoji.scenes import class_names
+from kdpl.distill.teacher import Teacher
 from kdpl.photos import waiting
 from kdpl.photos.demo import write_photos
 from kdpl.photos.evaluate import main as evaluate
@@ -488,6 +489,12 @@ def test_names_are_proposed_from_the_vocabulary(photos, tmp_path, capsys):
     truth = set(write_photos(tmp_path / "p", "leisure", 12, "val").values())
     assert 5 < len(proposed) <= 20 and len(truth & set(proposed)) >= 4
     assert "names for" in capsys.readouterr().out
+
+
+def test_no_name_is_proposed_of_an_output_that_is_no_number(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Teacher, "logits", lambda self, features, scale: torch.full((len(features), 3), math.nan))
+    assert names_main([str(photos / "photos"), "--teacher", "emoji_teacher", "-o", str(tmp_path / "n.txt")]) == exits.BAD_INPUT
+    assert "hold NaN or infinite values" in capsys.readouterr().err and not (tmp_path / "n.txt").exists()
 
 
 def labels_file(path, rows):

@@ -9,8 +9,9 @@ import pytest
 
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.cells import Cell, average, combine, difference, harmonic_mean
+from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.report.tables import Table, all_tables, published
+from kdpl.experiments.report.tables import Row, Table, all_tables, published
 from kdpl.experiments.results import write_results
 from kdpl.report import main
 
@@ -83,6 +84,12 @@ B2N = "Base-to-new: student ViT-B/32, 16 shots"
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_names_in_a_table_give_a_terminal_no_orders():
+    row = Row(("bad\x1b[2J\nname",), (None,))
+    text = render([Table("base-to-new", "student \x1b[8m", ("data set",), ("base",), (1,), [row])], "terminal")
+    assert "\x1b" not in text and r"bad\x1b[2J\nname" in text and r"student \x1b[8m" in text
 
 
 def test_harmonic_mean_is_that_of_the_two_means():

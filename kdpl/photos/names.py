@@ -50,6 +50,7 @@ def propose(
     """
     from kdpl.classifier.decoding import Decoder, stacked_pixels
     from kdpl.clip.loading import load_clip
+    from kdpl.clip.precision import check_finite
     from kdpl.distill.teacher import Teacher
     from kdpl.training.pixels import Normalize
 
@@ -63,7 +64,7 @@ def propose(
     with Doing("Looking at photos", len(photos), "photo") as doing:
         for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
             features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))
-            p = teacher.logits(features, torch.ones(())).softmax(1).cpu()  # (B, V)
+            p = check_finite(teacher.logits(features, torch.ones(())).softmax(1).cpu(), "probabilities")  # (B, V)
             counts.update(p.argmax(1).tolist())
             mass += p.sum(0)
             seen += len(batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from kdpl.common.safe_text import to_cell
+from kdpl.common.safe_text import on_one_line, printable, to_cell
 from kdpl.experiments.report.intervals import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
@@ -28,13 +28,13 @@ def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
     draws = Draws() if intervals else None
     if style == "csv":
         return _csv(tables, draws)
-    return "\n".join(_render(table, style, draws) for table in tables)
+    return printable("\n".join(_render(table, style, draws) for table in tables))
 
 
 def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
     body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
-    escape = _latex if style == "latex" else _markdown if style == "markdown" else str
+    escape = {"latex": _latex, "markdown": _markdown}.get(style, on_one_line)
     text = tabulate(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
