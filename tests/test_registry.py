@@ -1,5 +1,6 @@
 """KDPL's trainers register beside a fork's, in either order."""
 
+import ast
 import sys
 import textwrap
 
@@ -13,6 +14,28 @@ def run(code: str, tmp_path) -> str:
     )
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_both_trainers_of_a_learner_are_written_out_and_registered(learner):
+    """`grep "class KDPL_CoOp" trainers` finds the one, and its twin below it; a docstring says what is learned."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    import kdpl.trainers.baselines
+    from kdpl import students
+    from kdpl.trainers.distill import DistillTrainer
+    from kdpl.trainers.prompts import SupervisedTrainer
+
+    tree = ast.parse((ROOT / "trainers/kdpl.py").read_text(encoding="utf-8"))
+    written = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, base, package in (
+        (f"KDPL_{learner}", DistillTrainer, kdpl.trainers),
+        (learner, SupervisedTrainer, kdpl.trainers.baselines),
+    ):
+        assert written[name].bases[0].id == base.__name__ and "earns " in ast.get_docstring(written[name])
+        trainer = TRAINER_REGISTRY.get(name)
+        assert trainer is getattr(package, name)
+        assert trainer.__bases__ == (base,) and trainer.student_class is getattr(students, learner)
 
 
 @pytest.mark.slow

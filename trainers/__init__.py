@@ -4,12 +4,9 @@ from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.config.defaults import explain_missing_nodes
 from kdpl.config.registries import refuse_wrong_order
-from kdpl.trainers.kdpl import TRAINERS
-from kdpl.trainers.learners import load_learners, prompt_learner
-from kdpl.trainers.offers import distilled, offer_distilled
+from kdpl.trainers.kdpl import *  # noqa: F403  kdpl.trainers.KDPL_CoOp, ...
+from kdpl.trainers.learners import load_learners, prompt_learner  # noqa: F401
+from kdpl.trainers.offers import distilled, offer_distilled  # noqa: F401
 
-globals().update(TRAINERS)  # kdpl.trainers.KDPL_CoOp, ...
 refuse_wrong_order(TRAINER_REGISTRY, "kdpl.trainers", "Import kdpl.trainers.baselines after the fork's own trainers")
 explain_missing_nodes()
-
-__all__ = ["TRAINERS", "distilled", "load_learners", "offer_distilled", "prompt_learner"]

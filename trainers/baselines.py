@@ -1,11 +1,7 @@
 """The supervised baselines and the zero-shot trainers; importing this module registers them. A fork has its own."""
 
-from kdpl.students import LEARNERS
-from kdpl.trainers.prompts import SupervisedTrainer
-from kdpl.trainers.registry import trainer_of
-from kdpl.trainers.zeroshot import ZeroshotCLIP, ZeroshotCLIP2, ZeroshotTeacher
+from kdpl.trainers.kdpl import *  # noqa: F403  kdpl.trainers.baselines.CoOp, ...
+from kdpl.trainers.registry import register_baselines
+from kdpl.trainers.zeroshot import ZeroshotCLIP, ZeroshotCLIP2, ZeroshotTeacher  # noqa: F401
 
-TRAINERS = {student.__name__: trainer_of(student, SupervisedTrainer, "", __name__) for student in LEARNERS}
-globals().update(TRAINERS)
-
-__all__ = ["TRAINERS", "ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher"]
+register_baselines()

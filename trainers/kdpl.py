@@ -1,8 +1,138 @@
-"""The KDPL trainers: each prompt learner, distilled from a frozen teacher without labels (arXiv:2407.03056)."""
+"""The prompt trainers: `KDPL_<Name>` learns from a teacher without labels (arXiv:2407.03056), its twin `<Name>` from labels.
 
-from kdpl.students import LEARNERS
+Importing this module registers the first ones; `kdpl.trainers.baselines` registers their twins, which a fork has itself.
+"""
+
+from kdpl import students
 from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.registry import trainer_of
+from kdpl.trainers.prompts import SupervisedTrainer
+from kdpl.trainers.registry import baseline, register
 
-TRAINERS = {f"KDPL_{student.__name__}": trainer_of(student, DistillTrainer, "KDPL_", __name__) for student in LEARNERS}
-globals().update(TRAINERS)
+
+@register
+class KDPL_CoOp(DistillTrainer):
+    """Learns context tokens of the text prompt, without labels. Student: any CLIP."""
+
+    student_class = students.CoOp
+
+
+@baseline
+class CoOp(SupervisedTrainer):
+    """Learns what `KDPL_CoOp` does, from labels."""
+
+    student_class = students.CoOp
+
+
+@register
+class KDPL_CoCoOp(DistillTrainer):
+    """Learns context tokens and a small network that shifts them for each image, without labels. Student: any CLIP."""
+
+    student_class = students.CoCoOp
+
+
+@baseline
+class CoCoOp(SupervisedTrainer):
+    """Learns what `KDPL_CoCoOp` does, from labels."""
+
+    student_class = students.CoCoOp
+
+
+@register
+class KDPL_VPT(DistillTrainer):
+    """Learns tokens of the image tower, without labels. Student: ViT."""
+
+    student_class = students.VPT
+
+
+@baseline
+class VPT(SupervisedTrainer):
+    """Learns what `KDPL_VPT` does, from labels."""
+
+    student_class = students.VPT
+
+
+@register
+class KDPL_MaPLe(DistillTrainer):
+    """Learns deep text prompts and their projections to the image tower, without labels. Student: ViT."""
+
+    student_class = students.MaPLe
+
+
+@baseline
+class MaPLe(SupervisedTrainer):
+    """Learns what `KDPL_MaPLe` does, from labels."""
+
+    student_class = students.MaPLe
+
+
+@register
+class KDPL_PromptSRC(DistillTrainer):
+    """Learns deep text and image prompts, regularised and averaged, without labels. Student: ViT."""
+
+    student_class = students.PromptSRC
+
+
+@baseline
+class PromptSRC(SupervisedTrainer):
+    """Learns what `KDPL_PromptSRC` does, from labels."""
+
+    student_class = students.PromptSRC
+
+
+@register
+class KDPL_IVLP(DistillTrainer):
+    """Learns deep text and image prompts, without labels. Student: ViT."""
+
+    student_class = students.IVLP
+
+
+@baseline
+class IVLP(SupervisedTrainer):
+    """Learns what `KDPL_IVLP` does, from labels."""
+
+    student_class = students.IVLP
+
+
+@register
+class KDPL_KgCoOp(DistillTrainer):
+    """Learns context tokens, kept close to the hand-written sentence, without labels. Student: any CLIP."""
+
+    student_class = students.KgCoOp
+
+
+@baseline
+class KgCoOp(SupervisedTrainer):
+    """Learns what `KDPL_KgCoOp` does, from labels."""
+
+    student_class = students.KgCoOp
+
+
+@register
+class KDPL_TaskRes(DistillTrainer):
+    """Learns a vector for each class, for these class names alone, without labels. Student: any CLIP."""
+
+    student_class = students.TaskRes
+
+
+@baseline
+class TaskRes(SupervisedTrainer):
+    """Learns what `KDPL_TaskRes` does, from labels."""
+
+    student_class = students.TaskRes
+
+
+@register
+class KDPL_TCP(DistillTrainer):
+    """Learns context tokens, and a network that makes prompts for a later layer of each name's text feature, without labels.
+
+    Student: any CLIP whose text tower is not of the Hugging Face hub.
+    """
+
+    student_class = students.TCP
+
+
+@baseline
+class TCP(SupervisedTrainer):
+    """Learns what `KDPL_TCP` does, from labels."""
+
+    student_class = students.TCP

@@ -5,6 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from kdpl.students import Student
 
 PREFIX = "KDPL_"
+_baselines: list[type] = []
 
 
 def register(trainer: type) -> type:
@@ -23,8 +24,19 @@ def register(trainer: type) -> type:
     return trainer
 
 
+def baseline(trainer: type) -> type:
+    """Leave a trainer class that learns from labels to `register_baselines`, as a decorator."""
+    _baselines.append(trainer)
+    return trainer
+
+
+def register_baselines() -> None:
+    for trainer in _baselines:
+        register(trainer)
+
+
 def trainer_of(student: type[Student], base: type, prefix: str, module: str) -> type:
-    """Create and register the trainer `<prefix><name of the student>`.
+    """Create and register the trainer `<prefix><name of the student>` of a learner from outside this package.
 
     Args:
         base: `DistillTrainer` or `SupervisedTrainer`.
