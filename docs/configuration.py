@@ -1,37 +1,19 @@
-"""Write docs/configuration.md, the reference of all configuration keys: `python docs/configuration.py`.
+"""Write docs/configuration.md and the table of trainers in docs/training.md: `python docs/configuration.py`.
 
-Names, defaults, types, allowed values and influence come from the code; what a key does comes from configuration.yaml.
+Both are made from the table of keys (kdpl/config/keys.md), the learners (kdpl/students) and the trainers (trainers/kdpl.py).
 """
 
-import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-import kdpl
-from kdpl.common.environment import BUNDLED_ENGINE
-from kdpl.config.checks import CHOICES, RANGES
-from kdpl.config.choices import ALLOWED, CLASS_TOKEN_POSITIONS, PRECISIONS
-from kdpl.config.influence import influence, leaves
-from kdpl.students import LEARNERS
-from kdpl.training.schedule import SCHEDULES, WARMUPS
+from kdpl.config.keys import KEYS, Key, key_of
+from kdpl.students import LEARNERS, Student
+from kdpl.trainers import kdpl as trainers
 
 HERE = Path(__file__).resolve().parent
-OTHER_CHOICES = {"OPTIM.LR_SCHEDULER": SCHEDULES, "OPTIM.WARMUP_TYPE": WARMUPS, "TRAINER.KDPL.ALLOW": ALLOWED}
-OTHER_RANGES = {
-    "INPUT.SIZE": "two numbers above 0",
-    "INPUT.PIXEL_MEAN": "three numbers",
-    "INPUT.PIXEL_STD": "three numbers above 0",
-    "INPUT.RRCROP_SCALE": "two numbers, 0 to 1",
-    "TRAINER.KDPL.TEACHER_TEMPLATES": "`dataset`, `imagenet`, a file of sentences",
-    "TRAINER.KDPL.TEACHER_PROMPTS": "a folder, a file, `hf-hub:OWNER/NAME`",
-    "TRAINER.KDPL.TEACHER_LOGIT_SCALE": "`student`, `own`, a number above 0",
-    "TRAINER.PROMPTSRC.GPA_STD": "a number above 0",
-    "TRAINER.TASKRES.RESIDUAL_SCALE": "a number above 0",
-}
+TABLE = re.compile(r"(?<=<!-- trainers: begin -->\n).*?(?=<!-- trainers: end -->)", re.S)
 HEAD = """# Configuration reference
 
 <!-- Written by docs/configuration.py: do not edit. -->
@@ -64,77 +46,60 @@ GROUPS = {
     "TRAIN": "Checkpoints and the log",
     "TEST": "Tests",
     "TRAINER.KDPL": "Distillation",
-    **{f"TRAINER.{learner.node}": learner.__name__ for learner in LEARNERS},
 }
 
 
-def defaults() -> dict[str, Any]:
-    """Return all keys with their defaults, of the bundled engine and of KDPL; an installed Dassl may have others."""
-    spec = importlib.util.spec_from_file_location("bundled_config", BUNDLED_ENGINE / "dassl/config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    cfg = module.get_cfg_default()
-    kdpl.extend_cfg(cfg)
-    return dict(leaves(cfg))
-
-
-def allowed(key: str) -> str:
-    """Return the values that a key takes; empty if any of its type."""
-    name = key.rpartition(".")[2]
-    choices = {**CHOICES, **OTHER_CHOICES}.get(key)
-    if key.startswith("TRAINER.") and name in ("PREC", "CLASS_TOKEN_POSITION"):
-        choices = PRECISIONS if name == "PREC" else CLASS_TOKEN_POSITIONS
-    if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if name.startswith("N_CTX"):
-        return "1 or more"
-    if name.startswith("PROMPT_DEPTH"):
-        return "1 to the tower's layers"
-    ranges = (words for _, words, keys in RANGES if key in keys.split())
-    return OTHER_RANGES.get(key) or next(ranges, "")
-
-
-def rows(values: dict[str, Any], texts: dict[str, str]) -> Iterator[str]:
-    """Give the lines of a table.
+def options(learner: type[Student]) -> Iterator[Key]:
+    """Yield the options of a prompt learner.
 
     Raises:
-        KeyError: a key has no text; the message says where to write it.
+        KeyError: nothing says what an option does.
     """
+    for option, default in learner.defaults.items():
+        name = f"TRAINER.{learner.node}.{option}"
+        shared = key_of(name)
+        if option not in learner.texts and shared is None:
+            raise KeyError(f"Nothing says what {name} does: add '{option}' to the `texts` of {learner.__name__}.")
+        text = learner.texts.get(option) or shared.text
+        yield Key(name, default, shared.values if shared else "", "matters", (), text)
+
+
+def rows(keys: Iterator[Key]) -> Iterator[str]:
+    """Yield the lines of a table."""
     yield "| key | default | type | values | what it does | prompts |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for key, value in values.items():
-        group, _, node = key.rpartition(".")[0].partition(".")
-        text = texts.get(key) or (texts.get(f"TRAINER.*.{key.rpartition('.')[2]}") if group == "TRAINER" else None)
-        if text is None:
-            raise KeyError(f"docs/configuration.yaml has no text for {key}: say there what the key does.")
-        shown = f"`{value!r}`" if value != "" else "empty"
-        kind = influence(key, node if group == "TRAINER" else "", True)
-        yield f"| `{key}` | {shown} | {type(value).__name__} | {allowed(key)} | {text} | {kind} |"
+    for key in keys:
+        shown = f"`{key.default!r}`" if key.default != "" else "empty"
+        yield f"| `{key.name}` | {shown} | {type(key.default).__name__} | {key.values} | {key.text} | {key.influence} |"
 
 
 def page() -> str:
-    """Return the whole page.
-
-    Raises:
-        KeyError: a key has no text.
-        ValueError: a text belongs to no key.
-    """
-    texts = yaml.safe_load((HERE / "configuration.yaml").read_text(encoding="utf-8"))
-    values = defaults()
-    patterns = {f"TRAINER.*.{key.rpartition('.')[2]}" for key in values if key.startswith("TRAINER.")}
-    if unknown := sorted(set(texts) - set(values) - patterns):
-        raise ValueError(f"docs/configuration.yaml describes {', '.join(unknown)}, which no configuration has: remove it.")
+    """Return the whole page."""
     parts = [HEAD]
     for prefix, title in GROUPS.items():
-        own = {
-            k: v for k, v in values.items() if (k.startswith(f"{prefix}.") if prefix else "." not in k or k == "TRAINER.NAME")
-        }
-        parts.append("\n".join([f"## {title}\n", *rows(own, texts), ""]))
+        inside = f"{prefix}." if prefix else ("", "TRAINER")
+        own = (key for name, key in KEYS.items() if (name.startswith(inside) if prefix else name.rpartition(".")[0] in inside))
+        parts.append("\n".join([f"## {title}\n", *rows(own), ""]))
+    parts += ["\n".join([f"## {learner.__name__}\n", *rows(options(learner)), ""]) for learner in LEARNERS]
     return "\n".join(parts)
+
+
+def training_page() -> str:
+    """Return docs/training.md with the table of trainers as their docstrings have it."""
+    lines = ["| trainer | learns | student |", "| --- | --- | --- |"]
+    for learner in LEARNERS:
+        name = learner.__name__
+        text = " ".join(getattr(trainers, f"KDPL_{name}").__doc__.split())
+        learned, clip = re.fullmatch(r"Learns (.*), without labels\. Student: (.*)\.", text).groups()
+        lines.append(f"| `KDPL_{name}`, `{name}` | {learned} | {clip} |")
+    nothing = "nothing: one sentence, the mean over 80 and the data set's own, the teacher"
+    lines.append(f"| `ZeroshotCLIP`, `ZeroshotCLIP2`, `ZeroshotTeacher` | {nothing} | any CLIP |\n")
+    return TABLE.sub("\n".join(lines), (HERE / "training.md").read_text(encoding="utf-8"))
 
 
 def main() -> int:
     (HERE / "configuration.md").write_text(page(), encoding="utf-8")
+    (HERE / "training.md").write_text(training_page(), encoding="utf-8")
     return 0
 
 

@@ -10,6 +10,7 @@ from kdpl import train
 from kdpl.common import exits
 from kdpl.config import checks
 from kdpl.config.choices import ConfigError
+from kdpl.config.keys import choices
 from kdpl.config.merging import merge_file, merge_options
 
 MISTAKES = [
@@ -167,13 +168,13 @@ def test_every_name_that_is_offered_is_known_to_the_engine():
     from dassl.optim import build_optimizer
 
     cfg = default()
-    for name in checks.CHOICES["OPTIM.NAME"]:
+    for name in choices("OPTIM.NAME"):
         cfg.OPTIM.NAME = name
         assert build_optimizer(torch.nn.Linear(1, 1), cfg.OPTIM)
-    for name in checks.CHOICES["INPUT.INTERPOLATION"]:
+    for name in choices("INPUT.INTERPOLATION"):
         cfg.INPUT.INTERPOLATION = name
         assert build_transform(cfg)
-    for name in checks.SAMPLERS[:2]:  # those that every engine has
+    for name in choices("DATALOADER.TRAIN_X.SAMPLER")[:2]:  # those that every engine has
         assert list(build_sampler(name, data_source=[SimpleNamespace(label=0, domain=0)])) == [0]
 
 

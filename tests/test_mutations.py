@@ -31,7 +31,7 @@ def test_every_text_stands_once_and_every_test_exists(mutations):
     for mutation in mutations.MUTATIONS:
         for path, text in mutations.mutated(ROOT, mutation).items():
             assert text != path.read_text(encoding="utf-8")
-            ast.parse(text)
+            assert path.suffix != ".py" or ast.parse(text)
         for test in mutation.tests:
             file, name = test.split("[")[0].split("::")
             if file not in tests:

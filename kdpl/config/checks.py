@@ -6,61 +6,40 @@ This module imports no PyTorch. Checks that depend on the engine, a backbone or 
 import argparse
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 from kdpl.common.class_names import read_class_names
-from kdpl.config.choices import (
-    ALLOWED,
-    FINAL_MODELS,
-    INTERPOLATIONS,
-    LOSSES,
-    ON_BAD_IMAGE,
-    OPTIMIZERS,
-    PRECISIONS,
-    SAMPLERS,
-    SHOTS,
-    SPLITS,
-    SUBSAMPLES,
-    ConfigError,
-    check_choice,
-)
+from kdpl.config.choices import ALLOWED, PRECISIONS, ConfigError, check_choice
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 from kdpl.config.influence import leaves
+from kdpl.config.keys import KEYS
 
-LOADERS = ("TRAIN_X", "TRAIN_U", "TEST")
-CHOICES = {
-    "INPUT.INTERPOLATION": INTERPOLATIONS,
-    "DATASET.SUBSAMPLE_CLASSES": SUBSAMPLES,
-    "OPTIM.NAME": OPTIMIZERS,
-    "TEST.SPLIT": SPLITS,
-    "TEST.FINAL_MODEL": FINAL_MODELS,
-    "DATASET.ON_BAD_IMAGE": ON_BAD_IMAGE,
-    "TRAINER.KDPL.LOSS": LOSSES,
-    "TRAINER.KDPL.SHOTS": SHOTS,
-    **{f"DATALOADER.{loader}.SAMPLER": SAMPLERS for loader in LOADERS},
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RANGES: dict[str, Callable[[Any], bool]] = {  # that the table has among its values
+    "a number above 0": lambda v: v > 0,
+    "a positive number": lambda v: 0 < v < math.inf,
+    "0 or more": lambda v: v >= 0,
+    "1 or more": lambda v: v >= 1,
+    "0 or more and below 1": lambda v: 0 <= v < 1,
+    "0 to 1": lambda v: 0 <= v <= 1,
+    "0 to 0.5": lambda v: 0 <= v <= 0.5,
+    "at least 2 names a batch": lambda v: v >= 2,
+    "images per class, or -1 for all": lambda v: v >= -1,
+    "1: a prompt trainer takes one view of an image": lambda v: v == 1,
+    "below 2**32, or -1 for a random one": lambda v: v < 2**32,
+    "two whole numbers above 0": lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v),
+    "one number for R, G and B": lambda v: len(v) == 3 and all(map(_finite, v)),
+    "one number for R, G and B, all above 0": lambda v: len(v) == 3 and all(_finite(x) and x > 0 for x in v),
+    "two numbers, 0 to 1": lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1,
 }
-RANGES = (  # a condition, the same in words, and the keys that must meet it
-    (lambda v: v > 0, "a number above 0", "OPTIM.LR OPTIM.GAMMA OPTIM.BASE_LR_MULT OPTIM.WARMUP_CONS_LR"),
-    (lambda v: v >= 1, "1 or more", "OPTIM.MAX_EPOCH TRAIN.PRINT_FREQ INPUT.GB_K"),
-    (lambda v: v >= 1, "1 or more", " ".join(f"DATALOADER.{loader}.BATCH_SIZE" for loader in LOADERS)),
-    (lambda v: v >= 0, "0 or more", "DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_EVERY_MINUTES"),
-    (lambda v: v >= 0, "0 or more", "OPTIM.WEIGHT_DECAY OPTIM.WARMUP_MIN_LR INPUT.CROP_PADDING INPUT.GN_STD"),
-    (lambda v: v >= 0, "0 or more", "INPUT.CUTOUT_N INPUT.CUTOUT_LEN INPUT.RANDAUGMENT_N"),
-    (lambda v: v >= 0, "0 or more", "INPUT.COLORJITTER_B INPUT.COLORJITTER_C INPUT.COLORJITTER_S"),
-    (lambda v: 0 <= v < 1, "0 or more and below 1", "OPTIM.MOMENTUM OPTIM.ADAM_BETA1 OPTIM.ADAM_BETA2"),
-    (lambda v: 0 <= v <= 1, "0 to 1", "OPTIM.RMSPROP_ALPHA INPUT.RGS_P INPUT.GB_P"),
-    (lambda v: 0 <= v <= 0.5, "0 to 0.5", "INPUT.COLORJITTER_H"),
-    (lambda v: v >= -1, "images per class, or -1 for all", "DATASET.NUM_SHOTS"),
-    (lambda v: v == 1, "1: a prompt trainer takes one view of an image", "DATALOADER.K_TRANSFORMS"),
-    (lambda v: v < 2**32, "below 2**32, or -1 for a random one", "SEED"),
-    (lambda v: v >= 2, "at least 2 names a batch", "TRAINER.KDPL.K_MAX"),
-    (lambda v: v >= 0, "0 or more", "TRAINER.KDPL.VIEWS TRAINER.KDPL.VIEW_SEED TRAINER.KDPL.MAX_TEXT_ROWS"),
-    (lambda v: 0 < v < math.inf, "a positive number", "TRAINER.KDPL.TEMPERATURE"),
-)
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -74,37 +53,20 @@ def check_values(cfg: CfgNode) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} is {value}, expected a finite number.")
-    _check_tables(values)
-    _check_images(values)
+    _check_table(values)
     _check_together(values)
     _check_paths(values)
 
 
-def _check_tables(values: Mapping[str, Any]) -> None:
-    """Refuse values outside CHOICES and RANGES."""
-    for key, choices in CHOICES.items():
-        if key in values:
-            check_choice(key, values[key], choices)
-    for fits, expected, keys in RANGES:
-        for key in keys.split():
-            if key in values and not fits(values[key]):
-                raise ConfigError(f"{key} is {values[key]}, expected {expected}.")
-
-
-def _check_images(values: dict[str, Any]) -> None:
-    """Check the image settings that are lists of numbers."""
-    for key, fits, expected in (
-        ("INPUT.SIZE", lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v), "(224, 224)"),
-        ("INPUT.PIXEL_MEAN", lambda v: len(v) == 3 and all(map(_finite, v)), "[0.48, 0.46, 0.41], one number for R, G and B"),
-        ("INPUT.PIXEL_STD", lambda v: len(v) == 3 and all(_finite(x) and x > 0 for x in v), "[0.27, 0.26, 0.28], all above 0"),
-        ("INPUT.RRCROP_SCALE", lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1, "(0.08, 1.0)"),
-    ):
-        if key in values and not fits(values[key]):
-            raise ConfigError(f"{key} is {values[key]}, expected a value such as {expected}.")
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _check_table(values: Mapping[str, Any]) -> None:
+    """Refuse what is not among the values of keys.md; values that are described there in other words are checked elsewhere."""
+    for name, value in values.items():
+        key = KEYS.get(name)
+        if key and key.is_choice:
+            check_choice(name, value, key.choices)
+        elif key and key.values in RANGES and not RANGES[key.values](value):
+            example = f"a value such as {key.default}, " if isinstance(key.default, tuple | list) else ""
+            raise ConfigError(f"{name} is {value}, expected {example}{key.values}.")
 
 
 def _check_together(values: dict[str, Any]) -> None:
@@ -168,7 +130,7 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
             "configuration (--config-file configs/trainers/...)."
         )
     own = ("DATASET.ON_BAD_IMAGE", f"TRAINER.{node}.")  # a fork's configuration was not checked by `check_values`
-    _check_tables({key: value for key, value in leaves(cfg) if key.startswith(own)})
+    _check_table({key: value for key, value in leaves(cfg) if key.startswith(own)})
     options = cfg.TRAINER[node] if node else CfgNode()
     if "PREC" in options:
         check_choice(f"TRAINER.{node}.PREC", options.PREC, PRECISIONS)

@@ -1,21 +1,20 @@
-"""The allowed values of configuration keys, each list defined once."""
+"""Names that configuration keys take, and the error for what they do not take."""
 
 from collections.abc import Iterable
 
 from kdpl.common.messages import did_you_mean
+from kdpl.config.keys import choices
 
-PRECISIONS = ("fp16", "fp32", "amp", "bf16")
-LOSSES = ("symmetric", "forward", "reverse")
-CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
-SHOTS = ("class", "random")
-SUBSAMPLES = ("all", "base", "new")
-ON_BAD_IMAGE = ("skip", "error")
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
-SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
-SPLITS = ("test", "val")
-ALLOWED = ("hard_labels", "label_smoothing", "lookups", "own_targets", "validation")  # words of TRAINER.KDPL.ALLOW
-FINAL_MODELS = ("last_step", "best_val")
+PRECISIONS = choices("TRAINER.*.PREC")
+CLASS_TOKEN_POSITIONS = choices("TRAINER.*.CLASS_TOKEN_POSITION")
+LOSSES = choices("TRAINER.KDPL.LOSS")
+ALLOWED = choices("TRAINER.KDPL.ALLOW")
+SUBSAMPLES = choices("DATASET.SUBSAMPLE_CLASSES")
+INTERPOLATIONS = choices("INPUT.INTERPOLATION")
+OPTIMIZERS = choices("OPTIM.NAME")
+SAMPLERS = choices("DATALOADER.TRAIN_X.SAMPLER")
+SPLITS = choices("TEST.SPLIT")
+FINAL_MODELS = choices("TEST.FINAL_MODEL")
 
 
 def is_distilled(trainer: str) -> bool:
@@ -27,7 +26,7 @@ class ConfigError(ValueError):
     """A configuration has an unknown key or an invalid value."""
 
 
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raise a ConfigError with the key, its value, the choices and the closest of them, unless `value` is a choice."""
-    if value not in choices:
-        raise ConfigError(f"{key} '{value}' is not one of {', '.join(choices)}.{did_you_mean(value, choices)}")
+def check_choice(key: str, value: str, names: Iterable[str]) -> None:
+    """Raise a ConfigError with the key, its value, the names that it takes and the closest of them, unless `value` is one."""
+    if value not in names:
+        raise ConfigError(f"{key} '{value}' is not one of {', '.join(names)}.{did_you_mean(value, names)}")

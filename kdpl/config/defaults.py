@@ -10,35 +10,13 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from kdpl.config.choices import ConfigError
+from kdpl.config.keys import OWN, defaults, flagged
 
-KDPL = {
-    "TEACHER": "ViT-H-14-quickgelu",
-    "TEACHER_TEMPLATES": "",
-    "TEACHER_PROMPTS": "",
-    "CLASS_AGNOSTIC": False,
-    "K_MAX": 1000,
-    "CTX_INIT": "a photo of a",
-    "PREC": "fp16",
-    "VOCABULARY": "imagenet21k",
-    "EXCLUDE_CLASSNAMES": False,
-    "SHOTS": "class",
-    "LOSS": "symmetric",
-    "TEMPERATURE": 1.0,
-    "TEACHER_LOGIT_SCALE": "student",
-    "VIEWS": 0,
-    "VIEW_SEED": 0,
-    "CACHE_DIR": "",
-    "COMPILE": False,
-    "MAX_TEXT_ROWS": 8192,
-    "SHARD_CLASSES": False,
-    "ALLOW": "",
-}
-DATASET = {"SUBSAMPLE_CLASSES": "all", "TEMPLATE": "", "CLASSNAMES": "", "IMAGE_LIST": "", "ON_BAD_IMAGE": "skip"}
-NEWER_DASSL = {"INPUT": {"RRCROP_SCALE": (0.08, 1.0)}}  # missing in older ones, which do as the default says
+_OWN = (*OWN.values(), *flagged("newer").values())
+KDPL = defaults(_OWN)["TRAINER"]["KDPL"]
 HOW_TO_EXTEND = (
     "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
 )
-TRAIN = {"CHECKPOINT_EVERY_MINUTES": 10.0, "DETERMINISTIC": False}
 _STUDENTS = Path(__file__).parents[1] / "students"
 _external: dict[str, dict[str, Any]] = {}  # options by node, of learners defined outside kdpl/students
 
@@ -52,15 +30,15 @@ def extend_cfg(cfg: CN) -> None:
     Args:
         cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
     """
-    trainer = {**learners(), "KDPL": KDPL}
-    nodes = {"TRAINER": {k: dict(v) for k, v in trainer.items()}, "DATASET": dict(DATASET), "TRAIN": dict(TRAIN)}
-    _add_missing(cfg, CN({**nodes, **NEWER_DASSL}))
+    nodes = defaults(_OWN)
+    nodes["TRAINER"] = {**{node: dict(options) for node, options in learners().items()}, **nodes["TRAINER"]}
+    _add_missing(cfg, CN(nodes))
     for name in _EXPLAINED:
         vars(cfg).pop(name, None)
 
 
-def _add_missing(cfg: CN, defaults: CN) -> None:
-    for key, value in defaults.items():
+def _add_missing(cfg: CN, nodes: CN) -> None:
+    for key, value in nodes.items():
         if key not in cfg:
             cfg[key] = value
         elif isinstance(value, CN):
@@ -102,9 +80,9 @@ def student_options(cfg: CN, node: str) -> CN:
     Raises:
         ConfigError: a value has no meaning for KDPL, such as CTX_INIT True.
     """
-    given, defaults = cfg.TRAINER[node], learners()[node]
-    options = CN({key: given.get(key, default) for key, default in defaults.items()})
-    for key, default in defaults.items():
+    given, own = cfg.TRAINER[node], learners()[node]
+    options = CN({key: given.get(key, default) for key, default in own.items()})
+    for key, default in own.items():
         if options[key] is None or (options[key] is False and isinstance(default, str)):
             options[key] = type(default)()
         elif type(default) is str and not isinstance(options[key], str):
@@ -137,13 +115,13 @@ def node_of(trainer: str) -> str:
     return _classes().get(trainer.removeprefix("KDPL_"), ("",))[0]
 
 
-def add_learner(node: str, defaults: Mapping[str, Any]) -> None:
+def add_learner(node: str, own: Mapping[str, Any]) -> None:
     """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`; PREC is fp16 unless given.
 
     Raises:
         ConfigError: the node belongs to a learner of KDPL, with other options.
     """
-    options, built_in = {"PREC": "fp16", **defaults}, dict(_classes().values())
+    options, built_in = {"PREC": "fp16", **own}, dict(_classes().values())
     if options != built_in.get(node, options):
         raise ConfigError(f"TRAINER.{node} are the options of a learner of KDPL: give yours a `node` of its own.")
     if node not in built_in:

@@ -1,6 +1,6 @@
 """Which configuration keys determine the learned numbers, and what of a configuration a run's manifest holds.
 
-Every key belongs to one of three classes. A key that nobody has classified, of a fork say, counts as one that matters.
+The table of keys says whether another value matters. A key that it does not have, such as a fork's, counts as one that does.
 """
 
 import os
@@ -11,35 +11,14 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.config.defaults import learners
+from kdpl.config.keys import KEYS, flagged
 from kdpl.config.teachers import DATASET, IMAGENET, SEPARATOR, listed
 
-# Other values give other prompts. An entry that ends with a dot stands for all keys below it.
-MATTERS = (
-    "SEED", "INPUT.", "MODEL.BACKBONE.NAME", "DATALOADER.K_TRANSFORMS", "DATALOADER.TRAIN_X.", "OPTIM.", "TEST.FINAL_MODEL",
-    "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.NUM_LABELED", "DATASET.NUM_SHOTS", "DATASET.VAL_PERCENT",
-    "DATASET.STL10_FOLD", "DATASET.CIFAR_C_TYPE", "DATASET.CIFAR_C_LEVEL", "DATASET.ALL_AS_UNLABELED",
-    "DATASET.SUBSAMPLE_CLASSES", "DATASET.TEMPLATE", "DATASET.ON_BAD_IMAGE",
-)  # fmt: skip
-# Other values move the prompts by rounding alone.
-ROUNDS = (
-    "USE_CUDA", "TRAIN.DETERMINISTIC", "TRAINER.KDPL.COMPILE", "TRAINER.KDPL.MAX_TEXT_ROWS", "TRAINER.KDPL.SHARD_CLASSES",
-)  # fmt: skip
-# Folders and files (what is in them is compared instead), frequencies, caches, tests, and what no prompt learner reads.
-HARMLESS = (
-    "VERSION", "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.TARGET_DOMAINS", "DATASET.CLASSNAMES",
-    "DATASET.IMAGE_LIST", "DATALOADER.NUM_WORKERS", "DATALOADER.RETURN_IMG0", "DATALOADER.TRAIN_U.", "DATALOADER.TEST.",
-    "MODEL.INIT_WEIGHTS", "MODEL.BACKBONE.PRETRAINED", "MODEL.HEAD.", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ",
-    "TRAIN.COUNT_ITER", "TRAIN.CHECKPOINT_EVERY_MINUTES", "TEST.EVALUATOR", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
-    "TEST.NO_TEST", "TEST.SPLIT", "TRAINER.KDPL.VOCABULARY", "TRAINER.KDPL.CACHE_DIR",
-)  # fmt: skip
 PROMPTS = "TRAINER.KDPL.TEACHER_PROMPTS"
 CLIPS = {"MODEL.BACKBONE.NAME": "student", "TRAINER.KDPL.TEACHER": "teacher"}  # with the facts of a manifest that say which
-# If they name a file or a folder, or several, its content is compared and its path is not.
-FILES = (*CLIPS, "TRAINER.KDPL.TEACHER_TEMPLATES", PROMPTS)
-# Keys of a later version: a manifest has them with other values than these alone, so that earlier runs can be resumed.
-LATER = {"TRAINER.KDPL.TEACHER_TEMPLATES": "", PROMPTS: ""}
-# A trainer sets them as its student takes images, so a configuration that is only merged may not have them yet.
-FOLLOWING = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
+FILES = flagged("file")  # if they name a file or a folder, or several, its content is compared and its path is not
+LATER = flagged("later")  # a manifest has them if they are not at their defaults, so that earlier runs can be resumed
+FOLLOWING = flagged("follows")  # a trainer sets them, so a configuration that is only merged may not have them yet
 A_FILE = "a file"
 _NAME = re.compile(r"[\w.-]+(/\d+(@\d+px)?)?(:[\w.-]+)?")  # "ViT-L/14@336px", "ViT-L-14:laion2b_s32b_b82k"
 NOT_SET = "not set"
@@ -52,23 +31,18 @@ def influence(key: str, node: str, distilled: bool) -> str:
         node: of the run's prompt learner, `TRAINER.<node>`; empty for a trainer without prompts.
         distilled: the run has a teacher.
     """
-    for names, kind in ((HARMLESS, "harmless"), (ROUNDS, "rounds"), (MATTERS, "matters")):
-        if any(key == name or (name.endswith(".") and key.startswith(name)) for name in names):
-            return kind
     group, _, rest = key.partition(".")
-    if group == "TRAINER":
-        owner = rest.partition(".")[0]
-        if owner == "KDPL":
-            return "matters" if distilled else "harmless"
-        if owner in learners() and owner != node:
-            return "harmless"
-    return "matters"
+    owner = rest.partition(".")[0] if group == "TRAINER" else ""
+    if owner in learners():
+        return "matters" if owner == node else "harmless"
+    kind = KEYS[key].influence if key in KEYS else "matters"
+    return "harmless" if owner == "KDPL" and kind == "matters" and not distilled else kind
 
 
 def section(cfg: CfgNode, kind: str, node: str, distilled: bool) -> dict[str, Any]:
     """Return the keys of one kind of influence with their values, as JSON can hold them."""
     found = {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
-    return {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
+    return {key: value for key, value in found.items() if key not in LATER or value != LATER[key].default}
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

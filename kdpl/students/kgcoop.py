@@ -13,6 +13,7 @@ class KgCoOp(CoOp):
 
     node = "KGCOOP"
     defaults = {"N_CTX": 4, "CTX_INIT": "a photo of a", "PREC": "fp16", "W": 8.0}
+    texts = {"W": "Weight of the distance to the hand-written sentence."}
     learns_class_specific = ""
 
     def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:

@@ -33,6 +33,12 @@ class PromptSRC(IVLP):
         "GPA_MEAN": 15,
         "GPA_STD": 1,
     }
+    texts = {
+        "TEXT_LOSS_WEIGHT": "Weight of the distance of the text features to the frozen ones.",
+        "IMAGE_LOSS_WEIGHT": "Weight of the distance of the image features to the frozen ones.",
+        "GPA_MEAN": "Epoch of the largest weight in the average over epochs.",
+        "GPA_STD": "Width of these weights in epochs; above 0.",
+    }
     reads_frozen_image_features = True
     can_train_longer = False  # the weights of its average are those of the planned epochs
 

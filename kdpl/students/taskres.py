@@ -33,6 +33,7 @@ class TaskRes(Student):
 
     node = "TASKRES"
     defaults = {"RESIDUAL_SCALE": 0.5, "PREC": "fp16"}
+    texts = {"RESIDUAL_SCALE": "Factor of the learned residuals before they are added to the text features; above 0."}
     image_features_are_frozen = True
     reads_frozen_image_features = True
     learns_class_specific = ALWAYS

@@ -435,19 +435,26 @@ MUTATIONS = [
         "wrong = []",
         "tests/test_digests.py::test_digests_are_remembered_and_follow_the_content",
     ),
+    mutation(
+        "a range of the table that nothing checks",
+        "kdpl/config/checks.py",
+        "elif key and key.values in RANGES and not",
+        "elif key and key.values in () and not",
+        "tests/test_configuration_faults.py::test_a_number_out_of_range_is_named_with_its_range[OPTIM.LR-0.0-a number above 0]",
+    ),
     # --------------------------------------------------------------------------------------------------------- manifests
     mutation(
         "a learning rate that does not matter",
-        "kdpl/config/influence.py",
-        '"VERSION", "OUTPUT_DIR",',
-        '"VERSION", "OPTIM.LR", "OUTPUT_DIR",',
+        "kdpl/config/keys.md",
+        "| OPTIM.LR | 0.0003 | a number above 0 | matters |",
+        "| OPTIM.LR | 0.0003 | a number above 0 | harmless |",
         f"{MANIFEST}test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything[OPTIM.LR]",
     ),
     mutation(
         "an interrupted run continued under another learning rate",
-        "kdpl/config/influence.py",
-        '"VERSION", "OUTPUT_DIR",',
-        '"VERSION", "OPTIM.LR", "OUTPUT_DIR",',
+        "kdpl/config/keys.md",
+        "| OPTIM.LR | 0.0003 | a number above 0 | matters |",
+        "| OPTIM.LR | 0.0003 | a number above 0 | harmless |",
         "tests/test_interruption.py::test_a_run_is_not_gone_on_with_under_other_settings",
     ),
     mutation(
