@@ -80,11 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import kdpl.datasets
         import kdpl.trainers
+        from kdpl.trainers import run
 
         kdpl.trainers.load_learners(args.learner)
         cfg = train.build_cfg(args, args.dataset_config_file)
         check(cfg)
-        train.check_names(cfg)
+        run.check_names(cfg)
 
         from dassl.engine import build_trainer
         from dassl.utils import set_random_seed

@@ -12,7 +12,7 @@ from support import LEARNERS, config, image_file
 import kdpl
 from kdpl.classifier.bundle import write_bundle
 from kdpl.common.images import BadImageError
-from kdpl.trainers.training import bundle_of
+from kdpl.trainers.records import bundle_of
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def test_both_trainers_of_a_learner_are_written_out_and_registered(learner):
     import kdpl.trainers.baselines
     from kdpl import students
     from kdpl.trainers.distill import DistillTrainer
-    from kdpl.trainers.prompts import SupervisedTrainer
+    from kdpl.trainers.supervised import SupervisedTrainer
 
     tree = ast.parse((ROOT / "trainers/kdpl.py").read_text(encoding="utf-8"))
     written = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -36,6 +36,27 @@ def test_both_trainers_of_a_learner_are_written_out_and_registered(learner):
         trainer = TRAINER_REGISTRY.get(name)
         assert trainer is getattr(package, name)
         assert trainer.__bases__ == (base,) and trainer.student_class is getattr(students, learner)
+
+
+def test_a_trainer_is_one_short_chain_of_classes():
+    from kdpl.trainers import KDPL_CoOp
+    from kdpl.trainers.registry import is_ours
+
+    ours = [ancestor.__name__ for ancestor in KDPL_CoOp.__mro__ if is_ours(ancestor)]
+    assert ours == ["KDPL_CoOp", "DistillTrainer", "PromptTrainer", "EvaluatedTrainer"]
+    assert all(len(ancestor.__bases__) == 1 for ancestor in KDPL_CoOp.__mro__[:-1]), "no mixins"
+
+
+@pytest.mark.parametrize("part", ["forward_backward", "compute_loss", "features", "parse_batch_train", "images", ""])
+def test_a_trainer_whose_step_is_its_own_is_known_by_its_class(part):
+    """It gets the pixels of all images; one that changes anything else does not need them."""
+    import kdpl.trainers.baselines
+    from kdpl.trainers.prompts import has_own_step
+
+    for trainer in (kdpl.trainers.KDPL_CoOp, kdpl.trainers.baselines.CoOp):
+        assert not has_own_step(trainer)
+        own = type("Own", (trainer,), {part or "after_epoch": lambda self, *_: None, "__module__": "forks"})
+        assert has_own_step(own) == bool(part) == has_own_step(type("Further", (own,), {}))
 
 
 @pytest.mark.slow

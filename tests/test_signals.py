@@ -12,7 +12,7 @@ from support import ROOT, emoji_args, processes, run_train
 
 from kdpl.common import exits
 from kdpl.common.files import atomic_write, remove_parts
-from kdpl.train import lost_worker
+from kdpl.trainers.run import lost_worker
 
 RUN = (
     *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 300, "TRAIN.PRINT_FREQ", 4),

@@ -4,7 +4,7 @@ import pytest
 from support import mostly_slow
 from support.trainings import SMALL, Killed, assert_same, build, die_at, parameters, train
 
-from kdpl.trainers.prompts import SupervisedTrainer
+from kdpl.trainers.supervised import SupervisedTrainer
 
 SAME = ("INPUT.TRANSFORMS", ("center_crop", "normalize"), "DATALOADER.NUM_WORKERS", 0)
 

@@ -8,7 +8,6 @@ import torch
 
 from kdpl.common import distributed
 from kdpl.common.messages import short_reason
-from kdpl.common.signals import Interrupted
 from kdpl.config.manifest import Manifest, OtherRunError
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE
@@ -20,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Checkpoints:
-    """Saves and loads a prompt trainer, in the forks' layout."""
+    """Saves and loads a prompt trainer's state, in the forks' layout."""
 
-    last_saved = 0.0  # time.monotonic()
+    def __init__(self, trainer: "PromptTrainer"):
+        self.trainer = trainer
+        self.last_saved = time.monotonic()
 
-    def save_model(
-        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
-    ) -> None:
+    def save(self, epoch: int, directory: str, is_best: bool, val_result: float | None, model_name: str) -> None:
         """Write the learned parameters and everything else that an exact resume needs."""
-        state = run_state(self, epoch + 1, 0, val_result)
+        state = run_state(self.trainer, epoch + 1, 0, val_result)
         self.last_saved = time.monotonic()
         if not distributed.is_main():
             return
-        folder = f"{directory}/{self.student.model_name}"
+        folder = f"{directory}/{self.trainer.student.model_name}"
         path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
         if is_best:
             checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
@@ -40,56 +39,35 @@ class Checkpoints:
 
     def save_inside_epoch(self) -> None:
         """Write the state after the last batch, and end the run if a signal asked for it."""
-        self.read_steps()  # raises if the run has diverged, which is not saved
-        state = run_state(self, self.epoch, self.batch_idx + 1)
+        trainer = self.trainer
+        trainer.loop.read()  # raises if the run has diverged, which is not saved
+        state = run_state(trainer, trainer.epoch, trainer.batch_idx + 1)
         if distributed.is_main():
-            checkpoint.save_checkpoint(state, f"{self.output_dir}/{self.student.model_name}", INSIDE, newest=False)
+            checkpoint.save_checkpoint(state, f"{trainer.output_dir}/{trainer.student.model_name}", INSIDE, newest=False)
         self.last_saved = time.monotonic()
         distributed.barrier()
-        if distributed.any_rank(bool(self.stop.signal)):
-            self.leave()
+        if distributed.any_rank(bool(trainer.stop.signal)):
+            trainer.stop.leave()
 
-    def is_time_to_save(self, steps_are_read: bool = True) -> bool:
+    def is_due(self, steps_are_read: bool = True) -> bool:
         """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
-        minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
-        due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+        minutes = self.trainer.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
+        due = bool(self.trainer.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
         return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
 
-    def stop_if_asked(self) -> None:
-        # After the last epoch everything is saved; before, the next step saves.
-        if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
-            self.leave()
-
-    def leave(self) -> None:
-        """End the run, whose state is saved, because of the received signal."""
-        self.close_writer()
-        message = f"Stopped by {self.stop.signal or 'a signal'} after saving: the same command resumes the run"
-        print(message, flush=True)
-        raise Interrupted(message)
-
-    def resume_model_if_exist(self, directory: str) -> int:
-        """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""
-        return resume(self, Path(directory, self.student.model_name))
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
+    def load(self, directory: str, epoch: int | None) -> None:
         """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
         if not directory:
             print("No --model-dir is given, so no prompts are loaded: the initial ones are evaluated")
             return
-        path = checkpoint.checkpoint_path(directory, self.student.model_name, epoch)
+        trainer, name = self.trainer, self.trainer.student.model_name
+        path = checkpoint.checkpoint_path(directory, name, epoch)
         state = checkpoint.load_checkpoint(path)
-        checkpoint.load_learned(self.student.learned, state["state_dict"], path)
-        self.manifest = records.check_evaluated(self, path, state)
-        self.finished_epochs = state["epoch"]
-        self.train_seconds = state["kdpl"].get("train_seconds", 0.0)
-        print(f'Loading weights to {self.student.model_name} from "{path}" (epoch = {self.finished_epochs})')
-
-    def extra_state_dict(self) -> dict[str, Any]:
-        """Return what an exact resume needs beyond prompts, optimizer, schedule and random generators."""
-        return {}
-
-    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state_dict` returned."""
+        checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
+        trainer.manifest = records.check_evaluated(trainer, path, state)
+        trainer.finished_epochs = state["epoch"]
+        trainer.train_seconds = state["kdpl"].get("train_seconds", 0.0)
+        print(f'Loading weights to {name} from "{path}" (epoch = {trainer.finished_epochs})')
 
 
 def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: float | None = None) -> dict[str, Any]:
@@ -125,7 +103,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
             "scaler": trainer.scaler.state_dict(),
             "random": checkpoint.random_state(),
             "train_seconds": trainer.train_seconds,
-            "trainer": trainer.extra_state_dict(),
+            "trainer": trainer.objective.extra_state_dict(),
             "manifest": trainer.manifest and trainer.manifest.to_dict(),
             "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
         },
@@ -185,7 +163,7 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: 
     trainer.optim.load_state_dict(state["optimizer"])
     trainer.sched.load_state_dict(state["scheduler"])
     trainer.student.load_extra_state_dict(ours["student"])
-    trainer.load_extra_state_dict(ours["trainer"])
+    trainer.objective.load_extra_state_dict(ours["trainer"])
     trainer.progress.load_state_dict(ours["history"])
     trainer.scaler.load_state_dict(ours["scaler"])
     checkpoint.set_random_state(ours["random"])
@@ -197,7 +175,7 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: 
 def _check_same_run(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
     """Refuse to resume from another run's state."""
     if trainer.cfg.SEED < 0:
-        trainer.use_seed(ours["seed"])
+        records.use_seed(trainer, ours["seed"])
     then = Manifest.from_dict(ours.get("manifest"))
     if then is None:
         print(f"Note: '{path}' has no manifest: that it was written with these settings is not verified")

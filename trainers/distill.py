@@ -21,11 +21,9 @@ from kdpl.students.base import ALWAYS
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.inputs import check_teacher, label_of, load_teacher
-from kdpl.trainers.prompts import PromptTrainer
+from kdpl.trainers.prompts import PromptTrainer, has_own_step
 from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
-
-STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
 
 
 class DistillTrainer(PromptTrainer):
@@ -118,8 +116,7 @@ class DistillTrainer(PromptTrainer):
         if self.train_loader_x is not None and self.train_loader_x.views:
             features = self.view_features
             # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
-            ours = all(getattr(type(self), name) is getattr(DistillTrainer, name) for name in STEP)
-            if self.student.image_features_are_frozen and ours:
+            if self.student.image_features_are_frozen and not has_own_step(type(self)):
                 self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
 
     # ------------------------------------------------------------------------------------------------------ training
@@ -141,7 +138,7 @@ class DistillTrainer(PromptTrainer):
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, teacher, frozen = self.features(batch)
-        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)
+        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.loop.share)
 
     def run_epoch(self) -> None:
         super().run_epoch()
@@ -155,14 +152,6 @@ class DistillTrainer(PromptTrainer):
         super().after_epoch()
         if self.objective.selection and distributed.is_main():
             self.objective.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))
-
-    def extra_state_dict(self) -> dict[str, Any]:
-        selection = self.objective.selection
-        return {"selection": selection.state_dict()} if selection else {}
-
-    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
-        if self.objective.selection and "selection" in state:
-            self.objective.selection.load_state_dict(state["selection"])
 
 
 def _refuse_class_specific(learner: type[Student], options: CfgNode) -> None:

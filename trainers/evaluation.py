@@ -1,76 +1,37 @@
 """Evaluation on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TrainerX
-from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
+from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
-from kdpl.clip.precision import NotFiniteError, effective_precision
+from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
+from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
 from kdpl.config.manifest import Manifest
+from kdpl.distill.views import ImageFile, image_files
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import follow_model, resized_as
-from kdpl.trainers.tested import record, refuse_other_images, tested_images
-from kdpl.training.batches import loaded
-from kdpl.training.pixels import Normalize, ReadableImages, apply_crop_scale, bytes_transform
-
-AT_ONCE = 10_000  # images whose predictions an evaluator takes in together
-_REPORT = threading.excepthook  # Python's, or that of the program that this is a part of
+from kdpl.trainers.tested import Evaluation
+from kdpl.training import curves
+from kdpl.training.curves import Curves
+from kdpl.training.pixels import Normalize, apply_crop_scale, bytes_transform
 
 
-def _report_unless_of_curves(args: threading.ExceptHookArgs) -> None:
-    """Report the error of a thread; TensorBoard's writer hands its write errors to the next call, which reports them."""
-    of_curves = isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")
-    if not of_curves:
-        _REPORT(args)
-
-
-class _Curves:
-    """TensorBoard curves whose write errors end the curves, not the run."""
-
-    def init_writer(self, log_dir: str | os.PathLike) -> None:
-        """Open the TensorBoard log unless it is open."""
-        threading.excepthook = _report_unless_of_curves
-        with self._outliving_the_curves():
-            super().init_writer(log_dir)
-
-    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a value to the TensorBoard log if it is open."""
-        with self._outliving_the_curves():
-            super().write_scalar(tag, scalar_value, global_step)
-
-    def close_writer(self) -> None:
-        """Close the TensorBoard log if it is open."""
-        with self._outliving_the_curves():
-            super().close_writer()
-
-    @contextmanager
-    def _outliving_the_curves(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            print(f"The TensorBoard curves end here, because they cannot be written: {error}")
-
-
-class EvaluatedTrainer(_Curves, TrainerX):
+class EvaluatedTrainer(TrainerX):
     """A trainer whose model is tested on images with class names."""
 
     epoch = 0  # the current one, from 0
@@ -81,6 +42,7 @@ class EvaluatedTrainer(_Curves, TrainerX):
     manifest: Manifest | None = None  # of the run whose prompts are evaluated
     last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # config_name and model_dir of the command line, for results.json
+    stop = StopRequest()  # which never comes, unless a training installs its own
 
     @property
     def class_names(self) -> list[str]:
@@ -97,6 +59,12 @@ class EvaluatedTrainer(_Curves, TrainerX):
             check_choice("INPUT.TRANSFORMS", name, known)
         self.follow_model(cfg)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+
+    @cached_property
+    def training_images(self) -> list[ImageFile]:
+        """Names and contents of the training images."""
+        root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], root)
 
     def template(self) -> str:
         """The hand-written sentence of the data set."""
@@ -150,69 +118,14 @@ class EvaluatedTrainer(_Curves, TrainerX):
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on a split, print and log the results, add them to `results.json`, and return the accuracy in percent."""
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        if split == "val" and self.val_loader is None:
-            split = "test"
-        loader = self.val_loader if split == "val" else self.test_loader
-        if loader is None:
-            raise ValueError(
-                f"DATASET.ROOT '{self.cfg.DATASET.ROOT}' has no labelled test images. For an accuracy, put some into "
-                "subfolders of its folder 'test', named like the classes; for predictions load the prompts with kdpl.load."
-            )
-        refuse_other_images(self, split, loader)
-        print(f"Evaluate on the *{split}* set")
-        found = [self._take_in(*pair) for pair in self.predictions(loader, split)]
-        predicted, labels = torch.cat(found, dim=1).cpu()  # the evaluation's only wait for the device
-        if (predicted < 0).any():
-            raise NotFiniteError(
-                f"The logits of the {split} images hold NaN or infinite values: there is no accuracy. Weights or prompts are "
-                "damaged, or too large for the precision: load them again, or use PREC fp32."
-            )
-        if self._counts_alone:
-            for some, theirs in zip(predicted.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
-                self.evaluator.process(F.one_hot(some, len(self.class_names)).float(), theirs)
-        results = self.evaluator.evaluate()
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        counts = torch.zeros(2, len(self.class_names), dtype=torch.long)  # right ones, all
-        counts.index_add_(1, labels, torch.stack([predicted == labels, torch.ones_like(labels)]).long())
-        self.last_result = record(self, split, loader, counts, results)
-        return next(iter(results.values()))
+        return Evaluation(self, split or self.cfg.TEST.SPLIT).run()
 
-    @property
-    def _counts_alone(self) -> bool:
-        """Whether the evaluator is the engine's own, which looks at the largest logit alone, but reads it for each batch."""
-        return type(self.evaluator) is Classification
-
-    def _take_in(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Take in a batch; return its predictions, -1 where the logits are not finite, and labels `(2, B)`, on the device."""
-        if not self._counts_alone:
-            self.evaluator.process(logits, labels)
-        return torch.stack([logits.argmax(1).where(logits.isfinite().all(1), -1), labels])
-
-    def predictions(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the logits `(B, C)` and labels `(B,)` of a loader's batches; ranks share the work and all yield all batches."""
-        batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
-        bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
-        images = ReadableImages(loader.dataset, tested_images(self, loader)[1])
-        with loaded(images, batches[rank::n], loader) as own:
-            for start in bar:
-                self.stop_if_asked()
-                counts = [len(batch) for batch in batches[start : start + n]]
-                counts += [0] * (n - len(counts))
-                if counts[rank]:
-                    images, labels = self.parse_batch_test(next(own))
-                    logits = self.model_inference(images)
-                else:
-                    logits = torch.empty(0, len(self.class_names), device=self.device)
-                    labels = torch.empty(0, dtype=torch.long, device=self.device)
-                shares = (distributed.gather_rows(rows, counts).split(counts) for rows in (logits, labels))
-                yield from (pair for pair in zip(*shares, strict=True) if len(pair[1]))
-
-    def stop_if_asked(self) -> None:
-        """Raise `Interrupted` if a signal was received and everything is saved."""
+    def init_writer(self, log_dir: str | os.PathLike) -> None:
+        """Open the TensorBoard log, on the main rank, unless it is open."""
+        if distributed.is_main() and self._writer is None:
+            with curves.errors_reported():
+                super().init_writer(log_dir)
+                self._writer = Curves(self._writer)
 
     def teacher_name(self) -> str | None:
         """The teacher's name, or None for a trainer without teacher."""

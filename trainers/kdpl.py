@@ -5,8 +5,8 @@ Importing this module registers the first ones; `kdpl.trainers.baselines` regist
 
 from kdpl import students
 from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.prompts import SupervisedTrainer
 from kdpl.trainers.registry import baseline, register
+from kdpl.trainers.supervised import SupervisedTrainer
 
 
 @register

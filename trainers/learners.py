@@ -13,8 +13,8 @@ from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.config.choices import ConfigError
 from kdpl.students import Student
 from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.prompts import SupervisedTrainer
 from kdpl.trainers.registry import trainer_of
+from kdpl.trainers.supervised import SupervisedTrainer
 
 _loaded: dict[Path, str] = {}  # module name by file
 

@@ -4,11 +4,9 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 `SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
 """
 
-import hashlib
 import os
 import random
-import time
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,23 +14,25 @@ from dassl.optim import build_optimizer
 from torch import Tensor
 from yacs.config import CfgNode
 
+from kdpl.classifier.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
-from kdpl.common import distributed
-from kdpl.common.files import name_below
+from kdpl.common import distributed, lock
 from kdpl.common.signals import StopRequest
-from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
-from kdpl.distill.objective import CrossEntropy, Objective
-from kdpl.distill.views import ImageFile, ViewFeatures, image_files, view_features
+from kdpl.distill.objective import Objective
+from kdpl.distill.views import contents_of
 from kdpl.students import Student
 from kdpl.students.sharding import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill
-from kdpl.trainers.checkpoints import Checkpoints
+from kdpl.trainers import records
+from kdpl.trainers.checkpoints import Checkpoints, resume
 from kdpl.trainers.evaluation import EvaluatedTrainer
-from kdpl.trainers.training import Training
+from kdpl.trainers.records import INSIDE, bundle_of
+from kdpl.trainers.registry import is_ours
+from kdpl.trainers.training import Loop
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
 from kdpl.training.optimizers import check_all_learn
@@ -40,24 +40,29 @@ from kdpl.training.progress import Progress
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
 
-FIXED = {"center_crop", "normalize"}  # of INPUT.TRANSFORMS: with these alone an image is the same in every epoch
-STEP = ("forward_backward", "compute_loss", "parse_batch_train", "images")  # what sees a batch in a training step with labels
+STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
 
 
-class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
-    """Training of a student's prompts. Subclasses give `student_class`, `objective` and `compute_loss`."""
+class PromptTrainer(EvaluatedTrainer):
+    """The life of a run that learns a student's prompts.
+
+    Subclasses give `student_class`, `objective` and `compute_loss(batch)`, which returns the loss and the terms to report.
+    `forward_backward(batch)` is the training step, as everywhere in Dassl: a subclass may override it, and calls
+    `model_backward_and_update(loss)`, or its parts `model_zero_grad`, `model_backward` and `model_update`, which scale, sum
+    over ranks and step.
+    """
 
     student_class: type[Student]
+    objective: Objective  # built at first use, because an evaluation does not need it
     distilled = False  # from a teacher, without labels
     allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
-    _digested: tuple[Any, str] = (None, "")  # versions and digest of the prompts
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
-        self.last_saved = time.monotonic()
+        self.loop, self.checkpoints = Loop(self), Checkpoints(self)
         self.evaluation_text: Tensor | None = None
         if cfg.TRAIN.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -124,17 +129,6 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
         self.use_class_names()
 
-    def load_for_training(self) -> None:
-        super().load_for_training()
-        if not self.cfg.TRAINER.KDPL.COMPILE or self.train_loader_x is None:
-            return
-        # The scaler may ask for a second backward pass, which a compiled step does not have.
-        why = "amp may repeat a backward pass" if self.scaler.is_enabled() else self.objective.no_graph
-        if why:
-            print(f"TRAINER.KDPL.COMPILE: the image towers are compiled, the step is not: {why}")
-        else:
-            self.objective.compile()
-
     def use_class_names(self) -> None:
         # A class-agnostic training may have no class names.
         shard, names = self.cfg.TRAINER.KDPL.SHARD_CLASSES, self.class_names
@@ -142,33 +136,12 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         if names:
             warn_of_same_names(names, sentence_features(self.clip, fill(self.template(), names)), self.clip.name)
 
-    @cached_property
-    def objective(self) -> Objective:
-        """The loss of a batch; built at first use, because an evaluation does not need it."""
-        raise NotImplementedError
-
-    @cached_property
-    def training_images(self) -> list[ImageFile]:
-        """Names and contents of the training images."""
-        root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], root)
-
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def logits(self, images: Tensor) -> Tensor:
         frozen = self.student.frozen_image_features(images) if self.student.image_features_are_frozen else None
         with self.clip.autocast():
             return self.student(images, self.prepared, self.evaluation_text, frozen).logits
-
-    def prompts_digest(self) -> str:
-        """Return a digest of the learned prompts."""
-        learned = self.student.learned.state_dict()
-        versions = [(name, value._version) for name, value in learned.items()]
-        if self._digested[0] != versions:  # once for all tests of the same prompts: it waits for the device
-            digest = hashlib.sha256()
-            update_digest(digest, learned)
-            self._digested = versions, digest.hexdigest()[:16]
-        return self._digested[1]
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -180,58 +153,102 @@ class PromptTrainer(Training, Checkpoints, EvaluatedTrainer):
         finally:
             self.evaluation_text = None
 
-
-class SupervisedTrainer(PromptTrainer):
-    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, including the learner's own terms."""
-
-    @cached_property
-    def objective(self) -> CrossEntropy:
-        return CrossEntropy(self.student, self.class_names, self.cfg.TRAINER.KDPL.SHARD_CLASSES)
-
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        if self.train_loader_x is None or not self.sees_the_same_features:
-            return
-        loader, root = self.train_loader_x.loader, self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-        items = loader.dataset.data_source
-        self.train_loader_x = EpochLoader(loader, self.seed, views=1, images=[name_below(i.impath, root) for i in items])
-        self.training_labels = torch.tensor([item.label for item in items])
-
-    @property
-    def sees_the_same_features(self) -> bool:
-        """Whether an image has the same features in every epoch: its transform is not random, and the image tower is frozen."""
-        cfg = self.cfg
-        fixed = {*cfg.INPUT.TRANSFORMS} <= FIXED
-        if distributed.world() > 1 and cfg.DATASET.ON_BAD_IMAGE != "error":
-            return False  # another rank does not know the label of an image that takes the place of an unreadable one
-        ours = all(getattr(type(self), name) is getattr(SupervisedTrainer, name) for name in STEP)
-        return fixed and ours and self.student_class.image_features_are_frozen
-
-    @cached_property
-    def view_features(self) -> ViewFeatures:
-        """The frozen student's features of the training images, computed once."""
-        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
-        folder, images = self.cfg.TRAINER.KDPL.CACHE_DIR, self.training_images
-        return view_features(self.clip, self.student.frozen_image_features, self.train_loader_x, images, folder, pixels)
+    # ------------------------------------------------------------------------------------------------------ training
 
     def load_for_training(self) -> None:
-        super().load_for_training()
-        if self.train_loader_x is not None and self.train_loader_x.views:
-            self.train_loader_x.wanted = self.view_features.missing
+        _ = self.objective
+        if self.train_loader_x is None:
+            return
+        if self.manifest is None:
+            self.manifest = records.manifest_of(self)
+        # After the main rank, whose digests are remembered.
+        self.train_loader_x.contents = contents_of(self.train_loader_x.dataset.data_source, self.training_images)
+        if not self.cfg.TRAINER.KDPL.COMPILE:
+            return
+        # The scaler may ask for a second backward pass, which a compiled step does not have.
+        why = "amp may repeat a backward pass" if self.scaler.is_enabled() else self.objective.no_graph
+        if why:
+            print(f"TRAINER.KDPL.COMPILE: the image towers are compiled, the step is not: {why}")
+        else:
+            self.objective.compile()
+
+    def train(self) -> None:
+        if self.train_loader_x is None or len(self.train_loader_x) == 0:
+            raise ValueError(f"DATASET.NAME '{self.cfg.DATASET.NAME}' has no training images: it can only be evaluated.")
+        self.load_for_training()
+        if distributed.is_main():
+            lock.occupy(self.output_dir)
+            records.check_folder(self, Path(self.cfg.RESUME or self.output_dir))
+        self.stop.install()
+        try:
+            super().train()
+        finally:
+            self.stop.uninstall()
+            self.close_writer()
+
+    def run_epoch(self) -> None:
+        self.loop.run_epoch()
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Take one step on a batch; the last batch of an epoch steps the schedule.
+
+        Returns:
+            The terms as scalars on the device, which are read for many steps at once so that no step waits for it.
+        """
+        loss, terms = self.compute_loss(batch)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
+        self.loop.update(loss)
+
+    def model_backward(self, loss: Tensor) -> None:
+        self.loop.backward(loss)
+
+    def model_update(self, names: Any = None) -> None:
+        self.loop.step_optimizer()
+
+    def after_epoch(self) -> None:
+        self.finished_epochs = self.epoch + 1
+        self.student.end_epoch(self.epoch, self.max_epoch)
+        self.progress.end_epoch(self.finished_epochs)
+        if distributed.is_main():  # before the checkpoint: a run that fails between them does the epoch again, and writes both
+            self.progress.write(self.output_dir)
+        super().after_epoch()
+        if distributed.is_main() and self.finished_epochs == self.max_epoch:
+            # The checkpoint of the last epoch replaces the state inside an epoch.
+            Path(self.output_dir, self.student.model_name, INSIDE).unlink(missing_ok=True)
+        distributed.barrier()  # no rank reads a checkpoint before it is complete
 
     def after_train(self) -> None:
-        if self.train_loader_x.views:
-            self.view_features.table.sync()
-        super().after_train()
+        self.last_result = None  # earlier tests evaluated earlier prompts
+        try:
+            super().after_train()
+        finally:  # a failing test, for example on a damaged image, must not lose the prompts
+            if distributed.is_main():
+                print(f"Prompts written to {write_bundle(self.output_dir, bundle_of(self))}")
 
-    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.images(batch), batch["label"].to(self.device, non_blocking=True)
+    # --------------------------------------------------------------------------------------------------- checkpoints
 
-    def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.train_loader_x.views:
-            return self.objective(*self.parse_batch_train(batch))
-        images = self.images(batch) if "img" in batch else None
-        if images is not None:  # an unreadable image has another one's features, and its label
-            self.training_labels[batch["index"][batch["rows"]]] = batch["label"]
-        labels = self.training_labels[batch["index"]].to(self.device, non_blocking=True)
-        return self.objective(None, labels, frozen_features=self.view_features(batch, images))
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
+        """Write the learned parameters and everything else that an exact resume needs."""
+        self.checkpoints.save(epoch, directory, is_best, val_result, model_name)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""
+        epochs = resume(self, Path(directory, self.student.model_name))
+        records.write_manifest(self)
+        return epochs
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
+        self.checkpoints.load(directory, epoch)
+
+
+def has_own_step(trainer: type[PromptTrainer]) -> bool:
+    """Whether a trainer class from outside this package sees the batches of a training: it defines a part of the step."""
+    return any(not is_ours(part) for name in STEP if (part := getattr(trainer, name, None)) is not None)

@@ -1,6 +1,7 @@
 """What a trainer's run is made of, and whether it may continue, or evaluate, what another run has left."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from yacs.config import CfgNode
 
+from kdpl.classifier.bundle import Bundle
 from kdpl.clip.model import Clip
 from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed, lock
@@ -73,6 +75,22 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
         **learner_file(trainer.student_class),
     }
+
+
+def use_seed(trainer: "PromptTrainer", seed: int) -> None:
+    """Give a trainer the seed that an unseeded run drew."""
+    trainer.seed = trainer.train_loader_x.seed = seed
+    if trainer.manifest is not None:
+        trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": seed})
+
+
+def write_manifest(trainer: "PromptTrainer") -> None:
+    """Write the manifest of a run that begins, or is resumed, into its folder."""
+    if distributed.is_main() and trainer.manifest is not None:
+        then = read_manifest(trainer.output_dir)
+        if then is not None and then.digest == trainer.manifest.digest:  # of a run that was tested before
+            trainer.manifest = replace(trainer.manifest, tests={**then.tests, **trainer.manifest.tests})
+        trainer.manifest.write(trainer.output_dir)
 
 
 def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
@@ -251,3 +269,27 @@ def _move_aside(folder: Path, entries: list[Path]) -> None:
         for path in entries:
             path.rename(aside / path.name)
         print(f"What was in '{folder}' is in '{aside}' now")
+
+
+def bundle_of(trainer: "PromptTrainer") -> Bundle:
+    """Return a trainer's current prompts with everything needed to use them."""
+    cfg, teacher = trainer.cfg, trainer.teacher_name()
+    return Bundle(
+        parameters=trainer.student.learned.state_dict(),
+        variant=trainer.student_class.__name__,
+        trainer=cfg.TRAINER.NAME,
+        backbone=cfg.MODEL.BACKBONE.NAME,
+        backbone_sha256=trainer.clip.weights_digest,
+        backbone_design=design_of(trainer.clip),
+        options=dict(trainer.student.options),
+        preprocessing=trainer.clip.preprocessing,
+        dataset=cfg.DATASET.NAME,
+        template=trainer.template(),
+        classnames=trainer.class_names,
+        teacher=teacher,
+        class_agnostic=teacher is not None and cfg.TRAINER.KDPL.CLASS_AGNOSTIC,
+        epoch=trainer.finished_epochs,
+        results=[] if trainer.last_result is None else [dict(trainer.last_result)],
+        config=cfg.dump(),
+        manifest=trainer.manifest and trainer.manifest.to_dict(),
+    )

@@ -1,5 +1,7 @@
 """Registering trainers without replacing those of a fork."""
 
+from typing import Any
+
 from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.students import Student
@@ -46,5 +48,6 @@ def trainer_of(student: type[Student], base: type, prefix: str, module: str) -> 
     return register(type(f"{prefix}{student.__name__}", (base,), members))
 
 
-def is_ours(trainer: type) -> bool:
+def is_ours(trainer: Any) -> bool:
+    """Whether a trainer class, or a method of one, is defined in this package."""
     return trainer.__module__.startswith("kdpl.trainers.")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from kdpl.common.exits import INTERRUPTED
 
@@ -54,6 +55,12 @@ class StopRequest:
                 with contextlib.suppress(TypeError):  # a handler that was not Python's
                     signal.signal(number, handler)
             self._previous = {}
+
+    def leave(self) -> NoReturn:
+        """End the run, whose state is saved."""
+        message = f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run"
+        print(message, flush=True)
+        raise Interrupted(message)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

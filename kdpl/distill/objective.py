@@ -79,6 +79,13 @@ class Objective:
             return "every image has prompts of its own"
         return "processes share the class names" if isinstance(self.prepared, Shard) else ""
 
+    def extra_state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beyond the learned parameters."""
+        return {}
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state_dict` returned."""
+
     def _run(self, *batch: Any) -> tuple[Tensor, Terms]:
         self._calls += 1
         if self._compiled is None or self._calls == 1:
@@ -155,6 +162,13 @@ class Distillation(Objective):
         self.labelled = labelled
         if labelled is not None:
             labelled.check(student, bool(k_max))
+
+    def extra_state_dict(self) -> dict[str, Any]:
+        return {"selection": self.selection.state_dict()} if self.selection else {}
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        if self.selection and "selection" in state:
+            self.selection.load_state_dict(state["selection"])
 
     def __call__(
         self,

@@ -37,7 +37,7 @@ IDENTITY, DATA = "tests/test_identity.py::", "tests/test_data_compared.py::"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 ASKS = "tests/test_forks.py::test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks"
 
-_STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)\n"
+_STEP = "        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.loop.share)\n"
 
 
 def label_where(condition: str) -> tuple[str, str, str]:
@@ -543,7 +543,7 @@ MUTATIONS = [
     ),
     mutation(
         "labels of other images beside features that were computed once",
-        "trainers/prompts.py",
+        "trainers/supervised.py",
         '            self.training_labels[batch["index"][batch["rows"]]] = batch["label"]\n',
         "            pass\n",
         "tests/test_supervised_features.py::test_an_image_in_place_of_an_unreadable_one_has_its_own_label",
@@ -631,14 +631,14 @@ MUTATIONS = [
     mutation(
         "the ranks' shares not weighted",
         TRAINING,
-        "self.scaler.scale(loss * self.share)",
-        "self.scaler.scale(loss / distributed.world())",
+        "scaler.scale(loss * self.share)",
+        "scaler.scale(loss / distributed.world())",
         f"{OWN}test_ranks_sum_its_gradients_by_their_shares",
     ),
     mutation(
         "the ranks' gradients not summed",
         TRAINING,
-        "        distributed.sum_gradients(self.student.learned.parameters())\n",
+        "        distributed.sum_gradients(trainer.student.learned.parameters())\n",
         "",
         f"{OWN}test_ranks_sum_its_gradients_by_their_shares",
     ),
@@ -652,22 +652,22 @@ MUTATIONS = [
     mutation(
         "a subclass's step not called",
         TRAINING,
-        "terms = self.forward_backward(batch)",
-        "terms = Training.forward_backward(self, batch)",
+        "terms = trainer.forward_backward(batch)",
+        "terms = __import__('kdpl.trainers.prompts', fromlist=['x']).PromptTrainer.forward_backward(trainer, batch)",
         f"{OWN}test_it_is_called_for_every_batch_and_what_it_minimises_and_reports_counts",
     ),
     mutation(
         "a subclass's step not called by an installed Dassl",
         TRAINING,
-        "terms = self.forward_backward(batch)",
-        "terms = Training.forward_backward(self, batch)",
+        "terms = trainer.forward_backward(batch)",
+        "terms = __import__('kdpl.trainers.prompts', fromlist=['x']).PromptTrainer.forward_backward(trainer, batch)",
         f"{OWN}test_it_is_called_on_an_installed_dassl",
     ),
     mutation(
         "gradients not scaled",
         TRAINING,
-        "self.scaler.scale(loss * self.share).backward(",
-        "self.scaler.scale(loss.detach()); (loss * self.share).backward(",
+        "scaler.scale(loss * self.share).backward(",
+        "scaler.scale(loss.detach()); (loss * self.share).backward(",
         f"{OWN}test_its_gradients_are_scaled_and_unscaled",
     ),
     mutation(
@@ -679,7 +679,7 @@ MUTATIONS = [
     ),
     mutation(
         "a number read from the device in every step",
-        TRAINING,
+        "trainers/prompts.py",
         "        return {name: term.detach() for name, term in terms.items()}",
         "        return {name: term.item() for name, term in terms.items()}",
         "tests/test_synchronisation.py::test_no_step_waits[KDPL_CoOp]",
@@ -694,10 +694,17 @@ MUTATIONS = [
     mutation(
         "known pixels withheld from a subclass's step",
         DISTILL,
-        "if self.student.image_features_are_frozen and ours:",
+        "if self.student.image_features_are_frozen and not has_own_step(type(self)):",
         "if self.student.image_features_are_frozen:",
         f"{OWN}test_with_views_all_its_pixels_arrive_when_all_features_are_known_too",
         f"{OWN}test_with_views_a_loss_of_its_own_gets_all_pixels_too",
+    ),
+    mutation(
+        "a step of a subclass's own that nobody notices",
+        "trainers/prompts.py",
+        "    return any(not is_ours(part) for name",
+        "    return any(part is None for name",
+        "tests/test_registry.py::test_a_trainer_whose_step_is_its_own_is_known_by_its_class",
     ),
     # ------------------------------------------------------------------------------------------- trainers of forks, wrapped
     mutation(
@@ -965,8 +972,8 @@ MUTATIONS = [
     ),
     mutation(
         "an accuracy replaced by one on other images",
-        "trainers/evaluation.py",
-        "        refuse_other_images(self, split, loader)\n",
+        "trainers/tested.py",
+        "        refuse_other_images(trainer, split, self.loader)\n",
         "",
         f"{DATA}test_a_result_is_not_replaced_by_one_on_other_images",
     ),

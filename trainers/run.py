@@ -1,0 +1,124 @@
+"""A run of the command line: its checks, its trainer, its training and tests."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed, setup_logger
+from yacs.config import CfgNode
+
+import kdpl.datasets
+import kdpl.trainers.baselines
+from kdpl.common import distributed, lock
+from kdpl.common.files import remove_parts
+from kdpl.common.safe_text import print_safely
+from kdpl.common.signals import stopping_at_once
+from kdpl.config.choices import ConfigError, check_choice
+from kdpl.trainers import records
+from kdpl.trainers.prompts import PromptTrainer
+from kdpl.training.checkpoint import checkpoint_path
+
+
+def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()) -> None:
+    """Refuse a run whose trainer, data sets, prompts or folder are not what it needs, before anything is loaded.
+
+    Args:
+        others: of the data sets of --eval-datasets.
+    """
+    for each in (cfg, *others):
+        check_names(each)
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if not hasattr(trainer_class, "student_class"):
+        return
+    if args.eval_only and not args.model_dir:
+        raise ConfigError(
+            f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
+            "--model-dir. To evaluate the hand-written sentences, use --trainer ZeroshotCLIP."
+        )
+    if args.eval_only:
+        checkpoint_path(args.model_dir, trainer_class.student_class.model_name, args.load_epoch)
+    elif not args.no_train and not args.fresh and issubclass(trainer_class, PromptTrainer):
+        records.check_settings(cfg, trainer_class, _allowed(args))
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Refuse an unknown trainer or data set."""
+    for key, value, registry in (
+        ("TRAINER.NAME (--trainer)", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        ("DATASET.NAME (--dataset-config-file)", cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
+        check_choice(key, value, sorted(registry.registered_names()))
+
+
+def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
+    return ("OPTIM.MAX_EPOCH",) if args.more_epochs else ()
+
+
+def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
+    """Take the output folder, open the log, and return the trainer with all that it needs."""
+    if os.environ.get("RANK", "0") == "0":
+        lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
+        if args.fresh:
+            records.move_aside(Path(cfg.OUTPUT_DIR))
+    distributed.start(cfg.USE_CUDA)
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if distributed.is_main():
+        setup_logger(cfg.OUTPUT_DIR)
+        print_safely(sys.stdout)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    print("** Arguments **")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    print(f"** Config **\n{cfg}")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, kdpl {kdpl.__version__}. {kdpl.dassl_in_use()}")
+    trainer = build_trainer(cfg)
+    if distributed.is_main():
+        remove_parts(cfg.OUTPUT_DIR, *(Path(cfg.OUTPUT_DIR, name) for name in trainer.get_model_names()))
+    trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
+    trainer.allowed_changes = _allowed(args)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    elif not args.no_train:
+        getattr(trainer, "load_for_training", lambda: None)()  # a fork's own trainer loads everything when it is built
+    return trainer
+
+
+def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgNode]) -> None:
+    if not args.eval_only and not args.no_train:
+        trainer.train()
+    with stopping_at_once("during a test"):
+        if args.eval_only and not others:
+            trainer.test()
+        for cfg in others:
+            trainer.use_dataset(cfg)
+            trainer.test()
+
+
+def lost_worker(error: Exception) -> OSError | None:
+    """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
+    message = str(error)
+    if isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a batch
+        message = f"DataLoader worker exited unexpectedly: {message or 'end of file'}"
+    signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
+    if "DataLoader worker" not in message or not any(sign in message for sign in signs):
+        return None
+    lines = message[message.index("DataLoader worker") :].strip().splitlines()
+    worker = lines[-1] if "Original Traceback" in message else lines[0]
+    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None
+    room = (
+        "" if free is None or free > 2**26 else f" /dev/shm, which such processes share memory in, has {free // 2**20} MB left."
+    )
+    return OSError(
+        f"A process that loads images ended ({worker}).{room} The system may have ended it for want of memory: lower "
+        "DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory (--shm-size)."
+    )
