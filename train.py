@@ -2,7 +2,8 @@
 
 import sys
 
+from kdpl.common.safe_text import run_command
 from kdpl.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -17,6 +17,7 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import lines, print
 from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
@@ -159,15 +160,19 @@ class ImageFolder(ClassListDataset):
             write_bad_images(cfg.OUTPUT_DIR, list(bad.values()))
         if not bad:
             return
-        first = "\n".join([*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])])
+        first = [*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])]
         if cfg.DATASET.ON_BAD_IMAGE == "error":
             raise BadImageError(
-                f"Unreadable images in {self.root}: {len(bad):,}\n{first}\nRemove them, or set DATASET.ON_BAD_IMAGE to 'skip'."
+                lines(
+                    f"Unreadable images in {self.root}: {len(bad):,}",
+                    *first,
+                    "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'.",
+                )
             )
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():
-            print(f"Unreadable images, left out: {len(bad):,} (all in {BAD_IMAGES})\n{first}")
+            print(f"Unreadable images, left out: {len(bad):,} (all in {BAD_IMAGES})", *first, sep="\n")
 
     def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
         """Return the images of a labelled folder, class by class in the order of the names."""

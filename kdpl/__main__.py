@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kdpl.common import exits
 from kdpl.common.environment import VERSION
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import printable, printable_output
+from kdpl.common.safe_text import Lines, print, run_command
 
 
 class Command(NamedTuple):
@@ -61,22 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(usage())
+        print(Lines(usage()))
         return 0
     if name in ("--version", "-V"):
         print(f"kdpl {VERSION}")
         return 0
     if name not in COMMANDS:
         hint = f"{did_you_mean(name, COMMANDS)} See kdpl --help."
-        print(f"error: '{printable(name)}' is not a command of kdpl.{hint}", file=sys.stderr)
+        print(f"error: '{name}' is not a command of kdpl.{hint}", file=sys.stderr)
         return exits.BAD_INPUT
     command = COMMANDS[name]
     if name in ("predict", "eval", "names"):  # threads that wait for the model and spin would keep the cores from the decoders
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
     run = importlib.import_module(command.module).main
-    with printable_output():
-        return run(rest, f"kdpl {name}") if command.takes_prog else run(rest)
+    return run_command(lambda: run(rest, f"kdpl {name}") if command.takes_prog else run(rest))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from kdpl import train
 from kdpl.common import distributed, exits
+from kdpl.common.safe_text import print, run_command
 from kdpl.config.choices import ConfigError, is_distilled
 
 
@@ -112,4 +113,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -20,6 +20,7 @@ from kdpl.clip.files import file_sha256
 from kdpl.clip.loading import find_weights
 from kdpl.common import exits
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DataFolder
@@ -33,7 +34,7 @@ from kdpl.experiments.sweep.work import environment, stopping, work
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="kdpl check-weights",
         usage="%(prog)s --root DATA [flags] [-- KEY VALUE ...]",
         description=__doc__,
@@ -114,7 +115,7 @@ def prepare(args: argparse.Namespace, wanted: Sequence[Figure]) -> Setup:
     ]
     missing += _missing_data({figure.dataset for figure in wanted}, args.root)
     if missing:
-        raise FileNotFoundError("Nothing was measured, because these are missing:\n  " + "\n  ".join(missing))
+        raise FileNotFoundError(lines("Nothing was measured, because these are missing:", *(f"  {text}" for text in missing)))
     root = str(Path(args.root).expanduser().absolute()) if args.root else ""
     digests = {model: file_sha256(file) for model, file in files.items()}
     output = Path(args.output).expanduser().absolute()
@@ -171,7 +172,7 @@ def check(wanted: Sequence[Figure], setup: Setup, notes: Sequence[str]) -> int:
     text = figures.report(done, setup, notes)
     with atomic_write(setup.output / "check_weights.md", "w") as file:
         file.write(text)
-    print(f"\n{text}\nThe report is in {setup.output / 'check_weights.md'}")
+    print("", Lines(text), f"The report is in {setup.output / 'check_weights.md'}", sep="\n")
     return exits.INTERRUPTED if stop.signal is not None else figures.exit_status(done)
 
 
@@ -188,4 +189,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

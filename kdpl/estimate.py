@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe
 from kdpl.common import exits
 from kdpl.common.exits import report
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
 from kdpl.experiments.estimate import Run, count, price, print_estimate, summarise
@@ -30,7 +31,7 @@ def trainer_names() -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="After the flags, KEY VALUE pairs change single settings, as for train.py: OPTIM.MAX_EPOCH 10",
     )
@@ -141,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -4,20 +4,20 @@ Shows and makes the three changes to the fork's `train.py`, then tries KDPL_CoOp
 the fork's own main(). What is found is printed at once. The exit status is 0 if all of it works.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.common import exits
+from kdpl.common.safe_text import ArgumentParser, Lines, print, run_command
 from kdpl.forks import edit
 from kdpl.forks.report import try_fork
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
     parser.add_argument("fork", help="folder of a fork of CoOp, with its train.py")
     parser.add_argument("--dry-run", action="store_true", help="show the changes, change and run nothing")
     parser.add_argument("--undo", action="store_true", help="take the changes out again")
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     works = True
     prepare = os.path.abspath(args.prepare) if args.prepare else ""
     for finding in try_fork(path.parent, args.trainer, args.set, prepare, args.layers):
-        print(finding, flush=True)
+        print(Lines(finding), flush=True)
         works = works and finding.works is not False
     return 0 if works else exits.FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

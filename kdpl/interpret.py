@@ -21,11 +21,12 @@ from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.command_line import add_learner_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m kdpl.interpret",
         description="Interpret learned prompts: the words nearest to their vectors, and the classes that they moved most.",
     )
@@ -105,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -18,7 +18,7 @@ from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import media_line
-from kdpl.common.safe_text import printable_output
+from kdpl.common.safe_text import ArgumentParser, print, printable_output, run_command
 from kdpl.photos.labels import teacher_names
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
@@ -28,7 +28,7 @@ _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> argparse.Namespace:
     workers = min(8, os.cpu_count() or 1)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog,
         usage=f"{prog} OUT IMAGE [IMAGE ...] [options]",
         description="Classify images with learned prompts. OUT is the output folder of a training.",
@@ -122,4 +122,4 @@ def predict(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,10 +1,10 @@
 """The command line of the report: `python -m kdpl.report output`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.choices import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
@@ -13,7 +13,7 @@ from kdpl.experiments.report.tables import all_tables
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables that the runs under the given folders allow; return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m kdpl.report",
         description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
         "folders, from their results.json or, if there is none, from the log.txt of Dassl and its forks.",
@@ -48,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -4,18 +4,18 @@
 exits with 0 only if there is none.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.choices import SPLITS, SUBSAMPLES
 from kdpl.experiments.results import missing_datasets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.results", description="Query a run's results.json.")
+    parser = ArgumentParser(prog="python -m kdpl.results", description="Query a run's results.json.")
     commands = parser.add_subparsers(required=True, metavar="command")
     done = commands.add_parser("done", help="print the data sets without a result; the status is 0 if there is none")
     done.add_argument("folder", help="output folder of the run")
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = missing_datasets(args.folder, args.datasets, args.classes, args.split, args.model_dir)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
-    print("\n".join(missing), end="\n" if missing else "")
+    print(*missing, sep="\n", end="\n" if missing else "")
     return 1 if missing else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

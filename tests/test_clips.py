@@ -101,7 +101,7 @@ def test_published_architectures_are_known_without_weights():
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("ViT-B/33", "Did you mean 'ViT-B/32'"),
+        ("ViT-B/33", "The closest name, 'ViT-B/32', is that of another model: kdpl models lists all."),
         ("emoji_studnet", "Did you mean 'emoji_student'"),
         ("ViT-H-14-quikgelu", "Did you mean 'ViT-H-14-quickgelu'"),
         ("ViT-L-14", "has no single set of weights: write 'ViT-L-14:TAG'"),

@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,9 +27,11 @@ from kdpl.classifier.bundle import read_bundle, write_bundle
 from kdpl.classifier.decision import REJECTED, Decision
 from kdpl.classifier.decoding import Decoder
 from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, add_runtime, agreement
-from kdpl.classifier.serve.onnx_file import OPSET
+from kdpl.classifier.serve.head import write_head
+from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
+from kdpl.clip.precision import NotFiniteError
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import draw, scenes_of
@@ -179,6 +182,37 @@ def test_the_python_client_turns_composes_and_scales_as_predict_does(exported, p
     for (path, name, p), (probabilities, rejected) in zip(lines, expected.values(), strict=True):
         assert name == (REJECTED if rejected else NAMES[probabilities.argmax()]), path
         assert abs(float(p) - probabilities.max()) < 1e-3
+
+
+def test_weights_that_half_precision_does_not_hold_are_refused_and_nothing_is_written(tmp_path, capsys):
+    """Prompts of 70,000 are finite, and the model normalises them; half precision ends at 65,504."""
+    folder = untrained_bundle(tmp_path / "vpt", "VPT", NAMES, N_CTX_VISION=16, PROMPT_DEPTH_VISION=1)
+    bundle = read_bundle(folder)
+    large = {name: torch.full_like(value, 70_000.0) for name, value in bundle.parameters.items()}
+    write_bundle(folder, dataclasses.replace(bundle, parameters=large))
+    for flags, status in ((["--half"], exits.BAD_INPUT), ([], 0)):
+        assert main([str(folder), str(tmp_path / "out"), "--no-page", *flags]) == status
+        err = capsys.readouterr().err
+        assert ("of the model has values up to 7e+04, and half precision ends at 65,504" in err) == bool(status)
+        assert (tmp_path / "out" / "model.onnx").exists() != bool(status)
+
+
+def test_nothing_that_is_not_finite_is_exported(tmp_path, monkeypatch):
+    """Whatever the cause: here the scale of the logits overflows, of text features that are finite."""
+    classifier = kdpl.load(untrained_bundle(tmp_path, "CoOp", NAMES), "cpu")
+    infinite = torch.tensor(float("inf"))
+    monkeypatch.setattr("kdpl.students.base.Student.logit_scale", property(lambda self: infinite))
+    for write in (classifier.export_onnx, partial(write_head, classifier), partial(export_with_preprocessing, classifier)):
+        with pytest.raises(NotFiniteError, match="hold NaN or infinite values"):
+            write(tmp_path / "file")
+        assert not (tmp_path / "file").exists()
+    bundle = classifier.bundle
+    broken = {name: torch.full_like(value, float("nan")) for name, value in bundle.parameters.items()}
+    with pytest.raises(NotFiniteError, match="'ctx' hold NaN"):
+        write_bundle(tmp_path / "b", dataclasses.replace(bundle, parameters=broken))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_bundle(tmp_path / "b", dataclasses.replace(bundle, results=[{"accuracy": float("nan")}]))
+    assert not [*(tmp_path / "b").glob("*")]
 
 
 def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):

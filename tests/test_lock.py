@@ -47,6 +47,23 @@ def test_the_lock_is_never_written_through_a_link(make, tmp_path):
         assert target.read_text() == "years of work"
 
 
+def test_odd_entries_in_the_place_of_a_lock_are_refused_and_not_waited_for(tmp_path):
+    for name, make in ((lock.FILE_NAME, os.mkfifo), (lock.FILE_NAME, os.mkdir), (lock.HOLDER, os.mkdir)):
+        folder = tmp_path / f"{name}{make.__name__}"
+        folder.mkdir()
+        make(folder / name)
+        with pytest.raises(OSError, match=name):
+            lock.occupy(folder)
+        assert [path.name for path in folder.iterdir() if path.name != lock.FILE_NAME] == [name] * (name == lock.HOLDER)
+    os.symlink("itself", tmp_path / "itself")
+    with pytest.raises(OSError, match="itself"):
+        lock.occupy(tmp_path / "itself")
+    os.symlink(tmp_path / "later", tmp_path / "dangling")  # a disk that is not mounted yet, say: the run makes its folder
+    lock.occupy(tmp_path / "dangling")
+    assert (tmp_path / "later" / lock.HOLDER).is_file()
+    release(tmp_path / "later")
+
+
 def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
     """By another process, which a thread cannot stand for: its lock would be this process's own."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

@@ -41,11 +41,16 @@ def test_a_name_that_is_none_ends_in_the_right_form(name, way):
         resolve(name)
 
 
-@pytest.mark.parametrize("name", ["facebook/metaclip-b32-400m", "BLIP-large", "ViT-L-14:metaclip2", "siglip"])
+OTHERS = ["ViT-B-64", "ViT-C-16", "ViT-G-14", "EVA02-L-14-33", "ViT-B-16-SigLIP3", "ViT-B-32:laion400m_e33"]
+
+
+@pytest.mark.parametrize("name", ["facebook/metaclip-b32-400m", "BLIP-large", "ViT-L-14:metaclip2", "siglip", *OTHERS])
 def test_no_other_weights_are_meant(name):
     with pytest.raises(ModelNameError) as error:
         resolve(name)
     assert "Did you mean" not in str(error.value), error.value
+    assert ("is that of another model: kdpl models lists all" in str(error.value)) == (name in OTHERS[:-1])
+    assert ("is that of other weights: kdpl models lists all" in str(error.value)) == (name in OTHERS[-1:])
 
 
 def test_a_repository_in_the_cache_is_named_by_its_folder(hub):

@@ -20,7 +20,7 @@ from kdpl.common import exits
 from kdpl.common.safe_text import from_cell, on_one_line, print_safely, printable, printable_output, to_cell
 from kdpl.photos.labels import read_labels
 
-ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85"]
+ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85", "\udcff", "\u206a"]
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "-"]
 
 

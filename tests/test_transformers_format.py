@@ -104,8 +104,8 @@ def text(**change):
 @pytest.mark.parametrize(
     ("config", "processor", "message"),
     [
-        ({"model_type": "siglip"}, None, "is a 'siglip' in the format of transformers, .* such as 'ViT-B-16-SigLIP:webli'"),
-        ({"model_type": "siglip2"}, None, "such as 'ViT-B-16-SigLIP2:webli'"),
+        ({"model_type": "siglip"}, None, "is a 'siglip' in the format of transformers, .* which kdpl models siglip lists"),
+        ({"model_type": "siglip2"}, None, "which kdpl models siglip2 lists; take that of the same size"),
         ({"model_type": "blip"}, None, "is a 'blip' of transformers, of whose formats only CLIP"),
         ({"model_type": ["clip"]}, None, "of whose formats only CLIP"),
         (text(hidden_act="relu"), None, "'hidden_act' is 'relu', expected quick_gelu or gelu .* in its text_config"),

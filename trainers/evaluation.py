@@ -17,6 +17,7 @@ from kdpl.clip.loading import describe
 from kdpl.clip.precision import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
+from kdpl.common.safe_text import print
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.choices import check_choice
@@ -172,7 +173,7 @@ def report_unreadable(trainer: TrainerX, batch: Mapping[str, Any]) -> None:
     if new := sorted({*batch.get("unreadable", ())} - reported - {""}):
         trainer.reported_unreadable = reported.union(new)
         write_bad_images(trainer.cfg.OUTPUT_DIR, new, more=True)
-        print("\n".join(["Unreadable images, replaced by the next readable one:", *new]))
+        print("Unreadable images, replaced by the next readable one:", *new, sep="\n")
 
 
 def without_test(cfg: CfgNode) -> CfgNode:

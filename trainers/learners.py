@@ -1,6 +1,7 @@
 """Prompt learners from outside this package: the decorator that registers them, and the files of `--learner`."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -43,7 +44,7 @@ def load_learners(paths: Iterable[str]) -> None:
         ConfigError: a file is missing, raises an error, or registers no learner.
     """
     for path in paths:
-        _load(path, Path(path).resolve())
+        _load(path, Path(os.path.realpath(path)))
 
 
 def _load(given: str, path: Path) -> None:

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from kdpl.classifier.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed, lock
+from kdpl.common.safe_text import print
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options

@@ -18,7 +18,7 @@ import kdpl.datasets
 import kdpl.trainers.baselines
 from kdpl.common import distributed, lock
 from kdpl.common.files import remove_parts
-from kdpl.common.safe_text import print_safely
+from kdpl.common.safe_text import print, print_safely, settings_lines
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.trainers import records
@@ -79,7 +79,7 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
     print("** Arguments **")
     for name, value in sorted(vars(args).items()):
         print(f"{name}: {value}")
-    print(f"** Config **\n{cfg}")
+    print("** Config **", settings_lines(cfg), sep="\n")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, kdpl {kdpl.__version__}. {kdpl.dassl_in_use()}")
     trainer = build_trainer(cfg)
     if distributed.is_main():

@@ -13,6 +13,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.common.rows import key_of
+from kdpl.common.safe_text import print
 from kdpl.config.checks import check_extended
 from kdpl.config.choices import ConfigError
 from kdpl.distill.interception import replace_cross_entropy
@@ -139,7 +140,7 @@ class DistilledTrainer:
                 f"taken out of the batch: {', '.join(shown.taken_out) or 'nothing'}; 'acc' is the agreement with the teacher",
                 *([f"the teacher sees view {self.teacher_view} of {len(batch['img'])} of an image"] if several else []),
             ]
-            print("\n".join(f"KDPL in {self.wrapped}: {line}" for line in lines))
+            print(*(f"KDPL in {self.wrapped}: {line}" for line in lines), sep="\n")
         self._kdpl_steps += 1
         return summary
 

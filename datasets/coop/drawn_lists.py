@@ -10,6 +10,7 @@ import os
 
 from dassl.data.datasets import DatasetBase
 
+from kdpl.common.safe_text import print
 from kdpl.datasets.base import blind_draw, kept_labels
 from kdpl.datasets.coop import readers
 from kdpl.datasets.coop.fewshot_cache import CACHE_FOLDER, cached_fewshot

@@ -4,6 +4,7 @@ import hashlib
 
 from dassl.data.datasets import DatasetBase
 
+from kdpl.common.safe_text import print
 from kdpl.datasets.base import fewshot
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Split
 from kdpl.datasets.coop.splits import read_split, save_split

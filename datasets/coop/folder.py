@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdpl.common.images.files import SUFFIXES
+from kdpl.common.safe_text import Lines, lines
 
 if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts
@@ -155,10 +156,13 @@ class DataFolder:
     def missing(self, what: str) -> MissingDataError:
         """Return the error for a file or folder that is not there, with the expected tree and the way out."""
         return MissingDataError(
-            f"{self.facts.name}: {what}{_wrong_root(self)}\n"
-            f"Expected under {self.root}:\n{self.facts.tree()}\n"
-            f"To fetch it, or to read what must be fetched by hand: "
-            f"python -m kdpl.datasets.prepare {self.facts.name} --root {self.root}"
+            lines(
+                f"{self.facts.name}: {what}{_wrong_root(self)}",
+                f"Expected under {self.root}:",
+                Lines(self.facts.tree()),
+                f"To fetch it, or to read what must be fetched by hand: "
+                f"python -m kdpl.datasets.prepare {self.facts.name} --root {self.root}",
+            )
         )
 
     def damaged(self, what: str, name: str = "") -> DamagedDataError:

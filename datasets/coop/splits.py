@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import on_one_line, print
 from kdpl.datasets.coop.folder import DataFolder, Record, Split
 from kdpl.datasets.coop.readers import LISTING
 
@@ -29,12 +30,12 @@ def load_split(data: DataFolder) -> Split:
             save_split(data.path / facts.made_split, split, "split")
         total, published = sum(map(len, split)), sum(facts.sizes)
         partial = f" It has {total:,} images, the whole data set {published:,}." if total < published else ""
-        warnings.warn(
+        text = (
             f"{facts.name}: results will not be comparable with published ones, because {facts.published_split} is "
             f"not in {data.path} and a split made here is used instead ({facts.made_split}). The published one is at "
-            f"{facts.split_address}.{partial}",
-            stacklevel=2,
+            f"{facts.split_address}.{partial}"
         )
+        warnings.warn(on_one_line(text), stacklevel=2)
     return split
 
 

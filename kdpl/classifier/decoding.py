@@ -18,6 +18,7 @@ from torch import Tensor
 from kdpl.clip.inputs import Preprocessing
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
 from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
     from kdpl.classifier.known import ImageFeatureCache
@@ -126,7 +127,7 @@ class Decoder:
         except BadImageError as error:
             result.error = error
         except (OSError, MemoryError) as error:
-            result.error = BadImageError(f"'{image}' cannot be read as an image: {short_reason(error)}.")
+            result.error = BadImageError(f"'{on_one_line(str(image))}' cannot be read as an image: {short_reason(error)}.")
         result.seconds = time.perf_counter() - start
         return result
 
@@ -148,7 +149,7 @@ def _missing_as_bad(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else short_reason(error)
-        raise BadImageError(f"'{path}' cannot be read as an image: {reason}.") from error
+        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {reason}.") from error
 
 
 def stacked_pixels(batch: list[Decoded]) -> Tensor:

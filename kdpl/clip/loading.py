@@ -28,6 +28,7 @@ from kdpl.clip.openclip.models import (
     outline_open_clip,
 )
 from kdpl.clip.precision import AUTOCAST
+from kdpl.common.safe_text import print
 from kdpl.config.choices import PRECISIONS, check_choice
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import UnsafeTextError, parse_json, read_text
+from kdpl.common.safe_text import UnsafeTextError, parse_json, print, read_text
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -38,7 +38,7 @@ def occupy(folder: str | os.PathLike) -> None:
         OccupiedError: another living process holds the lock; its host, process id and start are named.
         OSError: the folder cannot be written to, or its lock is a link.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))  # Path.resolve raises another error for a link that leads to itself
     path = folder / FILE_NAME
     if str(path) in _held:
         return

@@ -1,16 +1,22 @@
-"""Text of unknown origin: JSON and YAML that are too large, too deep or expand without end are refused, not tried, and no
-terminal or spreadsheet takes orders from a name.
+"""Text of unknown origin: JSON and YAML that are too large, too deep or expand without end are refused, not tried; and no name,
+path or text of a file gives a terminal, a log or a spreadsheet orders, or begins a line.
+
+`print` and `ArgumentParser` stand for Python's own in all of KDPL. What libraries and forks print goes through the streams of
+`printable_output`, which leave them their line breaks.
 """
 
+import argparse
+import builtins
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import yaml
 
@@ -19,10 +25,12 @@ MAX_DEPTH = 100
 MAX_ALIASES = 1000
 
 
-# Controls, line and paragraph separators, and marks that turn the direction of writing.
-_ORDERS = [*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+# Controls, line and paragraph separators, marks that turn the direction of writing, and what is no text in UTF-8.
+_TURNS = [0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070)]
+_ORDERS = [*range(32), *range(127, 160), *_TURNS, *range(0xFFF9, 0xFFFC), *range(0xD800, 0xE000)]
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _ORDERS}
 _ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\t\n\r"}
+_RETURN_INSIDE = re.compile(r"(?<=.)\r(?=[^\n])", re.DOTALL)  # it would let the text behind it overwrite the line
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # as a spreadsheet sees one, or one that was defused
 
 
@@ -56,7 +64,8 @@ def read_json(path: str | os.PathLike, limit: int = MAX_BYTES) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        UnsafeTextError: as `read_text`; or it is not JSON, nested thousands deep or with integers of thousands of digits.
+        UnsafeTextError: as `read_text`; or it is not JSON, has a key twice, is nested thousands deep or has integers of
+            thousands of digits.
     """
     return parse_json(read_text(path, limit), f"'{path}'")
 
@@ -68,10 +77,19 @@ def parse_json(text: str, name: str) -> Any:
         UnsafeTextError: see `read_json`; `name` stands for the text in the message.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise UnsafeTextError(f"{name} is not JSON ({reason}).") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dictionary; of a key that stands twice, each reader would take another value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands in it twice")
+    return found
 
 
 def parse_yaml(text: str, name: str, loader: type) -> Any:
@@ -109,8 +127,70 @@ def on_one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the same of a text of several lines, which may have tabs too."""
-    return text.translate(_ESCAPES_BUT_LINES)
+    """Return the same of a text of several lines, which may have tabs too, and begin or end with a return, as progress does."""
+    return _RETURN_INSIDE.sub(r"\\r", text.translate(_ESCAPES_BUT_LINES))
+
+
+def to_cell(text: str) -> str:
+    """Return text for a cell of a CSV file: a spreadsheet would run what begins like a formula, so that gets a quote first."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """Return the text of a cell that `to_cell` wrote; a formula that another program wrote is left as it is."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+# --- printing ---
+
+
+class Lines(str):
+    """Text whose line breaks are meant: `print` and errors leave them."""
+
+
+def lines(*texts: object) -> Lines:
+    """Return texts below each other, each on one line, or on its own lines if it is such text."""
+    return Lines("\n".join(map(_shown, texts)))
+
+
+def text_table(rows: Iterable[Iterable[Any]], headers: Sequence[str] = (), **options: Any) -> Lines:
+    """Return a table as `tabulate` draws it, the text of each cell on one line."""
+    from tabulate import tabulate  # a start of the command without tables does not wait for it
+
+    cells = [[on_one_line(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return Lines(tabulate(cells, [on_one_line(text) for text in headers], **options))
+
+
+def settings_lines(cfg: Any) -> Lines:
+    """Return a configuration node as yacs prints it, each value on one line."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    nodes = [cfg]
+    for node in nodes:
+        nodes += [value for value in node.values() if isinstance(value, type(cfg))]
+        node.update({key: on_one_line(value) for key, value in node.items() if isinstance(value, str)})
+    return Lines(cfg)
+
+
+def print(*values: object, sep: str = " ", end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
+    """Print each value on one line, but for `Lines`."""
+    builtins.print(*map(_shown, values), sep=sep, end=end, file=file, flush=flush)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says, on one line but for `Lines`."""
+    return _shown(error.args[0] if error.args and isinstance(error.args[0], Lines) else error)
+
+
+def _shown(value: object) -> str:
+    return printable(value) if isinstance(value, Lines) else on_one_line(str(value))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, whatever they quote."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(on_one_line(message))
 
 
 def print_safely(stream: IO[str]) -> None:
@@ -129,6 +209,10 @@ class _PrintableStream:
     def write(self, text: str) -> int:
         return self._stream.write(printable(text))
 
+    def writelines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.write(text)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -144,11 +228,11 @@ def printable_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def to_cell(text: str) -> str:
-    """Return text for a cell of a CSV file: a spreadsheet would run what begins like a formula, so that gets a quote first."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def from_cell(cell: str) -> str:
-    """Return the text of a cell that `to_cell` wrote; a formula that another program wrote is left as it is."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+def run_command(main: Callable[[], int]) -> int:
+    """Return the exit status of a command, all of whose output is printable, the traceback of an unexpected error too."""
+    with printable_output():
+        try:
+            return main()
+        except Exception:
+            traceback.print_exc()
+            return 1

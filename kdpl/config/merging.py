@@ -89,7 +89,7 @@ def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
         content = parse_yaml(read_text(path), "the file", _Loader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
-        raise ConfigError(f"'{path}' is not readable YAML: {error}{hint}") from error
+        raise ConfigError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(content, dict):
         what = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"'{path}' holds {what}, expected keys and values such as 'OPTIM: ...'.")

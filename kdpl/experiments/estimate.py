@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from tabulate import tabulate
 from yacs.config import CfgNode
 
 from kdpl import students
 from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import print, text_table
 from kdpl.config.choices import ConfigError, is_distilled
 from kdpl.experiments.cost import PARTS, StepCost, count_step
 from kdpl.experiments.machines import EXCHANGE, LINK, Machine
@@ -130,9 +130,12 @@ def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], s
     cfg = run.cfg
     teacher = f", teacher {cfg.TRAINER.KDPL.TEACHER}" if is_distilled(cfg.TRAINER.NAME) else ""
     print(
-        f"ESTIMATE for {cfg.TRAINER.NAME}, student {cfg.MODEL.BACKBONE.NAME}{teacher}\n{run.classes:,} classes, "
+        f"ESTIMATE for {cfg.TRAINER.NAME}, student {cfg.MODEL.BACKBONE.NAME}{teacher}",
+        f"{run.classes:,} classes, "
         f"{run.images:,} images, batch {run.batch}, {cfg.OPTIM.MAX_EPOCH} epochs of {run.steps:,} steps; "
-        f"{run.ranks} x {machine.name} ({machine.basis})\n"
+        f"{run.ranks} x {machine.name} ({machine.basis})",
+        sep="\n",
+        end="\n\n",
     )
     several = list(estimates.values())
     rows = [
@@ -140,16 +143,17 @@ def print_estimate(run: Run, machine: Machine, estimates: dict[str, Estimate], s
     ]
     rows.append(["step", *(n for e in several for n in (sum(e.flops.values()) / 1e9, e.step * 1e3))])
     headers = ["a step, ms", *(f"{unit}, {TITLES[kind]}" for kind in estimates for unit in ("GFLOP", "ms"))]
-    print(tabulate(rows, headers, floatfmt=",.1f"))
+    print(text_table(rows, headers, floatfmt=",.1f"))
     memory = max(several, key=lambda e: sum(e.memory.values())).memory
     sizes = [*((what, size / 1e9) for what, size in memory.items()), ("peak", summary["peak_gb"])]
-    print("\n" + tabulate(sizes, ["memory, GB", "GB"], floatfmt=".2f"))
+    print("", text_table(sizes, ["memory, GB", "GB"], floatfmt=".2f"), sep="\n")
     if not summary["fits"]:
-        print(f"\nThis does not fit: one {machine.name} has {machine.memory / 1e9:.0f} GB. Lower --batch or MAX_TEXT_ROWS.")
+        room = f"one {machine.name} has {machine.memory / 1e9:.0f} GB"
+        print("", f"This does not fit: {room}. Lower --batch or MAX_TEXT_ROWS.", sep="\n")
     times = ", ".join(
         f"{n} epochs {TITLES[kind]} of {duration(summary['epoch_s'][kind])}" for kind, n in summary["epochs"].items()
     )
-    print(f"\nThe run: {times}, together {duration(summary['run_s'])}, without loading and tests")
+    print("", f"The run: {times}, together {duration(summary['run_s'])}, without loading and tests", sep="\n")
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.safe_text import UnsafeTextError, print, read_json
 from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_continued
 
 SCHEMA = 1

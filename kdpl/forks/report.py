@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.common.environment import dassl_in_use
+from kdpl.common.safe_text import on_one_line
 from kdpl.config.command_line import CONFIGS
 from kdpl.forks.start import run_python, trial
 
@@ -148,4 +149,4 @@ def _failed(what: str, found: dict[str, Any]) -> Finding:
     if labelled := found.get("labelled"):
         same = "it runs" if labelled.get("ran") else f"it stops too: {labelled.get('error', 'no result')}"
         lines.append(f"with its labels {same}")
-    return Finding(False, "\n     ".join(lines))
+    return Finding(False, "\n     ".join(map(on_one_line, lines)))

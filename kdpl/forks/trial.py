@@ -23,6 +23,7 @@ import torch
 import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import ArgumentParser, run_command
 from kdpl.config.command_line import CONFIGS
 from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
@@ -236,7 +237,7 @@ def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
     parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
@@ -261,4 +262,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tabulate import tabulate
-
 from kdpl.classifier.decision import REJECTED, Decision
 from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
@@ -19,7 +17,7 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.messages import signed
 from kdpl.common.rows.digests import file_digests
-from kdpl.common.safe_text import to_cell
+from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table, to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 from kdpl.photos.waiting import Doing
@@ -130,7 +128,7 @@ def print_gain(before: Sequence[Judged], judged: Sequence[Judged]) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog, description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
     )
     add = parser.add_argument
@@ -198,13 +196,13 @@ def print_mistakes(judged: Sequence[Judged], most: int) -> None:
     if not wrong:
         return
     confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right)
-    print("\nMost frequent confusions\n")
+    print("", "Most frequent confusions", "", sep="\n")
     pairs = [(n, *pair) for pair, n in confused.most_common(most)]
-    print(tabulate(pairs, ["photos", "label", "predicted"], disable_numparse=True))
-    print("\nMost confident mistakes\n")
+    print(text_table(pairs, ["photos", "label", "predicted"], disable_numparse=True))
+    print("", "Most confident mistakes", "", sep="\n")
     rows = [(f"{j.probability:.2f}", j.predicted, j.label or "(not known)", j.path) for j in wrong]
-    print(tabulate(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
+    print(text_table(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

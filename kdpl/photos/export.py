@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import list_images
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ CHECKED = 100  # photos on which the model is compared with the classifier, at m
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog,
         usage=f"{prog} OUT [FOLDER] [--head FILE] [options]",
         description="Write a folder that serves itself (an ONNX model that resizes and normalises, a page, a Python client), "
@@ -96,4 +97,4 @@ def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Se
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

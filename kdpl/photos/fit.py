@@ -15,6 +15,7 @@ from pathlib import Path
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
+from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.choices import ConfigError
 from kdpl.config.manifest import OtherRunError
@@ -27,7 +28,7 @@ DEMO_OUT = "kdpl_demo"
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog,
         usage=f"{prog} PHOTOS names.txt -o OUT [options]",
         description="Learn to name your photos from a stronger CLIP, without labels, and see whether that helped.",
@@ -117,8 +118,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
             fit.look()
         fit.learn()
     except OtherRunError as error:
-        listed = str(error).rpartition("\n")[0]  # then come the flags of train.py
-        return report(OtherRunError(f"{listed}\nChoose another output folder (-o), or remove this one."), exits.BAD_INPUT)
+        listed = Lines(str(error).rpartition("\n")[0])  # then come the flags of train.py
+        way_out = "Choose another output folder (-o), or remove this one."
+        return report(OtherRunError(lines(listed, way_out)), exits.BAD_INPUT)
     except lock.OccupiedError as error:
         return report(error, exits.OCCUPIED)
     except FloatingPointError as error:
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
         return report(error, exits.FAILED)
     if args.demo:
         show_accuracy(plan.output, Path(args.photos).parent / "labels.csv", plan.template)
-    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} min. Next:\n")
+    print("", f"Done in {(time.perf_counter() - start) / 60:.1f} min. Next:", "", sep="\n")
     new = Path(args.photos).parent / "new_photos" if args.demo else "PHOTOS"
     print(f"  kdpl predict {plan.output} {new} --csv predictions.csv --html predictions.html")
     return exits.SOME_UNREAD if fit.unreadable else 0
@@ -143,9 +145,10 @@ def show_accuracy(output: Path, labels: Path, sentence: str) -> None:
     from kdpl.photos.evaluate import main as evaluate
 
     flags = [str(output), "--labels", str(labels), "--sentence", sentence, "--mistakes", "0"]
-    print(f"\nThe demo has other photos from the same source, with labels:\n\n$ kdpl eval {shlex.join(flags)}\n", flush=True)
+    about = "The demo has other photos from the same source, with labels:"
+    print("", about, "", f"$ kdpl eval {shlex.join(flags)}", "", sep="\n", flush=True)
     evaluate(flags)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
+from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
 from kdpl.config.choices import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
@@ -23,7 +23,7 @@ LOOKED_AT = 1000  # photos at most, drawn by the seed
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog, description="Propose class names for a folder of photos: the names of a vocabulary that the teacher sees."
     )
     add = parser.add_argument
@@ -96,9 +96,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
         if not found:
             raise ConfigError(f"PHOTOS '{args.photos}' has no photo that can be read.")
         kept = [row for row in found if 100 * row[1] >= args.share * seen][: args.count]
-        print(tabulate([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
+        print(text_table([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
         covered = sum(n for _, n, _ in kept)
-        print(f"\n{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you like.")
+        print(
+            "",
+            f"{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you like.",
+            sep="\n",
+        )
         if args.output:
             with atomic_write(args.output, "w") as file:
                 file.write("\n".join([*(name for name, *_ in kept), ""]))
@@ -108,4 +112,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

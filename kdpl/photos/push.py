@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.exits import report
+from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.command_line import add_learner_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kdpl push", description="Upload prompts and their card to the Hugging Face Hub.")
+    parser = ArgumentParser(prog="kdpl push", description="Upload prompts and their card to the Hugging Face Hub.")
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
     add("repository", metavar="OWNER/NAME", help="the Hub's model repository; it is created if missing")
@@ -39,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -7,6 +7,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from kdpl.common.safe_text import print
+
 EVERY = 6.0  # seconds between two lines
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdpl.common import distributed
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import lines
 
 FILE_NAME = "history.csv"
 
@@ -124,11 +125,9 @@ class Progress:
             values = {name: next(numbers) for name in step.names}
             broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
             if broken:
-                images = "\n".join(["Images of the batch:", *(f"  {path}" for path in step.paths)])
-                raise DivergenceError(
-                    f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}. {images}\n"
-                    "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
-                )
+                about = f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}."
+                way_out = "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
+                raise DivergenceError(lines(f"{about} Images of the batch:", *(f"  {path}" for path in step.paths), way_out))
             self._count += 1
             for name, value in {"lr": step.lr, **values}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value

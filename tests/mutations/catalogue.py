@@ -29,6 +29,7 @@ TIMM_VIT, TOWERS = "kdpl/clip/openclip/timm_vit.py", "tests/test_prompted_towers
 LABELS = "tests/test_labels.py::test_labels_never_reach_the_gradient"
 OWN = "tests/test_own_step.py::"
 FROZEN = "tests/test_frozen.py::"
+PRINTING = "tests/test_printing.py::"
 MANIFEST = "tests/test_manifest.py::"
 SIGNALS = "tests/test_signals.py::"
 CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
@@ -383,6 +384,72 @@ MUTATIONS = [
         "if l < len(deep) or l == self.depth - 1:",
         "if l < len(deep):",
         f"{TOWERS}an_image_tower_equal_the_librarys_own_pass[CLIPA]",
+    ),
+    # ---------------------------------------------------------------------------------------------------------- printing
+    mutation(
+        "a name that begins a line",
+        "kdpl/common/safe_text.py",
+        "    return printable(value) if isinstance(value, Lines) else on_one_line(str(value))\n",
+        "    return printable(str(value))\n",
+        f"{PRINTING}test_each_value_is_printed_on_one_line",
+        f"{PRINTING}test_an_error_is_on_one_line",
+    ),
+    mutation(
+        "a name that overwrites its line",
+        "kdpl/common/safe_text.py",
+        '    return _RETURN_INSIDE.sub(r"\\\\r", text.translate(_ESCAPES_BUT_LINES))\n',
+        "    return text.translate(_ESCAPES_BUT_LINES)\n",
+        f"{PRINTING}test_a_return_is_for_progress_alone",
+    ),
+    mutation(
+        "the output of a sweep as it comes",
+        "kdpl/sweep.py",
+        "    sys.exit(run_command(main))\n",
+        "    sys.exit(main())\n",
+        f"{PRINTING}test_all_that_a_command_prints_is_printable[kdpl/sweep.py]",
+    ),
+    mutation(
+        "marks of direction left to the terminal",
+        "kdpl/common/safe_text.py",
+        "_TURNS = [0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070)]\n",
+        "_TURNS = [0x2028, 0x2029]\n",
+        "tests/test_safe_text.py::test_what_a_terminal_would_obey_is_spelt_out",
+    ),
+    mutation(
+        "formulas in cells",
+        "kdpl/common/safe_text.py",
+        """    return f"'{text}" if _FORMULA.match(text) else text\n""",
+        "    return text\n",
+        "tests/test_safe_text.py::test_a_cell_is_no_formula_and_reads_back_the_same",
+    ),
+    # --------------------------------------------------------------------------------------------------------------- hub
+    mutation(
+        "an ETag taken for a name of a file",
+        "kdpl/clip/openclip/answers.py",
+        "        if not isinstance(value, str) or not _DIGEST.fullmatch(value):\n",
+        "        if not isinstance(value, str):\n",
+        "tests/test_hub.py::test_an_answer_that_is_no_digest_is_refused_and_writes_nothing",
+    ),
+    mutation(
+        "the client's second question not checked",
+        "kdpl/clip/openclip/answers.py",
+        "    file_download.get_hf_file_metadata = checked\n",
+        "",
+        "tests/test_hub.py::test_an_answer_that_is_no_digest_is_refused_and_writes_nothing",
+    ),
+    mutation(
+        "a download not compared with its digest",
+        "kdpl/classifier/bundle/hub.py",
+        "    if found is None or found.hexdigest() != expected:\n",
+        "    if found is None:\n",
+        "tests/test_hub.py::test_a_download_that_differs_from_its_digest_is_refused",
+    ),
+    mutation(
+        "half precision that overflows",
+        "kdpl/classifier/serve/preprocessing.py",
+        "    if (largest := np.abs(values).max()) > np.finfo(np.float16).max:\n",
+        "    if (largest := np.abs(values).max()) > np.finfo(np.float32).max:\n",
+        "tests/test_export.py::test_weights_that_half_precision_does_not_hold_are_refused_and_nothing_is_written",
     ),
     # ----------------------------------------------------------------------------------------------------------- bundles
     mutation(

@@ -20,9 +20,11 @@ from kdpl.classifier.bundle import facts
 from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
 from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.precision import check_finite
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason, shorten
+from kdpl.common.safe_text import UnsafeTextError, parse_json
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
@@ -80,10 +82,14 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     """Write `prompts.safetensors` and `MODEL_CARD.md` into a folder, and return the path of the first.
 
     Raises:
+        NotFiniteError: a parameter holds NaN or infinite values in fp32.
+        ValueError: so does something else; JSON has no such number.
         OSError: they could not be written; what was there before is untouched.
     """
     content = asdict(bundle)
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in content.pop("parameters").items()}
+    for name, value in tensors.items():
+        check_finite(value, f"values of '{name}'")
     if content["decision"] == asdict(Decision()):
         del content["decision"]
     for name in ("comparison", "backbone_design"):
@@ -93,7 +99,7 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     number = FORMAT_1 if older else FORMAT
     path = Path(folder, FILE_NAME)
     with atomic_write(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"format": number, **content}, default=str)}))
+        file.write(save(tensors, {KEY: json.dumps({"format": number, **content}, default=str, allow_nan=False)}))
     with atomic_write(path.with_name(CARD_NAME), "w") as file:
         file.write(model_card(bundle))
     return path
@@ -123,11 +129,11 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
     except (SafetensorError, OSError, ValueError) as error:
         raise _broken(path, f"it is truncated or not of safetensors ({short_reason(error)})") from None
     try:
-        content = json.loads(metadata[KEY])
+        content = parse_json(metadata[KEY], "its metadata")
     except KeyError:
         raise _broken(path, f"it has no metadata '{KEY}', so that it was not written by a training of kdpl") from None
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"its metadata is not JSON ({short_reason(error)})") from None
+    except UnsafeTextError as error:
+        raise _broken(path, str(error).rstrip(".")) from None
     bundle = _bundle(path, content, parameters)
     if wrong := [n for n, v in parameters.items() if not v.is_floating_point() or not torch.isfinite(v.float()).all()]:
         raise _broken(path, f"{', '.join(wrong)} holds NaN, values that fp32 does not hold, or no floating-point numbers")

@@ -22,6 +22,11 @@ def read_rgb(path: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def on_one_line(text: str) -> str:
+    """Return text with all that a terminal would obey escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(HERE / "model.onnx")
     facts = json.loads((HERE / "names.json").read_text(encoding="utf-8"))
@@ -31,4 +36,5 @@ if __name__ == "__main__":
             sys.exit(f"error: the probabilities of {path!r} are not numbers: the model is damaged")
         best = int(probabilities[0].argmax())
         none = bool(rejected and rejected[0][0])
-        print(path, facts["rejected"] if none else facts["names"][best], f"{probabilities[0, best]:.4f}", sep="\t")
+        name = facts["rejected"] if none else facts["names"][best]
+        print(on_one_line(path), on_one_line(name), f"{probabilities[0, best]:.4f}", sep="\t")

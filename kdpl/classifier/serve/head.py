@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save
 
 from kdpl.classifier.serve.onnx_file import in_fp32
+from kdpl.clip.precision import check_finite
 from kdpl.common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
         classifier: with the class names asked for.
 
     Raises:
-        ValueError: the text depends on the image, or the image tower has prompts.
+        ValueError: the text depends on the image, the image tower has prompts, or a value is NaN or infinite.
         OSError: the file could not be written.
     """
     bundle = classifier.bundle
@@ -56,5 +57,5 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
         "kdpl": bundle.kdpl_version,
     }
     with atomic_write(path) as file:
-        file.write(save({name: value.clone() for name, value in tensors.items()}, facts))
+        file.write(save({name: check_finite(value, name).clone() for name, value in tensors.items()}, facts))
     return Path(path)

@@ -5,14 +5,17 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.classifier.decision import inside_score
+from kdpl.clip.precision import check_finite
 from kdpl.common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -69,7 +72,8 @@ def export_with_preprocessing(
         half: store the weights in half precision; the file is half as large, and it still computes in fp32.
 
     Raises:
-        ValueError: images shall be rejected, and the bundle has no threshold; or every image has text features of its own.
+        ValueError: images shall be rejected, and the bundle has no threshold; every image has text features of its own; or a
+            weight is NaN or infinite, in half precision if that is asked for.
         ImportError: the package onnx is not installed.
         OSError: the file could not be written.
     """
@@ -129,10 +133,29 @@ def in_fp32(classifier: "Classifier") -> "Classifier":
     return plain
 
 
+def constants_of(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the weights and constants of an ONNX model, with their names."""
+    from onnx import numpy_helper
+
+    yield from ((weight.name, numpy_helper.to_array(weight)) for weight in model.graph.initializer)
+    for node in model.graph.node:
+        yield from (
+            (node.output[0], numpy_helper.to_array(a.t)) for a in node.attribute if a.name == "value" and a.HasField("t")
+        )
+
+
 def write_model(model: Any, classifier: "Classifier", path: str | os.PathLike) -> Path:
-    """Write an ONNX model with what one must know to use it in its metadata."""
+    """Write an ONNX model with what one must know to use it in its metadata.
+
+    Raises:
+        NotFiniteError: a weight holds NaN or infinite values.
+        OSError: the file could not be written.
+    """
     import onnx
 
+    for name, values in constants_of(model):
+        if np.issubdtype(values.dtype, np.floating):
+            check_finite(torch.from_numpy(values.copy()), f"values of '{name}'")
     bundle = classifier.bundle
     facts = {
         "classnames": json.dumps(classifier.classnames),

@@ -186,7 +186,11 @@ def with_preprocessing(model: Any, preprocessing: Preprocessing, image: str, pix
 
 
 def halve_weights(model: Any) -> None:
-    """Store the large weights of a model in half precision, in place; they are cast to fp32 when the model is loaded."""
+    """Store the large weights of a model in half precision, in place; they are cast to fp32 when the model is loaded.
+
+    Raises:
+        ValueError: a weight is larger than half precision holds.
+    """
     from onnx import TensorProto, helper
 
     nodes = []
@@ -226,4 +230,10 @@ def _is_large(weight: Any) -> bool:
 def _halve(weight: Any, name: str) -> None:
     from onnx import numpy_helper
 
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), name))
+    values = numpy_helper.to_array(weight)
+    if (largest := np.abs(values).max()) > np.finfo(np.float16).max:
+        raise ValueError(
+            f"'{weight.name or 'a constant'}' of the model has values up to {largest:.4g}, and half precision ends at 65,504: "
+            "export it without --half."
+        )
+    weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name))

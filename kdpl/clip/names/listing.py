@@ -13,6 +13,7 @@ from typing import NamedTuple
 from kdpl.clip.names import EMBEDDED, OPENAI_MODELS
 from kdpl.clip.names.folders import source_of_folder
 from kdpl.clip.names.sources import ModelNameError
+from kdpl.common.safe_text import ArgumentParser, Lines, print, run_command, text_table
 
 MOST_BUILT = 12  # models that are built without weights to count their parameters, in some seconds
 
@@ -99,9 +100,8 @@ def folders_here() -> Iterator[tuple[str, str]]:
             continue
 
 
-def table(models: Sequence[Model]) -> str:
+def table(models: Sequence[Model]) -> Lines:
     """Return the models in lines: parameters and learners of a few, else how many sets of weights are on this machine."""
-    from tabulate import tabulate
 
     rows, few = [], len(models) <= MOST_BUILT
     for model in models:
@@ -116,15 +116,15 @@ def table(models: Sequence[Model]) -> str:
             size = f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""
             rows.append([name, parameters, model.side, learners, size])
     if few:
-        return tabulate(rows, ["name", "million parameters", "pixels", "student of", "weights"], disable_numparse=True)
-    return tabulate(rows, ["model", "tags", "pixels", "weights"], disable_numparse=True, maxcolwidths=[None, 60, None, None])
+        return text_table(rows, ["name", "million parameters", "pixels", "student of", "weights"], disable_numparse=True)
+    return text_table(rows, ["model", "tags", "pixels", "weights"], disable_numparse=True, maxcolwidths=[None, 60, None, None])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     from kdpl.common import exits
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="kdpl models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="part of the name of a model or of a tag; all must fit")
@@ -135,7 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return exits.report(ValueError(f"No model or tag has {' and '.join(args.words)} in its name."), exits.BAD_INPUT)
         print(table(found))
         if len(found) > MOST_BUILT:
-            print(f"\n{len(found)} models. Write MODEL:TAG. With a word, kdpl models WORD, a few are shown with their sizes.")
+            print(
+                "",
+                f"{len(found)} models. Write MODEL:TAG. With a word, kdpl models WORD, a few are shown with their sizes.",
+                sep="\n",
+            )
         for folder, kind in folders_here():
             print(f"in the Hugging Face cache, {'open_clip' if kind == 'folder' else kind}: {folder}")
     except (ValueError, OSError, ImportError) as error:
@@ -144,4 +148,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from kdpl.clip.names.folders import SUFFIXES
-from kdpl.common.messages import did_you_mean
 
 CLOSE = 0.85  # of the similarity of a mistyped name
 OPENAI_REPOSITORIES = {
@@ -14,6 +14,7 @@ OPENAI_REPOSITORIES = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
     "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }
+_SIZES = re.compile(r"\d+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -30,7 +31,7 @@ def for_model(name: str, known: Sequence[str]) -> str:
         return _for_repository(rest)
     if name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES):
         return " There is no such file or folder."
-    if close := did_you_mean(prefix, _with_tag(rest, known), CLOSE):
+    if close := _closest(prefix, _with_tag(rest, known), "another model"):
         return close
     return _for_repository(name) if _REPOSITORY.fullmatch(name) else ""
 
@@ -46,7 +47,21 @@ def for_tag(architecture: str, asked: str, tags: Sequence[str]) -> str:
         return f" Did you mean '{begun[0]}'? Write '{architecture}:{begun[0]}'."
     if others := [model for model, tag in open_clip.list_pretrained() if tag == asked]:
         return f" These are weights of {', '.join(others)}: write '{others[0]}:{asked}'."
-    return did_you_mean(asked, tags, CLOSE)
+    return _closest(asked, tags, "other weights")
+
+
+def _closest(asked: str, names: Sequence[str], other: str) -> str:
+    """Return the closest name, as what was meant if sizes and versions agree: 'ViT-B-64' is no misspelt 'ViT-B-16'."""
+    found = get_close_matches(asked.casefold(), [name.casefold() for name in names], n=1, cutoff=CLOSE)
+    close = next((name for name in names if name.casefold() in found), "")
+    if close and _sizes(asked) == _sizes(close):
+        return f" Did you mean '{close}'?"
+    return f" The closest name, '{close}', is that of {other}: kdpl models lists all." if close else ""
+
+
+def _sizes(name: str) -> list[str]:
+    """Return numbers and single letters; of these g and G are two sizes."""
+    return [part if part == "G" else part.casefold() for part in _SIZES.findall(name)]
 
 
 def _with_tag(tag: str, known: Iterable[str]) -> list[str]:

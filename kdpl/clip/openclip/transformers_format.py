@@ -15,7 +15,7 @@ from torch import Tensor
 from kdpl.clip.names.folders import TRANSFORMERS_CONFIG
 from kdpl.clip.names.sources import ModelNameError
 from kdpl.common.messages import shorten
-from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.safe_text import UnsafeTextError, print, read_json
 
 _TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # what CLIPConfig has where a file is silent
 _TEXT = {
@@ -32,7 +32,7 @@ _PROCESSOR = {
 }  # fmt: skip
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 _ACTIVATIONS = ("quick_gelu", "gelu")
-_OTHER_NAMES = {"siglip": "'ViT-B-16-SigLIP:webli'", "siglip2": "'ViT-B-16-SigLIP2:webli'"}
+_ELSEWHERE = ("siglip", "siglip2")  # open_clip has the same weights
 
 
 def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -43,10 +43,10 @@ def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str
     """
     config = _read(name, folder / TRANSFORMERS_CONFIG)
     kind = config.get("model_type")
-    if str(kind) in _OTHER_NAMES:
+    if kind in _ELSEWHERE:
         raise ModelNameError(
-            f"'{name}' is a '{kind}' in the format of transformers, of which only CLIP is read: load the same weights as "
-            f"open_clip has them, such as {_OTHER_NAMES[kind]} (kdpl models siglip lists them)."
+            f"'{name}' is a '{kind}' in the format of transformers, of which only CLIP is read: open_clip has these weights "
+            f"under other names, which kdpl models {kind} lists; take that of the same size and resolution."
         )
     if kind != "clip":
         raise ModelNameError(f"'{name}' is a {shorten(kind)} of transformers, of whose formats only CLIP ('clip') is read.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import HEIF_SUFFIXES, kind_of
 from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import on_one_line
 
 LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
 BAD_IMAGES = "bad_images.txt"  # in the output folder: the unreadable images
@@ -62,7 +63,7 @@ def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any], data: byt
     except BadImageError:
         raise
     except Exception as error:  # Pillow's decoders share no base exception
-        raise BadImageError(f"'{path}' cannot be read as an image: {_reason(path, error)}") from error
+        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {_reason(path, error)}") from error
 
 
 def refuse_special_files(path: str | os.PathLike) -> None:
@@ -72,7 +73,7 @@ def refuse_special_files(path: str | os.PathLike) -> None:
         OSError: there is no such file, or a link leads nowhere.
     """
     if kind := kind_of(os.stat(path).st_mode):
-        raise BadImageError(f"'{path}' cannot be read as an image: {kind}.")
+        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {kind}.")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -165,7 +166,7 @@ def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bo
         more: add to the existing list.
     """
     path = Path(folder, BAD_IMAGES)
-    lines = [" ".join(reason.splitlines()) for reason in reasons]
+    lines = [*map(on_one_line, reasons)]
     text = {"encoding": "utf-8", "errors": "surrogateescape"}
     if more:
         listed = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # by another or an earlier process

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kdpl.common.safe_text import print
+
 FORMAT = 2  # of the rows; increased whenever the vectors of a key change
 KEY_BYTES = 16
 

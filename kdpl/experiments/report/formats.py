@@ -5,9 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
-from kdpl.common.safe_text import on_one_line, printable, to_cell
+from kdpl.common.safe_text import Lines, on_one_line, printable, text_table, to_cell
 from kdpl.experiments.report.intervals import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
@@ -17,7 +15,7 @@ _STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_raw"}
 _LATEX = {"±": r"$\pm$", NONE: "--", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}"}
 
 
-def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
+def render(tables: Sequence[Table], style: str, intervals: bool = False) -> Lines:
     """Return the tables as text in one of `FORMATS`.
 
     CSV has a line for each cell, with mean, deviation, seeds and the bounds of the interval as numbers.
@@ -28,14 +26,14 @@ def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
     draws = Draws() if intervals else None
     if style == "csv":
         return _csv(tables, draws)
-    return printable("\n".join(_render(table, style, draws) for table in tables))
+    return Lines(printable("\n".join(_render(table, style, draws) for table in tables)))
 
 
 def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
     body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
     escape = {"latex": _latex, "markdown": _markdown}.get(style, on_one_line)
-    text = tabulate(
+    text = text_table(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
         tablefmt=_STYLES[style],
@@ -86,7 +84,7 @@ def _latex(text: str) -> str:
     return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
-def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
+def _csv(tables: Sequence[Table], draws: Draws | None) -> Lines:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"]
@@ -100,7 +98,7 @@ def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
                 else:
                     std = f"{cell.std:.4f}" if len(cell.values) > 1 else ""  # of one seed there is none
                     numbers = [f"{cell.mean:.4f}", std, len(table.seeds) - len(cell.missing(table.seeds))]
-                labels = map(to_cell, (table.protocol, table.subject, dataset, row.labels[-1], row.kind, column))
+                labels = (table.protocol, table.subject, dataset, row.labels[-1], row.kind, column)
                 bounds = (cell and cell.interval(draws)) or ("", "") if draws else ()
-                writer.writerow([*labels, *numbers, len(table.seeds), *bounds])
-    return text.getvalue()
+                writer.writerow([*(to_cell(on_one_line(label)) for label in labels), *numbers, len(table.seeds), *bounds])
+    return Lines(text.getvalue())

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import Lines, print
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
@@ -21,7 +22,7 @@ def finish(
     """Print the report, the summary, and which runs failed and why, or were made with other settings, by their labels."""
     report = write_report(sweep, runs)
     if report:
-        print(f"\n{report}\nThe report is in {sweep.folder}")
+        print("", report, f"The report is in {sweep.folder}", sep="\n")
     print(f"{summary}; results are in {sweep.output}")
     if stale:
         print("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):")
@@ -33,12 +34,12 @@ def finish(
             print(f"  {label}: {reason}")
 
 
-def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
+def write_report(sweep: Sweep, runs: Sequence[Run]) -> Lines:
     """Write the tables of a sweep's runs as report.txt, .md and .csv into its folder, and return them as text."""
     steps = [part for run in runs for step in run.steps for part in (step.training or step, step) if not part.stale()]
     folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
     if not folders:
-        return ""
+        return Lines()
     scores, notes = read_scores(folders, steps[0].split)
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)

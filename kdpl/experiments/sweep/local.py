@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
 
+from kdpl.common.safe_text import print
 from kdpl.experiments.sweep.ending import finish, stale_runs
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status, stopping

@@ -38,7 +38,7 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
         # All values as text: YAML would read 1:30:00 as a number of seconds, and 1e-5 as a word.
         content = parse_yaml(read_text(path), "the file", yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise SweepError(f"'{path}' is not readable YAML: {error}") from error
+        raise SweepError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SweepError(f"'{path}' holds no keys, expected some such as 'trainers: [CoOp]'.")
     folders = {key: folder for key, folder in (("data", data), ("output", output)) if folder}

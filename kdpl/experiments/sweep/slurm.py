@@ -14,6 +14,7 @@ from typing import Any
 
 from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
+from kdpl.common.safe_text import print
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.ending import finish, stale_runs, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, SweepError, runs_of

@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from dassl.utils.registry import Registry, build_registered
 from kdpl.common.files import write_torch
+from kdpl.common.safe_text import print
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -75,12 +76,13 @@ class Classification:
         accuracy = 100 * correct / total
         results = OrderedDict(accuracy=accuracy, error_rate=100 - accuracy, macro_f1=_macro_f1(counts))
         print(
-            "=> result\n"
-            f"* total: {total:,}\n"
-            f"* correct: {correct:,}\n"
-            f"* accuracy: {accuracy:.1f}%\n"
-            f"* error: {results['error_rate']:.1f}%\n"
-            f"* macro_f1: {results['macro_f1']:.1f}%"
+            "=> result",
+            f"* total: {total:,}",
+            f"* correct: {correct:,}",
+            f"* accuracy: {accuracy:.1f}%",
+            f"* error: {results['error_rate']:.1f}%",
+            f"* macro_f1: {results['macro_f1']:.1f}%",
+            sep="\n",
         )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._per_class(counts)

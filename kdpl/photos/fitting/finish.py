@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from kdpl.classifier.bundle import Bundle, read_bundle, write_bundle
@@ -15,6 +14,7 @@ from kdpl.classifier.learned import fitting_options, learned_student
 from kdpl.classifier.texts import NameEncoder
 from kdpl.clip.loading import describe
 from kdpl.clip.model import Clip, similarity_logits
+from kdpl.common.safe_text import Lines, on_one_line, print, text_table
 from kdpl.distill.teacher import Teacher
 from kdpl.photos.fitting.calibrate import Threshold, background_names, fit_temperature, fit_threshold
 from kdpl.photos.fitting.candidates import Candidate, vocabulary_for
@@ -98,7 +98,7 @@ def finish(
         raise ValueError(
             f"{lines[-1]} With a single class name nothing else can be predicted: give more names, or other photos."
         )
-    print("\n".join(["", *(textwrap.fill(line, WIDTH) for line in lines)]))
+    print("", *(_paragraph(line) for line in lines), sep="\n")
     content = {} if comparison is None else {
         "photos": len(parts[REPORTED].names), "rows": comparison.table(), "verdict": comparison.verdict,
     }  # fmt: skip
@@ -126,6 +126,11 @@ def _compared(
     return compare(rows)
 
 
+def _paragraph(text: str) -> Lines:
+    """Return a text in lines of `WIDTH`."""
+    return Lines(textwrap.fill(on_one_line(text), WIDTH, break_long_words=False))
+
+
 def print_comparison(comparison: Comparison) -> None:
     rows = [
         [
@@ -138,9 +143,10 @@ def print_comparison(comparison: Comparison) -> None:
         for row in comparison.rows
     ]
     reported, chosen = (len(comparison.kept.on[part].agrees) for part in (REPORTED, CHOSEN_BY))
-    print(f"\nDid it help? Agreement with the teacher on {reported:,} held-out photos; {chosen:,} others choose the best\n")
-    print(tabulate(rows, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True))
-    print("\n" + textwrap.fill(comparison.verdict, WIDTH, break_long_words=False))
+    about = f"Did it help? Agreement with the teacher on {reported:,} held-out photos; {chosen:,} others choose the best"
+    print("", about, "", sep="\n")
+    print(text_table(rows, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True))
+    print("", _paragraph(comparison.verdict), sep="\n")
 
 
 def calibrated(

@@ -13,6 +13,7 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import unreadable
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.rows import key_of
+from kdpl.common.safe_text import lines, print
 from kdpl.config.choices import ConfigError
 from kdpl.photos.fitting.candidates import Candidate, candidates_for, refuse_labels
 from kdpl.photos.labels import labels_of, read_labels
@@ -125,11 +126,9 @@ class Plan:
         what = [name for name, digest in self._inputs().items() if inputs.get(name) != digest]
         different += [f"{name} differ" for name in what]
         if different:
-            listed = "\n".join(f"  {line}" for line in different)
-            raise ConfigError(
-                f"'{self.output}' is the fit of other photos, names or settings:\n{listed}\nChoose another output folder (-o), "
-                "or remove this one."
-            )
+            about = f"'{self.output}' is the fit of other photos, names or settings:"
+            way_out = "Choose another output folder (-o), or remove this one."
+            raise ConfigError(lines(about, *(f"  {text}" for text in different), way_out))
         return decided
 
     def write_names(self) -> None:

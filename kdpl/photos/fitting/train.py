@@ -12,7 +12,7 @@ import torch
 
 from kdpl.clip.model import Clip
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import print_safely
+from kdpl.common.safe_text import print, print_safely, settings_lines
 from kdpl.common.signals import Interrupted
 from kdpl.distill.labelled import Labelled
 from kdpl.distill.views import FeatureTable, ViewFeatures
@@ -100,7 +100,7 @@ def train(
         with Doing(f"Learning {candidate.title}", 1, "step", quiet) as doing, silent_log(doing):
             setup_logger(cfg.OUTPUT_DIR)
             print_safely(sys.stdout)
-            print(f"** Config **\n{cfg}")
+            print("** Config **", settings_lines(cfg), sep="\n")
             set_random_seed(cfg.SEED)
             trainer = build_trainer(cfg)
             trainer.command = {"config_name": "fit", "model_dir": None}

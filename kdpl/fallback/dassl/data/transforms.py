@@ -9,6 +9,7 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from yacs.config import CfgNode
 
+from kdpl.common.safe_text import print
 from kdpl.config.choices import INTERPOLATIONS, check_choice
 
 INTERPOLATION_MODES = {name: T.InterpolationMode(name) for name in INTERPOLATIONS}

@@ -6,6 +6,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import print
 from kdpl.config.choices import check_choice
 
 

@@ -1,0 +1,99 @@
+"""Whatever prints, no name gives a terminal or a log orders or begins a line: every command, every `print` and every error."""
+
+import ast
+import runpy
+import sys
+
+import pytest
+from support import ROOT
+from yacs.config import CfgNode
+
+from kdpl.common import exits, safe_text
+from kdpl.common.safe_text import ArgumentParser, Lines, lines, run_command, settings_lines, text_table
+
+EXPORTED = "kdpl/classifier/serve"  # copied into exported folders, where there is no KDPL
+HOSTILE = "a\x1b[2Jb\rc\nd\u2028e\u202ef\x9bg\x85h\u2066i"
+SAFE = r"a\x1b[2Jb\rc\nd\u2028e\u202ef\x9bg\x85h\u2066i"
+
+
+def trees():
+    """Yield the files of the package, with their syntax trees."""
+    files = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
+    for path in (*files, ROOT / "train.py", ROOT / "predict.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(EXPORTED):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+COMMANDS = [
+    name for name, tree in trees() if any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in tree.body)
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_all_that_a_command_prints_is_printable(name, monkeypatch, capsys):
+    """A module that is run in whatever way hands its `main` to the function that makes its output printable."""
+    seen = []
+    monkeypatch.setattr(safe_text, "run_command", lambda main: seen.append(main) or 0)
+    monkeypatch.setattr(sys, "argv", ["kdpl", *(["models"] if name == "kdpl/__main__.py" else []), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    assert (end.value.code, len(seen), capsys.readouterr().out) == (0, 1, "")
+
+
+def test_all_commands_are_found():
+    assert len(COMMANDS) >= 20 and {"kdpl/sweep.py", "kdpl/train.py", "datasets/prepare.py", "predict.py"} <= {*COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "name, tree", [pytest.param(*each, id=each[0]) for each in trees() if each[0] != "kdpl/common/safe_text.py"]
+)
+def test_names_are_printed_on_one_line(name, tree):
+    """Python's own `print`, parser and tables are for the module safe_text alone; line breaks stand between values."""
+    imports = {a.name: n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        what = ast.unparse(call.func)
+        assert what not in ("argparse.ArgumentParser", "sys.stdout.write", "sys.stderr.write", "builtins.print"), what
+        if what in ("print", "ArgumentParser", "tabulate"):
+            assert imports.get(what) == "kdpl.common.safe_text", f"line {call.lineno}: {ast.unparse(call)}"
+        if what == "print":
+            texts = [n.value for arg in call.args for n in ast.walk(arg) if isinstance(n, ast.Constant)]
+            assert not [t for t in texts if isinstance(t, str) and "\n" in t], f"line {call.lineno}: use sep=, end= or Lines"
+
+
+def test_each_value_is_printed_on_one_line(capsys):
+    safe_text.print(HOSTILE, f"x {HOSTILE}", 1, sep="\n", end="!\n\n")
+    safe_text.print(Lines(f"meant\nso, \x1b[2J\r{HOSTILE[0]}"), file=sys.stderr)
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"{SAFE}\nx {SAFE}\n1!\n\n", "meant\nso, \\x1b[2J\\ra\n")
+    assert lines("a\nb", Lines("c\nd")) == "a\\nb\nc\nd"
+
+
+def test_a_cell_and_a_setting_are_on_one_line():
+    assert text_table([(HOSTILE, 1)], [HOSTILE, "n"]).count("\n") == 2
+    cfg = CfgNode({"A": CfgNode({"B": HOSTILE, "C": 1}), "D": HOSTILE})
+    assert sorted(settings_lines(cfg).split("\n")) == ["  B: " + SAFE, "  C: 1", "A:", "D: " + SAFE]
+    assert cfg.A.B == HOSTILE
+
+
+def test_an_error_is_on_one_line(capsys, monkeypatch):
+    exits.report(ValueError(f"'{HOSTILE}' is wrong"), exits.BAD_INPUT)
+    exits.report(ValueError(lines("These are wrong:", HOSTILE)), exits.BAD_INPUT)
+    with pytest.raises(SystemExit):
+        ArgumentParser(prog="x", usage="x").parse_args([HOSTILE])
+    shown = [f"error: '{SAFE}' is wrong", "error: These are wrong:", SAFE, "usage: x"]
+    assert capsys.readouterr().err.split("\n") == [*shown, f"x: error: unrecognized arguments: {SAFE}", ""]
+
+    def fails():
+        raise RuntimeError("\x1b[2J\u202e")
+
+    assert run_command(fails) == exits.FAILED
+    assert capsys.readouterr().err.endswith("RuntimeError: \\x1b[2J\\u202e\n")
+
+
+def test_a_return_is_for_progress_alone(capsys):
+    with safe_text.printable_output():
+        for text in ("\r 10%", "\r", "a\r\n", "name\rforged"):
+            sys.stdout.write(text)
+        sys.stdout.writelines(["\x1b[2J", "b"])
+    assert capsys.readouterr().out == "\r 10%\ra\r\nname\\rforged\\x1b[2Jb"
