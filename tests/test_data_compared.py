@@ -119,10 +119,10 @@ def test_an_earlier_result_without_images_is_replaced_with_a_note(tmp_path, caps
         check_images(tmp_path, RUN, result(images="6 (b)"))
 
 
-def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, **facts):
+def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, split="test", **facts):
     recipe = {"DATASET.NUM_SHOTS": shots, "SEED": seed}
     content = Manifest(recipe, {"training images": f"1 ({seed})", **facts}).to_dict()
-    write_results(folder, RUN | {"seed": seed, "manifest": content}, result(accuracy=accuracy, images=images))
+    write_results(folder, RUN | {"seed": seed, "manifest": content}, result(accuracy=accuracy, images=images, split=split))
 
 
 def test_old_and_new_images_do_not_stand_in_one_cell(tmp_path):
@@ -138,6 +138,15 @@ def test_old_and_new_images_do_not_stand_in_one_cell(tmp_path):
     finished(tmp_path / "b", 2, **{"drawn from": "9 (x)"})
     finished(tmp_path / "a", 1, **{"drawn from": "9 (y)"})
     assert len({s.method for s in read_scores([tmp_path])[0]}) == 2, "other images to draw from"
+
+
+def test_validation_images_differ_from_seed_to_seed_in_one_cell(tmp_path):
+    for seed in (1, 2):
+        finished(tmp_path / str(seed), seed, images=f"6 ({seed})", split="val", **{"drawn from": "9 (x)"})
+    scores, notes = read_scores([tmp_path], "val")
+    assert len(scores) == 2 and len({s.method for s in scores}) == 1 and not notes, "few images are drawn by the seed"
+    finished(tmp_path / "2", 2, images="6 (2)", split="val", **{"drawn from": "9 (y)"})
+    assert len({s.method for s in read_scores([tmp_path], "val")[0]}) == 2, "other images to draw from"
 
 
 def test_what_an_earlier_version_did_not_record_is_noted_and_no_difference(tmp_path):

@@ -28,11 +28,13 @@ def one_name_each(runs: Sequence[dict[str, Any]]) -> None:
                 run[key] = names.setdefault((key, *map(str, weights)), run[key])
 
 
-def apart(scores: "Iterable[Score]", notes: list[str]) -> "list[Score]":
+def apart(scores: "Iterable[Score]", notes: list[str], split: str) -> "list[Score]":
     """Return the scores, with methods of their own for those of one cell whose manifests differ in more than the seed.
 
-    Results on other images are kept apart too. What some results of a cell have not recorded is no difference, and is noted.
+    Results on other test images are kept apart too; validation images are drawn by the seed, so of these only what they are
+    drawn from is compared. What some results of a cell have not recorded is no difference, and is noted.
     """
+    same_images = split == "test"
     cells: dict[tuple, list[Score]] = defaultdict(list)
     for score in scores:
         cells[score.cell].append(score)
@@ -42,7 +44,7 @@ def apart(scores: "Iterable[Score]", notes: list[str]) -> "list[Score]":
         recipes = [score.manifest.recipe_without(unknown) if score.manifest else score.recipe for score in members]
         if several_recipes := len(set(recipes)) > 1:
             told.add(f"{name}: runs with different manifests, in rows of their own (see manifest.json in each).")
-        if several_images := len({score.images for score in members if score.images}) > 1:
+        if several_images := same_images and len({score.images for score in members if score.images}) > 1:
             told.add(f"{name}: results on different images, in rows of their own (see 'images' in results.json).")
         elif len({bool(score.images) for score in members}) > 1:
             unknown.add(IMAGES)

@@ -120,7 +120,7 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
     one_name_each([run.facts for run in runs])
     by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
     scores: dict[tuple, Score] = {}
-    for score in apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes):
+    for score in apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes, split):
         key = (*score.cell, score.seed)
         other = scores.get(key)
         if other is not None and other.accuracy != score.accuracy:
