@@ -5,7 +5,8 @@
 The same search for each learner with labels and without. Every rate is tried with 12 epochs of 16 photos a class, and further
 ones while the best is the smallest or the largest; the highest mean accuracy over the data sets and two seeds decides. The best
 rate is tried once more with 24 epochs. A learner has as many with labels as without: those of the higher mean over both. With
-other numbers of photos the epochs change, so that the number of updates stays (`epochs_for`). Test images are never read.
+other numbers of photos the epochs change, so that the number of updates stays (`epochs_for`), down to the number of epochs
+that is best for class vectors from 64 photos a class at the rate of 16. Test images are never read.
 
 Runs that are finished are not done again. Writes all points to search_photos.csv, and what is chosen into
 configs/trainers/*/photos.yaml and photos_shared.yaml, which `kdpl fit` reads, too.
@@ -31,6 +32,10 @@ DATASETS = ("emoji_photos_sky", "emoji_photos_office", "emoji_photos_creatures",
 SEEDS = (1, 2)
 SHOTS = 16  # photos a class for which the epochs hold
 EPOCHS, MORE_EPOCHS = 12, 24
+MANY, MANY_EPOCHS = (
+    64,
+    (3, 6, 12, 24),
+)  # photos a class, and epochs that are tried with them: the first have as many updates as 12 of 16
 
 
 class Learner(NamedTuple):
@@ -53,27 +58,37 @@ LEARNERS = {
     "class-specific prompts": Learner("CoOp", "photos", (0.01, 0.05, 0.25), 5),
     "shared prompts": Learner("CoOp", "photos_shared", (0.002, 0.02, 0.2), 10),
 }
+VECTORS = next(iter(LEARNERS))
+OF_MANY = "many photos"
+SEARCHES = [*LEARNERS, OF_MANY]
 LABELS = {"no labels": "KDPL_", "labels": ""}
 
 
 class Point(NamedTuple):
     rate: float
     epochs: int
+    photos: int = SHOTS
 
 
 Accuracies = dict[tuple[str, int], float]  # on validation images, by data set and seed
 Points = dict[Point, Accuracies]
 
 
-def epochs_for(photos: int, epochs: int, at: int = SHOTS) -> int:
-    """Return the epochs of a number of photos a class that give as many updates as `epochs` of `at` photos."""
-    return max(1, round(epochs * at / photos))
+def epochs_for(photos: int, epochs: int) -> int:
+    """Return the epochs for a number of photos a class: as many updates as `epochs` of 16, and at least `least_epochs`."""
+    return max(least_epochs(), round(epochs * SHOTS / photos))
 
 
-def settings(output: Path, shots: int, epochs: int) -> dict[str, str]:
-    """Return the settings of the embedded benchmark that the configuration files leave open, with the epochs at some shots."""
+def least_epochs() -> int:
+    """Return the epochs that search_photos.csv has chosen for many photos a class."""
+    (epochs,) = {int(row["epochs"]) for row in read_table() if row["chosen"] and row["photos"] == str(MANY)}
+    return epochs
+
+
+def settings(output: Path, epochs: int) -> dict[str, str]:
+    """Return the settings of the embedded benchmark that the configuration files leave open."""
     return {
-        "OPTIM.MAX_EPOCH": str(epochs_for(shots, epochs)),
+        "OPTIM.MAX_EPOCH": str(epochs),
         "MODEL.BACKBONE.NAME": "emoji_student",
         "DATALOADER.NUM_WORKERS": "0",
         "DATALOADER.TEST.BATCH_SIZE": "256",
@@ -88,25 +103,29 @@ def settings(output: Path, shots: int, epochs: int) -> dict[str, str]:
     }
 
 
-def content(learner: Learner, trainers: Sequence[str], point: Point, output: Path, jobs: int) -> dict:
+def content(
+    learner: Learner, trainers: Sequence[str], point: Point, output: Path, jobs: int, options: Mapping[str, str] | None = None
+) -> dict:
     """Return the runs of a point, as a sweep's file has them."""
-    folder = f"{learner.config}_lr_{point.rate:g}_epochs_{point.epochs}"
+    folder = f"{learner.config}_lr_{point.rate:g}_epochs_{point.epochs}" + f"_photos_{point.photos}" * (point.photos != SHOTS)
     return {
         "protocol": "few_shot",
         "trainers": list(trainers),
         "datasets": list(DATASETS),
         "seeds": [str(seed) for seed in SEEDS],
-        "shots": [str(SHOTS)],
+        "shots": [str(point.photos)],
         "config": learner.config,
         "output": str(output / folder),
-        "options": settings(output, SHOTS, point.epochs) | {"OPTIM.LR": f"{point.rate:g}", "TEST.SPLIT": "val"},
+        "options": settings(output, point.epochs) | dict(options or {}) | {"OPTIM.LR": f"{point.rate:g}", "TEST.SPLIT": "val"},
         "executor": {"warm": "true", "gpus": "0", "jobs": str(jobs)},
     }
 
 
-def measure(learner: Learner, trainers: Sequence[str], point: Point, output: Path, jobs: int) -> dict[str, Accuracies]:
-    """Return by trainer the accuracies on validation images."""
-    sweep = sweep_of(content(learner, trainers, point, output, jobs), "search", "the search")
+def measure(
+    learner: Learner, trainers: Sequence[str], point: Point, output: Path, jobs: int, options: Mapping[str, str] | None = None
+) -> dict[str, Accuracies]:
+    """Return by trainer the accuracies on validation images; `options` are further settings."""
+    sweep = sweep_of(content(learner, trainers, point, output, jobs, options), "search", "the search")
     if run_local(sweep):
         raise SystemExit("Some runs have not finished. The same command resumes them.")
     scores, _ = read_scores([sweep.output], "val")
@@ -153,6 +172,27 @@ def search(learner: Learner, output: Path, jobs: int) -> dict[str, Points]:
     return found
 
 
+def search_many(learner: Learner, rates: Mapping[str, float], output: Path, jobs: int) -> dict[str, Points]:
+    """Return the points of a learner with many photos a class, by trainer; each has the rate chosen for 16."""
+    return {
+        trainer: {
+            point: measure(learner, [trainer], point, output, jobs)[trainer]
+            for point in (Point(rate, epochs, MANY) for epochs in MANY_EPOCHS)
+        }
+        for trainer, rate in rates.items()
+    }
+
+
+def choose_many(found: Mapping[str, Points]) -> dict[str, Point]:
+    """Return by trainer the point of the epochs that are best on the mean over the trainers, the fewest of equal ones."""
+
+    def mean(epochs: int) -> float:
+        return fmean(fmean(of.values()) for points in found.values() for point, of in points.items() if point.epochs == epochs)
+
+    epochs = max(MANY_EPOCHS, key=lambda tried: (mean(tried), -tried))
+    return {trainer: next(point for point in points if point.epochs == epochs) for trainer, points in found.items()}
+
+
 def beyond_the_edge(points: Points, step: float) -> float | None:
     """Return the rate that comes next beside the best one, if that is the smallest or the largest tried; else None."""
     rates, top = sorted(point.rate for point in points), best(points).rate
@@ -161,9 +201,9 @@ def beyond_the_edge(points: Points, step: float) -> float | None:
     return float(f"{top * step:.3g}") if top == rates[-1] else None
 
 
-def rows_of(name: str, learner: Learner, found: Mapping[str, Points]) -> list[dict[str, str]]:
+def rows_of(name: str, learner: Learner, found: Mapping[str, Points], tops: Mapping[str, Point]) -> list[dict[str, str]]:
     """Return the rows of the table: the mean, how far it is below the chosen point's, and the standard error of that."""
-    rows, tops = [], choose(found)
+    rows = []
     for labels, prefix in LABELS.items():
         points = found[prefix + learner.trainer]
         top = tops[prefix + learner.trainer]
@@ -174,6 +214,7 @@ def rows_of(name: str, learner: Learner, found: Mapping[str, Points]) -> list[di
                     "learner": name,
                     "trainer": prefix + learner.trainer,
                     "labels": labels,
+                    "photos": str(point.photos),
                     "rate": f"{point.rate:g}",
                     "epochs": str(point.epochs),
                     "accuracy": f"{fmean(accuracies.values()):.2f}",
@@ -187,13 +228,13 @@ def rows_of(name: str, learner: Learner, found: Mapping[str, Points]) -> list[di
 
 def write_table(rows: Sequence[Mapping[str, str]]) -> None:
     """Write the rows; those of learners that were not searched now stay as they are."""
-    new = {row["learner"] for row in rows}
-    kept = [row for row in read_table() if row["learner"] not in new] if CHOSEN.is_file() else []
+    new = {(row["learner"], row["photos"]) for row in rows}
+    kept = [row for row in read_table() if (row["learner"], row["photos"]) not in new] if CHOSEN.is_file() else []
     order = list(LEARNERS)
     with atomic_write(CHOSEN, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted([*kept, *rows], key=lambda row: order.index(row["learner"])))
+        writer.writerows(sorted([*kept, *rows], key=lambda row: (int(row["photos"]), order.index(row["learner"]))))
 
 
 def read_table() -> list[dict[str, str]]:
@@ -202,8 +243,8 @@ def read_table() -> list[dict[str, str]]:
 
 
 def chosen() -> dict[tuple[str, str], Point]:
-    """Return by learner and trainer what search_photos.csv has chosen."""
-    rows = [row for row in read_table() if row["chosen"]]
+    """Return by learner and trainer what search_photos.csv has chosen for 16 photos a class."""
+    rows = [row for row in read_table() if row["chosen"] and row["photos"] == str(SHOTS)]
     return {(row["learner"], row["trainer"]): Point(float(row["rate"]), int(row["epochs"])) for row in rows}
 
 
@@ -221,11 +262,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/search_photos"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument(
-        "--only", nargs="+", choices=LEARNERS, default=list(LEARNERS), metavar="LEARNER", help=f"of {', '.join(LEARNERS)}"
+        "--only", nargs="+", choices=SEARCHES, default=SEARCHES, metavar="SEARCH", help=f"of {', '.join(SEARCHES)}"
     )
     args = parser.parse_args()
-    rows = [row for name in args.only for row in rows_of(name, LEARNERS[name], search(LEARNERS[name], args.output, args.jobs))]
-    write_table(rows)
+    for name in args.only:
+        if name == OF_MANY:
+            learner = LEARNERS[VECTORS]
+            rates = {trainer: point.rate for (of, trainer), point in chosen().items() if of == VECTORS}
+            found = search_many(learner, rates, args.output, args.jobs)
+            write_table(rows_of(VECTORS, learner, found, choose_many(found)))
+        else:
+            found = search(LEARNERS[name], args.output, args.jobs)
+            write_table(rows_of(name, LEARNERS[name], found, choose(found)))
     write_configs()
     print(CHOSEN.read_text(encoding="utf-8"))
 
