@@ -23,10 +23,12 @@ from kdpl.datasets.emoji import plans, scenes
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
+from kdpl.photos.fitting import candidates
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import photos
 import photos_labels
+import photos_views
 import run
 import search_photos
 
@@ -104,9 +106,9 @@ def test_the_best_rate_decides_and_both_sides_have_the_epochs_that_are_best_for_
     without = points(lr0_01_e12=(50, 50), lr0_05_e12=(60, 60), lr0_25_e12=(55, 64), lr0_05_e24=(61, 61))
     labels = points(lr0_01_e12=(70, 70), lr0_05_e12=(70, 70), lr0_01_e24=(65, 65))
     chosen = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels})
-    assert chosen == {"KDPL_CoOp": (0.05, 12), "CoOp": (0.01, 12)}, "24 epochs gain 1 and lose 5; of equal rates the smaller"
+    assert chosen == {"KDPL_CoOp": (0.05, 12, 16), "CoOp": (0.01, 12, 16)}, "24 epochs gain 1 and lose 5; of equal rates the smaller"
     more = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels | points(lr0_01_e24=(70, 70))})
-    assert more == {"KDPL_CoOp": (0.05, 24), "CoOp": (0.01, 24)}
+    assert more == {"KDPL_CoOp": (0.05, 24, 16), "CoOp": (0.01, 24, 16)}
 
 
 def test_a_rate_beyond_the_edge_is_tried():
@@ -115,12 +117,51 @@ def test_a_rate_beyond_the_edge_is_tried():
     assert search_photos.beyond_the_edge(points(lr0_01_e12=(8, 8), lr0_05_e12=(9, 9), lr0_25_e12=(8, 8)), 5) is None
 
 
-def test_the_number_of_updates_does_not_depend_on_the_photos():
-    assert [search_photos.epochs_for(n, 12) for n in (1, 4, 16, 64)] == [192, 48, 12, 3]
+def test_the_number_of_updates_does_not_depend_on_the_photos_down_to_the_least_epochs(monkeypatch):
+    monkeypatch.setattr(search_photos, "least_epochs", lambda: 6)
+    assert [search_photos.epochs_for(n, 12) for n in (1, 4, 16, 64)] == [192, 48, 12, 6]
+
+
+def test_the_epochs_of_many_photos_are_those_that_are_best_for_both_sides():
+    def many(**values: float) -> search_photos.Points:
+        return {search_photos.Point(0.5, int(name[1:]), 64): {("sky", 1): value} for name, value in values.items()}
+
+    found = {"KDPL_TaskRes": many(e3=60, e6=70, e12=71, e24=72), "TaskRes": many(e3=80, e6=82, e12=81, e24=80)}
+    assert {point.epochs for point in search_photos.choose_many(found).values()} == {6}, "of equal means the fewest epochs"
+    assert search_photos.least_epochs() in search_photos.MANY_EPOCHS
+    assert search_photos.least_epochs() == candidates.LEAST_EPOCHS, "kdpl fit has what the search has chosen"
+
+
+def test_views_are_compared_on_validation_scenes_with_the_chosen_settings(monkeypatch, tmp_path):
+    points, found = [], {}
+
+    def measure(learner, trainers, point, output, jobs, options):
+        swept = search_photos.content(learner, trainers, point, output, jobs, options)
+        points.append((point, output, swept["options"]))
+        return {trainers[0]: {("sky", 1): 60.0 + len(points), ("sky", 2): 70.0}}
+
+    monkeypatch.setattr(photos_views, "measure", measure)
+    found = photos_views.run(tmp_path, 1)
+    assert len({(point, output) for point, output, _ in points}) == len(points) == 2 * len(photos_views.VIEWS)
+    chosen = search_photos.chosen()[photos.VECTORS, "KDPL_TaskRes"]
+    for point, _, options in points:
+        assert options["TEST.SPLIT"] == "val" and point.rate == chosen.rate
+        assert point.epochs == search_photos.epochs_for(point.photos, chosen.epochs)
+    assert [options["TRAINER.KDPL.VIEWS"] for _, _, options in points] == ["1", "1", "4"] * 2
+    assert ["INPUT.TRANSFORMS" in options for _, _, options in points] == [False, True, True] * 2
+    rows = photos_views.rows_of(found)
+    assert [row["gain"] for row in rows] == ["0.00", "0.50", "1.00"] * 2 and rows[1]["standard error"] == "0.50"
+
+
+def test_the_page_shows_the_views_that_were_measured():
+    for (page, name), block in photos_views.blocks_of(photos_views.committed()).items():
+        text = page.read_text(encoding="utf-8")
+        assert run.with_block(text, name, block) == text, "python benchmarks/emoji/photos_views.py --publish"
 
 
 def test_what_the_search_has_chosen_is_in_the_configurations():
     rows, chosen = search_photos.read_table(), search_photos.chosen()
+    rows = [row for row in rows if row["photos"] == str(search_photos.SHOTS)]
     names = list(dict.fromkeys(row["learner"] for row in rows))
     assert names == list(search_photos.LEARNERS)[: len(names)] and {photos.VECTORS, photos.SPECIFIC} <= {*names}
     assert {(row["learner"], row["labels"]) for row in rows} == set(product(names, search_photos.LABELS))
@@ -138,7 +179,7 @@ def test_what_the_search_has_chosen_is_in_the_configurations():
 # ----------------------------------------------------------------------------------------------------------- the protocol
 
 
-def test_the_protocol_has_the_chosen_settings_and_the_same_updates_for_all_photos(tmp_path):
+def test_the_protocol_has_the_chosen_settings_and_the_updates_of_the_search(tmp_path):
     for name, (learner, shots) in photos.SWEEPS.items():
         sweep = photos.sweep_in(name, tmp_path)
         keys = {k: literal(v) for k, v in zip(sweep.options[::2], sweep.options[1::2], strict=True)}
@@ -146,7 +187,7 @@ def test_the_protocol_has_the_chosen_settings_and_the_same_updates_for_all_photo
         assert len(sweep.seeds) == {photos.VECTORS: 5, photos.SPECIFIC: 2, "": 1}[learner] and "TEST.SPLIT" not in keys
         if learner:
             (epochs,) = {point.epochs for (each, _), point in search_photos.chosen().items() if each == learner}
-            assert keys["OPTIM.MAX_EPOCH"] * shots == epochs * 16
+            assert keys["OPTIM.MAX_EPOCH"] == max(search_photos.least_epochs(), epochs * 16 // shots)
         for planned in runs_of(replace(sweep, seeds=sweep.seeds[:1], datasets=sweep.datasets[:1])):
             assert planned.steps[0].settings, "no run refuses its configuration"
 

@@ -21,7 +21,7 @@ from kdpl.text.templates import DEFAULT
 if TYPE_CHECKING:
     from kdpl.photos.fitting.plan import Plan
 
-LEAST_EPOCHS = 10  # since the rate is one of an epoch
+LEAST_EPOCHS = 12  # of any number of photos (benchmarks/emoji/search_photos.py)
 EPOCHS_AT = 16  # photos of each name, for which the epochs of the settings hold (benchmarks/emoji/search_photos.py)
 STEPS = (300, 3000)  # of a training from features: at least, at most
 TEXT_SIZE = 1.9  # root mean square of the values in the text features for which the rate of class vectors holds
