@@ -106,7 +106,7 @@ def test_the_best_rate_decides_and_both_sides_have_the_epochs_that_are_best_for_
     without = points(lr0_01_e12=(50, 50), lr0_05_e12=(60, 60), lr0_25_e12=(55, 64), lr0_05_e24=(61, 61))
     labels = points(lr0_01_e12=(70, 70), lr0_05_e12=(70, 70), lr0_01_e24=(65, 65))
     chosen = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels})
-    assert chosen == {"KDPL_CoOp": (0.05, 12, 16), "CoOp": (0.01, 12, 16)}, "24 epochs gain 1 and lose 5; of equal rates the smaller"
+    assert chosen == {"KDPL_CoOp": (0.05, 12, 16), "CoOp": (0.01, 12, 16)}, "24 epochs gain 1 and lose 5"
     more = search_photos.choose({"KDPL_CoOp": without, "CoOp": labels | points(lr0_01_e24=(70, 70))})
     assert more == {"KDPL_CoOp": (0.05, 24, 16), "CoOp": (0.01, 24, 16)}
 
