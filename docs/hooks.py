@@ -62,7 +62,8 @@ def source(path: Path) -> str:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Point links to the notebook and to files outside docs/ to the pages made of them."""
-    markdown = markdown.replace(f"]({NOTEBOOK})", "](tutorial.md)").replace("<details>", '<details markdown="1">')
+    markdown = markdown.replace(f"]({NOTEBOOK})", "](tutorial.md)").replace("](../README.md)", "](index.md)")
+    markdown = markdown.replace("<details>", '<details markdown="1">')
     return OUTSIDE.sub(lambda link: f"]({source_page(link[2])})", markdown)
 
 

@@ -68,7 +68,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         prog=script or f"python -m kdpl.sweep{' status' if asks else ''}",
         usage=f"%(prog)s {'[flags]' if script else '[SWEEP.yaml] [flags]'} [-- KEY VALUE ...]",
         description="Print of every run whether it is finished, running, failed or waiting." if asks else about,
-        epilog='Each flag is also a variable (SEEDS="1 2"); the script begins with their defaults.' if script else None,
+        epilog='Each flag is also a variable (SEEDS="1 2"); scripts/sweep.sh begins with their defaults.' if script else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

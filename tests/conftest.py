@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -22,6 +23,13 @@ def pytest_cmdline_main(config):
         config.option.numprocesses = 2
 
 
+def pytest_configure(config):
+    """Share the drawn images of the embedded benchmark among all processes: drawing takes seconds for each data set."""
+    if "KDPL_TEST_SCENES" not in os.environ:
+        os.environ["KDPL_TEST_SCENES"] = folder = tempfile.mkdtemp(prefix="kdpl-scenes-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("KDPL_TEST_SCENES", folder), ignore_errors=True))
+
+
 @pytest.fixture(scope="session")
 def golden_clips(tmp_path_factory):
     """Names of the golden student and teacher: `(student, teacher)`."""
@@ -35,9 +43,11 @@ def golden_clips(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
-    """The caches of a test run are its own."""
+    """The caches of a test process are its own, but for the drawn images."""
+    from support import own_cache
+
     previous = os.environ.get("KDPL_CACHE")
-    os.environ["KDPL_CACHE"] = previous or str(tmp_path_factory.mktemp("cache"))
+    os.environ["KDPL_CACHE"] = previous or own_cache(tmp_path_factory.mktemp("cache"))
     yield
     if previous is None:
         del os.environ["KDPL_CACHE"]

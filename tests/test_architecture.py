@@ -1,6 +1,7 @@
 """The plan of the house (docs/architecture.md): imports run down the floors, and no room or class outgrows its idea."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,15 @@ def floor(module: str) -> int:
     return FLOORS.index(room) if room in FLOORS else COMMANDS
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(path: Path) -> list[str]:
     """Return the modules of KDPL that a file imports, deferred imports too; those for type checkers alone do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     unreal = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     skipped = {child for n in unreal for child in ast.walk(n)}
     found = []
@@ -76,7 +83,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_the_bottom_needs_no_pytorch_to_be_imported():
     heavy = {"torch", "torchvision", "open_clip", "clip"}
     for path in [p for p in FILES if module_of(p).startswith("kdpl.config")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         names = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
         assert not names & heavy, path
@@ -86,7 +93,7 @@ def test_the_bottom_needs_no_pytorch_to_be_imported():
 def test_no_file_or_class_outgrows_its_idea(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= (400 if "sweep" in path.parts else 350)
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ClassDef):
             methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
             assert len(methods) <= 19, (node.name, len(methods))

@@ -50,7 +50,7 @@ def images(batch=4, seed=0):
 # -------------------------------------------------------------------------------------------------------- the objective
 
 
-@pytest.mark.parametrize("learner", SHARED)
+@pytest.mark.parametrize("learner", mostly_slow(SHARED, "CoOp", "CoCoOp"))
 def test_a_step_is_the_class_aware_step_over_the_names_that_were_selected(clips, vocabulary, learner):
     """Selecting is all that is new: the same loss and gradient as with the selected names as class names."""
     student, (_, teacher_clip) = build_student(learner, clips[0]), clips
@@ -107,6 +107,7 @@ def test_vpts_fixed_text_is_that_of_its_sentences_and_is_encoded_once(clips, voc
     assert names_on_disk(cache, names) == sorted(names)
 
 
+@pytest.mark.slow
 def test_promptsrcs_frozen_features_survive_the_run(clips, vocabulary, cache):
     student, names = build_student("PromptSRC", clips[0]), vocabulary[:5]
     features = student.frozen_text_features(names, TEMPLATES)

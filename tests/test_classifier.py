@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import LEARNERS, config, image_file
+from support import LEARNERS, config, image_file, mostly_slow
 
 import kdpl
 from kdpl.classifier.bundle import write_bundle
@@ -49,7 +49,7 @@ def paths_of(run, count=20):
     return [item.impath for item in run.dm.dataset.test[:count]]
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", "VPT"))
 def test_the_logits_are_those_of_the_trainers_evaluation(learner, learned):
     run, output = learned(f"KDPL_{learner}")
     batch = next(iter(run.test_loader))

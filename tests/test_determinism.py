@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from support import emoji_args, run_train
+from support import emoji_args, own_cache, run_train
 from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
 from kdpl.training.checkpoint import load_checkpoint
@@ -64,7 +64,7 @@ def test_processes_of_other_hash_seeds_and_folders_end_the_same(tmp_path):
     prompts, found = [], []
     for i, (output, workers) in enumerate([(tmp_path / "a", 0), (tmp_path / "deep" / "er" / "b", 2)]):
         args = (*emoji_args("KDPL_CoOp", output), *options, "DATALOADER.NUM_WORKERS", workers)
-        run_train(*args, cwd=tmp_path, PYTHONHASHSEED=str(i), KDPL_CACHE=str(output / "cache"))
+        run_train(*args, cwd=tmp_path, PYTHONHASHSEED=str(i), KDPL_CACHE=own_cache(output / "cache"))
         prompts.append(load_checkpoint(output / "prompt_learner" / "model.pth.tar-2")["state_dict"])
         found.append((*written(output), (output / "selected_classes.csv").read_bytes()))
     assert_same(*prompts)

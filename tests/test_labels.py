@@ -5,7 +5,7 @@ The random labels are in the data set, so that they are in every batch, whoever 
 
 import pytest
 import torch
-from support import CLASS_SPECIFIC, ROOT, emoji_args, mostly_slow
+from support import ROOT, SHARED, emoji_args, mostly_slow, one_of_each_kind
 from support.ranks import run_ranks
 from support.trainings import NOUNS, SMALL, assert_same, build, parameters
 
@@ -57,10 +57,15 @@ def test_labels_never_reach_the_gradient_with_views(learner, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", [(), VIEWS], ids=["fresh", "views"])
-@pytest.mark.parametrize("learner", [learner for learner in LEARNERS if learner not in CLASS_SPECIFIC])
-def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, views, agnostic, tmp_path):
-    assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic, *views))
+@pytest.mark.parametrize("learner", SHARED)
+def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, agnostic, tmp_path):
+    assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", one_of_each_kind(SHARED))
+def test_labels_never_reach_the_gradient_when_the_classes_are_unknown_with_views(learner, agnostic, tmp_path):
+    assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic, *VIEWS))
 
 
 @pytest.mark.slow

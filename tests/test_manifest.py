@@ -21,6 +21,8 @@ from kdpl.training.schedule import SCHEDULES, WARMUPS
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
 
+UNTESTED = ("TEST.NO_TEST", True)
+
 
 def train(folder, *options, trainer="KDPL_CoOp", check=False, flags=(), dataset="emoji_meals"):
     args = [*emoji_args(trainer, folder, dataset), *flags, *QUICK, *options]
@@ -183,8 +185,8 @@ def test_images_whose_content_changed_are_another_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_starts_over_beside_what_was_there(tmp_path):
-    train(tmp_path / "out", check=True)
-    process = train(tmp_path / "out", "OPTIM.LR", 0.001, flags=["--fresh"])
+    train(tmp_path / "out", *UNTESTED, check=True)
+    process = train(tmp_path / "out", "OPTIM.LR", 0.001, *UNTESTED, flags=["--fresh"])
     assert process.returncode == 0, process.stderr
     old = tmp_path / "out" / "before-1"
     assert (read_manifest(old).config["OPTIM.LR"], read_manifest(tmp_path / "out").config["OPTIM.LR"]) == (RATE, 0.001)
@@ -205,7 +207,7 @@ def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_pa
 
 @pytest.mark.slow
 def test_the_average_of_promptsrc_is_of_the_planned_epochs(tmp_path):
-    build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 1).train()
+    build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 1, *UNTESTED).train()
     longer = build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 2)
     longer.allowed_changes = ("OPTIM.MAX_EPOCH",)
     with pytest.raises(OtherRunError, match=r"OPTIM\.MAX_EPOCH: 1 in the folder, 2 now"):
@@ -241,7 +243,7 @@ def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
 
 @pytest.mark.slow
 def test_class_specific_contexts_stay_with_their_classes(tmp_path):
-    csc = ("TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    csc = ("TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1, *UNTESTED)
     run = build("KDPL_CoOp", tmp_path / "a", *csc)
     run.train()
     other = build("KDPL_CoOp", tmp_path / "b", *csc)
@@ -278,7 +280,7 @@ def test_differences_name_the_key_and_both_values():
 
 
 def test_class_specific_contexts_are_not_tested_on_another_data_set_of_as_many_classes(tmp_path):
-    run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1)
+    run = build("KDPL_CoOp", tmp_path, "TRAINER.COOP.CSC", True, "OPTIM.MAX_EPOCH", 1, *UNTESTED)
     run.train()
     with pytest.raises(ValueError, match=r"learned a context for each of 30 names .* is not one of them, nor are 29 more"):
         run.student.prepare([f"other {name}" for name in run.class_names])

@@ -18,10 +18,9 @@ SETTINGS += ("OPTIM.LR", 0.005, "OPTIM.MAX_EPOCH", 20, "OPTIM.WARMUP_EPOCH", -1)
 
 
 def loop() -> str:
-    """Return README's lines; the architecture page shows the same ones."""
+    """Return README's lines."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "objective(images)" in b)
-    assert block in (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     return block
 
 

@@ -119,7 +119,7 @@ MUTATIONS = [
     mutation(
         "a label in the class-agnostic step",
         *label_where("self.objective.k_max"),
-        f"{LABELS}_when_the_classes_are_unknown[MaPLe-fresh]",
+        f"{LABELS}_when_the_classes_are_unknown[MaPLe]",
     ),
     mutation("a label in the step of several ranks", *label_where("self.share < 1"), f"{LABELS}_on_two_ranks[CoOp-True]"),
     mutation(

@@ -76,6 +76,8 @@ class Copy:
         """Run tests with an empty cache, but for the drawn images of the embedded benchmark."""
         folder, drawn = self.caches / cache, self.caches / "sound" / SCENES
         folder.mkdir(parents=True)
+        if not drawn.is_dir():
+            drawn = Path(os.environ.get("KDPL_TEST_SCENES", drawn))  # of the test run that this runs in
         if drawn.is_dir():
             shutil.copytree(drawn, folder / SCENES, copy_function=os.link)
         log = folder / "output.txt"

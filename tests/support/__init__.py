@@ -42,11 +42,28 @@ CLASS_SPECIFIC = tuple(learner.__name__ for learner in students.LEARNERS if lear
 SHARED = tuple(learner for learner in LEARNERS if learner not in CLASS_SPECIFIC)
 
 
+def one_of_each_kind(learners: Iterable[str]) -> list[str]:
+    """Return the first learner of each kind: of what is frozen, of what a class has of its own, of what an image changes."""
+    kinds: dict[tuple, str] = {}
+    for name in learners:
+        c = getattr(students, name)
+        kind = (c.image_features_are_frozen, c.reads_frozen_image_features, c.text_depends_on_images, c.learns_class_specific)
+        kinds.setdefault(kind, name)
+    return list(kinds.values())
+
+
 def release(folder: str | os.PathLike) -> None:
     """End this process's lock on an output folder, as the end of the process would."""
     held = lock._held.pop(str(Path(folder).resolve() / lock.FILE_NAME))
     if held is not None:
         held.release()
+
+
+def own_cache(folder: Path) -> str:
+    """Return a folder as a value of KDPL_CACHE: a cache with nothing in it but the images that the test run has drawn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "emoji_scenes").symlink_to(os.environ["KDPL_TEST_SCENES"], target_is_directory=True)
+    return str(folder)
 
 
 def mostly_slow(values: Iterable[str], *quick: str) -> list:
@@ -103,7 +120,7 @@ def run_train(*args: object, check: bool = True, cwd: str | os.PathLike | None =
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "2", **env},
+        env={**os.environ, **env},
         timeout=400,
         check=False,
     )
