@@ -3,7 +3,7 @@
 Nothing is timed and no card is needed. Launches are counted on the simulated card of the tests, with a small tower of as many
 layers; FLOP on tensors without values, with the text tower of a real model. "launches ms" is kernels times the seconds of the
 host for one, and a card's column the FLOP at the peak of its data sheet in half precision, both of
-kdpl/experiments/machines.py. A pass takes at least the larger of the two.
+kdpl/experiments/estimate.py. A pass takes at least the larger of the two.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kdpl.clip.loading import outline_clip
 from kdpl.clip.model import Clip
 from kdpl.experiments.cost import Tally
-from kdpl.experiments.machines import GPUS, LAUNCH
+from kdpl.experiments.estimate import GPUS, LAUNCH
 from kdpl.text.prompts import context_prompts
 
 CARDS = ("t4", "a100", "h100")
@@ -65,7 +65,7 @@ def flops(way: str, classes: int, student: str) -> int:
         call = text_pass(way, clip, classes)
         with Tally() as tally:
             call()
-    return tally.flops()
+    return tally.total()
 
 
 def bounds(way: str, classes: int, student: str) -> dict[str, object]:

@@ -11,9 +11,8 @@ from functools import cache
 from common import print_rows
 
 from kdpl import estimate
-from kdpl.experiments.cost import StepCost
-from kdpl.experiments.estimate import Estimate, Run, count, price
-from kdpl.experiments.machines import GPUS, Machine, find_machine
+from kdpl.experiments.cost import Step, Tally
+from kdpl.experiments.estimate import GPUS, Estimate, Machine, Run, find_machine, price, step_of
 
 VARIANTS = ("KDPL_CoOp", "KDPL_CoCoOp", "KDPL_VPT", "KDPL_MaPLe", "KDPL_PromptSRC")
 SEEDS = 3
@@ -42,21 +41,22 @@ def described(variant: str, views: int = 0, ranks: int = 1) -> Run:
 
 
 @cache
-def counted(variant: str, cached: bool, ranks: int = 1) -> StepCost:
-    return count(described(variant, ranks=ranks), "cuda", cached)
+def counted(variant: str, cached: bool, ranks: int = 1) -> tuple[Step, Tally]:
+    step = step_of(described(variant, ranks=ranks), cached)
+    return step, step.count()
 
 
 def estimated(variant: str, machine: Machine, views: int, ranks: int = 1) -> tuple[Run, Estimate]:
     run = described(variant, views, ranks)
-    return run, price(run, counted(variant, views > 0, ranks), machine)
+    return run, price(run, machine, *counted(variant, views > 0, ranks))
 
 
 def split(variant: str) -> dict:
-    run, tally = described(variant), counted(variant, False).tally
-    total = tally.flops()
+    run, tally = described(variant), counted(variant, False)[1]
+    total = tally.total()
     row = {"variant": variant, "batch": run.batch, "steps": run.steps * run.cfg.OPTIM.MAX_EPOCH, "tflop_per_step": total / 1e12}
     for part in ("teacher image", "student image", "text"):
-        row[f"{part.replace(' ', '_')}_percent"] = 100 * tally.flops(part) / total
+        row[f"{part.replace(' ', '_')}_percent"] = 100 * tally.total(part) / total
     return row | {"images_decoded": run.batch * row["steps"]}
 
 

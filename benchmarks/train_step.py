@@ -116,10 +116,9 @@ def bound(call: Callable[[], object], rates: dict[str, float]) -> float:
     """Return the seconds that the matrix products of a call need at the measured rates, and all else at the bandwidth."""
     with Tally() as tally:
         call()
-    seconds = 0.0
-    for op, count in tally.ops.items():
-        rate = rates.get(str(op.dtype).removeprefix("torch."), rates["float32"])
-        seconds += count * (op.flops / rate if op.flops else op.bytes / rates["bandwidth"])
+    seconds = sum(tally.bytes.values()) / rates["bandwidth"]
+    for (_, dtype), flops in tally.flops.items():
+        seconds += flops / rates.get(str(dtype).removeprefix("torch."), rates["float32"])
     return seconds
 
 

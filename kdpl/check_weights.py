@@ -27,7 +27,6 @@ from kdpl.datasets.coop.folder import DataFolder
 from kdpl.datasets.prepare import inspect
 from kdpl.experiments import figures
 from kdpl.experiments.figures import Figure, Setup, measurement_of
-from kdpl.experiments.machines import GPUS, find_machine
 from kdpl.experiments.results import same_dataset
 from kdpl.experiments.sweep.runs import Run
 from kdpl.experiments.sweep.work import environment, stopping, work
@@ -144,11 +143,10 @@ def print_estimate(figure: Figure, setup: Setup) -> None:
     """Print what a training takes on this machine, or why that is not known."""
     step = setup.step(figure)
     argv = ["--config-file", str(step.config_file), "--dataset-config-file", str(figures.dataset_file(figure.dataset))]
-    name = torch.cuda.get_device_name().lower().replace(" ", "") if torch.cuda.is_available() else "cpu"
     try:
-        machine = find_machine(next((gpu for gpu in GPUS if gpu in name), name))
+        machine = estimate.find_machine("cuda" if torch.cuda.is_available() else "cpu")
         run = estimate.read_run(estimate.parse_args(["--trainer", step.trainer, *argv, *step.options]))
-        costs = {k: estimate.price(run, estimate.count(run, machine.device_type, k == "known"), machine) for k in run.epochs}
+        costs = estimate.estimates(run, machine)
         estimate.print_estimate(run, machine, costs, estimate.summarise(run, machine, costs))
     except (ValueError, OSError) as error:
         print(f"No estimate: {error}")

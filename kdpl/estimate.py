@@ -1,10 +1,10 @@
-"""Estimate time and memory of a training run before it starts, on a GPU of a data sheet or on this CPU.
+"""Estimate time and memory of a training run before it starts, on a GPU of a data sheet or on this machine.
 
     python -m kdpl.estimate --trainer KDPL_CoOp --classes 1000 --gpu h100
     python -m kdpl.estimate --trainer KDPL_PromptSRC --dataset-config-file configs/datasets/sun397.yaml --gpu t4 --views 5
 
-Everything it prints is an estimate. The operations are those of the code that trains (experiments/cost.py). The speed of a GPU
-is its data sheet's peak times an assumed efficiency (experiments/machines.py), that of this CPU is measured in seconds. Not
+For a GPU the operations of a step of the code that trains are counted, and priced by its data sheet's peak times an assumed
+efficiency (experiments/estimate.py). `--gpu cpu` and `--gpu cuda` take two steps on this machine and time the second. Not
 included: starting and loading, text features that are computed once (the teacher's, PromptSRC's), and tests.
 """
 
@@ -20,8 +20,7 @@ from kdpl.common.exits import report
 from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
-from kdpl.experiments.estimate import Run, count, price, print_estimate, summarise
-from kdpl.experiments.machines import GPUS, find_machine
+from kdpl.experiments.estimate import GPUS, Run, estimates, find_machine, print_estimate, summarise
 from kdpl.students import Student
 
 
@@ -49,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="a cache has all views already (kdpl.cache)")
     parser.add_argument("--precision", default="", help="PREC of student and teacher: fp16, fp32, amp or bf16")
     parser.add_argument("--workers", type=int, help="processes that load images, of each rank: DATALOADER.NUM_WORKERS")
-    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)}, cpu (measured here), or a name of your own")
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)}; cpu or cuda (timed here); or another name")
     parser.add_argument("--gpus", type=int, default=1, help="ranks of the run, started by torchrun")
     parser.add_argument("--tflops", type=float, help="dense fp16 peak of the machine, in TFLOP/s")
     parser.add_argument("--bandwidth", type=float, help="of its memory, in GB/s")
@@ -131,13 +130,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run = read_run(args)
         machine = find_machine(args.gpu, args.tflops, args.bandwidth, args.memory)
-        estimates = {kind: price(run, count(run, machine.device_type, cached=kind == "known"), machine) for kind in run.epochs}
+        several = estimates(run, machine)
     except (ValueError, OSError, KeyError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
-    summary = summarise(run, machine, estimates)
-    print_estimate(run, machine, estimates, summary)
+    summary = summarise(run, machine, several)
+    print_estimate(run, machine, several, summary)
     if args.json:
-        print(json.dumps({"estimate": True, **summary, "steps": {k: e._asdict() for k, e in estimates.items()}}))
+        print(json.dumps({"estimate": True, **summary, "steps": {k: e._asdict() for k, e in several.items()}}))
     return 0
 
 

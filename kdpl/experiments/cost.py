@@ -1,15 +1,18 @@
-"""The cost of a training step: the operations of the objective that trains, counted on tensors without values.
+"""A training step without data: counted on tensors that have no values, or taken and timed on this machine.
 
-The towers are built from their names alone on the meta device (`outline_clip`), and a step of the objective runs on fake
-tensors, which have shapes and types and no values. So nothing is loaded, a step takes seconds whatever the model, and the
-counts follow the implementation by themselves.
+The towers are built from their names alone (`outline_clip`), so nothing is downloaded, and the step is that of the objective
+that trains.
 """
 
 import contextlib
+import math
+import resource
+import sys
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, outline_clip
+from kdpl.clip.model import Clip
 from kdpl.clip.precision import effective_precision
 from kdpl.config.choices import ConfigError, is_distilled
 from kdpl.config.teachers import teacher_names
@@ -36,30 +40,23 @@ _FORMULAS = flop_registry | {
 }
 
 
-class Op(NamedTuple):
-    """An operation of one size."""
-
-    part: str  # of the step, one of PARTS
-    dtype: torch.dtype
-    flops: int  # multiplications and additions of matrix products
-    bytes: int  # read and written
-
-
 class Tally(TorchDispatchMode):
-    """Counts what runs inside it, part by part, and how much memory is alive at the same time.
+    """Counts what runs inside it.
 
     Attributes:
-        ops: how often each operation ran.
-        part: the part of the step that runs.
-        alive: bytes of what was made inside it and is still in memory.
-        peak: the most bytes that were alive.
+        part: the part of the step that runs, one of PARTS.
+        flops: multiplications and additions of matrix products, by part and precision.
+        bytes: read and written by everything else, by part.
+        launches: operations, by part.
+        alive, peak: bytes in memory of what was made inside it, now and at most.
     """
 
     def __init__(self):
         super().__init__()
-        self.ops: Counter[Op] = Counter()
-        self.part = PARTS[0]
-        self.alive = self.peak = 0
+        self.part, self.alive, self.peak = PARTS[0], 0, 0
+        self.flops: Counter[tuple[str, torch.dtype]] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -83,9 +80,11 @@ class Tally(TorchDispatchMode):
         storages = {storage._cdata: storage for storage in map(Tensor.untyped_storage, outputs)}
         new = [storage for key, storage in storages.items() if key not in old]
         if new or (outputs and func._schema.is_mutable):  # else a view, which costs nothing
-            formula = _FORMULAS.get(func.overloadpacket)
-            flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            self.ops[Op(self.part, outputs[0].dtype, flops, _size([*inputs, *outputs]))] += 1
+            self.launches[self.part] += 1
+            if formula := _FORMULAS.get(func.overloadpacket):
+                self.flops[self.part, outputs[0].dtype] += formula(*args, **kwargs, out_val=result)
+            else:
+                self.bytes[self.part] += size_of([*inputs, *outputs])
         for storage in new:
             self._grow(storage.nbytes())
             weakref.finalize(storage, self._grow, -storage.nbytes())
@@ -95,92 +94,131 @@ class Tally(TorchDispatchMode):
         self.alive += size
         self.peak = max(self.peak, self.alive)
 
-    def flops(self, *parts: str) -> int:
+    def total(self, *parts: str) -> int:
         """Return the FLOP of the given parts, of all by default."""
-        return sum(op.flops * n for op, n in self.ops.items() if not parts or op.part in parts)
+        return sum(flops for (part, _), flops in self.flops.items() if not parts or part in parts)
 
 
-class StepCost(NamedTuple):
-    """Counts of one training step of one rank."""
-
-    tally: Tally
-    batch: int
-    reads_images: bool  # False: all features that the step needs are known
-    embed_dim: int  # of the student
-    student_bytes: int  # weights
-    teacher_bytes: int
-    learned_bytes: int  # learned parameters
+def size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def count_step(cfg: CfgNode, names: Sequence[str], batch: int, device_type: str = "cpu", cached: bool = False) -> StepCost:
-    """Run one training step of one rank on tensors without values and return its counts.
+class Step:
+    """One rank's training step, with random weights and images. Calling it takes the step.
 
     Args:
         cfg: of the run: trainer, both CLIPs, their precisions and MAX_TEXT_ROWS.
         names: class names that the rank encodes.
         batch: its images.
-        device_type: "cpu" or "cuda", on which a PREC may mean different things.
         cached: the features of frozen towers are known.
+        device: to compute on; None: nowhere, tensors have no values, and PREC means what it does on a card.
+        room: bytes that the weights may fill on the device.
+
+    Attributes:
+        needs_pixels: False: all features that the step needs are known.
+        sizes: bytes of the student's and the teacher's weights and of the learned parameters.
 
     Raises:
-        ModelNameError, WeightsError, ValueError: an unknown CLIP, one that the learner cannot take, or a teacher with prompts.
-        RuntimeError, AttributeError: from inside a tower that is not made for its precision.
+        ModelNameError, WeightsError, ValueError: an unknown CLIP, one that the learner cannot take, a teacher with prompts, or
+            too little room.
     """
+
+    def __init__(
+        self, cfg: CfgNode, names: Sequence[str], batch: int, cached: bool = False,
+        device: torch.device | None = None, room: float = math.inf,
+    ):  # fmt: skip
+        learner = Student.known[cfg.TRAINER.NAME.removeprefix("KDPL_")]
+        clip, teachers = _outlines(cfg, learner.node, device.type if device else "cuda")
+        weights = [sum(size_of(each.model.parameters()) for each in some) for some in ([clip], teachers)]
+        if device and sum(weights) > room:
+            raise ConfigError(
+                f"A step cannot be timed here: the models alone take {sum(weights) / 1e9:.1f} GB, there are {room / 1e9:.1f}. "
+                "Name a machine of a data sheet with --gpu, or smaller models."
+            )
+        self.clip, self.device, self.mode = clip, device, device or FakeTensorMode(allow_non_fake_inputs=True)
+        widths = [describe(each.name).embed_dim for each in (clip, *teachers)]
+        with self.mode:
+            for outlined in (clip, *teachers):
+                _fill(outlined, device or torch.device("cpu"))
+            self.student = student = learner(clip, cfg.TRAINER[learner.node], names)
+            (own, *known), (texts, *taught) = ([torch.randn(n, width) for width in widths] for n in (batch, len(names)))
+            labels = torch.zeros(batch, dtype=torch.long)
+        self.needs_pixels = not (cached and student.image_features_are_frozen)
+        self.images = torch.Size((batch, 3, clip.resolution, clip.resolution))
+        student.frozen_text_features = lambda names, templates=(): texts  # from a cache
+        self.known: dict[str, Any] = {"frozen_features": own} if cached and student.reads_frozen_image_features else {}
+        pairs = zip(teachers, taught, strict=True)
+        self.teachers = [Teacher(each, names, "{}", clip.mean, clip.std, text_features=text) for each, text in pairs]
+        if teachers:
+            self.objective: CrossEntropy | Distillation = Distillation(student, self.teachers, names)
+            self.known |= {"teacher_features": known if len(known) > 1 else known[0]} if cached else {}
+        else:
+            self.objective, self.known["labels"] = CrossEntropy(student, names), labels
+        learned = list(student.learned.parameters())
+        self.optimiser = torch.optim.SGD(learned, lr=0.1, momentum=0.9, weight_decay=5e-4)
+        for parameter in learned:  # as from the second step on
+            self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.sizes = (*weights, size_of(learned))
+
+    def __call__(self, tally: Tally | None = None) -> None:
+        with self.mode:
+            images = torch.randn(self.images) if self.needs_pixels else None
+            loss, _ = self.objective(images, **self.known)
+            self.optimiser.zero_grad()
+            loss.backward()
+            with tally.of("optimiser") if tally else contextlib.nullcontext():
+                self.optimiser.step()
+
+    def count(self) -> Tally:
+        """Take a step and return its counts."""
+        tally = Tally()
+        for teacher in self.teachers:
+            _count_as(tally, "teacher image", teacher, "image_features")
+        _count_as(tally, "text", self.student, "text_features")
+        for name in ("frozen_image_features", "image_features"):
+            _count_as(tally, "student image", self.student, name)
+        with tally, tally.of("loss"):
+            self(tally)
+        return tally
+
+    def time(self) -> tuple[float, float]:
+        """Take two steps; return the seconds of the second and the bytes at the peak, of the process or the GPU."""
+        self()
+        began = self._now()
+        self()
+        seconds = self._now() - began
+        if self.device.type == "cuda":
+            return seconds, torch.cuda.max_memory_reserved(self.device)
+        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _outlines(cfg: CfgNode, node: str, device_type: str) -> tuple[Clip, list[Clip]]:
+    """Return the student's CLIP and the teachers' in the precisions of a run, without weights."""
     options, distilled = cfg.TRAINER.KDPL, is_distilled(cfg.TRAINER.NAME)
-    learner = Student.known[cfg.TRAINER.NAME.removeprefix("KDPL_")]
-    precisions = (effective_precision(cfg.TRAINER[learner.node].PREC, device_type, frozen) for frozen in (False, True))
     if distilled and options.TEACHER_PROMPTS:
         raise ConfigError(
-            f"TRAINER.KDPL.TEACHER_PROMPTS '{options.TEACHER_PROMPTS}': a teacher with learned prompts is not counted. Leave "
-            "it out: a few more tokens in each pass are what it costs."
+            f"TRAINER.KDPL.TEACHER_PROMPTS '{options.TEACHER_PROMPTS}': a teacher with learned prompts is not counted. "
+            "Leave it out: a few more tokens in each pass are what it costs."
         )
+    precisions = (effective_precision(cfg.TRAINER[node].PREC, device_type, frozen) for frozen in (False, True))
     clip = outline_clip(cfg.MODEL.BACKBONE.NAME, *precisions)
     clip.bound_text(options.MAX_TEXT_ROWS)
     frozen = effective_precision(options.PREC, device_type, frozen=True)
-    taught = teacher_names(options.TEACHER) if distilled else []
-    teacher_clips = [outline_clip(name, frozen) for name in taught]
-    widths = [describe(name).embed_dim for name in taught]
-    mode, tally = FakeTensorMode(allow_non_fake_inputs=True), Tally()
-    with mode:
-        for outlined in (clip, *teacher_clips):
-            outlined.model.to_empty(device="cpu")
-        student = learner(clip, cfg.TRAINER[learner.node], names)
-        needs_pixels = not (cached and student.image_features_are_frozen)
-        image_features, text_features = torch.empty(batch, clip.embed_dim), torch.empty(len(names), clip.embed_dim)
-        teacher_features, teacher_texts = ([torch.empty(n, width) for width in widths] for n in (batch, len(names)))
-    student.frozen_text_features = lambda names, templates=(): text_features  # from a cache
-    known = {"frozen_features": image_features} if cached and student.reads_frozen_image_features else {}
-    if distilled:
-        pairs = zip(teacher_clips, teacher_texts, strict=True)
-        members = [Teacher(each, names, "{}", clip.mean, clip.std, text_features=texts) for each, texts in pairs]
-        objective = Distillation(student, members, names)
-        known |= {"teacher_features": teacher_features if len(members) > 1 else teacher_features[0]} if cached else {}
-        for member in members:
-            _count_as(tally, "teacher image", member, "image_features")
-    else:
-        objective = CrossEntropy(student, names)
-        known["labels"] = torch.zeros(batch, dtype=torch.long)
-    _count_as(tally, "text", student, "text_features")
-    for method in ("frozen_image_features", "image_features"):
-        _count_as(tally, "student image", student, method)
-    learned = list(student.learned.parameters())
-    optimiser = torch.optim.SGD(learned, lr=0.1, momentum=0.9, weight_decay=5e-4)
-    with mode:
-        for parameter in learned:  # from the second step on the momentum is there
-            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-        with tally, tally.of("loss"):
-            images = torch.empty(batch, 3, clip.resolution, clip.resolution) if needs_pixels else None
-            loss, _ = objective(images, **known)
-            loss.backward()
-            with tally.of("optimiser"):
-                optimiser.step()
-    teacher_bytes = sum(_size(each.model.parameters()) for each in teacher_clips)
-    sizes = (_size(clip.model.parameters()), teacher_bytes, _size(learned))
-    return StepCost(tally, batch, needs_pixels, clip.embed_dim, *sizes)
+    return clip, [outline_clip(name, frozen) for name in (teacher_names(options.TEACHER) if distilled else [])]
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _fill(clip: Clip, device: torch.device) -> None:
+    """Give an outlined CLIP weights: random ones, as fast as any."""
+    clip.model.to_empty(device=device)
+    for parameter in clip.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    for buffer in clip.model.buffers():
+        buffer.fill_(1)
 
 
 def _count_as(tally: Tally, part: str, owner: Any, name: str) -> None:
