@@ -1047,7 +1047,7 @@ MUTATIONS = [
     mutation(
         "results on other images in one cell",
         "kdpl/experiments/report/apart.py",
-        "if several_images := len({score.images for score in members if score.images}) > 1:",
+        "if several_images := same_images and len({score.images for score in members if score.images}) > 1:",
         "if several_images := False:",
         f"{DATA}test_old_and_new_images_do_not_stand_in_one_cell",
     ),
