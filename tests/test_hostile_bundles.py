@@ -93,6 +93,15 @@ def test_a_value_that_no_training_writes_is_refused_by_name(sound, change, messa
     assert len(str(error.value)) < 1000
 
 
+@pytest.mark.parametrize("key", ["classnames", "mean"])  # at the top, and within the preprocessing
+def test_a_key_that_stands_twice_is_refused(sound, key, tmp_path):
+    """Each reader would take another of the two values."""
+    text = json.dumps(sound[1]).replace(f'"{key}": ', f'"{key}": [0.5, 0.5, 0.5], "{key}": ', 1)
+    save_file(sound[0], tmp_path / FILE_NAME, {KEY: text})
+    with pytest.raises(BundleError, match=f"its metadata is not JSON .the key '{key}' stands in it twice"):
+        read_bundle(tmp_path)
+
+
 def test_sound_facts_are_read(sound, tmp_path):
     tensors, content = sound
     facts = {"results": [RESULT], "comparison": TABLE, "decision": {"sentences": ["a {}."], "temperature": 2}}

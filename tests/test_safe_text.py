@@ -21,7 +21,7 @@ from kdpl.common.safe_text import from_cell, on_one_line, print_safely, printabl
 from kdpl.photos.labels import read_labels
 
 ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85", "\udcff", "\u206a"]
-FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "-"]
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "-", "\n=1", "\uff1d1", "\uff20SUM(A1)"]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -64,10 +64,10 @@ def test_a_full_disk_is_named_and_is_no_fault_of_the_command(capsys):
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: '/full/out'\n"
 
 
-@given(st.text(st.sampled_from("'=+-@\t\r a1"), max_size=5))
+@given(st.text(st.sampled_from("'=+-@\t\r\n\uff0b a1"), max_size=5))
 def test_a_cell_is_no_formula_and_reads_back_the_same(text):
     cell = to_cell(text)
-    assert from_cell(cell) == text and not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert from_cell(cell) == text and not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff0b"))
 
 
 def test_a_table_of_predictions_has_no_formulas_and_is_resumed_and_evaluated(tmp_path):

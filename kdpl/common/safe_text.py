@@ -31,7 +31,7 @@ _ORDERS = [*range(32), *range(127, 160), *_TURNS, *range(0xFFF9, 0xFFFC), *range
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _ORDERS}
 _ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\t\n\r"}
 _RETURN_INSIDE = re.compile(r"(?<=.)\r(?=[^\n])", re.DOTALL)  # it would let the text behind it overwrite the line
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # as a spreadsheet sees one, or one that was defused
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as a spreadsheet sees one, or one that was defused
 
 
 class UnsafeTextError(ValueError):
