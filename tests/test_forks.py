@@ -154,6 +154,24 @@ def test_other_true_labels_change_nothing_bit_for_bit(style, tmp_path, permuted)
     assert any(not torch.equal(start[k], v) for k, v in results[1].items())
 
 
+@pytest.mark.slow
+def test_random_shots_of_a_wrapped_trainer_are_drawn_whatever_the_labels(tmp_path, permuted):
+    """The trainer's name, by which the data set would know, is the fork's."""
+    from collections import Counter
+
+    from kdpl.datasets.emoji.scenes import EmojiMeals, scenes_of
+
+    label_of = {scene.path: scene.label for scene in scenes_of(EmojiMeals.plan_name)}
+    drawn = []
+    for name in ("a", "b"):
+        permuted.append(name == "b")
+        trainer = build("KDPL_StyleCoOp", tmp_path / name, "TRAINER.KDPL.SHOTS", "random", "DATASET.NUM_SHOTS", 2)
+        folder = trainer.dm.dataset.dataset_dir
+        drawn.append([os.path.relpath(item.impath, folder) for item in trainer.dm.dataset.train_x])
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 60
+    assert len(set(Counter(label_of[path] for path in drawn[0]).values())) > 1, "not as many of each class"
+
+
 @pytest.fixture
 def permuted(monkeypatch):
     """A list whose last entry says whether the data set has other true labels, by what its constructor makes."""
@@ -294,6 +312,26 @@ class ReadsTheFolders(_After):
         return torch.tensor([sum(os.path.basename(item.impath).encode()) for item in self.dm.dataset.train_x])
 
 
+class ReadsAListOfTheClass(_After):
+    def truth(self):
+        return torch.tensor(type(self.dm.dataset).found)
+
+
+class ListsTheImagesAgain(_After):
+    """By a function of the data set's that makes items from its files, as `read_split` of CoOp's."""
+
+    def truth(self):
+        return _labels_of(self.dm.dataset.read_again())
+
+
+class SearchesInTheTest(fork_styles.StyleCoOp):
+    """Chooses a weight by validation images, as Tip-Adapter does, when all is learned."""
+
+    def test(self, split=None):
+        self.weight = _labels_of(self.dm.dataset.val).float().mean()
+        return super().test(split)
+
+
 class EvaluatesWhileItTrains(fork_styles.StyleCoOp):
     """Stops at the epoch that is best on the test images."""
 
@@ -310,7 +348,7 @@ class LearnsBehindTheTest(fork_styles.StyleCoOp):
 ASKING = (
     ReadsTheListAfterTheLoaders, BuildsAnotherManager, ReadsAnotherReference, ReadsAReferenceOfTheClass,
     ReadsCountsOfTheDataSet, ReadsValidationLabels, BuildsTheDataSetItself, DefinesADataSetItself, ReadsTheNamesOfImages,
-    ReadsTheFolders, EvaluatesWhileItTrains, LearnsBehindTheTest,
+    ReadsTheFolders, ReadsAListOfTheClass, ListsTheImagesAgain, SearchesInTheTest, EvaluatesWhileItTrains, LearnsBehindTheTest,
 )  # fmt: skip
 
 
@@ -320,7 +358,7 @@ def keeping(monkeypatch):
     from dassl.data.datasets import DATASET_REGISTRY
 
     from kdpl.datasets.base import ClassListDataset
-    from kdpl.datasets.emoji.scenes import EmojiMeals
+    from kdpl.datasets.emoji.scenes import EmojiMeals, scenes_of
 
     class EmojiKeeping(EmojiMeals):
         def __init__(self, cfg):
@@ -328,6 +366,13 @@ def keeping(monkeypatch):
             ClassListDataset.__init__(self, self.lab2cname, self.train_x, self.val, self.test)
             self.everything = [*self.train_x, *self.test]
             type(self).kept, self.labels = self.train_x, [item.label for item in self.train_x]
+            type(self).found = [item.label for item in self.train_x]
+
+        def read_again(self):
+            from dassl.data.datasets import Datum
+
+            path = scenes_of(self.plan_name)[0].path
+            return [Datum(os.path.join(self.dataset_dir, path), i, classname="a") for i in range(4)]
 
     DATASET_REGISTRY.register(EmojiKeeping, force=True)
     return EmojiKeeping.__name__

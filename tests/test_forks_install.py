@@ -215,6 +215,7 @@ def fork(tmp_path):
                 cfg.freeze()
                 set_random_seed(cfg.SEED)
                 setup_logger(cfg.OUTPUT_DIR)
+                breakpoint() if args.trainer == "StyleProbe" else None  # as somebody left it there
                 build_trainer(cfg).train()
 
 
@@ -283,7 +284,12 @@ def test_of_errors_raised_for_another_the_first_is_told(tmp_path):
 
 
 def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):
-    assert in_fork(tmp_path, "import os; os._exit(7)\n") == {"error": "exit status 7", "where": "", "way_out": ""}
+    assert in_fork(tmp_path, "import os; os._exit(7)\n") == {
+        "error": "exit status 7",
+        "where": "",
+        "own": False,
+        "way_out": "",
+    }
     assert in_fork(tmp_path, "import sys; sys.exit('no data')\n")["error"] == "no data"
     killed = in_fork(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n")
     assert killed["error"] == "ended by signal 9, as if memory ran out"
@@ -320,6 +326,7 @@ def test_what_dassl_lacks_is_looked_for_in_a_dassl_beside_the_fork(tmp_path):
         ("ModuleNotFoundError: No module named 'plotnine'", "", "pip install plotnine, which the fork needs"),
         ("ImportError: cannot import name 'mixup' from 'dassl.modeling.ops' (x)", "", "the bundled engine has no mixup"),
         ("ModuleNotFoundError: No module named 'dassl.modeling'", "", "the bundled engine has no modeling"),
+        ("ValueError: 'TASK' is not in list", "train.py, line 2: opts.index('TASK')", "--set TASK VALUE"),
         ("KeyError: 'EmojiMeals'", "", "knows some data sets by name"),
         ("AssertionError", "train.py, line 3: f(cfg.DATASET.NAME)", "knows some data sets by name"),
         ("AttributeError: 'NoneType' object has no attribute 'dtype'", "", ""),
@@ -368,7 +375,8 @@ def test_a_trainer_that_stops_says_whether_it_runs_with_its_labels(monkeypatch, 
     assert finding.works is False and "with its labels it runs" in str(finding)
     assert runs[1][-2:] == ("--layers", "12") and "--labels" in runs[2]
     trials(monkeypatch, error, error, {"error": "ValueError: no"})
-    assert "with its labels it stops too: ValueError: no" in str(*report.tried(tmp_path, "A", "KDPL_A"))
+    (finding,) = report.tried(tmp_path, "A", "KDPL_A")
+    assert finding.works is None and "with its labels it stops too: ValueError: no" in str(finding)
 
 
 def test_parameters_that_are_still_are_tried_with_a_deeper_clip_and_then_named(monkeypatch, tmp_path):
@@ -383,11 +391,87 @@ def test_settings_files_and_layers_reach_every_trial(monkeypatch, tmp_path, caps
     listed = {"mended": [], "trainers": {"A": "KDPL_A", "VPT": "Wrapped_VPT"}, "kdpl": "1", "torch": "2", "dassl": "bundled"}
     runs = trials(monkeypatch, listed, WORKS)
     monkeypatch.setattr(report, "_own_trainer", lambda *args: report.Finding(True, str(args[2])))
-    options = ["--trainer", "KDPL_A", "--set", "TASK", "B2N", "--layers", "5", "--prepare", "x.py"]
+    options = ["--trainer", "KDPL_A", "--set", "TASK", "B2N", "--layers", "5", "--prepare", "x.py", "--root", "data"]
     assert install.main([str(tmp_path), *options]) == 0
-    assert runs[1] == ("--trainer", "A", "--prepare", os.path.abspath("x.py"), "--layers", "5", "--set", "TASK", "B2N")
+    files = ("--prepare", os.path.abspath("x.py"), "--root", os.path.abspath("data"), "--clips")
+    assert runs[1][:7] == ("--trainer", "A", *files) and runs[1][8:] == ("--layers", "5", "--set", "TASK", "B2N")
     printed = capsys.readouterr().out
     assert "note KDPL_VPT is KDPL's own VPT; that of this fork, perhaps another method, is Wrapped_VPT" in printed
+
+
+STOPS = {"error": "AssertionError: a trainer of ours", "where": "train.py, line 9: assert name in OURS", "own": True}
+
+
+@pytest.mark.parametrize(
+    ("results", "status"),
+    [
+        ((STOPS, WORKS), 0),  # of the fork's code before any trainer is built: KDPL_CoOp is none of its own
+        ((STOPS, STOPS, STOPS, WORKS), 0),  # A stops with its labels too, B learns
+        ((STOPS, STOPS, {"ran": True}, WORKS), 1),  # A runs with its labels alone
+        (({**STOPS, "own": False}, WORKS), 1),  # raised by KDPL
+        ((STOPS, STOPS, STOPS, STOPS, STOPS), 1),  # nothing has learned
+    ],
+)
+def test_limits_of_a_fork_are_notes_and_the_status_says_whether_its_trainers_learn(
+    results, status, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "train.py").write_text(TRAIN)
+    names = {"A": "KDPL_A", "B": "KDPL_B"} if len(results) > 2 else {"A": "KDPL_A"}
+    listed = {"mended": [], "trainers": names, "kdpl": "1", "torch": "2", "dassl": "bundled"}
+    own, *rest = results
+    trials(monkeypatch, listed, *rest)
+    monkeypatch.setattr(report, "run_python", lambda *args: own)
+    assert install.main([str(tmp_path), "--layers", "3"]) == status
+    printed = capsys.readouterr().out
+    of_the_fork = "a limit of this fork's code, for its own trainers: those of KDPL train by python -m kdpl.train" in printed
+    assert of_the_fork == own["own"]
+    assert ("No trainer has learned without labels" in printed) == (results[-1] is STOPS)
+
+
+def test_an_error_is_the_forks_own_if_its_code_raised_it(tmp_path):
+    assert in_fork(tmp_path, "assert 1 == 2, 'ours alone'\n")["own"] is True
+    assert in_fork(tmp_path, "import json\njson.loads('x')\n")["own"] is False
+
+
+def load_run():
+    """The script of the table of runs."""
+    from importlib import util
+
+    spec = util.spec_from_file_location("forks_run", ROOT / "tests" / "forks" / "run.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_another_result(monkeypatch, tmp_path):
+    from argparse import Namespace
+
+    runs = load_run()
+    args = Namespace(prepare=[], set=["A.B", "1"], layers="")
+    options = ["DATASET.NUM_SHOTS", "-1", "A.B", "1"]
+    for exact, digest, holds in ((1e-7, "x", True), (1e-5, "x", False), (1e-7, "y", False)):
+        found = {**WORKS, "loss_differs": 1e-8, "gradient_of_parameters_differs": exact, "digest": "x", "layers": "3"}
+        monkeypatch.setattr(runs, "tried", lambda *a, found=found: iter([report.Finding(True, "", found, options)]))
+        monkeypatch.setattr(runs, "trial", lambda *a, digest=digest: {"digest": digest})
+        line, held = runs.row(tmp_path, "A", "KDPL_A", args, [tmp_path / "true", tmp_path / "permuted"])
+        assert held == holds and ("the same bits" in line) == (digest == "x") and ("DIFFERS" in line) == (digest == "y")
+        assert "| `A.B 1` | 10 steps, 3 of 3 parameters moved |" in line and f"1e-08, -, {exact:.0e} |" in line
+
+
+def test_permuted_data_have_the_same_images_and_as_many_of_each_class(tmp_path):
+    import json
+
+    runs = load_run()
+    splits = []
+    for permute in (False, True):
+        folder = runs.write_data(tmp_path / str(permute), permute)
+        splits.append(json.loads((folder / "caltech-101/split_zhou_Caltech101.json").read_text()))
+    plain, permuted = splits
+    assert [row[0] for row in plain["train"]] == [row[0] for row in permuted["train"]] and plain["test"] == permuted["test"]
+    half = len(plain["train"]) // 2
+    for part in (slice(0, half), slice(half, None)):
+        old, new = ([row[1:] for row in split["train"][part]] for split in splits)
+        assert old != new and sorted(old) == sorted(new)
 
 
 def test_the_name_of_a_trainer_that_kdpl_has_too_is_said_on_the_command_line(monkeypatch, capsys, request):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, nll_loss  # as forks import them,
 
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import distillation_loss, divergences
-from kdpl.distill.pseudo_labels import Agreement, PseudoLabels, UnsupportedStepError
+from kdpl.distill.pseudo_labels import OFFSET, Agreement, PseudoLabels, UnsupportedStepError
 
 B, C = 6, 5
 
@@ -63,7 +63,8 @@ def test_any_sequence_of_moves_keeps_rows_right(moves):
         labels, images = MOVES[name](labels, k), MOVES[name](images, k)
     assert isinstance(labels, PseudoLabels)
     assert torch.equal(labels.rows, images)
-    assert torch.equal(labels.as_subclass(torch.Tensor).long(), teacher.argmax(1)[images])
+    assert torch.equal(labels.as_subclass(torch.Tensor).long(), OFFSET + images), "which image, and no class"
+    assert torch.equal(labels.values, teacher.argmax(1)[images])
     if len(images):
         logits = torch.randn(len(images), C)
         with replaced:
@@ -80,10 +81,33 @@ def test_shapes_and_types_are_told_without_ado():
 def test_accuracy_is_reported_as_agreement_with_the_teacher():
     from dassl.metrics import compute_accuracy
 
-    teacher, labels, _, _ = made()
-    assert compute_accuracy(teacher, labels)[0].item() == 100
-    same = teacher.argmax(1) == labels
-    assert isinstance(same, Agreement) and same.float().mean().item() == 1
+    teacher, labels, replaced, s = made()
+    right = (s.argmax(1) == teacher.argmax(1)).float().mean().item()
+    with replaced:
+        assert compute_accuracy(teacher, labels)[0].item() == 100
+        same = teacher.argmax(1) == labels
+        assert isinstance(same, Agreement) and same.float().mean().item() == 1
+        for predicted in (
+            s.softmax(1).topk(2)[1][:, 0],
+            torch.argmax(input=s, dim=-1),
+            s.max(1).indices.cpu().int().view(-1),
+            s.sort(dim=1, descending=True)[1].T[0],
+            torch.argsort(s, 1)[:, -1:].squeeze(1),
+        ):
+            assert predicted.eq(labels).float().mean().item() == labels.eq(predicted).float().mean().item() == right
+        each = [(p == y).item() for p, y in zip(s.argmax(1), labels, strict=True)]
+        assert sum(each) / B == pytest.approx(right)
+
+
+def test_predictions_are_else_as_any_tensor():
+    """A choice of experts by scores, pseudo-labels of the trainer's own, a table."""
+    _, _, replaced, s = made("own_targets")
+    with replaced:
+        chosen, weights = s.argmax(1), s.topk(2)
+        assert type(chosen + 0) is type(F.one_hot(chosen, C)) is torch.Tensor
+        assert torch.equal(torch.zeros(B, C).scatter_(1, weights.indices, weights.values).sum(1), weights.values.sum(1))
+        assert F.cross_entropy(s, chosen).requires_grad and torch.randn(C, 2)[chosen].shape == (B, 2)
+        assert type(weights).__name__ == "topk" and chosen.tolist() == [int(c) for c in chosen]
 
 
 # --------------------------------------------------------------------------------------------------- what is refused
@@ -126,6 +150,11 @@ HARD = {
     "counts_of_tensors": lambda y, s: y.eq(torch.tensor(2)).sum(),
     "counts_at_once": lambda y, s: (y[None] == torch.arange(C)[:, None]).sum(1).tolist(),
     "compared_with_each_other": lambda y, s: (s @ s.t()) * (y[:, None] == y[None]),
+    "counts_with_like": lambda y, s: (y == torch.full_like(y, 2)).sum().item(),
+    "counts_with_full": lambda y, s: (torch.full((B,), 2) == y).sum().item(),
+    "each_class_in_rows": lambda y, s: (y.expand(C, B) == torch.arange(C)[:, None].expand(C, B)).tolist(),
+    "numbers_in_predictions_place": lambda y, s: (y == s.argmax(1) * 0 + 2).sum().item(),
+    "storage": lambda y, s: list(y.untyped_storage()),
     "binary_targets": lambda y, s: F.binary_cross_entropy_with_logits(s, (y[:, None] == torch.arange(C)).float()),
 }
 
@@ -141,6 +170,52 @@ def test_reading_pseudo_labels_as_hard_ones_is_refused_or_allowed_and_counted(us
         HARD[use](labels, s)
     assert sum(replaced.record.hard.values()) >= 1
     assert any("read as hard labels" in line for line in replaced.summary())
+
+
+PAST = {
+    "text": lambda y, s: f"{y} {y!r} {y[0]:d}",
+    "legacy": lambda y, s: [torch.LongTensor(y), torch.Tensor(y)],
+    "as_subclass": lambda y, s: y.as_subclass(torch.Tensor),
+    "another_type": lambda y, s: torch.as_tensor(y, dtype=torch.float64),
+    "full": lambda y, s: [torch.full((2,), y[0]), torch.scalar_tensor(y[0])],
+    "set": lambda y, s: torch.zeros(B, dtype=torch.long).set_(y),
+    "vmap": lambda y, s: torch.vmap(lambda a: a + 0)(y),
+    "func": lambda y, s: torch.func.grad(lambda a, b: (a * (b + 0)[:, None]).sum())(s, y),
+    "nested": lambda y, s: torch.nested.nested_tensor([y[:2], y[2:]]).unbind(),
+    "buffer": lambda y, s: nn.Module().register_buffer("label", y),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("way", PAST)
+def test_past_pytorchs_functions_a_label_is_no_class(way):
+    """What such a way gives is the same, whatever the teacher says."""
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        labels, replaced = replace_cross_entropy(torch.randn(B, C))
+        s = torch.ones(B, C)
+        with replaced:
+            found.append(PAST[way](labels, s))
+    pairs = [x if isinstance(x, list | tuple) else [x] for x in found]
+    for a, b in zip(*pairs, strict=True):
+        assert torch.equal(a, b) and (a >= OFFSET).all() if isinstance(a, torch.Tensor) else a == b
+
+
+def test_labels_that_a_transform_of_functions_made_plain_are_no_target():
+    _, labels, replaced, s = made("own_targets")
+    with replaced, pytest.raises(UnsupportedStepError, match=r"torch\.func or torch\.vmap"):
+        torch.func.grad(F.cross_entropy)(s, labels)
+    with replaced, pytest.raises(RuntimeError, match="out of bounds"):
+        torch.vmap(lambda a, y: F.cross_entropy(a[None], y[None]))(s, labels)
+
+
+def test_a_gradient_by_torch_func_is_that_of_the_divergence():
+    teacher, labels, replaced, s = made()
+    with replaced:
+        found = torch.func.grad(lambda a: F.cross_entropy(a, labels))(s)
+    (expected,) = torch.autograd.grad(distillation_loss(s, teacher)["loss"], s)
+    assert torch.allclose(found, expected, atol=1e-7) and found.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("allowed", [(), ("hard_labels",)])
@@ -258,6 +333,13 @@ def test_rows_of_a_table_of_classes_are_taken_and_counted():
             assert torch.equal(F.embedding(labels, table), table[teacher.argmax(1)])
     assert replaced.record.lookups == {"__getitem__": 2, "embedding": 2} and not replaced.record.hard
     assert "chose entries of other tensors: 2 x __getitem__" in "\n".join(replaced.summary())
+
+
+def test_a_label_in_a_slice_is_a_class_where_that_is_allowed():
+    teacher, labels, replaced, _ = made("hard_labels")
+    table, first = torch.randn(C, 3), int(teacher.argmax(1)[0])
+    with replaced:
+        assert torch.equal(table[labels[0] : labels[0] + 1], table[first : first + 1])
 
 
 LOOKUPS = {

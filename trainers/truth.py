@@ -1,7 +1,8 @@
 """Data sets without truth: labels, class names and paths are gone when a data set is constructed, before a trainer sees it.
 
 A data set may read labels while it is constructed: it draws shots and halves of the classes by them. What it leaves behind is
-closed: every item of every split, every other reference to an item, and every further collection that it has set.
+closed: every item of every split, every other reference to an item, and every further collection that it has set on itself or
+its class. An item that is made at another time is closed at once.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from torch.utils.data._utils.collate import default_collate_fn_map
 from yacs.config import CfgNode
 
@@ -171,6 +172,8 @@ def _hook_data_sets() -> None:
             pending += cls.__subclasses__()
             _hook(cls)
     DatasetBase.__init_subclass__ = classmethod(_hook)  # those that are defined later
+    if not hasattr(Datum.__init__, "closes"):
+        Datum.__init__ = _closing_item(Datum.__init__)
 
 
 def _hook(cls: type, **kwargs: Any) -> None:
@@ -186,13 +189,42 @@ def _closing(init: Callable) -> Callable:
         if not State.hiding or "_kdpl_under_way" in vars(self):
             init(self, *args, **kwargs)
             return
-        self._kdpl_under_way = True
-        init(self, *args, **kwargs)
+        self._kdpl_under_way, before = True, _collections_of_classes(self)
+        State.constructing += 1
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            State.constructing -= 1
         del self._kdpl_under_way
         close(self)
+        for (cls, name), value in _collections_of_classes(self).items():
+            if value is not before.get((cls, name)):
+                setattr(cls, name, Hidden(f"'{name}' of the class {cls.__name__}"))
 
     __init__.closes = True
     return __init__
+
+
+def _closing_item(init: Callable) -> Callable:
+    """Return the constructor of an item that is closed at once if no data set is under construction.
+
+    It is made by a function that reads a list of images with their labels again.
+    """
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if State.hiding and not State.constructing:
+            _empty(self, "an image that is listed again")
+
+    __init__.closes = True
+    return __init__
+
+
+def _collections_of_classes(dataset: Any) -> dict[tuple[type, str], Any]:
+    """Return the lists and other collections that the classes of a data set have."""
+    found = {(c, name): value for c in type(dataset).__mro__ for name, value in vars(c).items() if not name.startswith("__")}
+    return {key: value for key, value in found.items() if isinstance(value, list | tuple | set | Mapping)}
 
 
 # --------------------------------------------------------------------------------------------------------------- the closing
@@ -210,7 +242,7 @@ def close(dataset: Any) -> None:
         elif not _tells_nothing(value) and not any(_equal(value, each) for each in known):
             setattr(dataset, name, Hidden(f"'{split}' of the data set {type(dataset).__name__}"))
     for datum in {id(d): d for found in splits.values() for d in found}.values():
-        _empty(datum)  # for whatever else refers to it
+        _empty(datum, "an image that the data set has kept elsewhere")  # for whatever else refers to it
 
 
 def _item(split: str, datum: Any) -> HiddenItem:
@@ -220,13 +252,13 @@ def _item(split: str, datum: Any) -> HiddenItem:
     return HiddenItem(split, path, domain, *(() if split in TRAINED else (datum.label, datum.classname)))
 
 
-def _empty(datum: Any) -> None:
+def _empty(datum: Any, what: str) -> None:
     """Take everything but the domain out of an item of the data set's own class, in place."""
     if isinstance(datum, HiddenItem):
         return
     for name in [*getattr(datum, "__dict__", ()), *getattr(type(datum), "__slots__", ())]:
         if name.lstrip("_") != "domain":
-            object.__setattr__(datum, name, Hidden(f"'{name.lstrip('_')}' of an image that the data set has kept elsewhere"))
+            object.__setattr__(datum, name, Hidden(f"'{name.lstrip('_')}' of {what}"))
 
 
 def _tells_nothing(value: Any) -> bool:

@@ -180,7 +180,7 @@ class DistilledTrainer:
         super().after_train()
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        """Test with labels, when the training is over.
+        """Test with the labels of the images that are tested, when the training is over.
 
         Raises:
             UnsupportedStepError: the trainer trains, and labels of a test would choose among what it has learned.
@@ -192,7 +192,8 @@ class DistilledTrainer:
             )
         if not self._kdpl_training and self._kdpl_tested is None:
             self._kdpl_tested = learned_state(self)
-        with readable("val", "test"):
+        split = (args[0] if args else kwargs.get("split")) or self.cfg.TEST.SPLIT
+        with readable("val" if split == "val" and self.val_loader is not None else "test"):
             return super().test(*args, **kwargs)
 
     def before_train(self) -> None:

@@ -19,7 +19,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kdpl.distill.loss import distillation_loss, divergences
-from kdpl.distill.pseudo_labels import PseudoLabels, Record, Tracked, UnsupportedStepError, pseudo_labels, tracked
+from kdpl.distill.pseudo_labels import (
+    LARGEST,
+    OFFSET,
+    PseudoLabels,
+    Record,
+    Tracked,
+    UnsupportedStepError,
+    in_backward,
+    predictions,
+    pseudo_labels,
+    tracked,
+)
 
 LABEL_SMOOTHING, OWN_TARGETS = "label_smoothing", "own_targets"  # in TRAINER.KDPL.ALLOW, beside hard_labels
 
@@ -29,7 +40,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
 
     The labels themselves answer these calls (`Record.cross_entropy`), so that it makes no difference where they are made: in a
     model, in a function that a checkpoint computes again in the backward pass, in another thread. As a mode of PyTorch's this
-    class sees only what has nothing of the labels': a cross-entropy with targets of the trainer's own.
+    class sees only what has nothing of the labels': a cross-entropy with targets of the trainer's own, and what is predicted.
 
     Args:
         teacher_logits: of the batch's images over the class names, `(B, C)`.
@@ -46,7 +57,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
     ):
         super().__init__()
         self.teacher_logits, self.kind, self.temperature = teacher_logits, kind, temperature
-        self.record = Record(teacher_logits.shape[1], frozenset(allowed))
+        self.record = Record(teacher_logits.argmax(1), frozenset(allowed))
         self.calls: Counter[tuple[str, int, str]] = Counter()
         self.own_calls = self.smoothed_calls = 0
 
@@ -58,7 +69,9 @@ class ReplacedCrossEntropy(TorchFunctionMode):
                 self._leave(func.__name__, args[0] if args else kwargs["input"], target)
         elif func is torch.tensor and tracked((args, kwargs)):
             self.record.use_hard("torch.tensor")
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        scores = args[0] if args else kwargs.get("input")
+        return predictions(result) if func in LARGEST and torch.is_floating_point(scores) else result
 
     def __enter__(self) -> "ReplacedCrossEntropy":
         self.record.cross_entropy = self._loss
@@ -103,7 +116,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
                 "of F.log_softmax."
             )
         reduction = _reduction(size_average, reduce, reduction)
-        if not _in_backward():
+        if not in_backward():
             self.calls[name, len(input), reduction] += 1
         teacher = self.teacher_logits[target.rows]  # (rows, C)
         if reduction == "mean":
@@ -113,6 +126,11 @@ class ReplacedCrossEntropy(TorchFunctionMode):
 
     def _leave(self, name: str, logits: Tensor, target: Tensor) -> None:
         """Count a call whose targets are not labels, and which is left alone, or refuse it."""
+        if _are_entries(target):
+            raise UnsupportedStepError(
+                f"F.{name} got labels that torch.func or torch.vmap made a plain tensor: let the function refer to the labels "
+                "from outside, not take them as an argument."
+            )
         if isinstance(target, Tracked) or OWN_TARGETS not in self.record.allowed:
             raise UnsupportedStepError(
                 f"F.{name} got logits {tuple(logits.shape)} and targets {tuple(target.shape)} that are not the batch's labels: "
@@ -136,9 +154,10 @@ class ReplacedCrossEntropy(TorchFunctionMode):
             UnsupportedStepError: there was none.
         """
         if not self.calls:
+            read = f" (it reads them as hard labels by {', '.join(self.record.hard)})" if self.record.hard else ""
             raise UnsupportedStepError(
                 f"{trainer} called neither F.cross_entropy nor F.nll_loss with the batch's labels in its step, so there is no "
-                "loss on labels that a teacher could replace: it learns without labels already, or by a loss of its own."
+                f"loss on labels that a teacher could replace: it learns without labels already, or by a loss of its own{read}."
             )
 
     def summary(self) -> list[str]:
@@ -175,13 +194,7 @@ def replace_cross_entropy(
         teacher_logits, kind, temperature, allowed: as of `ReplacedCrossEntropy`.
     """
     replaced = ReplacedCrossEntropy(teacher_logits, kind, temperature, allowed)
-    rows = torch.arange(len(teacher_logits), device=teacher_logits.device)
-    return pseudo_labels(teacher_logits.argmax(1), rows, replaced.record), replaced
-
-
-def _in_backward() -> bool:
-    """Whether a function of a checkpoint is computed again."""
-    return torch._C._current_graph_task_id() != -1
+    return pseudo_labels(len(teacher_logits), replaced.record), replaced
 
 
 def _without_compilation() -> AbstractContextManager:
@@ -198,6 +211,16 @@ def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -
     if reduce is False:
         return "none"
     return "sum" if size_average is False else "mean"
+
+
+def _are_entries(target: Tensor) -> bool:
+    """Whether a plain tensor holds the entries of pseudo-labels."""
+    if target.is_floating_point() or isinstance(target, Tracked) or not target.numel():
+        return False
+    try:
+        return bool((target >= OFFSET).any())
+    except RuntimeError:  # of torch.vmap, which shows no values: let them be out of bounds
+        return False
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
-"""Labels without truth: a teacher's argmax that knows which image each entry is of, and refuses to be read as a hard label.
+"""Labels without truth: they say which image each entry is of, and only where that is allowed, a teacher's argmax.
 
-Plain PyTorch. `pseudo_labels` makes them, `kdpl.distill.interception` matches their rows with a teacher's distribution.
+Plain PyTorch. `pseudo_labels` makes them, `kdpl.distill.interception` matches their rows with a teacher's distribution. The
+entries of the tensor are no classes, so that code which comes by them past PyTorch's functions has an index out of bounds.
 """
 
 from collections import Counter
@@ -11,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdpl.distill.nested import leaves, mapped, name_of, tensors
+
+OFFSET = 1 << 24  # the entry of image i of a batch is OFFSET + i, an index of no table
 HARD_LABELS, LOOKUPS = "hard_labels", "lookups"  # in TRAINER.KDPL.ALLOW
 
 
@@ -19,10 +23,10 @@ class UnsupportedStepError(ValueError):
 
 
 class Record:
-    """What a step's pseudo-labels were used for.
+    """What a step's pseudo-labels are, and what they were used for.
 
     Args:
-        classes: how many names they are over.
+        values: the class that each image of the batch would have as a hard label, `(B,)`.
         allowed: of TRAINER.KDPL.ALLOW.
 
     Attributes:
@@ -30,8 +34,8 @@ class Record:
             name and its arguments; None outside of a step.
     """
 
-    def __init__(self, classes: int, allowed: frozenset[str] = frozenset()):
-        self.classes, self.allowed = classes, allowed
+    def __init__(self, values: Tensor, allowed: frozenset[str] = frozenset()):
+        self.values, self.allowed = values, allowed
         self.hard: Counter[str] = Counter()  # uses as hard labels, by the function's name
         self.lookups: Counter[str] = Counter()  # uses as an index, by the function's name
         self.cross_entropy: Callable | None = None
@@ -79,20 +83,30 @@ class Tracked(Tensor):
         kwargs = kwargs or {}
         found = tracked((args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
+            if func in _SHOWN and isinstance(args[0], PseudoLabels):
+                return f"tensor of pseudo-labels of the images {args[0].rows.tolist()}"
             if any(isinstance(x, PseudoLabels) for x in found):
                 return _of_labels(func, args, kwargs, found)
             return _of_agreement(func, args, kwargs, found[0].record)
 
 
 class PseudoLabels(Tracked):
-    """The teacher's argmax; `rows`, of the same shape, says which image of the batch each entry is of.
+    """Labels of a batch's images, by their numbers.
 
-    Operations that move entries about (indexing, cat, repeat, split, view, to, ...) move `rows` alike. Cross-entropy is
-    answered by the record. Comparisons with predictions give an `Agreement`. Everything else is refused, or with "hard_labels"
-    or "lookups" allowed gives plain tensors.
+    Operations that move entries about (indexing, cat, repeat, split, view, to, ...) give labels again. Cross-entropy is
+    answered by the record. Comparisons with `Predictions` give an `Agreement`. Everything else is refused, or with
+    "hard_labels" or "lookups" allowed gives plain tensors, computed from the teacher's argmax.
     """
 
-    rows: Tensor
+    @property
+    def rows(self) -> Tensor:
+        """Which image of the batch each entry is of, of the same shape."""
+        return _entries(self).long() - OFFSET
+
+    @property
+    def values(self) -> Tensor:
+        """The teacher's argmax for each entry, of the labels' type."""
+        return self.record.values.to(_entries(self).device)[self.rows].to(_entries(self).dtype)
 
 
 class Agreement(Tracked):
@@ -102,17 +116,48 @@ class Agreement(Tracked):
     """
 
 
-def pseudo_labels(values: Tensor, rows: Tensor, record: Record) -> PseudoLabels:
-    """Return labels that know their images.
+class Predictions(Tensor):
+    """Where the largest of some scores were: the classes that a model predicts, the one thing that labels are compared with.
 
-    Args:
-        values: class indices, of an integer type and any shape.
-        rows: which image of the batch each is of, of the same shape.
-        record: of the step.
+    Anything else may be a list of the classes, and what equals what then tells each label.
     """
-    labels = values.as_subclass(PseudoLabels)
-    labels.rows, labels.record = rows, record
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if tracked((args, kwargs)):  # compared with labels
+            return Tracked.__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+        moved = func in _MOVES or func in _CONVERSIONS or func in _MOVES_LIKE
+        return predictions(result) if moved and args and all(isinstance(x, Predictions) for x in leaves(args[0])) else result
+
+
+def predictions(nested: Any) -> Any:
+    """Return the integer tensors of a function's result as `Predictions`."""
+    return mapped(lambda x: x.as_subclass(Predictions) if _is_index(x) else x, nested)
+
+
+def pseudo_labels(count: int, record: Record) -> PseudoLabels:
+    """Return the labels of a batch of so many images."""
+    return _labels(torch.arange(OFFSET, OFFSET + count, device=record.values.device), record)
+
+
+def _labels(entries: Tensor, record: Record) -> PseudoLabels:
+    labels = entries.as_subclass(PseudoLabels)
+    labels.record = record
     return labels
+
+
+def _entries(labels: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return labels.as_subclass(Tensor)
+
+
+def _is_index(x: Any) -> bool:
+    return (
+        type(x) is Tensor and x.dtype in (torch.int64, torch.int32) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def _functions(names: str) -> set[Callable]:
@@ -134,12 +179,14 @@ _CONVERSIONS = {
 _BY_SHAPE = _functions(
     "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like"
 )
+_SHOWN = {_T.__repr__, _T.__str__, _T.__format__}
+LARGEST = _functions("argmax topk max sort argsort")  # give predictions of scores
 _COMPARISONS = _functions("eq ne") | {_T.__eq__, _T.__ne__}
 _LOOKUPS = _functions("__getitem__ index_select gather take take_along_dim") | {F.embedding}
 _LOSSES = {F.cross_entropy, F.nll_loss}
 _READS = {_T.__reduce_ex__} | _functions(
     "item tolist numpy __bool__ __int__ __float__ __index__ __contains__ __array__ __deepcopy__ is_nonzero equal allclose "
-    "__setitem__ __dlpack__"
+    "__setitem__ __dlpack__ storage untyped_storage"
 )
 _CHOICES = _functions(
     "__bool__ is_nonzero where nonzero argwhere masked_select masked_fill masked_fill_ __setitem__ index_select"
@@ -173,23 +220,24 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
     elif func in _READS or (func in _COMPARISONS and not _with_predictions(args, kwargs, found)):
         record.use_hard(name)
         return func(*_plain(args), **_plain(kwargs))
-    result = func(*_plain(args), **_plain(kwargs))
     if func in _CONVERSIONS and isinstance(source, PseudoLabels):
-        return _converted(result, source, name)
+        return _converted(func, args, kwargs, source)
+    result = func(*_plain(args), **_plain(kwargs))
     if func in _COMPARISONS:
         return _agreement(result, record)
-    if _tensors(result) and func not in _BY_SHAPE and func not in _LOOKUPS:
+    if tensors(result) and func not in _BY_SHAPE and func not in _LOOKUPS:
         record.use_hard(name)
     return result
 
 
 def _with_predictions(args: tuple, kwargs: dict, found: list[Tracked]) -> bool:
-    """Whether labels are compared with a tensor that has an entry, or several, for each of them.
+    """Whether labels are compared with predictions, an entry or several for each of them.
 
-    A comparison with a number, with each class, or among labels asks what the labels are.
+    A comparison with anything else, or among labels, asks what the labels are. What a checkpoint computes again has been asked
+    in the forward pass.
     """
     others = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor) and not isinstance(x, Tracked)]
-    if len(found) != 1 or len(others) != 1 or others[0].dim() == 0:
+    if len(found) != 1 or len(others) != 1 or not (isinstance(others[0], Predictions) or in_backward()):
         return False
     return torch.broadcast_shapes(found[0].shape, others[0].shape) == others[0].shape
 
@@ -199,24 +247,31 @@ def _is_target(args: tuple, kwargs: dict) -> bool:
 
 
 def _move(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
-    """Do with the rows what is done with the values."""
-    values = func(*_plain(args), **_plain(kwargs))
-    rows = func(_rows(args[0]), *_plain(args[1:]), **_plain(kwargs))
-    if isinstance(values, list | tuple):
-        return type(values)(pseudo_labels(v, r, record) for v, r in zip(values, rows, strict=True))
-    return pseudo_labels(values, rows, record)
+    """Move the entries, by which each label stays that of its image."""
+    source = mapped(_entries, args[0])
+    moved = func(source, *_plain(args[1:]), **_plain(kwargs))
+    return mapped(lambda entries: _labels(entries, record), moved)
 
 
-def _converted(plain: Any, source: PseudoLabels, name: str) -> Any:
+def in_backward() -> bool:
+    """Whether a function of a checkpoint is computed again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _converted(func: Callable, args: tuple, kwargs: dict, source: PseudoLabels) -> Any:
     """Return labels of another device or integer type."""
-    if not isinstance(plain, Tensor):  # `type()` without arguments
-        return plain
-    if plain.is_floating_point() or plain.is_complex() or plain.dtype == torch.bool:
-        source.record.use_hard(f"{name} to {plain.dtype}")
-        return plain
-    if plain.dtype != source.dtype and source.record.classes - 1 > torch.iinfo(plain.dtype).max:
-        raise UnsupportedStepError(f"{source.record.classes} classes are too many for labels of type {plain.dtype}.")
-    return pseudo_labels(plain, source.rows.to(plain.device), source.record)
+    entries = func(_entries(source), *_plain(args[1:]), **_plain(kwargs))
+    if not isinstance(entries, Tensor):  # `type()` without arguments
+        return entries
+    if entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool:
+        source.record.use_hard(f"{name_of(func)} to {entries.dtype}")
+        return func(*_plain(args), **_plain(kwargs))
+    if torch.iinfo(entries.dtype).bits < 32:
+        raise UnsupportedStepError(
+            f"The trainer converts labels to {entries.dtype}, which has no room for the numbers of their images: expected "
+            "torch.int64 or torch.int32."
+        )
+    return _labels(entries, source.record)
 
 
 def _of_agreement(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
@@ -224,7 +279,7 @@ def _of_agreement(func: Callable, args: tuple, kwargs: dict, record: Record) -> 
     use = ""
     if func in _CHOICES or (func is _T.__getitem__ and tracked(args[1])):
         use = f"{name_of(func)} of a comparison"
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in _tensors((args, kwargs))):
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in tensors((args, kwargs))):
         use = f"{name_of(func)} of a comparison, in what is learned"
     if use:
         record.use_hard(use)
@@ -242,51 +297,21 @@ def _agreement(result: Any, record: Record) -> Any:
     return result
 
 
-# ---------------------------------------------------------------------------------------------------- nested arguments
-
-
-def name_of(func: Callable) -> str:
-    """Return a function's name as a reader knows it: 'one_hot', 'Tensor.eq'."""
-    name = getattr(func, "__name__", str(func))
-    owner = getattr(func, "__self__", None)
-    return getattr(owner, "__name__", name) if name == "__get__" else name
-
-
-def _leaves(nested: Any) -> list[Any]:
-    if isinstance(nested, list | tuple):
-        return [leaf for x in nested for leaf in _leaves(x)]
-    if isinstance(nested, dict):
-        return _leaves(list(nested.values()))
-    if isinstance(nested, slice):
-        return _leaves([nested.start, nested.stop, nested.step])
-    return [nested]
-
-
-def _tensors(nested: Any) -> list[Tensor]:
-    return [x for x in _leaves(nested) if isinstance(x, Tensor)]
-
-
 def tracked(nested: Any) -> list[Tracked]:
-    return [x for x in _leaves(nested) if isinstance(x, Tracked)]
+    return [x for x in leaves(nested) if isinstance(x, Tracked)]
 
 
 def _all_labels(nested: Any) -> bool:
-    leaves = _leaves(nested)
-    return bool(leaves) and all(isinstance(x, PseudoLabels) for x in leaves)
-
-
-def _map(f: Callable, nested: Any) -> Any:
-    if isinstance(nested, list | tuple):
-        mapped = [_map(f, x) for x in nested]
-        return type(nested)(*mapped) if hasattr(nested, "_fields") else type(nested)(mapped)
-    if isinstance(nested, dict):
-        return {key: _map(f, x) for key, x in nested.items()}
-    return f(nested)
+    found = leaves(nested)
+    return bool(found) and all(isinstance(x, PseudoLabels) for x in found)
 
 
 def _plain(nested: Any) -> Any:
-    return _map(lambda x: x.as_subclass(Tensor) if isinstance(x, Tracked) else x, nested)
+    """Return plain tensors: of labels the teacher's argmax."""
 
+    def plain(x: Any) -> Any:
+        if isinstance(x, PseudoLabels):
+            return x.values
+        return x.as_subclass(Tensor) if isinstance(x, Tracked | Predictions) else x
 
-def _rows(nested: Any) -> Any:
-    return _map(lambda x: x.rows, nested)
+    return mapped(plain, nested)

@@ -13,6 +13,7 @@ _LACKING = re.compile(  # in a wrapped trainer, or in Dassl
     r"|cannot import name '(\w+)' from 'dassl"
     r"|No module named 'dassl\.([\w.]+)'"
 )
+_ASKED = re.compile(r"'([A-Z][\w.]*)' is not in list")  # a setting that a fork looks for in its command line
 _PACKAGE = re.compile(r"No module named '(\w+)")
 
 
@@ -27,9 +28,24 @@ def reason(stderr: str, status: int) -> str:
 def place(stderr: str, fork: Path) -> str:
     """Return the innermost line of the fork's code in a traceback, 'FORK/trainers/coop.py, line 7: x = y', or an empty text."""
     root = fork.resolve()
-    frames = [(root / file, line, code) for file, line, code in _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])]
-    own = [f for f in frames if f[0].is_relative_to(root) and "site-packages" not in f[0].parts and f[0].name[0] != "<"]
+    own = [frame for frame in _frames(stderr, root) if _is_own(frame[0], root)]
     return f"{fork / own[-1][0].relative_to(root)}, line {own[-1][1]}: {own[-1][2]}" if own else ""
+
+
+def is_of_the_fork(stderr: str, fork: Path) -> bool:
+    """Return whether the fork's own code raised the error of a traceback, such as by an `assert`."""
+    frames = _frames(stderr, fork.resolve())
+    return bool(frames) and _is_own(frames[-1][0], fork.resolve())
+
+
+def _frames(stderr: str, root: Path) -> list[tuple[Path, str, str]]:
+    """Return file, line and code of each call in a traceback; of several, of the first, which others were raised for."""
+    found = _FRAME.findall(stderr.partition(_WHILE_HANDLING)[0])
+    return [(root / file, line, code) for file, line, code in found]
+
+
+def _is_own(file: Path, root: Path) -> bool:
+    return file.is_relative_to(root) and "site-packages" not in file.parts and file.name[0] != "<"
 
 
 def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
@@ -46,6 +62,8 @@ def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
         return _dassl_with(next(filter(None, lacking.groups())), fork, bundled)
     if (package := _PACKAGE.search(error)) and package[1] != "dassl":
         return _package(package[1], fork)
+    if asked := _ASKED.search(error):
+        return f"the fork's main() asks for it on the command line, its README with what value: --set {asked[1]} VALUE"
     if any(name in error for name in BENCHMARKS) or "DATASET.NAME" in where:
         return "the fork knows some data sets by name, and the benchmark is none of them: try it on one of those"
     files = "No such file" in error or "does not exist" in error

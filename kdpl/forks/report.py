@@ -22,7 +22,7 @@ class Finding:
     """One thing that was tried.
 
     Attributes:
-        works: whether it does; None: a note.
+        works: whether it does; None: a note, such as of a trainer that stops with its labels too.
         line: what was tried and what came of it.
         found: the result of the trial.
         options: the settings, KEY VALUE ..., that it needed.
@@ -38,7 +38,7 @@ class Finding:
 
 
 def try_fork(
-    fork: Path, trainer: str = "", settings: Sequence[str] = (), prepare: str = "", layers: str = ""
+    fork: Path, trainer: str = "", settings: Sequence[str] = (), prepare: str = "", layers: str = "", root: str = ""
 ) -> Iterator[Finding]:
     """Run what the documentation promises in a fork, and yield what came of each run when it is over.
 
@@ -48,6 +48,7 @@ def try_fork(
         settings: KEY VALUE ... of every run, for the fork's own command line.
         prepare: a Python file that runs before the fork's main().
         layers: of the small CLIP; empty: few, or as many as CLIP has if few are not enough.
+        root: a folder with the files of the fork's own data set; empty: drawings stand in for it.
     """
     found = trial(fork)
     if "mended" not in found:
@@ -57,9 +58,16 @@ def try_fork(
     versions = f"kdpl {found['kdpl']}, PyTorch {found['torch']}, {dassl_in_use()}"
     versions += "" if found["dassl"] == "bundled" else f" (version {found['dassl']})"
     yield Finding(True, f"configuration: {versions}{mended}")
+    extra = [*(["--prepare", prepare] if prepare else []), *(["--root", root] if root else [])]
     with tempfile.TemporaryDirectory() as output:
         yield _own_trainer(fork, output, settings)
-    offered = found["trainers"]
+        yield from _trainers(fork, found["trainers"], trainer, settings, [*extra, "--clips", output], layers)
+
+
+def _trainers(
+    fork: Path, offered: dict[str, str], trainer: str, settings: Sequence[str], extra: Sequence[str], layers: str
+) -> Iterator[Finding]:
+    """Say under which names a fork's trainers are offered, and try one of them or all."""
     listed = ", ".join(offered.values()) or "none of this fork, whose trainers cannot be distilled"
     yield Finding(bool(offered), f"--trainer takes, without labels: {listed}")
     for name, offer in offered.items():
@@ -69,15 +77,19 @@ def try_fork(
     if trainer and not chosen:
         yield Finding(False, f"--trainer {trainer}: expected one of {', '.join(offered.values())}")
     for name in chosen:
-        yield from tried(fork, name, offered[name], settings, prepare, layers)
+        yield from tried(fork, name, offered[name], settings, extra, layers)
 
 
 def tried(
-    fork: Path, name: str, offer: str, settings: Sequence[str] = (), prepare: str = "", layers: str = ""
+    fork: Path, name: str, offer: str, settings: Sequence[str] = (), extra: Sequence[str] = (), layers: str = ""
 ) -> Iterator[Finding]:
-    """Try one trainer, again with what a refusal asks for or with all of CLIP's layers, and yield what came of it."""
+    """Try one trainer, again with what a refusal asks for or with all of CLIP's layers, and yield what came of it.
+
+    Args:
+        extra: further options of `kdpl.forks.trial`.
+        fork, name, offer, settings, layers: as of `try_fork`.
+    """
     fixed, added = layers, {}
-    extra = ["--prepare", prepare] if prepare else []
     while True:
         options = [*settings, *(x for pair in added.items() for x in pair)]
         args = ["--trainer", name, *extra, *(["--layers", layers] if layers else []), *(["--set", *options] if options else [])]
@@ -94,7 +106,8 @@ def tried(
         yield Finding(None, f"{_failed(what, found).line}\n     tried again with {' '.join(' '.join(x) for x in more.items())}")
     if "moved" not in found:
         labelled = trial(fork, *args[:2], "--labels", *args[2:])
-        yield replace(_failed(what, {**found, "labelled": labelled}), found=found, options=options)
+        failed = _failed(what, {**found, "labelled": labelled})
+        yield replace(failed, found=found, options=options, works=False if labelled.get("ran") else None)
         return
     moved = f"{found['moved']} of {found['learned']} learned parameters moved"
     moved += f"; not {', '.join(found['still'])}" if found["still"] else ""
@@ -139,14 +152,19 @@ def _own_trainer(fork: Path, output: str, settings: Sequence[str]) -> Finding:
     found, what = run_python(fork, *args), "python train.py --trainer KDPL_CoOp"
     if Path(output, "prompts.safetensors").is_file():
         return Finding(True, f"{what}: trained, prompts written")
-    return _failed(what, {"error": "no prompts were written", **found})
+    failed = _failed(what, {"error": "no prompts were written", **found})
+    if not found.get("own"):
+        return failed
+    note = "a limit of this fork's code, for its own trainers: those of KDPL train by python -m kdpl.train --trainer KDPL_CoOp"
+    return replace(failed, works=None, line=f"{failed.line}\n     {note}")
 
 
 def _failed(what: str, found: dict[str, Any]) -> Finding:
     why = f"refused. {found['refused']}" if "refused" in found else found.get("error", "no result")
     further = [("in", found.get("where")), ("what to do:", found.get("way_out"))]
     lines = [f"{what}: {why}", *(f"{word} {text}" for word, text in further if text)]
-    if labelled := found.get("labelled"):
+    if "labelled" in found:
+        labelled = found["labelled"]
         same = "it runs" if labelled.get("ran") else f"it stops too: {labelled.get('error', 'no result')}"
         lines.append(f"with its labels {same}")
-    return Finding(False, "\n     ".join(map(on_one_line, lines)))
+    return Finding(False, "\n     ".join(map(on_one_line, lines)), found)

@@ -1,14 +1,17 @@
 """What stands in for weights, data and a GPU in a trial of a fork: a small CLIP, some drawings, and calls that do nothing."""
 
 import importlib
+import pdb
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.collect_env
 import yaml
 from torch import Tensor, nn
 
+from kdpl.common.files import atomic_write
 from kdpl.config.command_line import CONFIGS
 from kdpl.text.templates import template_for
 
@@ -19,14 +22,20 @@ OWN_DATA = f"{CONFIGS}/datasets/emoji_meals.yaml"
 
 
 def small_clip(folder: Path, layers: int) -> Path:
-    """Write a small CLIP with random weights as OpenAI's state dict, which `clip.load` of every fork reads; return its path."""
+    """Return the path of a small CLIP with random weights as OpenAI's state dict in fp16, which every fork's `clip.load` reads.
+
+    It is written if it is not there: several trials may have one folder.
+    """
     from kdpl.clip.openai import VOCABULARY, openai_clip
 
-    path = folder / "small_clip.pt"
+    path = folder / f"small_clip_{layers}.pt"
+    if path.is_file():
+        return path
     torch.manual_seed(11)
     model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
     model = model_class(EMBED, RESOLUTION, layers, WIDTH, PATCH, 77, VOCABULARY, TEXT_WIDTH, HEADS, layers)
-    torch.save(model.float().state_dict(), path)
+    with atomic_write(path) as file:
+        torch.save({key: value.to(torch.float16) for key, value in model.state_dict().items()}, file)
     return path
 
 
@@ -46,18 +55,30 @@ def stand_in_for_a_gpu() -> None:
     torch.backends.cuda.enable_flash_sdp(False)  # fused attention has no second derivative on a CPU
 
 
+def pass_over_questions() -> None:
+    """Let code that stops for a debugger go on, and what Dassl asks of the machine for its log be left out."""
+    pdb.set_trace = pdb.Pdb.set_trace = sys.breakpointhook = lambda *args, **kwargs: None
+    torch.utils.collect_env.get_pretty_env_info = lambda: "left out in a trial"
+
+
 def data_file() -> str:
     """Return the file in the fork's configs/datasets whose data set is stood in for, or else KDPL's for the benchmark.
 
     Forks know their data sets by name, in tables of sentences and lists of tasks: a trial takes one of these names.
     """
-    files = sorted(Path("configs/datasets").glob("*.yaml"), key=lambda file: (file.stem != "caltech101", file.name))
+    files = sorted(Path("configs/datasets").rglob("*.yaml"), key=lambda file: (file.stem != "caltech101", file.name))
     return next((str(file) for file in files if _name_in(file)), OWN_DATA)
 
 
 def _name_in(file: str | Path) -> str:
     content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     return (content.get("DATASET") or {}).get("NAME", "")
+
+
+def own_data(file: str, root: str) -> tuple[str, list[str]]:
+    """Return the name of a file's data set, of which the fork's own class reads `root`, and the names in its classnames.txt."""
+    names = Path(root, "classnames.txt")
+    return _name_in(file), names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
 
 
 def register_benchmark(file: str) -> tuple[str, list[str]]:

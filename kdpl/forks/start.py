@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.common.environment import PACKAGE, dassl_in_use
-from kdpl.forks.faults import place, reason, way_out
+from kdpl.forks.faults import is_of_the_fork, place, reason, way_out
 
 RESULT = "RESULT "  # before what a trial prints
-TIMEOUT = 900  # seconds of a trial
+TIMEOUT = 3600  # seconds of a trial, which takes a minute where nothing else runs
 # The folder of a checkout must not be on the path: its `trainers` and `datasets` would be found in place of a fork's, if these
 # have no __init__.py.
 _BOOT = f"""
@@ -36,7 +36,8 @@ def run_python(fork: Path, *args: str) -> dict[str, Any]:
     """Run Python in a fork's folder with the KDPL of this process.
 
     Returns:
-        The JSON behind RESULT, or `error`, in both cases with `where` in the fork's code and the `way_out`; empty if neither.
+        The JSON behind RESULT, or `error`, in both cases with `where` in the fork's code, whether that code raised it (`own`),
+        and the `way_out`; empty if neither.
     """
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # the run is in another folder
     found = [os.path.abspath(folder) for folder in folders if folder and Path(folder).resolve() != PACKAGE.parent]
@@ -59,6 +60,6 @@ def run_python(fork: Path, *args: str) -> dict[str, Any]:
     if result is None and process.returncode:
         found["error"] = reason(process.stderr, process.returncode)
     if error := found.get("error", found.get("refused", "")):
-        found["where"] = place(process.stderr, fork)
+        found["where"], found["own"] = place(process.stderr, fork), is_of_the_fork(process.stderr, fork)
         found["way_out"] = way_out(error, found["where"], fork, "bundled" in dassl_in_use())
     return found

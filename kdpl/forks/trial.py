@@ -1,6 +1,7 @@
 """One trainer of a fork, run by the fork's own main() for a few steps on drawings, in a process of its own.
 
-    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--layers N] [--prepare FILE] [--set KEY VALUE ...]
+    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--exact] [--layers N] [--prepare FILE] [--root FOLDER]
+                               [--set KEY VALUE ...]
 
 Without --trainer it lists the fork's trainers. The fork's `train.py` runs with the lines of `kdpl.install`, if it lacks them in
 memory only, and with a small CLIP of random weights and the widths that forks count on, so that nothing is downloaded. The last
@@ -25,7 +26,6 @@ import kdpl.trainers
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import ArgumentParser, run_command
 from kdpl.config.command_line import CONFIGS
-from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.forks.edit import apply_changes, missing_changes, read_source
 from kdpl.forks.stand_ins import (
@@ -33,14 +33,16 @@ from kdpl.forks.stand_ins import (
     SHOTS,
     STUDENT,
     data_file,
+    own_data,
+    pass_over_questions,
     register_benchmark,
     small_clip,
     stand_in_for_a_gpu,
     use_small_clip,
 )
 from kdpl.forks.start import RESULT
+from kdpl.forks.watch import watch
 from kdpl.trainers.offers import OF_THE_FORK, PREFIX, can_be_distilled
-from kdpl.trainers.wrapped import DistilledTrainer
 
 
 def run_script(name: str) -> types.ModuleType:
@@ -114,6 +116,7 @@ def nodes(node: Any, above: str) -> list[tuple[str, Any]]:
 def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     """List the fork's trainers, or let its main() build and train one of them; put what came of it into `result`."""
     stand_in_for_a_gpu()
+    pass_over_questions()
     import dassl
 
     version = getattr(dassl, "__version__", "bundled")
@@ -128,19 +131,20 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     if args.trainer not in offered:
         raise ValueError(f"{args.trainer} is not a trainer of this fork that can be distilled: {', '.join(offered)}")
     file, data = config_file(args.trainer), data_file()
-    clip_file = small_clip(Path(output), args.layers)
+    clip_file = small_clip(Path(args.clips or output), args.layers)
     use_small_clip(clip_file)
-    dataset, classnames = register_benchmark(data)
+    dataset, classnames = own_data(data, args.root) if args.root else register_benchmark(data)
     if args.prepare:
         facts = {"dataset": dataset, "classnames": classnames, "trainer": args.trainer, "clip_file": clip_file}
         runpy.run_path(args.prepare, facts)
     name = args.trainer if args.labels else offered[args.trainer]
     settings = [*short_run(configuration(script, file), args.layers, args.labels), *args.set]
     sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--output-dir", output, "--config-file", file,
-                "--dataset-config-file", data, *map(str, settings)]  # fmt: skip
-    result |= {"config_file": file, "data_file": data}
+                "--dataset-config-file", data, *(["--root", args.root] if args.root else []), *map(str, settings)]  # fmt: skip
+    result |= {"config_file": file, "data_file": data, "layers": str(args.layers)}
     if not args.labels:
-        watch(result, args.trainer if args.compare and offered[args.trainer].startswith(OF_THE_FORK) else "", clip_file)
+        compared = args.trainer if args.compare and offered[args.trainer].startswith(OF_THE_FORK) else ""
+        watch(result, compared, clip_file, args.exact)
     run_script("__main__")
     if args.labels:
         result["ran"] = True
@@ -148,99 +152,14 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
         raise ValueError(f"the fork's main() ended without training {name}")
 
 
-# ------------------------------------------------------------------------------------------------------- what is looked at
-
-
-def watch(result: dict[str, Any], compared: str, clip_file: Path) -> None:
-    """Put into `result` what the trainer that the fork's main() builds learns, and how exactly its loss is the divergence.
-
-    Args:
-        compared: the name of a trainer to compare with KDPL's own first; empty: none.
-        clip_file: the student's weights.
-    """
-    build, train, answer = DistilledTrainer.__init__, DistilledTrainer.train, ReplacedCrossEntropy._loss
-
-    def built(self: Any, cfg: Any) -> None:
-        build(self, cfg)
-        if compared:
-            from dassl.engine import TRAINER_REGISTRY
-
-            try:
-                result["compared"] = compare(self, TRAINER_REGISTRY.get(f"{PREFIX}{compared}"), cfg, clip_file)
-            except ValueError as error:  # an option of the fork's that KDPL's own refuses
-                result["incomparable"] = str(error)
-            build(self, cfg)
-
-    def trained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        learned = {k: p for m in self._models.values() if m is not None for k, p in m.named_parameters() if p.requires_grad}
-        before = {k: p.detach().clone() for k, p in learned.items()}
-        step, steps = self.forward_backward, []
-        self.forward_backward = lambda batch: steps.append(step(batch)) or steps[-1]
-        returned = train(self, *args, **kwargs)
-        still = [k for k, p in learned.items() if torch.equal(before[k], p)]
-        result.update(learned=len(learned), still=still, moved=len(learned) - len(still), steps=len(steps))
-        return returned
-
-    def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = answer(self, name, input, target, *args, **kwargs)
-        if "loss_differs" not in result and input.requires_grad and loss.dim() == 0:
-            result.update(differences(loss, input, self.teacher_logits[target.rows], self.calls))
-        return loss
-
-    DistilledTrainer.__init__, DistilledTrainer.train, ReplacedCrossEntropy._loss = built, trained, answered
-
-
-def differences(loss: Any, input: Any, teacher: Any, calls: Any) -> dict[str, float]:
-    """Compare a mean of the loss and its gradient with those of the formula in double precision."""
-    if next(reversed(calls))[2] != "mean":
-        return {}
-    (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
-    s = input.detach().double().requires_grad_()
-    log_s, log_t = s.log_softmax(1), teacher.detach().double().log_softmax(1)
-    both = log_t.exp() * (log_t - log_s) + log_s.exp() * (log_s - log_t)
-    expected = 0.5 * both.sum(1).mean()
-    (exact,) = torch.autograd.grad(expected, s)
-    return {"loss_differs": float((loss - expected).abs()), "gradient_differs": float((gradient - exact).abs().max())}
-
-
-def compare(trainer: Any, own: type, cfg: Any, clip_file: Path) -> dict[str, Any]:
-    """Take four steps with a wrapped trainer and KDPL's own, from the same parameters; return the largest differences."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = own.__name__, str(clip_file)
-    cfg.OUTPUT_DIR += "/own"
-    cfg.freeze()
-    ours = own(cfg)
-    theirs = dict(trainer._models[next(iter(trainer._models))].named_parameters())
-    pairs = [(p, theirs[name]) for name, p in ours.student.learned.named_parameters()]
-    with torch.no_grad():
-        for p, q in pairs:
-            p.copy_(q)
-    start = [p.detach().clone() for p, _ in pairs]
-    for each in (ours, trainer):
-        each.set_model_mode("train")
-        each.num_batches = 10**6
-        for group in each.optim.param_groups:
-            group["lr"] = 0.002
-    differences = []
-    for i, batch in enumerate(list(ours.train_loader_x)[:4]):
-        ours.batch_idx = trainer.batch_idx = i
-        mine = ours.forward_backward(batch)
-        other = trainer.forward_backward({**batch, "img": ours.images(batch)})
-        loss = float(mine.get("loss_total", mine["loss"]))
-        differences.append(abs(loss - other["loss"]) / max(1.0, abs(loss)))
-    return {
-        "loss": max(differences),
-        "parameters": max(float((p - q).detach().abs().max()) for p, q in pairs),
-        "moved": max(float((p.detach() - s).abs().max()) for (p, _), s in zip(pairs, start, strict=True)),
-    }
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
     parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
+    parser.add_argument("--exact", action="store_true", help="take the first step by the formula, too, and compare gradients")
+    parser.add_argument("--root", default="", help="folder with the data set's own files, in place of drawings")
+    parser.add_argument("--clips", default="", help="folder that keeps the small CLIPs for other trials")
     parser.add_argument("--layers", type=int, default=3, help="of the small CLIP; some trainers act on the last of 12")
     parser.add_argument("--prepare", default="", help="a Python file that runs before the fork's main()")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings")

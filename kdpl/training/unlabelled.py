@@ -5,6 +5,7 @@ class State:
     """What such a trainer is doing; counted, since its methods call each other."""
 
     hiding = 0  # a data set that is constructed now is closed
+    constructing = 0  # a data set is under construction, and may read labels
     readable: frozenset[str] = frozenset()  # splits whose labels may be read now
 
 

@@ -3,37 +3,92 @@
     python tests/forks/run.py FORK [FORK ...] [--dassl FOLDER] [--only NAME ...] [--prepare NAME=FILE] [--set KEY VALUE ...]
 
 FORK is the folder of a fork's `train.py`, in a Git checkout; nothing in it is changed. Each trainer runs as in the trial of
-`kdpl.install` (kdpl/forks/report.py): by the fork's own main(), for some ten steps, again with what a refusal asks for. With
---compare, one that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a page, in the
-place of those of the same fork, trainer and Dassl.
+`kdpl.install` (kdpl/forks/report.py): by the fork's own main(), for a few steps, again with what a refusal asks for. Its
+data are drawings on disk with the split file of Caltech101, read by the fork's own data set class. It then runs a second time
+with the labels of the training split permuted in that file: what it has learned must be the same bit for bit. Loss and
+gradients are compared with a computation of their own. The exit status is 1 if a row does not hold what docs/forks.md promises.
+
+With --compare, a trainer that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a
+page, in the place of those of the same fork, trainer and Dassl.
 """
 
 import argparse
+import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.forks.report import tried
 from kdpl.forks.start import trial
 
-HEAD = "| fork | commit | Dassl | trainer | settings | without labels | loss and gradient against the formula |\n"
-RULE = "| --- | --- | --- | --- | --- | --- | --- |\n"
+HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss and gradients by formula |\n"
+RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+EXACT = 1e-6
+NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
+IMAGES = {"train": 5, "val": 1, "test": 1}  # a class
 
 
-def row(fork: Path, name: str, offer: str, args: argparse.Namespace) -> str:
-    """Run one trainer and return its line of the table."""
+def write_data(folder: Path, permute: bool) -> Path:
+    """Write drawings under the names of ten classes of Caltech101 as its files and its split file lie on disk.
+
+    Args:
+        folder: receives them.
+        permute: give the labels of the training images to others, as many of each class, within the base classes and the new.
+    """
+    from kdpl.common.files import cache_dir
+    from kdpl.datasets.emoji.scenes import EmojiMeals, scene_folder
+
+    drawings = sorted(scene_folder(cache_dir(), EmojiMeals.plan_name).rglob("*.png"))
+    data = folder / "caltech-101"
+    split: dict[str, list] = {}
+    for part, count in IMAGES.items():
+        split[part] = []
+        for label, name in enumerate(NAMES):
+            for number in range(count):
+                image = f"{name}/{part}_{number}.png"
+                path = data / "101_ObjectCategories" / image
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(drawings.pop(), path)
+                split[part].append([image, label, name])
+    if permute:
+        half = len(split["train"]) // 2
+        labels = [row[1] for row in split["train"]]
+        shuffled = [*random.Random(1).sample(labels[:half], half), *random.Random(2).sample(labels[half:], half)]
+        assert shuffled != labels
+        split["train"] = [[image, new, NAMES[new]] for (image, *_), new in zip(split["train"], shuffled, strict=True)]
+    (data / "split_zhou_Caltech101.json").write_text(json.dumps(split), encoding="utf-8")
+    (folder / "classnames.txt").write_text("\n".join(NAMES[: len(NAMES) // 2]), encoding="utf-8")
+    return folder
+
+
+def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Sequence[Path]) -> tuple[str, bool]:
+    """Run one trainer and return its line of the table, and whether what is promised holds."""
     prepare = dict(pair.split("=", 1) for pair in args.prepare).get(name, "")
-    *_, last = tried(fork, name, offer, args.set, os.path.abspath(prepare) if prepare else "", args.layers)
-    found, exact = last.found, ""
+    extra = ["--exact", "--clips", str(data[0].parent), *(["--prepare", os.path.abspath(prepare)] if prepare else [])]
+    whole = ["DATASET.NUM_SHOTS", "-1"]  # a draw of shots would go by the labels
+    *_, last = tried(fork, name, offer, [*whole, *args.set], [*extra, "--root", str(data[0])], args.layers)
+    found, holds, exact, same = last.found, True, "", ""
+    offer = found.get("trainers", {}).get(name, offer)
     if "moved" in found:
         result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
-        if "loss_differs" in found:
-            exact = f"{found['loss_differs']:.0e}, {found['gradient_differs']:.0e}"
+        keys = ("loss_differs", "gradient_differs", "gradient_of_parameters_differs")
+        exact = ", ".join(f"{found[key]:.0e}" if key in found else "-" for key in keys)
+        holds = found["moved"] > 0 and all(found.get(key, 0) <= EXACT for key in keys)
+        layers = ["--layers", found["layers"]]
+        again = trial(fork, "--trainer", name, *extra, "--root", str(data[1]), *layers, "--set", *last.options)
+        same = "the same bits" if again.get("digest") == found["digest"] else f"DIFFERS {again.get('error', '')}"
+        holds = holds and same == "the same bits"
     else:
         result = last.line.partition(": ")[2].replace("\n     ", "; ").replace("|", "\\|").replace(f"{fork}/", "")
-    settings = " ".join(f"`{key} {value}`" for key, value in zip(last.options[::2], last.options[1::2], strict=True))
-    return f"| {name_of(fork)} | {commit(fork)} | {found.get('dassl', '')} | {offer} | {settings} | {result} | {exact} |\n"
+    options = last.options[len(whole) :]
+    settings = " ".join(f"`{key} {value}`" for key, value in zip(options[::2], options[1::2], strict=True))
+    cells = [name_of(fork), commit(fork), found.get("dassl", ""), offer, settings, result, same, exact]
+    return f"| {' | '.join(cells)} |\n", holds
 
 
 def compared(fork: Path, name: str, args: argparse.Namespace) -> str:
@@ -83,19 +138,29 @@ def main() -> int:
         if not Path(args.dassl, "dassl").is_dir():
             parser.error(f"--dassl '{args.dassl}' has no folder dassl: expected a checkout of Dassl.pytorch")
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (args.dassl, os.environ.get("PYTHONPATH", "")) if p)
-    for fork in args.forks:
-        listed = trial(fork)
-        if "trainers" not in listed:
-            print(f"{fork}: {listed.get('error')}; {listed.get('where')}; {listed.get('way_out')}", flush=True)
-        for name, offer in listed.get("trainers", {}).items():
-            if not args.only or name in args.only:
-                line = row(fork, name, offer, args)
-                print(line, end="", flush=True)
-                if args.page:
-                    write(args.page, line)
-                if args.compare and not offer.startswith("KDPL_"):
-                    print(compared(fork, name, args), flush=True)
-    return 0
+    all_hold = True
+    with tempfile.TemporaryDirectory() as folder:
+        data = [write_data(Path(folder, name), permute=name == "permuted") for name in ("true", "permuted")]
+        for fork in args.forks:
+            all_hold = run(fork, args, data) and all_hold
+    return 0 if all_hold else 1
+
+
+def run(fork: Path, args: argparse.Namespace, data: Sequence[Path]) -> bool:
+    """Run a fork's trainers, print and write their rows, and return whether what is promised holds."""
+    listed = {"trainers": {name: name for name in args.only}} if args.only else trial(fork)
+    all_hold = True
+    if "trainers" not in listed:
+        print(f"{fork}: {listed.get('error')}; {listed.get('where')}; {listed.get('way_out')}", flush=True)
+    for name, offer in listed.get("trainers", {}).items():
+        line, holds = row(fork, name, offer, args, data)
+        print(line, end="", flush=True)
+        all_hold = all_hold and holds
+        if args.page:
+            write(args.page, line)
+        if args.compare and not line.split(" | ")[3].startswith("KDPL_"):
+            print(compared(fork, name, args), flush=True)
+    return all_hold
 
 
 if __name__ == "__main__":

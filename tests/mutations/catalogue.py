@@ -784,8 +784,8 @@ MUTATIONS = [
     mutation(
         "the images of joined pseudo-labels in another order",
         "kdpl/distill/pseudo_labels.py",
-        "    rows = func(_rows(args[0]), *_plain(args[1:]), **_plain(kwargs))\n",
-        "    rows = func(_rows(args[0])[::-1] if func in _JOINS else _rows(args[0]), *_plain(args[1:]), **_plain(kwargs))\n",
+        "    source = mapped(_entries, args[0])\n",
+        "    source = mapped(_entries, args[0][::-1] if func in _JOINS else args[0])\n",
         "tests/test_pseudo_labels.py::test_any_sequence_of_moves_keeps_rows_right",
     ),
     mutation(
