@@ -167,7 +167,7 @@ def test_random_shots_of_a_wrapped_trainer_are_drawn_whatever_the_labels(tmp_pat
         permuted.append(name == "b")
         trainer = build("KDPL_StyleCoOp", tmp_path / name, "TRAINER.KDPL.SHOTS", "random", "DATASET.NUM_SHOTS", 2)
         folder = trainer.dm.dataset.dataset_dir
-        drawn.append([os.path.relpath(item.impath, folder) for item in trainer.dm.dataset.train_x])
+        drawn.append([os.path.relpath(os.fspath(item.impath), folder) for item in trainer.dm.dataset.train_x])
     assert drawn[0] == drawn[1] and len(drawn[0]) == 60
     assert len(set(Counter(label_of[path] for path in drawn[0]).values())) > 1, "not as many of each class"
 
@@ -266,7 +266,7 @@ class ReadsAnotherReference(_After):
 
 class ReadsAReferenceOfTheClass(_After):
     def truth(self):
-        return _labels_of(type(self.dm.dataset).kept)
+        return _labels_of(type(self.dm.dataset).kept.items)
 
 
 class ReadsCountsOfTheDataSet(_After):
@@ -365,7 +365,8 @@ def keeping(monkeypatch):
             super().__init__(cfg)
             ClassListDataset.__init__(self, self.lab2cname, self.train_x, self.val, self.test)
             self.everything = [*self.train_x, *self.test]
-            type(self).kept, self.labels = self.train_x, [item.label for item in self.train_x]
+            self.labels = [item.label for item in self.train_x]
+            type(self).kept = SimpleNamespace(items=self.train_x)
             type(self).found = [item.label for item in self.train_x]
 
         def read_again(self):

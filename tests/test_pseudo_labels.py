@@ -154,6 +154,7 @@ HARD = {
     "counts_with_full": lambda y, s: (torch.full((B,), 2) == y).sum().item(),
     "each_class_in_rows": lambda y, s: (y.expand(C, B) == torch.arange(C)[:, None].expand(C, B)).tolist(),
     "numbers_in_predictions_place": lambda y, s: (y == s.argmax(1) * 0 + 2).sum().item(),
+    "one_prediction": lambda y, s: (y == s.argmax(1)[:1]).tolist(),
     "storage": lambda y, s: list(y.untyped_storage()),
     "binary_targets": lambda y, s: F.binary_cross_entropy_with_logits(s, (y[:, None] == torch.arange(C)).float()),
 }
@@ -396,6 +397,30 @@ def test_a_loss_that_a_checkpoint_computes_again_is_the_divergence_there_too(ree
         found.backward()
     assert abs(found.item() - expected.item()) < 1e-6 and (weight.grad - gradient).abs().max() < 1e-6
     assert sum(replaced.calls.values()) == 1
+
+
+def test_a_backward_pass_of_its_own_learns_nothing_of_the_labels():
+    """There no mode of PyTorch's is entered."""
+
+    class Weighted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, s, y, read):
+            ctx.labels, ctx.read = y, read
+            return s * 1
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * ctx.read(ctx.labels), None, None
+
+    for read in (
+        lambda y: (y == torch.full_like(y, 2)).sum().item(),
+        lambda y: (y == torch.ones(B, C).argmax(1)).float().mean(),
+        lambda y: torch.tensor([*y])[0],
+        lambda y: torch.eye(C)[y].sum(),
+    ):
+        _, labels, replaced, s = made()
+        with replaced, pytest.raises(UnsupportedStepError, match="reads labels by"):
+            Weighted.apply(s, labels, read).sum().backward()
 
 
 def test_a_loss_in_another_thread_of_the_step_is_replaced():

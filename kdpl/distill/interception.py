@@ -26,7 +26,6 @@ from kdpl.distill.pseudo_labels import (
     Record,
     Tracked,
     UnsupportedStepError,
-    in_backward,
     predictions,
     pseudo_labels,
     tracked,
@@ -116,7 +115,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
                 "of F.log_softmax."
             )
         reduction = _reduction(size_average, reduce, reduction)
-        if not in_backward():
+        if not _in_backward():
             self.calls[name, len(input), reduction] += 1
         teacher = self.teacher_logits[target.rows]  # (rows, C)
         if reduction == "mean":
@@ -195,6 +194,11 @@ def replace_cross_entropy(
     """
     replaced = ReplacedCrossEntropy(teacher_logits, kind, temperature, allowed)
     return pseudo_labels(len(teacher_logits), replaced.record), replaced
+
+
+def _in_backward() -> bool:
+    """Whether a function of a checkpoint is computed again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _without_compilation() -> AbstractContextManager:

@@ -233,11 +233,10 @@ def _of_labels(func: Callable, args: tuple, kwargs: dict, found: list[Tracked]) 
 def _with_predictions(args: tuple, kwargs: dict, found: list[Tracked]) -> bool:
     """Whether labels are compared with predictions, an entry or several for each of them.
 
-    A comparison with anything else, or among labels, asks what the labels are. What a checkpoint computes again has been asked
-    in the forward pass.
+    A comparison with anything else, or among labels, asks what the labels are.
     """
     others = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor) and not isinstance(x, Tracked)]
-    if len(found) != 1 or len(others) != 1 or not (isinstance(others[0], Predictions) or in_backward()):
+    if len(found) != 1 or len(others) != 1 or not isinstance(others[0], Predictions):
         return False
     return torch.broadcast_shapes(found[0].shape, others[0].shape) == others[0].shape
 
@@ -251,11 +250,6 @@ def _move(func: Callable, args: tuple, kwargs: dict, record: Record) -> Any:
     source = mapped(_entries, args[0])
     moved = func(source, *_plain(args[1:]), **_plain(kwargs))
     return mapped(lambda entries: _labels(entries, record), moved)
-
-
-def in_backward() -> bool:
-    """Whether a function of a checkpoint is computed again."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _converted(func: Callable, args: tuple, kwargs: dict, source: PseudoLabels) -> Any:
