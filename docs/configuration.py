@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and the table of trainers in docs/training.md: `python docs/configuration.py`.
+"""Write docs/configuration.md, and what training.md and api.md list: `python docs/configuration.py`.
 
 Both are made from the table of keys (kdpl/config/keys.md), the learners (kdpl/students) and the trainers (trainers/kdpl.py).
 """
@@ -13,7 +13,6 @@ from kdpl.students import LEARNERS, Student
 from kdpl.trainers import kdpl as trainers
 
 HERE = Path(__file__).resolve().parent
-TABLE = re.compile(r"(?<=<!-- trainers: begin -->\n).*?(?=<!-- trainers: end -->)", re.S)
 HEAD = """# Configuration reference
 
 <!-- Written by docs/configuration.py: do not edit. -->
@@ -94,12 +93,27 @@ def training_page() -> str:
         lines.append(f"| `KDPL_{name}`, `{name}` | {learned} | {clip} |")
     nothing = "nothing: one sentence, the mean over 80 and the data set's own, the teacher"
     lines.append(f"| `ZeroshotCLIP`, `ZeroshotCLIP2`, `ZeroshotTeacher` | {nothing} | any CLIP |\n")
-    return TABLE.sub("\n".join(lines), (HERE / "training.md").read_text(encoding="utf-8"))
+    return filled("training.md", "trainers", "\n".join(lines))
+
+
+def api_page() -> str:
+    """Return docs/api.md with all prompt learners."""
+    return filled("api.md", "learners", "\n".join(f"::: {learner.__module__}.{learner.__name__}\n" for learner in LEARNERS))
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Return a page with a text between its marks of this name."""
+    marks = re.compile(rf"(?<=<!-- {name}: begin -->\n).*?(?=<!-- {name}: end -->)", re.S)
+    return marks.sub(text, (HERE / page).read_text(encoding="utf-8"))
+
+
+PAGES = {"configuration.md": page, "training.md": training_page, "api.md": api_page}
 
 
 def main() -> int:
-    (HERE / "configuration.md").write_text(page(), encoding="utf-8")
-    (HERE / "training.md").write_text(training_page(), encoding="utf-8")
+    for name, write in PAGES.items():
+        text = write()
+        (HERE / name).write_text(text, encoding="utf-8")
     return 0
 
 

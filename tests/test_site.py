@@ -43,10 +43,8 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_the_configuration_reference_is_what_its_script_writes():
-    written = script(DOCS / "configuration.py").page()
-    assert (DOCS / "configuration.md").read_text(encoding="utf-8") == written, "run: python docs/configuration.py"
-    trainers = script(DOCS / "configuration.py").training_page()
-    assert (DOCS / "training.md").read_text(encoding="utf-8") == trainers, "run: python docs/configuration.py"
+    for page, write in script(DOCS / "configuration.py").PAGES.items():
+        assert (DOCS / page).read_text(encoding="utf-8") == write(), "run: python docs/configuration.py"
 
 
 def test_every_figure_is_what_its_script_draws():

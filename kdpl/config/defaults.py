@@ -115,6 +115,12 @@ def node_of(trainer: str) -> str:
     return _classes().get(trainer.removeprefix("KDPL_"), ("",))[0]
 
 
+def text_learners() -> list[str]:
+    """Return the names of the learners of KDPL that need no layers of an image tower."""
+    learned = {name: options for name, (_, options) in _classes().items()}
+    return [name for name in learned if not any(key == "PROMPT_DEPTH" or key.endswith("_VISION") for key in learned[name])]
+
+
 def add_learner(node: str, own: Mapping[str, Any]) -> None:
     """Add the options of a prompt learner, so that `extend_cfg` knows `TRAINER.<node>`; PREC is fp16 unless given.
 

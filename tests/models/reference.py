@@ -6,11 +6,14 @@ projections are the library's. Of a student only its learned parameters and its 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Learners whose vectors are taken from their parameters here, by what is published of them.
+KNOWN = ("CoOp", "CoCoOp", "KgCoOp", "TaskRes", "VPT", "MaPLe", "PromptSRC", "IVLP")
 Prompts = Sequence[Sequence[int]]  # token ids, and -1 - i for the learned vector i
 
 
@@ -97,6 +100,8 @@ def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], i
     Args:
         model: of open_clip, with the weights of the student's CLIP.
     """
+    if type(student).__name__ not in KNOWN:
+        return through_the_library(model, student, names, images)
     learned, node, tokenizer = student.learned, student.node, student.clip.tokenizer
     visual: list[Tensor] = []
     deep: list[Tensor] = []
@@ -132,3 +137,49 @@ def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], i
 
     text = torch.stack([encode(ctx + shift) for shift in learned.meta_net(image)]) if node == "COCOOP" else encode(ctx)
     return image, F.normalize(text, dim=-1)
+
+
+class LibraryTowers:
+    """A CLIP of ours whose passes are the library's own, with the vectors that they are given."""
+
+    def __init__(self, clip: Any, model: nn.Module):
+        self.clip, self.model = clip, model
+        self.text, self.vision = _Tower(clip.text, self._text), _Tower(clip, self._vision)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.clip, name)
+
+    def _text(self, layout: Any, ctx: Tensor, deep: Mapping[int, Tensor] | Sequence[Tensor] = ()) -> Tensor:
+        tokenizer = self.clip.tokenizer
+        rest = deep, tokenizer.context_length, tokenizer.pad, tokenizer.encode("a")[-1]
+        if ctx.dim() == 3 and not layout.class_specific:  # one context for each image
+            return torch.stack([prompted_text(self.model, layout.prompts, own, *rest) for own in ctx])
+        return prompted_text(self.model, layout.prompts, ctx, *rest)
+
+    def _vision(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+        return self.image_features(images) if prompts is None else prompted_image(self.model, images, prompts, deep)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images, normalize=False)
+
+
+class _Tower:
+    def __init__(self, tower: Any, encode: Callable[..., Tensor]):
+        self.tower, self.encode = tower, encode
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.encode(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tower, name)
+
+
+def through_the_library(model: nn.Module, student: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `student_output` does for any learner: its own code, over the library's passes."""
+    prepared, clip = student.prepare(names), student.clip
+    student.clip = LibraryTowers(clip, model)
+    try:
+        output = student(images, prepared)
+    finally:
+        student.clip = clip
+    return output.image_features, output.text_features

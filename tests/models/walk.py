@@ -41,7 +41,12 @@ from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import sentence_features
 
-LEARNERS = ("CoOp", "CoCoOp", "KgCoOp", "TaskRes", "VPT", "MaPLe", "PromptSRC", "IVLP")
+KINDS = {  # of learners, by the towers in whose layers they have prompts: columns of the table
+    (): "learners of names and context",
+    ("TEXT",): "of later text layers",
+    ("VISION",): "of image tokens",
+    ("TEXT", "VISION"): "of both towers",
+}
 NAMES = ["green salad", "hot_dog", "ice cream cone"]
 SHORT_NAMES = ["X", "dog", "hot"]  # for text towers of 16 tokens
 WORDS = "a photo of a"
@@ -71,6 +76,15 @@ FAMILIES = (  # by the beginning of the name, or a pattern
     ("ViT with relative positions", "vit_relpos"),
     ("ViT", "ViT-"),
 )
+
+
+def kind_of(learner: type[Student]) -> str:
+    """Return the column of a learner: options tell in which towers it has prompts."""
+    towers = {tower for tower in ("TEXT", "VISION") for option in learner.defaults if option.endswith(tower)}
+    return KINDS[("TEXT", "VISION") if "PROMPT_DEPTH" in learner.defaults else tuple(sorted(towers))]
+
+
+LEARNERS = {learner.__name__: kind_of(learner) for learner in students.LEARNERS}
 
 
 @dataclass
@@ -174,7 +188,7 @@ def check_learner(
     names = names_for(architecture)
     student = kind(clip, options, names)
     prepared = student.prepare(names)
-    if learner in ("CoOp", "KgCoOp", "TaskRes", "VPT"):
+    if LEARNERS[learner] in (KINDS[()], KINDS[("VISION",)]) and not kind.text_depends_on_images:
         with torch.no_grad(), clip.autocast():
             ours = student.text_features(prepared)
         error = relative(ours, F.normalize(texts_0, dim=-1))
@@ -229,13 +243,9 @@ def table(verdicts: list[Verdict]) -> str:
         for precision, tokenizer, learners in sorted(same):
             count = sum((v.precision, v.tokenizer, tuple(v.learners.items())) == (precision, tokenizer, learners) for v in some)
             can = dict(learners)
-            text = {can[k] for k in ("CoOp", "CoCoOp", "KgCoOp", "TaskRes")}
-            deep = {can[k] for k in ("MaPLe", "PromptSRC", "IVLP")}
-            rows.append(
-                [label, count, "yes", " / ".join(sorted(text)), can["VPT"], " / ".join(sorted(deep)), precision, tokenizer]
-            )
-    text, deep = "CoOp, CoCoOp, KgCoOp, TaskRes", "MaPLe, PromptSRC, IVLP"
-    head = ["family", "architectures", "teacher", text, "VPT", deep, "fp16", "tokenizer"]
+            said = [" / ".join(sorted({can[k] for k in can if LEARNERS[k] == kind})) for kind in KINDS.values()]
+            rows.append([label, count, "yes", *said, precision, tokenizer])
+    head = ["family", "architectures", "teacher", *KINDS.values(), "fp16", "tokenizer"]
     return tabulate(rows, head, tablefmt="github")
 
 

@@ -14,6 +14,7 @@ from kdpl.clip.names import EMBEDDED, OPENAI_MODELS
 from kdpl.clip.names.folders import source_of_folder
 from kdpl.clip.names.sources import ModelNameError
 from kdpl.common.safe_text import ArgumentParser, Lines, print, run_command, text_table
+from kdpl.config.defaults import text_learners
 
 MOST_BUILT = 12  # models that are built without weights to count their parameters, in some seconds
 
@@ -85,7 +86,7 @@ def learners_of(name: str) -> tuple[str, str]:
     if a.no_text_context:
         return f"{count / 1e6:,.0f}", "teacher only"
     some = "all with prompts at depth 1" if a.no_deep_text else "all"
-    return f"{count / 1e6:,.0f}", some if a.is_vit else "those of text: CoOp, CoCoOp, KgCoOp, TaskRes"
+    return f"{count / 1e6:,.0f}", some if a.is_vit else f"those of text: {', '.join(text_learners())}"
 
 
 def folders_here() -> Iterator[tuple[str, str]]:
