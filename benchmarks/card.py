@@ -57,7 +57,7 @@ def step_arguments(args: argparse.Namespace, case: str, rates: dict[str, float])
     return argparse.Namespace(
         trainer=trainer, classes=sizes[2], batch=min(batch, 4) if args.small else batch, student=sizes[0], teacher=sizes[1],
         views=2, reference=not args.no_reference, steps=args.steps, device=args.device, precision=args.precision, preload=True,
-        rates=rates, json=False, measure=None,
+        rates=rates, json=False, measure=None, cpu_time=False,
     )  # fmt: skip
 
 

@@ -64,11 +64,14 @@ def published_options(learner: str) -> CfgNode:
     return cfg.TRAINER[learner.upper()]
 
 
+clock: Callable[[], float] = time.perf_counter  # with --cpu-time `time.process_time`, of all threads together
+
+
 def now(device: str) -> float:
     """Return the time in seconds, once the device has done all its work."""
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock()
 
 
 def device_seconds(call: Callable[[], object], times: int, device: str, rounds: int = 3) -> float:
@@ -79,10 +82,10 @@ def device_seconds(call: Callable[[], object], times: int, device: str, rounds: 
     found = []
     for _ in range(rounds):
         if device == "cpu":
-            start = time.perf_counter()
+            start = clock()
             for _ in range(times):
                 call()
-            found.append((time.perf_counter() - start) / times)
+            found.append((clock() - start) / times)
             continue
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         torch.cuda.synchronize()
@@ -103,11 +106,11 @@ def seconds_per_call(times: int, *calls: Callable[[], object]) -> list[float]:
     durations = [[] for _ in calls]
     for _ in range(1 + times):
         for call, own in zip(calls, durations, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            own.append(time.perf_counter() - start)
+            own.append(clock() - start)
     return [statistics.median(own[1:]) for own in durations]
 
 

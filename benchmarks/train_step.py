@@ -10,10 +10,12 @@ import argparse
 import itertools
 import json
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 from common import ROOT, SIZES, device_seconds, in_own_process, machine, now, peak_memory, print_rows, random_clip
@@ -52,9 +54,12 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="PREC of student and teacher: fp32, fp16, amp or bf16")
     parser.add_argument("--preload", action="store_true", help="load the batches before the steps")
     parser.add_argument("--rates", type=json.loads, metavar="JSON", help="measured FLOP/s by dtype, and bandwidth in B/s")
+    parser.add_argument("--cpu-time", action="store_true", help="count the seconds of the processor, on a busy machine")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", choices=KINDS, help="one kind alone, in this process")
     args = parser.parse_args()
+    if args.cpu_time:
+        common.clock = time.process_time
     if args.measure:
         print_rows([measure(args, args.measure)], True)
         return
@@ -67,9 +72,10 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> list[dict]:
     """Return a row for each kind of step, measured in processes of their own."""
-    skipped = ("json", "measure", "reference", "preload", "rates")
+    skipped = ("json", "measure", "reference", "preload", "rates", "cpu_time")
     own = [x for k, v in vars(args).items() if k not in skipped for x in (f"--{k}", v)]
-    own += ["--preload"] * args.preload + (["--rates", json.dumps(args.rates)] if args.rates else [])
+    own += ["--preload"] * args.preload + ["--cpu-time"] * args.cpu_time
+    own += ["--rates", json.dumps(args.rates)] if args.rates else []
     rows = [in_own_process(__file__, *own, "--measure", kind)["rows"][0] for kind in KINDS[not args.reference :]]
     for row in rows:
         if args.reference and rows[0]["step_s"] and row["step_s"]:

@@ -178,8 +178,8 @@ OWN = {"learners": learners, "precisions": precisions, "class-agnostic": class_a
 
 def commands(at: Setting) -> dict[str, list[str]]:
     """Return the command of each part, in their order."""
-    workers = ["-n", "4"] if at.device == "cuda" and importlib.util.find_spec("xdist") else []
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers]
+    workers = min(4, (os.cpu_count() or 1) // 2) if at.device == "cuda" and importlib.util.find_spec("xdist") else 1
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
     a_trial = at.device == "cpu"
     only = ["-k", at.device if not a_trial else f"{at.device} and views"]
     card = ["--device", at.device, "--precision", at.precision, "--json"]

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 from support import ROOT
-from support.card import needs_simulated_card
+from support.card import needs_simulated_card, run_tests_on_card
 
 from kdpl.students import LEARNERS
 
 TEXT = (650, 800)  # kernels and other operations at most, forward and backward, whatever the number of names
-TEXT_ALONE, PROMPTED_IMAGES = (750, 1000), (1050, 1200)  # of a whole step, whose image tower is frozen or has prompts
+TEXT_ALONE, PROMPTED_IMAGES = (750, 1000), (950, 1150)  # of a whole step, whose image tower is frozen or has prompts
 
 
 @pytest.mark.slow
@@ -34,3 +34,9 @@ def test_a_step_launches_few_kernels_and_the_page_has_the_counts():
     for what, *counts in table:
         published = [int(n.replace(",", "")) for n in counts]
         assert published == pytest.approx(found[what], rel=0.02), f"{what}: run benchmarks/launches.py --publish"
+
+
+@pytest.mark.slow
+@needs_simulated_card
+def test_an_optimiser_launches_as_many_kernels_for_all_parameters():
+    run_tests_on_card("waits.py", "optimiser")

@@ -33,7 +33,7 @@ def moved(clip, names=NAMES, **options):
 def base_of(clip, sentences):
     """Unnormalised text features by the library's own text tower."""
     with torch.no_grad():
-        return clip.model.encode_text(clip.tokenize(sentences)).float()
+        return clip.model.encode_text(clip.tokenize(sentences).to(clip.device)).float()
 
 
 def in_double(run, batch, residuals):
@@ -42,7 +42,7 @@ def in_double(run, batch, residuals):
     sentences = [run.template().format(name.replace("_", " ")) for name in run.class_names]
     x = residuals.double().requires_grad_()
     t = base_of(clip, sentences).double() + run.student.options.RESIDUAL_SCALE * x
-    images = run.normalize(batch["img"])
+    images = run.normalize(batch["img"].to(run.device))
     with torch.no_grad():
         f = F.normalize(clip.image_features(images).double(), dim=-1)
     logits = scale * f @ (t / t.norm(dim=-1, keepdim=True)).T
@@ -64,7 +64,7 @@ def in_double(run, batch, residuals):
 def test_loss_and_gradient_are_those_of_the_formula(trainer, scale, tmp_path):
     run = build(trainer, tmp_path, *IN_PROCESS, "TRAINER.TASKRES.RESIDUAL_SCALE", scale, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
     residuals = run.student.learned.text_feature_residuals
-    torch.nn.init.normal_(residuals, generator=torch.Generator().manual_seed(3))
+    residuals.data.copy_(torch.randn(residuals.shape, generator=torch.Generator().manual_seed(3)))
     run.set_model_mode("train")
     batch = next(iter(run.train_loader_x))
     loss, terms = run.compute_loss(batch)
@@ -121,9 +121,9 @@ def test_what_is_loaded_gives_bit_identical_logits(tmp_path):
     run.train()
     batch = next(iter(run.test_loader))
     paths = batch["impath"]
-    classifier = kdpl.load(tmp_path, "cpu")
+    classifier = kdpl.load(tmp_path, run.device)
     logits = classifier.logits(paths, batch_size=len(paths))
-    assert torch.equal(logits, run.model_inference(run.parse_batch_test(batch)[0]))
+    assert torch.equal(logits, run.model_inference(run.parse_batch_test(batch)[0]).cpu())
     classifier.classnames = run.class_names[:1:-1]
     torch.testing.assert_close(classifier.logits(paths), logits[:, 2:].flip(1), rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="'yak' is not one of them"):

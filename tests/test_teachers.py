@@ -270,12 +270,12 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
     run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *FP32)
     teacher = run.objective.teacher
     assert isinstance(teacher, PromptedTeacher)
-    classifier = kdpl.load(folder, "cpu")
+    classifier, images = kdpl.load(folder, run.device), images.to(run.device)
     classifier.classnames = run.class_names
     expected = classifier.logits_of(classifier.encoder.image_features(images))
     features = teacher.image_features(images)
     logits = teacher.logits(features, run.student.logit_scale)
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-5)
     plain = teacher_of(teacher.clip, names=run.class_names)
     assert (plain.logits(plain.image_features(images), run.student.logit_scale) - logits).abs().max() > 0.05
     before = parameters(run)
@@ -293,7 +293,8 @@ def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, preci
     for prec in ("fp32", precision):
         options = (TEACHER, "emoji_student", PROMPTS, folder, "TRAINER.COOP.PREC", "fp32", "TRAINER.KDPL.PREC", prec)
         teacher = build("KDPL_CoOp", tmp_path / prec, *options).objective.teacher
-        distributions.append(teacher.logits(teacher.image_features(images), teacher.clip.logit_scale).softmax(-1))
+        features = teacher.image_features(images.to(teacher.clip.device))
+        distributions.append(teacher.logits(features, teacher.clip.logit_scale).softmax(-1))
     assert (distributions[0] - distributions[1]).abs().max() < 0.1 and distributions[1].isfinite().all()
 
 
@@ -365,10 +366,10 @@ def test_prompts_learn_from_a_vocabulary(tmp_path):
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
     folder = moved(tmp_path / "prompts", "IVLP", PROMPT_DEPTH_VISION=2, PROMPT_DEPTH_TEXT=2)
     run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *agnostic, *FP32)
-    teacher, classifier = run.objective.teacher, kdpl.load(folder, "cpu")
+    teacher, classifier = run.objective.teacher, kdpl.load(folder, run.device)
     classifier.classnames = NOUNS
     torch.testing.assert_close(teacher.text_features, classifier.text_features)
-    assert run.objective(torch.randn(3, 3, 64, 64))[0].isfinite()
+    assert run.objective(torch.randn(3, 3, 64, 64, device=run.device))[0].isfinite()
 
 
 # ------------------------------------------------------------------------------------------------------------ the caches

@@ -13,11 +13,13 @@ chooses.
 
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdpl.clip.inputs import index_on
 
 
 class UnsupportedTowerError(ValueError):
@@ -79,6 +81,8 @@ class Block:
         # matrix behind it, so that the wide one is passed over once.
         rows = x.flatten(0, -2)
         hidden = torch.addmm(_QUICK_GELU * self.c_fc.bias, rows, self.c_fc.weight.t(), alpha=_QUICK_GELU)  # (N, 4 w)
+        if x.is_cuda:  # one launch for three
+            return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.t(), alpha=1 / _QUICK_GELU).view_as(x)
         out = F.linear(F.silu(hidden), self.c_proj.weight) * (1 / _QUICK_GELU)
         return (out + self.c_proj.bias).view_as(x)
 
@@ -176,18 +180,19 @@ class PaddedAttention:
     """
 
     def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
-        self.sizes = padded_sizes(lengths)
-        starts = [0, *accumulate(lengths)]  # of the suffixes among their packed rows
-        gather, back, ends, first, at = [], list(range(prefix)), [], 0, 0
-        for count, size in self.sizes:
-            for length, start in zip(lengths[first : first + count], starts[first : first + count], strict=True):
-                gather += [start + min(i, length - 1) for i in range(size)]
-                back += range(at + prefix, at + prefix + length)  # rows of whole, padded prompts
+        sizes = padded_sizes(lengths)
+        self.prefix, self.counts, self.rows = prefix, [c for c, _ in sizes], [c * (prefix + size) for c, size in sizes]
+        starts = list(accumulate(lengths, initial=prefix))  # of the suffixes among the packed rows
+        whole, back, ends, first = [], list(range(prefix)), [], 0
+        for count, size in sizes:
+            for length, start in zip(lengths[first : first + count], starts[first:], strict=False):
+                back += range(len(whole) + prefix, len(whole) + prefix + length)
                 ends.append(back[-1])
-                at += prefix + size
+                whole += [*range(prefix), *(start + min(i, length - 1) for i in range(size))]
             first += count
-        self.split = [prefix, starts[-1]]
-        self.gather, self.back, self.ends = (torch.tensor(rows, device=device) for rows in (gather, back, ends))
+        # Packed row of each row of whole, padded prompts; and, the other way, of each packed row, of those without the prefix,
+        # and of each prompt's last.
+        self.whole, self.back, self.own, self.ends = (index_on(device, i) for i in (whole, back, back[prefix:], ends))
 
     def attend(self, qkv: Tensor) -> Tensor:
         return self._attend(qkv).index_select(1, self.back)
@@ -197,13 +202,36 @@ class PaddedAttention:
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Return what the rows of whole, padded prompts attend to, `(P, rows, heads, head_dim)`."""
-        prefix, own = qkv.split(self.split, dim=1)
-        own = own.index_select(1, self.gather)
+        whole = _WholePrompts.apply(qkv, self.whole, self.own, self.prefix, self.counts, self.rows)
         attended = []
-        for group, (count, size) in zip(own.split([c * s for c, s in self.sizes], dim=1), self.sizes, strict=True):
-            shared = prefix[:, None].expand(-1, count, -1, -1, -1, -1)
-            whole = torch.cat([shared, group.unflatten(1, (count, size))], dim=2)  # (P, count, n + size, 3, heads, head_dim)
-            q, k, v = whole.flatten(0, 1).transpose(1, 3).unbind(2)  # (P * count, heads, n + size, head_dim)
+        groups = whole.split(self.rows, dim=1) if len(self.rows) > 1 else [whole]
+        for group, rows, count in zip(groups, self.rows, self.counts, strict=True):
+            prompts = group.reshape(-1, rows // count, *group.shape[2:])  # (P * count, n + size, 3, heads, head_dim)
+            q, k, v = (t.transpose(1, 2) for t in prompts.unbind(2))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
             attended.append(out.reshape(len(qkv), -1, *out.shape[2:]))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+
+class _WholePrompts(torch.autograd.Function):
+    """Gather whole, padded prompts from packed rows, `(P, N, ...)` to `(P, rows, ...)`.
+
+    The gradient is gathered, too, and that of the prefix is a sum over the prompts. PyTorch's own would add rows in an order
+    that differs from one run on a card to the next.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, packed: Tensor, whole: Tensor, own: Tensor, prefix: int, counts: Sequence[int], rows: Sequence[int]
+    ) -> Tensor:
+        ctx.save_for_backward(own)
+        ctx.prefix, ctx.counts, ctx.rows = prefix, counts, rows
+        return packed.index_select(1, whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (own,) = ctx.saved_tensors
+        groups = zip(gradient.split(ctx.rows, dim=1), ctx.counts, strict=True)
+        shared = [group.unflatten(1, (count, -1))[:, :, : ctx.prefix].sum(1) for group, count in groups]
+        packed = torch.cat([sum(shared[1:], shared[0]), gradient.index_select(1, own)], dim=1)
+        return packed, None, None, None, None, None

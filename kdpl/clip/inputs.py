@@ -1,4 +1,4 @@
-"""The inputs of a CLIP: how an image becomes pixels, and how a sentence becomes token ids."""
+"""The inputs of a CLIP: how an image becomes pixels, how a sentence becomes token ids, and how tensors get to its device."""
 
 import hashlib
 import json
@@ -149,3 +149,13 @@ class Tokenizer:
             self.check_length(text, len(tokens))
             ids[i, : len(tokens)] = torch.tensor(tokens)
         return ids
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it: to a GPU it is copied from pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def index_on(device: torch.device, values: Sequence) -> Tensor:
+    """Return whole numbers, or nested lists of them, as an index on a device, without waiting for it."""
+    return moved(torch.tensor(values, dtype=torch.long), device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdpl.clip.blocks import packed_attention
+from kdpl.clip.inputs import index_on
 
 
 def slot(index: int) -> int:
@@ -68,7 +69,7 @@ class Layout:
         return len(self.prompts)
 
     def _tensor(self, values: Sequence) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.tower.device)
+        return index_on(self.tower.device, values)
 
     def _embed_entries(self, entries: Sequence[tuple[int, int, int]]) -> None:
         """Embed entries, each with its position and class; a slot's row is its position, to which `embed` adds the vector."""

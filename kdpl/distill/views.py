@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from kdpl.clip.inputs import moved
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.files import name_below
@@ -216,10 +217,10 @@ class ViewFeatures:
         new = self._computed(pixels, torch.searchsorted(batch["rows"], missing))
         if self.device.type == "cpu" or distributed.world() > 1:
             self._put_for_all(batch, new.cpu())
-            return self._moved(self.table.get(index, view)).float()
-        features = self._moved(self.table.get(index, view))  # (B, d), NaN where they are missing
+            return moved(self.table.get(index, view), self.device).float()
+        features = moved(self.table.get(index, view), self.device)  # (B, d), NaN where they are missing
         if len(missing):
-            features[self._moved(missing)] = new.to(features.dtype)
+            features[moved(missing, self.device)] = new.to(features.dtype)
             self.table.put_later(index[missing], view[missing], new, on_disk=not _replaced(batch))
         return features.float()
 
@@ -227,16 +228,10 @@ class ViewFeatures:
         """Return the features `(n, d)` of the images in some rows of `pixels`, in fp32, on the device."""
         found = [torch.empty(0, self.table.width, device=self.device)]
         for some in rows.split(self.chunk) if len(rows) else ():
-            images = pixels[self._moved(some)]
+            images = pixels[moved(some, self.device)]
             blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
             found.append(self.compute(torch.cat([images, blank]))[: len(some)].float())
         return torch.cat(found)
-
-    def _moved(self, values: Tensor) -> Tensor:
-        """Move a tensor of the CPU to the device, without waiting for it."""
-        if self.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
 
     def _put_for_all(self, batch: dict[str, Any], features: Tensor) -> None:
         """Add the features that this and the other ranks have computed, in the order of the whole batch."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kdpl.clip.inputs import index_on
 from kdpl.clip.model import Clip
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import RowStore, key_of, store_folder
@@ -73,7 +74,7 @@ class TextFeatures:
             self._unwritten += new
             if len(self._unwritten) >= NAMES_AT_ONCE:
                 self.flush()
-        rows = torch.tensor([self._row_of[n] for n in names], device=self._table.device)
+        rows = index_on(self._table.device, [self._row_of[n] for n in names])
         self._last = list(names), rows
         return self._table[rows]
 

@@ -33,6 +33,7 @@ PRINTING = "tests/test_printing.py::"
 MANIFEST = "tests/test_manifest.py::"
 SIGNALS = "tests/test_signals.py::"
 CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
+WAITS = "tests/test_synchronisation.py::test_nor_does_anything_around_the_steps_wait_more_than_once"
 DIGESTS = "kdpl/common/rows/digests.py"
 IDENTITY, DATA = "tests/test_identity.py::", "tests/test_data_compared.py::"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
@@ -929,8 +930,8 @@ MUTATIONS = [
     mutation(
         "features of views left on the CPU",
         "kdpl/distill/views.py",
-        "return values.to(self.device, non_blocking=True)",
-        "return values",
+        "return moved(self.table.get(index, view), self.device).float()",
+        "return self.table.get(index, view).float()",
         f"{CARD}[views]",
     ),
     mutation(
@@ -946,6 +947,28 @@ MUTATIONS = [
         "stacked_pixels(new).to(self.device)",
         "stacked_pixels(new)",
         f"{CARD}[evaluation]",
+    ),
+    # ------------------------------------------------------------------------------------------------ launches and waits
+    mutation(
+        "prompts of selected names sent from pageable memory",
+        "kdpl/clip/inputs.py",
+        "values.pin_memory().to(device, non_blocking=True)",
+        "values.to(device, non_blocking=True)",
+        f"{WAITS}[class_agnostic]",
+    ),
+    mutation(
+        "the gradient of a shared prefix taken from one prompt",
+        "kdpl/clip/blocks.py",
+        "[:, :, : ctx.prefix].sum(1)",
+        "[:, 0, : ctx.prefix]",
+        "tests/test_text.py::test_learned_context_equals_the_full_length_pass",
+    ),
+    mutation(
+        "the activation's factor left out on a card",
+        "kdpl/clip/blocks.py",
+        "self.c_proj.weight.t(), alpha=1 / _QUICK_GELU)",
+        "self.c_proj.weight.t())",
+        f"{CARD}[steps]",
     ),
     # -------------------------------------------------------------------------------------------------------- evaluation
     mutation(

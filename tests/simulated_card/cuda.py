@@ -1,4 +1,4 @@
-"""What stands in torch.cuda while the simulated card is there: one NVIDIA A100 of 80 GB by its own account."""
+"""What stands in torch.cuda while the simulated card is there: one A100 of 80 GB, which says that it is simulated."""
 
 import time
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from simulated_card import counts
 
 GB = 2**30
 PROPERTIES = SimpleNamespace(
-    name="NVIDIA A100-SXM4-80GB", total_memory=80 * GB, major=8, minor=0, multi_processor_count=108, is_integrated=False
+    name="simulated A100", total_memory=80 * GB, major=8, minor=0, multi_processor_count=108, is_integrated=False
 )
 
 

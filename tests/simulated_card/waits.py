@@ -1,13 +1,19 @@
-"""Waits of the host for the simulated card, by the line that causes them: tests/test_synchronisation.py runs this on one."""
+"""Waits of the host for the simulated card, by the line that causes them, and launches of an optimiser: run on one by
+tests/test_synchronisation.py and tests/test_launches.py."""
 
 import re
 from collections import Counter
 
 import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.optim import build_optimizer
+from support import ROOT
 from support.devices import on
 from support.trainings import SMALL, build
 
 import simulated_card
+from kdpl.config.choices import OPTIMIZERS
 
 IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.PREC", "fp32", "TRAINER.COOP.PREC", "fp32")
 
@@ -72,6 +78,17 @@ def test_views_of_a_replaced_image_stay_in_memory(tmp_path):
         assert features.table.known.sum() == 6 and features.table.store.rows_written == written
 
 
+@pytest.mark.parametrize("learner", ["CoOp", "KgCoOp"])
+def test_class_agnostic_steps_read_the_selected_names(learner, epochs, tmp_path):
+    """Once a step; the prompts of new names go to the card through pinned memory."""
+    vocabulary = ("TRAINER.KDPL.VOCABULARY", ROOT / "tests/golden/vocab120.txt", "TRAINER.KDPL.K_MAX", 20)
+    run = build(f"KDPL_{learner}", tmp_path, *SMALL, *IN_PROCESS, *on("cuda"), "TRAINER.KDPL.CLASS_AGNOSTIC", True, *vocabulary,
+                "OPTIM.MAX_EPOCH", 2)  # fmt: skip
+    _, last = epochs(run)
+    reads = {"kdpl/distill/objective.py": len(run.train_loader_x), "kdpl/training/progress.py": 1}
+    assert last == {("copy to the CPU", file): count for file, count in reads.items()}
+
+
 @pytest.mark.parametrize("evaluator", ["own", "other"])
 def test_an_evaluation(evaluator, tmp_path):
     results = []
@@ -84,10 +101,27 @@ def test_an_evaluation(evaluator, tmp_path):
         with simulated_card.counted() as counts:
             run.test()
         results.append(run.last_result)
-        reads = {("copy to the CPU", "trainers/evaluation.py"): 1}
+        reads = {("copy to the CPU", "trainers/tested.py"): 1}
         reads |= {("copy to the CPU", "kdpl/fallback/dassl/evaluation.py"): 2} if evaluator == "other" else {}
         assert files(counts.waits) == (reads if device == "cuda" else {})
     assert results[0] == results[1] and results[0]["num_images"] == 60
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_launches_as_many_kernels_for_all_parameters(name):
+    """PyTorch's own, in its form for many tensors at once."""
+    cfg, found = get_cfg_default(), []
+    cfg.OPTIM.NAME = name
+    for count in (2, 40):
+        parameters = [torch.ones(4, device="cuda").requires_grad_() for _ in range(count)]
+        optimiser = build_optimizer(parameters, cfg.OPTIM)
+        for _ in range(2):
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            with simulated_card.counted() as counts:
+                optimiser.step()
+        found.append(counts.kernels)
+    assert found[0] == found[1] < 20
 
 
 def test_digests_at_the_start(tmp_path):

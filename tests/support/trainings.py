@@ -80,7 +80,7 @@ def stop_after(run, epoch):
         run.train()
 
 
-def build_student(learner, clip):
+def build_student(learner, clip, names=()):
     """Return a student with the defaults of its node, prompts no deeper than three layers."""
     cfg = CfgNode()
     extend_cfg(cfg)
@@ -89,7 +89,7 @@ def build_student(learner, clip):
         if key.startswith("PROMPT_DEPTH"):
             options[key] = 3
     torch.manual_seed(1)
-    return getattr(kdpl.students, learner)(clip, options)
+    return getattr(kdpl.students, learner)(clip, options, names)
 
 
 def trained(run):
