@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kdpl.common.safe_text import print
 from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.trainers.registry import PREFIX
 from kdpl.trainers.wrapped import DistilledTrainer
