@@ -1,7 +1,7 @@
 """A GPU's training steps beside the published way of taking them, and beside the bound that the card itself sets.
 
 First the card's rates are measured: large matrix products in fp32 and in half precision, and a copy of memory. Then, for each
-case, the published step, ours with fresh augmentations and ours with warm views, each in a process of its own
+case, the published step, ours with fresh augmentations and ours with warm views, each in its own process
 (benchmarks/train_step.py). Batches are loaded before, so that images decode in no step. "bound s" is what the step's matrix
 products need at the measured rate, and its other operations at the measured bandwidth; "times bound" how much longer it took.
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16", help="PREC of student and teacher: fp32, fp16, amp or bf16")
     parser.add_argument("--steps", type=int, default=10, help="in a row, of which the mean counts, the median of three times")
     parser.add_argument("--small", action="store_true", help="few classes and small CLIPs: a trial of this script itself")
-    parser.add_argument("--no-reference", action="store_true", help="leave the published way out")
+    parser.add_argument("--no-reference", action="store_true", help="leave out the published step")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", action="store_true", help="the rates alone, in this process")
     args = parser.parse_args()

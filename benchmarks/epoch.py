@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, kind: str, folder: Path) -> dict:
-    """Train and test in a process of its own; return its wall-clock time, the training's and the accuracy."""
+    """Train and test in its own process; return its wall-clock time, the training's and the accuracy."""
     output = folder / re.sub(r"\W+", "_", kind)
     options = ["OPTIM.MAX_EPOCH", args.epochs, "DATASET.NUM_SHOTS", args.shots]
     if kind != "fresh":

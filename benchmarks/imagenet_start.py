@@ -3,7 +3,7 @@
     python benchmarks/imagenet_start.py [--folder FOLDER] [--images 1281167]
 
 Writes a folder of empty files as ImageNet has it (1,000 classes, 50,000 images to test on), and starts each kind of run twice,
-each in a process of its own. The folder is temporary unless it is given.
+each in its own process. The folder is temporary unless it is given.
 """
 
 import argparse

@@ -160,7 +160,7 @@ def most_memory(count: int) -> dict:
         (folder / "many").mkdir()
         for i in range(count):
             os.link(originals[i % len(originals)], folder / "many" / f"IMG_{i:06d}.png")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
         start = time.perf_counter()
         outputs = ["--csv", str(folder / "p.csv"), "--json", str(folder / "p.jsonl"), "--quiet"]
         predict.main([str(folder / "demo" / "prompts"), str(folder / "many"), *outputs])

@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         pass
     classifier.seconds.update(dict.fromkeys(classifier.seconds, 0.0))
     before = held("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     start = time.perf_counter()
     Run(classifier, command, len(images))(images)
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """A training step of a KDPL trainer, part by part: with fresh augmentations, with warm views, and the published way.
 
 The trainer is the real one, on JPEG files of random content and ImageNet's class names; student and teacher have a real model's
-sizes and random weights. Each kind of step runs in a process of its own, which gives its peak memory; "speedup" is the
+sizes and random weights. Each kind of step runs in its own process, which gives its peak memory; "speedup" is the
 published step's time over that of the row. With --preload the batches are in memory before, so that no step decodes images.
 "bound s" is the time of the step's FLOP at the given matrix rates and of the bytes that its other operations read and write.
 """

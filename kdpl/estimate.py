@@ -62,7 +62,7 @@ def read_run(args: argparse.Namespace) -> Run:
     """Return the run that the command line describes.
 
     Raises:
-        ConfigError, ModelNameError, ValueError: what cannot be run; the message names the way out.
+        ConfigError, ModelNameError, ValueError: what cannot be run; the message names what to do.
     """
     if args.learner:
         from kdpl.trainers import load_learners

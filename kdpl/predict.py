@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> a
     add("--html", metavar="FILE", help="also write a gallery of the images, to check and to correct")
     add("--copy-to", metavar="DIR", help="also copy the photos into folders by class")
     add("--link-to", metavar="DIR", help="also link the photos into folders by class")
-    add("--restart", action="store_true", help="begin anew instead of resuming a run that was stopped")
+    add("--restart", action="store_true", help="start again instead of resuming a run that was stopped")
     add("--quiet", action="store_true", help="print neither lines nor progress; errors and the summary remain")
     add("--batch-size", type=int, default=64, metavar="B", help="images per batch (default: 64)")
     add("--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})")

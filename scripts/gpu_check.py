@@ -4,7 +4,7 @@ The suite's tests on the card with the small CLIPs of the repository; then steps
 weights, students as ViT-B/32 and ViT-B/16 and the teacher as ViT-H/14: every learner, half precision beside fp32,
 class-agnostic training with 20,000 names, fixed views; then times beside the published way (benchmarks/card.py).
 
-Each part is a process of its own. One that fails, or finds no time left, is named in the JSON, and the exit status is 1.
+Each part is its own process. One that fails, or finds no time left, is named in the JSON, and the exit status is 1.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the fast tests with the lowest versions of all direct dependencies that pyproject.toml allows, in an environment of its own.
+# Run the fast tests with the lowest versions of all direct dependencies that pyproject.toml allows, in its own environment.
 # usage: scripts/lowest_versions.sh FOLDER [lowest-direct|highest] [arguments of pytest]; needs uv (pip install uv)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

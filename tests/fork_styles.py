@@ -247,7 +247,7 @@ class StyleProbe(StyleMaPLe):
 
 @TRAINER_REGISTRY.register()
 class StyleMixup(Style):
-    """Mixtures of images with mixtures of losses, and a second net with an optimizer of its own that nobody registers.
+    """Mixtures of images with mixtures of losses, and a second net with its own optimizer that nobody registers.
 
     The loss is a name imported long before anything is replaced.
     """

@@ -1,4 +1,4 @@
-"""The plan of the house (docs/architecture.md): imports run down the floors, and no room or class outgrows its idea."""
+"""The plan of the house (docs/architecture.md): imports run down the layers, and no room or class outgrows its idea."""
 
 import ast
 from functools import cache
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-FLOORS = (
+LAYERS = (
     "common", "config", "clip", "text", "students", "distill", "training", "classifier", "experiments", "datasets", "trainers",
     "photos", "forks",
 )  # fmt: skip
 FILES = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
 ENGINE = [p for p in FILES if "fallback" in p.parts]
 FILES = [p for p in FILES if p not in ENGINE]
-COMMANDS = len(FLOORS)
+COMMANDS = len(LAYERS)
 
 
 def module_of(path: Path) -> str:
@@ -26,9 +26,9 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path) for path in FILES}
 
 
-def floor(module: str) -> int:
+def layer(module: str) -> int:
     room = module.split(".")[1] if "." in module else ""
-    return FLOORS.index(room) if room in FLOORS else COMMANDS
+    return LAYERS.index(room) if room in LAYERS else COMMANDS
 
 
 @cache
@@ -55,7 +55,7 @@ def imports_of(path: Path) -> list[str]:
 
 
 def arrows_up(module: str, imports: list[str]) -> list[str]:
-    return [f"{module} -> {other}" for other in imports if floor(other) > floor(module)]
+    return [f"{module} -> {other}" for other in imports if layer(other) > layer(module)]
 
 
 def test_imports_run_down_the_floors():

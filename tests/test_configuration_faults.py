@@ -1,4 +1,4 @@
-"""A mistake in the configuration or the command line is told before data or weights are read, with the way out."""
+"""A mistake in the configuration or the command line is told before data or weights are read, and what to do."""
 
 import builtins
 from types import SimpleNamespace

@@ -30,7 +30,7 @@ def written(output):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("trainer", "numbers"), [("KDPL_PromptSRC", (0, 3)), ("CoOp", (0, 1, 2))])
 def test_any_number_of_loader_workers_gives_the_same_prompts_and_results(trainer, numbers, tmp_path):
-    """Each run has a folder of its own, too."""
+    """Each run has its own folder, too."""
     found = []
     for workers in numbers:
         output = tmp_path / f"{workers} workers"

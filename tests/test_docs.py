@@ -46,12 +46,12 @@ def test_a_file_without_its_folder_is_one_of_the_packages(page):
 
 
 def test_the_architecture_page_lists_the_floors_from_the_top_down():
-    """FLOORS is the list that tests/test_architecture.py holds the imports to."""
+    """LAYERS is the list that tests/test_architecture.py holds the imports to."""
     tree = ast.parse((ROOT / "tests/test_architecture.py").read_text(encoding="utf-8"))
-    (floors,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "FLOORS")
+    (layers,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "LAYERS")
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\d+) \| `(?:kdpl/)?(\w+)/`", text, re.M)
-    assert listed == [(str(i + 1), name) for i, name in reversed(list(enumerate(ast.literal_eval(floors))))]
+    assert listed == [(str(i + 1), name) for i, name in reversed(list(enumerate(ast.literal_eval(layers))))]
     commands = re.search(r"the commands (.*) \|", text)[1]
     assert set(re.findall(r"`(\w+)`", commands)) == {p.stem for p in (ROOT / "kdpl").glob("*.py")} - {"__init__"}
 

@@ -50,7 +50,7 @@ def test_the_second_start_reads_the_lists_and_gives_the_same(imagenet, monkeypat
 
 def test_the_second_start_of_a_draw_without_labels_reads_the_lists_too(imagenet, monkeypatch):
     first = {}
-    lists(imagenet)  # drawn by class, in a file of its own
+    lists(imagenet)  # drawn by class, in its own file
     for subsample in ("all", "base", "new"):
         whole = load(imagenet, "ImageNet", NUM_SHOTS=-1, SUBSAMPLE_CLASSES=subsample)
         (train, val, test), names = first[subsample] = blind_lists(imagenet, subsample)

@@ -57,7 +57,7 @@ def test_the_search_sees_data_sets_that_no_base_to_new_table_shows_and_no_test_i
     swept, read = [], []
     monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) and 0)
     monkeypatch.setattr(search, "read_scores", lambda folders, split: read.append(split) or scores_of(swept[-1]))
-    own = run.photos.SWEEPS  # whose rates have a search of their own
+    own = run.photos.SWEEPS  # whose rates have their own search
     shown = {name for sweep in sweeps() if sweep.protocol != "xd" and sweep.name not in own for name in sweep.datasets}
     assert not shown & set(search.DATASETS) and len(shown | set(search.DATASETS)) == 10
     trainers = ["CoOp", "CoCoOp", "KDPL_CoOp"]

@@ -1,4 +1,4 @@
-"""A full disk, or a limit on the size of files: the previous version stays, and the message names the file and the way out."""
+"""A full disk, or a limit on the size of files: the previous version stays, and the message names the file and what to do."""
 
 import errno
 import json

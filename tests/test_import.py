@@ -12,7 +12,7 @@ CLONE = ("kdpl", "trainers", "datasets", "configs", "__init__.py", "setup.py", "
 
 
 def python(code: str, cwd, run=subprocess.run) -> str:
-    """Run code in a process of its own, without this checkout's path, and return what it printed."""
+    """Run code in its own process, without this checkout's path, and return what it printed."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     process = run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False

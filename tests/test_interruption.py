@@ -118,7 +118,7 @@ def command(output, *options):
 
 
 def start(output, *options):
-    """Start a training in a process group of its own; return it when it has taken its first steps, and what it has printed."""
+    """Start a training in its own process group; return it when it has taken its first steps, and what it has printed."""
     process = processes.Popen(
         command(output, *options),
         stdout=subprocess.PIPE,

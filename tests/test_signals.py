@@ -22,7 +22,7 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 
 
 def start(output, *options, until="\nepoch ["):
-    """Start a training in a process group of its own and return it once `until` was printed, with its log."""
+    """Start a training in its own process group and return it once `until` was printed, with its log."""
     log = output.parent / f"{output.name}.log"
     command = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, (*emoji_args("KDPL_CoOp", output), *RUN, *options))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -66,7 +66,7 @@ def test_a_loader_process_that_dies_is_named_in_one_line(tmp_path):
     process, log = start(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:  # workers are started anew in each epoch
+    while process.poll() is None and time.monotonic() < deadline:  # workers are started again in each epoch
         for pid in children.read_text().split() if children.exists() else ():
             try:
                 os.kill(int(pid), signal.SIGKILL)

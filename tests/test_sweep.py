@@ -605,7 +605,7 @@ def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_t
 
 @pytest.mark.slow
 def test_a_run_forked_from_a_warm_python_is_the_same_run(tmp_path):
-    """In a process of its own, as a server of multiprocessing belongs to one."""
+    """In its own process, as a server of multiprocessing belongs to one."""
     options = "{OPTIM.MAX_EPOCH: 1, TEST.SPLIT: val}"
     learned = []
     for warm in ("false", "true"):

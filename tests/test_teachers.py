@@ -107,7 +107,7 @@ def test_cached_features_of_several_sentences_are_the_same_and_stand_apart(clips
     from kdpl.text.feature_cache import TextFeatures
 
     unnormalised = TextFeatures(clip, THREE, NAMES)  # as PromptSRC has them
-    assert unnormalised.missing(NAMES) == len(NAMES), "their mean is another, in a folder of its own"
+    assert unnormalised.missing(NAMES) == len(NAMES), "their mean is another, in its own folder"
 
 
 @pytest.mark.parametrize(

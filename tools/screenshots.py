@@ -1,7 +1,7 @@
 """Take the screenshots of the pages in a headless Chromium, light and dark: `python tools/screenshots.py docs/figures`.
 
 The gallery is that of `kdpl fit --demo` and `kdpl predict`. The report is `report.txt` of the folder; with `--runs RUNS`
-it is first written anew, from runs such as the quickstart's. `screenshots.json` has digests of the photographed pages, by which
+it is first written again, from runs such as the quickstart's. `screenshots.json` has digests of these pages, by which
 tests/test_site.py finds that a page has changed. Needs `pip install -e '.[browser]'` and Chromium (`apt-get install chromium`).
 """
 
@@ -93,7 +93,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where to write gallery-light.png and the others")
-    parser.add_argument("--runs", help="write the report anew, from the runs in this folder, such as output/quickstart")
+    parser.add_argument("--runs", help="write the report again, from the runs in this folder, such as output/quickstart")
     parser.add_argument("--work", type=Path, default="output/screenshots", help="folder of the demo (default: %(default)s)")
     args = parser.parse_args()
     installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

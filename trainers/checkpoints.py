@@ -115,7 +115,7 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
     """Resume from the newest state in the folder of a run's checkpoints; return the number of finished epochs.
 
     Raises:
-        CheckpointError: the state is damaged, or was written with other settings; the message names the way out.
+        CheckpointError: the state is damaged, or was written with other settings; the message names what to do.
     """
     path, state = _newest_state(folder)
     if path is None:

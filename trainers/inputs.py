@@ -82,7 +82,7 @@ def check_teacher(cfg: CfgNode) -> None:
     """Refuse teachers of TRAINER.KDPL that do not exist, or prompts that cannot be theirs, before weights are read.
 
     Raises:
-        ConfigError: the message names the key, its value and the way out.
+        ConfigError: the message names the key, its value and what to do.
         ModelNameError, WeightsError: as `describe`.
     """
     options = cfg.TRAINER.KDPL

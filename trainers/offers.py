@@ -57,7 +57,7 @@ def _made(trainer_class: type, name: str, teacher_view: int = 0) -> type:
 
 
 def can_be_distilled(trainer_class: Any) -> bool:
-    """Whether a class is a Dassl trainer with a training step of its own, and none of KDPL's."""
+    """Whether a class is a Dassl trainer with its own training step, and none of KDPL's."""
     return (
         isinstance(trainer_class, type)
         and issubclass(trainer_class, TrainerX)

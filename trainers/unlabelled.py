@@ -51,7 +51,7 @@ def check_shots(trainer: "TrainerX") -> None:
     """Refuse TRAINER.KDPL.SHOTS random for a data set that does not know it.
 
     Raises:
-        ValueError: the message names the data set and the way out.
+        ValueError: the message names the data set and what to do.
     """
     if trainer.cfg.TRAINER.KDPL.SHOTS != "random" or trainer.cfg.DATASET.NUM_SHOTS <= 0:
         return

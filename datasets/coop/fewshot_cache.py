@@ -17,7 +17,7 @@ def cached_fewshot(dataset: DatasetBase, data: DataFolder, split: Split, num_sho
 
     The file's name holds a digest of the lists, so that a subset of another list is never used. It is written atomically, so
     that runs started at the same time may share it. An unreadable file, or one that names an image that is not in the lists, is
-    replaced. A run without a seed (below 0) draws anew and saves nothing.
+    replaced. A run without a seed (below 0) draws again and saves nothing.
     """
     if num_shots < 1:
         return split

@@ -154,7 +154,7 @@ class DataFolder:
     # --- errors ---
 
     def missing(self, what: str) -> MissingDataError:
-        """Return the error for a file or folder that is not there, with the expected tree and the way out."""
+        """Return the error for a file or folder that is not there, with the expected tree and what to do."""
         return MissingDataError(
             lines(
                 f"{self.facts.name}: {what}{_wrong_root(self)}",

@@ -15,7 +15,7 @@ from kdpl.datasets.coop.readers import LISTING
 def load_split(data: DataFolder) -> Split:
     """Return a data set's lists; without its published split file a made one is used, with a warning.
 
-    A made split is saved beside the place of the published one, under a name of its own, and used from then on.
+    A made split is saved beside the place of the published one, under its own name, and used from then on.
 
     Raises:
         MissingDataError: files, folders or images are absent.

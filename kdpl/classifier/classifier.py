@@ -76,7 +76,7 @@ class Classifier:
         device, backbone, calibrated: see `load`.
 
     Raises:
-        BundleError: the prompts do not fit the CLIP, or have no temperature and shall be calibrated.
+        BundleError: the prompts do not fit the CLIP, or have no temperature and must be calibrated.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def openai_clip() -> ModuleType:
 
 
 def _import_privately(origin: str) -> ModuleType | None:
-    """Import the package at `origin` under a name of its own, so that whoever says `import clip` is left alone."""
+    """Import the package at `origin` under its own name, so that whoever says `import clip` is left alone."""
     name = f"_kdpl_clip_{abs(hash(origin))}"
     spec = importlib.util.spec_from_file_location(name, origin, submodule_search_locations=[str(Path(origin).parent)])
     module = importlib.util.module_from_spec(spec)
@@ -114,7 +114,7 @@ _TINY_CLIP = re.compile(r"^_?(image_encoder|text_encoder|logit_scale)(_without_d
 def plain_names(state: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Return a state dict under OpenAI's names, and whether it is of TinyCLIP, which computes with GELU.
 
-    TinyCLIP's checkpoints hold each tower in a module of its own, wrapped for several GPUs or not.
+    TinyCLIP's checkpoints hold each tower in its own module, wrapped for several GPUs or not.
     """
     if not any(_TINY_CLIP.match(key) for key in state):
         return state, False

@@ -104,7 +104,7 @@ def write_torch(state: Any, path: str | os.PathLike) -> None:
 
 @contextmanager
 def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
-    """Raise NoRoomError, which names `path` and the way out, if a write fails for lack of room."""
+    """Raise NoRoomError, which names `path` and what to do, if a write fails for lack of room."""
     try:
         yield
     except NoRoomError:

@@ -166,7 +166,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """Refuse command-line flags that contradict each other or name a missing folder.
 
     Raises:
-        ConfigError: the message names the flags and the way out.
+        ConfigError: the message names the flags and what to do.
     """
     if args.eval_only and args.no_train:
         raise ConfigError(

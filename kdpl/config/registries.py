@@ -4,7 +4,7 @@ from typing import Any
 
 
 def refuse_wrong_order(registry: Any, ours: str, order: str) -> None:
-    """Make a registry of Dassl's refuse, with the way out, a fork's class whose name a class of KDPL's holds already.
+    """Make a registry of Dassl's refuse, with a message of what to do, a fork's class whose name a class of KDPL's holds already.
 
     The other way round KDPL leaves the name to the fork. To replace KDPL's class here would leave whatever asked for it before
     with another one than what asks later.
@@ -12,7 +12,7 @@ def refuse_wrong_order(registry: Any, ours: str, order: str) -> None:
     Args:
         registry: TRAINER_REGISTRY or DATASET_REGISTRY, of an installed Dassl or of the bundled engine.
         ours: the package of KDPL's classes: "kdpl.trainers".
-        order: the way out: "Import kdpl.trainers.baselines after the fork's own trainers".
+        order: what to do: "Import kdpl.trainers.baselines after the fork's own trainers".
     """
     plain = registry.register
     if hasattr(plain, "refuses_wrong_order"):

@@ -121,7 +121,7 @@ def check_teachers(options: CfgNode) -> None:
     """Refuse settings of teachers, `cfg.TRAINER.KDPL`, that are invalid or contradict each other; no CLIP is looked for.
 
     Raises:
-        ConfigError: the message names the key, its value and the way out.
+        ConfigError: the message names the key, its value and what to do.
     """
     check_templates(options.TEACHER_TEMPLATES)
     sources = prompt_sources(options.TEACHER_PROMPTS, teacher_names(options.TEACHER))

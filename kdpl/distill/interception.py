@@ -156,7 +156,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
             read = f" (it reads them as hard labels by {', '.join(self.record.hard)})" if self.record.hard else ""
             raise UnsupportedStepError(
                 f"{trainer} called neither F.cross_entropy nor F.nll_loss with the batch's labels in its step, so there is no "
-                f"loss on labels that a teacher could replace: it learns without labels already, or by a loss of its own{read}."
+                f"loss on labels that a teacher could replace: it learns without labels already, or by its own loss{read}."
             )
 
     def summary(self) -> list[str]:

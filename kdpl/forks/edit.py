@@ -110,7 +110,7 @@ def _extension(tree: ast.Module, source: str, name: str) -> Change:
 
 
 def apply_changes(source: str, changes: list[Change]) -> str:
-    """Return the text with each change on a line of its own, with the file's own line ends.
+    """Return the text with each change on its own line, with the file's own line ends.
 
     Raises:
         EditError: the result would not be Python, such as where statements share a line.

@@ -1,4 +1,4 @@
-"""What stopped a fork's Python, where in the fork, and the way out, if there is a known one."""
+"""What stopped a fork's Python, where in the fork, and what to do, if that is known."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""One trainer of a fork, run by the fork's own main() for a few steps on drawings, in a process of its own.
+"""One trainer of a fork, run by the fork's own main() for a few steps on drawings, in its own process.
 
     python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--exact] [--layers N] [--prepare FILE] [--root FOLDER]
                                [--set KEY VALUE ...]

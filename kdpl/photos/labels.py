@@ -118,5 +118,5 @@ def _read(prompts: str | os.PathLike, name: str) -> dict[str, Any]:
 
 def _not_ours(prompts: str | os.PathLike, name: str, why: object) -> ValueError:
     return ValueError(
-        f"'{name}' beside '{prompts}' is not the record of a fit ({why}): run the fit again, which writes it anew."
+        f"'{name}' beside '{prompts}' is not the record of a fit ({why}): run the fit again, which writes it again."
     )

@@ -3,7 +3,7 @@
     bash scripts/fuzz.sh --minutes 10
 
 The properties are those of `tests/test_fuzz.py`: a loader ends well or in the errors that it documents, never in another one,
-in a crash of the process, or by taking memory that the content has no right to. Each target has a process of its own and an
+in a crash of the process, or by taking memory that the content has no right to. Each target has its own process and an
 equal share of the time. Printed are the number of examples and the findings; the exit status is 0 if there is none.
 """
 

@@ -6,7 +6,7 @@ FORK is the folder of a fork's `train.py`, in a Git checkout; nothing in it is c
 `kdpl.install` (kdpl/forks/report.py): by the fork's own main(), for a few steps, again with what a refusal asks for. Its
 data are drawings on disk with the split file of Caltech101, read by the fork's own data set class. It then runs a second time
 with the labels of the training split permuted in that file: what it has learned must be the same bit for bit. Loss and
-gradients are compared with a computation of their own. The exit status is 1 if a row does not hold what docs/forks.md promises.
+gradients are compared with their own computation. The exit status is 1 if a row does not hold what docs/forks.md promises.
 
 With --compare, a trainer that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a
 page, in the place of those of the same fork, trainer and Dassl.

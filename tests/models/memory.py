@@ -1,4 +1,4 @@
-"""Measure the peak memory of loading a large CLIP in fp16 from a file of random fp16 weights, in a process of its own.
+"""Measure the peak memory of loading a large CLIP in fp16 from a file of random fp16 weights, in its own process.
 
     python tests/models/memory.py [--model ViT-H-14-quickgelu:dfn5b] [--formats bin safetensors]
 

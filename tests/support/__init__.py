@@ -113,7 +113,7 @@ def config(trainer: str, dataset: str, output: str | os.PathLike, *options: obje
 
 
 def run_train(*args: object, check: bool = True, cwd: str | os.PathLike | None = None, **env: str):
-    """Run `train.py` in a process of its own and return it, with its output as text."""
+    """Run `train.py` in its own process and return it, with its output as text."""
     run = subprocess.run if "PYTHONHASHSEED" in env else processes.run  # a seed that one test uses is not worth a server
     process = run(
         [sys.executable, str(ROOT / "train.py"), *map(str, args)],

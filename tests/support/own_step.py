@@ -20,7 +20,7 @@ from kdpl.trainers.kdpl import KDPL_CoOp
 
 @TRAINER_REGISTRY.register()
 class OwnStep(KDPL_CoOp):
-    """The step of Dassl's own trainers: a loss of its own, `model_backward_and_update`, the schedule, and what to report."""
+    """The step of Dassl's own trainers: its own loss, `model_backward_and_update`, the schedule, and what to report."""
 
     def __init__(self, cfg):
         self.pixels, self.known = [], []  # of each step: images that arrived, and features that were known before

@@ -113,7 +113,7 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
 
     Raises:
         BundleError: it is missing, truncated, no such file, of a newer format, of an unknown variant, or holds values that
-            are not finite; the message names the file and the way out.
+            are not finite; the message names the file and what to do.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -200,5 +200,5 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 def _broken(path: Path, what: str) -> BundleError:
     return BundleError(
-        f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it anew."
+        f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it again."
     )

@@ -1,1 +1,1 @@
-"""Predictions of many images on their way out: to the terminal, tables, a gallery, and folders by class."""
+"""Predictions of many images on their way to the terminal, tables, a gallery, and folders by class."""

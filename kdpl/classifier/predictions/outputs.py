@@ -104,7 +104,7 @@ class State:
     """What a run has written so far, in a file beside its first output, so that the same command can resume.
 
     Args:
-        outputs: of the run; those that are not files cannot be resumed and begin anew.
+        outputs: of the run; those that are not files cannot be resumed and start again.
         run: what the rows depend on. A part from a run that differs is refused.
     """
 
@@ -131,16 +131,16 @@ class State:
         if different := sorted(key for key in {*run, *self.run} if run.get(key) != self.run.get(key)):
             raise ResumeError(
                 f"'{self.path}' is of a run with other settings ({', '.join(different)}): rows of both would be mixed. Add "
-                "--restart to begin anew, or choose another output."
+                "--restart to start again, or choose another output."
             )
         expected = {str(output.path) for output in self.outputs}
         parts = {str(output.path): output.part for output in self.outputs}
         if set(sizes) != expected:
             raise ResumeError(
-                f"'{self.path}' is of a run with the outputs {', '.join(sorted(sizes))}: add --restart to begin anew."
+                f"'{self.path}' is of a run with the outputs {', '.join(sorted(sizes))}: add --restart to start again."
             )
         if any(not part.is_file() or part.stat().st_size < sizes[path] for path, part in parts.items()):
-            raise ResumeError(f"The rows that '{self.path}' tells of are not all there: add --restart to begin anew.")
+            raise ResumeError(f"The rows that '{self.path}' lists are not all there: add --restart to start again.")
         self.rows = rows
         return sizes
 

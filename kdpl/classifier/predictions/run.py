@@ -46,7 +46,7 @@ class Run:
 
     Raises:
         ResumeError: outputs are there that belong to another run.
-        ValueError: images shall be rejected or sorted, and cannot be.
+        ValueError: images must be rejected or sorted, and cannot be.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Run:
                 writer.begin()
         done = [set(writer.paths()) for writer in self.writers if sizes and writer.output.is_file]
         if any(paths != done[0] or len(paths) != self.state.rows for paths in done):
-            raise ResumeError(f"The files that '{self.state.path}' tells of have rows of different images: add --restart.")
+            raise ResumeError(f"The files that '{self.state.path}' lists have rows of different images: add --restart.")
         stopped = os.stat(self.state.path).st_mtime_ns if done else 0
         for path in done[0] if done else ():
             if os.path.exists(path) and os.stat(path).st_ctime_ns > stopped:  # unlike the time of modification, it is never set

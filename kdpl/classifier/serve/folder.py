@@ -62,7 +62,7 @@ def add_runtime(folder: Path, source: str = "") -> None:
         source: a folder with these files, or the npm package as a .tgz file; empty: fetch the package with npm.
 
     Raises:
-        OSError: there is no npm, the package cannot be fetched, or a file is missing; the message has the way out.
+        OSError: there is no npm, the package cannot be fetched, or a file is missing; the message has what to do.
     """
     way = (
         f"Get the package another way (npm pack onnxruntime-web@{RUNTIME_VERSION}) and name it with --runtime, or leave the "

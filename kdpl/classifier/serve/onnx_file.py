@@ -72,7 +72,7 @@ def export_with_preprocessing(
         half: store the weights in half precision; the file is half as large, and it still computes in fp32.
 
     Raises:
-        ValueError: images shall be rejected, and the bundle has no threshold; every image has text features of its own; or a
+        ValueError: images must be rejected, and the bundle has no threshold; every image has text features of its own; or a
             weight is NaN or infinite, in half precision if that is asked for.
         ImportError: the package onnx is not installed.
         OSError: the file could not be written.

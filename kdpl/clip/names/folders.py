@@ -51,7 +51,7 @@ def source_of_file(file: Path) -> Source:
     if others and file.name not in WEIGHTS_FILES:
         raise ModelNameError(
             f"'{folder / HUB_CONFIG}' lies beside '{file.name}' and {', '.join(others[:3])}: it is not clear whether it "
-            f"describes '{file.name}'. Move the file to a folder of its own: with its configuration, or, if it is OpenAI's, "
+            f"describes '{file.name}'. Move the file to its own folder: with its configuration, or, if it is OpenAI's, "
             "without one."
         )
     return Source("folder", path=str(folder), file=str(file))

@@ -19,7 +19,7 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def for_model(name: str, known: Sequence[str]) -> str:
-    """Return the way out for a name of no known architecture, as the end of a message; empty if there is none.
+    """Return what to do about a name of no known architecture, as the end of a message; empty if there is none.
 
     Args:
         known: names of models without tags.

@@ -203,7 +203,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
         return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
-    # Pillow counts the bytes of a truncated file, which would make every one a kind of its own
+    # Pillow counts the bytes of a truncated file, which would make every one its own kind
     return "the file is truncated." if "truncated" in str(error) else f"{short_reason(error)}."
 
 

@@ -1,6 +1,6 @@
 """An on-disk store of vectors by key, in append-only shards of fixed-size rows, shared by any number of runs.
 
-Every process writes new vectors to a shard of its own, so several runs may read and write one folder at the same time. A row
+Every process writes new vectors to its own shard, so several runs may read and write one folder at the same time. A row
 holds a key, a vector and a checksum of both, so truncated or damaged rows are ignored. The folder's name is a hash of what
 its vectors depend on (weights, transform, precision, ...).
 """

@@ -35,7 +35,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Method:
-    """A trainer with the settings in which its runs differ. The class-agnostic mode is a method of its own.
+    """A trainer with the settings in which its runs differ. The class-agnostic mode is its own method.
 
     Attributes:
         name: the trainer, with "-CA" in class-agnostic mode.

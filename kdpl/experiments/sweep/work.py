@@ -164,7 +164,7 @@ def _started(
         from kdpl.experiments.sweep.warm import WarmProcess
 
         return WarmProcess(command, path, env)
-    # A session of its own: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
+    # Its own session: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
     )

@@ -105,7 +105,7 @@ class Pass:
 
         Args:
             names: of all photos, in the order in which they are taken.
-            limit: given the seconds a photo and how many photos were taken, returns how many shall be taken in all.
+            limit: given the seconds a photo and how many photos were taken, returns how many to take in all.
             on_bad: called with the name of a photo that cannot be read; it is left out.
 
         Returns:

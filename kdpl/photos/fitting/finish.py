@@ -163,7 +163,7 @@ def calibrated(
         decision = dataclasses.replace(decision, sentences=comparison.kept.sentences, temperature=temperature)
         lines.append(f"Calibrated: --calibrated divides logits by {temperature:.2f}, fitted to the teacher's probabilities.")
     if not decision.sentences and used.encoder.depends_on_images:
-        lines.append("There is no threshold to reject photos by: these prompts give every image a text of its own.")
+        lines.append("There is no threshold to reject photos by: these prompts give every image its own text.")
         return decision, lines
     background = background_names(vocabulary_for(plan.student), plan.names)
     found = _threshold(plan, teacher, parts, decision, used, background)

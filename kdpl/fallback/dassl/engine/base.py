@@ -215,7 +215,7 @@ class TrainerBase(Models):
     def train(self, start_epoch: int, max_epoch: int) -> None:
         """Run `before_train`, the epochs from `start_epoch` to `max_epoch - 1`, and `after_train`.
 
-        `before_train` may set `self.start_epoch` anew.
+        `before_train` may set `self.start_epoch` again.
         """
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
