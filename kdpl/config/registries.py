@@ -4,7 +4,7 @@ from typing import Any
 
 
 def refuse_wrong_order(registry: Any, ours: str, order: str) -> None:
-    """Make a registry of Dassl's refuse, with a message of what to do, a fork's class whose name a class of KDPL's holds already.
+    """Make a registry of Dassl's refuse, and say what to do, a fork's class whose name a class of KDPL's holds already.
 
     The other way round KDPL leaves the name to the fork. To replace KDPL's class here would leave whatever asked for it before
     with another one than what asks later.
