@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from yacs.config import CfgNode
 
+from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.precision import effective_precision
@@ -140,6 +141,8 @@ class Step:
         with self.mode:
             for outlined in (clip, *teachers):
                 _fill(outlined, device or torch.device("cpu"))
+                with contextlib.suppress(UnsupportedTowerError):
+                    outlined.vision._at_once = outlined.vision._at_once if device else int  # a card takes a batch as a whole
             self.student = student = learner(clip, cfg.TRAINER[learner.node], names)
             (own, *known), (texts, *taught) = ([torch.randn(n, width) for width in widths] for n in (batch, len(names)))
             labels = torch.zeros(batch, dtype=torch.long)
