@@ -244,7 +244,7 @@ def test_a_decision_that_cannot_be_is_refused():
             "The learner 'Coop' has no settings: expected TaskRes, CSC",
         ),
         (["{photos}", "{one}", "-o", "{out}", "--variant", "CSC", "--reject"], "there is one alone: choose CoOp"),
-        (["{photos}", "{names}", "-o", "{out}", "--student", "ViT-B/33"], "Did you mean 'ViT-B/32'"),
+        (["{photos}", "{names}", "-o", "{out}", "--student", "ViT-B/33"], "The closest name, 'ViT-B/32', is that"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(argv, message, photos, tmp_path, capsys, monkeypatch):

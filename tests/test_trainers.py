@@ -210,7 +210,7 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
             ValueError,
             r"INPUT.SIZE \(224, 224\) is not what .* expected \(64, 64\)",
         ),
-        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "Did you mean 'ViT-B/32'"),
+        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "The closest name, 'ViT-B/32', is that"),
         ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER", "emoji_techer"), ModelNameError, "Did you mean 'emoji_teacher'"),
         ("KDPL_CoOp", ("TRAINER.COOP.PREC", "fp8"), ConfigError, "TRAINER.COOP.PREC 'fp8' is not one of"),
         ("KDPL_CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "ende"), ValueError, "Did you mean 'end'"),

@@ -28,11 +28,12 @@ def small_clip(folder: Path, layers: int) -> Path:
     """
     from kdpl.clip.openai import VOCABULARY, openai_clip
 
+    package = openai_clip().__name__  # imported also for a file that is there: `use_small_clip` changes what is imported
     path = folder / f"small_clip_{layers}.pt"
     if path.is_file():
         return path
     torch.manual_seed(11)
-    model_class = importlib.import_module(f"{openai_clip().__name__}.model").CLIP
+    model_class = importlib.import_module(f"{package}.model").CLIP
     model = model_class(EMBED, RESOLUTION, layers, WIDTH, PATCH, 77, VOCABULARY, TEXT_WIDTH, HEADS, layers)
     with atomic_write(path) as file:
         torch.save({key: value.to(torch.float16) for key, value in model.state_dict().items()}, file)

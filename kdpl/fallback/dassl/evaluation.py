@@ -96,10 +96,9 @@ class Classification:
         for label in counts.sum(dim=1).nonzero().flatten().tolist():
             total, correct = int(counts[label].sum()), int(counts[label, label])
             accuracies.append(100 * correct / total)
-            print(
-                f"* class: {label} ({self._lab2cname.get(label, 'no name')})\ttotal: {total:,}\tcorrect: {correct:,}\t"
-                f"acc: {accuracies[-1]:.1f}%"
-            )
+            name = self._lab2cname.get(label, "no name")
+            numbers = f"total: {total:,}", f"correct: {correct:,}", f"acc: {accuracies[-1]:.1f}%"
+            print(f"* class: {label} ({name})", *numbers, sep="\t")
         mean = sum(accuracies) / len(accuracies)
         print(f"* average: {mean:.1f}%")
         return mean
