@@ -26,6 +26,7 @@ from kdpl.experiments.sweep.runs import runs_of
 from kdpl.photos.fitting import candidates
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
+import claims
 import photos
 import photos_labels
 import photos_views
@@ -224,7 +225,7 @@ def test_the_share_is_of_the_gap_between_sentence_and_teacher(tmp_path):
     assert [row["seeds"] for row in rows if row["photos"] == "64"] == ["2"] * 6
     text = photos.tables(rows)
     assert "not on plants (30 %)" in text and "44.4 %: not reached" in text and "from 25.0 to 50.0 %" in text
-    photos.write_csv(tmp_path / "photos.csv", rows)
+    claims.write_csv(tmp_path / "photos.csv", rows)
     assert (tmp_path / "photos.csv").read_text().splitlines()[1].startswith('meals,"""a photo of a {}.""",,,25.00')
 
 

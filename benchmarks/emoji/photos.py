@@ -16,7 +16,6 @@ from pathlib import Path
 from search_photos import LABELS, LEARNERS, chosen, epochs_for
 from tabulate import tabulate
 
-from kdpl.common.files import atomic_write
 from kdpl.experiments.report.cells import Cell, average, combine
 from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.runs import Score, read_scores
@@ -110,13 +109,6 @@ def numbers_of(cell: Cell, draws: Draws) -> tuple[str, str, str]:
     if bounds is None:
         raise SystemExit("Results lack the counts by class. Test these runs again.")
     return tuple(f"{value:.2f}" for value in (cell.mean, *bounds))
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with atomic_write(path, "w") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_csv() -> list[dict[str, str]]:

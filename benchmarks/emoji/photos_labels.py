@@ -17,10 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import photos
+from claims import write_csv
 from search_photos import LEARNERS
 from tabulate import tabulate
 
-from kdpl.common.files import atomic_write
 from kdpl.config.command_line import build_cfg, parse_args
 from kdpl.experiments.report.cells import Cell, difference
 from kdpl.experiments.report.intervals import Draws
@@ -146,13 +146,6 @@ def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
 
     chart = pictures([DOCS / f"figures/photos_labels-{theme}.svg" for theme in ("light", "dark")], CHART)
     return {(DOCS / "benchmark.md", "photos_labels"): f"{chart}\n{table(rows)}"}
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    with atomic_write(path, "w") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from claims import write_csv
 from search_photos import LEARNERS, MANY, SHOTS, VECTORS, Accuracies, Point, chosen, epochs_for, measure
 from tabulate import tabulate
-
-from kdpl.common.files import atomic_write
 
 MEASURED = Path(__file__).resolve().parent / "photos_views.csv"
 TRAINER = f"KDPL_{LEARNERS[VECTORS].trainer}"
@@ -85,10 +84,7 @@ def main() -> None:
     if args.publish:
         from run import write_blocks
 
-        with atomic_write(MEASURED, "w") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(MEASURED, rows)
         write_blocks(blocks_of(rows))
 
 

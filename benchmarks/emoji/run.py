@@ -86,7 +86,7 @@ def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, s
     rows = merged(committed(HERE / "claims.csv"), rows)
     write_csv(HERE / "claims.csv", rows)
     if own:
-        photos.write_csv(HERE / "photos.csv", own)
+        write_csv(HERE / "photos.csv", own)
     write_blocks(blocks_of(rows, own or committed(HERE / "photos.csv")))
     page = DOCS / "benchmark_tables.md"
     sections = sections_of(page.read_text(encoding="utf-8")) if page.is_file() else {}
@@ -243,7 +243,7 @@ def main() -> int:
     if rows:
         write_csv(args.output / "claims.csv", rows)
     if own:
-        photos.write_csv(args.output / "photos.csv", own)
+        write_csv(args.output / "photos.csv", own)
     shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
     draw(tables, args.output / "charts", "svg")
     print("", markdown(rows), summary(rows), f"Tables, claims and charts are in {args.output}", sep="\n")

@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from claims import write_csv
+
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.sweep.local import run_local
@@ -231,10 +233,7 @@ def write_table(rows: Sequence[Mapping[str, str]]) -> None:
     new = {(row["learner"], row["photos"]) for row in rows}
     kept = [row for row in read_table() if (row["learner"], row["photos"]) not in new] if CHOSEN.is_file() else []
     order = list(LEARNERS)
-    with atomic_write(CHOSEN, "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted([*kept, *rows], key=lambda row: (int(row["photos"]), order.index(row["learner"]))))
+    write_csv(CHOSEN, sorted([*kept, *rows], key=lambda row: (int(row["photos"]), order.index(row["learner"]))))
 
 
 def read_table() -> list[dict[str, str]]:
