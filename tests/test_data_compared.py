@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support import config, image_file
 from support.files import RUN, result
 from support.trainings import build
 
+import kdpl.trainers  # noqa: F401  registers them
 from kdpl import sweep
 from kdpl.common import exits
 from kdpl.config.manifest import Manifest, OtherRunError, is_continued, read_manifest
@@ -222,6 +224,8 @@ executor: {{gpus: 0}}
     cfg = run.steps[0]._cfg_of("image_folder")
     build_trainer(cfg).train()
     assert status()[0] == 0 and run.done()
+    noisy = replace(run.steps[0], look=lambda cfg, split: print("Creating a 1-shot dataset") or {"images": "6 (a)"})
+    assert noisy.data_now("image_folder", "test") == {"images": "6 (a)"} and capsys.readouterr().out == ""
     originals = shutil.copytree(photos, tmp_path / "originals")
     replace_images(photos / "test")
     code, printed = status()

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -166,7 +168,8 @@ class Step:
         if self.look is None or not (self.folder / "results.json").is_file():
             return {}
         try:
-            return self.look(self._cfg_of(dataset), split)
+            with redirect_stdout(StringIO()):  # a sweep's table is not the place for what a data set says of itself
+                return self.look(self._cfg_of(dataset), split)
         except (OSError, ValueError, KeyError) as error:
             print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
             return {}
