@@ -73,7 +73,8 @@ def test_what_takes_too_long_is_stopped_and_what_finds_no_time_is_not_right(gpu_
 )
 def test_tests_that_fail_or_are_all_skipped_are_no_success(body, error, figures, gpu_check, tmp_path):
     (tmp_path / "test_it.py").write_text(f"import pytest\ndef test_it():\n    {body}\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path / "test_it.py")]
+    alone = ["-c", "/dev/null", "--rootdir", tmp_path, "--confcutdir", tmp_path]  # whatever lies in the folders above
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, alone), str(tmp_path / "test_it.py")]
     status, result = run(gpu_check, tmp_path, {"tests": command})
     assert (status, result["parts"]["tests"].get("error")) == (int(error is not None), error)
     assert result["parts"]["tests"]["figures"] == figures

@@ -3,13 +3,14 @@
 import ast
 import runpy
 import sys
+import threading
 
 import pytest
 from support import ROOT
 from yacs.config import CfgNode
 
 from kdpl.common import exits, safe_text
-from kdpl.common.safe_text import ArgumentParser, Lines, lines, run_command, settings_lines, text_table
+from kdpl.common.safe_text import ArgumentParser, Lines, lines, run_command, settings_lines, silent_thread, text_table
 
 EXPORTED = "kdpl/classifier/serve"  # copied into exported folders, where there is no KDPL
 HOSTILE = "a\x1b[2Jb\rc\nd\u2028e\u202ef\x9bg\x85h\u2066i"
@@ -97,3 +98,27 @@ def test_a_return_is_for_progress_alone(capsys):
             sys.stdout.write(text)
         sys.stdout.writelines(["\x1b[2J", "b"])
     assert capsys.readouterr().out == "\r 10%\ra\r\nname\\rforged\\x1b[2Jb"
+
+
+def test_threads_that_are_silent_at_the_same_time_leave_the_output_to_the_others(capsys):
+    """Their ends overlap: the first to begin is the first to end."""
+    ended, both = [threading.Event(), threading.Event()], threading.Barrier(3)
+    output = sys.stdout
+
+    def look(n):
+        with silent_thread():
+            print("dropped")
+            both.wait(10)
+            ended[n].wait(10)
+            print("dropped")
+
+    threads = [threading.Thread(target=look, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    both.wait(10)
+    for event, thread in zip(ended, threads, strict=True):
+        print("shown")
+        event.set()
+        thread.join()
+    print("shown")
+    assert sys.stdout is output and capsys.readouterr().out == "shown\n" * 3

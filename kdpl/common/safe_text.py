@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -226,6 +227,40 @@ def printable_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+class _OthersStream:
+    """A text stream that drops what the threads of `silent` write; in all else it is the stream that it is made from."""
+
+    def __init__(self, stream: IO[str]):
+        self.stream = stream
+        self.silent: list[int] = []
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() in self.silent else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+_SILENCING = threading.Lock()
+
+
+@contextmanager
+def silent_thread() -> Iterator[None]:
+    """Drop what this thread prints on the standard output inside; other threads' output is not touched."""
+    me = threading.get_ident()
+    with _SILENCING:
+        output = sys.stdout if isinstance(sys.stdout, _OthersStream) else _OthersStream(sys.stdout)
+        output.silent.append(me)
+        sys.stdout = output
+    try:
+        yield
+    finally:
+        with _SILENCING:
+            output.silent.remove(me)
+            if not output.silent and sys.stdout is output:
+                sys.stdout = output.stream
 
 
 def run_command(main: Callable[[], int]) -> int:

@@ -2,10 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +12,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import print
+from kdpl.common.safe_text import print, silent_thread
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.choices import SPLITS
@@ -168,7 +166,7 @@ class Step:
         if self.look is None or not (self.folder / "results.json").is_file():
             return {}
         try:
-            with redirect_stdout(StringIO()):  # a sweep's table is not the place for what a data set says of itself
+            with silent_thread():  # a sweep's table is not the place for what a data set says of itself
                 return self.look(self._cfg_of(dataset), split)
         except (OSError, ValueError, KeyError) as error:
             print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
