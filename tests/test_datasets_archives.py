@@ -170,17 +170,23 @@ def of_an_unknown_compression(content: bytearray, at: int) -> None:
     content[at + 10] = content[8] = 77
 
 
+def of_a_member_before_the_file(content: bytearray, at: int) -> None:
+    content[content.index(b"PK\5\6") + 16] += 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
         chained(3000),
-        *map(patched_zip, (of_a_newer_version, of_names_that_are_no_utf8, of_an_unknown_compression)),
+        *map(
+            patched_zip, (of_a_newer_version, of_names_that_are_no_utf8, of_an_unknown_compression, of_a_member_before_the_file)
+        ),
         tar_of({"a": b"1"}, [member("pax", type=tarfile.XHDTYPE)]) + b"30 path=short\n".ljust(512, b"\0"),
         b"BZh9" + bytes(600),
     ],
 )
 def test_whatever_the_readers_raise_is_a_damaged_archive(tmp_path, content):
-    """RecursionError, NotImplementedError, UnicodeDecodeError, OSError without a number and others."""
+    """RecursionError, NotImplementedError, UnicodeDecodeError, OSError without a number or of a place before the file."""
     with pytest.raises(ArchiveError):
         unpacked(tmp_path, content)
 

@@ -1,6 +1,7 @@
 """Unpack archives from elsewhere: nothing is written outside the target folder, and no more than is plausible."""
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -69,7 +70,10 @@ def unpack(archive: Path, folder: Path) -> None:
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ArchiveError(f"{archive} holds a file and a folder of the same name ({error}).") from None
     except Exception as error:  # of many kinds, from inside the readers of archives
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; theirs have no number
+        outside = (
+            isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
+        )  # a place in the archive
+        if isinstance(error, OSError) and error.errno is not None and not outside:  # of the disk; theirs have no number
             raise
         raise ArchiveError(f"{archive} is damaged ({short_reason(error)}). Delete it and fetch it again.") from None
 
