@@ -36,6 +36,7 @@ CARD = "tests/test_simulated_card.py::test_work_on_a_card_is_that_on_the_cpu"
 WAITS = "tests/test_synchronisation.py::test_nor_does_anything_around_the_steps_wait_more_than_once"
 DIGESTS = "kdpl/common/rows/digests.py"
 IDENTITY, DATA = "tests/test_identity.py::", "tests/test_data_compared.py::"
+TRANSFORMERS = "tests/test_transformers_format.py::"
 TRUTH = "tests/test_forks.py::test_a_trainer_finds_no_trace_of_the_truth"
 ASKS = "tests/test_forks.py::test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks"
 
@@ -1108,6 +1109,62 @@ MUTATIONS = [
         "hashlib.sha256(json.dumps(design_of_tower(design_of(self), tower)).encode())",
         "hashlib.sha256()",
         f"{IDENTITY}test_every_part_of_a_design_makes_another_clip_with_caches_of_its_own",
+    ),
+    mutation(
+        "a CLIP compared by where it lies",
+        "kdpl/config/manifest.py",
+        "if weights is not None and weights == others and not other_design:",
+        "if weights is None:",
+        f"{IDENTITY}test_where_a_clip_lies_does_not_matter",
+    ),
+    mutation(
+        "the activation of a CLIP from transformers forgotten",
+        "kdpl/clip/openclip/transformers_format.py",
+        """"quick_gelu": text["hidden_act"] == "quick_gelu",""",
+        """"quick_gelu": False,""",
+        f"{TRANSFORMERS}test_a_saved_model_has_the_librarys_features[quick_gelu-single]",
+    ),
+    mutation(
+        "query and key of transformers exchanged",
+        "kdpl/clip/openclip/transformers_format.py",
+        'for which in "qkv"]',
+        'for which in "kqv"]',
+        f"{TRANSFORMERS}test_a_saved_model_has_the_librarys_features[gelu-single]",
+    ),
+    mutation(
+        "a processor that squashes taken for one that cuts",
+        "kdpl/clip/openclip/transformers_format.py",
+        'mode = "squash"',
+        'mode = "shortest"',
+        f"{TRANSFORMERS}test_images_are_prepared_as_the_processor_says",
+    ),
+    mutation(
+        "the hidden colour of transparent pixels",
+        "kdpl/common/images/__init__.py",
+        "if upright.has_transparency_data:",
+        "if False:",
+        "tests/test_images.py::test_transparency_is_laid_on_white[RGBA]",
+    ),
+    mutation(
+        "the zero-shot teacher's images prepared as the student's",
+        "trainers/zeroshot.py",
+        'follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)',
+        "super().follow_model(cfg)",
+        "tests/test_inputs.py::test_the_zero_shot_teacher_prepares_images_its_own_way",
+    ),
+    mutation(
+        "a place before an archive taken for a fault of the disk",
+        "datasets/coop/archives.py",
+        "error.errno == errno.EINVAL",
+        "False",
+        "tests/test_datasets_archives.py::test_whatever_the_readers_raise_is_a_damaged_archive",
+    ),
+    mutation(
+        "the output of a sweep lost to threads",
+        "kdpl/common/safe_text.py",
+        "if not output.silent and sys.stdout is output:",
+        "if sys.stdout is output:",
+        f"{PRINTING}test_threads_that_are_silent_at_the_same_time_leave_the_output_to_the_others",
     ),
     mutation(
         "an accuracy replaced by one on other images",
