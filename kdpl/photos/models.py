@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 STUDENT = "ViT-B/32"
 ON_GPU = "ViT-H-14-quickgelu"  # the paper's
-ON_CPU = "ViT-L-14:dfn2b"  # two cores look at a thousand photos in 5 (with bf16) to 14 minutes: benchmarks/fit.py
+ON_CPU = "ViT-L-14:dfn2b"  # two cores look at a thousand photos in 6 (with bf16) to 11 minutes: benchmarks/fit.py --towers
 SMALLER = ("ViT-B/32", "ViT-B/16")  # student and teacher
 MINUTES = {"cuda": 10.0, "cpu": 30.0}  # that a pass over the photos may take, unless --minutes says otherwise
 
