@@ -24,8 +24,6 @@ STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
-
-
 Look: TypeAlias = Callable[[CfgNode, str], Mapping[str, Any]]
 
 
@@ -172,9 +170,6 @@ class Step:
             print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
             return {}
 
-    def _images(self, dataset: str, split: str) -> str:
-        return self.data_now(dataset, split).get("images", "")
-
     def missing(self) -> list[str]:
         """Return the data sets without a result of these settings and images."""
         return self._without_result(self.split, self.domains)
@@ -186,7 +181,7 @@ class Step:
     def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
         if self._other_data():
             return list(self.datasets)
-        images = {name: self._images(name, split) for name in self.datasets}
+        images = {name: self.data_now(name, split).get("images", "") for name in self.datasets}
         return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains, images)
 
     def _other_data(self) -> list[str]:
@@ -209,7 +204,7 @@ class Step:
             for entry in entries:
                 same = (entry["classes"], list(entry["target_domains"])) == (self.classes, self.domains or [])
                 known = same and same_dataset(name, entry["dataset"]) and entry.get("images")
-                now = {name: self._images(name, entry["split"])} if known else {}
+                now = {name: self.data_now(name, entry["split"]).get("images", "")} if known else {}
                 if is_of_other_images(entry, now):
                     what = f"images of {entry['dataset']} ({entry['split']})"
                     found.append(f"{what}: {entry['images']} in the folder, {now[name]} now")
