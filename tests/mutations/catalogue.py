@@ -931,8 +931,8 @@ MUTATIONS = [
     mutation(
         "features of views left on the CPU",
         "kdpl/distill/views.py",
-        "return moved(self.table.get(index, view), self.device).float()",
-        "return self.table.get(index, view).float()",
+        "features = moved(self.table.get(index, view), self.device)",
+        "features = self.table.get(index, view)",
         f"{CARD}[views]",
     ),
     mutation(
