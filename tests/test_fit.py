@@ -42,6 +42,7 @@ from kdpl.photos.fitting.compare import CHOSEN_BY, REPORTED, Measured, Row, comp
 from kdpl.photos.fitting.features import Pace, Pass
 from kdpl.photos.fitting.plan import split
 from kdpl.photos.fitting.train import Bar
+from kdpl.photos.labels import read_labels
 from kdpl.photos.names import main as names_main
 from kdpl.photos.waiting import Doing
 from kdpl.predict import main as predict
@@ -636,6 +637,7 @@ def test_the_gallery_knows_what_the_teacher_sees(fitted, photos, tmp_path):
         ),
         ([("path", "label"), ("a.png", "")], "line 2: there is no label"),
         ([("path", "label"), ("a.png", NAMES[0]), ("a.png", NAMES[1])], "has two labels"),
+        ([("path", "label"), ("a.png", NAMES[0]), ("./x/../a.png", NAMES[1])], "has two labels"),
         ([("file", "label"), ("a.png", NAMES[0])], "the columns path and label"),
         ([], "has no rows"),
         ([("path", "label"), ("gone.png", NAMES[0])], "None of the 1 photos .* no such file"),
@@ -644,6 +646,14 @@ def test_the_gallery_knows_what_the_teacher_sees(fitted, photos, tmp_path):
 def test_labels_that_cannot_be_are_refused(rows, message, fitted, tmp_path, capsys):
     assert evaluate([str(fitted[0]), "--labels", labels_file(tmp_path / "l.csv", rows)]) == exits.BAD_INPUT
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_photo_under_two_paths_is_one_photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    paths = ["a.png", "./a.png", str(tmp_path / "a.png"), "linked/a.png"]
+    rows = [("path", "label"), *((path, NAMES[0]) for path in paths), ("b.png", NAMES[0])]
+    assert [label.path for label in read_labels(labels_file(tmp_path / "l.csv", rows), NAMES)] == ["a.png", "b.png"]
 
 
 def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_path, monkeypatch, capsys):

@@ -51,9 +51,9 @@ def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
             raise ValueError(f"'{path}', line {number}: there is no {'label' if row['path'] else 'path'}.")
         if label and label not in known:
             raise ValueError(f"'{path}', line {number}: '{label}' is not one of the class names.{did_you_mean(label, names)}")
-        found = Label(row["path"], label, predicted)
-        if labels.setdefault(row["path"], found).label != label:
-            both = f"'{labels[row['path']].label}' and '{label}'"
+        found, photo = Label(row["path"], label, predicted), os.path.realpath(row["path"])  # one photo may have two spellings
+        if labels.setdefault(photo, found).label != label:
+            both = f"'{labels[photo].label}' and '{label}'"
             raise ValueError(f"'{path}', line {number}: '{row['path']}' has two labels, {both}.")
     return list(labels.values())
 
