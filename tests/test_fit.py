@@ -552,6 +552,10 @@ def test_eval_leaves_out_what_was_trained_on_whatever_it_is_called_now(fitted, p
     rows = [("path", "label"), *((path, NAMES[0]) for path in train[:3])]
     assert evaluate([str(folder), "--labels", labels_file(tmp_path / "l.csv", rows)]) == exits.BAD_INPUT
     assert "3 of the 3 photos were trained on" in capsys.readouterr().err
+    alone = shutil.copy(folder / "prompts.safetensors", tmp_path)  # as others get it
+    assert evaluate([alone, *argv[1:]]) == 0
+    out = capsys.readouterr().out
+    assert "trained on is not recorded here" in out and " % of 11 photos" in out
 
 
 def test_eval_prints_the_gain_over_a_sentence_on_the_same_photos(fitted, photos, tmp_path, capsys):

@@ -37,7 +37,9 @@ def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], s
     """
     known = trained_on(prompts)
     there = [label for label in labels if os.path.isfile(label.path)]
-    if not known or not there:
+    if not known:
+        return labels, "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
+    if not there:
         return labels, ""
     digest = dict(zip((label.path for label in there), (d.hex() for d in file_digests([p.path for p in there])), strict=True))
     train, labelled = (set(known[part].values()) for part in (TRAIN, LABELLED))
