@@ -14,6 +14,7 @@ from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fi
 from support.trainings import TINY, build, parameters
 
 from kdpl import train
+from kdpl.clip import similarity_logits
 
 pytestmark = pytest.mark.usefixtures("precisions_as_asked")
 
@@ -84,6 +85,14 @@ def test_loss_and_gradients_are_those_of_fp32(learner, value, device, first_step
 @pytest.mark.parametrize("learner", ["CoOp", "MaPLe"])
 def test_loss_and_gradients_are_those_of_fp32_when_the_classes_are_unknown(learner, value, device, first_step):
     assert_close_to_fp32(first_step, learner, value, device, AGNOSTIC)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8)])
+def test_logits_are_fp32_under_autocast(shape):
+    images, texts = torch.randn(3, 8), torch.randn(*shape)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = similarity_logits(100.0, images, texts)
+    assert logits.dtype == torch.float32 and torch.equal(logits, similarity_logits(100.0, images, texts))
 
 
 # Of the loss of the second epoch; of the way of the prompts since their start; points of accuracy.

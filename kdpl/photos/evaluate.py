@@ -38,7 +38,10 @@ def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], s
     known = trained_on(prompts)
     there = [label for label in labels if os.path.isfile(label.path)]
     if not known:
-        return labels, "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
+        return (
+            labels,
+            "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good.",
+        )
     if not there:
         return labels, ""
     digest = dict(zip((label.path for label in there), (d.hex() for d in file_digests([p.path for p in there])), strict=True))
