@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -368,6 +369,28 @@ def test_a_trainer_is_tried_again_with_what_a_refusal_asks_for_and_the_command_t
     )
 
 
+def test_a_trial_reads_the_files_of_a_fork_that_has_no_extend_cfg(tmp_path, monkeypatch):
+    """Its nodes are made in its main(), where a trial does not reach before it has chosen the settings of that."""
+    from kdpl.forks import trial
+
+    folder = tmp_path / "configs/trainers/Focal/base2new"
+    folder.mkdir(parents=True)
+    (folder / "vit.yaml").write_text(
+        "TRAINER: {FOCAL: {GAMMA: 2.0, PREC: fp16, PROMPT_DEPTH: 9}}\nOPTIM: {FOCUS: 3}\n"
+        "DATALOADER: {TRAIN_X: {BATCH_SIZE: 2}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    file = trial.config_file("Focal")
+    assert file == "configs/trainers/Focal/base2new/vit.yaml"
+    cfg = trial.configuration(SimpleNamespace(main=None), file)
+    assert cfg.TRAINER.FOCAL.GAMMA == 2.0 and cfg.OPTIM.FOCUS == 3
+    settings = trial.short_run(cfg, 3, labels=False)
+    assert (
+        settings[settings.index("DATALOADER.TRAIN_X.BATCH_SIZE") + 1] == settings[settings.index("DATASET.NUM_SHOTS") + 1] == 2
+    )
+    assert settings[-4:] == ["TRAINER.FOCAL.PREC", "fp32", "TRAINER.FOCAL.PROMPT_DEPTH", 3]
+
+
 def test_a_trainer_that_stops_says_whether_it_runs_with_its_labels(monkeypatch, tmp_path):
     error = {"error": "ValueError: no", "where": "a.py, line 2: f()"}
     runs = trials(monkeypatch, error, error, {"ran": True})
@@ -443,19 +466,46 @@ def load_run():
     return module
 
 
-def test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_another_result(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("exact", "in_double", "digest", "holds"),
+    [(1e-7, 1, "x", True), (1e-5, 1e-15, "x", True), (1e-5, 1e-9, "x", False), (1e-7, 1, "y", False)],
+)
+def test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_another_result(
+    exact, in_double, digest, holds, monkeypatch, tmp_path
+):
+    """Above the bound a difference is rounding if it is as much smaller in double precision."""
     from argparse import Namespace
 
     runs = load_run()
     args = Namespace(prepare=[], set=["A.B", "1"], layers="")
     options = ["DATASET.NUM_SHOTS", "-1", "A.B", "1"]
-    for exact, digest, holds in ((1e-7, "x", True), (1e-5, "x", False), (1e-7, "y", False)):
-        found = {**WORKS, "loss_differs": 1e-8, "gradient_of_parameters_differs": exact, "digest": "x", "layers": "3"}
-        monkeypatch.setattr(runs, "tried", lambda *a, found=found: iter([report.Finding(True, "", found, options)]))
-        monkeypatch.setattr(runs, "trial", lambda *a, digest=digest: {"digest": digest})
-        line, held = runs.row(tmp_path, "A", "KDPL_A", args, [tmp_path / "true", tmp_path / "permuted"])
-        assert held == holds and ("the same bits" in line) == (digest == "x") and ("DIFFERS" in line) == (digest == "y")
-        assert "| `A.B 1` | 10 steps, 3 of 3 parameters moved |" in line and f"1e-08, -, {exact:.0e} |" in line
+    found = {**WORKS, "loss_differs": 1e-8, "gradient_of_parameters_differs": exact, "digest": "x", "layers": "3"}
+    double = {"loss_differs": 1e-16, "gradient_of_parameters_differs": in_double}
+    monkeypatch.setattr(runs, "tried", lambda *a: iter([report.Finding(True, "", found, options)]))
+    monkeypatch.setattr(runs, "trial", lambda fork, *a: double if "--double" in a else {"digest": digest})
+    line, held = runs.row(tmp_path, "A", "KDPL_A", args, [tmp_path / "true", tmp_path / "permuted"])
+    assert held == holds and ("the same bits" in line) == (digest == "x") and ("DIFFERS" in line) == (digest == "y")
+    said = f"1e-08, -, {exact:.0e}" + (f"; in double precision 1e-16, {in_double:.0e}" if exact > 1e-6 else "")
+    assert "| `A.B 1` | 10 steps, 3 of 3 parameters moved |" in line and line.endswith(f" {said} |\n")
+
+
+def test_in_double_precision_what_asks_for_single_computes_in_double():
+    import torch
+    import torch.nn.functional as F
+
+    from kdpl.distill.interception import replace_cross_entropy
+    from kdpl.forks.stand_ins import InDoublePrecision
+
+    with InDoublePrecision():
+        x = torch.ones(2, 3, dtype=torch.float32)
+        labels, replaced = replace_cross_entropy(torch.randn(2, 3))
+        with replaced:
+            loss = F.cross_entropy(x, labels.to(torch.device("cpu")))
+        half = torch.ones(2, dtype=torch.float16)
+        made = [half.to(torch.float32), half.type(torch.float32), half.float(), x.softmax(0, dtype=torch.float32)]
+        for found in (x, loss, *made, torch.nn.Linear(2, 2).float().weight):
+            assert found.dtype == torch.float64
+    assert torch.zeros(1).dtype == half.float().dtype == half.to(torch.float32).dtype == torch.float32
 
 
 def test_permuted_data_have_the_same_images_and_as_many_of_each_class(tmp_path):

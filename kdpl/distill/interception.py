@@ -124,13 +124,18 @@ class ReplacedCrossEntropy(TorchFunctionMode):
         return rows if reduction == "none" else rows.sum()
 
     def _leave(self, name: str, logits: Tensor, target: Tensor) -> None:
-        """Count a call whose targets are not labels, and which is left alone, or refuse it."""
-        if _are_entries(target):
+        """Count a call whose targets are not labels, and which is left alone, or refuse it.
+
+        Its targets are read, for which the host waits on a GPU, only in torch.func, where labels become plain tensors, and
+        before an error. Elsewhere the entries of pseudo-labels would be out of PyTorch's bounds.
+        """
+        own = OWN_TARGETS in self.record.allowed and not isinstance(target, Tracked)
+        if (not own or torch._C._functorch.is_functorch_wrapped_tensor(target)) and _are_entries(target):
             raise UnsupportedStepError(
                 f"F.{name} got labels that torch.func or torch.vmap made a plain tensor: let the function refer to the labels "
                 "from outside, not take them as an argument."
             )
-        if isinstance(target, Tracked) or OWN_TARGETS not in self.record.allowed:
+        if not own:
             raise UnsupportedStepError(
                 f"F.{name} got logits {tuple(logits.shape)} and targets {tuple(target.shape)} that are not the batch's labels: "
                 f"which image is each row of? If the targets have nothing to do with labels (a term between texts, or between "

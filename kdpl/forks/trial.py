@@ -1,7 +1,7 @@
 """One trainer of a fork, run by the fork's own main() for a few steps on drawings, in its own process.
 
-    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--exact] [--layers N] [--prepare FILE] [--root FOLDER]
-                               [--set KEY VALUE ...]
+    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--exact] [--double] [--layers N] [--prepare FILE]
+                               [--root FOLDER] [--set KEY VALUE ...]
 
 Without --trainer it lists the fork's trainers. The fork's `train.py` runs with the lines of `kdpl.install`, if it lacks them in
 memory only, and with a small CLIP of random weights and the widths that forks count on, so that nothing is downloaded. The last
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from kdpl.config.command_line import CONFIGS
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.forks.edit import apply_changes, missing_changes, read_source
 from kdpl.forks.stand_ins import (
+    LARGEST_BATCH,
     RESOLUTION,
-    SHOTS,
     STUDENT,
+    InDoublePrecision,
     data_file,
     own_data,
     pass_over_questions,
@@ -69,7 +71,7 @@ def fork_trainers() -> dict[str, str]:
 def config_file(trainer: str) -> str:
     """Return the first of the fork's files for a trainer; else KDPL's own for the small benchmark."""
     files = sorted(Path("configs/trainers").rglob("*.yaml"))
-    own = [f for f in files if trainer.lower() in (f.parent.name.lower(), f.stem.lower())]
+    own = [f for f in files if trainer.lower() in (f.stem.lower(), *map(str.lower, f.parent.parts))]
     related = [f for f in files if f.parent.name.lower() in trainer.lower()]  # CoOp_sub has those of CoOp
     related.sort(key=lambda f: -len(f.parent.name))
     return str([*own, *related, f"{CONFIGS}/trainers/KDPL_CoOp/emoji.yaml"][0])
@@ -91,10 +93,14 @@ def configuration(script: Any, file: str) -> Any:
 
 
 def short_run(cfg: Any, layers: int, labels: bool) -> list[Any]:
-    """Return the settings, for the command line, of a run of some ten steps with the small CLIP."""
+    """Return the settings, for the command line, of a run of some ten steps with the small CLIP.
+
+    Batches are as small as in the fork's file: models with prompts for each image may take one image at a time.
+    """
+    batch = min(LARGEST_BATCH, cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
     settings = [
-        "DATASET.NUM_SHOTS", SHOTS, "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", False,
-        "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.TEST.BATCH_SIZE", 8,
+        "DATASET.NUM_SHOTS", batch, "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", False,
+        "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "DATALOADER.TEST.BATCH_SIZE", batch,
         "INPUT.SIZE", (RESOLUTION, RESOLUTION), "INPUT.INTERPOLATION", "bicubic",
         "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
         "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073], "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711],
@@ -159,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
     parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
     parser.add_argument("--exact", action="store_true", help="take the first step by the formula, too, and compare gradients")
+    parser.add_argument("--double", action="store_true", help="compute in double precision where the code asks for single")
     parser.add_argument("--root", default="", help="folder with the data set's own files, in place of drawings")
     parser.add_argument("--clips", default="", help="folder that keeps the small CLIPs for other trials")
     parser.add_argument("--layers", type=int, default=3, help="of the small CLIP; some trainers act on the last of 12")
@@ -169,7 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as output:
         try:
-            run(args, output, result)
+            with InDoublePrecision() if args.double else nullcontext():
+                run(args, output, result)
         except UnsupportedStepError as error:
             traceback.print_exc()
             result["refused"] = str(error)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dassl.config import get_cfg_default
 from dassl.optim import build_optimizer
 from support import ROOT
@@ -14,6 +15,8 @@ from support.trainings import SMALL, build
 
 import simulated_card
 from kdpl.config.choices import OPTIMIZERS
+from kdpl.distill.interception import replace_cross_entropy
+from kdpl.distill.pseudo_labels import UnsupportedStepError
 
 IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.PREC", "fp32", "TRAINER.COOP.PREC", "fp32")
 
@@ -122,6 +125,18 @@ def test_an_optimiser_launches_as_many_kernels_for_all_parameters(name):
                 optimiser.step()
         found.append(counts.kernels)
     assert found[0] == found[1] < 20
+
+
+def test_a_cross_entropy_with_targets_of_a_steps_own():
+    """Beside that with pseudo-labels; what torch.func makes of those is refused."""
+    labels, replaced = replace_cross_entropy(torch.randn(6, 5, device="cuda"), allowed=["own_targets"])
+    logits = torch.randn(6, 5, device="cuda", requires_grad=True)
+    own = torch.zeros(6, dtype=torch.long, device="cuda")
+    with replaced, simulated_card.counted() as counts:
+        (F.cross_entropy(logits, own) + F.cross_entropy(logits, labels)).backward()
+    assert replaced.own_calls == 1 and not counts.waits
+    with replaced, pytest.raises(UnsupportedStepError, match="made a plain tensor"):
+        torch.func.grad(F.cross_entropy)(logits, labels)
 
 
 def test_digests_at_the_start(tmp_path):
