@@ -15,6 +15,22 @@ import pytest  # isort: skip
 pytest.register_assert_rewrite("support")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="try every value of the parameters that the suite samples")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the values that a suite's sample leaves out (`mostly_slow`), but for a test that the command line names."""
+    if config.option.whole:
+        return
+    left, left_out = [], []
+    for item in items:
+        (left_out if item.get_closest_marker("whole") and item.nodeid not in config.args else left).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = left
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """Run the fast tests, `pytest -m "not slow"`, in two processes; `-n 0` runs them in one."""

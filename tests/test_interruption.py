@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from support import RATE, ROOT, emoji_args, processes, run_train
+from support import RATE, ROOT, emoji_args, mostly_slow, processes, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits
@@ -28,8 +28,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", CASES)
+@pytest.mark.parametrize("trainer", mostly_slow(CASES, sample=("KDPL_CoOp", "KDPL_PromptSRC", "KDPL_CoCoOp")))
 def test_a_run_killed_inside_an_epoch_ends_bit_identical(trainer, tmp_path):
     options = (*SMALL, *CASES[trainer])
     unbroken = build(trainer, tmp_path / "unbroken", *options)
@@ -161,11 +160,11 @@ def assert_same_end(a, b):
     assert rest == other_rest
 
 
-@pytest.mark.slow
-def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(unbroken, tmp_path):
+@pytest.mark.parametrize("names", mostly_slow(["SIGTERM SIGUSR1", "SIGINT SIGHUP"], sample=("SIGTERM SIGUSR1",)))
+def test_a_signal_to_the_process_group_saves_and_stops_with_its_own_exit_code(names, unbroken, tmp_path):
     """One run is stopped by each signal in turn, and the same command resumes it each time."""
     output = tmp_path / "run"
-    for i, (name, workers) in enumerate([("SIGTERM", 2), ("SIGUSR1", 0), ("SIGINT", 2), ("SIGHUP", 0)]):
+    for i, (name, workers) in enumerate(zip(names.split(), (2, 0), strict=True)):
         process, before = start(output, *LONG, "DATALOADER.NUM_WORKERS", workers)
         os.killpg(process.pid, getattr(signal, name))
         text = process.stdout.read()
@@ -246,8 +245,7 @@ def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_us
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
+@pytest.mark.parametrize(("trainer", "scaled"), [("KDPL_CoOp", True), ("CoOp", False)])
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tmp_path):
     """Steps are read at the end of the epoch alone here, long after the broken one; amp's scaler passes over such steps."""
     options = (*SMALL, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 5)

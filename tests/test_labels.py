@@ -50,20 +50,17 @@ def test_labels_never_reach_the_gradient(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, sample=("CoOp", "VPT")))
 def test_labels_never_reach_the_gradient_with_views(learner, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *VIEWS))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("learner", SHARED)
+@pytest.mark.parametrize("learner", mostly_slow(SHARED, sample=("CoCoOp", "MaPLe")))
 def test_labels_never_reach_the_gradient_when_the_classes_are_unknown(learner, agnostic, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("learner", one_of_each_kind(SHARED))
+@pytest.mark.parametrize("learner", mostly_slow(one_of_each_kind(SHARED), sample=("PromptSRC",)))
 def test_labels_never_reach_the_gradient_when_the_classes_are_unknown_with_views(learner, agnostic, tmp_path):
     assert_same(*both_labels(f"KDPL_{learner}", tmp_path, *agnostic, *VIEWS))
 
@@ -75,8 +72,13 @@ def test_labels_do_reach_the_gradient_of_a_supervised_training(tmp_path):
     assert not torch.equal(labelled["ctx"], random["ctx"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("learner", "aware"), [("CoOp", True), ("PromptSRC", False)])
+@pytest.mark.parametrize(
+    ("learner", "aware"),
+    mostly_slow(
+        [pytest.param("CoOp", True, id="CoOp-True"), pytest.param("PromptSRC", False, id="PromptSRC-False")],
+        sample=("CoOp-True",),
+    ),
+)
 def test_labels_never_reach_the_gradient_on_two_ranks(learner, aware, agnostic, tmp_path):
     found = []
     for program in ("train.py", "tests/support/random_labels.py"):

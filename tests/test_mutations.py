@@ -55,11 +55,11 @@ def test_a_text_that_is_not_found_and_an_unknown_name_are_refused(mutations, cap
 
 @pytest.mark.slow
 def test_some_mutations_are_caught():
-    command = [sys.executable, "tests/mutations/run.py", "a reversed KL", "a label in the step of CoOp", "the K names"]
+    command = [sys.executable, "tests/mutations/run.py", "a reversed KL", "the K names"]
     process = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("| `tests/") == 3
-    assert "3 of 3 mutations are caught, 0 survive" in process.stdout
+    assert process.stdout.count("| `tests/") == 2
+    assert "2 of 2 mutations are caught, 0 survive" in process.stdout
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def _is_current(folder: Path, name: str) -> bool:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return marker == _marker(name) and all(os.path.isfile(folder / scene.path) for scene in scenes_of(name))
+    return marker == _marker(name) and all(os.path.isfile(os.path.join(folder, scene.path)) for scene in scenes_of(name))
 
 
 def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, name: str) -> None:
@@ -136,7 +136,7 @@ class EmojiScenes(ClassListDataset):
                 split = {"train": "test", "val": "test", "test": ""}[split]
             if split and scene.style_name in (targets if split == "test" else sources):
                 domain = self.domains.index(scene.style_name)
-                splits[split].append(Datum(str(folder / scene.path), scene.label, domain, scene.classname))
+                splits[split].append(Datum(os.path.join(folder, scene.path), scene.label, domain, scene.classname))
         train, val, test = splits["train"], splits["val"], splits["test"]
         subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.plan_name)
         blind = draws_blindly(cfg) and not self.plan.test_only

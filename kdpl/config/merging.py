@@ -3,6 +3,8 @@
 import ast
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
         names = [p.name for p in path.parent.glob("*.yaml")]
         raise ConfigError(f"There is no configuration file '{path}'.{did_you_mean(path.name, names)}")
     try:
-        content = parse_yaml(read_text(path), "the file", _Loader)
+        content = deepcopy(_parsed(read_text(path)))
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         hint = " Indent with spaces, not with tabs." if "'\\t'" in str(error) else ""
         raise ConfigError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}{hint}") from error
@@ -94,6 +96,12 @@ def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
         what = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"'{path}' holds {what}, expected keys and values such as 'OPTIM: ...'.")
     return content
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Return the value of a configuration file's text; the runs of a sweep have few files, and PyYAML is slow."""
+    return parse_yaml(text, "the file", _Loader)
 
 
 def is_given(cfg: CN, key: str) -> bool:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # KDPL_CoOp's learning rate on the embedded benchmark, which a search has chosen.
 RATE = yaml.safe_load((ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml").read_text(encoding="utf-8"))["OPTIM"]["LR"]
 EMOJI = ("emoji_meals", "emoji_leisure", "emoji_mammals", "emoji_vehicles", "emoji_household")
+ParameterSet = type(pytest.param())
 # The number of learned parameters on the embedded benchmark, whose widths are all 128.
 PARAMETERS = {
     "CoOp": 4 * 128,
@@ -66,16 +67,26 @@ def own_cache(folder: Path) -> str:
     return str(folder)
 
 
-def mostly_slow(values: Iterable[str], *quick: str) -> list:
+def mostly_slow(values: Iterable, *quick: str, sample: Iterable[str] | None = None) -> list:
     """Return the values of a parameter, all but the `quick` ones marked slow: `pytest -m "not slow"` tries those alone.
 
+    Args:
+        values: names, or `pytest.param` with an id.
+        sample: those that the suite tries beside the quick ones, of many that run the same code; `pytest --whole` tries all.
+
     Raises:
-        ValueError: a quick one is none of the values.
+        ValueError: a quick or sampled one is none of the values.
     """
-    values = list(values)
-    if unknown := [value for value in quick if value not in values]:
-        raise ValueError(f"{unknown} are none of the values {values}.")
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    params = {p.id if isinstance(p, ParameterSet) else p: p for p in values}
+    sampled = params if sample is None else [*quick, *sample]
+    if unknown := [name for name in (*quick, *sampled) if name not in params]:
+        raise ValueError(f"{unknown} are none of the values {list(params)}.")
+    marked = []
+    for name, param in params.items():
+        marks = [] if name in quick else [pytest.mark.slow] if name in sampled else [pytest.mark.slow, pytest.mark.whole]
+        given = param if isinstance(param, ParameterSet) else pytest.param(param)
+        marked.append(pytest.param(*given.values, marks=[*given.marks, *marks], id=given.id))
+    return marked
 
 
 def random_clip(seed: int, *sizes) -> CLIP:
