@@ -602,6 +602,39 @@ def test_labels_are_learned_too_and_never_held_out(photos, tmp_path, capsys, mon
     assert "labels" in capsys.readouterr().err
 
 
+def test_copies_of_a_photo_are_one_photo(photos, tmp_path, capsys):
+    """Held out while another is trained on, a copy would make the comparison too good."""
+    names = sorted(p.name for p in (photos / "photos").glob("IMG*.png"))[:12]
+    for name in names:
+        shutil.copy(photos / "photos" / name, image_file(tmp_path / "photos" / name))
+        for n in range(3):
+            shutil.copy(photos / "photos" / name, tmp_path / "photos" / f"{n} {name}")
+    command = [
+        str(tmp_path / "photos"),
+        str(photos / "names.txt"),
+        *EMBEDDED,
+        "--variant",
+        "TaskRes",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    both = [("path", "label"), *((str(tmp_path / "photos" / f"{n} {names[0]}"), NAMES[n]) for n in range(2))]
+    assert fit([*command, "--labels", labels_file(tmp_path / "l.csv", both)]) == exits.BAD_INPUT
+    assert re.search(f"copies of one photo, with the labels .*'{NAMES[1]}'", capsys.readouterr().err)
+    one = [both[0], both[2]]
+    shutil.rmtree(tmp_path / "out")
+    assert fit([*command, "--labels", labels_file(tmp_path / "l.csv", one)]) == 0
+    assert "36 photos are copies of others" in capsys.readouterr().out
+    parts = parts_of(tmp_path / "out")
+    contents = [digest for part, found in parts.items() if part != "labelled" for digest in found.values()]
+    assert len(contents) == len(set(contents)) == 12 and list(parts["labelled"]) == [f"1 {names[0]}"]
+    for path in (tmp_path / "photos").iterdir():
+        if names[0] not in path.name:
+            path.unlink()
+    assert fit([*command[:-1], str(tmp_path / "alone")]) == exits.BAD_INPUT
+    assert "has 1 different photos" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "rows", "message"),
     [

@@ -67,6 +67,20 @@ MUTATIONS = [
         f"{FIT}test_the_best_is_chosen_by_other_photos_than_it_is_reported_on",
     ),
     mutation(
+        "a fit holds out copies of the photos that it learns from",
+        "kdpl/photos/fitting/run.py",
+        "return features.of(different)",
+        "return features",
+        f"{FIT}test_copies_of_a_photo_are_one_photo",
+    ),
+    mutation(
+        "a photo under two paths counted twice",
+        "kdpl/photos/labels.py",
+        'os.path.realpath(row["path"])',
+        'row["path"]',
+        f"{FIT}test_a_photo_under_two_paths_is_one_photo",
+    ),
+    mutation(
         "a fit holds out photos with labels",
         "kdpl/photos/fitting/plan.py",
         "    free = [name for name in photos if name not in fixed]\n",

@@ -40,6 +40,14 @@ class Features:
         index = torch.tensor([place[name] for name in names], dtype=torch.long)
         return Features(list(names), [self.contents[i] for i in index], self.frozen[index], self.teacher[index])
 
+    def copies(self) -> dict[str, str]:
+        """Return the names of photos whose content an earlier one has, each with the name of the first."""
+        first: dict[str, str] = {}
+        for name, content in zip(self.names, self.contents, strict=True):
+            first.setdefault(content, name)
+        pairs = zip(self.names, map(first.__getitem__, self.contents), strict=True)
+        return {name: original for name, original in pairs if name != original}
+
 
 @dataclass
 class Pace:

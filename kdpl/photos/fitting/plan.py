@@ -21,6 +21,7 @@ from kdpl.photos.labels import labels_of, read_labels
 REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of the photos), at most
 CHOSEN_BY = (0.1, 10, 200)  # others, by which the best is chosen
 LEAST_PHOTOS = 64  # that are looked at, however little time there is
+LEAST_DIFFERENT = 4  # photos: two to learn from, one to choose by and one to report on
 QUICK_PHOTOS = (200, 12)  # with --quick: at most so many, or so many for each name
 CHECKED = 200  # photos whose headers are read before anything is loaded
 DECISIONS = "fit.json"
@@ -172,10 +173,10 @@ def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
     random.Random(args.seed).shuffle(order)
     bad = unreadable([photos / name for name in order[:CHECKED]], decode=False)
     readable = len(order) - len(bad)
-    if readable < 4:
+    if readable < LEAST_DIFFERENT:
         raise ConfigError(
-            f"PHOTOS '{photos}' has {readable} photos that can be read, expected at least 4, and better some hundred: of "
-            "few, half are held out."
+            f"PHOTOS '{photos}' has {readable} photos that can be read, expected at least {LEAST_DIFFERENT}, and better some "
+            "hundred: of few, half are held out."
         )
     order = [name for name in order if photos / name not in bad]
     labels = _labels(args, photos, names, order)

@@ -21,7 +21,7 @@ from kdpl.photos.fitting.candidates import Candidate
 from kdpl.photos.fitting.compare import CHOSEN_BY, REPORTED
 from kdpl.photos.fitting.features import Features, Pass
 from kdpl.photos.fitting.finish import finish
-from kdpl.photos.fitting.plan import LEAST_PHOTOS, Parts, Plan, split
+from kdpl.photos.fitting.plan import LEAST_DIFFERENT, LEAST_PHOTOS, Parts, Plan, split
 from kdpl.photos.fitting.train import seconds, train
 from kdpl.photos.labels import LABELLED, PHOTOS, TEACHER, TRAIN
 from kdpl.photos.models import device_type, downloads, size_of
@@ -91,7 +91,8 @@ class Fit:
             self.look_at = Pass(self.clip, self.teacher)
         most = self.decided.get("photos", plan.most)
         with Doing("Looking at photos", most, "photo", self.quiet) as doing:
-            taken, self.features = self.look_at(plan.photos, plan.order[:most], self._limit, self._leave_out, doing)
+            taken, features = self.look_at(plan.photos, plan.order[:most], self._limit, self._leave_out, doing)
+        self.features = self._without_copies(features)
         labelled = [name for name in self.features.names if name in plan.labels]
         self.parts = split(self.features.names, labelled)
         self.labelled = self.features.of(labelled)
@@ -102,6 +103,29 @@ class Fit:
         known = f", {len(labelled):,} of them with labels" if plan.labels else ""
         bad = len(self.unreadable)
         print(f"Photos: {len(self.parts.train):,} to learn from{known}, held out: {held}; {bad:,} could not be read")
+
+    def _without_copies(self, features: Features) -> Features:
+        """Return the features of different photos: what is held out must not be a copy of what is trained on.
+
+        Raises:
+            ValueError: copies have different labels, or there are fewer than `LEAST_DIFFERENT` different photos.
+        """
+        copies, labels = features.copies(), self.plan.labels
+        for name, original in copies.items():
+            if labels.get(name, labels.get(original)) != labels.get(original):
+                both = f"'{labels.get(original)}' and '{labels[name]}'"
+                raise ValueError(
+                    f"'{original}' and '{name}' are copies of one photo, with the labels {both}: correct one of them."
+                )
+        different = [name for name in features.names if name not in copies]
+        if len(different) < LEAST_DIFFERENT:
+            raise ValueError(
+                f"PHOTOS '{self.plan.photos}' has {len(different)} different photos that can be read, expected at least "
+                f"{LEAST_DIFFERENT}: the others are copies of these."
+            )
+        if copies:
+            print(f"{len(copies):,} photos are copies of others, such as '{next(iter(copies))}': each is looked at once")
+        return features.of(different)
 
     def _compare_names(self, texts: Tensor) -> None:
         """Refuse names that are the same to the teacher; say which are to the student, whose vectors can still part them.
