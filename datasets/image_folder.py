@@ -17,6 +17,7 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
+from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import lines, print
 from kdpl.config.choices import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
@@ -122,6 +123,8 @@ class ImageFolder(ClassListDataset):
         evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
         train = self._training_images(splits["train"], cfg)
         self.has_train, self.has_test = bool(train), bool(evaluated["test"])
+        if distributed.is_main():
+            self._name_copies(train, evaluated)
         if not train and not self.has_test:
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image to train on or to test that can be read.")
         # Dassl needs both lists: the other one stands in for a missing one, and `FolderManager` does not use it.
@@ -194,6 +197,19 @@ class ImageFolder(ClassListDataset):
                 )
             by_label[label].append(Datum(str(path), label, classname=self.names[label]))
         return [datum for datums in by_label.values() for datum in datums]
+
+    def _name_copies(self, train: Sequence[Datum], evaluated: dict[str, list[Datum]]) -> None:
+        """Say which evaluated images are copies of training images."""
+        trained = set(file_digests([item.impath for item in train])) if any(evaluated.values()) else set()
+        for split, items in evaluated.items():
+            digests = file_digests([item.impath for item in items]) if trained else []
+            copies = [item for item, digest in zip(items, digests, strict=False) if digest in trained]
+            if copies:
+                found = f"{len(copies):,} of the {len(items):,} images in '{self.root / split}'"
+                print(
+                    f"Note: {found} are copies of images to train on, such as '{copies[0].impath}': the accuracy is too good for "
+                    "new images."
+                )
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
         shots = cfg.DATASET.NUM_SHOTS

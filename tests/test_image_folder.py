@@ -90,7 +90,15 @@ def test_all_images_outside_the_test_folder_are_for_training(photos, tmp_path, c
     assert below(photos, data.train_x) == ["Ice_Cream/d.png", "b.png", "trip/a.jpg", "trip/hot dog/2020/c.png"]
     assert [(d.label, d.classname) for d in data.test] == [(0, NAMES[0]), (1, NAMES[1]), (1, NAMES[1])]
     assert data.classnames == NAMES and data.val is None
-    assert "not images, left out: 2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not images, left out: 2" in out and "copies" not in out
+
+
+def test_copies_of_training_images_among_those_to_test_are_named(photos, tmp_path, capsys):
+    shutil.copy(photos / "b.png", photos / "test" / "hot dog" / "other name.png")
+    dataset_of(photos, tmp_path / "out", names=NAMES)
+    out = capsys.readouterr().out
+    assert f"1 of the 4 images in '{photos / 'test'}' are copies of images to train on" in out and "other name.png" in out
 
 
 def test_a_supervised_trainer_needs_a_class_folder_for_every_image(photos, tmp_path):
