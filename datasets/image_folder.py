@@ -207,8 +207,8 @@ class ImageFolder(ClassListDataset):
             if copies:
                 found = f"{len(copies):,} of the {len(items):,} images in '{self.root / split}'"
                 print(
-                    f"Note: {found} are copies of images to train on, such as '{copies[0].impath}': the accuracy is too good for "
-                    "new images."
+                    f"Note: {found} are copies of images to train on, such as '{copies[0].impath}': the accuracy is too good "
+                    "for new images."
                 )
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
