@@ -29,10 +29,10 @@ from kdpl.classifier.decision import REJECTED, Decision, inside_score
 from kdpl.classifier.gallery.page import DATA_BEGINS
 from kdpl.common import exits
 from kdpl.common.rows.digests import file_digest
-from kdpl.datasets.emoji.scenes import class_names
+from kdpl.datasets.emoji.scenes import class_names, draw, scenes_of
 from kdpl.distill.teacher import Teacher
 from kdpl.photos import waiting
-from kdpl.photos.demo import write_photos
+from kdpl.photos.demo import write_scenes
 from kdpl.photos.evaluate import main as evaluate
 from kdpl.photos.evaluate import wilson
 from kdpl.photos.fit import main as fit
@@ -69,6 +69,11 @@ def _few_steps():
         context.setattr(candidates, "FOR_ONE_NAME", (dataclasses.replace(candidates.FOR_ONE_NAME[0], steps=10),))
         context.setattr("kdpl.photos.fitting.run.TRAINING_LEAST", 1e9)  # whatever else this machine does
         yield
+
+
+def write_photos(folder, dataset, classes, split):
+    """Write the scenes of the first classes in a split; return their classes by path."""
+    return write_scenes(folder, [s for s in scenes_of(dataset) if s.split == split and s.label < classes])
 
 
 @pytest.fixture(scope="module")
@@ -697,7 +702,6 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
     from PIL import Image
 
     from kdpl.classifier import reduction
-    from kdpl.datasets.emoji.scenes import draw, scenes_of
 
     for i, scene in enumerate(draw(scenes_of("leisure")[:88])):
         path = tmp_path / "large" / f"{i}.jpg"

@@ -14,11 +14,6 @@ from kdpl.datasets.emoji.plans import Scene, class_names, draw, scenes_of
 DATASET, TO_LEARN = "meals", 20  # photos of each class
 
 
-def write_photos(folder: Path, dataset: str, classes: int, split: str) -> dict[str, str]:
-    """Write the images of the first classes in a split of the embedded benchmark; see `write_scenes`."""
-    return write_scenes(folder, [s for s in scenes_of(dataset) if s.split == split and s.label < classes])
-
-
 def write_scenes(folder: Path, scenes: Sequence[Scene]) -> dict[str, str]:
     """Write scenes in random order and under names that say nothing, unless they are there.
 
