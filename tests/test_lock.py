@@ -106,3 +106,12 @@ def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, live
         lock.occupy(tmp_path)
         release(tmp_path)
         assert "Taking over" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_by_itself_leaves_no_note_and_is_not_taken_over(tmp_path, capsys):
+    code = "from kdpl.common import lock; import sys; lock.occupy(sys.argv[1]); print(lock.holder(sys.argv[1])['pid'])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+    assert not (tmp_path / lock.HOLDER).exists()
+    lock.occupy(tmp_path)
+    release(tmp_path)
+    assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
 """The lock on an output folder: one run at a time writes to it."""
 
+import atexit
 import errno
 import json
 import os
@@ -55,6 +56,7 @@ def occupy(folder: str | os.PathLike) -> None:
             lock.release()
         raise
     _held[str(path)] = lock
+    atexit.register(_leave, folder, os.getpid())
 
 
 @contextmanager
@@ -133,6 +135,13 @@ def _lock(path: Path) -> "FileLock | Literal[False] | None":
             return None
         raise
     return lock
+
+
+def _leave(folder: Path, pid: int) -> None:
+    """Remove the note of a process that ends by itself; the lock ends with the process."""
+    if os.getpid() == pid and holder(folder).get("pid") == pid:
+        with suppress(OSError):
+            (folder / HOLDER).unlink()
 
 
 def _read(path: Path) -> dict:
