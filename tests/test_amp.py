@@ -22,8 +22,7 @@ def own(output, name, *options):
     return build("KDPL_CoOp", output, *IN_PROCESS, "TRAINER.NAME", name, *options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["OwnStepScaled", "OwnStepScaledWithNoise"])
+@pytest.mark.parametrize("name", mostly_slow(["OwnStepScaled", "OwnStepScaledWithNoise"], sample=("OwnStepScaledWithNoise",)))
 def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_randomness(name, tmp_path, capsys):
     """The step of the subclass is called once for a batch: neither images nor random numbers are drawn again."""
     plain = trained(own(tmp_path / "plain", name.replace("Scaled", "")))
@@ -98,7 +97,7 @@ def test_ranks_repeat_a_step_together(tmp_path):
     torch.testing.assert_close(found["OwnStepScaled"]["ctx"], found["OwnStep"]["ctx"], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], "VPT"))
+@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], "VPT", sample=()))
 def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
     """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
     monkeypatch.setattr(precision, "FP32_ON_CPU", ())

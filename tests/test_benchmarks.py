@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, processes
+from support import ROOT, mostly_slow, processes
 from support.card import needs_simulated_card
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_the_rates_of_a_card_are_measured():
     assert rates.keys() == {"float32", "bfloat16", "bandwidth"} and min(rates.values()) > 1e6
 
 
-@pytest.mark.parametrize("learner", ["CoOp", "PromptSRC"])
+@pytest.mark.parametrize("learner", mostly_slow(["CoOp", "PromptSRC"], sample=("CoOp",)))
 def test_steps_with_and_without_class_names_are_measured(learner):
     small = ("--student", "small", "--teacher", "small", "--names", 8, "--vocabulary", 20, "--batch", 2, "--steps", 1)
     (row,) = run("class_agnostic.py", "--learner", learner, *small, "--measure", "time")["rows"]

@@ -207,8 +207,7 @@ def build(learner, tmp_path, vocabulary, *more):
     return build_trainer(cfg)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("learner", mostly_slow(SHARED, "CoOp"))
+@pytest.mark.parametrize("learner", mostly_slow(SHARED, sample=("CoOp", "CoCoOp", "VPT")))
 def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_names(learner, tmp_path, vocabulary):
     trainer = build(learner, tmp_path, vocabulary)
     before = {k: v.clone() for k, v in trainer.student.learned.state_dict().items()}

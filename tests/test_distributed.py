@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, emoji_args, run_train
+from support import ROOT, emoji_args, mostly_slow, run_train
 from support.ranks import environment, run_ranks, start_ranks, torchrun
 
 from kdpl.common import distributed
@@ -50,17 +50,20 @@ def assert_close(a, b, bound=5e-5):  # prompts move by 0.01 to 0.4
     assert result["accuracy"] == pytest.approx(other_result["accuracy"], abs=100 / 240 + 1e-9)  # one image at the border
 
 
-CASES = [
-    (2, "KDPL_CoOp", ()),
-    (4, "KDPL_PromptSRC", ("TRAINER.KDPL.SHARD_CLASSES", True)),
-    (2, "KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.SHARD_CLASSES", True)),
-    (2, "KDPL_CoCoOp", ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", "{nouns}", "TRAINER.KDPL.K_MAX", 5)),
-]
+CASES = {
+    "plain": (2, "KDPL_CoOp", ()),
+    "four ranks, shared classes": (4, "KDPL_PromptSRC", ("TRAINER.KDPL.SHARD_CLASSES", True)),
+    "views, shared classes": (2, "KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.SHARD_CLASSES", True)),
+    "class-agnostic": (
+        *(2, "KDPL_CoCoOp"),
+        ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", "{nouns}", "TRAINER.KDPL.K_MAX", 5),
+    ),
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "trainer", "options"), CASES)
-def test_ranks_train_and_evaluate_as_one_process_does(ranks, trainer, options, tmp_path):
+@pytest.mark.parametrize("case", mostly_slow(CASES, sample=("views, shared classes", "class-agnostic")))
+def test_ranks_train_and_evaluate_as_one_process_does(case, tmp_path):
+    ranks, trainer, options = CASES[case]
     nouns = tmp_path / "nouns.txt"
     nouns.write_text("apple\nbread\ncake\nfish\nhorse\nlamp\nonion\npizza\ntrain\ntree\n")
     options = [str(o).format(nouns=nouns) for o in options]

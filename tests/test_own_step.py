@@ -81,7 +81,7 @@ def scaled(run, scale=2.0**14):
     return run
 
 
-@pytest.mark.parametrize("name", mostly_slow(["OwnStep", "OwnStepInParts"], "OwnStepInParts"))
+@pytest.mark.parametrize("name", mostly_slow(["OwnStep", "OwnStepInParts"], "OwnStepInParts", sample=()))
 def test_its_gradients_are_scaled_and_unscaled(name, tmp_path):
     """Both are multiplications by a power of 2, so that the prompts are those of a run without."""
     plain = trained(own(tmp_path / "plain", name=name))
@@ -172,7 +172,7 @@ def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
     OwnLoss(cfg).train()
 
 
-@pytest.mark.parametrize("with_scaling", [False, True])
+@pytest.mark.parametrize("with_scaling", mostly_slow([False, True], sample=(True,)))
 def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_path):
     unbroken, broken = (own(tmp_path / folder, *EVERY_STEP, name="OwnStepInParts") for folder in ("unbroken", "broken"))
     last = own(tmp_path / "broken", name="OwnStepInParts")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ROOT, emoji_args
+from support import ROOT, emoji_args, mostly_slow
 from support.ranks import run_ranks
 from support.trainings import SMALL, assert_same, build, parameters, trained
 
@@ -158,8 +158,7 @@ def test_it_teaches_with_its_vectors(clip):
         PromptedTeacher(student, ["pizza", "sushi"], clip.mean, clip.std)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["TaskRes", "KDPL_TaskRes"])
+@pytest.mark.parametrize("trainer", mostly_slow(["TaskRes", "KDPL_TaskRes"], sample=("KDPL_TaskRes",)))
 def test_two_ranks_learn_what_one_does(trainer, tmp_path):
     learned = []
     for ranks in (1, 2):

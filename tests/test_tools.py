@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support import ROOT, processes
+from support import ROOT, mostly_slow, processes
 
 from kdpl.clip import load_clip
 from kdpl.datasets.emoji.art import drawings, things
@@ -37,8 +37,7 @@ def art(tmp_path):
     return save_art(tmp_path / "art.npz", ["noto-v1", "emojione"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", mostly_slow(["student", "teacher"], sample=("student",)))
 def test_an_interrupted_pretraining_ends_with_the_same_weights(kind, pretrain, art, tmp_path, monkeypatch):
     drawings, state = pretrain.Art(art), tmp_path / "weights.state"
     expected = pretrain.train(kind, drawings, tmp_path / "other.state", **STEPS)

@@ -46,8 +46,10 @@ def forget(monkeypatch):
     monkeypatch.setattr(FeatureTable, "get", get_once)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_CoCoOp", "KDPL_PromptSRC", "KDPL_MaPLe"])
+@pytest.mark.parametrize(
+    "trainer",
+    mostly_slow(["KDPL_CoOp", "KDPL_CoCoOp", "KDPL_PromptSRC", "KDPL_MaPLe"], sample=("KDPL_CoCoOp", "KDPL_PromptSRC")),
+)
 def test_warm_views_give_the_same_losses_as_the_same_views_computed_afresh(trainer, tmp_path, monkeypatch):
     warm = run(trainer, tmp_path / "warm")
     forget(monkeypatch)
@@ -92,8 +94,7 @@ def test_views_are_augmented_and_differ_between_images_views_and_view_seeds(tmp_
     assert not torch.equal(first, second) and not torch.equal(first, other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", mostly_slow([0, 2], sample=(2,)))
 def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, capsys, monkeypatch, workers):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "DATALOADER.NUM_WORKERS", workers)
     cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
@@ -111,7 +112,7 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     assert all(features.table.known.all() for features in other.view_features)
 
 
-@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], "rotten"))
+@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], "rotten", sample=("cut off",)))
 def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
