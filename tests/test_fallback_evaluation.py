@@ -5,7 +5,7 @@ import re
 import fallback_pieces  # noqa: F401  (before dassl, which it makes importable)
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 # isort: split
@@ -60,6 +60,7 @@ def f1(predictions: list[int], labels: list[int], c: int) -> float:
     return 2 * precision * recall / (precision + recall) if hits else 0.0
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
 def test_macro_f1_is_the_mean_over_the_classes_that_have_images(pairs):
     predictions, labels = (list(x) for x in zip(*pairs, strict=True))

@@ -67,6 +67,10 @@ def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, mon
     import torchvision.transforms as T
     from dassl.engine import build_trainer
 
+    from kdpl.trainers import offer_distilled
+
+    offer_distilled()
+
     class OldCrop(T.RandomResizedCrop):
         def __init__(self, size, scale=None, **kwargs):
             super().__init__(size, **kwargs)

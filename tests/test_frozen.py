@@ -25,7 +25,7 @@ def test_nothing_but_the_learned_prompts_has_a_gradient_or_moves(learner, tmp_pa
         after = clip.model.state_dict()
         assert not [k for k, v in before[name].items() if not torch.equal(v, after[k])], name
     assert torch.equal(run.objective.teacher.text_features, text) and not text.requires_grad
-    features = run.objective.teacher.image_features(torch.randn(2, 3, 64, 64))
+    features = run.objective.teacher.image_features(torch.randn(2, 3, 64, 64, device=run.device))
     assert not features.requires_grad
     assert not run.objective.teacher.logits(features, run.student.logit_scale).requires_grad
     assert all(p.grad is not None and p.grad.any() for p in run.student.learned.parameters())
