@@ -3,7 +3,7 @@
 Nothing is timed and no card is needed. Launches are counted on the simulated card of the tests, with a small tower of as many
 layers; FLOP on tensors without values, with the text tower of a real model. "launches ms" is kernels times the seconds of the
 host for one, and a card's column the FLOP at the peak of its data sheet in half precision, both of
-kdpl/experiments/estimate.py. A pass takes at least the larger of the two.
+kdpl/experiments/estimate.py. A pass takes at least the larger of the two, and "gains" are the published pass's over ours.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     simulated_card.install()
 
 import torch
-from common import print_rows, random_clip
+from common import print_rows, publish_rows, random_clip
 from open_clip import IMAGENET_CLASSNAMES
 from published import full_length_text
 from torch import Tensor
@@ -75,14 +75,29 @@ def bounds(way: str, classes: int, student: str) -> dict[str, object]:
     return row | {f"{card} ms": 1e3 * total / (1e12 * GPUS[card][0]) for card in CARDS}
 
 
+def gains(rows: list[dict]) -> list[dict[str, object]]:
+    """Return by how much a pass is faster than the published one, for rows of the two in turn."""
+    found = []
+    for published, ours in zip(rows[::2], rows[1::2], strict=True):
+        seconds = {card: [max(row["launches ms"], row[f"{card} ms"]) for row in (published, ours)] for card in CARDS}
+        found.append({"names": ours["names"]} | {f"gain on {card}": theirs / own for card, (theirs, own) in seconds.items()})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--student", default="ViT-B/32", help="whose text tower's size is taken")
+    parser.add_argument("--publish", action="store_true", help="write the tables into docs/performance.md")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print_rows([bounds(way, n, args.student) for n in args.classes for way in ("published", "ours")], args.json)
+    rows = [bounds(way, n, args.student) for n in args.classes for way in ("published", "ours")]
+    print_rows(gains(rows), False)
+    print_rows(rows, args.json)
+    if args.publish:
+        publish_rows("bounds", rows, ",.1f")
+        publish_rows("gains", gains(rows), ".1f")
 
 
 if __name__ == "__main__":

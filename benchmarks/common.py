@@ -147,3 +147,11 @@ def print_rows(rows: list[dict], as_json: bool) -> None:
     print(tabulate([{key.replace("_", " "): value for key, value in row.items()} for row in rows], "keys", floatfmt=".3g"))
     if as_json:
         print(json.dumps({"rows": rows}))
+
+
+def publish_rows(name: str, rows: list[dict], floats: str = "") -> None:
+    """Write rows as the table `name` of docs/performance.md."""
+    page, begin, end = ROOT / "docs/performance.md", f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    table = tabulate(rows, "keys", "github", intfmt=",", floatfmt=floats)
+    page.write_text(f"{before}{begin}{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")

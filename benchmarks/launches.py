@@ -12,24 +12,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import simulated_card  # noqa: E402  before PyTorch is imported
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import simulated_card
 
 if __name__ == "__main__":
     simulated_card.install()
 
-import torch  # noqa: E402
-from common import print_rows, random_clip  # noqa: E402
-from open_clip import IMAGENET_CLASSNAMES  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-from train_step import build, step_forever  # noqa: E402
+import torch
+from common import print_rows, publish_rows, random_clip
+from open_clip import IMAGENET_CLASSNAMES
+from train_step import build, step_forever
 
-from kdpl.clip import blocks  # noqa: E402
-from kdpl.students import LEARNERS  # noqa: E402
-from kdpl.text.prompts import context_prompts  # noqa: E402
+from kdpl.clip import blocks
+from kdpl.students import LEARNERS
+from kdpl.text.prompts import context_prompts
 
-PAGE, BEGIN, END = ROOT / "docs/performance.md", "<!-- launches: begin -->\n", "<!-- launches: end -->"
 BATCH = 4
 
 
@@ -87,9 +84,7 @@ def main() -> None:
     rows = [{"a step of": what, "kernels": counts.kernels, "others": counts.others} for what, counts in found.items()]
     print_rows(rows, args.json)
     if args.publish:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        table = tabulate(rows, "keys", "github", intfmt=",")
-        PAGE.write_text(f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        publish_rows("launches", rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,15 @@ TEXT = (650, 800)  # kernels and other operations at most, forward and backward,
 TEXT_ALONE, PROMPTED_IMAGES = (750, 1000), (950, 1150)  # of a whole step, whose image tower is frozen or has prompts
 
 
+def page_table(name):
+    """Return the rows of a written table of the page, numbers as numbers."""
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    head, _, *rows = re.search(f"<!-- {name}: begin -->\n(.*?)\n<!-- {name}: end -->", page, re.DOTALL)[1].split("\n")
+    cells = [[cell.strip().replace(",", "") for cell in row.strip("|").split("|")] for row in (head, *rows)]
+    values = [[float(cell) if re.fullmatch(r"[\d.]+", cell) else cell for cell in row] for row in cells[1:]]
+    return [dict(zip(cells[0], row, strict=True)) for row in values]
+
+
 @pytest.mark.slow
 @needs_simulated_card
 def test_a_step_launches_few_kernels_and_the_page_has_the_counts():
@@ -28,12 +37,31 @@ def test_a_step_launches_few_kernels_and_the_page_has_the_counts():
     assert bounds.keys() == found.keys()
     above = {what: counts for what, counts in found.items() if any(a > b for a, b in zip(counts, bounds[what], strict=True))}
     assert not above, above
-    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| (text pass, .+?|KDPL_\w+) +\| +([\d,]+) \| +([\d,]+) \|$", page, re.MULTILINE)
-    assert len(table) > 9
-    for what, *counts in table:
-        published = [int(n.replace(",", "")) for n in counts]
-        assert published == pytest.approx(found[what], rel=0.02), f"{what}: run benchmarks/launches.py --publish"
+    table = page_table("launches")
+    assert {row["a step of"].replace(",", "") for row in table} == {what.replace(",", "") for what in found}
+    for what, counts in found.items():
+        (row,) = (row for row in table if row["a step of"] == what.replace(",", ""))
+        assert (row["kernels"], row["others"]) == pytest.approx(counts, rel=0.02), (
+            f"{what}: run benchmarks/launches.py --publish"
+        )
+
+
+def test_the_page_estimates_from_the_counts_that_it_has():
+    """A whole run of benchmarks/bounds.py is for its --publish; tests/test_benchmarks.py holds it with few names."""
+    bounds, gains = page_table("bounds"), page_table("gains")
+    kernels = {row["a step of"].replace("text pass ", ""): row["kernels"] for row in page_table("launches")}
+    assert len(bounds) == 2 * len(gains) == 4
+    for published, ours, gain in zip(bounds[::2], bounds[1::2], gains, strict=True):
+        assert (published["text pass"], ours["text pass"]) == ("published", "ours")
+        assert published["names"] == ours["names"] == gain["names"]
+        assert ours["kernels"] == pytest.approx(kernels[f"{ours['names']:.0f} names"], rel=0.02), (
+            "run benchmarks/bounds.py --publish"
+        )
+        for row in (published, ours):
+            assert row["launches ms"] == pytest.approx(8e-3 * row["kernels"], abs=0.051)
+        for card in ("t4", "a100", "h100"):
+            least = [max(row["launches ms"], row[f"{card} ms"]) for row in (published, ours)]
+            assert gain[f"gain on {card}"] == pytest.approx(least[0] / least[1], rel=0.03)
 
 
 @pytest.mark.slow

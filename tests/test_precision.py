@@ -5,6 +5,7 @@ Student and teacher both have the precision. Bounds are relative: of the loss, a
 
 import itertools
 import json
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from support import LEARNERS, ROOT, emoji_args, one_of_each_kind
 from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
 from support.trainings import TINY, build, parameters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdpl import train
 from kdpl.clip import similarity_logits
@@ -30,8 +32,34 @@ def precisions(learner, value):
     return (f"TRAINER.{learner.upper()}.PREC", value, "TRAINER.KDPL.PREC", value)
 
 
-# Of gradients, where a learner's prompts pass through a network and half of the layers before they meet the others.
-OWN_BOUNDS = {("TCP", "fp16"): 2e-2, ("TCP", "bf16"): 0.2}
+# Learners whose gradients are within BOUNDS. Any other's are within what rounding does to its own fp32 run.
+STEADY = ("CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP", "KgCoOp", "TaskRes")
+# Of the prompts' move. With 4, no hidden unit of CoCoOp's network is so near to zero that rounding turns it on or off.
+SEEDS = {"CoCoOp": 4}
+ROUNDED = {"fp16": torch.float16, "amp": torch.float16, "bf16": torch.bfloat16}
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution")
+
+
+class RoundedProducts(TorchDispatchMode):
+    """fp32 with what half precision does to matrix products, convolutions and attention: inputs and outputs are rounded."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def rounded(self, value):
+        return value.to(self.dtype).float() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        attention = "attention" in name
+        if not attention and name not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        count = 3 + ("backward" in name) if attention else len(args)  # queries, keys, values; the rest is kept in fp32
+        found = func(*map(self.rounded, args[:count]), *args[count:], **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            return self.rounded(found)
+        return tuple(self.rounded(value) if i == 0 or "backward" in name else value for i, value in enumerate(found))
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +67,22 @@ def first_step(tmp_path_factory):
     """Loss, and gradients by name, of the first batch for prompts that have moved from their start."""
 
     @cache
-    def step(learner, value, device, options=()):
+    def step(learner, value, device, options=(), rounded=None):
         output = tmp_path_factory.mktemp("run")
         run = build(f"KDPL_{learner}", output, *IN_PROCESS, *on(device), *precisions(learner, value), *options)
         half = {"fp32": (torch.float32, None), "fp16": (torch.float16, None), "amp": (torch.float32, torch.float16)}
         expected = half.get(value, (torch.float32, torch.bfloat16))
         for clip in (run.clip,) if options else (run.clip, run.objective.teacher.clip):
             assert (clip.dtype, clip.frozen_autocast_dtype) == expected
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator().manual_seed(SEEDS.get(learner, 5))
         with torch.no_grad():
             for parameter in run.student.learned.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(device))
         run.set_model_mode("train")
-        loss, _ = run.compute_loss(next(iter(run.train_loader_x)))
-        loss.backward()
+        batch = next(iter(run.train_loader_x))
+        with RoundedProducts(rounded) if rounded else nullcontext():
+            loss, _ = run.compute_loss(batch)
+            loss.backward()
         return loss.item(), {name: p.grad.cpu() for name, p in run.student.learned.named_parameters()}
 
     return step
@@ -61,13 +91,20 @@ def first_step(tmp_path_factory):
 def assert_close_to_fp32(first_step, learner, value, device, options=()):
     (loss, gradients), (exact, exact_gradients) = (first_step(learner, p, device, options) for p in (value, "fp32"))
     of_loss, of_gradients = BOUNDS[value]
-    of_gradients = OWN_BOUNDS.get((learner, value), of_gradients)
     assert loss != exact, "it was another precision"
     assert loss == pytest.approx(exact, rel=of_loss)
     for name, gradient in gradients.items():
         assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0, name
-    found, expected = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, exact_gradients))
-    assert (found - expected).norm() < of_gradients * expected.norm()
+    if learner not in STEADY:
+        _, rounded = first_step(learner, "fp32", device, options, ROUNDED[value])
+        of_gradients = max(of_gradients, 1.2 * difference(rounded, exact_gradients))
+    assert difference(gradients, exact_gradients) < of_gradients
+
+
+def difference(gradients, exact):
+    """Return the norm of the difference over that of the exact gradients, all names together."""
+    found, expected = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, exact))
+    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("device", DEVICES)
