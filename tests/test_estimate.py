@@ -232,7 +232,8 @@ def test_a_timed_step_does_what_a_counted_one_does(tmp_path, cached):
         (("DATASET.NAME", "EmojiMeals"), "DATASET.NAME 'EmojiMeals' has an unknown number of classes: give --classes."),
     ],
 )
-def test_what_cannot_be_estimated_is_refused(flags, message, capsys):
+def test_what_cannot_be_estimated_is_refused(flags, message, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert estimate.main(list(flags)) == exits.BAD_INPUT
     assert message in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ class Scene:
     def style_name(self) -> str:
         return STYLES[self.style]
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The image file, relative to the data set's folder."""
         return f"{self.split}/{self.classname.replace(' ', '_')}/{self.style_name}_{self.number}.png"
@@ -185,16 +185,17 @@ def class_names(name: str) -> list[str]:
     return list(_class_rows(name))
 
 
-def scenes_of(name: str) -> list[Scene]:
+@lru_cache(maxsize=4)
+def scenes_of(name: str) -> tuple[Scene, ...]:
     """Return all scenes of a data set: class by class, in a class by part, then style, then number."""
     parts = [(part, part.chosen() if part.chosen else None) for part in PLANS[name].parts]
-    return [
+    return tuple(
         Scene(part.split, label, classname, STYLES.index(style), row, rendering, rendering - part.renderings.start, part.look)
         for label, (classname, row) in enumerate(_class_rows(name).items())
         for part, chosen in parts
         for style in part.styles
         for rendering in (part.renderings if chosen is None else chosen.get(classname, ()))
-    ]
+    )
 
 
 def draw(scenes: Sequence[Scene]) -> np.ndarray:

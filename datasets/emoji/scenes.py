@@ -79,7 +79,8 @@ def _is_current(folder: Path, name: str) -> bool:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return marker == _marker(name) and all(os.path.isfile(os.path.join(folder, scene.path)) for scene in scenes_of(name))
+    beginning = os.path.join(folder, "")
+    return marker == _marker(name) and all(os.path.isfile(beginning + scene.path) for scene in scenes_of(name))
 
 
 def _write(folder: Path, scenes: Sequence[Scene], images: np.ndarray, name: str) -> None:

@@ -124,11 +124,14 @@ def plain_names(state: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 def openai_model(a: Architecture, layers: int | tuple[int, ...], vocabulary: int) -> nn.Module:
     """Return OpenAI's model of these sizes on the meta device, so that no time is lost on random weights."""
     clip_model = importlib.import_module(f"{openai_clip().__name__}.model")
+    without_weights = type("CLIP", (clip_model.CLIP,), {"initialize_parameters": lambda self: None})
     with torch.device("meta"):
-        return clip_model.CLIP(
+        model = without_weights(
             a.embed_dim, a.resolution, layers, a.vision_width, a.patch_size or None, a.context_length,
             vocabulary, a.text_width, a.text_width // 64, a.text_depth,
         )  # fmt: skip
+    model.__class__ = clip_model.CLIP
+    return model
 
 
 def as_clip(model: nn.Module, name: str, a: Architecture) -> Clip:

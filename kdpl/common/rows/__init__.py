@@ -8,6 +8,7 @@ its vectors depend on (weights, transform, precision, ...).
 import hashlib
 import json
 import os
+import struct
 import uuid
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -20,6 +21,7 @@ from kdpl.common.safe_text import print
 
 FORMAT = 2  # of the rows; increased whenever the vectors of a key change
 KEY_BYTES = 16
+SMALL = 2**18  # bytes of a shard that is read at once: a cache has many small ones, and mapping takes longer
 
 
 def key_of(*facts: Any) -> bytes:
@@ -50,16 +52,14 @@ class RowStore:
         self.rows_written = 0
 
     def find(self, wanted: Collection[bytes] | None = None) -> Iterator[tuple[np.ndarray, list[tuple[bytes, int]]]]:
-        """Yield each memory-mapped shard `(n,)` with the keys and row numbers of its `wanted` rows, by default of all.
+        """Yield each shard `(n,)` with the keys and row numbers of its `wanted` rows, by default of all.
 
-        Each key is yielded once. Damaged rows are counted and reported in one line.
+        A large shard is memory-mapped. Each key is yielded once. Damaged rows are counted and reported in one line.
         """
         seen, damaged = set(), 0
         for path in sorted(self.folder.glob("*.rows")):
-            shard, found = self._map(path), []
-            keys = shard["key"].tobytes()
-            for row in range(len(shard)):
-                key = keys[row * KEY_BYTES : (row + 1) * KEY_BYTES]
+            shard, found = self._read(path), []
+            for row, (key,) in enumerate(struct.iter_unpack(f"{KEY_BYTES}s", shard["key"].tobytes())):
                 if key not in seen and (wanted is None or key in wanted):
                     if self._is_sound(shard[row]):
                         seen.add(key)
@@ -112,6 +112,12 @@ class RowStore:
         """Sync this process's shard to disk."""
         if self._file is not None:
             os.fsync(self._file)
+
+    def _read(self, path: Path) -> np.ndarray:
+        try:
+            return self._map(path) if os.path.getsize(path) > SMALL else np.fromfile(path, self.row)
+        except OSError:  # deleted meanwhile, or not a file
+            return np.zeros(0, self.row)
 
     def _map(self, path: Path) -> np.ndarray:
         try:
