@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ROOT
+from support import ROOT, processes
 
 from kdpl import install
 from kdpl.forks import edit, report, start
@@ -155,14 +155,8 @@ def test_a_dry_run_shows_the_changes_and_makes_none(tmp_path, capsys):
 
 
 def run(*args, cwd):
-    process = subprocess.run(
-        [sys.executable, "-c", start._BOOT, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    command = [sys.executable, "-c", start._BOOT, *map(str, args)]
+    process = processes.run(command, cwd=cwd, capture_output=True, text=True, timeout=500, check=False)
     return process.returncode, process.stdout + process.stderr
 
 
@@ -237,8 +231,12 @@ def command(trainer, output):
 
 
 @pytest.mark.slow
-def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(fork, tmp_path, capsys):
-    """A fork whose defaults are CTX_INIT False and CHECKPOINT_FREQ -1, under its own `merge_from_file`."""
+def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(fork, tmp_path, capsys, monkeypatch):
+    """A fork whose defaults are CTX_INIT False and CHECKPOINT_FREQ -1, under its own `merge_from_file`.
+
+    PyTorch is imported already in its five processes, and nothing of KDPL.
+    """
+    monkeypatch.setattr(start, "subprocess", SimpleNamespace(run=processes.run, TimeoutExpired=subprocess.TimeoutExpired))
     assert install.main([str(fork), "--trainer", "StyleProbe"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("train.py, behind line") == 3 and "mended: TRAINER.COOP.CTX_INIT" in printed
