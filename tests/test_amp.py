@@ -97,7 +97,7 @@ def test_ranks_repeat_a_step_together(tmp_path):
     torch.testing.assert_close(found["OwnStepScaled"]["ctx"], found["OwnStep"]["ctx"], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], "VPT", sample=()))
+@pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], sample=("VPT",)))
 def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
     """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
     monkeypatch.setattr(precision, "FP32_ON_CPU", ())

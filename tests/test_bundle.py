@@ -38,6 +38,7 @@ def contents(folder):
         return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_a_training_leaves_its_prompts_with_all_that_is_needed_to_use_them(trained):
     run, output = trained
     bundle = read_bundle(output)

@@ -89,6 +89,7 @@ def test_a_broken_file_is_named(content, message, tmp_path):
         merge_file(default(), tmp_path / "d.yaml")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_ends_in_another_error_than_ours(key, value):

@@ -61,6 +61,7 @@ def replace_images(folder, seed=1000):
         image_file(path, 32, seed + i)
 
 
+@pytest.mark.slow
 def test_a_result_is_not_replaced_by_one_on_other_images(photos, tmp_path):
     run_on(photos, tmp_path / "out").train()
     (entry,) = read_results(tmp_path / "out")["results"]
@@ -83,6 +84,7 @@ def test_a_result_is_not_replaced_by_one_on_other_images(photos, tmp_path):
     assert read_results(tmp_path / "out")["results"] == before
 
 
+@pytest.mark.slow
 def test_data_are_looked_at_as_a_run_records_them(photos, tmp_path):
     """So a sweep that compares them takes no finished run for another one."""
     for trainer, options in (("KDPL_CoOp", ()), ("KDPL_CoOp", ("DATASET.NUM_SHOTS", 1)), ("CoOp", ("DATASET.NUM_SHOTS", 2))):
@@ -198,6 +200,7 @@ def test_results_are_ordered_by_the_prompts_that_they_are_of_and_not_by_clocks(t
 # -------------------------------------------------------------------------------------------------------------- sweeps
 
 
+@pytest.mark.slow
 def test_a_sweep_sees_other_data(photos, tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(
         f"""

@@ -133,6 +133,7 @@ def folder_run(root, output, cache, *options):
     return build_trainer(config("KDPL_CoOp", "image_folder", output, "--root", root, "--seed", 1, *settings, *views, *options))
 
 
+@pytest.mark.slow
 def test_no_feature_is_stored_under_the_digest_of_other_bytes(tmp_path):
     paths = [image_file(tmp_path / "photos" / f"{i}.bmp", 32, i) for i in range(4)]
     run = folder_run(tmp_path / "photos", tmp_path / "a", tmp_path / "features")

@@ -36,6 +36,7 @@ import search_photos
 SEARCHED = ("photos_sky", "photos_office", "photos_creatures", "photos_places")
 
 
+@pytest.mark.slow
 def test_no_photo_is_in_two_splits_and_none_of_another_data_set_is_trained_on():
     trained: dict[tuple, set[str]] = {}
     for name in plans.PHOTOS:
@@ -180,6 +181,7 @@ def test_what_the_search_has_chosen_is_in_the_configurations():
 # ----------------------------------------------------------------------------------------------------------- the protocol
 
 
+@pytest.mark.slow
 def test_the_protocol_has_the_chosen_settings_and_the_updates_of_the_search(tmp_path):
     for name, (learner, shots) in photos.SWEEPS.items():
         sweep = photos.sweep_in(name, tmp_path)

@@ -69,6 +69,7 @@ def test_the_scenes_of_the_targets_are_those_of_the_source():
     assert Counter(scene for name in plans.TARGETS for scene in listed(name)) == Counter(listed("all"))
 
 
+@pytest.mark.slow
 def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
     """Whatever is drawn with it and whatever data set it belongs to; no other scene of any data set has both numbers."""
     mixed = [scene for name in plans.PLANS for scene in plans.scenes_of(name)[::1501]]
@@ -140,6 +141,7 @@ def test_other_scenes_have_drawings_smaller_or_larger_darker_or_brighter_and_mor
 # ---------------------------------------------------------------- what belongs where
 
 
+@pytest.mark.slow
 def test_no_training_or_validation_image_shows_a_test_drawing():
     for name in UNSEEN:
         listed = plans.scenes_of(name)
@@ -206,6 +208,7 @@ def test_hard_scenes_are_in_no_other_split():
 # ---------------------------------------------------------------- as data sets
 
 
+@pytest.mark.slow
 def test_a_domain_is_for_testing_only(few, tmp_path):
     data = build_dataset(config(tmp_path, "r", NUM_SHOTS=1, SOURCE_DOMAINS=("noto",)))
     assert files(data.train_x) == files(data.test) and not data.val
@@ -244,6 +247,7 @@ def test_a_target_trains_and_validates_on_two_styles_and_tests_on_a_third(few, t
         build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("twemoji",)))
 
 
+@pytest.mark.slow
 def test_the_artists_of_the_training_are_tested_on_with_new_scenes(few, tmp_path):
     plain = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16))
     new = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16, TARGET_DOMAINS=("noto", "fluent")))
@@ -255,6 +259,7 @@ def test_the_artists_of_the_training_are_tested_on_with_new_scenes(few, tmp_path
     assert {datum.domain for datum in half.test} == {1} and half.num_classes == 19
 
 
+@pytest.mark.slow
 def test_a_style_that_is_not_trained_on_may_be_the_target(few, tmp_path):
     whole = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16))
     held = build_dataset(config(tmp_path, "sky", NUM_SHOTS=16, SOURCE_DOMAINS=("noto",), TARGET_DOMAINS=("fluent",)))

@@ -205,6 +205,7 @@ def test_models_that_do_not_fit_are_not_tried_here(capsys):
     assert "A step cannot be timed here: the models alone take" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_timed_step_does_what_a_counted_one_does(tmp_path, cached):
     cfg = settings("CoOp", tmp_path)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, image_file, processes
+from support import ROOT, image_file, mostly_slow, processes
 
 import kdpl
 from kdpl.classifier.bundle import BundleError, read_bundle
@@ -281,7 +281,7 @@ def test_one_name_alone_is_learned_from_a_vocabulary_and_rejects(photos, tmp_pat
     assert found == {"balloon", REJECTED}
 
 
-@pytest.mark.parametrize("where", ["features", "learned"])
+@pytest.mark.parametrize("where", mostly_slow(["features", "learned"], sample=("learned",)))
 def test_a_fit_that_is_stopped_by_ctrl_c_resumes_to_the_same(where, fitted, photos, tmp_path):
     out, cache = tmp_path / "out", tmp_path / "cache"
     command = [str(photos / "photos"), str(photos / "names.txt"), *EMBEDDED, "-o", str(out), *SENTENCE]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, processes
+from support import LEARNERS, ROOT, mostly_slow, processes
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_all_right_is_0_and_some_parts_alone_may_be_chosen(gpu_check, tmp_path):
         run(gpu_check, tmp_path, {"right": RIGHT}, "--only", "rihgt")
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_stopped_and_what_finds_no_time_is_not_right(gpu_check, tmp_path):
     parts = {"endless": python("import time; print('begun', flush=True); time.sleep(60)"), "late": RIGHT}
     status, result = run(gpu_check, tmp_path, parts, "--minutes", "0.02")
@@ -126,8 +127,9 @@ def part(name, cwd):
     return processes.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["learners", "precisions", "class-agnostic"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["learners", "precisions", "class-agnostic"], sample=("precisions", "class-agnostic"))
+)
 def test_its_parts_run_on_a_cpu(name, tmp_path):
     process = part(name, tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -256,6 +256,7 @@ def test_a_list_names_the_images_to_train_on(photos, tmp_path):
             dataset_of(photos, tmp_path / "out", "DATASET.IMAGE_LIST", listed, names=NAMES)
 
 
+@pytest.mark.slow
 def test_a_list_of_other_images_is_another_run_wherever_it_lies(photos, tmp_path):
     lists = {"one": ["trip/a.jpg", "b.png"], "same": ["trip/a.jpg", "b.png"], "other": ["trip/a.jpg", "Ice_Cream/d.png"]}
     for name, images in lists.items():

@@ -152,6 +152,7 @@ def test_a_squashed_students_evaluation_and_bundle_see_the_whole_image(models, p
     torch.testing.assert_close(classifier.logits(image)[0], theirs[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_an_older_version_would_misread_has_a_newer_format(models, photos, silent, tmp_path):
     from safetensors import safe_open
 

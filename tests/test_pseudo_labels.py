@@ -51,6 +51,7 @@ MOVES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(MOVES)), shifts), max_size=6))
 def test_any_sequence_of_moves_keeps_rows_right(moves):

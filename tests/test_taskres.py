@@ -116,6 +116,7 @@ def test_names_that_were_learned_are_looked_up_in_any_order_and_others_are_refus
         TaskRes(clip)
 
 
+@pytest.mark.slow
 def test_what_is_loaded_gives_bit_identical_logits(tmp_path):
     run = build("KDPL_TaskRes", tmp_path, *SMALL, *IN_PROCESS)
     run.train()
@@ -170,6 +171,7 @@ def test_two_ranks_learn_what_one_does(trainer, tmp_path):
     assert (learned[0] - learned[1]).norm() < 1e-3 * learned[0].norm() > 0
 
 
+@pytest.mark.slow
 def test_features_of_views_give_what_the_pixels_give(tmp_path):
     runs = [build("KDPL_TaskRes", tmp_path / f"{i}", *SMALL, *IN_PROCESS, "TRAINER.KDPL.VIEWS", 1) for i in range(2)]
     learned = trained(runs[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ROOT, random_clip, untrained_bundle
+from support import ROOT, mostly_slow, random_clip, untrained_bundle
 from support.trainings import NOUNS, assert_same, build, parameters
 
 import kdpl
@@ -517,8 +517,7 @@ def predicted(run):
     return images, run.logits(images)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["several", "sentences", "prompts"])
+@pytest.mark.parametrize("kind", mostly_slow(["several", "sentences", "prompts"], sample=("several", "prompts")))
 def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
     folder = moved(tmp_path / "prompts", "CoOp")
     options = {

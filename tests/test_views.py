@@ -112,7 +112,7 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     assert all(features.table.known.all() for features in other.view_features)
 
 
-@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], "rotten", sample=("cut off",)))
+@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], sample=("rotten", "cut off")))
 def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     cold = run("KDPL_CoOp", tmp_path / "cold", *kept)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, emoji_args, processes, release
+from support import ROOT, emoji_args, mostly_slow, processes, release
 from support.ranks import environment, torchrun
 
 from kdpl.common import lock
@@ -60,7 +60,13 @@ def is_free(output):
     return True
 
 
-@pytest.mark.parametrize("until", ["", "\nepoch ["], ids=["while ranks start", "during training"])
+@pytest.mark.parametrize(
+    "until",
+    mostly_slow(
+        [pytest.param("", id="while ranks start"), pytest.param("\nepoch [", id="during training")],
+        sample=("while ranks start",),
+    ),
+)
 def test_a_launcher_that_dies_ends_its_ranks_and_frees_the_folder(until, tmp_path):
     with two_ranks(tmp_path / "out", until) as (process, ranks, log):
         if not until:
