@@ -14,7 +14,7 @@ from kdpl.training.pixels import read_image
 pytestmark = pytest.mark.slow
 DATASET = "emoji_leisure"
 SETTINGS = ("DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAIN.PRINT_FREQ", 1000)
-SETTINGS += ("OPTIM.LR", 0.005, "OPTIM.MAX_EPOCH", 20, "OPTIM.WARMUP_EPOCH", -1)  # of the loop
+SETTINGS += ("USE_CUDA", False, "OPTIM.LR", 0.005, "OPTIM.MAX_EPOCH", 20, "OPTIM.WARMUP_EPOCH", -1)  # of the loop
 
 
 def loop() -> str:

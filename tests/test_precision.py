@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from support import LEARNERS, ROOT, emoji_args, one_of_each_kind
-from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fixture
+from support.devices import DEVICES, on, precisions_as_asked, without_gpu  # noqa: F401  a fixture
 from support.trainings import TINY, build, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -157,9 +157,11 @@ def two_epochs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("value", BOUNDS)
-@pytest.mark.parametrize("learner", one_of_each_kind(LEARNERS))
+@pytest.mark.parametrize(
+    ("learner", "device"),  # on the CPU a frozen and a prompted image tower
+    [("CoOp", "cpu"), ("PromptSRC", "cpu"), *(pytest.param(l, "cuda", marks=without_gpu) for l in one_of_each_kind(LEARNERS))],
+)
 def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
     if (value, device) == ("amp", "cpu"):
         pytest.skip("runs under amp on a CPU are those of tests/test_amp.py")

@@ -53,10 +53,7 @@ def test_the_card_refuses_what_cuda_refuses_and_counts_launches_and_waits():
     run_on_card("-c", PROGRAM.format(refused=list(REFUSED.values()), taken=list(TAKEN.values())))
 
 
-PARTS = {
-    "steps": "learner", "half": "half_precision", "views": "class_agnostic or views", "evaluation": "evaluation",
-    "wrapped": "wrapped",
-}  # fmt: skip
+PARTS = {"steps": "learner", "others": "not learner"}
 
 
 @pytest.mark.parametrize("part", PARTS)

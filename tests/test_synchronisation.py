@@ -117,9 +117,7 @@ def test_amp_reads_whether_the_gradients_are_finite_and_nothing_else(tmp_path, m
 
 @pytest.mark.slow
 @needs_simulated_card
-@pytest.mark.parametrize(
-    "part", ["lines_are_read_once_an_interval", "views", "class_agnostic", "evaluation", "steps_own", "digests"]
-)
-def test_nor_does_anything_around_the_steps_wait_more_than_once(part):
-    """A print once an interval, an evaluation once at its end, cold views never, digests of weights before these are moved."""
-    run_tests_on_card("waits.py", part)
+def test_nor_does_anything_around_the_steps_wait_more_than_once():
+    """A print once an interval, an evaluation once at its end, cold views never, digests of weights before these are moved; and
+    an optimiser launches as many kernels for many parameters as for few."""
+    run_tests_on_card("waits.py")

@@ -3,9 +3,9 @@
     python tests/graphs/run.py [--learners CoOp ...] [--ways inductor ...]
 
 A step, forward and backward, is one graph of torch.compile for each size of a batch; its losses are those of the eager step to
-1e-6. Ways: from images, with the attention that a card has, from known features, from labels (the baselines), with a ResNet as
-teacher, with class-specific prompts, and compiled by inductor, which needs a C++ compiler; all others by aot_eager. The exit
-status is the number of what failed.
+1e-6. Ways: from images, with the attention that a card has, from known features, from labels (the baselines),
+with a ResNet as teacher, with class-specific prompts, and compiled by inductor, which needs a C++ compiler, to 1e-5; all others
+by aot_eager. The exit status is the number of what failed.
 """
 
 import argparse

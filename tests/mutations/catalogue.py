@@ -947,7 +947,7 @@ MUTATIONS = [
         "kdpl/distill/views.py",
         "features = moved(self.table.get(index, view), self.device)",
         "features = self.table.get(index, view)",
-        f"{CARD}[views]",
+        f"{CARD}[others]",
     ),
     mutation(
         "the average of a checkpoint left on the CPU",
@@ -961,7 +961,7 @@ MUTATIONS = [
         "kdpl/classifier/classifier.py",
         "stacked_pixels(new).to(self.device)",
         "stacked_pixels(new)",
-        f"{CARD}[evaluation]",
+        f"{CARD}[others]",
     ),
     # ------------------------------------------------------------------------------------------------ launches and waits
     mutation(
@@ -969,7 +969,7 @@ MUTATIONS = [
         "kdpl/clip/inputs.py",
         "values.pin_memory().to(device, non_blocking=True)",
         "values.to(device, non_blocking=True)",
-        f"{WAITS}[class_agnostic]",
+        WAITS,
     ),
     mutation(
         "the gradient of a shared prefix taken from one prompt",

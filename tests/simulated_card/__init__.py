@@ -46,7 +46,9 @@ def load() -> None:
 
 
 def install() -> None:
-    """Load the card, import PyTorch, and replace what torch.cuda asks; see `load`."""
+    """Load the card, import PyTorch, and replace what torch.cuda asks; see `load`. With SITE, importing PyTorch does so."""
+    if Path(getattr(sys.modules.get("sitecustomize"), "__file__", "")).parent == SITE:
+        return
     load()
     finish()
 

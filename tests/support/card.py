@@ -30,14 +30,14 @@ def run_on_card(*command: object) -> str:
     path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = processes.run([sys.executable, *command], cwd=ROOT, env=env, text=True, timeout=300, **both)
+    process = processes.run([sys.executable, *command], cwd=ROOT, env=env, text=True, timeout=600, **both)
     assert process.returncode == 0, process.stdout[-6000:]
     return process.stdout
 
 
-def run_tests_on_card(file: str, name: str) -> None:
-    """Run those tests of a file in tests/simulated_card whose names have this in them."""
-    out = run_on_card("-m", "pytest", "-p", "no:cacheprovider", f"tests/simulated_card/{file}", "-k", name)
+def run_tests_on_card(file: str, names: str = "") -> None:
+    """Run the tests of a file in tests/simulated_card, all of them or those that `-k` chooses by name."""
+    out = run_on_card("-m", "pytest", "-p", "no:cacheprovider", f"tests/simulated_card/{file}", "-k", names)
     assert " passed" in out and "failed" not in out and "skipped" not in out, out
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -56,9 +55,10 @@ def hold_to_eager(learner: str, way: str, clips: Clips) -> None:
         for batch in batches:
             compiled.append(a_step(objective, batch))
             graphs.append(counter.frame_count)
-    assert graphs == GRAPHS
+    assert graphs == GRAPHS, f"graphs after each step: {graphs}"
+    bound = 1e-5 if way == "inductor" else 1e-6  # it fuses sums, which are then rounded elsewhere
     for (ours, gradients), (theirs, expected) in zip(compiled, eager, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert abs(ours - theirs) <= bound * abs(theirs), f"{ours} compiled, {theirs} eager"
         for a, b in zip(gradients, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-4)
 
