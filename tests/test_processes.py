@@ -27,6 +27,11 @@ ENDS = {
     "an exception": ("1 / 0", 1),
     "a signal": ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
     "Ctrl-C": ("import os, signal; signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2)", -signal.SIGINT),
+    "an exit without a code": ("import sys; sys.exit()", 0),
+    "a large exit code": ("import sys; sys.exit(1027)", 3),
+    "after a thread": ("import threading, time; threading.Thread(target=lambda: time.sleep(0.1) or print('late')).start()", 0),
+    "after its last call": ("import atexit; atexit.register(print, 'bye'); print('hello', end='')", 0),
+    "with nobody to read": ("import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); print('lost')", 120),
     "at once": ("import os; os._exit(4)", 4),
 }
 
@@ -47,7 +52,7 @@ def test_a_forked_process_has_the_surroundings_of_a_new_one(flags, tmp_path):
 @pytest.mark.parametrize("name", ENDS)
 def test_it_ends_as_a_new_one_does(name):
     code, status = ENDS[name]
-    new, forked = both("-c", code)
+    new, forked = both("-c", code, env={**os.environ, "PYTHONUNBUFFERED": ""})
     assert new[2] == forked[2] == status
     assert new[0] == forked[0] and new[1].splitlines()[-1:] == forked[1].splitlines()[-1:]
 

@@ -3,6 +3,7 @@
 tests/support/processes.py starts this file and sends it commands through the socket whose number it is given.
 """
 
+import atexit
 import gc
 import importlib
 import io
@@ -13,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import types
 
@@ -100,6 +102,35 @@ def run(request: dict) -> None:
     exec(compile(code, name, "exec", dont_inherit=True), main.__dict__)
 
 
+def status_of(request: dict) -> int:
+    """Run a command line and return its exit status, having printed what ended it as Python does."""
+    try:
+        run(request)
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def end(status: int) -> None:
+    """End as Python does, but leave all modules as they are: to take PyTorch's apart is a quarter of a second's work."""
+    threading._shutdown()  # waits for threads
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # a closed stream or pipe: Python says so
+        sys.exit(status)
+    os._exit(status)
+
+
 if __name__ == "__main__":
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for the caller
     threads = []
@@ -110,4 +141,4 @@ if __name__ == "__main__":
         sys.exit(f"the imports of {HEAVY} have started threads, which a forked process would lack: {threads}")
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared with the children
-    run(serve(socket.socket(fileno=int(sys.argv[1])), previous))
+    end(status_of(serve(socket.socket(fileno=int(sys.argv[1])), previous)))
