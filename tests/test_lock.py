@@ -64,6 +64,7 @@ def test_odd_entries_in_the_place_of_a_lock_are_refused_and_not_waited_for(tmp_p
     release(tmp_path / "later")
 
 
+@pytest.mark.slow
 def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
     """By another process, which a thread cannot stand for: its lock would be this process's own."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
