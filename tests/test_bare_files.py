@@ -78,6 +78,7 @@ def test_a_configuration_that_may_be_of_another_file_is_not_used(tiny, tmp_path)
         load_clip(str(other))
 
 
+@pytest.mark.slow
 def test_a_published_file_of_open_clip_without_its_configuration_is_refused(tmp_path):
     path = tmp_path / "weights"
     torch.save(openai_shaped("ViT-B/32"), path)

@@ -58,6 +58,7 @@ def test_a_class_has_64_photos_8_for_validation_and_8_of_the_same_source_for_tes
         assert len(listed) == 80 * len(scenes.class_names(name))
 
 
+@pytest.mark.slow
 def test_photos_are_trained_on_and_tested_on_by_default(tmp_path, monkeypatch):
     few = [scene for scene in plans.scenes_of("photos_sky") if scene.label % 20 == 0]
     monkeypatch.setattr(scenes, "scenes_of", lambda name: few)

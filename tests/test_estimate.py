@@ -53,7 +53,7 @@ def real_step(cfg, batch=3):
     return objective.student, step
 
 
-@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, "CoOp", sample=("CoCoOp", "PromptSRC", "TaskRes")))
+@pytest.mark.parametrize("learner", mostly_slow(LEARNERS, sample=("CoOp", "CoCoOp", "PromptSRC", "TaskRes")))
 def test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one(learner, tmp_path):
     cfg = settings(learner, tmp_path)
     student, step = real_step(cfg)

@@ -176,6 +176,7 @@ def test_weights_of_a_clip_that_do_not_fit_are_refused_by_name(change, message, 
     assert load_file(tmp_path / "clip.safetensors")
 
 
+@pytest.mark.slow
 def test_a_state_to_go_on_from_that_lacks_a_part_is_refused_by_name(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP)
     die_at(run, 2)

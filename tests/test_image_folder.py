@@ -117,6 +117,7 @@ def test_shots_are_drawn_blindly_and_by_the_seed(photos, tmp_path):
     assert len(first) == 12 and below(photos, first) == below(photos, again)
 
 
+@pytest.mark.slow
 def test_a_training_without_names_or_test_images_measures_nothing(photos, tmp_path, capsys):
     shutil.rmtree(photos / "test")
     (tmp_path / "vocabulary.txt").write_text("hot dog\nice cream\nbicycle\nrain\n")
@@ -160,6 +161,7 @@ def cut_off(path, seed=3):
     path.write_bytes(path.read_bytes()[:-3000])
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_listed_and_left_out(photos, tmp_path, capsys):
     (photos / "empty.jpg").touch()
     (photos / "text.jpg").write_text("not an image")

@@ -91,6 +91,7 @@ def normalised(trainer):
     return trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
 
 
+@pytest.mark.slow
 def test_what_is_not_set_follows_the_student_everywhere(models, photos, silent, tmp_path):
     trainer, cfg = build("KDPL_CoOp", tmp_path / "out", photos, models["mobile"], silent)
     expected = (48, 48), "bilinear", [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]

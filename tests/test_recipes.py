@@ -161,6 +161,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path):
         load_clip(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", ["", "module."])
 def test_a_checkpoint_of_tiny_clip_loads_with_gelu(wrapped, tmp_path):
     model = random_clip(5, 512, 224, 10, 256, 16, 77, 49408, 256, 4, 3)  # TinyCLIP-ViT-8M-16-Text-3M

@@ -58,6 +58,7 @@ def test_an_image_in_place_of_an_unreadable_one_has_its_own_label(tmp_path, monk
     assert [int(n) for i, n in enumerate(run.training_labels) if i != 3] == [d.label for i, d in enumerate(items) if i != 3]
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_identically(tmp_path):
     _, expected = train("TaskRes", tmp_path / "whole", *SMALL, *SAME)
     run = build("TaskRes", tmp_path / "cut", *SMALL, *SAME, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)

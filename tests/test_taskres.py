@@ -132,6 +132,7 @@ def test_what_is_loaded_gives_bit_identical_logits(tmp_path):
     assert set(read_bundle(tmp_path).parameters) == {"text_feature_residuals"}
 
 
+@pytest.mark.slow
 def test_prompts_are_not_evaluated_with_another_sentence_or_other_classes(tmp_path):
     build("KDPL_TaskRes", tmp_path / "a", *SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1).train()
     for options, what in (

@@ -112,7 +112,15 @@ def test_cached_features_of_several_sentences_are_the_same_and_stand_apart(clips
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("", [THREE[0]]), ("dataset", [THREE[0]]), ("imagenet", imagenet_templates()), ("file", THREE)],
+    mostly_slow(
+        [
+            pytest.param("", [THREE[0]], id="nothing"),
+            pytest.param("dataset", [THREE[0]], id="dataset"),
+            pytest.param("imagenet", imagenet_templates(), id="imagenet"),
+            pytest.param("file", THREE, id="file"),
+        ],
+        *("nothing", "dataset", "file"),
+    ),
 )
 def test_the_trainers_teacher_has_the_sentences_of_its_setting(value, expected, tmp_path, sentences):
     run = build("KDPL_CoOp", tmp_path, TEMPLATES, sentences if value == "file" else value, *FP32)
@@ -264,7 +272,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("variant", mostly_slow(OPTIONS, "CoOp", "CoCoOp"))
 def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_path, images):
     folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
     run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *FP32)
@@ -284,6 +292,7 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
     assert_same(parameters(run), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("variant", ["CoCoOp", "IVLP"])
 def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, precision, tmp_path, images, monkeypatch):
