@@ -534,6 +534,19 @@ def test_a_step_with_two_batches_and_one_without_a_call_are_refused(tmp_path):
         trainer.forward_backward(batch)
 
 
+def test_a_trainer_that_learns_from_sentences_alone_is_refused(tmp_path):
+    from kdpl.distill.pseudo_labels import UnsupportedStepError
+    from kdpl.trainers import distilled
+
+    class Texts(fork_styles.StyleCoOp):
+        def build_data_loader(self):
+            super().build_data_loader()
+            self.train_loader_x = torch.utils.data.DataLoader(["a photo of a cat."])
+
+    with pytest.raises(UnsupportedStepError, match=r"Texts trains on a data set of its own, list, expected the images of"):
+        build(distilled(Texts).__name__, tmp_path, file="KDPL_CoOp")
+
+
 def test_a_model_on_several_gpus_is_refused(tmp_path, monkeypatch):
     from kdpl.trainers.wrappable import check_built
 

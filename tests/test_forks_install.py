@@ -342,6 +342,21 @@ def test_a_package_of_the_fork_itself_is_never_one_to_install(tmp_path):
     assert "pip" not in found and "'trainers' is of the fork itself" in found
 
 
+def test_a_folder_in_whose_place_an_installed_package_is_found_is_named(tmp_path):
+    """KDPL brings `clip`, which a folder without __init__.py does not hide."""
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "clip.py").write_text("")
+    error = "TypeError: build_model() takes 1 positional argument but 2 were given"
+    where = "FORK/trainers/coop.py, line 36: model = clip.build_model(state_dict, design_details)"
+    expected = (
+        f"the installed package 'clip' is found in place of the fork's folder.*: create an empty '{tmp_path}/clip/__init__.py'"
+    )
+    assert re.search(expected, way_out(error, where, tmp_path, bundled=True))
+    assert way_out(error, "FORK/trainers/coop.py, line 3: f(x)", tmp_path, bundled=True) == ""
+    (tmp_path / "clip" / "__init__.py").write_text("")
+    assert way_out(error, where, tmp_path, bundled=True) == ""
+
+
 def trials(monkeypatch, *results):
     """Let trials have these results, and return a list of their arguments."""
     runs, rest = [], list(results)
@@ -367,6 +382,21 @@ def test_a_trainer_is_tried_again_with_what_a_refusal_asks_for_and_the_command_t
     )
 
 
+def test_settings_that_the_forks_files_lack_are_found_and_said(monkeypatch, tmp_path):
+    normalize = {
+        "error": "ConfigError: INPUT.TRANSFORMS () has no 'normalize': CLIP takes ...",
+        "where": "train.py, line 1: main()",
+    }
+    staged = {"error": "ValueError: ... OPTIM.STAGED_LR is True with ...", "where": "train.py, line 1: main()"}
+    runs = trials(monkeypatch, normalize, staged, WORKS)
+    *_, last = report.tried(tmp_path, "A", "KDPL_A")
+    assert runs[2][-4:] == (
+        *("INPUT.TRANSFORMS", "['random_resized_crop','random_flip','normalize']"),
+        *("OPTIM.STAGED_LR", "False"),
+    )
+    assert """INPUT.TRANSFORMS '['"'"'random_resized_crop'"'"',""" in str(last)
+
+
 def test_a_trial_reads_the_files_of_a_fork_that_has_no_extend_cfg(tmp_path, monkeypatch):
     """Its nodes are made in its main(), where a trial does not reach before it has chosen the settings of that."""
     from kdpl.forks import trial
@@ -386,6 +416,7 @@ def test_a_trial_reads_the_files_of_a_fork_that_has_no_extend_cfg(tmp_path, monk
     assert (
         settings[settings.index("DATALOADER.TRAIN_X.BATCH_SIZE") + 1] == settings[settings.index("DATASET.NUM_SHOTS") + 1] == 2
     )
+    assert "INPUT.TRANSFORMS" not in settings, "the file has none, which the command must give"
     assert settings[-4:] == ["TRAINER.FOCAL.PREC", "fp32", "TRAINER.FOCAL.PROMPT_DEPTH", 3]
 
 

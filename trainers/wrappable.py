@@ -56,6 +56,21 @@ def check_distilled(cfg: CfgNode, wrapped: str) -> None:
         raise ConfigError("DATALOADER.TRAIN_X.SAMPLER RandomClassSampler puts batches together by label. Use RandomSampler.")
 
 
+def check_images(trainer: Any) -> None:
+    """Refuse a loader of training batches that gives no images.
+
+    Raises:
+        UnsupportedStepError: its data set is of the trainer's own, such as of sentences.
+    """
+    dataset = trainer.train_loader_x.dataset
+    if not hasattr(dataset, "data_source") or not hasattr(dataset, "transform"):
+        raise UnsupportedStepError(
+            f"{trainer.wrapped} trains on a data set of its own, {type(dataset).__name__}, expected the images of "
+            "dassl.data.DatasetWrapper: the teacher looks at images. A trainer that learns from sentences alone learns without "
+            "labels already."
+        )
+
+
 def check_built(trainer: Any) -> None:
     """Refuse a model that would not learn, or whose calls cannot be seen.
 

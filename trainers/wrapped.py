@@ -33,6 +33,7 @@ from kdpl.trainers.wrappable import (
     VALIDATION,
     check_built,
     check_distilled,
+    check_images,
     check_unchanged,
     learned_state,
     student_scale,
@@ -71,7 +72,13 @@ class DistilledTrainer:
         super().check_cfg(cfg)
 
     def build_data_loader(self) -> None:
-        build_loaders(self, super().build_data_loader)
+        build = super().build_data_loader
+
+        def build_own() -> None:
+            build()
+            check_images(self)
+
+        build_loaders(self, build_own)
         check_shots(self)
         check_closed(self)
         options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x

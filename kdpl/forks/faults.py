@@ -2,6 +2,8 @@
 
 import re
 import signal
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 BENCHMARKS = ("EmojiMeals",)  # the data set of a run in kdpl.forks.report
@@ -56,6 +58,10 @@ def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
         fork: its folder.
         bundled: whether the bundled engine stands in for Dassl.
     """
+    return _shadowed(f"{error} {where}", fork) or _known(error, where, fork, bundled)
+
+
+def _known(error: str, where: str, fork: Path, bundled: bool) -> str:
     if "pkg_resources" in error:
         return "pip install 'setuptools<70': newer ones lack what the fork imports"
     if lacking := _LACKING.search(error):
@@ -81,6 +87,23 @@ def _dassl_with(name: str, fork: Path, bundled: bool) -> str:
     return (
         f"the {present} has no {name}: put the folder of a Dassl that has it, such as the fork's authors', first in PYTHONPATH"
     )
+
+
+def _shadowed(said: str, fork: Path) -> str:
+    """Return what to do if an installed package is found in place of a folder without __init__.py that an error names.
+
+    KDPL itself brings `clip`.
+    """
+    installed = [entry for entry in sys.path if "site-packages" in Path(entry).parts]
+    for folder in sorted(fork.iterdir()):
+        name, is_package = folder.name, (folder / "__init__.py").is_file() or not any(folder.glob("*.py"))
+        if is_package or not re.search(rf"\b{re.escape(name)}\.", said):
+            continue
+        spec = PathFinder.find_spec(name, installed)
+        if spec is not None and spec.origin is not None:
+            file = fork / name / "__init__.py"
+            return f"the installed package '{name}' is found in place of the fork's folder: create an empty '{file}'"
+    return ""
 
 
 def _package(name: str, fork: Path) -> str:

@@ -14,6 +14,11 @@ from kdpl.config.command_line import CONFIGS
 from kdpl.forks.start import run_python, trial
 
 LAYERS = "12"  # of CLIP; a trial begins with fewer
+_REMEDIES = (  # what an error says, and the setting that it asks for
+    ("TEACHER_LOGIT_SCALE to 'own'", "TRAINER.KDPL.TEACHER_LOGIT_SCALE", "own"),
+    ("OPTIM.STAGED_LR is True", "OPTIM.STAGED_LR", "False"),
+    ("has no 'normalize'", "INPUT.TRANSFORMS", "['random_resized_crop','random_flip','normalize']"),
+)
 _ALLOW = re.compile(r"TRAINER\.KDPL\.ALLOW (\w+)")
 
 
@@ -130,11 +135,7 @@ def _remedy(found: dict[str, Any], added: dict[str, str]) -> dict[str, str]:
     given = added.get(allow, "").split(",")
     if (word := _ALLOW.search(said)) and word[1] not in given:
         return {allow: ",".join([*filter(None, given), word[1]])}
-    if "TEACHER_LOGIT_SCALE to 'own'" in said and "TRAINER.KDPL.TEACHER_LOGIT_SCALE" not in added:
-        return {"TRAINER.KDPL.TEACHER_LOGIT_SCALE": "own"}
-    if "OPTIM.STAGED_LR is True" in said and "OPTIM.STAGED_LR" not in added:
-        return {"OPTIM.STAGED_LR": "False"}
-    return {}
+    return next(({key: value} for sign, key, value in _REMEDIES if sign in said and key not in added), {})
 
 
 def _may_lack_layers(found: dict[str, Any]) -> bool:

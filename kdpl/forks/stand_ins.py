@@ -20,6 +20,7 @@ from kdpl.text.templates import template_for
 CLASSES, LARGEST_BATCH = 5, 8  # as many images of a class as in a batch: five batches in an epoch
 STUDENT = "ViT-B/16"  # the name under which forks find the small CLIP
 RESOLUTION, EMBED, WIDTH, PATCH, TEXT_WIDTH, HEADS = 64, 512, 768, 16, 512, 8
+TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 OWN_DATA = f"{CONFIGS}/datasets/emoji_meals.yaml"
 
 

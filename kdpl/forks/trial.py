@@ -33,6 +33,7 @@ from kdpl.forks.stand_ins import (
     LARGEST_BATCH,
     RESOLUTION,
     STUDENT,
+    TRANSFORMS,
     InDoublePrecision,
     data_file,
     own_data,
@@ -102,12 +103,13 @@ def short_run(cfg: Any, layers: int, labels: bool) -> list[Any]:
         "DATASET.NUM_SHOTS", batch, "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", False,
         "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "DATALOADER.TEST.BATCH_SIZE", batch,
         "INPUT.SIZE", (RESOLUTION, RESOLUTION), "INPUT.INTERPOLATION", "bicubic",
-        "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
         "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073], "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711],
         "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0035, "OPTIM.MAX_EPOCH", 2, "OPTIM.LR_SCHEDULER", "cosine",
         "OPTIM.WARMUP_EPOCH", -1 if labels else 1, "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", 1e-5,
         "MODEL.BACKBONE.NAME", STUDENT, "TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.PREC", "fp32",
     ]  # fmt: skip
+    if "normalize" in cfg.INPUT.TRANSFORMS:  # else the run is to say what the command needs
+        settings += ["INPUT.TRANSFORMS", TRANSFORMS]
     for path, node in [*nodes(cfg, ""), *nodes(cfg.TRAINER, "TRAINER.")]:
         settings += [f"{path}.PREC", "fp32"] if "PREC" in node else []
         depths = [key for key, value in node.items() if key.startswith("PROMPT_DEPTH") and isinstance(value, int)]

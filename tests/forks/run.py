@@ -168,7 +168,8 @@ def run(fork: Path, args: argparse.Namespace, data: Sequence[Path]) -> bool:
     all_hold = True
     if "trainers" not in listed:
         print(f"{fork}: {listed.get('error')}; {listed.get('where')}; {listed.get('way_out')}", flush=True)
-    for name, offer in listed.get("trainers", {}).items():
+        return False
+    for name, offer in listed["trainers"].items():
         line, holds = row(fork, name, offer, args, data)
         print(line, end="", flush=True)
         all_hold = all_hold and holds
