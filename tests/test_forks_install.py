@@ -282,6 +282,25 @@ def test_of_errors_raised_for_another_the_first_is_told(tmp_path):
     assert found["where"] == f"{tmp_path}/train.py, line 2: open('a.pt')" and "README" in found["way_out"]
 
 
+def test_the_line_of_an_error_is_that_of_the_changed_file(tmp_path, monkeypatch):
+    import traceback
+
+    from kdpl.forks import trial
+    from kdpl.forks.faults import place
+
+    (tmp_path / "train.py").write_text(
+        "from dassl.config import get_cfg_default\n\ncfg = get_cfg_default()\nraise ValueError(cfg.A)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_fork", raising=False)
+    with pytest.raises(AttributeError) as error:
+        trial.run_script("a_fork")
+    said = "".join(traceback.format_exception(error.value))
+    assert place(said, tmp_path) == f"{tmp_path}/train.py, line 7: raise ValueError(cfg.A)"
+    unseen = 'Traceback:\n  File "train.py", line 9, in main\n  File "/elsewhere/a.py", line 1, in f\nValueError: no\n'
+    assert place(unseen, tmp_path) == f"{tmp_path}/train.py, line 9: "
+
+
 def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):
     assert in_fork(tmp_path, "import os; os._exit(7)\n") == {
         "error": "exit status 7",
@@ -322,6 +341,7 @@ def test_what_dassl_lacks_is_looked_for_in_a_dassl_beside_the_fork(tmp_path):
     [
         ("ModuleNotFoundError: No module named 'pkg_resources'", "", "pip install 'setuptools<70'"),
         ("ImportError: cannot import name 'packaging' from 'pkg_resources' (x)", "", "pip install 'setuptools<70'"),
+        ("UnpicklingError: Weights only load failed. ...", "", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"),
         ("ModuleNotFoundError: No module named 'plotnine'", "", "pip install plotnine, which the fork needs"),
         ("ImportError: cannot import name 'mixup' from 'dassl.modeling.ops' (x)", "", "the bundled engine has no mixup"),
         ("ModuleNotFoundError: No module named 'dassl.modeling'", "", "the bundled engine has no modeling"),

@@ -7,7 +7,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 BENCHMARKS = ("EmojiMeals",)  # the data set of a run in kdpl.forks.report
-_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in .*\n(?: +(.*))?', re.MULTILINE)
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in .*\n(?:(?! *File ") +(.*))?', re.MULTILINE)
 _ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 _WHILE_HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"
 _LACKING = re.compile(  # in a wrapped trainer, or in Dassl
@@ -16,6 +16,11 @@ _LACKING = re.compile(  # in a wrapped trainer, or in Dassl
     r"|No module named 'dassl\.([\w.]+)'"
 )
 _ASKED = re.compile(r"'([A-Z][\w.]*)' is not in list")  # a setting that a fork looks for in its command line
+_SIGNS = {
+    "pkg_resources": "pip install 'setuptools<70': newer ones lack what the fork imports",
+    "Weights only load failed": "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment, if you trust the fork's file: newer "
+    "PyTorch reads nothing but weights without it",
+}
 _PACKAGE = re.compile(r"No module named '(\w+)")
 
 
@@ -62,8 +67,8 @@ def way_out(error: str, where: str, fork: Path, bundled: bool) -> str:
 
 
 def _known(error: str, where: str, fork: Path, bundled: bool) -> str:
-    if "pkg_resources" in error:
-        return "pip install 'setuptools<70': newer ones lack what the fork imports"
+    if known := next((what for sign, what in _SIGNS.items() if sign in error), ""):
+        return known
     if lacking := _LACKING.search(error):
         return _dassl_with(next(filter(None, lacking.groups())), fork, bundled)
     if (package := _PACKAGE.search(error)) and package[1] != "dassl":

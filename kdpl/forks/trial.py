@@ -10,6 +10,7 @@ line of the output is the result as JSON, behind `RESULT`.
 
 import argparse
 import json
+import linecache
 import os
 import runpy
 import sys
@@ -55,6 +56,7 @@ def run_script(name: str) -> types.ModuleType:
     changed = apply_changes(source, missing_changes(source, str(path)))
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
+    linecache.cache[str(path)] = len(changed), None, changed.splitlines(keepends=True), str(path)  # for tracebacks
     exec(compile(changed, str(path), "exec", dont_inherit=True), vars(module))
     return module
 

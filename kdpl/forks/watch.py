@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 from kdpl.common.safe_text import print
 from kdpl.distill.interception import ReplacedCrossEntropy
+from kdpl.distill.pseudo_labels import HARD_LABELS, LOOKUPS
 from kdpl.trainers.registry import PREFIX
+from kdpl.trainers.wrappable import words
 from kdpl.trainers.wrapped import DistilledTrainer
 
 
@@ -101,16 +103,23 @@ def formula_step(trainer: Any, batch: dict[str, Any], learned: dict[str, Tensor]
     """Take a trainer's own step with the formula in place of each F.cross_entropy, and return the gradients.
 
     Nothing of KDPL's interception is used: the function in PyTorch's module is another one for this step, and labels are the
-    numbers of the images. Optimizers take no step, and what is random is drawn again afterwards. Empty, if the trainer does not
-    call cross-entropy by that name with a mean.
+    numbers of the images, or the teacher's most probable classes if they may be read as such. Optimizers take no step, and what
+    is random is drawn again afterwards. Empty, if the trainer does not call cross-entropy by that name with a mean.
     """
     teacher, calls = trainer._teacher_logits(batch), []
+    images = torch.arange(len(teacher), device=teacher.device)
+    read = {LOOKUPS, HARD_LABELS} & set(words(trainer.cfg.TRAINER.KDPL.ALLOW))
+    labels = teacher.argmax(1) if read else images
 
     def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         calls.append((*args, *kwargs.values()))
+        if read:  # of which images they are is known in the order of the batch alone
+            times = len(target) // len(labels)
+            if not torch.equal(target, labels.repeat(times)):
+                raise ValueError("cross-entropy with labels in another order than the batch's")
+            target = images.repeat(times)
         return divergence(input, teacher[target]).mean().to(input.dtype)
 
-    labels = torch.arange(len(teacher), device=teacher.device)
     with optimizers_at_rest(trainer), same_random_numbers(), buffers_restored(trainer):
         original, F.cross_entropy = F.cross_entropy, cross_entropy
         try:
