@@ -538,6 +538,22 @@ def test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_anothe
     assert "| `A.B 1` | 10 steps, 3 of 3 parameters moved |" in line and line.endswith(f" {said} |\n")
 
 
+@pytest.mark.parametrize(
+    ("found", "works", "holds"),
+    [({"refused": "no"}, False, True), ({"error": "no"}, False, False), ({"error": "no"}, None, True)],
+)
+def test_a_row_of_a_trainer_that_stops_holds_if_a_reason_is_given_or_it_stops_with_its_labels(
+    found, works, holds, monkeypatch, tmp_path
+):
+    from argparse import Namespace
+
+    runs = load_run()
+    monkeypatch.setattr(runs, "tried", lambda *a: iter([report.Finding(works, f"KDPL_A: no\n     in {tmp_path}/a.py", found)]))
+    args = Namespace(prepare=[], set=[], layers="")
+    line, held = runs.row(tmp_path, "A", "KDPL_A", args, [tmp_path / "true", tmp_path / "permuted"])
+    assert held == holds and "| no; in ./a.py |" in line
+
+
 def test_in_double_precision_what_asks_for_single_computes_in_double():
     import torch
     import torch.nn.functional as F

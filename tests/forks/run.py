@@ -86,6 +86,7 @@ def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Seque
         holds = holds and found["moved"] > 0
         holds = holds and same == "the same bits"
     else:
+        holds = last.works is None or "refused" in found  # with its labels it stops too, or a reason is given
         result = last.line.partition(": ")[2].replace("\n     ", "; ").replace("|", "\\|").replace(f"{fork}/", "./")
     options = last.options[len(whole) :]
     settings = " ".join(f"`{key} {value}`" for key, value in zip(options[::2], options[1::2], strict=True))

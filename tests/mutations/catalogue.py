@@ -927,6 +927,27 @@ MUTATIONS = [
         "",
         "tests/test_forks.py::test_a_learned_parameter_that_is_in_no_optimizer_is_an_error",
     ),
+    mutation(
+        "a training loader without images let through",
+        "trainers/wrapped.py",
+        "            check_images(self)\n",
+        "",
+        "tests/test_forks.py::test_a_trainer_that_learns_from_sentences_alone_is_refused",
+    ),
+    mutation(
+        "a fork without extend_cfg tried with a closed configuration",
+        "kdpl/forks/trial.py",
+        "        cfg.set_new_allowed(True)\n",
+        "        pass\n",
+        "tests/test_forks_install.py::test_a_trial_reads_the_files_of_a_fork_that_has_no_extend_cfg",
+    ),
+    mutation(
+        "a difference in double precision taken for rounding in the table of runs",
+        "tests/forks/run.py",
+        "<= EXACT_IN_DOUBLE for",
+        "<= EXACT for",
+        "tests/test_forks_install.py::test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_another_result",
+    ),
     # ------------------------------------------------------------------------------------ a tensor left on the CPU, on a card
     mutation(
         "the tokens of a learner's first prompts left on the CPU",
