@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,7 @@ def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Seque
     else:
         holds = last.works is None or "refused" in found  # with its labels it stops too, or a reason is given
         result = last.line.partition(": ")[2].replace("\n     ", "; ").replace("|", "\\|").replace(f"{fork}/", "./")
+        result = re.sub(r"\\x1b\[\d*m", "", result)  # colours, as they are spelt out
     options = last.options[len(whole) :]
     settings = " ".join(f"`{key} {value}`" for key, value in zip(options[::2], options[1::2], strict=True))
     cells = [name_of(fork), commit(fork), found.get("dassl", ""), offer, settings, result, same, exact]
