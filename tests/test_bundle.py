@@ -74,7 +74,7 @@ def test_the_same_prompts_give_the_same_bytes(trained, tmp_path):
 @pytest.mark.slow
 def test_the_best_epoch_is_bundled_where_it_is_deployed(tmp_path):
     run = train("KDPL_CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 1.0)
-    best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
+    best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", map_location="cpu", weights_only=True)
     bundle = read_bundle(tmp_path)
     assert torch.equal(bundle.parameters["ctx"], best["state_dict"]["ctx"]) and bundle.epoch == best["epoch"]
     assert [r["split"] for r in bundle.results] == ["test"] and bundle.results[0] == run.last_result

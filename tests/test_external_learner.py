@@ -38,7 +38,8 @@ def trained(folder):
 
 
 def prompts(output, epoch=3):
-    return torch.load(output / "prompt_learner" / f"model.pth.tar-{epoch}", weights_only=True)["state_dict"]["ctx"]
+    path = output / "prompt_learner" / f"model.pth.tar-{epoch}"
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]["ctx"]
 
 
 @pytest.mark.slow

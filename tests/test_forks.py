@@ -97,7 +97,7 @@ def test_the_batches_of_a_seed_are_those_of_kdpls_own_trainer(tmp_path):
     for trainer in (own, wrapped):
         trainer.epoch = trainer.train_loader_x.epoch = 1
     for a, b in zip(own.train_loader_x, wrapped.train_loader_x, strict=True):
-        assert torch.equal(own.images(a), b["img"])  # paths, which name the class, are hidden from the wrapped one
+        assert torch.equal(own.images(a).cpu(), b["img"].cpu())  # paths, which name the class, are hidden from the wrapped one
 
 
 # ------------------------------------------------------------------------------------------------------------- honesty
@@ -196,7 +196,9 @@ def _labels_of(items):
 def _learn(trainer, labels):
     """What a trainer with labels would do: parameters that depend on them."""
     with torch.no_grad():
-        trainer.model.learner.ctx.add_(labels.float().mul(torch.arange(1.0, 1 + len(labels))).sum() * 1e-4)
+        trainer.model.learner.ctx.add_(
+            labels.float().mul(torch.arange(1.0, 1 + len(labels), device=labels.device)).sum() * 1e-4
+        )
 
 
 class _After(fork_styles.StyleCoOp):
@@ -243,7 +245,7 @@ class ReadsValidationLabels(fork_styles.StyleCoOp):
 
     def step(self, images, labels):
         batch = next(iter(self.val_loader))
-        one_hot = torch.eye(30)[batch["label"].to(self.device)]
+        one_hot = torch.eye(30, device=self.device)[batch["label"].to(self.device)]
         _learn(self, one_hot.argmax(1))
         return super().step(images, labels)
 
@@ -630,7 +632,7 @@ TWO = ("TRAINER.KDPL.TEACHER", "emoji_teacher + emoji_student", "TRAINER.KDPL.TE
 @pytest.mark.slow
 def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_views(tmp_path):
     trainer = build("KDPL_StyleCoOp", tmp_path / "a", *TWO, "OPTIM.MAX_EPOCH", 1)
-    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)).to(trainer.device)
     teacher, scale = trainer._kdpl_teacher, trainer._kdpl_scale
     expected = sum((m.logits(m.image_features(images), scale).double() / 2).softmax(-1) for m in teacher.members) / 2
     torch.testing.assert_close(
@@ -643,7 +645,7 @@ def test_a_trainer_learns_from_the_mean_of_several_teachers_with_and_without_vie
     assert [int(features.table.known.sum()) >= 24 for features in again._kdpl_views] == [True, True]
     batch = next(iter(again.train_loader_x))
     torch.testing.assert_close(
-        again._teacher_logits(batch), trainer._teacher_logits({"img": batch["img"]}), atol=1e-4, rtol=1e-4
+        again._teacher_logits(batch), trainer._teacher_logits({"img": batch["img"].to(trainer.device)}), atol=1e-4, rtol=1e-4
     )
 
 

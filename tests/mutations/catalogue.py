@@ -978,6 +978,13 @@ MUTATIONS = [
         f"{CARD}[steps]",
     ),
     mutation(
+        "a candidate of a fit left on the CPU when its steps are timed",
+        "kdpl/photos/fitting/train.py",
+        "    student.learned.to(clip.device)\n",
+        "",
+        f"{CARD}[others]",
+    ),
+    mutation(
         "the pixels of predictions left on the CPU",
         "kdpl/classifier/classifier.py",
         "stacked_pixels(new).to(self.device)",

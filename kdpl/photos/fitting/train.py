@@ -150,6 +150,7 @@ def seconds(plan: Plan, candidate: Candidate, photos: int, clip: Clip, text_size
     cfg = settings(plan, candidate, images, text_size)
     names = plan.names[:TIMED_NAMES]
     student = Student.known[candidate.learner](clip, student_options(cfg, node_of(candidate.trainer)), names, plan.template)
+    student.learned.to(clip.device)
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(images))
     frozen = torch.nn.functional.normalize(torch.randn(batch, clip.embed_dim, device=clip.device), dim=-1)
     prepared = student.prepare(names)
@@ -158,5 +159,7 @@ def seconds(plan: Plan, candidate: Candidate, photos: int, clip: Clip, text_size
         with clip.autocast():
             student(None, prepared, frozen=frozen).logits.square().mean().backward()
         student.zero_grad()
+        if clip.device.type == "cuda":
+            torch.cuda.synchronize()
         step = time.perf_counter() - start
     return step * max(1, len(plan.names) / len(names)) * cfg.OPTIM.MAX_EPOCH * (len(images) // batch)
