@@ -43,6 +43,7 @@ from kdpl.photos.fitting.features import Pace, Pass
 from kdpl.photos.fitting.plan import split
 from kdpl.photos.fitting.train import Bar
 from kdpl.photos.labels import read_labels
+from kdpl.photos.models import MINUTES, device_type
 from kdpl.photos.names import main as names_main
 from kdpl.photos.waiting import Doing
 from kdpl.predict import main as predict
@@ -162,7 +163,7 @@ def test_the_same_command_again_gives_the_same_and_another_fit_is_refused(fitted
     for flags, message in (
         (["--template", "an icon of a {}."], "--template: 'a photo of a {}.' there, 'an icon of a {}.' here"),
         (["--quick"], "--quick, --best: 'normal' there, 'quick' here"),
-        (["--minutes", "7"], "--minutes: '30.0' there, '7.0' here"),
+        (["--minutes", "7"], f"--minutes: '{MINUTES[device_type()]:.1f}' there, '7.0' here"),
         (["--variant", "CoOp"], "--variant: '' there, 'CoOp' here"),
     ):
         assert fit([*command, *flags]) == exits.BAD_INPUT
