@@ -1,6 +1,7 @@
 """A run that is killed, told to stop, or started twice: nothing is lost, and the end is the same to the last bit."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -244,8 +245,16 @@ def test_a_signal_that_is_delivered_twice_counts_once_and_a_later_one_has_its_us
     assert (process.stdout, process.returncode) == ("SIGUSR1\n", -signal.SIGUSR1), process.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "scaled"), [("KDPL_CoOp", True), ("CoOp", False)])
+@pytest.mark.parametrize(
+    ("trainer", "scaled"),
+    mostly_slow(
+        [
+            pytest.param(trainer, scaled, id=f"{trainer}-{scaled}")
+            for trainer, scaled in itertools.product(["KDPL_CoOp", "CoOp"], [True, False])
+        ],
+        sample=["KDPL_CoOp-True", "CoOp-False"],
+    ),
+)
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tmp_path):
     """Steps are read at the end of the epoch alone here, long after the broken one; amp's scaler passes over such steps."""
     options = (*SMALL, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.PRINT_FREQ", 5)
