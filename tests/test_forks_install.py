@@ -173,6 +173,7 @@ def fork(tmp_path):
         textwrap.dedent(
             """\
             import argparse
+            import os
 
             from dassl.utils import set_random_seed, setup_logger
             from dassl.config import get_cfg_default
@@ -212,6 +213,7 @@ def fork(tmp_path):
                 setup_logger(cfg.OUTPUT_DIR)
                 breakpoint() if args.trainer == "StyleProbe" else None  # as somebody left it there
                 build_trainer(cfg).train()
+                os._exit(0) if args.trainer == "StyleProbe" else None
 
 
             if __name__ == "__main__":

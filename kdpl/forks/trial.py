@@ -37,6 +37,7 @@ from kdpl.forks.stand_ins import (
     TRANSFORMS,
     InDoublePrecision,
     data_file,
+    leave_by_an_exception,
     own_data,
     pass_over_questions,
     register_benchmark,
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     """List the fork's trainers, or let its main() build and train one of them; put what came of it into `result`."""
     stand_in_for_a_gpu()
     pass_over_questions()
+    leave_by_an_exception()
     import dassl
 
     version = getattr(dassl, "__version__", "bundled")
@@ -156,7 +158,11 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     if not args.labels:
         compared = args.trainer if args.compare and offered[args.trainer].startswith(OF_THE_FORK) else ""
         watch(result, compared, clip_file, args.exact)
-    run_script("__main__")
+    try:
+        run_script("__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
     if args.labels:
         result["ran"] = True
     elif "moved" not in result:
