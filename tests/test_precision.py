@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, emoji_args, one_of_each_kind
+from support import LEARNERS, ROOT, emoji_args, mostly_slow, one_of_each_kind
 from support.devices import DEVICES, on, precisions_as_asked, without_gpu  # noqa: F401  a fixture
 from support.trainings import TINY, build, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -156,11 +156,16 @@ def two_epochs(tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
+KINDS = [
+    *(pytest.param(l, "cpu", id=f"{l}-cpu") for l in one_of_each_kind(LEARNERS)),
+    *(pytest.param(l, "cuda", id=f"{l}-cuda", marks=without_gpu) for l in one_of_each_kind(LEARNERS)),
+]
+ON_A_CPU = ["CoOp-cpu", "PromptSRC-cpu"]  # a frozen and a prompted image tower
+
+
 @pytest.mark.parametrize("value", BOUNDS)
 @pytest.mark.parametrize(
-    ("learner", "device"),  # on the CPU a frozen and a prompted image tower
-    [("CoOp", "cpu"), ("PromptSRC", "cpu"), *(pytest.param(l, "cuda", marks=without_gpu) for l in one_of_each_kind(LEARNERS))],
+    ("learner", "device"), mostly_slow(KINDS, sample=[*ON_A_CPU, *(kind.id for kind in KINDS if kind.values[1] == "cuda")])
 )
 def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
     if (value, device) == ("amp", "cpu"):
