@@ -123,7 +123,7 @@ class ImageFolder(ClassListDataset):
         evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
         train = self._training_images(splits["train"], cfg)
         self.has_train, self.has_test = bool(train), bool(evaluated["test"])
-        if distributed.is_main():
+        if distributed.is_main() and not cfg.TRAINER.NAME.startswith("Zeroshot"):
             self._name_copies(train, evaluated)
         if not train and not self.has_test:
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image to train on or to test that can be read.")

@@ -70,10 +70,8 @@ def unpack(archive: Path, folder: Path) -> None:
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise ArchiveError(f"{archive} holds a file and a folder of the same name ({error}).") from None
     except Exception as error:  # of many kinds, from inside the readers of archives
-        outside = (
-            isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
-        )  # a place in the archive
-        if isinstance(error, OSError) and error.errno is not None and not outside:  # of the disk; theirs have no number
+        number = error.errno if isinstance(error, OSError) else None  # of the disk; the readers' own have none
+        if number is not None and (number != errno.EINVAL or error.filename is not None):  # EINVAL: a place before the archive
             raise
         raise ArchiveError(f"{archive} is damaged ({short_reason(error)}). Delete it and fetch it again.") from None
 
