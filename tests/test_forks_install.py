@@ -174,6 +174,7 @@ def fork(tmp_path):
             """\
             import argparse
             import os
+            import sys
 
             from dassl.utils import set_random_seed, setup_logger
             from dassl.config import get_cfg_default
@@ -212,8 +213,15 @@ def fork(tmp_path):
                 set_random_seed(cfg.SEED)
                 setup_logger(cfg.OUTPUT_DIR)
                 breakpoint() if args.trainer == "StyleProbe" else None  # as somebody left it there
-                build_trainer(cfg).train()
-                os._exit(0) if args.trainer == "StyleProbe" else None
+                trainer = build_trainer(cfg)
+                if args.trainer == "StyleProbe":
+                    trainer.test = leave
+                trainer.train()
+
+
+            def leave():
+                sys.stdout.close()
+                os._exit(0)
 
 
             if __name__ == "__main__":

@@ -91,8 +91,12 @@ def pass_over_questions() -> None:
 
 
 def leave_by_an_exception() -> None:
-    """Let `os._exit` end this process as `sys.exit` does, so that the result of a trial is not lost; children end as ever."""
+    """Let `os._exit` end this process as `sys.exit` does, and keep the standard output open: the result is not lost.
+
+    Children end as ever.
+    """
     own, leave = os.getpid(), os._exit
+    sys.__stdout__.close = sys.__stdout__.flush
     os._exit = lambda status: sys.exit(status) if os.getpid() == own else leave(status)
 
 
