@@ -9,6 +9,7 @@ from support import ROOT, processes
 from kdpl import students
 
 FOLDER = ROOT / "tests/mutations"
+DIVERGENCE = "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence"
 
 
 @pytest.fixture
@@ -66,8 +67,13 @@ def test_some_mutations_are_caught():
 @pytest.mark.parametrize(
     ("test", "status", "message"),
     [
-        ("", 1, "| a comment | `kdpl/distill/loss.py` | **nothing: it survives** |"),
-        ("_or_three", 2, "Without a mutation the tests cannot be run"),
+        (DIVERGENCE, 1, "| a comment | `kdpl/distill/loss.py` | **nothing: it survives** |"),
+        (f"{DIVERGENCE}_or_three", 2, "Without a mutation the tests cannot be run"),
+        (
+            "tests/test_precision.py::test_it_trains_and_tests_as_in_fp32[CoOp-cpu-amp]",
+            2,
+            "not tried: its tests are skipped here",
+        ),
     ],
 )
 def test_a_mutation_that_no_test_catches_and_a_test_that_cannot_be_run_are_reported(test, status, message):
@@ -75,8 +81,7 @@ def test_a_mutation_that_no_test_catches_and_a_test_that_cannot_be_run_are_repor
 import sys; sys.path.insert(0, {str(FOLDER)!r})
 import run
 change = ("kdpl/distill/loss.py", "difference = log_t - log_s  # (B, C)", "difference = log_t - log_s")
-test = "tests/test_distill.py::test_forward_and_reverse_choose_one_divergence{test}"
-sys.exit(run.main([], [run.Mutation("a comment", (change,), (test,))]))
+sys.exit(run.main([], [run.Mutation("a comment", (change,), ({test!r},))]))
 """
     process = processes.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == status, process.stdout + process.stderr

@@ -6,7 +6,7 @@
 
 A mutation is the replacement of a text that stands exactly once in a file. The tests that must catch it are run in the copy,
 first all of them on the code as it is. Printed is a table: mutation, file, the test that failed. The exit status is 0 if every
-mutation is caught, 1 if one survives, 2 if a text is not found or a test does not pass or cannot be run without a mutation.
+mutation is caught, 1 if one survives, 2 if a text is not found, or a test is skipped, fails or cannot be run without a mutation.
 """
 
 import argparse
@@ -32,6 +32,10 @@ HEAVY = ("torch", "torchvision", "clip", "open_clip", "hypothesis", "pytest")  #
 
 class UnusableError(Exception):
     """A mutation or a test cannot be used as it stands."""
+
+
+class SkippedError(Exception):
+    """All tests of a mutation are skipped here, as without an optional package, so nothing is known of it."""
 
 
 class Result(NamedTuple):
@@ -98,7 +102,7 @@ class Copy:
         file = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        options = ["-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(self.root.parent / "pytest")]
+        options = ["-x", "-q", "-rfp", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(self.root.parent / "pytest")]
         status = import_module("pytest").main([*options, *tests])
         sys.stdout.flush()
         os._exit(int(status))
@@ -123,6 +127,7 @@ class Copy:
 
         Raises:
             UnusableError: the tests cannot be run.
+            SkippedError: they are all skipped.
         """
         texts = mutated(self.root, mutation)
         before = {path: path.read_text(encoding="utf-8") for path in texts}
@@ -136,6 +141,8 @@ class Copy:
         failed = _failed(result.output)
         if result.status not in (0, 1) or (result.status == 1 and not failed):
             raise UnusableError(f"'{mutation.name}': the tests cannot be run:\n{result.output[-3000:]}")
+        if not failed and not re.search("^PASSED ", result.output, re.M):
+            raise SkippedError
         return failed[0] if failed else None
 
 
@@ -169,11 +176,16 @@ def run(mutations: list[Mutation]) -> int:
                 untried += 1
                 print(f"| {mutation.name} | {files} | **not tried: `{broken[0]}` fails without it** |", flush=True)
                 continue
-            test = copy.caught_by(mutation)
+            try:
+                test = copy.caught_by(mutation)
+            except SkippedError:
+                untried += 1
+                print(f"| {mutation.name} | {files} | **not tried: its tests are skipped here** |", flush=True)
+                continue
             survived += test is None
             print(f"| {mutation.name} | {files} | {f'`{test}`' if test else '**nothing: it survives**'} |", flush=True)
     print(f"{len(mutations) - survived - untried} of {len(mutations)} mutations are caught, {survived} survive", end="")
-    print(f", {untried} are not tried because their tests fail without them" if untried else "")
+    print(f", {untried} are not tried because their tests fail without them or are skipped" if untried else "")
     return 1 if survived else 2 if untried else 0
 
 
