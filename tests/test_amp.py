@@ -52,6 +52,7 @@ def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp
     assert run.steps == 1 and run.scaler.get_scale() == 2.0**9
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
     """Between its parts a subclass may do anything to the gradients, which nobody else could repeat."""
     run = own(tmp_path, "OwnStepInParts")

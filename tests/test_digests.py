@@ -150,6 +150,7 @@ def test_no_feature_is_stored_under_the_digest_of_other_bytes(tmp_path):
     assert not again.view_features[0].table.known.any()
 
 
+@pytest.mark.slow
 def test_the_feature_of_an_image_in_place_of_an_unreadable_one_is_not_stored(tmp_path):
     paths = [image_file(tmp_path / "photos" / f"{i}.png", 32, i) for i in range(4)]
     run = folder_run(tmp_path / "photos", tmp_path / "a", tmp_path / "features")

@@ -6,7 +6,7 @@
 
 A mutation is the replacement of a text that stands exactly once in a file. The tests that must catch it are run in the copy,
 first all of them on the code as it is. Printed is a table: mutation, file, the test that failed. The exit status is 0 if every
-mutation is caught, 1 if one survives, 2 if a text is not found, or a test is skipped, fails or cannot be run without a mutation.
+mutation is caught, 1 if one survives, 2 if a text is not found, or a test is skipped, fails or cannot be run without one.
 """
 
 import argparse
