@@ -37,6 +37,7 @@ def test_what_cannot_be_one_graph_is_refused_with_the_reason():
             objective.compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["CoOp", "CoCoOp"])
 def test_a_trainer_compiles_the_step_or_says_why_not(learner, tmp_path, monkeypatch, capsys):
     asked = []
