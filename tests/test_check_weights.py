@@ -32,6 +32,7 @@ from kdpl.training.pixels import Normalize
 
 DATASET = "emoji_sky"
 SHORT = ("OPTIM.MAX_EPOCH", "1")
+WHERE = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 MODELS = {"ZeroshotCLIP": "emoji_student", "ZeroshotTeacher": "emoji_teacher", "KDPL_VPT": "emoji_student"}
 
 
@@ -92,7 +93,7 @@ def test_an_installation_that_measures_the_same_agrees_once_and_again(accuracies
     for model in ("emoji_student", "emoji_teacher"):
         assert file_sha256(Path(resolve(model).path)) in report
     assert (
-        "on cpu in fp32" in report
+        f"on {WHERE} in fp32" in report
         and f"other than the published ones: {' '.join(SHORT)}." in report
         and f"torch {torch.__version__}" in report
     )
@@ -143,7 +144,7 @@ def test_what_was_measured_with_other_settings_is_measured_again(accuracies, tmp
     for precision in ("fp32", "bf16"):
         main([*flags, "--", "TRAINER.COOP.PREC", precision])
         out = capsys.readouterr().out
-        assert "measured before" not in out and f"on cpu in {precision}, " in out
+        assert "measured before" not in out and f"on {WHERE} in {precision}, " in out
 
 
 @pytest.mark.slow

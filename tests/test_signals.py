@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from support import ROOT, emoji_args, processes, run_train
+from torch.utils.data import DataLoader
 
-from kdpl.common import exits
+from kdpl.common import exits, signals
 from kdpl.common.files import atomic_write, remove_parts
 from kdpl.trainers.run import lost_worker
+from kdpl.training import batches
 
 RUN = (
     *("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 300, "TRAIN.PRINT_FREQ", 4),
@@ -123,3 +126,17 @@ def test_a_run_removes_them(tmp_path):
         path.touch()
     run_train(*emoji_args("KDPL_CoOp", tmp_path / "run"), *RUN, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
     assert not part.exists() and live.exists()
+
+
+def test_a_signal_in_the_first_moments_of_a_worker_does_not_end_it(monkeypatch):
+    """A process group gets it, and PyTorch gives a new worker the usual effect of SIGTERM before any code of the run's."""
+
+    def begin(worker_id):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.leave_signals_to_the_parent(worker_id)
+
+    monkeypatch.setattr(batches, "leave_signals_to_the_parent", begin)
+    images = [torch.tensor(float(n)) for n in range(3)]
+    with batches.loaded(images, [[0], [1, 2]], DataLoader(images, num_workers=1)) as loaded:
+        assert [part.tolist() for part in loaded] == [[0.0], [1.0, 2.0]]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(signals.SIGNALS)

@@ -118,6 +118,17 @@ def _end_workers() -> None:
 atexit.register(_end_workers)  # runs before multiprocessing's own handler (imported above), which would wait for ever
 
 
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Hold the signals back inside, and in the processes that are started inside until they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_the_parent(worker_id: int = 0) -> None:
     """Ignore the signals in a data-loader worker: a process group often receives them, and the run still needs the worker."""
     _ignore()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back by `starting_workers`

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdpl.common import distributed
 from kdpl.common.rows.digests import Content
-from kdpl.common.signals import leave_signals_to_the_parent
+from kdpl.common.signals import leave_signals_to_the_parent, starting_workers
 from kdpl.training.pixels import ReadableImages
 from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
 
@@ -123,17 +123,17 @@ def loaded(
     if not batches:
         yield iter(())
         return
-    iterator = iter(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=min(like.num_workers, len(batches)),
-            collate_fn=like.collate_fn,
-            pin_memory=like.pin_memory,
-            worker_init_fn=leave_signals_to_the_parent,
-            generator=generator,
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(like.num_workers, len(batches)),
+        collate_fn=like.collate_fn,
+        pin_memory=like.pin_memory,
+        worker_init_fn=leave_signals_to_the_parent,
+        generator=generator,
     )
+    with starting_workers():
+        iterator = iter(loader)
     try:
         yield iterator
     finally:

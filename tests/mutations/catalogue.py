@@ -668,6 +668,13 @@ MUTATIONS = [
         "tests/test_signals.py::test_a_second_signal_within_a_second_still_ends_in_75",
     ),
     mutation(
+        "a signal ends a worker that has just begun",
+        "kdpl/training/batches.py",
+        "    with starting_workers():\n        iterator",
+        "    if True:\n        iterator",
+        "tests/test_signals.py::test_a_signal_in_the_first_moments_of_a_worker_does_not_end_it",
+    ),
+    mutation(
         "a launcher that nobody watches",
         "kdpl/common/distributed/watch.py",
         "while _parent_lives():",
