@@ -140,3 +140,11 @@ def test_a_signal_in_the_first_moments_of_a_worker_does_not_end_it(monkeypatch):
     with batches.loaded(images, [[0], [1, 2]], DataLoader(images, num_workers=1)) as loaded:
         assert [part.tolist() for part in loaded] == [[0.0], [1.0, 2.0]]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(signals.SIGNALS)
+
+
+def test_images_are_loaded_where_signals_cannot_be_held_back(monkeypatch):
+    monkeypatch.setattr(signals, "_CAN_BE_HELD", False)
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    images = [torch.tensor(float(n)) for n in range(3)]
+    with batches.loaded(images, [[0], [1, 2]], DataLoader(images, num_workers=1)) as loaded:
+        assert [part.tolist() for part in loaded] == [[0.0], [1.0, 2.0]]

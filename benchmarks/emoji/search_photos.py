@@ -34,10 +34,8 @@ DATASETS = ("emoji_photos_sky", "emoji_photos_office", "emoji_photos_creatures",
 SEEDS = (1, 2)
 SHOTS = 16  # photos a class for which the epochs hold
 EPOCHS, MORE_EPOCHS = 12, 24
-MANY, MANY_EPOCHS = (
-    64,
-    (3, 6, 12, 24),
-)  # photos a class, and epochs that are tried with them: the first have as many updates as 12 of 16
+MANY = 64  # photos a class
+MANY_EPOCHS = (3, 6, 12, 24)  # that are tried with them: the first have as many updates as 12 of 16
 
 
 class Learner(NamedTuple):

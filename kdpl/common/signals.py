@@ -16,6 +16,7 @@ from kdpl.common.safe_text import print
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = tuple(s for s in (getattr(signal, name, None) for name in NAMES) if s is not None)
 REPEATED_S = 1.0
+_CAN_BE_HELD = hasattr(signal, "pthread_sigmask")  # not on Windows, where no process group gets them
 
 
 class Interrupted(SystemExit):
@@ -121,6 +122,9 @@ atexit.register(_end_workers)  # runs before multiprocessing's own handler (impo
 @contextlib.contextmanager
 def starting_workers() -> Iterator[None]:
     """Hold the signals back inside, and in the processes that are started inside until they ignore them."""
+    if not _CAN_BE_HELD:
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -131,4 +135,5 @@ def starting_workers() -> Iterator[None]:
 def leave_signals_to_the_parent(worker_id: int = 0) -> None:
     """Ignore the signals in a data-loader worker: a process group often receives them, and the run still needs the worker."""
     _ignore()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back by `starting_workers`
+    if _CAN_BE_HELD:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back by `starting_workers`
