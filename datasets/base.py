@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
-from kdpl.config.choices import SUBSAMPLES, check_choice, is_distilled
+from kdpl.config.keys import SUBSAMPLES, check_choice, is_distilled
 from kdpl.training.seeding import seeded
 from kdpl.training.unlabelled import hiding
 

@@ -9,7 +9,7 @@ from dassl.data.datasets import DatasetBase, build_dataset
 from dassl.utils import set_random_seed
 from yacs.config import CfgNode
 
-from kdpl.config.choices import is_distilled
+from kdpl.config.keys import is_distilled
 from kdpl.distill.views import image_files, images_digest, pool_facts
 
 _ONE_AT_A_TIME = Lock()  # a draw takes Python's own `random`, and sweeps look at several runs in threads

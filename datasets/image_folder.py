@@ -11,7 +11,7 @@ from dassl.data.datasets import Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
-from kdpl.classifier.texts import refuse_doubles
+from kdpl.classifier.learned import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
@@ -19,7 +19,7 @@ from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
 from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import lines, print
-from kdpl.config.choices import is_distilled
+from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
 LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training

@@ -16,7 +16,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 
 from kdpl.common.files import atomic_write, rename_folder, replace
 from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
-from kdpl.config.choices import check_choice
+from kdpl.config.keys import check_choice
 from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
 from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError

@@ -21,7 +21,7 @@ from kdpl.clip.loading import find_weights
 from kdpl.common import exits
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
-from kdpl.config.choices import ConfigError, check_choice
+from kdpl.config.keys import ConfigError, check_choice
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DataFolder
 from kdpl.datasets.prepare import inspect

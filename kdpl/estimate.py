@@ -18,8 +18,8 @@ from kdpl.clip.loading import describe
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.safe_text import ArgumentParser, print, run_command
-from kdpl.config.choices import ConfigError, check_choice
 from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
+from kdpl.config.keys import ConfigError, check_choice
 from kdpl.experiments.estimate import GPUS, Run, estimates, find_machine, print_estimate, summarise
 from kdpl.students import Student
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.safe_text import ArgumentParser, print, run_command
-from kdpl.config.choices import SPLITS
+from kdpl.config.keys import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables

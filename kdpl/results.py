@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.safe_text import ArgumentParser, print, run_command
-from kdpl.config.choices import SPLITS, SUBSAMPLES
+from kdpl.config.keys import SPLITS, SUBSAMPLES
 from kdpl.experiments.results import missing_datasets
 
 

@@ -57,7 +57,7 @@ class Setting(NamedTuple):
         """Return a trainer on random photos with a real model's sizes (benchmarks/train_step.py)."""
         import train_step
 
-        from kdpl.clip import precision as rule
+        from kdpl.clip import model as rule
 
         rule.FP32_ON_CPU = ()  # a trial on a CPU computes what is asked for
         train_step.random_clip = _cached_clip()

@@ -50,7 +50,7 @@ class StyleModel(nn.Module):
         super().__init__()
         clip = load_clip(cfg.MODEL.BACKBONE.NAME)
         self.clip, self.logit_scale = clip.model, clip.model.logit_scale
-        self.register_buffer("tokens", clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in classnames]))
+        self.register_buffer("tokens", clip.tokenizer([f"a photo of a {name.replace('_', ' ')}." for name in classnames]))
         self.learner = nn.Module()
         self.build(cfg)
 

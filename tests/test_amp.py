@@ -9,7 +9,7 @@ from support import ROOT, emoji_args, mostly_slow
 from support.ranks import run_ranks
 from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
 
-from kdpl.clip import precision
+from kdpl.clip import model as clip_model
 from kdpl.training.checkpoint import load_checkpoint
 
 IN_PROCESS = (*SMALL, "DATALOADER.NUM_WORKERS", 0)
@@ -101,7 +101,7 @@ def test_ranks_repeat_a_step_together(tmp_path):
 @pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], sample=("VPT",)))
 def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
     """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
-    monkeypatch.setattr(precision, "FP32_ON_CPU", ())
+    monkeypatch.setattr(clip_model, "FP32_ON_CPU", ())
     ends, steps, starts = {}, [], None
     for value in ("fp32", "amp"):
         options = (*IN_PROCESS, "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1, "USE_CUDA", False)

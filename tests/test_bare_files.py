@@ -10,9 +10,8 @@ from support import random_clip
 
 from kdpl.clip import ModelNameError, WeightsError, describe, load_clip
 from kdpl.clip.names import DECLARED, OPENAI_MODELS, resolve
-from kdpl.clip.names.bare_files import OPENAI_LAYERS, check_design
 from kdpl.clip.names.sources import Source
-from kdpl.clip.openai import VOCABULARY, openai_model
+from kdpl.clip.openai import OPENAI_LAYERS, VOCABULARY, check_design, openai_model
 from kdpl.clip.openclip.building import build
 from kdpl.clip.openclip.models import openai_resnet_layers
 from kdpl.clip.openclip.recipe import recipe_of
@@ -52,7 +51,7 @@ def shapes_of(model):
 
 def assert_is(clip, model):
     images = torch.randn(2, 3, clip.resolution, clip.resolution, generator=torch.Generator().manual_seed(0))
-    ids = clip.tokenize(["a photo of a cat.", "dog"])
+    ids = clip.tokenizer(["a photo of a cat.", "dog"])
     torch.testing.assert_close(clip.image_features(images), model.encode_image(images), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(clip.encode_text(ids), model.encode_text(ids), atol=1e-5, rtol=1e-4)
 

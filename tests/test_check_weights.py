@@ -19,6 +19,7 @@ from support import ROOT, emoji_args, processes, release
 from kdpl import train
 from kdpl.check_weights import main
 from kdpl.clip.files import file_sha256
+from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import find_weights
 from kdpl.clip.names import resolve
 from kdpl.common import exits
@@ -28,7 +29,6 @@ from kdpl.experiments.report.tables import PAPER_TEACHER, published
 from kdpl.experiments.results import read_results
 from kdpl.experiments.sweep import work
 from kdpl.trainers import evaluation
-from kdpl.training.pixels import Normalize
 
 DATASET = "emoji_sky"
 SHORT = ("OPTIM.MAX_EPOCH", "1")

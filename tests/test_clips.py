@@ -25,7 +25,7 @@ def small():
 
 
 def assert_same(clip, model):
-    images, text = torch.randn(2, 3, 64, 64), clip.tokenize(["a photo of a cat.", "dog"])
+    images, text = torch.randn(2, 3, 64, 64), clip.tokenizer(["a photo of a cat.", "dog"])
     torch.testing.assert_close(clip.image_features(images), model.encode_image(images))
     torch.testing.assert_close(clip.model.encode_text(text), model.encode_text(text))
     assert not clip.model.training
@@ -71,9 +71,9 @@ def test_an_open_clip_architecture_loads_from_a_file(tmp_path, monkeypatch):
     assert_same(clip, model)
     assert describe(f"tiny-gelu:{path}").text_width == clip.text.width == 48
     long = "red and " * 37 + "a"
-    assert int(clip.tokenize([long]).count_nonzero()) == 77
+    assert int(clip.tokenizer([long]).count_nonzero()) == 77
     with pytest.raises(ValueError, match=r"blue' has 78 tokens, the text tower takes 77: shorten it"):
-        clip.tokenize([long, f"{long} blue"])
+        clip.tokenizer([long, f"{long} blue"])
 
 
 def test_fp16_halves_projections_and_keeps_layer_norms(small, tmp_path):
@@ -185,7 +185,7 @@ def test_inside_a_fork_with_a_patched_clip_the_unpatched_one_is_used(small, tmp_
             "import clip\n"
             "from kdpl.clip import load_clip\n"
             f"loaded = load_clip('openai:{tmp_path}/s.pt')\n"
-            "print(clip.__file__, loaded.text.width, loaded.tokenize(['cat']).shape)",
+            "print(clip.__file__, loaded.text.width, loaded.tokenizer(['cat']).shape)",
         ],
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from support.trainings import SMALL, build
 from kdpl import students
 from kdpl.clip.loading import load_clip
 from kdpl.distill import CrossEntropy, Distillation
-from kdpl.students.sharding import Shard
+from kdpl.students.base import Shard
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import default
 
 import kdpl
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merge_file, merge_options
 
 

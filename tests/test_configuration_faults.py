@@ -9,8 +9,7 @@ from support import ROOT, default, emoji_args
 from kdpl import train
 from kdpl.common import exits
 from kdpl.config import checks
-from kdpl.config.choices import ConfigError
-from kdpl.config.keys import choices
+from kdpl.config.keys import ConfigError, choices
 from kdpl.config.merging import merge_file, merge_options
 
 MISTAKES = [

@@ -10,7 +10,7 @@ from support import random_clip
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import select_names
 from kdpl.distill.teacher import Teacher
@@ -108,6 +108,6 @@ def test_the_teacher_resizes_to_its_own_resolution(teacher_clip):
 
 
 def test_teacher_text_features_are_those_of_its_sentences(teacher_clip):
-    ids = teacher_clip.tokenize(["a photo of a pizza.", "a photo of a hot dog."])
+    ids = teacher_clip.tokenizer(["a photo of a pizza.", "a photo of a hot dog."])
     expected = F.normalize(teacher_clip.model.encode_text(ids), dim=-1)
     torch.testing.assert_close(make_teacher(teacher_clip).text_features, expected, atol=1e-5, rtol=1e-5)

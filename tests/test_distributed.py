@@ -15,7 +15,7 @@ from support.ranks import environment, run_ranks, start_ranks, torchrun
 
 from kdpl.common import distributed
 from kdpl.common.exits import INTERRUPTED
-from kdpl.students.sharding import prepare_names
+from kdpl.students.base import prepare_names
 from kdpl.training.checkpoint import load_checkpoint
 
 # 30 images in batches of 7: a rank of four has 1 or 2 of them. 240 test images in batches of 50, the last of 40.

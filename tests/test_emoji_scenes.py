@@ -332,7 +332,7 @@ def test_the_teacher_reads_scenes_better_than_the_student_which_reads_natural_se
     def accuracy(name: str, template: str) -> float:
         clip = load_clip(name)
         mean, std = (torch.tensor(channels)[:, None, None] for channels in (clip.mean, clip.std))
-        texts = clip.model.encode_text(clip.tokenize([template.format(name) for name in names]))
+        texts = clip.model.encode_text(clip.tokenizer([template.format(name) for name in names]))
         scores = clip.image_features((images - mean) / std) @ normalize(texts, dim=-1).T
         return (scores.argmax(1) == labels).float().mean().item()
 

@@ -31,7 +31,7 @@ from kdpl.classifier.serve.head import write_head
 from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
-from kdpl.clip.precision import NotFiniteError
+from kdpl.clip.model import NotFiniteError
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import draw, scenes_of

@@ -129,9 +129,9 @@ def test_a_fit_says_whether_it_helped_and_uses_the_best(fitted):
 
 
 def test_the_agreement_is_that_of_an_independent_computation(fitted, photos):
+    from kdpl.clip.inputs import Normalize
     from kdpl.clip.loading import load_clip
     from kdpl.distill.teacher import Teacher
-    from kdpl.training.pixels import Normalize
 
     folder, _ = fitted
     clip, rows = load_clip("emoji_teacher"), read_bundle(folder).comparison["rows"]

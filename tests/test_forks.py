@@ -369,7 +369,7 @@ def test_a_trainer_that_asks_for_the_truth_stops_at_the_line_that_asks(fork_clas
 
 @pytest.mark.slow
 def test_validation_labels_are_read_where_it_is_allowed_by_name_and_test_labels_in_the_test(tmp_path, capsys):
-    from kdpl.config.choices import ConfigError
+    from kdpl.config.keys import ConfigError
 
     options = ("OPTIM.MAX_EPOCH", 1, "TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", False)
     with pytest.raises(ConfigError, match=r"chooses the epoch by the labels of validation images.*KDPL.ALLOW validation"):

@@ -8,8 +8,8 @@ from support import ROOT, config
 from yacs.config import CfgNode as CN
 
 import kdpl
-from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import student_options
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import learner_options
 
 

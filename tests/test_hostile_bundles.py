@@ -12,7 +12,7 @@ from support import image_file, untrained_bundle
 import kdpl
 from kdpl import predict
 from kdpl.classifier.bundle import FILE_NAME, KEY, BundleError, read_bundle
-from kdpl.clip.precision import NotFiniteError
+from kdpl.clip.model import NotFiniteError
 
 NAN, INFINITY = float("nan"), float("inf")
 COUNTS = {"num_classes": 2, "num_images": 9}

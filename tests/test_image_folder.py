@@ -13,7 +13,7 @@ from support import config, image_file
 
 import kdpl
 from kdpl.common.images import BAD_IMAGES, BadImageError
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
 
 NAMES = ["hot dog", "ice cream", "🍕 pizza, with cheese"]

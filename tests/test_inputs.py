@@ -15,7 +15,7 @@ from support import ROOT, config
 
 import kdpl
 from kdpl.classifier.bundle import KEY, read_bundle
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 
 MOBILE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "interpolation": "bilinear", "resize_mode": "shortest"}
 SQUASHED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}

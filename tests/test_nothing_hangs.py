@@ -14,7 +14,7 @@ from support.files import sweep_file
 
 from kdpl.common import lock
 from kdpl.common.safe_text import UnsafeTextError, parse_yaml, read_json, read_text
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import read_manifest
 from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.datasets.coop.archives import ArchiveError, unpack

@@ -56,7 +56,7 @@ def weights_of(model, path: Path) -> Path:
 def assert_is(clip, model):
     model.eval()
     images = torch.randn(2, 3, clip.resolution, clip.resolution, generator=torch.Generator().manual_seed(0))
-    ids = clip.tokenize(["a photo of a cat.", "dog"])
+    ids = clip.tokenizer(["a photo of a cat.", "dog"])
     torch.testing.assert_close(clip.image_features(images), model.encode_image(images), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(clip.encode_text(ids), model.encode_text(ids), atol=1e-5, rtol=1e-4)
 
@@ -91,7 +91,7 @@ def test_the_tag_of_a_file_decides_the_activation(tiny, tmp_path):
         model.load_state_dict(tiny.func(MODEL).state_dict() | torch_state(file))
         clip = load_clip(f"{MODEL}:{tag}:{file}")
         assert_is(clip, model)
-        features.append(clip.encode_text(clip.tokenize(["cat"])))
+        features.append(clip.encode_text(clip.tokenizer(["cat"])))
     assert (features[0] - features[1]).abs().max() > 1e-4
     with pytest.raises(ModelNameError, match=r"does not say which weights of ViT-B-32 the file holds.*QuickGELU"):
         load_clip(f"{MODEL}:{file}")
@@ -222,7 +222,7 @@ try:
     clip = load_clip(sys.argv[1])
 except WeightsError as error:
     sys.exit(f"REFUSED {error}")
-print("LOADED", float(clip.encode_text(clip.tokenize(["cat"])).sum()))
+print("LOADED", float(clip.encode_text(clip.tokenizer(["cat"])).sum()))
 """
 
 
@@ -233,7 +233,7 @@ def load_elsewhere(name: str, home: Path, endpoint: str, **env: str) -> subproce
 @pytest.mark.slow
 def test_a_missing_download_names_a_way_that_works(tiny, hub, tmp_path):
     model = tiny().eval()
-    expected = float(model.encode_text(open_clip.tokenize(["cat"])).sum().detach())
+    expected = float(model.encode_text(open_clip.tokenizer(["cat"])).sum().detach())
     file = weights_of(model, tmp_path / "open_clip_pytorch_model.bin")
     repository = open_clip.get_pretrained_cfg(MODEL, GELU_TAG)["hf_hub"].strip("/")
     Hub.files = {f"/{repository}/resolve/main/{file.name}": file.read_bytes()}

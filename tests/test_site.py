@@ -18,7 +18,7 @@ from support import ROOT
 
 from kdpl import train
 from kdpl.__main__ import COMMANDS
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 
 DOCS = ROOT / "docs"
 FIGURES = DOCS / "figures"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdpl.clip import precision
+from kdpl.clip import model as clip_model
 
 aten = torch.ops.aten
 WAITING = {  # operations that read from the device, or whose result has a size that only the device knows; and new tensors
@@ -108,7 +108,7 @@ def test_a_class_agnostic_step_reads_the_selected_names_once(tmp_path):
 
 def test_amp_reads_whether_the_gradients_are_finite_and_nothing_else(tmp_path, monkeypatch):
     """PyTorch's scaler does, to leave a step out; that a step was not left out is known without a second number."""
-    monkeypatch.setattr(precision, "FP32_ON_CPU", ())
+    monkeypatch.setattr(clip_model, "FP32_ON_CPU", ())
     options = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.COOP.PREC", "amp", "USE_CUDA", False)
     run = build("KDPL_CoOp", tmp_path, *SMALL, *options)
     assert run.scaler.is_enabled()

@@ -33,7 +33,7 @@ def moved(clip, names=NAMES, **options):
 def base_of(clip, sentences):
     """Unnormalised text features by the library's own text tower."""
     with torch.no_grad():
-        return clip.model.encode_text(clip.tokenize(sentences).to(clip.device)).float()
+        return clip.model.encode_text(clip.tokenizer(sentences).to(clip.device)).float()
 
 
 def in_double(run, batch, residuals):

@@ -28,11 +28,11 @@ def published_features(clip, ctx, meta_net, names, layer):
     names = [name.replace("_", " ") for name in names]
     model, n = clip.model, len(ctx)
     with torch.no_grad():
-        frozen = F.normalize(model.encode_text(clip.tokenize([TEMPLATE.format(name) for name in names])), dim=-1)
+        frozen = F.normalize(model.encode_text(clip.tokenizer([TEMPLATE.format(name) for name in names])), dim=-1)
     hidden = F.linear(frozen, meta_net["linear1.weight"], meta_net["linear1.bias"])
     tokens = F.linear(hidden * torch.sigmoid(1.702 * hidden), meta_net["linear2.weight"], meta_net["linear2.bias"])
     tokens = tokens.reshape(len(names), n, -1)
-    ids = clip.tokenize([f"{' '.join(['X'] * n)} {name}, a type of food." for name in names])
+    ids = clip.tokenizer([f"{' '.join(['X'] * n)} {name}, a type of food." for name in names])
     x = model.token_embedding(ids)
     x = torch.cat([x[:, :1], ctx.expand(len(names), -1, -1), x[:, 1 + n :]], dim=1) + model.positional_embedding
     for i, block in enumerate(model.transformer.resblocks):

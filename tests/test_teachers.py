@@ -15,7 +15,7 @@ from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
 from kdpl.config import teachers as settings
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError, config_of
 from kdpl.distill import Distillation, Ensemble, PromptedTeacher, Teacher, distillation_loss
 from kdpl.distill.loss import mean_logits
@@ -83,7 +83,7 @@ def test_several_sentences_are_the_normalised_mean_of_normalised_features(clips)
     clip = Clip(model, "random", Preprocessing((64, 64)), clips["emoji_teacher"].tokenizer)
     each = []
     for sentence in THREE:
-        ids = clip.tokenize([sentence.replace("{}", name.replace("_", " ")) for name in NAMES])
+        ids = clip.tokenizer([sentence.replace("{}", name.replace("_", " ")) for name in NAMES])
         each.append(clip.model.encode_text(ids).detach().double())
     unit = [F.normalize(features, dim=-1) for features in each]
     expected, other = (F.normalize(torch.stack(features).mean(0), dim=-1) for features in (unit, each))
@@ -296,7 +296,7 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("variant", ["CoCoOp", "IVLP"])
 def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, precision, tmp_path, images, monkeypatch):
-    monkeypatch.setattr("kdpl.clip.precision.FP32_ON_CPU", ())
+    monkeypatch.setattr("kdpl.clip.model.FP32_ON_CPU", ())
     folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
     distributions = []
     for prec in ("fp32", precision):

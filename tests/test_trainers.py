@@ -9,7 +9,7 @@ from support.trainings import assert_same, build, parameters, stop_after, train
 
 from kdpl import students
 from kdpl.clip.names import ModelNameError
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
 from kdpl.training.checkpoint import CheckpointError
 

@@ -43,7 +43,7 @@ def library_model(activation):
 
 
 def assert_same_features(clip, model):
-    images, ids = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), clip.tokenize(TEXTS)
+    images, ids = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), clip.tokenizer(TEXTS)
     for ours, theirs in (
         (clip.image_features(images), model.get_image_features(pixel_values=images)),
         (clip.encode_text(ids), model.get_text_features(input_ids=ids)),

@@ -14,12 +14,13 @@ from PIL import Image
 from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
+from kdpl.clip.inputs import Normalize
 from kdpl.common.rows import RowStore
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.students import Student
-from kdpl.training.pixels import Normalize, bytes_transform
+from kdpl.training.pixels import bytes_transform
 
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 4, "TEST.NO_TEST", True)
 

@@ -35,7 +35,7 @@ def accuracy(clip: Clip, template: str, names: list[str], images: np.ndarray, la
     """Zero-shot top-1 in percent of images (n, 64, 64, 3) uint8 among `names`."""
     mean, std = (torch.tensor(channels)[:, None, None] for channels in (clip.mean, clip.std))
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
-    texts = clip.model.encode_text(clip.tokenize([template.format(name) for name in names]))
+    texts = clip.model.encode_text(clip.tokenizer([template.format(name) for name in names]))
     guess = (clip.image_features(x) @ F.normalize(texts, dim=-1).T).argmax(1)
     return 100 * (guess.numpy() == labels).mean()
 

@@ -13,14 +13,15 @@ from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
 from torch import Tensor
 from yacs.config import CfgNode
 
+from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe
-from kdpl.clip.precision import effective_precision
+from kdpl.clip.model import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
 from kdpl.common.safe_text import print
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_extended, check_values
-from kdpl.config.choices import check_choice
+from kdpl.config.keys import check_choice
 from kdpl.config.manifest import Manifest
 from kdpl.distill.views import ImageFile, image_files
 from kdpl.text.prompts import check_names
@@ -29,7 +30,7 @@ from kdpl.trainers.inputs import follow_model, resized_as
 from kdpl.trainers.tested import Evaluation
 from kdpl.training import curves
 from kdpl.training.curves import Curves
-from kdpl.training.pixels import Normalize, apply_crop_scale, bytes_transform
+from kdpl.training.pixels import apply_crop_scale, bytes_transform
 
 
 class EvaluatedTrainer(TrainerX):

@@ -11,10 +11,9 @@ from kdpl.classifier.bundle.hub import read
 from kdpl.classifier.learned import fitting_options, learned_student
 from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import Clip
-from kdpl.clip.precision import effective_precision
+from kdpl.clip.model import Clip, effective_precision
 from kdpl.common.safe_text import print
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import is_given
 from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names
 from kdpl.distill.prompted import PromptedTeacher

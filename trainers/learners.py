@@ -11,7 +11,7 @@ from pathlib import Path
 from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.students import Student
 from kdpl.trainers.distill import DistillTrainer
 from kdpl.trainers.registry import trainer_of

@@ -24,7 +24,7 @@ from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
 from kdpl.distill.views import contents_of
 from kdpl.students import Student
-from kdpl.students.sharding import encode_names, prepare_names
+from kdpl.students.base import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill
@@ -63,7 +63,6 @@ class PromptTrainer(EvaluatedTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()
-        self.loop, self.checkpoints = Loop(self), Checkpoints(self)
         self.evaluation_text: Tensor | None = None
         if cfg.TRAIN.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -71,6 +70,7 @@ class PromptTrainer(EvaluatedTrainer):
             torch.backends.cudnn.benchmark = False
         distributed.start(cfg.USE_CUDA)
         self.seed = distributed.from_main(self.seed)
+        self.loop, self.checkpoints = Loop(self), Checkpoints(self)
         super().__init__(cfg)
 
     # ------------------------------------------------------------------------------------------------------ building

@@ -20,7 +20,7 @@ from kdpl.common import distributed, lock
 from kdpl.common.files import remove_parts
 from kdpl.common.safe_text import print, print_safely, settings_lines
 from kdpl.common.signals import stopping_at_once
-from kdpl.config.choices import ConfigError, check_choice
+from kdpl.config.keys import ConfigError, check_choice
 from kdpl.trainers import records
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.training.checkpoint import checkpoint_path

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kdpl.clip.precision import NotFiniteError
+from kdpl.clip.model import NotFiniteError
 from kdpl.common import distributed
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import Content

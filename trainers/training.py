@@ -25,6 +25,7 @@ class Loop:
     def __init__(self, trainer: "PromptTrainer"):
         self.trainer = trainer
         self.progress = trainer.progress
+        self.ranks = distributed.world()
         self.share = 1.0  # this rank's fraction of the current batch
         self._skipped = False  # the last update found gradients that are not finite
         self._stepped = False  # the current batch
@@ -41,9 +42,9 @@ class Loop:
         """
         trainer = self.trainer
         lr, self._stepped = trainer.get_current_lr(), False
-        self.share = batch["counts"][distributed.rank()] / batch["size"] if distributed.world() > 1 else 1.0
+        self.share = batch["counts"][distributed.rank()] / batch["size"] if self.ranks > 1 else 1.0
         terms = trainer.forward_backward(batch)
-        if distributed.world() > 1 and not self._stepped:
+        if self.ranks > 1 and not self._stepped:
             raise RuntimeError(
                 f"{type(trainer).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
                 "the gradients of several processes: call it there, or start one process."
@@ -87,7 +88,8 @@ class Loop:
     def step_optimizer(self) -> None:
         """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
         trainer = self.trainer
-        distributed.sum_gradients(trainer.student.learned.parameters())
+        if self.ranks > 1:
+            distributed.sum_gradients(trainer.student.learned.parameters())
         # All ranks have the same sums, so they agree. The scaler knows by reading a number from the device; no second is read.
         self._skipped = True
         hook = trainer.optim.register_step_post_hook(self._note_step)
@@ -143,7 +145,7 @@ class Loop:
         step, every = self.trainer.batch_idx + 1, self.trainer.cfg.TRAIN.PRINT_FREQ
         if self.trainer.device.type == "cpu":
             return step % print_freq == 0
-        late = distributed.world() == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS  # clocks of ranks differ
+        late = self.ranks == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS  # clocks of ranks differ
         last = step == self.trainer.num_batches
         return step % max(every, LEAST_STEPS) == 0 or last or (late and self.progress.has_lines)
 

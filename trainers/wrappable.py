@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from kdpl.common import distributed
 from kdpl.config.checks import check_config, check_extended
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.text.templates import template_for
 from kdpl.trainers.inputs import check_teacher

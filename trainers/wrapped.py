@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from kdpl.common.rows import key_of
 from kdpl.common.safe_text import print
 from kdpl.config.checks import check_extended
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import UnsupportedStepError

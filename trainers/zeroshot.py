@@ -1,12 +1,11 @@
 """Zero-shot CLIP: the student with hand-written sentences, and the teacher."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import Clip, similarity_logits
+from kdpl.clip.model import Clip, normalized, similarity_logits
 from kdpl.common.safe_text import print
 from kdpl.config.checks import check_config
 from kdpl.config.teachers import teacher_names
@@ -50,7 +49,7 @@ class ZeroshotTrainer(EvaluatedTrainer):
         return sentence_features(clip, fill(self.template(), self.class_names))
 
     def logits(self, images: Tensor) -> Tensor:
-        features = F.normalize(self.clip.image_features(images).float(), dim=-1)
+        features = normalized(self.clip.image_features(images))
         return similarity_logits(self.clip.logit_scale, features, self.text_features)
 
     def train(self) -> None:

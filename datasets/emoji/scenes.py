@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.files import cache_dir, rename_folder
 from kdpl.common.safe_text import print
-from kdpl.config.choices import check_choice
+from kdpl.config.keys import check_choice
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, kept_labels, subsample_classes
 from kdpl.datasets.emoji.art import ART, EMBEDDED
 from kdpl.datasets.emoji.generator import GENERATOR_VERSION

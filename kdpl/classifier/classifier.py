@@ -14,15 +14,13 @@ from kdpl.classifier.bundle import Bundle, BundleError
 from kdpl.classifier.bundle.hub import read
 from kdpl.classifier.decision import inside_score
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
-from kdpl.classifier.learned import fitting_options, learned_student
-from kdpl.classifier.texts import NameEncoder, NameTexts, refuse_doubles
+from kdpl.classifier.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
+from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import similarity_logits
+from kdpl.clip.model import check_finite, effective_precision, similarity_logits
 from kdpl.clip.names.sources import ModelNameError
-from kdpl.clip.precision import check_finite, effective_precision
 from kdpl.config.defaults import KDPL
 from kdpl.text.same import same_features, words_of
-from kdpl.training.pixels import Normalize
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 

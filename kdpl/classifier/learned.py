@@ -1,14 +1,22 @@
-"""From a bundle to a prompt learner on its CLIP: checked before weights are read, and compared with them after."""
+"""From a bundle to a prompt learner on its CLIP, compared with its weights, and from class names to their text features."""
 
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.classifier.bundle import Bundle, BundleError
+from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 from kdpl.clip.openclip.design import design_of
 from kdpl.config.influence import design_differences
 from kdpl.config.merging import learner_options
 from kdpl.students import Student
+from kdpl.text.prompts import CLIPS_OWN, encode, ensemble_features
 from kdpl.text.templates import DEFAULT
 from kdpl.training.checkpoint import CheckpointError, load_learned
 
@@ -70,3 +78,92 @@ def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) ->
 
 def _misfit(bundle: Bundle, name: str, error: Exception) -> BundleError:
     return BundleError(f"The prompts of {bundle.trainer} for '{bundle.backbone}' do not fit '{name}': {error}")
+
+
+class NameEncoder:
+    """From names to text features, and from images to the image features that belong to them.
+
+    Args:
+        student: the prompt learner.
+        sentences: hand-written sentences with `{}` for the name; empty: the learned prompts are used.
+    """
+
+    def __init__(self, student: Student, sentences: Sequence[str] = ()):
+        self.student, self.sentences = student, list(sentences)
+
+    @property
+    def depends_on_images(self) -> bool:
+        """Whether every image has text features of its own (CoCoOp)."""
+        return not self.sentences and self.student.text_depends_on_images
+
+    @property
+    def class_specific(self) -> bool:
+        """Whether there are prompts for the names of the training alone."""
+        return not self.sentences and self.student.class_specific
+
+    @property
+    def images_are_frozen(self) -> bool:
+        """Whether the image features are those of the frozen CLIP."""
+        return bool(self.sentences) or self.student.image_features_are_frozen
+
+    def for_other_names(self) -> "NameEncoder":
+        """Return the encoder of names that were not learned: of class-specific prompts the frozen CLIP with their sentence."""
+        return NameEncoder(self.student, [self.student.template]) if self.class_specific else self
+
+    def prepare(self, names: Sequence[str]) -> Any:
+        """Return what `features` needs of the names."""
+        return list(names) if self.sentences else self.student.prepare(names)
+
+    @torch.no_grad()
+    def features(self, prepared: Any, image_features: Tensor | None = None) -> Tensor:
+        """Return the normalised text features (C, d), or (B, C, d) if `depends_on_images`."""
+        with self.student.clip.autocast(frozen=bool(self.sentences)):
+            if self.sentences:
+                return ensemble_features(self.student.clip, prepared, self.sentences)
+            return self.student.text_features(prepared, image_features)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the normalised image features (B, d) of normalised images."""
+        with self.student.clip.autocast(self.images_are_frozen):
+            if self.sentences:
+                return self.student.frozen_image_features(images)
+            return self.student.image_features(images)
+
+
+class NameTexts:
+    """A list of names and what an encoder makes of it, when it is first needed."""
+
+    def __init__(self, encoder: NameEncoder, names: Sequence[str]):
+        self.encoder, self.names = encoder, list(names)
+
+    @cached_property
+    def prepared(self) -> Any:
+        """What `NameEncoder.features` needs of the names."""
+        if not self.names:
+            raise ValueError("The prompts were learned without class names: set `classnames` (--classnames) to yours first.")
+        return self.encoder.prepare(self.names)
+
+    @cached_property
+    def features(self) -> Tensor | None:
+        """The normalised text features (C, d); None if every image has its own."""
+        return None if self.encoder.depends_on_images else self.encoder.features(self.prepared)
+
+
+def refuse_doubles(names: Sequence[str], source: str, tokenizer: Tokenizer = CLIPS_OWN) -> None:
+    """Refuse class names that become the same tokens: "Ice_Hockey" and "ice hockey" would share their probability.
+
+    Args:
+        source: where the names are from, for the message.
+        tokenizer: of the text tower.
+
+    Raises:
+        ValueError: two names are the same to the text tower; the message has both spellings.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for name in names:
+        tokens = tuple(encode(name.replace("_", " "), tokenizer))
+        if tokens in first:
+            same = "twice" if first[tokens] == name else f"and '{first[tokens]}', which are the same words to CLIP"
+            raise ValueError(f"{source} has '{name}' {same}: the two would share its probability. Remove one of them.")
+        first[tokens] = name

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdpl.common.messages import shorten
-from kdpl.config.choices import INTERPOLATIONS
+from kdpl.config.keys import INTERPOLATIONS
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -88,6 +88,25 @@ def _number(value: object) -> bool:
 
 def _among(values: Sequence[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in values
+
+
+class Normalize:
+    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
+
+    Args:
+        mean, std: of RGB in 0..1.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
+        if images.dtype != torch.uint8:
+            return images
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
 
 
 class Tokenizer:

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from kdpl.clip.files import WeightsError, file_sha256, read_shapes, read_state_dict
-from kdpl.clip.model import Clip
+from kdpl.clip.model import AUTOCAST, Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
-from kdpl.clip.names.bare_files import check_design
 from kdpl.clip.openai import (
     VOCABULARY,
     architecture_of,
     as_clip,
     build_openai,
+    check_design,
     openai_clip,
     openai_file,
     openai_model,
@@ -27,9 +27,8 @@ from kdpl.clip.openclip.models import (
     openai_resnet_layers,
     outline_open_clip,
 )
-from kdpl.clip.precision import AUTOCAST
 from kdpl.common.safe_text import print
-from kdpl.config.choices import PRECISIONS, check_choice
+from kdpl.config.keys import PRECISIONS, check_choice
 
 
 def load_clip(

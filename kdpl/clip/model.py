@@ -4,12 +4,13 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
@@ -17,12 +18,13 @@ from kdpl.clip.inputs import Preprocessing, Tokenizer
 from kdpl.clip.openclip.design import design_of, design_of_tower
 from kdpl.clip.openclip.text_towers import HubText, WholeText
 from kdpl.clip.openclip.timm_vit import TimmViT
-from kdpl.clip.precision import autocast
 from kdpl.clip.prompt_layout import Layout
 from kdpl.clip.text_tower import TextTower
 from kdpl.clip.vision_tower import VisionTower
 
 AT_ONCE = 2**28  # bytes that are copied from a GPU together
+AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
+FP32_ON_CPU = ("fp16", "amp")  # slow on a CPU; tests empty this, and PyTorch computes them there as on a GPU
 
 
 @dataclass(eq=False)
@@ -59,10 +61,6 @@ class Clip:
     @property
     def std(self) -> tuple[float, ...]:
         return self.preprocessing.std
-
-    def tokenize(self, sentences: list[str]) -> Tensor:
-        """Return the token ids `(N, context_length)` of sentences, padded."""
-        return self.tokenizer(sentences)
 
     @cached_property
     def text(self) -> TextTower | WholeText | HubText:
@@ -101,7 +99,7 @@ class Clip:
         try:
             return self.text.embed_dim
         except UnsupportedTowerError:
-            return self.encode_text(self.tokenize(["a"]).to(self.device)).shape[1]
+            return self.encode_text(self.tokenizer(["a"]).to(self.device)).shape[1]
 
     @property
     def logit_scale(self) -> Tensor:
@@ -120,6 +118,12 @@ class Clip:
     def image_features(self, images: Tensor) -> Tensor:
         """Return the image features `(B, d)`, not normalised, of normalised images `(B, 3, resolution, resolution)`."""
         return self._encode_image(images.to(self.dtype))
+
+    def frozen_image_features(self, images: Tensor) -> Tensor:
+        """Return the normalised image features `(B, d)` in fp32, without gradient and in the precision of frozen passes."""
+        with no_gradients(), self.autocast(frozen=True):
+            features = normalized(self.image_features(images))
+        return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 
     @cached_property
     def _encode_image(self) -> Callable[[Tensor], Tensor]:
@@ -174,6 +178,11 @@ def _plain(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
     return partial(encode, normalize=False) if "normalize" in inspect.signature(encode).parameters else encode
 
 
+def normalized(features: Tensor) -> Tensor:
+    """Return features `(..., d)` of length one, in fp32."""
+    return F.normalize(features.float(), dim=-1)
+
+
 def similarity_logits(scale: Tensor | float, image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return scale times the products of features, in fp32 under any autocast.
 
@@ -188,3 +197,47 @@ def similarity_logits(scale: Tensor | float, image_features: Tensor, text_featur
         if text_features.dim() == 2:
             return scale * image_features.float() @ text_features.float().T
         return scale * torch.einsum("bd,bcd->bc", image_features.float(), text_features.float())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(check() for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None)
+
+
+def effective_precision(value: str, device_type: str, frozen: bool = False) -> str:
+    """Return what a PREC becomes on a device: the same on a GPU.
+
+    On a CPU, fp16 and amp become fp32, or bf16 for a frozen tower if the CPU has it.
+    """
+    if value in FP32_ON_CPU and device_type == "cpu":
+        return "bf16" if frozen and cpu_has_bf16() else "fp32"
+    return value
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context of one precision, whatever the one around it; None: that of the weights."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class NotFiniteError(ValueError):
+    """A model's output holds NaN or infinite values."""
+
+
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """Return the output of a model, unless it is none; on a GPU this waits for it.
+
+    Raises:
+        NotFiniteError: it holds NaN or infinite values.
+    """
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(
+            f"The {what} hold NaN or infinite values, which is no prediction: weights or prompts are damaged, or too large for "
+            "the precision. Load them again, or use PREC fp32."
+        )
+    return values
+
+
+def no_gradients() -> AbstractContextManager:
+    """Return the context of a frozen pass: inference mode, or what a compiled step takes in its place."""
+    return torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()

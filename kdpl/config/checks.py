@@ -13,10 +13,9 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common.class_names import read_class_names
-from kdpl.config.choices import ALLOWED, PRECISIONS, ConfigError, check_choice
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 from kdpl.config.influence import leaves
-from kdpl.config.keys import KEYS
+from kdpl.config.keys import ALLOWED, KEYS, PRECISIONS, ConfigError, check_choice
 
 
 def _finite(value: object) -> bool:

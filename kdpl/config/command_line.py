@@ -8,7 +8,7 @@ from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import ArgumentParser
 from kdpl.config.checks import check_values
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merged_cfg
 
 # Installed, the configurations lie in the package; in a checkout they lie beside it.

@@ -9,8 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from kdpl.config.choices import ConfigError
-from kdpl.config.keys import OWN, defaults, flagged
+from kdpl.config.keys import OWN, ConfigError, defaults, flagged
 
 _OWN = (*OWN.values(), *flagged("newer").values())
 KDPL = defaults(_OWN)["TRAINER"]["KDPL"]

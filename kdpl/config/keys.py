@@ -1,10 +1,12 @@
-"""The table of all configuration keys, keys.md: default, values, influence on the prompts, and documentation."""
+"""The table of all configuration keys, keys.md: default, values, influence on the prompts, documentation; and their error."""
 
 import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from kdpl.common.messages import did_you_mean
 
 
 class Key(NamedTuple):
@@ -69,3 +71,30 @@ def defaults(keys: Iterable[Key]) -> dict[str, Any]:
 def flagged(flag: str) -> dict[str, Key]:
     """Return the keys with a flag."""
     return {name: key for name, key in KEYS.items() if flag in key.flags}
+
+
+PRECISIONS = choices("TRAINER.*.PREC")
+CLASS_TOKEN_POSITIONS = choices("TRAINER.*.CLASS_TOKEN_POSITION")
+LOSSES = choices("TRAINER.KDPL.LOSS")
+ALLOWED = choices("TRAINER.KDPL.ALLOW")
+SUBSAMPLES = choices("DATASET.SUBSAMPLE_CLASSES")
+INTERPOLATIONS = choices("INPUT.INTERPOLATION")
+OPTIMIZERS = choices("OPTIM.NAME")
+SAMPLERS = choices("DATALOADER.TRAIN_X.SAMPLER")
+SPLITS = choices("TEST.SPLIT")
+FINAL_MODELS = choices("TEST.FINAL_MODEL")
+
+
+def is_distilled(trainer: str) -> bool:
+    """Return whether the trainer of this name learns from a teacher without labels."""
+    return trainer.startswith("KDPL_")
+
+
+class ConfigError(ValueError):
+    """A configuration has an unknown key or an invalid value."""
+
+
+def check_choice(key: str, value: str, names: Iterable[str]) -> None:
+    """Raise a ConfigError with the key, its value, the names that it takes and the closest of them, unless `value` is one."""
+    if value not in names:
+        raise ConfigError(f"{key} '{value}' is not one of {', '.join(names)}.{did_you_mean(value, names)}")

@@ -13,8 +13,8 @@ from yacs.config import CfgNode as CN
 
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import parse_yaml, read_text
-from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg, learners
+from kdpl.config.keys import ConfigError
 
 _GIVEN = "keys that were given"  # beside yacs's own marks of a node, which copies keep
 

@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import UnsafeTextError, read_text
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 
 SEPARATOR = " + "  # between several teachers, and between their prompts
 DATASET, IMAGENET = "dataset", "imagenet"  # words of TEACHER_TEMPLATES

@@ -44,7 +44,7 @@ class ReplacedCrossEntropy(TorchFunctionMode):
     Args:
         teacher_logits: of the batch's images over the class names, `(B, C)`.
         kind, temperature: of `distillation_loss`.
-        allowed: of `kdpl.config.choices.ALLOWED` (docs/forks.md).
+        allowed: of `kdpl.config.keys.ALLOWED` (docs/forks.md).
 
     Attributes:
         calls: how often each kind of call was replaced in the forward pass: (function, rows, reduction).

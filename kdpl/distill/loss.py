@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.config.choices import LOSSES
+from kdpl.config.keys import LOSSES
 
 
 def distillation_loss(

@@ -22,7 +22,7 @@ from kdpl.distill.loss import distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
-from kdpl.students.sharding import Shard, prepare_names
+from kdpl.students.base import Shard, prepare_names
 
 Terms = dict[str, Tensor]
 Step = Callable[..., tuple[Tensor, Terms]]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip, similarity_logits
-from kdpl.clip.precision import no_gradients
 from kdpl.config.checks import parse_logit_scale
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.prompts import template_features
@@ -70,9 +69,7 @@ class Teacher:
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the normalised image features `(B, d)` in fp32 of images normalised for the student."""
-        with no_gradients(), self.clip.autocast(frozen=True):
-            features = F.normalize(self.clip.image_features(self.adapt(images)).float(), dim=-1)
-        return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
+        return self.clip.frozen_image_features(self.adapt(images))
 
     @property
     def prompts_digest(self) -> str:

@@ -24,9 +24,8 @@ from yacs.config import CfgNode
 
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import describe, outline_clip
-from kdpl.clip.model import Clip
-from kdpl.clip.precision import effective_precision
-from kdpl.config.choices import ConfigError, is_distilled
+from kdpl.clip.model import Clip, effective_precision
+from kdpl.config.keys import ConfigError, is_distilled
 from kdpl.config.teachers import teacher_names
 from kdpl.distill.objective import CrossEntropy, Distillation
 from kdpl.distill.teacher import Teacher

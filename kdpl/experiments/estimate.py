@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from kdpl import students
 from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.common.safe_text import print, text_table
-from kdpl.config.choices import ConfigError, is_distilled
+from kdpl.config.keys import ConfigError, is_distilled
 from kdpl.experiments.cost import PARTS, Step, Tally
 from kdpl.text.vocabulary import load_vocabulary
 

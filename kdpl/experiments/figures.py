@@ -10,14 +10,14 @@ from pathlib import Path
 from platform import platform
 from typing import Any
 
+from kdpl.clip.model import effective_precision
 from kdpl.clip.names import DEFAULT_TAGS, EMBEDDED, OPENAI_MODELS
-from kdpl.clip.precision import effective_precision
 from kdpl.common import exits
 from kdpl.common.environment import git_state, versions
 from kdpl.common.messages import signed
-from kdpl.config.choices import ConfigError, check_choice, is_distilled
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
+from kdpl.config.keys import ConfigError, check_choice, is_distilled
 from kdpl.config.merging import read_mapping
 from kdpl.experiments.report.tables import PAPER_SHOTS, PAPER_TEACHER, SOURCE, published
 from kdpl.experiments.results import read_results, same_dataset

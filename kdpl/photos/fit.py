@@ -17,7 +17,7 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
 from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
 from kdpl.common.signals import stopping_at_once
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace):
         args.teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
         names = read_class_names(args.names)
 
-        from kdpl.classifier.texts import refuse_doubles
+        from kdpl.classifier.learned import refuse_doubles
         from kdpl.photos.fitting.plan import make_plan
 
         refuse_doubles(names, f"'{args.names}'")

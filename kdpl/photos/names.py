@@ -14,7 +14,7 @@ from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
 from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
 from kdpl.photos.waiting import Doing
@@ -49,10 +49,10 @@ def propose(
         For each name the number of photos that it is the likeliest of, and its mean probability over all photos.
     """
     from kdpl.classifier.decoding import Decoder, stacked_pixels
+    from kdpl.clip.inputs import Normalize
     from kdpl.clip.loading import load_clip
-    from kdpl.clip.precision import check_finite
+    from kdpl.clip.model import check_finite
     from kdpl.distill.teacher import Teacher
-    from kdpl.training.pixels import Normalize
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Doing(f"Loading {models.size_of(teacher_name)}"):

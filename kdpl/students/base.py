@@ -8,16 +8,14 @@ A new learner is a subclass that overrides what differs (docs/new_student.md): `
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
-from kdpl.clip.precision import no_gradients
+from kdpl.common import distributed
 from kdpl.config.defaults import add_learner
 from kdpl.config.merging import learner_options
 from kdpl.students.pieces import check_context, check_depth
-from kdpl.students.sharding import encode_names
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
 
@@ -143,9 +141,7 @@ class Student(nn.Module):
 
     def frozen_image_features(self, images: Tensor) -> Tensor:
         """Return the frozen CLIP's normalised image features `(B, d)` in fp32, without gradient."""
-        with no_gradients(), self.clip.autocast(frozen=True):
-            features = F.normalize(self.clip.image_features(images).float(), dim=-1)
-        return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
+        return self.clip.frozen_image_features(images)
 
     def frozen_text_features(self, names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Return the frozen CLIP's text features `(C, d)` of names, computed once per name.
@@ -167,7 +163,7 @@ class Student(nn.Module):
 
         Args:
             images: `(B, 3, H, W)`, normalised; None if `frozen` is given and `image_features_are_frozen`.
-            prepared: what `prepare` (or `sharding.prepare_names`) returned for the class names.
+            prepared: what `prepare` (or `prepare_names`) returned for the class names.
             text_features: of `encode_names`, if already computed (in an evaluation).
             frozen: of `frozen_image_features`, `(B, d)`, if already computed.
         """
@@ -195,3 +191,33 @@ class Student(nn.Module):
 
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `extra_state_dict` returned."""
+
+
+class Shard(NamedTuple):
+    """One rank's share of the class names."""
+
+    prepared: Any  # the student's constants of these names
+    counts: list[int]  # number of names of each rank
+
+
+def prepare_names(student: Student, names: Sequence[str], shard_classes: bool) -> Any:
+    """Return the student's constants of class names; with `shard_classes`, in a job of several ranks, of this rank's share.
+
+    Raises:
+        ValueError: there are fewer names than ranks that share them.
+    """
+    ranks = distributed.world()
+    if not shard_classes or ranks == 1:
+        return student.prepare(names)
+    if len(names) < ranks:
+        raise ValueError(
+            f"TRAINER.KDPL.SHARD_CLASSES True cannot split {len(names)} class names among {ranks} processes: set it to False."
+        )
+    return Shard(student.prepare(names[distributed.share(len(names))]), distributed.share_lengths(len(names)))
+
+
+def encode_names(student: Student, prepared: Any, image_features: Tensor | None = None) -> Tensor:
+    """Return the student's `text_features` of all names, gathered from all ranks if each has a share of them."""
+    if isinstance(prepared, Shard):
+        return distributed.gather_with_gradient(student.text_features(prepared.prepared), prepared.counts)
+    return student.text_features(prepared, image_features)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kdpl.clip.model import normalized
 from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
-from kdpl.students.pieces import TextContext, normalized_text
+from kdpl.students.pieces import TextContext
 
 
 class CoCoOp(Student):
@@ -29,4 +30,4 @@ class CoCoOp(Student):
     def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         shift = self.learned.meta_net(image_features)  # (B, w_t)
         ctx = self.learned.ctx + shift[:, None]  # (B, n_ctx, w_t)
-        return normalized_text(self.clip.text(prepared, ctx))
+        return normalized(self.clip.text(prepared, ctx))

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip.model import normalized
 from kdpl.clip.names import Architecture
 from kdpl.clip.prompt_layout import Layout
-from kdpl.config.choices import CLASS_TOKEN_POSITIONS, check_choice
+from kdpl.config.keys import CLASS_TOKEN_POSITIONS, check_choice
 from kdpl.students.base import Student
-from kdpl.students.pieces import TextContext, normalized_text
+from kdpl.students.pieces import TextContext
 
 
 class CoOp(Student):
@@ -44,7 +45,7 @@ class CoOp(Student):
         ctx = self.learned.ctx
         if isinstance(prepared, Chosen):
             prepared, ctx = prepared.layout, ctx[prepared.rows]
-        return normalized_text(self.clip.text(prepared, ctx))
+        return normalized(self.clip.text(prepared, ctx))
 
 
 class Chosen(NamedTuple):

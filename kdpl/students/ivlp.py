@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from kdpl.clip.model import normalized
 from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
 from kdpl.students.pieces import (
     TextContext,
     VisualPrompts,
     deep_visual_prompts,
-    normalized_text,
     put_parameter,
     random_prompts,
 )
@@ -41,4 +41,4 @@ class IVLP(VisualPrompts, Student):
 
     def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         ctx, *deep = self.text_prompts
-        return normalized_text(self.clip.text(prepared, ctx, deep))
+        return normalized(self.clip.text(prepared, ctx, deep))

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip.model import normalized
 from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
-from kdpl.students.pieces import TextContext, VisualPrompts, normalized_text, random_prompts
+from kdpl.students.pieces import TextContext, VisualPrompts, random_prompts
 
 
 class MaPLe(VisualPrompts, Student):
@@ -29,7 +30,7 @@ class MaPLe(VisualPrompts, Student):
 
     def text_features(self, prepared: Layout, image_features: Tensor | None = None) -> Tensor:
         learner = self.learned.prompt_learner
-        return normalized_text(self.clip.text(prepared, learner.ctx, list(learner.compound_prompts_text)))
+        return normalized(self.clip.text(prepared, learner.ctx, list(learner.compound_prompts_text)))
 
     @property
     def visual_prompts(self) -> list[Tensor]:

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clip.model import Clip
+from kdpl.clip.model import Clip, normalized
 from kdpl.clip.names import Architecture
 from kdpl.clip.prompt_layout import Layout
 from kdpl.text.prompts import context_prompts, encode
 
 INIT_STD = 0.02  # of randomly initialised prompts
+normalized_text = normalized  # under which learners outside this package may import it
 
 
 class TextContext:
@@ -66,7 +66,7 @@ class VisualPrompts:
     def image_features(self, images: Tensor) -> Tensor:
         """Return normalised features `(B, d)` in fp32."""
         first, *deep = self.visual_prompts
-        return F.normalize(self.clip.vision(images, first, deep).float(), dim=-1)
+        return normalized(self.clip.vision(images, first, deep))
 
 
 def deep_visual_prompts(learned: nn.Module, n: int, width: int, depth: int) -> list[nn.Parameter]:
@@ -74,10 +74,6 @@ def deep_visual_prompts(learned: nn.Module, n: int, width: int, depth: int) -> l
     names = ["image_encoder.VPT"]
     names += [f"image_encoder.transformer.resblocks.{layer}.VPT_shallow" for layer in range(1, depth)]
     return [put_parameter(learned, name, random_prompts(n, width)) for name in names]
-
-
-def normalized_text(tower_output: Tensor) -> Tensor:
-    return F.normalize(tower_output.float(), dim=-1)
 
 
 def random_prompts(*shape: int) -> Tensor:

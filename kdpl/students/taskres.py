@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip.model import normalized
 from kdpl.clip.names import Architecture
 from kdpl.students.base import ALWAYS, Student
-from kdpl.students.pieces import normalized_text
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import fill
 
@@ -66,4 +66,4 @@ class TaskRes(Student):
     def text_features(self, prepared: Rows, image_features: Tensor | None = None) -> Tensor:
         residuals = self.learned.text_feature_residuals  # (C, d)
         rows = residuals if prepared.index is None else residuals[prepared.index]
-        return normalized_text(torch.add(prepared.base, rows, alpha=self.options.RESIDUAL_SCALE))
+        return normalized(torch.add(prepared.base, rows, alpha=self.options.RESIDUAL_SCALE))

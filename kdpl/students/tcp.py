@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip.model import normalized
 from kdpl.clip.names import Architecture
 from kdpl.clip.prompt_layout import Layout
 from kdpl.students.kgcoop import KgCoOp
-from kdpl.students.pieces import TextContext, normalized_text
+from kdpl.students.pieces import TextContext
 
 
 class Classes(NamedTuple):
@@ -57,4 +58,4 @@ class TCP(KgCoOp):
     def text_features(self, prepared: Classes, image_features: Tensor | None = None) -> Tensor:
         with torch.autocast(prepared.features.device.type, enabled=False):  # a small network, whose rounding would add up
             vectors = self.learned.meta_net(prepared.features).unflatten(-1, (self.context.n_ctx, -1))  # (C, n_ctx, w_t)
-        return normalized_text(self.clip.text(prepared.layout, self.learned.ctx, {self.options.PROMPT_DEPTH_TEXT - 1: vectors}))
+        return normalized(self.clip.text(prepared.layout, self.learned.ctx, {self.options.PROMPT_DEPTH_TEXT - 1: vectors}))

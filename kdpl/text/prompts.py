@@ -14,7 +14,7 @@ from kdpl.clip.openai import BytePairs
 from kdpl.clip.prompt_layout import slot
 from kdpl.clip.text_tower import TextTower
 from kdpl.common.safe_text import print
-from kdpl.config.choices import CLASS_TOKEN_POSITIONS, check_choice
+from kdpl.config.keys import CLASS_TOKEN_POSITIONS, check_choice
 from kdpl.text.templates import fill
 
 SENTENCES_AT_ONCE = 1024  # bounds the memory for long lists
@@ -104,7 +104,7 @@ def sentence_features(clip: Clip, sentences: Sequence[str], normalize: bool = Tr
     except UnsupportedTowerError:
         tower = None
     for start in range(0, len(sentences), SENTENCES_AT_ONCE):
-        ids = clip.tokenize(list(sentences[start : start + SENTENCES_AT_ONCE]))  # (N, context_length)
+        ids = clip.tokenizer(list(sentences[start : start + SENTENCES_AT_ONCE]))  # (N, context_length)
         if not isinstance(tower, TextTower):
             features.append(clip.encode_text(ids.to(clip.device)).float())
             continue

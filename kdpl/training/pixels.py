@@ -6,10 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torchvision.transforms as T
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdpl.common.messages import short_reason
@@ -89,22 +87,3 @@ def apply_crop_scale(transform: Any, scale: tuple[float, float]) -> None:
     for step in getattr(transform, "transforms", ()):
         if isinstance(step, T.RandomResizedCrop):
             step.scale = tuple(scale)
-
-
-class Normalize:
-    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
-
-    Args:
-        mean, std: of RGB in 0..1.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
-        if images.dtype != torch.uint8:
-            return images
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return images.float().div_(255).sub_(self._mean).div_(self._std)

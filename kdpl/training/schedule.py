@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from kdpl.config.choices import check_choice
+from kdpl.config.keys import check_choice
 
 
 def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
@@ -46,7 +46,10 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
         ValueError: a key of the schedule has an invalid value.
     """
     check_schedule(optim_cfg)
-    base_lr = optim_cfg.LR if base_lr is None else base_lr
+    return _rate(epoch, optim_cfg, optim_cfg.LR if base_lr is None else base_lr)
+
+
+def _rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
     warmup = max(optim_cfg.WARMUP_EPOCH, 0)
     if epoch < warmup:
         return WARMUPS[optim_cfg.WARMUP_TYPE](epoch, optim_cfg, base_lr)
@@ -55,11 +58,12 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
 
 class _EpochSchedule(LRScheduler):
     def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
+        check_schedule(optim_cfg)
         self.optim_cfg = optim_cfg.clone()
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        return [rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
+        return [_rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         # Without the configuration: safe loading would refuse it, and a resumed run has it anyway.

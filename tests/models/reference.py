@@ -124,7 +124,7 @@ def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], i
     image = F.normalize(image, dim=-1)
     if node in ("VPT", "TASKRES"):
         sentence = student.sentence if node == "VPT" else student.template
-        ids = student.clip.tokenize([sentence.replace("{}", name.replace("_", " ")) for name in names])
+        ids = student.clip.tokenizer([sentence.replace("{}", name.replace("_", " ")) for name in names])
         with torch.no_grad():
             text = model.encode_text(ids, normalize=False)
         if node == "TASKRES":

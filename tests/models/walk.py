@@ -126,7 +126,7 @@ def check(name: str, precisions: tuple[str, ...] = tuple(HALF)) -> Verdict:
         images = torch.randn(2, 3, clip.resolution, clip.resolution, generator=torch.Generator().manual_seed(1))
         sentences = [f"{WORDS} {n.replace('_', ' ')}." for n in names_for(architecture)]
         ids = library_tokenizer(name)(sentences)
-        assert torch.equal(ids, clip.tokenize(sentences))
+        assert torch.equal(ids, clip.tokenizer(sentences))
         images_0, texts_0 = encode(library, images, ids)
         check_features(clip, images, sentences, images_0, texts_0, 1e-5)
         verdict.learners = {

@@ -153,9 +153,9 @@ MUTATIONS = [
         "the teacher's gradient kept",
         (
             (
-                TEACHER,
-                "        with no_gradients(), self.clip.autocast(frozen=True):",
-                "        with self.clip.autocast():",
+                "kdpl/clip/model.py",
+                "        with no_gradients(), self.autocast(frozen=True):",
+                "        with self.autocast():",
             ),
             (
                 TEACHER,
@@ -333,7 +333,7 @@ MUTATIONS = [
     ),
     mutation(
         "any size taken for OpenAI's",
-        "kdpl/clip/names/bare_files.py",
+        "kdpl/clip/openai.py",
         "        if a == published and (",
         "        if True or (",
         "tests/test_bare_files.py::test_no_other_size_is_taken_for_openais[ViT-H-14]",
@@ -470,7 +470,7 @@ MUTATIONS = [
     # ----------------------------------------------------------------------------------------------------------- bundles
     mutation(
         "NaN predicted",
-        "kdpl/clip/precision.py",
+        "kdpl/clip/model.py",
         "    if not torch.isfinite(values).all():\n",
         "    if False:\n",
         "tests/test_hostile_bundles.py::test_an_output_that_is_not_finite_is_an_error_and_never_a_prediction",
@@ -728,14 +728,14 @@ MUTATIONS = [
     mutation(
         "the ranks' gradients not summed",
         TRAINING,
-        "        distributed.sum_gradients(trainer.student.learned.parameters())\n",
+        "        if self.ranks > 1:\n            distributed.sum_gradients(trainer.student.learned.parameters())\n",
         "",
         f"{OWN}test_ranks_sum_its_gradients_by_their_shares",
     ),
     mutation(
         "a rank's own step accepted",
         TRAINING,
-        "if distributed.world() > 1 and not self._stepped:",
+        "if self.ranks > 1 and not self._stepped:",
         "if distributed.world() > 2 and not self._stepped:",
         f"{OWN}test_ranks_refuse_a_step_that_none_of_the_others_knows_of",
     ),

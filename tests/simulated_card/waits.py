@@ -14,7 +14,7 @@ from support.devices import on
 from support.trainings import SMALL, build
 
 import simulated_card
-from kdpl.config.choices import OPTIMIZERS
+from kdpl.config.keys import OPTIMIZERS
 from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 

@@ -15,8 +15,8 @@ def on(device):
 @pytest.fixture
 def precisions_as_asked(monkeypatch):
     """fp16 and amp are computed on a CPU too, and fp32 on a GPU without TF32, to which cuDNN's convolutions may round it."""
-    from kdpl.clip import precision
+    from kdpl.clip import model as clip_model
 
-    monkeypatch.setattr(precision, "FP32_ON_CPU", ())
+    monkeypatch.setattr(clip_model, "FP32_ON_CPU", ())
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # of processes that a test starts

@@ -33,8 +33,8 @@ from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BadImageError, open_image
 from kdpl.common.rows import RowStore, key_of
 from kdpl.config.checks import check_config
-from kdpl.config.choices import ConfigError
 from kdpl.config.defaults import extend_cfg
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merge_file, merge_options
 from kdpl.datasets.coop.archives import ArchiveError, unpack
 from kdpl.datasets.coop.catalog import CATALOG

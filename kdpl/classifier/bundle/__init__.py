@@ -6,7 +6,9 @@ prepared. Nothing in it can run code.
 """
 
 import json
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdpl.classifier.bundle import facts
 from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.classifier.decision import Decision
-from kdpl.clip.inputs import Preprocessing
-from kdpl.clip.precision import check_finite
+from kdpl.clip.inputs import Preprocessing, checked_preprocessing
+from kdpl.clip.model import check_finite
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason, shorten
 from kdpl.common.safe_text import UnsafeTextError, parse_json
+from kdpl.config.teachers import MOST_SENTENCES
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
 FORMAT_1 = 1  # written if version 0.1, which reads it, computes the same: learned prompts, and the shorter edge resized
 KEY = "kdpl"
+MOST_NAMES = 100_000  # ImageNet-21k has 21,841
+LONGEST = 1_000  # characters of a name or a sentence; a text tower reads 77 tokens
 OPTIONAL = ("decision", "comparison", "backbone_design")  # of the metadata: `kdpl fit` writes the first two, 0.2 not the third
 
 
@@ -167,14 +171,14 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
     values = {name: content[name] for name in expected}
     comparison = content.get("comparison", {})
     try:
-        facts.check_names(content["classnames"])
-        facts.check_results(content["results"])
-        facts.check_comparison(comparison)
-        preprocessing = facts.checked_images(content["preprocessing"])
+        check_names(content["classnames"])
+        check_results(content["results"])
+        check_comparison(comparison)
+        preprocessing = checked_images(content["preprocessing"])
     except ValueError as error:
         raise _broken(path, str(error)) from None
     try:
-        decision = facts.checked_decision(content.get("decision"))
+        decision = checked_decision(content.get("decision"))
     except (TypeError, ValueError) as error:
         raise _broken(path, f"'decision' of its metadata cannot be used: {error}") from None
     if content["manifest"] is not None and not isinstance(content["manifest"].get("digest"), str):
@@ -202,3 +206,103 @@ def _broken(path: Path, what: str) -> BundleError:
     return BundleError(
         f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it again."
     )
+
+
+def check_names(names: Sequence[Any], what: str = "class names") -> None:
+    """Refuse names that no classifier can have.
+
+    Raises:
+        ValueError: too many, not text, empty, too long, or one twice.
+    """
+    if len(names) > MOST_NAMES:
+        raise ValueError(f"it has {len(names):,} {what}, expected at most {MOST_NAMES:,}")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its {what} are not all text")
+    if wrong := [name for name in names if not name.replace("_", " ").strip() or len(name) > LONGEST]:
+        raise ValueError(f"its {what} hold {shorten(wrong[0])}, expected 1 to {LONGEST:,} characters")
+    seen: set[str] = set()
+    for name in names:
+        if (plain := " ".join(name.replace("_", " ").split())) in seen:
+            raise ValueError(f"its {what} hold {shorten(name)} twice")
+        seen.add(plain)
+
+
+def check_results(results: Sequence[Any]) -> None:
+    """Refuse results that are no measurements.
+
+    Raises:
+        ValueError: the message names the first value that cannot be.
+    """
+    for result in results:
+        if not isinstance(result, Mapping):
+            raise ValueError(f"its results hold {shorten(result)}, expected facts of a test")
+        for key in ("dataset", "split", "classes"):
+            if not isinstance(result.get(key), str):
+                raise ValueError(f"'{key}' of its results is {shorten(result.get(key))}, expected text")
+        for key in ("num_classes", "num_images"):
+            value = result.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"'{key}' of its results is {shorten(value)}, expected a count")
+        for key in ("accuracy", "macro_f1"):
+            if not _is_number(result.get(key)) or not 0 <= result[key] <= 100:
+                raise ValueError(f"'{key}' of its results is {shorten(result.get(key))}, expected a number of percent")
+
+
+def checked_decision(content: Any) -> Decision:
+    """Return the decision of `kdpl fit` that the metadata holds.
+
+    Raises:
+        ValueError: it cannot be used, or has too much.
+    """
+    if isinstance(content, Mapping):
+        for key, most in (("sentences", MOST_SENTENCES), ("background", MOST_NAMES), ("classnames", MOST_NAMES)):
+            texts = content.get(key) or []
+            if isinstance(texts, list) and len(texts) > most:
+                raise ValueError(f"it has {len(texts):,} {key}, expected at most {most:,}")
+            if isinstance(texts, list) and (long := [t for t in texts if isinstance(t, str) and len(t) > LONGEST]):
+                raise ValueError(
+                    f"its {key} hold {shorten(long[0])} of {len(long[0]):,} characters, expected up to {LONGEST:,}"
+                )
+    return Decision.of(content)
+
+
+def check_comparison(content: Any) -> None:
+    """Refuse a table of `kdpl fit` that cannot be shown.
+
+    Raises:
+        ValueError: the message names the value.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"'comparison' of its metadata is {shorten(content)}, expected dict")
+    if not content:
+        return
+    rows = content.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(f"'rows' of its comparison is {shorten(rows)}, expected a list of rows")
+    if not isinstance(content.get("verdict"), str) or not isinstance(content.get("photos"), int):
+        raise ValueError("its comparison has no verdict, or no number of photos")
+    for row in rows:
+        for key in ("agreement", "error", "divergence"):
+            if not _is_number(row.get(key)):
+                raise ValueError(f"'{key}' of its comparison is {shorten(row.get(key))}, expected a number")
+        if not isinstance(row.get("prompts"), str):
+            raise ValueError(f"'prompts' of its comparison is {shorten(row.get('prompts'))}, expected text")
+
+
+def checked_images(content: Any) -> Preprocessing:
+    """Return the preprocessing that the metadata holds.
+
+    Raises:
+        ValueError: no image can be prepared so.
+    """
+    missing = [key for key in ("size", "interpolation", "mean", "std") if content.get(key) is None]
+    try:
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return checked_preprocessing(content)
+    except ValueError as error:
+        raise ValueError(f"'preprocessing' of its metadata is one which no image can be prepared with: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

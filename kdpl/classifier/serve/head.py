@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save
 
 from kdpl.classifier.serve.onnx_file import in_fp32
-from kdpl.clip.precision import check_finite
+from kdpl.clip.model import check_finite
 from kdpl.common.files import atomic_write
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.classifier.decision import inside_score
-from kdpl.clip.precision import check_finite
+from kdpl.clip.model import check_finite
 from kdpl.common.files import atomic_write
 
 if TYPE_CHECKING:

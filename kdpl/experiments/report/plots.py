@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.common.files import atomic_write
-from kdpl.config.choices import is_distilled
+from kdpl.config.keys import is_distilled
 from kdpl.experiments.report.cells import Cell
 from kdpl.experiments.report.tables import AVERAGE, Row, Table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpl.config.choices import is_distilled
+from kdpl.config.keys import is_distilled
 from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
 from kdpl.experiments.report.intervals import Counts, Replicates
 from kdpl.experiments.report.runs import Data, Method, Score

@@ -15,9 +15,9 @@ from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.common.safe_text import print, silent_thread
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
-from kdpl.config.choices import SPLITS
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
+from kdpl.config.keys import SPLITS
 from kdpl.experiments.results import is_of_other_images, missing_datasets, read_results, recorded_manifest, same_dataset
 
 STEPS = ("train", "test", "test_base")

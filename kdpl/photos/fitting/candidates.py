@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.config.checks import check_values
-from kdpl.config.choices import ConfigError
 from kdpl.config.command_line import CONFIGS
+from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merged_cfg
 from kdpl.datasets.emoji.scenes import EMBEDDED as EMBEDDED_FOLDER
 from kdpl.text.templates import DEFAULT

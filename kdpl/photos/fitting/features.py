@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.classifier.known import ImageFeatureCache, meaning_of
+from kdpl.clip.inputs import Normalize
 from kdpl.clip.model import Clip
 from kdpl.common.images import BadImageError
 from kdpl.distill.teacher import Teacher
 from kdpl.photos.waiting import Doing
-from kdpl.training.pixels import Normalize
 
 MEASURED = 3  # chunks after which the speed is known; the first, which warms up, does not count
 

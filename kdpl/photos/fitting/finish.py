@@ -10,8 +10,8 @@ from torch import Tensor
 from kdpl.classifier.bundle import Bundle, read_bundle, write_bundle
 from kdpl.classifier.decision import Decision, inside_score
 from kdpl.classifier.decoding import Decoder, stacked_pixels
-from kdpl.classifier.learned import fitting_options, learned_student
-from kdpl.classifier.texts import NameEncoder
+from kdpl.classifier.learned import NameEncoder, fitting_options, learned_student
+from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.common.safe_text import Lines, on_one_line, print, text_table
@@ -22,7 +22,6 @@ from kdpl.photos.fitting.compare import CHOSEN_BY, REPORTED, Comparison, Row, co
 from kdpl.photos.fitting.features import Features
 from kdpl.photos.fitting.plan import Plan
 from kdpl.photos.waiting import Doing
-from kdpl.training.pixels import Normalize
 
 WIDTH = 120  # of printed text
 MOST_TRAIN = 1000  # photos of the training by which the best sentence is chosen

@@ -14,7 +14,7 @@ from kdpl.common.images import unreadable
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.rows import key_of
 from kdpl.common.safe_text import lines, print
-from kdpl.config.choices import ConfigError
+from kdpl.config.keys import ConfigError
 from kdpl.photos.fitting.candidates import Candidate, candidates_for, refuse_labels
 from kdpl.photos.labels import labels_of, read_labels
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.loading import load_clip
+from kdpl.clip.model import effective_precision
 from kdpl.clip.names import EMBEDDED
-from kdpl.clip.precision import effective_precision
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import print, text_table

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from dassl.data.datasets import Datum
-from kdpl.config.choices import SAMPLERS, check_choice
+from kdpl.config.keys import SAMPLERS, check_choice
 
 
 def build_sampler(sampler_type: str, cfg=None, data_source: Sequence[Datum] = ()) -> Sampler[int]:

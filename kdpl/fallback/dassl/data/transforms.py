@@ -10,7 +10,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from kdpl.common.safe_text import print
-from kdpl.config.choices import INTERPOLATIONS, check_choice
+from kdpl.config.keys import INTERPOLATIONS, check_choice
 
 INTERPOLATION_MODES = {name: T.InterpolationMode(name) for name in INTERPOLATIONS}
 

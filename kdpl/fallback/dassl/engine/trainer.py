@@ -17,7 +17,7 @@ from dassl.utils import AverageMeter, MetricMeter, load_checkpoint, set_random_s
 from dassl.utils.checkpoint import BEST
 from dassl.utils.registry import Registry, build_registered
 from kdpl.common.safe_text import print
-from kdpl.config.choices import FINAL_MODELS, SPLITS, check_choice
+from kdpl.config.keys import FINAL_MODELS, SPLITS, check_choice
 from kdpl.training.batches import EpochLoader
 from kdpl.training.progress import Progress
 from kdpl.training.seeding import SEEDS, epoch_seed

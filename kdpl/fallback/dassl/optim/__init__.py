@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.optim.radam import RAdam
 from kdpl.common.messages import did_you_mean
-from kdpl.config.choices import OPTIMIZERS, ConfigError, check_choice
+from kdpl.config.keys import OPTIMIZERS, ConfigError, check_choice
 from kdpl.training.schedule import build_schedule as build_lr_scheduler
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import print
-from kdpl.config.choices import check_choice
+from kdpl.config.keys import check_choice
 
 
 class Registry:
