@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kdpl.classifier.predictions.inputs import Found, InputError, check_outputs, find
+from kdpl.classifier.predictions.files import Found, InputError, check_outputs, find
 from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.exits import report

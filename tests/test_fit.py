@@ -702,7 +702,7 @@ def test_a_photo_under_two_paths_is_one_photo(tmp_path, monkeypatch):
 def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    from kdpl.classifier import reduction
+    from kdpl.classifier import decoding
 
     for i, scene in enumerate(draw(scenes_of("leisure")[:88])):
         path = tmp_path / "large" / f"{i}.jpg"
@@ -716,8 +716,8 @@ def test_large_jpegs_are_decoded_small_only_if_probabilities_stay(fitted, tmp_pa
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         found[name] = np.array([[dict(zip(r["names"], r["probabilities"], strict=True)).get(r["names"][0], 0)] for r in rows])
         assert ("decoded at a fraction of their size" in capsys.readouterr().err) == (name == "fast")
-    assert np.abs(found["fast"] - found["full"]).max() < reduction.PROMISE
-    monkeypatch.setattr(reduction, "TOLERANCE", -1.0)  # where it fails: in full
+    assert np.abs(found["fast"] - found["full"]).max() < decoding.PROMISE
+    monkeypatch.setattr(decoding, "TOLERANCE", -1.0)  # where it fails: in full
     assert predict([folder, str(tmp_path / "large"), "--no-cache", "--json", str(tmp_path / "x.jsonl")]) == 0
     assert "Large JPEGs were decoded in full" in capsys.readouterr().err
     assert (tmp_path / "x.jsonl").read_bytes() == (tmp_path / "full.jsonl").read_bytes()

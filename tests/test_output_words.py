@@ -45,7 +45,7 @@ def test_the_gallery_names_what_predicts(tmp_path):
 def test_nothing_was_known_on_a_first_run(tmp_path, monkeypatch, capsys):
     """Some large JPEGs are looked at before, to choose a size for decoding; they are no earlier run."""
     monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("kdpl.classifier.reduction.SHARE", 1)
+    monkeypatch.setattr("kdpl.classifier.decoding.SHARE", 1)
     prompts, photos = untrained_bundle(tmp_path / "out", "CoOp", NAMES), tmp_path / "photos"
     photos.mkdir()
     for i, scene in enumerate(draw(scenes_of("meals")[:9])):

@@ -17,8 +17,7 @@ from PIL import Image
 from support import ROOT, image_file, processes, untrained_bundle
 
 import kdpl
-from kdpl.classifier.predictions.sorting import Sorter, folder_name
-from kdpl.classifier.predictions.tables import Row
+from kdpl.classifier.predictions.tables import Row, Sorter, folder_name
 from kdpl.common import exits
 from kdpl.predict import main
 

@@ -14,7 +14,7 @@ from support import untrained_bundle
 from kdpl.__main__ import main
 from kdpl.classifier.bundle import read_bundle
 from kdpl.classifier.bundle.card import model_card
-from kdpl.classifier.predictions.outputs import Output
+from kdpl.classifier.predictions.files import Output
 from kdpl.classifier.predictions.tables import CsvWriter, Row
 from kdpl.common import exits
 from kdpl.common.safe_text import from_cell, on_one_line, print_safely, printable, printable_output, to_cell

@@ -66,7 +66,8 @@ def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way
 
 def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) -> None:
     """Refuse a CLIP with the right weights that computes something else; bundles of version 0.2 have only its preprocessing."""
-    found = design_differences(bundle.backbone_design, design_of(clip), "in the bundle")
+    then, now = bundle.backbone_design, design_of(clip)
+    found = {} if then == now else design_differences(then, now, "in the bundle")
     if not found and clip.preprocessing != bundle.preprocessing:
         found = {"": f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"}
     if found:

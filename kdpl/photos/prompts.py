@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from kdpl.classifier.decision import REJECTED
-from kdpl.classifier.predictions.inputs import InputError
+from kdpl.classifier.predictions.files import InputError
 from kdpl.common.class_names import read_class_names
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import print

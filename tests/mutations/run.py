@@ -83,7 +83,8 @@ class Copy:
         if not drawn.is_dir():
             drawn = Path(os.environ.get("KDPL_TEST_SCENES", drawn))  # of the test run that this runs in
         if drawn.is_dir():
-            shutil.copytree(drawn, folder / SCENES, copy_function=os.link)
+            unfinished = shutil.ignore_patterns(".*")  # drawn by another process at this moment
+            shutil.copytree(drawn, folder / SCENES, copy_function=os.link, ignore=unfinished)
         log = folder / "output.txt"
         for name in HEAVY:
             import_module(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_rows, read_thumbnail, row_line
-from kdpl.classifier.predictions.outputs import Output
+from kdpl.classifier.predictions.files import Output
 from kdpl.classifier.predictions.tables import Row, Writer, written
 from kdpl.common.rows.digests import file_digest
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from kdpl.classifier.decoding import choose_size
 from kdpl.classifier.known import FeatureCaches
-from kdpl.classifier.predictions.inputs import Found
-from kdpl.classifier.predictions.outputs import Output, ResumeError, State
-from kdpl.classifier.predictions.sorting import Sorter
-from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Writer, line_of, written
-from kdpl.classifier.reduction import choose_size
+from kdpl.classifier.predictions.files import Found, Output, ResumeError, State
+from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of, written
 from kdpl.clip.openclip.design import identity_of
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import on_one_line

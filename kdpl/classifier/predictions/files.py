@@ -1,22 +1,117 @@
-"""Where rows are written: a file that appears when it is whole, or a device, a FIFO or the standard output, at once.
+"""The images of a prediction, and the outputs its rows go to: a file that appears when it is whole, or a device at once.
 
 The rows of a file are collected in `<file>.kdpl-part` beside it. A run that is stopped leaves that, and the same command
-resumes from it; `state` says how many bytes of it are good, and which run it belongs to.
+resumes from it; `state` says how many bytes of it are good, and which run it belongs to. What is written to a device, a FIFO
+or the standard output is out at once.
 """
 
 import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from kdpl.common.files import PART, atomic_write, naming_full_disks, replace
+from kdpl.common.images.files import list_images
 
 STATE = ".state.json"
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
+# --- images ---
+
+
+class InputError(ValueError):
+    """A flag or an image path cannot be used."""
+
+
+class Found(NamedTuple):
+    """The images of a prediction.
+
+    Attributes:
+        images: paths, each once.
+        unreadable: reasons of entries in folders that cannot be read.
+        media: pictures and films in folders that are not read, by suffix.
+    """
+
+    images: list[str]
+    unreadable: list[str]
+    media: Counter[str]
+
+
+def find(given: Sequence[str]) -> Found:
+    """Return the images of files, folders and "-", which stands for a list of paths on the standard input.
+
+    The list has a path in each line, or, as `find -print0` writes it, paths that end in a zero byte.
+
+    Raises:
+        InputError: a path does not exist, or a folder has no image.
+    """
+    missing = [path for path in given if path != "-" and not os.path.lexists(path)]
+    if missing:
+        shown = ", ".join(f"'{path}'" for path in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InputError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
+    images: dict[str, None] = {}
+    unreadable, media = [], Counter()
+    for path in given:
+        if path == "-":
+            images |= dict.fromkeys(_listed())
+            continue
+        if not os.path.isdir(path):
+            images[path] = None
+            continue
+        try:
+            listing = list_images(path, natural=True)
+        except OSError as error:
+            raise InputError(f"The folder '{path}' cannot be listed: {error.strerror}.") from None
+        if not listing.images:
+            others = listing.others + len(listing.unreadable)
+            raise InputError(
+                f"'{path}' holds no images, at any depth ({others:,} other files). Name files one by one if their suffix is "
+                "unusual."
+            )
+        images |= dict.fromkeys(map(str, listing.images))
+        unreadable += listing.unreadable.values()
+        media += listing.media
+    return Found(list(images), unreadable, media)
+
+
+def _listed() -> list[str]:
+    data = sys.stdin.buffer.read()
+    paths = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\0" if b"\0" in data else b"\n") if line.strip()]
+    if not paths:
+        raise InputError("The list of paths on the standard input (-) is empty: expected a path in each line.")
+    return paths
+
+
+def check_outputs(outputs: Sequence[str], images: Sequence[str]) -> None:
+    """Refuse outputs that are folders, stand for two things, or would overwrite an image.
+
+    Raises:
+        InputError: the message names the output.
+    """
+    standard = [path for path in outputs if path in STANDARD_OUTPUT]
+    if len(standard) > 1:
+        raise InputError(f"'{standard[0]}' is given for two outputs: --csv, --json and --html need a file each.")
+    paths = [Path(path).absolute() for path in outputs if path not in STANDARD_OUTPUT]
+    real = [os.path.realpath(path) for path in paths]
+    for path, target in zip(paths, real, strict=True):
+        if path.is_dir():
+            raise InputError(f"The output '{path}' is a folder: expected the path of a file.")
+        if real.count(target) > 1 and is_replaceable(Path(target)):
+            raise InputError(f"'{path}' is given for two outputs: --csv, --json and --html need a file each.")
+    if not real:
+        return
+    by_target = dict(zip(real, paths, strict=True))
+    if taken := by_target.keys() & {os.path.realpath(path) for path in images}:
+        raise InputError(f"The output '{by_target[min(taken)]}' is one of the images: choose another path for it.")
+
+
+# --- outputs ---
 
 
 class ResumeError(ValueError):
