@@ -5,21 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdpl.classifier.words import (
-    FORMATS,
-    context,
-    draw,
-    embeddings,
-    moved_classes,
-    notes,
-    print_tables,
-    word_rows,
-    words_apart,
-    write_csv,
-)
+from kdpl.classifier import words as learned
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
-from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.command_line import add_learner_flag
@@ -58,10 +46,10 @@ def check(args: argparse.Namespace) -> None:
         except ModuleNotFoundError:
             message = "--figure needs matplotlib, which is not installed: pip install 'kdpl[plot]', or leave --figure out."
             raise ModuleNotFoundError(message) from None
-        if Path(args.figure).suffix not in FORMATS:
-            raise ValueError(
-                f"--figure '{args.figure}': '{Path(args.figure).suffix}' is not a figure format, expected {', '.join(FORMATS)}."
-            )
+        suffix = Path(args.figure).suffix
+        if suffix not in learned.FORMATS:
+            formats = ", ".join(learned.FORMATS)
+            raise ValueError(f"--figure '{args.figure}': '{suffix}' is not a figure format, expected {formats}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,26 +70,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if names:
             classifier.classnames = names
         template = args.template or classifier.bundle.template
-        words = word_rows(classifier, args.top)
-        apart = words_apart(embeddings(classifier)) if words else 0.0
-        has_text = context(classifier) is not None or classifier.student.class_specific
+        words = learned.word_rows(classifier, args.top)
+        apart = learned.words_apart(learned.embeddings(classifier)) if words else 0.0
+        has_text = learned.context(classifier) is not None or classifier.student.class_specific
         fixed = not has_text or classifier.student.text_depends_on_images
-        moved = [] if fixed or not classifier.classnames else moved_classes(classifier, template)
+        moved = [] if fixed or not classifier.classnames else learned.moved_classes(classifier, template)
     except (ValueError, OSError, ImportError) as error:
-        return report(error, exits.BAD_INPUT)
-    for note in notes(classifier):
+        return exits.report(error, exits.BAD_INPUT)
+    for note in learned.notes(classifier):
         print(f"Note: {note}", file=sys.stderr)
-    print_tables(words, moved, apart, template, args.classes)
+    learned.print_tables(words, moved, apart, template, args.classes)
     try:
         if args.csv:
-            write_csv(args.csv, words, moved)
+            learned.write_csv(args.csv, words, moved)
         if args.figure and not words and not moved:
             print("Note: there is nothing to draw, so no figure is written.", file=sys.stderr)
         elif args.figure:
             with atomic_write(args.figure) as file:
-                draw(words, moved, template).savefig(file, format=Path(args.figure).suffix[1:], dpi=150)
+                learned.draw(words, moved, template).savefig(file, format=Path(args.figure).suffix[1:], dpi=150)
     except (OSError, ValueError) as error:
-        return report(error, exits.FAILED)
+        return exits.report(error, exits.FAILED)
     return 0
 
 

@@ -8,8 +8,7 @@ from statistics import mean
 from tabulate import tabulate
 
 from kdpl.common.messages import signed
-from kdpl.experiments.report.cells import Cell, average, difference
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Cell, Draws, average, difference
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import cell_of
 from kdpl.experiments.results import read_results

@@ -12,7 +12,7 @@ import pytest
 from support import ROOT
 
 from kdpl.config.merging import literal
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
 

@@ -20,7 +20,7 @@ from dassl.data.datasets import build_dataset
 
 from kdpl.config.merging import literal
 from kdpl.datasets.emoji import plans, scenes
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
 from kdpl.photos.fitting import candidates

@@ -6,8 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpl.experiments.report.cells import Cell, average, difference, harmonic_mean
-from kdpl.experiments.report.intervals import REPLICATES, Counts, Draws, interval
+from kdpl.experiments.report.cells import (
+    REPLICATES,
+    Cell,
+    Draws,
+    average,
+    difference,
+    harmonic_mean,
+    interval,
+    replicates_of,
+)
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
 from kdpl.experiments.results import FILE_NAME, write_results
@@ -15,9 +23,8 @@ from kdpl.report import main
 
 
 def cell(right: dict[int | None, list[int]], images: list[int], trained: str = "t", classes: str = "c") -> Cell:
-    counts = Counts({seed: np.array(r) for seed, r in right.items()}, np.array(images), trained, classes)
     values = {seed: 100 * sum(r) / sum(images) for seed, r in right.items()}
-    return Cell(values, replicates=counts.accuracies)
+    return Cell(values, replicates=replicates_of(right, images, trained, classes))
 
 
 def test_replicates_are_accuracies_of_drawn_seeds_and_classes():

@@ -17,8 +17,7 @@ from tabulate import tabulate
 
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import signed
-from kdpl.experiments.report.cells import Cell, average, difference, harmonic_mean
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Cell, Draws, average, difference, harmonic_mean
 from kdpl.experiments.report.runs import Score, read_scores
 from kdpl.experiments.report.tables import SHIFTED, cell_of
 

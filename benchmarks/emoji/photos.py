@@ -16,8 +16,7 @@ from pathlib import Path
 from search_photos import LABELS, LEARNERS, chosen, epochs_for
 from tabulate import tabulate
 
-from kdpl.experiments.report.cells import Cell, average, combine
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Cell, Draws, average, combine
 from kdpl.experiments.report.runs import Score, read_scores
 from kdpl.experiments.report.tables import cell_of
 from kdpl.experiments.sweep.plan import read_sweep

@@ -22,8 +22,7 @@ from search_photos import LEARNERS
 from tabulate import tabulate
 
 from kdpl.config.command_line import build_cfg, parse_args
-from kdpl.experiments.report.cells import Cell, difference
-from kdpl.experiments.report.intervals import Draws
+from kdpl.experiments.report.cells import Cell, Draws, difference
 from kdpl.experiments.report.runs import Score, read_scores
 from kdpl.experiments.report.tables import cell_of
 from kdpl.experiments.sweep.runs import CONFIGS, Step, runs_of

@@ -17,8 +17,8 @@ import photos
 from claims import ARTISTS, CLAIMS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains, rows_of, summary, write_csv
 
 from kdpl.common.files import atomic_write
+from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.report.formats import render
-from kdpl.experiments.report.intervals import Draws
 from kdpl.experiments.report.plots import draw
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Table, all_tables

@@ -127,11 +127,12 @@ class Measurement:
         return "agrees" if abs(self.result["accuracy"] - self.figure.accuracy) <= self.figure.tolerance + 1e-9 else "differs"
 
     def row(self) -> str:
-        f, found, why = self.figure, "— | {:.2f} | —", f": {self.reason}".replace("|", "\\|") if self.reason else ""
-        if self.run:
-            found = f"{self.result['accuracy']:.2f} | {{:.2f}} | {signed(self.result['accuracy'] - f.accuracy, 2)}"
-        cells = f"{f.method} | {f.model} | {f.dataset} | {found.format(f.accuracy)} | {f.tolerance:.2f}"
-        return f"| {cells} | {self.verdict}{why} |"
+        f = self.figure
+        measured = self.result["accuracy"] if self.run else None
+        found, off = ("—", "—") if measured is None else (f"{measured:.2f}", signed(measured - f.accuracy, 2))
+        why = f": {self.reason}".replace("|", "\\|") if self.reason else ""
+        cells = (f.method, f.model, f.dataset, found, f"{f.accuracy:.2f}", off, f"{f.tolerance:.2f}", self.verdict + why)
+        return f"| {' | '.join(cells)} |"
 
     def conditions(self) -> str:
         """Return where and with what a figure was measured."""
@@ -165,10 +166,9 @@ def published_figures(dataset: str, images: int, method: str) -> list[Figure]:
     found = []
     for (student, name), values in published().items():
         for accuracy in (value for key, value in values.items() if same_dataset(key, dataset)):
-            if name == "ZeroshotTeacher":
-                found.append(Figure(name, PAPER_TEACHER, dataset, accuracy, zero_shot, PAPER))
-            elif name in ZERO_SHOT:
-                found.append(Figure(name, student, dataset, accuracy, zero_shot, PAPER))
+            if name in ZERO_SHOT:
+                model = PAPER_TEACHER if name == "ZeroshotTeacher" else student
+                found.append(Figure(name, model, dataset, accuracy, zero_shot, PAPER))
             elif (student, name) == (STUDENT, method) and same_dataset(dataset, SOURCE):
                 found.append(Figure(name, student, dataset, accuracy, trained, PAPER, PAPER_TEACHER))
     return sorted(found, key=lambda figure: figure.trains)

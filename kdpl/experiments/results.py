@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,10 @@ from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_c
 SCHEMA = 1
 FILE_NAME = "results.json"
 
-_RUN = {
-    "trainer": "",
-    "backbone": "",
-    "teacher": None,
-    "class_agnostic": False,
-    "seed": -1,
-    "shots": -1,
-    "config_name": "",
-    "model_dir": None,
-    "learned_parameters": 0,
-    "train_seconds": 0.0,
-    "epoch": 0,
-    "prompts": "",
-    "config": "",
-    "manifest": None,
+_RUN = {  # what a file of an earlier version may lack
+    **{"trainer": "", "backbone": "", "teacher": None, "class_agnostic": False, "seed": -1, "shots": -1},
+    **{"config_name": "", "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0},
+    **{"prompts": "", "config": "", "manifest": None},
 }
 _IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
 _ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
@@ -63,16 +53,9 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
     """
     path = Path(output_dir, FILE_NAME)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    header = {
-        "schema": SCHEMA,
-        **_RUN,
-        **run,
-        "output_dir": str(output_dir),
-        "versions": versions(),
-        "git": git_state(),
-        "time": now,
-    }
-    earlier = [entry for entry in _earlier_results(path, header) if _identity(entry, _ENTRY) != _identity(result, _ENTRY)]
+    made = {"output_dir": str(output_dir), "versions": versions(), "git": git_state(), "time": now}
+    header = {"schema": SCHEMA, **_RUN, **run, **made}
+    earlier = [entry for entry in _earlier_results(path, header) if _test_of(entry) != _test_of(result)]
     with atomic_write(path, "w") as file:
         json.dump({**header, "results": [*earlier, {**result, "time": now}]}, file, indent=2, default=str)
         file.write("\n")
@@ -92,9 +75,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ResultsError: it is damaged, or of a newer schema (`NewerSchemaError`).
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= FILE_NAME
+    path = Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -168,7 +149,7 @@ def _same_prompts(tested: dict[str, Any], trained: dict[str, Any] | None) -> boo
         return True
     if tested.get("prompts") and trained.get("prompts"):
         return tested["prompts"] == trained["prompts"]
-    then, now = (Manifest.from_dict(run["manifest"]) for run in (tested, trained))
+    then, now = _manifests(tested, trained)
     if then and now:
         return then.digest == now.digest and tested["epoch"] == trained["epoch"]
     last, first = (max((entry["time"] for entry in run["results"]), default="") for run in (trained, tested))
@@ -200,12 +181,12 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
 
 def _other_run(earlier: dict[str, Any], header: dict[str, Any]) -> str:
     """Return in what the run that a file is from differs from another one; empty if it is the same, or was continued."""
-    then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
+    then, now = _manifests(earlier, header)
     if then and now:
         compared = [key for key in _IDENTITY if key not in ("backbone", "teacher")]  # which a manifest knows by what they are
         same = is_continued(then, now)
     else:
-        compared, same = list(_IDENTITY), then is now
+        compared, same = _IDENTITY, then is now
     pairs = {key: (earlier[key], header[key]) for key in compared}
     if not same:
         pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
@@ -214,8 +195,12 @@ def _other_run(earlier: dict[str, Any], header: dict[str, Any]) -> str:
 
 def _is_longer(earlier: dict[str, Any], header: dict[str, Any]) -> bool:
     """Whether the same run was continued with other settings, more epochs, since."""
-    then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
+    then, now = _manifests(earlier, header)
     return bool(then and now and len(now.changes) > len(then.changes))
+
+
+def _manifests(*runs: dict[str, Any]) -> list[Manifest | None]:
+    return [Manifest.from_dict(run["manifest"]) for run in runs]
 
 
 def check_images(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> None:
@@ -232,7 +217,7 @@ def check_images(output_dir: str | os.PathLike, run: dict[str, Any], result: dic
     if earlier is None or _other_run(earlier, header) or _is_longer(earlier, header):
         return
     for entry in earlier["results"]:
-        if _identity(entry, _ENTRY) != _identity(result, _ENTRY):
+        if _test_of(entry) != _test_of(result):
             continue
         then, now = entry.get("images", ""), result["images"]
         what = f"'{path}' has a result on {entry['dataset']} ({entry['split']}, {entry['classes']} classes)"
@@ -246,9 +231,8 @@ def check_images(output_dir: str | os.PathLike, run: dict[str, Any], result: dic
 
 
 def _move_aside(path: Path, reason: str, why: str) -> None:
-    n = 1
-    while (aside := path.with_name(f"{path.name}.{reason}-{n}")).exists():
-        n += 1
+    names = (path.with_name(f"{path.name}.{reason}-{n}") for n in count(1))
+    aside = next(name for name in names if not name.exists())
     os.replace(path, aside)
     print(f"{'Note' if reason.startswith('epoch') else 'Warning'}: {why} It is saved as '{aside}', and a new file begins.")
 
@@ -278,8 +262,9 @@ def _run_or_none(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _identity(entry: dict[str, Any], keys: Sequence[str]) -> list[Any]:
-    return [list(entry[key]) if isinstance(entry[key], list | tuple) else entry[key] for key in keys]
+def _test_of(entry: Mapping[str, Any]) -> list[Any]:
+    """Return what a result is of: data set, split, classes and domains."""
+    return [list(value) if isinstance(value := entry[key], tuple) else value for key in _ENTRY]
 
 
 def _plain(name: str) -> str:

@@ -570,7 +570,7 @@ MUTATIONS = [
     ),
     mutation(
         "differences whose draws are not paired",
-        "kdpl/experiments/report/intervals.py",
+        "kdpl/experiments/report/cells.py",
         "if (key, n) not in self._drawn:",
         "if True:\n            self.seed += 1",
         "tests/test_intervals.py::test_differences_are_paired",

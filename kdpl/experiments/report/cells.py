@@ -1,22 +1,72 @@
-"""One cell of a table: the values of a method's seeds, and what is computed from them."""
+"""One cell of a table: percentages by seed, what is computed from them, and bootstrap intervals over seeds and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from kdpl.common.messages import signed as with_sign
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from kdpl.experiments.report.intervals import Draws, Replicates
-
-Value = TypeVar("Value", float, "np.ndarray")
+Value = TypeVar("Value", float, np.ndarray)
+Replicates = Callable[["Draws", Sequence[int | None]], np.ndarray]  # of some seeds: a value for every replicate (R,)
 
 ANY_SEED = None  # the seed of a result that does not depend on one
+REPLICATES = 2000
+LEVEL = 0.95
+
+
+@dataclass
+class Draws:
+    """How often each seed and each class is drawn in each replicate.
+
+    The seeds of one training set are drawn once, and the classes of one list of names: everything that is compared has the
+    same draws, so that differences are paired.
+    """
+
+    seed: int = 0
+    _drawn: dict[Hashable, np.ndarray] = field(default_factory=dict)
+
+    def counts(self, key: Hashable, n: int) -> np.ndarray:
+        """Return the counts `(R, n)` of n things drawn n times with replacement."""
+        if (key, n) not in self._drawn:
+            words = [ord(letter) for letter in repr((key, n))]  # a key has the same draws in every order of use
+            generator = np.random.default_rng([self.seed, *words])
+            self._drawn[key, n] = generator.multinomial(n, np.full(n, 1 / n), size=REPLICATES)
+        return self._drawn[key, n]
+
+
+def replicates_of(
+    right: Mapping[int | None, Sequence[int]], images: Sequence[int], trained: Hashable, classes: Hashable
+) -> Replicates:
+    """Return the bootstrap of an accuracy in percent.
+
+    Args:
+        right: by seed, of each class the images predicted right; under `ANY_SEED` if there is only one run.
+        images: all images of each class.
+        trained, classes: what the seeds and the classes belong to (see `Draws`).
+    """
+
+    def accuracies(draws: Draws, seeds: Sequence[int | None]) -> np.ndarray:
+        drawn_classes = draws.counts(("classes", classes), len(images))  # (R, C)
+        if ANY_SEED in right:
+            found = drawn_classes @ np.array(right[ANY_SEED])
+        else:
+            of_seed = np.stack([right[seed] for seed in seeds])  # (S, C)
+            drawn = draws.counts(("seeds", trained, tuple(seeds)), len(seeds)) / len(seeds)
+            found = np.einsum("rs,sc,rc->r", drawn, of_seed, drawn_classes, optimize=True)
+        return 100 * found / np.maximum(drawn_classes @ np.array(images), 1)
+
+    return accuracies
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the percentile interval of replicates."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -38,9 +88,9 @@ class Cell:
         return fmean(self.values.values()) if self.of_means is None else self.of_means
 
     @property
-    def std(self) -> float:
-        """Standard deviation over the seeds as the forks' parser computes it: of the population, not of a sample."""
-        return pstdev(self.values.values())
+    def std(self) -> float | None:
+        """Standard deviation as the forks' parser computes it, of the population, not of a sample; None for one seed."""
+        return pstdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def depends_on_seed(self) -> bool:
@@ -48,8 +98,6 @@ class Cell:
 
     def interval(self, draws: Draws) -> tuple[float, float] | None:
         """Return the 95 % interval over seeds and classes; None if the results lack the counts by class."""
-        from kdpl.experiments.report.intervals import interval
-
         return None if self.replicates is None else interval(self.replicates(draws, sorted(self.values, key=str)))
 
     def missing(self, expected: Sequence[int]) -> list[int]:
@@ -59,10 +107,9 @@ class Cell:
     def text(self, expected: Sequence[int], signed: bool = False, draws: Draws | None = None) -> str:
         """Return mean and deviation, or with draws the interval, with "(2/3 seeds)" if seeds are missing."""
         text = with_sign(self.mean, 2) if signed else f"{self.mean:.2f}"
-        bounds = self.interval(draws) if draws else None
-        if bounds:
+        if bounds := draws and self.interval(draws):
             text += f" [{with_sign(bounds[0], 2)}, {with_sign(bounds[1], 2)}]"
-        elif len(self.values) > 1:
+        elif self.std is not None:
             text += f" ± {self.std:.2f}"
         if missing := self.missing(expected):
             text += f" ({len(expected) - len(missing)}/{len(expected)} seeds)"
@@ -75,7 +122,7 @@ def combine(cells: Sequence[Cell | None], function: Callable[[list[Value]], Valu
     Returns:
         None if a cell is missing or no seed is common to all.
     """
-    if not cells or any(cell is None for cell in cells):
+    if not cells or None in cells:
         return None
     seeded = [set(cell.values) for cell in cells if cell.depends_on_seed]
     seeds = sorted(set.intersection(*seeded)) if seeded else [ANY_SEED]
@@ -84,13 +131,10 @@ def combine(cells: Sequence[Cell | None], function: Callable[[list[Value]], Valu
     columns = [[cell.values[seed if cell.depends_on_seed else ANY_SEED] for seed in seeds] for cell in cells]
     # A cell whose mean is not the mean of its values has the same seeds as the cells it was made of.
     means = [cell.mean if len(cell.values) == len(seeds) else fmean(c) for cell, c in zip(cells, columns, strict=True)]
-    values = {seed: function([column[i] for column in columns]) for i, seed in enumerate(seeds)}
+    values = {seed: function(list(of_seed)) for seed, *of_seed in zip(seeds, *columns, strict=True)}
     parts = [cell.replicates for cell in cells]
-
-    def replicates(draws: Draws, seeds: Sequence[int | None]) -> np.ndarray:
-        return function([part(draws, seeds) for part in parts])
-
-    return Cell(values, of_means=function(means), replicates=None if None in parts else replicates)
+    replicates = None if None in parts else lambda draws, seeds: function([part(draws, seeds) for part in parts])
+    return Cell(values, function(means), replicates)
 
 
 def average(cells: Sequence[Cell | None]) -> Cell | None:

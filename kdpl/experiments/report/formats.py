@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from kdpl.common.safe_text import Lines, on_one_line, printable, text_table, to_cell
-from kdpl.experiments.report.intervals import LEVEL, REPLICATES, Draws
+from kdpl.experiments.report.cells import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
@@ -32,7 +32,7 @@ def render(tables: Sequence[Table], style: str, intervals: bool = False) -> Line
 def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
     body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
-    escape = {"latex": _latex, "markdown": _markdown}.get(style, on_one_line)
+    escape = {"latex": _latex, "markdown": lambda text: text.replace("|", r"\|")}.get(style, on_one_line)
     text = text_table(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
@@ -44,9 +44,7 @@ def _render(table: Table, style: str, draws: Draws | None) -> str:
         text = text.replace(r"\hline", r"\midrule").replace(r"\midrule", r"\toprule", 1)
         head, _, foot = text.rpartition(r"\midrule")
         return f"% {table.title}\n% {_caption(table, draws)}\n{head}\\bottomrule{foot}\n"
-    if style == "markdown":
-        return f"### {table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
-    return f"{table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
+    return f"{'### ' if style == 'markdown' else ''}{table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
 
 
 def _texts(row: Row, previous: Row | None, seeds: Sequence[int], draws: Draws | None) -> list[str]:
@@ -75,10 +73,6 @@ def _caption(table: Table, draws: Draws | None) -> str:
     return caption
 
 
-def _markdown(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
     return re.sub(r"^-(?=\d)", "$-$", escaped)
@@ -93,12 +87,11 @@ def _csv(tables: Sequence[Table], draws: Draws | None) -> Lines:
         for row in table.rows:
             dataset = row.labels[0] if len(row.labels) > 1 else ""
             for column, cell in zip(table.columns, row.cells, strict=True):
-                if cell is None:
-                    numbers = ["", "", 0]
-                else:
-                    std = f"{cell.std:.4f}" if len(cell.values) > 1 else ""  # of one seed there is none
-                    numbers = [f"{cell.mean:.4f}", std, len(table.seeds) - len(cell.missing(table.seeds))]
                 labels = (table.protocol, table.subject, dataset, row.labels[-1], row.kind, column)
-                bounds = (cell and cell.interval(draws)) or ("", "") if draws else ()
+                numbers, bounds = ["", "", 0], ("", "") if draws else ()
+                if cell is not None:
+                    std = "" if cell.std is None else f"{cell.std:.4f}"
+                    numbers = [f"{cell.mean:.4f}", std, len(table.seeds) - len(cell.missing(table.seeds))]
+                    bounds = (draws and cell.interval(draws)) or bounds
                 writer.writerow([*(to_cell(on_one_line(label)) for label in labels), *numbers, len(table.seeds), *bounds])
     return Lines(text.getvalue())

@@ -3,9 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from kdpl.config.teachers import teacher_label
 
 _SETTING = re.compile(r"( *)([A-Za-z_]\w*):(?: (.*))?$")
-_METRIC = re.compile(r"\* (total|accuracy|error|macro_f1): ([\d.,eE+-]+)%?$")
+_ACCURACY = re.compile(r"\* accuracy: ([\d.eE+-]+)%?$")
 _TESTED = re.compile(r"Evaluate on the \*(\w+)\* set")
 
 
@@ -16,18 +19,47 @@ class Log:
     Attributes:
         arguments: of the command line, as text.
         config: the configuration, dotted keys to text.
-        metrics: the last result of each split: accuracy, error and macro_f1 in percent, total in images. Of a training
-            run only what follows its end; tests in between are of an unfinished model.
+        accuracies: the last accuracy of each split, in percent. Of a training run only what follows its end; tests in between
+            are of an unfinished model.
     """
 
     arguments: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    accuracies: dict[str, float] = field(default_factory=dict)
 
     @property
     def evaluates_only(self) -> bool:
         """Whether the run tested a model that another run had trained."""
         return self.arguments.get("eval_only") == "True"
+
+    def results(self, folder: Path) -> dict[str, Any] | None:
+        """Return what `results.json` would have of a run, as far as its log has it; None without a result."""
+        config = self.config
+        if not self.accuracies or not config.get("DATASET.NAME"):
+            return None
+        trainer, newest = config.get("TRAINER.NAME", ""), max(file.stat().st_mtime for file in log_files(folder))
+        distilled = "KDPL" in trainer
+        taught = [config.get(f"TRAINER.KDPL.{key}", "") for key in ("TEACHER", "TEACHER_TEMPLATES", "TEACHER_PROMPTS")]
+        tested = {
+            "dataset": config["DATASET.NAME"],
+            "classes": config.get("DATASET.SUBSAMPLE_CLASSES") or "all",
+            "source_domains": as_list(config.get("DATASET.SOURCE_DOMAINS", "")),
+            "target_domains": as_list(config.get("DATASET.TARGET_DOMAINS", "")),
+            "time": f"log {newest:020.3f}",
+        }
+        return {
+            "trainer": trainer,
+            "backbone": config.get("MODEL.BACKBONE.NAME", ""),
+            "teacher": teacher_label(*taught) if distilled or trainer == "ZeroshotTeacher" else None,
+            "class_agnostic": distilled and config.get("TRAINER.KDPL.CLASS_AGNOSTIC") == "True",
+            "seed": int(config.get("SEED", -1)),
+            "shots": int(config.get("DATASET.NUM_SHOTS", -1)),
+            "config_name": "",
+            "model_dir": None,
+            "output_dir": config.get("OUTPUT_DIR") or self.arguments.get("output_dir", ""),
+            "template": config.get("DATASET.TEMPLATE", ""),
+            "results": [{**tested, "split": split, "accuracy": value} for split, value in self.accuracies.items()],
+        }
 
 
 def log_files(folder: Path) -> list[Path]:
@@ -54,18 +86,14 @@ def _read_into(log: Log, lines: list[str]) -> None:
         if title in stripped:
             settings.clear()
             settings.update(_settings(lines[stripped.index(title) + 1 :]))
-    finished, split, metrics = log.evaluates_only, "test", {}
+    finished, split = log.evaluates_only, "test"
     for line in stripped:
         if line == "Finish training":
             finished = True
         elif match := _TESTED.match(line):
             split = match[1]
-        elif line == "=> result":
-            metrics = {}
-        elif finished and (match := _METRIC.match(line)):
-            metrics[match[1]] = float(match[2].replace(",", ""))
-            if "accuracy" in metrics:
-                log.metrics[split] = metrics
+        elif finished and (match := _ACCURACY.match(line)):
+            log.accuracies[split] = float(match[1])
 
 
 def _settings(lines: list[str]) -> dict[str, str]:

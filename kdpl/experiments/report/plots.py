@@ -3,28 +3,25 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.common.files import atomic_write
 from kdpl.config.keys import is_distilled
 from kdpl.experiments.report.cells import Cell
-from kdpl.experiments.report.tables import AVERAGE, Row, Table
+from kdpl.experiments.report.tables import AVERAGE, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Series = dict[str, Sequence[Cell | None]]  # the cells of each method
+
 _LEAST_AXES = 3  # with two data sets a radar chart is a line
-
-
-SETTINGS = {  # of matplotlib
-    "light": {"svg.hashsalt": "kdpl", "svg.fonttype": "none", "savefig.transparent": True},
-}
-SETTINGS["dark"] = SETTINGS["light"] | {
-    key: "#f0f6fc" for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-}
+_INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_LIGHT = {"svg.hashsalt": "kdpl", "svg.fonttype": "none", "savefig.transparent": True}
+SETTINGS = {"light": _LIGHT, "dark": _LIGHT | dict.fromkeys(_INK, "#f0f6fc")}  # of matplotlib
 
 
 def draw(tables: Sequence[Table], folder: str | os.PathLike, style: str = "png") -> list[Path]:
@@ -64,39 +61,35 @@ def draw(tables: Sequence[Table], folder: str | os.PathLike, style: str = "png")
     return paths
 
 
-def _figures(table: Table) -> list[tuple[str, "Figure"]]:
+def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
+    rows = [row for row in table.rows if row.kind == "method"]
+    datasets = list(dict.fromkeys(row.labels[0] for row in rows))
     if table.protocol == "few-shot":
-        datasets = dict.fromkeys(row.labels[0] for row in table.rows)
-        return [(dataset, _curves(table, dataset)) for dataset in datasets]
+        for dataset in datasets:
+            series = {row.labels[-1]: row.cells for row in rows if row.labels[0] == dataset}
+            yield dataset, _curves(f"Few-shot, {table.subject.split(',')[0]}, {dataset}", table.columns, series)
+        return
     if table.protocol == "base-to-new":
-        datasets = [name for name in dict.fromkeys(row.labels[0] for row in table.rows) if name != AVERAGE]
-        averaged = AVERAGE if len(datasets) > 1 else datasets[0]
-        bars = {row.labels[-1]: row.cells for row in _methods(table) if row.labels[0] == averaged}
-        new = table.columns.index("new")
-        cells = {(row.labels[0], row.labels[1]): row.cells[new] for row in _methods(table)}
-        radar = {method: tuple(cells.get((dataset, method)) for dataset in datasets) for method in bars}
-        title, groups, axes = f"{table.title}, {averaged}", table.columns, datasets
+        average, axes = datasets[0], [name for name in datasets if name != AVERAGE]  # the average, or the only data set
+        bars = {row.labels[-1]: row.cells for row in rows if row.labels[0] == average}
+        new = {row.labels: row.cells[table.columns.index("new")] for row in rows}
+        radar = {method: [new.get((dataset, method)) for dataset in axes] for method in bars}
+        title, what = f"{table.title}, {average}", "accuracy on new classes"
     else:
-        bars = {row.labels[-1]: row.cells for row in _methods(table)}
-        radar = {method: cells[1:-1] for method, cells in bars.items()}
-        title, groups, axes = table.title, table.columns, table.columns[1:-1]
-    figures = [("bars", _bars(title, groups, bars))]
+        bars = {row.labels[-1]: row.cells for row in rows}
+        axes, radar = table.columns[1:-1], {method: cells[1:-1] for method, cells in bars.items()}
+        title, what = table.title, "accuracy"
+    yield "bars", _bars(title, table.columns, bars)
     radar = {method: cells for method, cells in radar.items() if any(cells)}
     if len(axes) >= _LEAST_AXES and radar:
-        what = "accuracy on new classes" if table.protocol == "base-to-new" else "accuracy"
-        figures.append(("radar", _radar(f"{table.title}, {what}", axes, radar)))
-    return figures
+        yield "radar", _radar(f"{table.title}, {what}", axes, radar)
 
 
-def _methods(table: Table) -> list[Row]:
-    return [row for row in table.rows if row.kind == "method"]
-
-
-def _radar(title: str, axes: Sequence[str], methods: dict[str, Sequence[Cell | None]]) -> "Figure":
+def _radar(title: str, axes: Sequence[str], methods: Series) -> "Figure":
     figure, plot = _new(title, figsize=(6, 6), projection="polar")
     angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
     for (method, cells), style in zip(methods.items(), _styles(methods), strict=True):
-        values = [_mean(cell) for cell in cells]
+        values = _means(cells)
         plot.plot([*angles, 2 * math.pi], [*values, values[0]], label=method, **style)
     plot.set_xticks(angles, axes)
     plot.tick_params(axis="x", pad=14)
@@ -104,7 +97,7 @@ def _radar(title: str, axes: Sequence[str], methods: dict[str, Sequence[Cell | N
     return figure
 
 
-def _bars(title: str, groups: Sequence[str], methods: dict[str, Sequence[Cell | None]]) -> "Figure":
+def _bars(title: str, groups: Sequence[str], methods: Series) -> "Figure":
     figure, plot = _new(title, figsize=(max(5, 1.2 * len(groups) + len(methods) / 2), 4))
     width = 0.8 / len(methods)
     for i, ((method, cells), style) in enumerate(zip(methods.items(), _styles(methods), strict=True)):
@@ -112,9 +105,9 @@ def _bars(title: str, groups: Sequence[str], methods: dict[str, Sequence[Cell | 
         hatch = None if style["linestyle"] == "-" else "//"
         plot.bar(
             places,
-            [_mean(cell) for cell in cells],
+            _means(cells),
             width,
-            yerr=[0.0 if cell is None else cell.std for cell in cells] if any(map(_several, cells)) else None,
+            yerr=_spread(cells),
             label=method,
             color=style["color"],
             hatch=hatch,
@@ -126,20 +119,18 @@ def _bars(title: str, groups: Sequence[str], methods: dict[str, Sequence[Cell | 
     return figure
 
 
-def _curves(table: Table, dataset: str) -> "Figure":
-    figure, plot = _new(f"Few-shot, {table.subject.split(',')[0]}, {dataset}", figsize=(5.5, 4))
-    rows = [row for row in _methods(table) if row.labels[0] == dataset]
-    shots = [int(column) for column in table.columns]
-    for row, style in zip(rows, _styles([row.labels[-1] for row in rows]), strict=True):
-        points = [(n, cell) for n, cell in zip(shots, row.cells, strict=True) if cell is not None]
+def _curves(title: str, columns: Sequence[str], methods: Series) -> "Figure":
+    figure, plot = _new(title, figsize=(5.5, 4))
+    shots = [int(column) for column in columns]
+    for (method, of_shots), style in zip(methods.items(), _styles(methods), strict=True):
+        points = [(n, cell) for n, cell in zip(shots, of_shots, strict=True) if cell is not None]
         if not points:
             continue
         if points[0][0] == 0:  # not trained: a level
-            plot.axhline(points[0][1].mean, label=row.labels[-1], **style)
+            plot.axhline(points[0][1].mean, label=method, **style)
         else:
             x, cells = zip(*points, strict=True)
-            spread = [c.std for c in cells] if any(map(_several, cells)) else None
-            plot.errorbar(x, [c.mean for c in cells], spread, marker="o", label=row.labels[-1], **style)
+            plot.errorbar(x, _means(cells), _spread(cells), marker="o", label=method, **style)
     trained = [n for n in shots if n > 0]
     if trained:
         plot.set_xscale("log", base=2)
@@ -159,26 +150,19 @@ def _new(title: str, figsize: tuple[float, float], **settings: str) -> "tuple[Fi
     return figure, plot
 
 
-def _styles(methods: Sequence[str]) -> list[dict[str, str]]:
+def _styles(methods: Iterable[str]) -> list[dict[str, str]]:
     """One colour for a supervised method and its distilled twins, which are dashed."""
-    families = list(dict.fromkeys(map(_family, methods)))
-    return [{"color": f"C{families.index(_family(m)) % 10}", "linestyle": _line(m)} for m in methods]
+    families = [method.removeprefix("KDPL_").replace("-CA", "").split(" ")[0] for method in methods]
+    colours = {family: f"C{i % 10}" for i, family in enumerate(dict.fromkeys(families))}
+    lines = [":" if "-CA" in method else "--" if is_distilled(method) else "-" for method in methods]
+    return [{"color": colours[family], "linestyle": line} for family, line in zip(families, lines, strict=True)]
 
 
-def _line(method: str) -> str:
-    if "-CA" in method:
-        return ":"
-    return "--" if is_distilled(method) else "-"
+def _means(cells: Sequence[Cell | None]) -> list[float]:
+    return [math.nan if cell is None else cell.mean for cell in cells]
 
 
-def _family(method: str) -> str:
-    return method.removeprefix("KDPL_").replace("-CA", "").split(" ")[0]
-
-
-def _several(cell: Cell | None) -> bool:
-    """Whether there is a deviation over seeds to draw."""
-    return cell is not None and len(cell.values) > 1
-
-
-def _mean(cell: Cell | None) -> float:
-    return math.nan if cell is None else cell.mean
+def _spread(cells: Sequence[Cell | None]) -> list[float] | None:
+    """Return the deviations over seeds; None if there is none to draw."""
+    found = [cell and cell.std for cell in cells]
+    return None if found.count(None) == len(found) else [std or 0.0 for std in found]

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from kdpl.config.manifest import Manifest
-from kdpl.config.teachers import teacher_label
 from kdpl.experiments.report.apart import apart, one_name_each
-from kdpl.experiments.report.logs import Log, as_list, log_files, read_logs
+from kdpl.experiments.report.logs import Log, as_list, read_logs
 from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
 
 BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
@@ -91,10 +90,35 @@ class _Run:
     """An output folder as read; what its model was trained on is not known yet."""
 
     path: Path
-    facts: dict[str, Any]
-    entries: list[dict[str, Any]]
-    log: Log = field(default_factory=Log)
+    facts: dict[str, Any]  # of its results.json, or the like from its log
+    log: Log
     settings: dict[str, str] = field(default_factory=dict)  # that all runs of a method should share
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        return bool(self.facts["class_agnostic"]) or any(part.endswith("-CA") for part in self.path.parts)
+
+    @property
+    def model_dir(self) -> str | None:
+        """The folder of the run that trained the tested model, if this one did not."""
+        return self.facts["model_dir"] or (self.log.arguments.get("model_dir") if self.log.evaluates_only else None)
+
+    @property
+    def shots(self) -> int:
+        shots = int(self.facts["shots"])
+        found = (re.fullmatch(r"shots_(\d+)|.*_(\d+)shots", part) for part in reversed(self.path.parts))
+        return shots if shots > 0 else next((int(m[1] or m[2]) for m in found if m), shots)
+
+    @property
+    def config_name(self) -> str:
+        """The stem of the trainer's configuration file, if need be by the name of the folder."""
+        if self.facts["config_name"]:
+            return self.facts["config_name"]
+        if file := self.log.arguments.get("config_file"):
+            return Path(file).stem
+        parts = self.path.parts
+        seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-?\d+", part)]
+        return re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""
 
 
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
@@ -135,10 +159,9 @@ def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
         if run.path in used and not run.log.evaluates_only and not run.facts["trainer"].startswith("Zeroshot"):
-            trainer, config = _trainer_name(run.facts["trainer"], _is_class_agnostic(run)), _config_name(run)
-            method = f"{trainer} ({config or 'configuration not known'}, student {run.facts['backbone']})"
+            student = f"{run.config_name or 'configuration not known'}, student {run.facts['backbone']}"
             for key, value in run.settings.items():
-                values[method, key].add(value)
+                values[f"{_trainer_name(run)} ({student})", key].add(value)
     return [
         f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}."
         for (method, key), found in values.items()
@@ -167,14 +190,14 @@ def _read_run(path: Path, notes: list[str]) -> _Run | None:
     except FileNotFoundError:
         content = None
     except ResultsError as error:
-        notes.append(f"{error} Until then the log is used." if log.metrics else str(error))
+        notes.append(f"{error} Until then the log is used." if log.accuracies else str(error))
         content = None
     if content is None:
-        return _run_from_log(path, log)
+        return _Run(path, content, log) if (content := log.results(path)) else None
     config = content["config"]
     config = _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {})
     settings = {key: value for key, value in config.items() if key.startswith(_SHARED)}
-    return _Run(path, content | {"template": config.get("DATASET.TEMPLATE", "")}, content["results"], log, settings)
+    return _Run(path, content | {"template": config.get("DATASET.TEMPLATE", "")}, log, settings)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -185,63 +208,30 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _run_from_log(path: Path, log: Log) -> _Run | None:
-    if not log.metrics or not log.config.get("DATASET.NAME"):
-        return None
-    config = log.config
-    trainer = config.get("TRAINER.NAME", "")
-    distilled = "KDPL" in trainer
-    taught = [config.get(f"TRAINER.KDPL.{key}", "") for key in ("TEACHER", "TEACHER_TEMPLATES", "TEACHER_PROMPTS")]
-    facts = {
-        "trainer": trainer,
-        "backbone": config.get("MODEL.BACKBONE.NAME", ""),
-        "teacher": teacher_label(*taught) if distilled or trainer == "ZeroshotTeacher" else None,
-        "class_agnostic": distilled and config.get("TRAINER.KDPL.CLASS_AGNOSTIC") == "True",
-        "seed": int(config.get("SEED", -1)),
-        "shots": int(config.get("DATASET.NUM_SHOTS", -1)),
-        "config_name": "",
-        "model_dir": None,
-        "output_dir": config.get("OUTPUT_DIR") or log.arguments.get("output_dir", ""),
-        "template": config.get("DATASET.TEMPLATE", ""),
-    }
-    newest = max(file.stat().st_mtime for file in log_files(path))
-    entries = [
-        {
-            "dataset": config["DATASET.NAME"],
-            "split": split,
-            "classes": config.get("DATASET.SUBSAMPLE_CLASSES") or "all",
-            "source_domains": as_list(config.get("DATASET.SOURCE_DOMAINS", "")),
-            "target_domains": as_list(config.get("DATASET.TARGET_DOMAINS", "")),
-            "accuracy": metrics["accuracy"],
-            "time": f"log {newest:020.3f}",
-        }
-        for split, metrics in log.metrics.items()
-    ]
-    return _Run(path, facts, entries, log)
-
-
-def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> list[Score]:
+def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> Iterator[Score]:
     facts = run.facts
-    origin = by_output_dir.get(os.path.normpath(_model_dir(run) or "-"), run)
-    method = Method(
-        _trainer_name(facts["trainer"], _is_class_agnostic(run) or _is_class_agnostic(origin)),
-        _config_name(run),
-        facts["teacher"] or "",
-        facts["template"],
-    )
-    shots = 0 if method.is_zero_shot else _shots(origin)
-    manifest = Manifest.from_dict(facts.get("manifest"))
-    recipe = (facts.get("manifest") or {}).get("recipe", "")
-    scores = []
-    for entry in [e for e in run.entries if e["split"] == split]:
+    origin = by_output_dir.get(os.path.normpath(run.model_dir or "-"), run)
+    method = Method(_trainer_name(run, origin), run.config_name, facts["teacher"] or "", facts["template"])
+    manifest = facts.get("manifest")
+    for entry in [e for e in facts["results"] if e["split"] == split]:
         tested = Data(entry["dataset"], entry["classes"], " ".join(entry["target_domains"]))
         same_source = replace(tested, domains=" ".join(entry["source_domains"]))
-        trained = None if method.is_zero_shot else _trained_on(run, origin, same_source)
-        run_facts = facts["backbone"], shots, facts["seed"], trained
-        result = tested, entry["accuracy"], entry["time"], run.path, recipe
-        counts, of = _right_by_class(entry, run.path), (entry.get("class_names", ""), entry.get("images", ""))
-        scores.append(Score(method, *run_facts, *result, counts, *of, manifest))
-    return scores
+        yield Score(
+            method,
+            facts["backbone"],
+            shots=0 if method.is_zero_shot else origin.shots,
+            seed=facts["seed"],
+            trained=None if method.is_zero_shot else _trained_on(run, origin, same_source),
+            tested=tested,
+            accuracy=entry["accuracy"],
+            time=entry["time"],
+            path=run.path,
+            recipe=(manifest or {}).get("recipe", ""),
+            right=_right_by_class(entry, run.path),
+            class_names=entry.get("class_names", ""),
+            images=entry.get("images", ""),
+            manifest=Manifest.from_dict(manifest),
+        )
 
 
 def _right_by_class(entry: dict[str, Any], path: Path) -> tuple[tuple[int, int], ...]:
@@ -265,18 +255,13 @@ def _right_by_class(entry: dict[str, Any], path: Path) -> tuple[tuple[int, int],
     return counts
 
 
-def _model_dir(run: _Run) -> str | None:
-    """Return the folder of the run that trained the tested model, if this one did not."""
-    return run.facts["model_dir"] or (run.log.arguments.get("model_dir") if run.log.evaluates_only else None)
-
-
 def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
     """Return what the model was trained on: by the training run, else by the folders' names in the forks' layout."""
     if not origin.log.evaluates_only and origin.log.config.get("DATASET.NAME"):
         config = origin.log.config
         domains = " ".join(as_list(config.get("DATASET.SOURCE_DOMAINS", "")))
         return Data(config["DATASET.NAME"], config.get("DATASET.SUBSAMPLE_CLASSES") or "all", domains)
-    hints = [*Path(_model_dir(run) or "").parts, *reversed(run.path.parts)]
+    hints = [*Path(run.model_dir or "").parts, *reversed(run.path.parts)]
     for part in hints:
         if part in ("train_base", "test_base", "test_new"):
             return replace(tested, classes="base")
@@ -290,31 +275,9 @@ def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
     return replace(tested, classes="base") if tested.classes == "new" else tested
 
 
-def _shots(run: _Run) -> int:
-    shots = int(run.facts["shots"])
-    if shots > 0:
-        return shots
-    for part in reversed(run.path.parts):
-        if match := re.fullmatch(r"shots_(\d+)|.*_(\d+)shots", part):
-            return int(match[1] or match[2])
-    return shots
-
-
-def _is_class_agnostic(run: _Run) -> bool:
-    return bool(run.facts["class_agnostic"]) or any(part.endswith("-CA") for part in run.path.parts)
-
-
-def _trainer_name(trainer: str, class_agnostic: bool) -> str:
+def _trainer_name(*runs: _Run) -> str:
+    """Return the name of a method by its run, and by that which trained it."""
+    trainer = runs[0].facts["trainer"]
     # The published code says CoOp_KDPL, this one KDPL_CoOp.
     name = f"KDPL_{trainer.removesuffix('_KDPL')}" if trainer.endswith("_KDPL") else trainer
-    return f"{name}-CA" if class_agnostic else name
-
-
-def _config_name(run: _Run) -> str:
-    if run.facts["config_name"]:
-        return run.facts["config_name"]
-    if file := run.log.arguments.get("config_file"):
-        return Path(file).stem
-    parts = run.path.parts
-    seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-?\d+", part)]
-    return re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""
+    return f"{name}-CA" if any(run.is_class_agnostic for run in runs) else name

@@ -1,16 +1,14 @@
 """The tables of the four protocols, made of scores: base-to-new, cross-dataset, domain generalisation, few-shot."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from kdpl.config.keys import is_distilled
-from kdpl.experiments.report.cells import ANY_SEED, Cell, average, difference, harmonic_mean
-from kdpl.experiments.report.intervals import Counts, Replicates
+from kdpl.experiments.report.cells import ANY_SEED, Cell, Replicates, average, difference, harmonic_mean, replicates_of
 from kdpl.experiments.report.runs import Data, Method, Score
 
 SOURCE = "ImageNet"
@@ -29,8 +27,8 @@ _DATASET_ORDER = (
 )  # fmt: skip
 _METHOD_ORDER = ("ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotTeacher", "CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC", "IVLP")
 
-
 Cells = tuple[Cell | None, ...]
+Block = dict[Method, Cells]  # the rows of a data set, or of a whole table
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Row:
     kind: str = "method"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
     """A table of one protocol.
 
@@ -59,7 +57,7 @@ class Table:
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     seeds: tuple[int, ...]
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row]
 
     @property
     def title(self) -> str:
@@ -77,38 +75,80 @@ def all_tables(scores: Iterable[Score], seeds: Sequence[int] = ()) -> list[Table
     for backbone in sorted({score.backbone for score in scores}):
         of_student = [score for score in scores if score.backbone == backbone]
         for protocol in (_base_to_new, _transfers, _few_shot):
-            tables += protocol(of_student, backbone, seeds)
+            for name, subject, labels, columns, chosen, rows in protocol(of_student, f"student {backbone}"):
+                found = sorted({score.seed for score in chosen if not score.method.is_zero_shot})
+                tables.append(Table(name, subject, labels, tuple(map(str, columns)), tuple(seeds or found), rows))
     return [table for table in tables if table.rows]
 
 
-def _base_to_new(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
+Parts = Iterator[tuple[str, str, tuple[str, ...], Sequence[object], list[Score], list[Row]]]  # of a table, and its scores
+
+
+def _base_to_new(scores: list[Score], student: str) -> Parts:
     halves = [s for s in scores if s.tested.classes != "all" and (s.trained is None or _trained_on_base(s))]
-    tables = []
     for shots in sorted({score.shots for score in halves if score.trained}) or [0]:
         trained = {score.tested.dataset for score in halves if score.trained and score.shots == shots}
         chosen = [s for s in halves if (s.shots == shots if s.trained else not trained or s.tested.dataset in trained)]
-        rows = _dataset_rows(
-            chosen, lambda s: s.tested.classes, ("base", "new"), finish=lambda pair: (*pair, harmonic_mean(*pair))
-        )
-        columns, subject = ("base", "new", "H"), _subject(backbone, shots)
-        tables.append(Table("base-to-new", subject, ("data set", "method"), columns, _seeds(chosen, seeds), rows))
-    return tables
+        rows = _dataset_rows(chosen, lambda s: s.tested.classes, ("base", "new"), lambda c: (*c, harmonic_mean(*c)))
+        yield "base-to-new", student + _shots(shots), ("data set", "method"), ("base", "new", "H"), chosen, rows
 
 
-def _few_shot(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
+def _trained_on_base(score: Score) -> bool:
+    return score.trained.classes == "base" and score.trained.dataset == score.tested.dataset
+
+
+def _few_shot(scores: list[Score], student: str) -> Parts:
     whole = [s for s in scores if s.tested.classes == "all" and s.trained in (None, s.tested)]
     sources = {s.trained for s in scores if s.tested.classes == "all" and s.trained not in (None, s.tested)}
-    shots_of: dict[Data, set[int]] = {}
+    shots_of: dict[Data, set[int]] = defaultdict(set)
     for score in whole:
         if score.trained or not any(s.trained for s in scores):
-            shots_of.setdefault(score.tested, set()).add(score.shots)
+            shots_of[score.tested].add(score.shots)
     # A source with one number of shots stands in the table of its transfer already.
     shown = {data for data, n in shots_of.items() if len(n) > 1 or (data not in sources and data != Data(SOURCE))}
     chosen = [score for score in whole if score.tested in shown]
     shots = sorted({score.shots for score in chosen})
-    subject = f"student {backbone}, all classes, by training images of each class"
-    rows = _dataset_rows(chosen, lambda s: s.shots, shots)
-    return [Table("few-shot", subject, ("data set", "method"), tuple(map(str, shots)), _seeds(chosen, seeds), rows)]
+    subject, rows = f"{student}, all classes, by training images of each class", _dataset_rows(chosen, lambda s: s.shots, shots)
+    yield "few-shot", subject, ("data set", "method"), shots, chosen, rows
+
+
+def _transfers(scores: list[Score], student: str) -> Parts:
+    """Give the tables of prompts trained on all classes of a source and tested elsewhere."""
+    whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or s.trained.classes == "all")]
+    origins = {(s.trained, s.shots) for s in whole if s.trained}
+    for source, shots in sorted(origins, key=lambda o: (_dataset_key(str(o[0])), o[1])):
+        of = [s for s in whole if s.trained is None or (s.trained, s.shots) == (source, shots)]
+        targets = {s.tested for s in of if s.trained and s.tested != source}
+        shifted = {t for t in targets if t.dataset == source.dataset or t.dataset in SHIFTED.get(str(source), ())}
+        for protocol, tested in (("cross-dataset", targets - shifted), (SHIFT, shifted)):
+            # The paper's table begins with the source itself, so it is worth showing alone.
+            if tested or (protocol == SHIFT and source == Data(SOURCE)):
+                columns = [source, *sorted(tested, key=lambda data: _dataset_key(str(data)))]
+                chosen = [s for s in of if s.tested in columns]
+                rows = _transfer_rows(chosen, columns, protocol == SHIFT and shots == PAPER_SHOTS)
+                headings = (f"{source} (source)", *columns[1:], AVERAGE)
+                yield protocol, f"{student}, source {source}{_shots(shots)}", ("method",), headings, chosen, rows
+
+
+def _transfer_rows(scores: list[Score], columns: Sequence[Data], as_published: bool) -> list[Row]:
+    """Return the rows of prompts trained on the first of the columns."""
+    source, *targets = columns
+    block = {m: (*cells, average(cells[1:])) for m, cells in _block(scores, lambda s: s.tested, columns).items()}
+    compared = as_published and source == Data(SOURCE)
+    return _rows(block, published={m: _published_row(scores[0].backbone, m, targets) for m in block if compared})
+
+
+def _shots(shots: int) -> str:
+    return f", {shots} shots" if shots > 0 else ", all training images" if shots else ""
+
+
+def _block(scores: Iterable[Score], key: Callable[[Score], object], columns: Sequence[object], methods: Sequence = ()) -> Block:
+    """Return the cells of each method; `key`: of a score, the column that it belongs in."""
+    grouped = defaultdict(list)
+    for score in scores:
+        grouped[score.method, key(score)].append(score)
+    methods = methods or sorted({method for method, _ in grouped}, key=_method_key)
+    return {method: tuple(cell_of(grouped[method, column]) for column in columns) for method in methods}
 
 
 def _dataset_rows(
@@ -120,73 +160,25 @@ def _dataset_rows(
         key: of a score, equal to the column that it belongs in.
         finish: adds the columns that are computed from the others.
     """
-    methods = _methods(scores)
-    blocks: dict[str, dict[Method, Cells]] = {}
-    for dataset in sorted({str(score.tested) for score in scores}, key=_dataset_key):
-        here = [score for score in scores if str(score.tested) == dataset]
-        blocks[dataset] = {
-            method: tuple(cell_of(s for s in here if s.method == method and key(s) == column) for column in columns)
-            for method in methods
-        }
-    rows = []
+    methods = sorted({score.method for score in scores}, key=_method_key)
+    datasets = sorted({str(score.tested) for score in scores}, key=_dataset_key)
+    blocks = {name: _block([s for s in scores if str(s.tested) == name], key, columns, methods) for name in datasets}
     if len(blocks) > 1:
         averages = {m: tuple(map(average, zip(*(block[m] for block in blocks.values()), strict=True))) for m in methods}
-        rows += _rows({method: finish(cells) for method, cells in averages.items()}, (AVERAGE,))
-    for dataset, block in blocks.items():
-        rows += _rows({method: finish(cells) for method, cells in block.items()}, (dataset,))
-    return rows
+        blocks = {AVERAGE: averages, **blocks}
+    return [row for name, block in blocks.items() for row in _rows({m: finish(c) for m, c in block.items()}, (name,))]
 
 
-def _transfers(scores: list[Score], backbone: str, seeds: Sequence[int]) -> list[Table]:
-    """Return the tables of prompts trained on all classes of a source and tested elsewhere."""
-    whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or s.trained.classes == "all")]
-    tables = []
-    origins = {(s.trained, s.shots) for s in whole if s.trained}
-    for source, shots in sorted(origins, key=lambda o: (_dataset_key(str(o[0])), o[1])):
-        targets = {s.tested for s in whole if (s.trained, s.shots) == (source, shots) and s.tested != source}
-        shifted = {t for t in targets if t.dataset == source.dataset or t.dataset in SHIFTED.get(str(source), ())}
-        for protocol, chosen in (("cross-dataset", targets - shifted), (SHIFT, shifted)):
-            # The paper's table begins with the source itself, so it is worth showing alone.
-            if chosen or (protocol == SHIFT and source == Data(SOURCE)):
-                columns = [source, *sorted(chosen, key=lambda data: _dataset_key(str(data)))]
-                tables.append(_transfer_table(protocol, whole, columns, backbone, shots, seeds))
-    return tables
-
-
-def _transfer_table(
-    protocol: str, whole: list[Score], columns: list[Data], backbone: str, shots: int, seeds: Sequence[int]
-) -> Table:
-    """Return the table of prompts trained on the first of the columns."""
-    source, *targets = columns
-    chosen = [s for s in whole if s.tested in columns and (s.trained is None or (s.trained, s.shots) == (source, shots))]
-    by_method = {}
-    for method in _methods(chosen):
-        cells = [cell_of(s for s in chosen if s.method == method and s.tested == column) for column in columns]
-        by_method[method] = (*cells, average(cells[1:]))
-    paper = {}
-    if protocol == SHIFT and source == Data(SOURCE) and shots == PAPER_SHOTS:
-        paper = {m: _published_row(backbone, m, targets) for m in by_method}
-    headings = (f"{source} (source)", *map(str, targets), AVERAGE)
-    subject, rows = _subject(backbone, shots, source), _rows(by_method, published=paper)
-    return Table(protocol, subject, ("method",), headings, _seeds(chosen, seeds), rows)
-
-
-def _rows(
-    by_method: dict[Method, Cells],
-    labels: tuple[str, ...] = (),
-    published: dict[Method, Cells | None] | None = None,
-) -> list[Row]:
+def _rows(block: Block, labels: tuple[str, ...] = (), published: dict[Method, Cells | None] | None = None) -> list[Row]:
     """Return the rows of methods; a method's difference to its supervised twin and its published values follow it."""
-    rows = []
-    names = _labels_of(by_method)
-    for method, cells in by_method.items():
+    rows, names = [], _labels_of(block)
+    for method, cells in block.items():
         rows.append(Row((*labels, names[method]), cells))
-        twin = _twin(method, by_method)
-        if twin is not None:
-            deltas = tuple(difference(a, b) for a, b in zip(cells, by_method[twin], strict=True))
+        if twin := _twin(method, block):
+            deltas = tuple(map(difference, cells, block[twin]))
             rows.append(Row((*labels, f"minus {names[twin]}"), deltas, "difference"))
-        if published and published.get(method):
-            rows.append(Row((*labels, "as published"), published[method], "published"))
+        if values := (published or {}).get(method):
+            rows.append(Row((*labels, "as published"), values, "published"))
     return rows
 
 
@@ -199,20 +191,14 @@ def _twin(method: Method, methods: Iterable[Method]) -> Method | None:
     return same[0] if same else candidates[0] if len(candidates) == 1 else None
 
 
-def _labels_of(methods: Iterable[Method]) -> dict[Method, str]:
+def _labels_of(methods: Collection[Method]) -> dict[Method, str]:
     """Return the names of methods, with the settings in which they differ."""
-    methods = list(methods)
     labels = {}
     for method in methods:
-        rivals = [other for other in methods if other.name == method.name and other != method]
-        parts = []
-        if method.template:
-            parts.append(f'"{method.template}"')
-        parts += [
-            getattr(method, key) or "unknown"
-            for key in ("config", "teacher", "recipe")
-            if any(getattr(other, key) != getattr(method, key) for other in rivals)
-        ]
+        rivals = [other for other in methods if other.name == method.name]
+        differing = [key for key in ("config", "teacher", "recipe") if len({getattr(each, key) for each in rivals}) > 1]
+        parts = [f'"{method.template}"'] if method.template else []
+        parts += [getattr(method, key) or "unknown" for key in differing]
         labels[method] = f"{method.name} ({', '.join(parts)})" if parts else method.name
     return labels
 
@@ -230,60 +216,33 @@ def _published_row(backbone: str, method: Method, targets: list[Data]) -> Cells 
     values = published().get(("any" if method.name == "ZeroshotTeacher" else backbone, method.name))
     if values is None:
         return None
-    names = [SOURCE, *(target.dataset for target in targets)]
-    mean = values["mean"] if set(names[1:]) == set(SHIFTED[SOURCE]) else None
-    return tuple(None if v is None else Cell({ANY_SEED: v}) for v in [*(values.get(name) for name in names), mean])
+    names = [target.dataset for target in targets]
+    columns = [SOURCE, *names, "mean" if {*names} == {*SHIFTED[SOURCE]} else ""]
+    return tuple(Cell({ANY_SEED: values[name]}) if name in values else None for name in columns)
 
 
 def cell_of(scores: Iterable[Score]) -> Cell | None:
-    scores = list(scores)
-    if not scores:
-        return None
-    if scores[0].method.is_zero_shot:
-        scores = scores[-1:]
-        return Cell({ANY_SEED: scores[0].accuracy}, replicates=_replicates({ANY_SEED: scores[0]}))
-    return Cell({score.seed: score.accuracy for score in scores}, replicates=_replicates({s.seed: s for s in scores}))
+    """Return the cell of a method's scores; a result that depends on no seed counts once, the last one."""
+    by_seed = {ANY_SEED if score.method.is_zero_shot else score.seed: score for score in scores}
+    return Cell({seed: s.accuracy for seed, s in by_seed.items()}, replicates=_replicates(by_seed)) if by_seed else None
 
 
 def _replicates(scores: dict[int | None, Score]) -> Replicates | None:
     """Return the bootstrap of a cell; None if a result lacks its counts by class, or they are of other classes."""
+    of = {(score.class_names, tuple(images for _, images in score.right)) for score in scores.values()}
     first = next(iter(scores.values()))
-    images = [n for _, n in first.right]
-    alike = all(s.class_names == first.class_names and [n for _, n in s.right] == images for s in scores.values())
-    if not images or not alike:
+    if len(of) > 1 or not first.right:
         return None
-    right = {seed: np.array([n for n, _ in score.right]) for seed, score in scores.items()}
-    return Counts(right, np.array(images), str(first.trained), first.class_names or str(first.tested)).accuracies
-
-
-def _seeds(scores: Iterable[Score], seeds: Sequence[int]) -> tuple[int, ...]:
-    return tuple(seeds) or tuple(sorted({score.seed for score in scores if not score.method.is_zero_shot}))
-
-
-def _trained_on_base(score: Score) -> bool:
-    return score.trained.classes == "base" and score.trained.dataset == score.tested.dataset
-
-
-def _methods(scores: Iterable[Score]) -> list[Method]:
-    return sorted({score.method for score in scores}, key=_method_key)
+    right = {seed: [n for n, _ in score.right] for seed, score in scores.items()}
+    return replicates_of(right, [n for _, n in first.right], str(first.trained), first.class_names or str(first.tested))
 
 
 def _method_key(method: Method) -> tuple:
     name = method.supervised_name
     place = _METHOD_ORDER.index(name) if name in _METHOD_ORDER else len(_METHOD_ORDER)
     agnostic = method.name.endswith("-CA")
-    settings = method.config, method.teacher, method.template, method.recipe
-    return (place, name, is_distilled(method.name), agnostic, *settings)
+    return (place, name, is_distilled(method.name), agnostic, method.config, method.teacher, method.template, method.recipe)
 
 
 def _dataset_key(name: str) -> tuple[int, str]:
     return (_DATASET_ORDER.index(name) if name in _DATASET_ORDER else len(_DATASET_ORDER), name)
-
-
-def _subject(backbone: str, shots: int, source: Data | None = None) -> str:
-    parts = [f"student {backbone}"]
-    if source is not None:
-        parts.append(f"source {source}")
-    if shots:
-        parts.append(f"{shots} shots" if shots > 0 else "all training images")
-    return ", ".join(parts)
