@@ -77,7 +77,7 @@ def fit(photos: int, names: int, teacher: str) -> list[dict[str, object]]:
         (folder / "names.txt").write_text("\n".join(sorted(IMAGENET_CLASSNAMES[:names])) + "\n", encoding="utf-8")
         models = [write_clip(folder / f"{n}.safetensors", name) for n, name in (("student", STUDENT), ("teacher", teacher))]
         Pass.__call__ = passing.around(Pass.__call__)
-        for step in ("_look", "learn", "finish"):
+        for step in ("look", "learn", "finish"):
             setattr(run.Fit, step, whole.around(getattr(run.Fit, step)))
         flags = ["-o", str(folder / "out"), "--student", models[0], "--teacher", models[1], "--minutes", "600"]
         if main([str(folder / "photos"), str(folder / "names.txt"), *flags]):

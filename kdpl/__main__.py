@@ -17,15 +17,14 @@ class Command(NamedTuple):
 
     module: str
     about: str
-    takes_prog: bool = False  # whether `main` also takes the name to print in its usage
 
 
 COMMANDS = {
-    "fit": Command("kdpl.photos.fit", "learn prompts from a folder of photos and a list of names", True),
-    "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class", True),
-    "names": Command("kdpl.photos.names", "propose class names for a folder of photos", True),
-    "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked", True),
-    "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself", True),
+    "fit": Command("kdpl.photos.fit", "learn prompts from a folder of photos and a list of names"),
+    "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class"),
+    "names": Command("kdpl.photos.names", "propose class names for a folder of photos"),
+    "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked"),
+    "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself"),
     "push": Command("kdpl.photos.push", "share prompts on the Hugging Face Hub"),
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
     "models": Command("kdpl.clip.names.listing", "the CLIPs there are, and which weights are on this machine"),
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
     run = importlib.import_module(command.module).main
-    return run_command(lambda: run(rest, f"kdpl {name}") if command.takes_prog else run(rest))
+    return run_command(lambda: run(rest))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit
 _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "predict.py") -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     workers = min(8, os.cpu_count() or 1)
     parser = ArgumentParser(
-        prog=prog,
-        usage=f"{prog} OUT IMAGE [IMAGE ...] [options]",
+        usage="%(prog)s OUT IMAGE [IMAGE ...] [options]",
         description="Classify images with learned prompts. OUT is the output folder of a training.",
         epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
         "2, the command or a file is wrong; 1, another failure, such as a full disk.",
@@ -86,9 +85,9 @@ def limited_pixels(most: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
+    args = parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # for names and paths that the terminal cannot show
     with printable_output(), limited_pixels(args.max_pixels):

@@ -24,7 +24,7 @@ def test_the_help_of_a_command_fits_a_screen(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     out = capsys.readouterr().out
-    photos = COMMANDS[name].takes_prog  # the commands that people meet first; some others have more flags
+    photos = name in ("fit", "predict", "names", "eval", "export")  # what people meet first; some others have more flags
     assert end.value.code == 0 and (f"usage: kdpl {name} " if photos else "usage: ") in out
     assert len(out.splitlines()) <= (40 if photos else 45)
 

@@ -454,9 +454,10 @@ def test_the_parts_of_the_photos_are_disjoint_and_labelled_ones_are_never_held_o
     photos = [str(i) for i in range(count)]
     labelled = photos[: min(labels, count - 4)]
     parts = split(photos, labelled)
-    assert sorted(parts.train + parts.chosen_by + parts.reported) == sorted(photos)
-    assert set(labelled) <= set(parts.train) and parts.chosen_by and parts.reported and len(parts.train) >= count // 2
-    assert len(parts.reported) <= 400 and len(parts.chosen_by) <= 200
+    train, chosen_by, reported = (parts[name] for name in ("train", CHOSEN_BY, REPORTED))
+    assert sorted(train + chosen_by + reported) == sorted(photos)
+    assert set(labelled) <= set(train) and chosen_by and reported and len(train) >= count // 2
+    assert len(reported) <= 400 and len(chosen_by) <= 200
 
 
 def test_the_pace_leaves_out_the_first_chunk():

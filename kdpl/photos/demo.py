@@ -1,7 +1,6 @@
 """Photos for `kdpl fit --demo`: scenes by one artist whom the embedded student has not seen, to learn from and new ones."""
 
 import csv
-import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,7 @@ DATASET, TO_LEARN = "meals", 20  # photos of each class
 
 
 def write_scenes(folder: Path, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Write scenes in random order and under names that say nothing, unless they are there.
-
-    Returns:
-        The truth by path.
-    """
+    """Write scenes in random order, under names that say nothing, unless they are there; return the truth by path."""
     scenes = list(scenes)
     random.Random(0).shuffle(scenes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,8 +40,6 @@ def write_demo(output: Path) -> tuple[Path, Path]:
     truth = write_scenes(output / "new_photos", scenes_by_one_artist(split="test"))
     with atomic_write(names, "w") as file:
         file.write("\n".join([*class_names(DATASET), ""]))
-    table = io.StringIO()
-    csv.writer(table).writerows([("path", "label"), *truth.items()])
     with atomic_write(output / "labels.csv", "w", newline="") as file:
-        file.write(table.getvalue())
+        csv.writer(file).writerows([("path", "label"), *truth.items()])
     return output / "photos", names

@@ -17,7 +17,7 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.messages import signed
 from kdpl.common.rows.digests import file_digests
-from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table, to_cell
+from kdpl.common.safe_text import ArgumentParser, print, text_table, to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 from kdpl.photos.waiting import Doing
@@ -27,33 +27,27 @@ if TYPE_CHECKING:
 
 
 def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], str]:
-    """Leave out the photos that a fit was trained on, whatever their names are now, and say how many.
-
-    Args:
-        keep: count them all the same.
+    """Leave out the photos that a fit was trained on, whatever their names are now, unless `keep`, and say how many.
 
     Raises:
         ValueError: none is left.
     """
     known = trained_on(prompts)
-    there = [label for label in labels if os.path.isfile(label.path)]
     if not known:
-        return (
-            labels,
-            "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good.",
+        return labels, (
+            "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
         )
-    if not there:
-        return labels, ""
-    digest = dict(zip((label.path for label in there), (d.hex() for d in file_digests([p.path for p in there])), strict=True))
     train, labelled = (set(known[part].values()) for part in (TRAIN, LABELLED))
-    seen = [label.path for label in there if digest[label.path] in train]
+    there = [label.path for label in labels if os.path.isfile(label.path)]
+    digest = {path: content.hex() for path, content in zip(there, file_digests(there), strict=True)}
+    seen = {path for path in there if digest[path] in train}
     if not seen:
         return labels, ""
-    told = sum(digest[path] in labelled for path in seen)
-    what = f"{len(seen):,} of the {len(labels):,} photos were trained on, {told:,} of them with their labels"
+    with_labels = sum(digest[path] in labelled for path in seen)
+    what = f"{len(seen):,} of the {len(labels):,} photos were trained on, {with_labels:,} of them with their labels"
     if keep:
         return labels, f"{what}; they are counted."
-    left = [label for label in labels if label.path not in set(seen)]
+    left = [label for label in labels if label.path not in seen]
     if not left:
         raise ValueError(f"{what}: check others, such as new ones, or count these with --with-trained.")
     return left, f"{what}; they are left out (--with-trained counts them)."
@@ -72,37 +66,18 @@ class Judged(NamedTuple):
         return self.label == self.predicted
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval of a share in percent: 95 % of such intervals hold the true one, for few photos too."""
-    p, spread = right / count, z * z / count
-    middle, half = p + spread / 2, z * ((p * (1 - p) + spread / 4) / count) ** 0.5
-    return max(0.0, 100 * (middle - half) / (1 + spread)), min(100.0, 100 * (middle + half) / (1 + spread))
-
-
-def judge(labels: Sequence[Label], predictions: dict[str, tuple[str, float]]) -> tuple[list[Judged], int]:
+def judge(classifier: "Classifier", labels: Sequence[Label], on_bad: OnBad, reject: bool = False) -> tuple[list[Judged], int]:
     """Return the photos that can be judged, and how many cannot: their label is unknown, and the prediction is a new one."""
-    judged, unknown = [], 0
-    for label in labels:
-        if label.path not in predictions:
-            continue
-        name, probability = predictions[label.path]
-        if not label.label and name != label.predicted:
-            unknown += 1
-        else:
-            judged.append(Judged(label.path, label.label, name, probability))
-    return judged, unknown
-
-
-def predictions(
-    classifier: "Classifier", labels: Sequence[Label], on_bad: OnBad, reject: bool = False
-) -> dict[str, tuple[str, float]]:
-    """Return the predicted name and its probability by path."""
-    found = {}
-    for answer in classifier.answers([label.path for label in labels], on_bad=on_bad, reject=reject):
+    judged, unknown, known = [], 0, {label.path: label for label in labels}
+    for answer in classifier.answers(list(known), on_bad=on_bad, reject=reject):
         values, indices = answer.probabilities.max(dim=1)
         for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
-            found[path] = (REJECTED if out else classifier.classnames[i], p)
-    return found
+            name = REJECTED if out else classifier.classnames[i]
+            if not known[path].label and name != known[path].predicted:
+                unknown += 1
+            else:
+                judged.append(Judged(path, known[path].label, name, p))
+    return judged, unknown
 
 
 def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged]) -> list[Judged]:
@@ -113,8 +88,14 @@ def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged
         decision = Decision(sentences=[sentence])
         bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
         plain = Classifier(bundle, classifier.device, classifier.clip.name)
-        labels = [Label(j.path, j.label, "") for j in judged if j.label]
-        return judge(labels, predictions(plain, labels, lambda image, error: None))[0]
+        return judge(plain, [Label(j.path, j.label, "") for j in judged if j.label], lambda image, error: None)[0]
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval of a share in percent: 95 % of such intervals hold the true one, for few photos too."""
+    p, spread = right / count, z * z / count
+    middle, half = p + spread / 2, z * ((p * (1 - p) + spread / 4) / count) ** 0.5
+    return max(0.0, 100 * (middle - half) / (1 + spread)), min(100.0, 100 * (middle + half) / (1 + spread))
 
 
 def _share(judged: Sequence[Judged]) -> str:
@@ -123,18 +104,32 @@ def _share(judged: Sequence[Judged]) -> str:
     return f"{100 * right / len(judged):.1f} % of {len(judged):,} photos (95 % interval: {low:.1f} to {high:.1f} %)"
 
 
-def print_gain(before: Sequence[Judged], judged: Sequence[Judged]) -> None:
-    """Print what is gained over a sentence on the same photos."""
+def _gain(before: Sequence[Judged], judged: Sequence[Judged]) -> str:
+    """Return the gain over a sentence on the same photos."""
     after = {j.path: j.right for j in judged}
     gap = [after[j.path] - j.right for j in before]
     mean = sum(gap) / len(gap)
     error = 2 * (sum((g - mean) ** 2 for g in gap) / len(gap) ** 2) ** 0.5
-    print(f"Gain over the sentence: {signed(100 * mean, 1)} ± {100 * error:.1f} points")
+    return f"{signed(100 * mean, 1)} ± {100 * error:.1f} points"
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> argparse.Namespace:
+def _print_mistakes(judged: Sequence[Judged], most: int) -> None:
+    """Print the most frequent confusions and the most confident mistakes."""
+    wrong = [j._replace(label=j.label or "(not known)") for j in judged if not j.right]
+    if not wrong or not most:
+        return
+    confused = Counter((j.label, j.predicted) for j in wrong).most_common(most)
+    confident = sorted(wrong, key=lambda j: -j.probability)[:most]
+    print("", "Most frequent confusions", "", sep="\n")
+    print(text_table([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True))
+    print("", "Most confident mistakes", "", sep="\n")
+    rows = [(f"{j.probability:.2f}", j.predicted, j.label, j.path) for j in confident]
+    print(text_table(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        prog=prog, description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
+        prog="kdpl eval", description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
     )
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training")
@@ -147,20 +142,19 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> ar
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = parse_args(argv)
     unread: list[str] = []
+
+    def on_bad(image: str, error: BadImageError) -> None:
+        unread.append(str(error))
+
     try:
         classifier = classifier_of(args)
-        labels = read_labels(args.labels, classifier.classnames)
-        labels, note = apart(args.prompts, labels, args.with_trained)
-
-        def on_bad(image: str, error: BadImageError) -> None:
-            unread.append(str(error))
-
+        labels, note = apart(args.prompts, read_labels(args.labels, classifier.classnames), args.with_trained)
         with Doing(f"Predicting {len(labels):,} photos"):
-            judged, unknown = judge(labels, predictions(classifier, labels, on_bad, args.reject))
+            judged, unknown = judge(classifier, labels, on_bad, args.reject)
         if not judged:
             raise ValueError(f"None of the {len(labels):,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
         before = by_sentence(classifier, args.sentence, judged) if args.sentence else []
@@ -170,44 +164,25 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl eval") -> int:
         print(note)
     if before:
         print(f'With "{args.sentence}": {_share(before)}')
-    print_accuracy(judged, unknown, unread)
-    if before:
-        print_gain(before, judged)
-    print_mistakes(judged, args.mistakes)
-    if args.csv:
-        try:
-            with atomic_write(args.csv, "w", newline="") as file:
-                rows = Counter((j.label, j.predicted) for j in judged)
-                cells = [(*map(to_cell, names), n) for names, n in sorted(rows.items())]
-                csv.writer(file).writerows([("label", "predicted", "photos"), *cells])
-        except OSError as error:
-            return report(error, exits.FAILED)
-    return exits.SOME_UNREAD if unread else 0
-
-
-def print_accuracy(judged: Sequence[Judged], unknown: int, unread: Sequence[str]) -> None:
-    """Print the accuracy, and which photos it does not count."""
     print(f"Accuracy: {_share(judged)}")
     print("It is that of the photos you checked: choose them at random for the accuracy on all photos.")
     if unknown:
         print(f"{unknown:,} photos are not judged: their label is not known, and the prediction is another than the marked one")
     for reason in unread[:10]:
         print(f"left out: {reason}", file=sys.stderr)
+    if before:
+        print(f"Gain over the sentence: {_gain(before, judged)}")
+    _print_mistakes(judged, args.mistakes)
+    if args.csv:
+        try:
+            _write_confusion(args.csv, judged)
+        except OSError as error:
+            return report(error, exits.FAILED)
+    return exits.SOME_UNREAD if unread else 0
 
 
-def print_mistakes(judged: Sequence[Judged], most: int) -> None:
-    """Print the most frequent confusions and the most confident mistakes."""
-    wrong = sorted((j for j in judged if not j.right), key=lambda j: -j.probability)[:most]
-    if not wrong:
-        return
-    confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right)
-    print("", "Most frequent confusions", "", sep="\n")
-    pairs = [(n, *pair) for pair, n in confused.most_common(most)]
-    print(text_table(pairs, ["photos", "label", "predicted"], disable_numparse=True))
-    print("", "Most confident mistakes", "", sep="\n")
-    rows = [(f"{j.probability:.2f}", j.predicted, j.label or "(not known)", j.path) for j in wrong]
-    print(text_table(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+def _write_confusion(path: str, judged: Sequence[Judged]) -> None:
+    pairs = Counter((j.label, j.predicted) for j in judged)
+    with atomic_write(path, "w", newline="") as file:
+        cells = [(*map(to_cell, names), n) for names, n in sorted(pairs.items())]
+        csv.writer(file).writerows([("label", "predicted", "photos"), *cells])

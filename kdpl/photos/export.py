@@ -4,7 +4,6 @@
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.images.files import list_images
-from kdpl.common.safe_text import ArgumentParser, print, run_command
+from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ OF_A_FOLDER = ("half", "check", "no-page", "runtime", "reject")  # flags
 CHECKED = 100  # photos on which the model is compared with the classifier, at most
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        prog=prog,
-        usage=f"{prog} OUT [FOLDER] [--head FILE] [options]",
+        prog="kdpl export",
+        usage="%(prog)s OUT [FOLDER] [--head FILE] [options]",
         description="Write a folder that serves itself (an ONNX model that resizes and normalises, a page, a Python client), "
         "the matrix of text features alone, or both.",
     )
@@ -46,9 +45,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> 
     return args
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = parse_args(argv)
     try:
         photos = [str(p) for p in list_images(args.check).images] if args.check else []
         classifier = classifier_of(args, "cpu")
@@ -62,19 +61,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl export") -> int:
 
 
 def export_head(args: argparse.Namespace, classifier: "Classifier") -> None:
-    """Write the matrix of text features; errors are those of `write_head`."""
     from kdpl.classifier.serve.head import write_head
 
     path = write_head(classifier, args.head)
-    print(
-        f"{path}: {len(classifier.classnames):,} names x {classifier.clip.embed_dim}, for the image features of "
-        f"{classifier.bundle.backbone}"
-    )
+    size = f"{len(classifier.classnames):,} names x {classifier.clip.embed_dim}"
+    print(f"{path}: {size}, for the image features of {classifier.bundle.backbone}")
     print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
 
 
 def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Sequence[str]) -> None:
-    """Write the folder that serves itself, and compare it on photos; errors are those of `write_folder` and `add_runtime`."""
     from kdpl.classifier.serve.folder import add_runtime, agreement, write_folder
 
     folder = Path(args.folder)
@@ -87,14 +82,11 @@ def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Se
         else:
             print(f"Of {found.photos:,} photos {found.same:,} have the same likeliest name as with kdpl.")
             print(f"No probability differs by more than {found.difference:.5f}.")
+    use = f"Use: python {folder / 'client.py'} PICTURE ..."
     if args.no_page:
         for name in ("index.html", "page.css", "page.js", "serve.py"):
             (folder / name).unlink(missing_ok=True)
-        print(f"Use: python {folder / 'client.py'} PICTURE ...")
+        print(use)
     else:
         add_runtime(folder, args.runtime)
-        print(f"Use: python {folder / 'client.py'} PICTURE ..., or python {folder / 'serve.py'} for the page.")
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+        print(f"{use}, or python {folder / 'serve.py'} for the page.")

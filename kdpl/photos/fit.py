@@ -7,7 +7,6 @@ learned. On held-out photos they are compared with hand-written sentences, by ag
 
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
 from kdpl.common.exits import report
-from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
+from kdpl.common.safe_text import ArgumentParser, Lines, lines, print
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
@@ -25,12 +24,13 @@ from kdpl.photos.waiting import Doing
 from kdpl.text.templates import DEFAULT
 
 DEMO_OUT = "kdpl_demo"
+OTHER_OUT = "Choose another output folder (-o), or remove this one."
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        prog=prog,
-        usage=f"{prog} PHOTOS names.txt -o OUT [options]",
+        prog="kdpl fit",
+        usage="%(prog)s PHOTOS names.txt -o OUT [options]",
         description="Learn to name your photos from a stronger CLIP, without labels, and see whether that helped.",
     )
     add = parser.add_argument
@@ -73,11 +73,11 @@ def prepare(args: argparse.Namespace):
             raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{DEFAULT}' does.")
     if args.minutes is not None and not 0 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes is {args.minutes:g}, expected a time above 0.")
-    output = Path(args.output or DEMO_OUT)
     if args.demo:
         with Doing("Drawing photos of things that the small model has not seen", quiet=args.quiet):
             from kdpl.photos.demo import write_demo
 
+            output = Path(args.output or DEMO_OUT)
             args.photos, args.names = write_demo(output)
         args.student, args.teacher = args.student or "emoji_student", args.teacher or "emoji_teacher"
         args.output = output / "prompts"
@@ -101,9 +101,9 @@ def prepare(args: argparse.Namespace):
         return make_plan(args, names)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = parse_args(argv)
     start = time.perf_counter()
     try:
         with stopping_at_once("before the training"):
@@ -115,12 +115,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
 
             run.say(plan)
             fit = run.Fit(plan, args.quiet, decided)
+            fit.load()
             fit.look()
         fit.learn()
     except OtherRunError as error:
         listed = Lines(str(error).rpartition("\n")[0])  # then come the flags of train.py
-        way_out = "Choose another output folder (-o), or remove this one."
-        return report(OtherRunError(lines(listed, way_out)), exits.BAD_INPUT)
+        return report(OtherRunError(lines(listed, OTHER_OUT)), exits.BAD_INPUT)
     except lock.OccupiedError as error:
         return report(error, exits.OCCUPIED)
     except FloatingPointError as error:
@@ -132,23 +132,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "kdpl fit") -> int:
             fit.finish(args.sentence)
     except (ValueError, OSError) as error:
         return report(error, exits.FAILED)
+    new = "PHOTOS"
     if args.demo:
-        show_accuracy(plan.output, Path(args.photos).parent / "labels.csv", plan.template)
+        new = args.photos.parent / "new_photos"
+        show_accuracy(plan, args.photos.parent / "labels.csv")
     print("", f"Done in {(time.perf_counter() - start) / 60:.1f} min. Next:", "", sep="\n")
-    new = Path(args.photos).parent / "new_photos" if args.demo else "PHOTOS"
     print(f"  kdpl predict {plan.output} {new} --csv predictions.csv --html predictions.html")
     return exits.SOME_UNREAD if fit.unreadable else 0
 
 
-def show_accuracy(output: Path, labels: Path, sentence: str) -> None:
+def show_accuracy(plan, labels: Path) -> None:
     """Run `kdpl eval` on the labels of the demo's new photos."""
     from kdpl.photos.evaluate import main as evaluate
 
-    flags = [str(output), "--labels", str(labels), "--sentence", sentence, "--mistakes", "0"]
+    flags = [str(plan.output), "--labels", str(labels), "--sentence", plan.template, "--mistakes", "0"]
     about = "The demo has other photos from the same source, with labels:"
     print("", about, "", f"$ kdpl eval {shlex.join(flags)}", "", sep="\n", flush=True)
     evaluate(flags)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

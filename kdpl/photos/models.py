@@ -1,6 +1,6 @@
 """The CLIPs of a fit: which ones suit this machine, what they weigh, and what will be downloaded."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 STUDENT = "ViT-B/32"
 ON_GPU = "ViT-H-14-quickgelu"  # the paper's
@@ -20,8 +20,7 @@ def default_teacher() -> str:
     return ON_GPU if device_type() == "cuda" else ON_CPU
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """What is known of a CLIP's weights before they are there."""
 
     name: str
@@ -29,16 +28,15 @@ class Size:
     here: bool
 
     def __str__(self) -> str:
-        weight = f"{self.megabytes / 1000:.1f} GB" if self.megabytes >= 1000 else f"{self.megabytes:.0f} MB"
-        return f"{self.name} ({weight}, {'here already' if self.here else 'will be downloaded'})"
+        return f"{self.name} ({_in_words(self.megabytes)}, {'here already' if self.here else 'will be downloaded'})"
+
+
+def _in_words(megabytes: float) -> str:
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
 
 
 def size_of(name: str) -> Size:
-    """Return the size of a CLIP's weights: of the file if it is here, else by its parameters.
-
-    Raises:
-        ModelNameError, WeightsError: as `describe`.
-    """
+    """Return the size of a CLIP's weights: of the file if it is here, else by its parameters; it raises as `describe`."""
     from kdpl.clip.loading import find_weights, outline_clip
     from kdpl.clip.names import resolve
 
@@ -46,19 +44,14 @@ def size_of(name: str) -> Size:
     if file is not None:
         return Size(name, file.stat().st_size / 1e6, True)
     each = 2 if resolve(name).kind == "openai" else 4  # bytes of a parameter, as published
-    count = sum(p.numel() for p in outline_clip(name).model.parameters())
-    return Size(name, each * count / 1e6, False)
+    return Size(name, each * sum(p.numel() for p in outline_clip(name).model.parameters()) / 1e6, False)
 
 
 def downloads(sizes: list[Size]) -> str:
     """Return what will be downloaded, and which smaller pair would do; empty if all is here."""
-    missing = [size for size in sizes if not size.here]
-    if not missing:
+    total = sum(size.megabytes for size in sizes if not size.here)
+    if not total:
         return ""
-    total = sum(size.megabytes for size in missing)
-    smaller = [size_of(name) for name in SMALLER]
-    less = sum(size.megabytes for size in smaller if not size.here)
-    words = f"{total / 1000:.1f} GB" if total >= 1000 else f"{total:.0f} MB"
-    if less >= total:
-        return words
-    return f"{words}; with --student {SMALLER[0]} --teacher {SMALLER[1]} it would be {less:.0f} MB"
+    less = sum(size.megabytes for size in map(size_of, SMALLER) if not size.here)
+    smaller = f"; with --student {SMALLER[0]} --teacher {SMALLER[1]} it would be {less:.0f} MB"
+    return _in_words(total) + (smaller if less < total else "")

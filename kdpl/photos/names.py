@@ -13,7 +13,7 @@ from kdpl.common import exits
 from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
-from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
+from kdpl.common.safe_text import ArgumentParser, print, text_table
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
@@ -22,9 +22,10 @@ from kdpl.photos.waiting import Doing
 LOOKED_AT = 1000  # photos at most, drawn by the seed
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        prog=prog, description="Propose class names for a folder of photos: the names of a vocabulary that the teacher sees."
+        prog="kdpl names",
+        description="Propose class names for a folder of photos: the names of a vocabulary that the teacher sees.",
     )
     add = parser.add_argument
     add("photos", metavar="PHOTOS", help="folder of photos, at any depth")
@@ -43,10 +44,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> a
 def propose(
     photos: Sequence[Path], teacher_name: str, names: list[str], template: str
 ) -> tuple[list[tuple[str, int, float]], int]:
-    """Return the names that are likeliest for some photo, most frequent first, and how many photos were read.
+    """Return the names that are the likeliest of some photo, most frequent first, and how many photos were read.
 
-    Returns:
-        For each name the number of photos that it is the likeliest of, and its mean probability over all photos.
+    Beside a name stand how many photos it is the likeliest of, and its mean probability over all photos.
     """
     from kdpl.classifier.decoding import Decoder, stacked_pixels
     from kdpl.clip.inputs import Normalize
@@ -54,16 +54,15 @@ def propose(
     from kdpl.clip.model import check_finite
     from kdpl.distill.teacher import Teacher
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with Doing(f"Loading {models.size_of(teacher_name)}"):
-        clip = load_clip(teacher_name, "fp32", device)
+        clip = load_clip(teacher_name, "fp32", models.device_type())
     with Doing(f"Encoding {len(names):,} names"):
         teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
     decoder, normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
     counts, mass, seen = Counter(), torch.zeros(len(names)), 0
     with Doing("Looking at photos", len(photos), "photo") as doing:
         for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
-            features = teacher.image_features(normalize(stacked_pixels(batch).to(device)))
+            features = teacher.image_features(normalize(stacked_pixels(batch).to(clip.device)))
             p = check_finite(teacher.logits(features, torch.ones(())).softmax(1).cpu(), "probabilities")  # (B, V)
             counts.update(p.argmax(1).tolist())
             mass += p.sum(0)
@@ -73,43 +72,34 @@ def propose(
     return sorted(found, key=lambda row: (-row[1], -row[2], row[0])), seen
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "kdpl names") -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(argv, prog)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = parse_args(argv)
     try:
         if args.count < 1 or not 0 <= args.share <= 100:
             raise ConfigError(f"--count {args.count}, --share {args.share}: expected at least 1 name, and 0 to 100 percent.")
         if args.template.count("{}") != 1:
             raise ConfigError(f"--template '{args.template}' must hold one '{{}}' for the name.")
-        args.teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
+        teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
         if not Path(args.photos).is_dir():
             raise ConfigError(f"PHOTOS '{args.photos}' is not a folder: expected the folder with your photos.")
 
         from kdpl.photos.fitting.candidates import vocabulary_for
         from kdpl.text.vocabulary import load_vocabulary
 
-        vocabulary = args.vocabulary or vocabulary_for(args.teacher)
-        names = load_vocabulary(vocabulary)
+        names = load_vocabulary(args.vocabulary or vocabulary_for(teacher))
         photos = list_images(args.photos).images
         photos = sorted(random.Random(args.seed).sample(photos, min(LOOKED_AT, len(photos))))
-        found, seen = propose(photos, args.teacher, names, args.template)
+        found, seen = propose(photos, teacher, names, args.template)
         if not found:
             raise ConfigError(f"PHOTOS '{args.photos}' has no photo that can be read.")
         kept = [row for row in found if 100 * row[1] >= args.share * seen][: args.count]
         print(text_table([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
-        covered = sum(n for _, n, _ in kept)
-        print(
-            "",
-            f"{len(kept)} names for {covered:,} of {seen:,} photos. Strike out, merge and rename them as you like.",
-            sep="\n",
-        )
+        covered = f"{sum(n for _, n, _ in kept):,} of {seen:,} photos"
+        print("", f"{len(kept)} names for {covered}. Strike out, merge and rename them as you like.", sep="\n")
         if args.output:
             with atomic_write(args.output, "w") as file:
                 file.write("\n".join([*(name for name, *_ in kept), ""]))
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

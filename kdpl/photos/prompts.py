@@ -34,37 +34,42 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
     """
     names = read_class_names(args.classnames) if args.classnames else None
     with Doing(f"Loading '{args.prompts}' and its CLIP", quiet=getattr(args, "quiet", False)):
-        return _loaded(args, names, device)
+        load_learner(args)
+
+        from kdpl.classifier.classifier import load
+
+        _check_device(device)
+        classifier = load(args.prompts, device, args.backbone, args.calibrated)
+        if names:
+            classifier.classnames = names
+    names = classifier.classnames
+    if not names:
+        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
+    if len(names) == 1 and not args.reject:
+        raise InputError(
+            f"There is one class name alone, '{names[0]}', and every image would be it: give more names, or --reject, by "
+            "which images are none of these (`kdpl fit` calibrates it)."
+        )
+    if line := classifier.same_names():
+        print(f"Warning: {line}", file=sys.stderr)
+    return classifier
 
 
-def _loaded(args: argparse.Namespace, names: list[str] | None, device: str | None) -> "Classifier":
+def load_learner(args: argparse.Namespace) -> None:
+    """Import the file of --learner, if one is given."""
     if args.learner:
         from kdpl.trainers import load_learners
 
         load_learners(args.learner)
 
+
+def _check_device(device: str | None) -> None:
     import torch
 
-    from kdpl.classifier.classifier import load
-
-    if device:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"--device '{device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
-                "cpu, cuda or cuda:1."
-            ) from None
-    classifier = load(args.prompts, device, args.backbone, args.calibrated)
-    if names:
-        classifier.classnames = names
-    if not classifier.classnames:
-        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
-    if len(classifier.classnames) == 1 and not args.reject:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"There is one class name alone, '{classifier.classnames[0]}', and every image would be it: give more names, or "
-            "--reject, by which images are none of these (`kdpl fit` calibrates it)."
-        )
-    if line := classifier.same_names():
-        print(f"Warning: {line}", file=sys.stderr)
-    return classifier
+            f"--device '{device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
+            "cpu, cuda or cuda:1."
+        ) from None

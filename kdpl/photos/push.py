@@ -1,13 +1,13 @@
 """Upload prompts and their card to the Hugging Face Hub: `kdpl push OUT OWNER/NAME` (docs/hub.md)."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.exits import report
-from kdpl.common.safe_text import ArgumentParser, print, run_command
+from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.config.command_line import add_learner_flag
+from kdpl.photos.prompts import load_learner
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -22,13 +22,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command; return its exit status."""
     args = parse_args(argv)
     try:
-        if args.learner:
-            from kdpl.trainers import load_learners
-
-            load_learners(args.learner)
+        load_learner(args)
 
         from kdpl.classifier.bundle.hub import FILE_NAME, PREFIX, push
 
@@ -37,7 +34,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, exits.BAD_INPUT)
     print(f'{FILE_NAME} and its card are at {address}; use: kdpl.load("{PREFIX}{args.repository}")')
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

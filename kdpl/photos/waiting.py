@@ -23,10 +23,7 @@ class Doing:
     """Prints what is being done: with a total as a progress bar on a terminal, else as lines, with the time left.
 
     Args:
-        what: "Loading the models", say.
-        total: of the steps that `reached` counts; 0: there are none.
-        unit: of these, such as "photo".
-        quiet: print nothing.
+        total: of the steps that `reached` counts, each a `unit`; 0: there are none.
         out: by default stderr, so that stdout holds results alone.
     """
 

@@ -76,8 +76,8 @@ MUTATIONS = [
     mutation(
         "a photo under two paths counted twice",
         "kdpl/photos/labels.py",
-        'os.path.realpath(row["path"])',
-        'row["path"]',
+        "os.path.realpath(photo)",
+        "photo",
         f"{FIT}test_a_photo_under_two_paths_is_one_photo",
     ),
     mutation(
@@ -118,8 +118,8 @@ MUTATIONS = [
     mutation(
         "kdpl eval counts what was trained on",
         "kdpl/photos/evaluate.py",
-        "    seen = [label.path for label in there if digest[label.path] in train]\n",
-        "    seen = []\n",
+        "    seen = {path for path in there if digest[path] in train}\n",
+        "    seen = set()\n",
         f"{FIT}test_eval_leaves_out_what_was_trained_on_whatever_it_is_called_now",
     ),
     # ------------------------------------------------------------------------------------------------------------- labels

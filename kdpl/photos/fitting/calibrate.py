@@ -20,9 +20,7 @@ GAIN = 0.25  # share of the others that are rejected, beyond that of the ones in
 def fit_temperature(logits: Tensor, teacher_logits: Tensor) -> float:
     """Return the temperature by which the student's probabilities are closest to the teacher's, by cross-entropy.
 
-    Args:
-        logits: `(N, C)` of the student.
-        teacher_logits: `(N, C)` of the teacher, at its own scale: that is the one it was trained with.
+    Both logits are `(N, C)`; the teacher's at its own scale, which it was trained with.
     """
     target = teacher_logits.softmax(1)
 

@@ -30,23 +30,14 @@ FROM_PHOTOS = 4000  # steps of a training from augmented photos
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that can be learned.
+    """Something that can be learned."""
 
-    Attributes:
-        key: its name in --variant and of its folder.
-        title: its name in tables.
-        learner: the prompt learner.
-        settings: its configuration file in `configs/trainers`; empty: that of the student (`config_file`).
-        steps: of the training, about; 0: those of the settings, for so many names.
-        from_features: it trains from the features of the pass; else from photos that are augmented afresh.
-    """
-
-    key: str
-    title: str
+    key: str  # its name in --variant and of its folder
+    title: str  # its name in tables
     learner: str
-    settings: str = ""
-    steps: int = 0
-    from_features: bool = False
+    settings: str = ""  # its configuration file in `configs/trainers`; empty: that of the student (`config_file`)
+    steps: int = 0  # of the training, about; 0: those of the settings, for so many names
+    from_features: bool = False  # it trains from the features of the pass; else from photos that are augmented afresh
 
     @property
     def trainer(self) -> str:
@@ -95,23 +86,19 @@ def _other(variant: str) -> Candidate:
     from kdpl.students import Student  # which imports PyTorch
 
     learner = Student.known.get(variant)
-    known = [c.key for c in FOR_NAMES] + sorted(p.name.removeprefix("KDPL_") for p in (CONFIGS / "trainers").glob("KDPL_*"))
     if learner is None or not (CONFIGS / "trainers" / f"KDPL_{variant}").is_dir():
-        raise ConfigError(f"The learner '{variant}' has no settings: expected {', '.join(dict.fromkeys(known))}.")
+        others = sorted(path.name.removeprefix("KDPL_") for path in (CONFIGS / "trainers").glob("KDPL_*"))
+        known = dict.fromkeys([*(c.key for c in FOR_NAMES), *others])
+        raise ConfigError(f"The learner '{variant}' has no settings: expected {', '.join(known)}.")
     frozen = learner.image_features_are_frozen
     return Candidate(variant, f"{variant} prompts", variant, "", STEPS[0] if frozen else FROM_PHOTOS, frozen)
 
 
 def refuse_labels(candidate: Candidate) -> None:
-    """Refuse a candidate that cannot learn from labels, before anything is loaded.
-
-    Raises:
-        ConfigError: it says why.
-    """
+    """Raise a ConfigError if a candidate cannot learn from labels, before anything is loaded."""
     from kdpl.students import Student
 
-    learner = Student.known[candidate.learner]
-    if not candidate.from_features or learner.text_depends_on_images:
+    if not candidate.from_features or Student.known[candidate.learner].text_depends_on_images:
         raise ConfigError(
             f"--labels is for what learns from the features of the pass, and {candidate.title} do not: leave --labels or "
             f"{'--best' if candidate.key == BEST else '--variant'} out."
@@ -175,8 +162,7 @@ def settings(plan: "Plan", candidate: Candidate, photos: Sequence[str], text_siz
     cfg.DATASET.NUM_SHOTS = -1
     cfg.TRAIN.PRINT_FREQ = 10
     cfg.TEST.NO_TEST = True
-    workers = 0 if candidate.from_features else min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg.DATALOADER.NUM_WORKERS = 0 if candidate.from_features else min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     check_values(cfg)
     cfg.freeze()
     return cfg
@@ -195,8 +181,8 @@ def photos_for(plan: "Plan", candidate: Candidate, photos: Sequence[str]) -> lis
     if candidate.learner == "TaskRes":
         return list(photos)
     cfg = merged_cfg((str(config_file(candidate, plan.student)),), {}, [])
-    batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-    return list(photos)[: max(batch, steps_of(candidate, cfg, len(plan.names)) * batch // LEAST_EPOCHS)]
+    batch, steps = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, steps_of(candidate, cfg, len(plan.names))
+    return list(photos)[: max(batch, steps * batch // LEAST_EPOCHS)]
 
 
 def vocabulary_for(student: str) -> str:

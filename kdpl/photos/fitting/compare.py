@@ -15,12 +15,12 @@ from torch import Tensor
 
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.common.messages import signed
+from kdpl.photos.labels import CHOSEN_BY, REPORTED
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import BY_DATASET, DEFAULT, fill, imagenet_templates
 
 MOST_TEXTS = 4_000  # sentences times names that are encoded; of more the first templates are taken
 LEAST_TEMPLATES = 10
-CHOSEN_BY, REPORTED = "chosen by", "reported"  # the two parts of the held-out photos
 
 
 @dataclass
@@ -61,17 +61,14 @@ class Comparison:
     verdict: str
 
     def table(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "prompts": row.label,
-                "agreement": round(row.on[REPORTED].agreement, 6),
-                "error": round(row.on[REPORTED].error, 6),
-                "divergence": round(row.on[REPORTED].divergence, 6),
-                "to choose": round(row.on[CHOSEN_BY].agreement, 6),
-                "used": row is self.kept,
-            }
-            for row in self.rows
-        ]
+        found = []
+        for row in self.rows:
+            on = row.on[REPORTED]
+            figures = {"agreement": on.agreement, "error": on.error, "divergence": on.divergence}
+            figures["to choose"] = row.on[CHOSEN_BY].agreement
+            rounded = {name: round(value, 6) for name, value in figures.items()}
+            found.append({"prompts": row.label, **rounded, "used": row is self.kept})
+        return found
 
 
 def measured(logits: Tensor, teacher: Tensor) -> Measured:
@@ -88,20 +85,21 @@ def sentence_rows(
     own: Sequence[str],
     photos: Mapping[str, tuple[Tensor, Tensor]],
     train: tuple[Tensor, Tensor],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None],
 ) -> list[Row]:
     """Return the rows of the default sentence, the user's own, the best one and the mean of all.
 
     Args:
         photos: by part the frozen student's features `(N, d)` and the teacher's logits `(N, C)`.
         train: the same of photos of the training, by which the best sentence is chosen.
-        progress: called with the sentences that are encoded, and all.
+        progress: called with how many sentences are encoded, of how many.
     """
     known = list(dict.fromkeys([default, DEFAULT, *BY_DATASET.values(), *imagenet_templates()]))
     templates = known[: max(LEAST_TEMPLATES, MOST_TEXTS // len(names))]
     wanted, texts = list(dict.fromkeys([*templates, *own])), {}
     for sentence in wanted:
-        texts[sentence] = _encoded(clip, sentence, names)
+        with torch.no_grad(), clip.autocast(frozen=True):
+            texts[sentence] = sentence_features(clip, fill(sentence, list(names)))
         progress(len(texts), len(wanted))
     features, teacher = train
     likeliest = teacher.argmax(1)
@@ -121,12 +119,6 @@ def sentence_rows(
     mean = F.normalize(torch.stack([texts[t] for t in templates]).mean(0), dim=-1)
     rows.append(row(f"mean of {len(templates)} sentences", templates, mean))
     return rows
-
-
-@torch.no_grad()
-def _encoded(clip: Clip, sentence: str, names: Sequence[str]) -> Tensor:
-    with clip.autocast(frozen=True):
-        return sentence_features(clip, fill(sentence, list(names)))
 
 
 def compare(rows: Sequence[Row]) -> Comparison:

@@ -43,9 +43,7 @@ class Features:
     def copies(self) -> dict[str, str]:
         """Return the names of photos whose content an earlier one has, each with the name of the first."""
         first: dict[str, str] = {}
-        for name, content in zip(self.names, self.contents, strict=True):
-            first.setdefault(content, name)
-        pairs = zip(self.names, map(first.__getitem__, self.contents), strict=True)
+        pairs = [(name, first.setdefault(content, name)) for name, content in zip(self.names, self.contents, strict=True)]
         return {name: original for name, original in pairs if name != original}
 
 
@@ -58,13 +56,11 @@ class Pace:
 
     def add(self, photos: int, seconds: float) -> bool:
         """Add a chunk; return whether the speed has just become known."""
-        if self.seconds is not None:
-            return False
         self._chunks.append((photos, seconds))
-        if len(self._chunks) < MEASURED:
+        if self.seconds is not None or len(self._chunks) < MEASURED:
             return False
-        counted = self._chunks[1:]
-        self.seconds = sum(s for _, s in counted) / sum(n for n, _ in counted)
+        counts, times = zip(*self._chunks[1:], strict=True)
+        self.seconds = sum(times) / sum(counts)
         return True
 
 
@@ -79,15 +75,9 @@ class _Both:
 
 
 class Pass:
-    """The two frozen towers, and their caches.
+    """The two frozen towers, and their caches in the cache folder; the teacher takes images normalised for the student."""
 
-    Args:
-        clip: the student's CLIP.
-        teacher: adapts and encodes images that are normalised for the student.
-        folder: of the caches; None: `image_features` in the cache folder.
-    """
-
-    def __init__(self, clip: Clip, teacher: Teacher, folder: str | Path | None = None):
+    def __init__(self, clip: Clip, teacher: Teacher):
         self.clip, self.teacher = clip, teacher
         self.decoder, self.normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
         # So many that small images fill the machine, and large ones do not keep the user waiting.
@@ -95,9 +85,7 @@ class Pass:
         self.chunk = max(8, min(most, 8 * most // 64 * 224**2 // teacher.clip.resolution**2))
         own = {**meaning_of(clip, clip.preprocessing), "least": 0}  # as `kdpl predict` has it, which finds these features
         theirs = {**meaning_of(teacher.clip, clip.preprocessing), "as": "teacher"}
-        self.caches = [
-            ImageFeatureCache(meaning, tower.embed_dim, folder) for meaning, tower in ((own, clip), (theirs, teacher.clip))
-        ]
+        self.caches = [ImageFeatureCache(own, clip.embed_dim), ImageFeatureCache(theirs, teacher.clip.embed_dim)]
         self.decoder.known = _Both(self.caches)
         self.pace = Pace()
 
@@ -122,9 +110,7 @@ class Pass:
         Raises:
             ValueError: no photo can be read.
         """
-        count, taken, read = len(names), 0, []
-        rows: tuple[list[Tensor], list[Tensor]] = [], []
-        bad: list[str] = []
+        count, taken, bad, read, rows = len(names), 0, [], [], []
 
         def report(path: str, error: BadImageError) -> None:
             bad.append(path)
@@ -132,13 +118,11 @@ class Pass:
 
         start = time.perf_counter()
         for batch in self.decoder.batches([str(photos / name) for name in names], self.chunk, on_bad=report):
-            new = sum(item.pixels is not None for item in batch)
-            found = self._features(batch)
-            for part, features in zip(rows, found, strict=True):
-                part.append(features)
+            rows.append(self._features(batch))
             read += [(item.image, item.key) for item in batch]
             taken = len(read) + len(bad)
             now = time.perf_counter()
+            new = sum(item.pixels is not None for item in batch)
             if new and self.pace.add(new, now - start):
                 count = min(len(names), max(taken, limit(self.pace.seconds, taken)))
             start = now
@@ -148,8 +132,7 @@ class Pass:
         if not read:
             raise ValueError(f"PHOTOS '{photos}' has no photo that can be read.")
         below = [Path(path).relative_to(photos).as_posix() for path, _ in read]
-        frozen, teacher = (torch.cat(part) for part in rows)
-        return taken, Features(below, [key.hex() for _, key in read], frozen, teacher)
+        return taken, Features(below, [key.hex() for _, key in read], *map(torch.cat, zip(*rows, strict=True)))
 
     def _features(self, batch: Sequence[Any]) -> list[Tensor]:
         """Return the features of decoded photos by both towers, those in the caches among them."""

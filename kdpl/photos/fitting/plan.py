@@ -13,13 +13,13 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import unreadable
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.rows import key_of
-from kdpl.common.safe_text import lines, print
+from kdpl.common.safe_text import lines, print, read_json
 from kdpl.config.keys import ConfigError
 from kdpl.photos.fitting.candidates import Candidate, candidates_for, refuse_labels
-from kdpl.photos.labels import labels_of, read_labels
+from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN, labels_of, read_labels
 
-REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of the photos), at most
-CHOSEN_BY = (0.1, 10, 200)  # others, by which the best is chosen
+SHARE_REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of all), at most
+SHARE_CHOSEN_BY = (0.1, 10, 200)  # others, by which the best is chosen
 LEAST_PHOTOS = 64  # that are looked at, however little time there is
 LEAST_DIFFERENT = 4  # photos: two to learn from, one to choose by and one to report on
 QUICK_PHOTOS = (200, 12)  # with --quick: at most so many, or so many for each name
@@ -27,23 +27,14 @@ CHECKED = 200  # photos whose headers are read before anything is loaded
 DECISIONS = "fit.json"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The photos that can be read, by what they are for."""
-
-    train: list[str]
-    chosen_by: list[str]  # the best is chosen by them
-    reported: list[str]  # the comparison is reported on them
-
-
-def split(photos: Sequence[str], labelled: Sequence[str] = ()) -> Parts:
+def split(photos: Sequence[str], labelled: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the parts of photos in random order; those with a label are trained on and never held out."""
     fixed = set(labelled)
     free = [name for name in photos if name not in fixed]
-    reported = _share(len(free), *REPORTED, 3)
-    held = reported + _share(len(free), *CHOSEN_BY, 6)
+    reported = _share(len(free), *SHARE_REPORTED, 3)
+    held = reported + _share(len(free), *SHARE_CHOSEN_BY, 6)
     train = [name for name in photos if name in fixed] + free[held:]
-    return Parts(train, free[reported:held], free[:reported])
+    return {TRAIN: train, CHOSEN_BY: free[reported:held], REPORTED: free[:reported]}
 
 
 def _share(count: int, share: float, least: int, most: int, divisor: int) -> int:
@@ -52,19 +43,9 @@ def _share(count: int, share: float, least: int, most: int, divisor: int) -> int
 
 @dataclass(frozen=True)
 class Plan:
-    """A fit, before it is started.
+    """A fit, before it is started."""
 
-    Attributes:
-        photos: the folder.
-        order: its photos, relative to it, in the random order in which they are looked at.
-        most: how many of them at most, by the effort.
-        labels: the classes that are known of some, by their paths; these are the first in the order.
-        minutes: that looking at them may take.
-        skipped: what cannot be read, with the reasons.
-        media: pictures and films that are not read.
-    """
-
-    photos: Path
+    photos: Path  # the folder
     names: list[str]
     output: Path
     student: str
@@ -73,13 +54,13 @@ class Plan:
     variant: str
     template: str
     seed: int
-    minutes: float
-    order: list[str]
-    most: int
+    minutes: float  # that looking at photos may take
+    order: list[str]  # the photos, relative to the folder, as they are looked at: those with labels, then others at random
+    most: int  # of them are looked at
     candidates: list[Candidate]
-    labels: dict[str, str]
-    skipped: dict[Path, str]
-    media: str
+    labels: dict[str, str]  # the classes that are known of some photos
+    skipped: dict[Path, str]  # what cannot be read, with the reasons
+    media: str  # pictures and films that are not read
 
     @property
     def agnostic(self) -> bool:
@@ -116,50 +97,36 @@ class Plan:
         if not path.is_file():
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            settings, inputs, decided = found["settings"], found["inputs"], found["decided"]
+            found = read_json(path)
+            settings, inputs, decided = dict(found["settings"]), dict(found["inputs"]), found["decided"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ConfigError(
                 f"'{path}' is not of a fit ({error}): remove '{self.output}', or choose another folder."
             ) from None
         pairs = [(key, settings.get(key), value) for key, value in self.settings.items()]
-        different = [f"{key}: '{then}' there, '{now}' here" for key, then, now in pairs if then != now]
-        what = [name for name, digest in self._inputs().items() if inputs.get(name) != digest]
-        different += [f"{name} differ" for name in what]
+        different = [f"  {key}: '{then}' there, '{now}' here" for key, then, now in pairs if then != now]
+        different += [f"  {name} differ" for name, digest in self._inputs().items() if inputs.get(name) != digest]
         if different:
             about = f"'{self.output}' is the fit of other photos, names or settings:"
-            way_out = "Choose another output folder (-o), or remove this one."
-            raise ConfigError(lines(about, *(f"  {text}" for text in different), way_out))
+            raise ConfigError(lines(about, *different, "Choose another output folder (-o), or remove this one."))
         return decided
 
-    def write_names(self) -> None:
-        """Write the class names into the output folder.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        with atomic_write(self.file("names.txt"), "w") as file:
-            file.write("\n".join([*self.names, ""]))
-
     def decide(self, **decided: Any) -> None:
-        """Record what this fit has decided, by which it is resumed.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        with atomic_write(self.file(DECISIONS), "w") as file:
-            json.dump({"settings": self.settings, "inputs": self._inputs(), "decided": decided}, file, indent=1)
+        """Record what this fit has decided, by which it is resumed."""
+        write_json(self.file(DECISIONS), {"settings": self.settings, "inputs": self._inputs(), "decided": decided})
 
     def _inputs(self) -> dict[str, str]:
         labels = key_of(*sorted(self.labels.items())).hex() if self.labels else ""
         return {"photos": key_of(*sorted(self.order)).hex(), "class names": key_of(*self.names).hex(), "labels": labels}
 
 
-def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
-    """Return the plan of a fit.
+def write_json(path: Path, content: Any) -> None:
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=1)
 
-    Args:
-        args: of `kdpl fit`, with photos, output, student and teacher filled in.
+
+def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
+    """Return the plan of a fit; `args` are those of `kdpl fit`, with photos, output, student and teacher filled in.
 
     Raises:
         ConfigError: there are too few photos, or the learner cannot be used with the student.
@@ -179,7 +146,7 @@ def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
             "hundred: of few, half are held out."
         )
     order = [name for name in order if photos / name not in bad]
-    labels = _labels(args, photos, names, order)
+    labels = _labels(args, photos, names, order) if args.labels else {}
     for candidate in candidates if labels else ():
         refuse_labels(candidate)
     order.sort(key=lambda name: name not in labels)  # which keeps the random order otherwise
@@ -198,8 +165,6 @@ def _labels(args: argparse.Namespace, photos: Path, names: Sequence[str], order:
         ConfigError: no label is of one of the photos, or too few photos are left to compare on.
         ValueError, FileNotFoundError: as `read_labels`.
     """
-    if not args.labels:
-        return {}
     labels, others = labels_of(read_labels(args.labels, list(names)), photos, order)
     if not labels:
         raise ConfigError(

@@ -1,25 +1,25 @@
 """The training of a candidate: the existing trainer, from features that are known, its log in a file and its progress shown."""
 
-import contextlib
-import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import closing, redirect_stdout
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
+from yacs.config import CfgNode
 
-from kdpl.clip.model import Clip
-from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import print, print_safely, settings_lines
 from kdpl.common.signals import Interrupted
-from kdpl.distill.labelled import Labelled
 from kdpl.distill.views import FeatureTable, ViewFeatures
 from kdpl.photos.fitting.candidates import Candidate, photos_for, settings
 from kdpl.photos.fitting.features import Features
-from kdpl.photos.fitting.plan import Plan
+from kdpl.photos.fitting.plan import write_json
+from kdpl.photos.labels import TRAIN
 from kdpl.photos.waiting import Doing
+
+if TYPE_CHECKING:
+    from kdpl.photos.fitting.run import Fit
 
 STEP = re.compile(r"epoch \[(\d+)/(\d+)\] batch \[(\d+)/(\d+)\]")
 TIMED_NAMES = 16  # names of the steps by which a training's time is estimated
@@ -47,37 +47,8 @@ class Bar:
         return False
 
 
-@contextlib.contextmanager
-def silent_log(doing: Doing) -> Iterator[None]:
-    """Show nothing but the progress of what is printed inside."""
-    before = sys.stdout
-    try:
-        sys.stdout = Bar(doing)
-        yield
-    finally:
-        log, sys.stdout = sys.stdout, before
-        with contextlib.suppress(AttributeError, OSError):
-            log.file.close()
-
-
-def train(
-    plan: Plan,
-    candidate: Candidate,
-    photos: Sequence[str],
-    features: Features,
-    teacher: Clip,
-    labelled: Labelled | None,
-    text_size: float,
-    quiet: bool,
-) -> Any:
-    """Train a candidate as `train.py` does, in its own folder, and return the trainer.
-
-    Args:
-        photos: that may be trained on.
-        features: of all of these.
-        teacher: loaded already.
-        labelled: of these photos.
-        text_size: see `settings`.
+def train(fit: "Fit", candidate: Candidate) -> None:
+    """Train a candidate as `train.py` does, in its own folder.
 
     Raises:
         ValueError, OSError, FloatingPointError, OccupiedError: as `train.py` reports them.
@@ -89,29 +60,37 @@ def train(
     from kdpl.trainers import records
 
     from dassl.engine import TRAINER_REGISTRY, build_trainer  # isort: skip
-    from dassl.utils import set_random_seed, setup_logger  # isort: skip
 
-    images = photos_for(plan, candidate, photos)
-    cfg = settings(plan, candidate, images, text_size)
+    images = photos_for(fit.plan, candidate, fit.parts[TRAIN])
+    cfg = settings(fit.plan, candidate, images, fit.text_size)
     records.check_settings(cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME), ())
-    with atomic_write(plan.folder(candidate) / "photos.json", "w") as file:
-        json.dump(images, file, indent=0)
+    write_json(fit.plan.folder(candidate) / "photos.json", images)
     try:
-        with Doing(f"Learning {candidate.title}", 1, "step", quiet) as doing, silent_log(doing):
-            setup_logger(cfg.OUTPUT_DIR)
-            print_safely(sys.stdout)
-            print("** Config **", settings_lines(cfg), sep="\n")
-            set_random_seed(cfg.SEED)
+        with (
+            Doing(f"Learning {candidate.title}", 1, "step", fit.quiet) as doing,
+            redirect_stdout(Bar(doing)),
+            closing(_log(cfg)),
+        ):
             trainer = build_trainer(cfg)
             trainer.command = {"config_name": "fit", "model_dir": None}
-            trainer.loaded_teachers, trainer.labelled = [teacher], labelled
+            trainer.loaded_teachers, trainer.labelled = [fit.teacher_clip], fit.labelled
             if candidate.from_features:
-                trainer.view_features = known_features(trainer, features)
+                trainer.view_features = known_features(trainer, fit.features)
             trainer.train()
     except Interrupted as stop:  # it has said so in the log
         print(stop, file=sys.stderr)
         raise
-    return trainer
+
+
+def _log(cfg: CfgNode) -> IO[str]:
+    """Begin the log of a run with its settings, seed the generators, and return its file."""
+    from dassl.utils import set_random_seed, setup_logger
+
+    setup_logger(cfg.OUTPUT_DIR)
+    print_safely(sys.stdout)
+    print("** Config **", settings_lines(cfg), sep="\n")
+    set_random_seed(cfg.SEED)
+    return sys.stdout.file
 
 
 def known_features(trainer: Any, features: Features) -> list[ViewFeatures]:
@@ -124,9 +103,8 @@ def known_features(trainer: Any, features: Features) -> list[ViewFeatures]:
     rows = torch.tensor([place[image.name] for image in images])
     if changed := [image.name for image, row in zip(images, rows, strict=True) if image.content != features.contents[row]]:
         raise ValueError(f"'{changed[0]}' has changed since its features were computed: start the same command again.")
-    wanted = [features.teacher, features.frozen] if trainer.student.reads_frozen_image_features else [features.teacher]
     found = []
-    for values in wanted:
+    for values in [features.teacher, features.frozen][: 1 + trainer.student.reads_frozen_image_features]:
         table = FeatureTable(images, 1, values.shape[1], torch.float32)
         table.put(torch.arange(len(images)), torch.zeros(len(images), dtype=torch.long), values[rows])
         found.append(ViewFeatures(_unknown, table, 1, trainer.device))
@@ -137,17 +115,14 @@ def _unknown(images: torch.Tensor) -> torch.Tensor:
     raise RuntimeError(f"{len(images)} photos have no features: the pass over the photos should have computed all.")
 
 
-def seconds(plan: Plan, candidate: Candidate, photos: int, clip: Clip, text_size: float) -> float:
-    """Return about how long a candidate's training from features takes, by steps with some of the names.
-
-    Args:
-        photos: how many may be trained on.
-    """
+def seconds(fit: "Fit", candidate: Candidate) -> float:
+    """Return about how long a candidate's training from features takes, by steps with some of the names."""
     from kdpl.config.defaults import node_of, student_options
     from kdpl.students import Student
 
-    images = photos_for(plan, candidate, plan.order[:photos])
-    cfg = settings(plan, candidate, images, text_size)
+    plan, clip = fit.plan, fit.clip
+    images = photos_for(plan, candidate, fit.parts[TRAIN])
+    cfg = settings(plan, candidate, images, fit.text_size)
     names = plan.names[:TIMED_NAMES]
     student = Student.known[candidate.learner](clip, student_options(cfg, node_of(candidate.trainer)), names, plan.template)
     student.learned.to(clip.device)
