@@ -14,14 +14,7 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg: CfgNode, **kwargs) -> "Classification":
-    """Return the evaluator that TEST.EVALUATOR names.
-
-    Args:
-        kwargs: passed on to it: `lab2cname`, the class name of each label.
-
-    Raises:
-        ValueError: no evaluator of that name is registered.
-    """
+    """Return the evaluator that TEST.EVALUATOR names; `kwargs` (`lab2cname`) are passed on to it."""
     return build_registered(EVALUATOR_REGISTRY, "TEST.EVALUATOR", cfg, **kwargs)
 
 
@@ -29,12 +22,7 @@ def build_evaluator(cfg: CfgNode, **kwargs) -> "Classification":
 class Classification:
     """The evaluator of classification: `reset`, `process` for every batch, `evaluate` at the end.
 
-    Args:
-        cfg: the whole configuration.
-        lab2cname: the class name of each label, needed for TEST.PER_CLASS_RESULT.
-
-    Raises:
-        ValueError: TEST.PER_CLASS_RESULT without `lab2cname`.
+    `lab2cname`, the class name of each label, is needed for TEST.PER_CLASS_RESULT.
     """
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None):

@@ -8,17 +8,9 @@ import torch
 def compute_accuracy(
     output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, topk: Sequence[int] = (1,)
 ) -> list[torch.Tensor]:
-    """Return the percentage of images whose label is among the k highest logits, for each k of `topk`.
+    """Return, for each k of `topk`, the percentage (1,) of images whose label (B,) is among the k highest logits.
 
-    Args:
-        output: logits (B, C), or a tuple or list whose first element they are.
-        target: labels (B,).
-
-    Returns:
-        One tensor (1,) for each k.
-
-    Raises:
-        ValueError: a k is more than the number of classes.
+    `output` are logits (B, C), or a tuple or list whose first element they are.
     """
     logits = output[0] if isinstance(output, tuple | list) else output
     if max(topk) > logits.shape[1]:

@@ -25,13 +25,7 @@ def build_dataset(cfg: CfgNode) -> "DatasetBase":
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Datum:
-    """One labelled image.
-
-    Attributes:
-        impath: path of the image file.
-        label: class index.
-        domain: domain index.
-        classname: class name.
+    """One labelled image: its path, the indices of its class and domain, and the name of its class.
 
     Raises:
         TypeError: `impath` is not text.
@@ -51,13 +45,7 @@ class Datum:
 
 
 class DatasetBase:
-    """The splits of a data set and the names of its classes, which are those of `train_x`.
-
-    Args:
-        train_x: labelled training images.
-        train_u: unlabelled training images.
-        val: validation images.
-        test: test images.
+    """The splits of a data set (`train_u`: unlabelled images) and the names of its classes, which are those of `train_x`.
 
     Raises:
         ValueError: `train_x` is empty, or a label in it has two class names.
@@ -77,9 +65,7 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    # Properties, so that a subclass can have other class names than those of its training images.
-
-    @property
+    @property  # so that a subclass can have other class names than those of its training images
     def lab2cname(self) -> dict[int, str]:
         return self._lab2cname
 
@@ -116,21 +102,18 @@ class DatasetBase:
     def generate_fewshot_dataset(
         self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
     ) -> list[Datum] | Sequence[list[Datum]]:
-        """Draw `num_shots` images of every class, with Python's `random`.
+        """Draw `num_shots` images of every class of each list, with Python's `random`; below 1, return the lists as they are.
 
         Args:
-            data_sources: one or more lists of images; each is drawn from on its own.
-            num_shots: images per class; below 1, everything is returned as it is.
             repeat: draw with replacement from a class that has fewer images; otherwise such a class is taken whole.
 
         Returns:
             A list of images for one source, a sequence of such lists for several.
         """
-        output: Sequence[list[Datum]] = data_sources
         if num_shots >= 1:
             print(f"Creating a {num_shots}-shot dataset")
-            output = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
-        return output[0] if len(output) == 1 else output
+            data_sources = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
+        return data_sources[0] if len(data_sources) == 1 else data_sources
 
     def _draw_shots(self, data_source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
         # Which classes come first decides what is drawn for a seed; this is Dassl's order, so splits are the same.

@@ -26,17 +26,8 @@ Transform = Callable[[Image.Image], Any]
 class DatasetWrapper(Dataset):
     """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`.
 
-    Several transforms give `img`, `img2`, `img3`, ... With DATALOADER.K_TRANSFORMS above 1, each of these is a list of
-    that many augmented views, in training only. With DATALOADER.RETURN_IMG0, `img0` is the image without augmentation.
-
-    Args:
-        cfg: the whole configuration.
-        data_source: the images.
-        transform: from a PIL image to a tensor, or several such; None leaves PIL images.
-        is_train: whether the split is trained on.
-
-    Raises:
-        ValueError: K_TRANSFORMS above 1 without a transform.
+    Several transforms give `img`, `img2`, `img3`, ...; none leaves PIL images. With DATALOADER.K_TRANSFORMS above 1, each is a
+    list of that many augmented views, in training only. With DATALOADER.RETURN_IMG0, `img0` is the image without augmentation.
     """
 
     def __init__(
@@ -74,24 +65,12 @@ class DatasetWrapper(Dataset):
         if self.transform is None:
             return {"img": image}
         transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
-        return {f"img{i}" if i > 1 else "img": self._augmented(t, image) for i, t in enumerate(transforms, 1)}
-
-    def _augmented(self, transform: Transform, image: Image.Image) -> Any:
-        views = [transform(image) for _ in range(self.k_tfm)]
-        return views if self.k_tfm > 1 else views[0]
+        views = [[transform(image) for _ in range(self.k_tfm)] for transform in transforms]
+        return {f"img{i}" if i > 1 else "img": v if self.k_tfm > 1 else v[0] for i, v in enumerate(views, 1)}
 
 
 class DataManager:
-    """The data set that DATASET.NAME names, and a loader for each of its splits.
-
-    Attributes:
-        dataset: the data set.
-        train_loader_x: labelled training images, shuffled; the last short batch is dropped if there is a full one.
-        train_loader_u: unlabelled training images, or None.
-        val_loader: validation images, or None.
-        test_loader: test images.
-        num_classes, lab2cname: those of the data set.
-        num_source_domains: the number of DATASET.SOURCE_DOMAINS.
+    """The data set that DATASET.NAME names, and a loader for each of its splits; None for a split that it does not have.
 
     Args:
         cfg: the whole configuration.
@@ -129,9 +108,8 @@ class DataManager:
     def show_dataset_summary(self, cfg: CfgNode) -> None:
         """Print a table of the data set's domains, classes and split sizes."""
         table = [["Dataset", cfg.DATASET.NAME]]
-        for name, domains in (("Source", cfg.DATASET.SOURCE_DOMAINS), ("Target", cfg.DATASET.TARGET_DOMAINS)):
-            if domains:
-                table.append([name, ", ".join(domains)])
+        domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
+        table += [[name, ", ".join(some)] for name, some in domains.items() if some]
         table.append(["# classes", f"{self.num_classes:,}"])
         for split in ("train_x", "train_u", "val", "test"):
             if images := getattr(self.dataset, split):
@@ -147,12 +125,7 @@ def build_data_loader(
     data_source: Sequence[Datum] | None,
     node: CfgNode,
 ) -> DataLoader:
-    """Return a loader over `data_source`.
-
-    Args:
-        wrapper: `DatasetWrapper`, or what takes its place.
-        is_train: drop the last short batch, if there is a full one.
-        node: SAMPLER and BATCH_SIZE.
+    """Return a loader over `data_source`, with SAMPLER and BATCH_SIZE of a node; in training a last short batch is dropped.
 
     Raises:
         ValueError: there are no images, or the sampler is unknown or only Dassl has it.

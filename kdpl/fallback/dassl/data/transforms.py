@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torchvision.transforms as T
-import torchvision.transforms.functional as F
-from PIL import Image
+from torchvision.transforms.v2 import GaussianNoise
 from yacs.config import CfgNode
 
 from kdpl.common.safe_text import print
@@ -63,25 +62,6 @@ def _interpolation(cfg: CfgNode) -> T.InterpolationMode:
 
 
 @dataclass
-class RandomTranslation:
-    """With probability `p`, enlarge the image by an eighth over the target size and crop a random window of that size.
-
-    Attributes:
-        size: height and width of the result; an image that is not moved is resized to it.
-    """
-
-    size: tuple[int, int]
-    p: float
-    interpolation: T.InterpolationMode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(1) >= self.p:
-            return F.resize(image, list(self.size), self.interpolation)
-        larger = F.resize(image, [round(1.125 * side) for side in self.size], self.interpolation)
-        return F.crop(larger, *T.RandomCrop.get_params(larger, self.size))
-
-
-@dataclass
 class Cutout:
     """Set `n_holes` random squares of side `length` of an image tensor to 0 (DeVries and Taylor, arXiv:1708.04552).
 
@@ -99,48 +79,32 @@ class Cutout:
         return image
 
 
-@dataclass
-class GaussianNoise:
-    """With probability `p`, add independent Gaussian noise to every value of an image tensor."""
-
-    mean: float
-    std: float
-    p: float = 0.5
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        if torch.rand(1) >= self.p:
-            return image
-        return image + self.mean + self.std * torch.randn_like(image)
+def _moved(cfg: CfgNode) -> T.Compose:
+    """Enlarge every other image by an eighth over INPUT.SIZE, and crop a random window of that size; resize the others."""
+    size, interpolation = tuple(cfg.INPUT.SIZE), _interpolation(cfg)
+    larger = T.Resize([round(1.125 * side) for side in size], interpolation)
+    return T.Compose([T.RandomApply([larger, T.RandomCrop(size)], 0.5), T.Resize(size, interpolation)])
 
 
 def _normalize(cfg: CfgNode) -> T.Normalize:
     return T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
 
 
-def _random_resized_crop(cfg: CfgNode) -> T.RandomResizedCrop:
-    return T.RandomResizedCrop(tuple(cfg.INPUT.SIZE), tuple(cfg.INPUT.RRCROP_SCALE), interpolation=_interpolation(cfg))
-
-
-def _color_jitter(cfg: CfgNode) -> T.ColorJitter:
-    i = cfg.INPUT
-    return T.ColorJitter(i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H)
-
-
 _ON_IMAGES: dict[str, Callable[[CfgNode], Callable]] = {
-    "random_translation": lambda cfg: RandomTranslation(tuple(cfg.INPUT.SIZE), 0.5, _interpolation(cfg)),
+    "random_translation": _moved,
     "random_crop": lambda cfg: T.RandomCrop(tuple(cfg.INPUT.SIZE), padding=cfg.INPUT.CROP_PADDING, pad_if_needed=True),
-    "random_resized_crop": _random_resized_crop,
+    "random_resized_crop": lambda cfg: T.RandomResizedCrop(
+        tuple(cfg.INPUT.SIZE), tuple(cfg.INPUT.RRCROP_SCALE), interpolation=_interpolation(cfg)
+    ),
     "random_flip": lambda cfg: T.RandomHorizontalFlip(),
     "randaugment": lambda cfg: T.RandAugment(cfg.INPUT.RANDAUGMENT_N, cfg.INPUT.RANDAUGMENT_M),
-    "colorjitter": _color_jitter,
+    "colorjitter": lambda cfg: T.ColorJitter(*(cfg.INPUT[f"COLORJITTER_{part}"] for part in "BCSH")),
     "randomgrayscale": lambda cfg: T.RandomGrayscale(cfg.INPUT.RGS_P),
     "gaussian_blur": lambda cfg: T.RandomApply([T.GaussianBlur(cfg.INPUT.GB_K)], cfg.INPUT.GB_P),
 }
 _ON_TENSORS: dict[str, Callable[[CfgNode], Callable]] = {
     "cutout": lambda cfg: Cutout(cfg.INPUT.CUTOUT_N, cfg.INPUT.CUTOUT_LEN),
     "normalize": _normalize,
-    "gaussian_noise": lambda cfg: GaussianNoise(cfg.INPUT.GN_MEAN, cfg.INPUT.GN_STD),
+    "gaussian_noise": lambda cfg: T.RandomApply([GaussianNoise(cfg.INPUT.GN_MEAN, cfg.INPUT.GN_STD, clip=False)], 0.5),
 }
-# Older configurations name what has become part of every test transform.
-_IN_EVERY_TEST = ["center_crop"]
-AVAILABLE = (*_ON_IMAGES, *_ON_TENSORS, *_IN_EVERY_TEST)
+AVAILABLE = (*_ON_IMAGES, *_ON_TENSORS, "center_crop")  # older configurations name that, which is part of every test transform

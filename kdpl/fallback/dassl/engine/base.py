@@ -30,10 +30,7 @@ class Models:
     def register_model(
         self, name: str = "model", model: nn.Module | None = None, optim: Optimizer | None = None, sched: Any = None
     ) -> None:
-        """Register a model with its optimizer and scheduler; checkpoints hold what is registered.
-
-        Args:
-            name: also the name of the folder of its checkpoints.
+        """Register a model with its optimizer and scheduler; checkpoints, in a folder of its name, hold what is registered.
 
         Raises:
             AttributeError: `super().__init__()` has not run yet.
@@ -53,11 +50,10 @@ class Models:
         Raises:
             ValueError: a name is not registered.
         """
-        if names is None:
-            return list(self._models)
-        for name in tolist_if_not(names):
+        names = list(self._models) if names is None else tolist_if_not(names)
+        for name in names:
             check_availability(name, self._models)
-        return tolist_if_not(names)
+        return names
 
     def save_model(
         self,
@@ -67,29 +63,24 @@ class Models:
         val_result: float | None = None,
         model_name: str = "",
     ) -> None:
-        """Write a checkpoint of every registered model to `directory/<name>/`.
+        """Write a checkpoint of every registered model to `directory/<name>/`, as `save_checkpoint` does.
 
         Args:
             epoch: the epoch that has just finished, from 0.
-            is_best: write a second copy as `model-best.pth.tar`.
             val_result: the result on the validation set.
-            model_name: the file's name; by default `model.pth.tar-<epoch + 1>`.
         """
         for name, model in self._models.items():
             state = {
                 "state_dict": model.state_dict(),
                 "epoch": epoch + 1,
-                "optimizer": _state(self._optims[name]),
-                "scheduler": _state(self._scheds[name]),
+                "optimizer": self._optims[name] and self._optims[name].state_dict(),
+                "scheduler": self._scheds[name] and self._scheds[name].state_dict(),
                 "val_result": None if val_result is None else float(val_result),
             }
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
-        """Load the newest checkpoint of every registered model, with its optimizer and scheduler, if all have one.
-
-        Returns:
-            The number of finished epochs, 0 if there is no checkpoint.
+        """Load the newest checkpoint of every registered model, if all have one, and return the number of finished epochs.
 
         Raises:
             ValueError: the models' newest checkpoints are of different epochs.
@@ -138,7 +129,6 @@ class Models:
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{validated})")
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Set models to training mode ("train") or evaluation mode ("eval" or "test")."""
         check_availability(mode, ["train", "eval", "test"])
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
@@ -161,7 +151,6 @@ class Models:
             )
 
     def model_zero_grad(self, names: Names = None) -> None:
-        """Forget the gradients."""
         for optim in self._optimizers(names):
             optim.zero_grad()
 
@@ -171,7 +160,6 @@ class Models:
         loss.backward()
 
     def model_update(self, names: Names = None) -> None:
-        """Step the optimizers."""
         for optim in self._optimizers(names):
             optim.step()
 
@@ -194,7 +182,6 @@ class TrainerBase(Models):
         self._writer = None
 
     def init_writer(self, log_dir: str | os.PathLike) -> None:
-        """Open the TensorBoard log unless it is open."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -202,7 +189,6 @@ class TrainerBase(Models):
             self._writer = SummaryWriter(log_dir=str(log_dir))
 
     def close_writer(self) -> None:
-        """Close the TensorBoard log if it is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -213,12 +199,8 @@ class TrainerBase(Models):
             self._writer.add_scalar(tag, scalar_value, global_step)
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
-        """Run `before_train`, the epochs from `start_epoch` to `max_epoch - 1`, and `after_train`.
-
-        `before_train` may set `self.start_epoch` again.
-        """
-        self.start_epoch = start_epoch
-        self.max_epoch = max_epoch
+        """Run `before_train`, which may set `start_epoch` again, the epochs before `max_epoch`, and `after_train`."""
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
@@ -228,23 +210,19 @@ class TrainerBase(Models):
         self.after_train()
 
     def before_train(self) -> None:
-        """Prepare the first epoch."""
+        pass
 
     def after_train(self) -> None:
-        """Finish after the last epoch."""
+        pass
 
     def before_epoch(self) -> None:
-        """Prepare epoch `self.epoch`."""
+        pass
 
     def after_epoch(self) -> None:
-        """Finish epoch `self.epoch`."""
+        pass
 
     def run_epoch(self) -> None:
         raise NotImplementedError
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
-
-
-def _state(part: Any) -> dict[str, Any] | None:
-    return None if part is None else part.state_dict()

@@ -34,11 +34,7 @@ def __getattr__(name: str) -> Any:
 
 
 def build_trainer(cfg: CfgNode) -> TrainerBase:
-    """Return the trainer that TRAINER.NAME names, built from `cfg`.
-
-    Raises:
-        ValueError: no trainer of that name is registered.
-    """
+    """Return the trainer that TRAINER.NAME names, built from `cfg`."""
     return build_registered(TRAINER_REGISTRY, "TRAINER.NAME", cfg)
 
 
@@ -46,9 +42,6 @@ class SimpleTrainer(TrainerBase):
     """A run from a configuration: it builds data, model and evaluator, resumes, tests and saves.
 
     A variant implements `build_model`, which registers a model and sets `self.model` or overrides `model_inference`.
-
-    Args:
-        cfg: the whole configuration.
 
     Raises:
         ValueError: TEST.SPLIT, TEST.FINAL_MODEL or TRAIN.PRINT_FREQ has a value that is not possible.
@@ -58,11 +51,10 @@ class SimpleTrainer(TrainerBase):
         super().__init__()
         _check_run(cfg)
         self.check_cfg(cfg)
-        self.cfg = cfg
+        self.cfg, self.output_dir = cfg, cfg.OUTPUT_DIR
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
-        self.output_dir = cfg.OUTPUT_DIR
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -74,13 +66,9 @@ class SimpleTrainer(TrainerBase):
     def build_data_loader(self) -> None:
         """Set `dm`, the loaders of all splits, and the data set's classes."""
         self.dm = dm = DataManager(self.cfg)
-        self.train_loader_x = dm.train_loader_x
-        self.train_loader_u = dm.train_loader_u
-        self.val_loader = dm.val_loader
-        self.test_loader = dm.test_loader
-        self.num_classes = dm.num_classes
-        self.num_source_domains = dm.num_source_domains
-        self.lab2cname = dm.lab2cname
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
 
     def build_model(self) -> None:
         """Build the model with its optimizer and scheduler and register them; every variant has its own."""
@@ -94,7 +82,8 @@ class SimpleTrainer(TrainerBase):
         """Resume from the newest checkpoint in RESUME or else OUTPUT_DIR, and open the TensorBoard log."""
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         if self.start_epoch and self.cfg.TEST.FINAL_MODEL == "best_val":
-            self.best_result = self._best_so_far()
+            best = Path(self.output_dir, next(iter(self._models)), BEST)
+            self.best_result = load_checkpoint(best)["val_result"] if best.is_file() else self.best_result
         self.init_writer(Path(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
@@ -125,11 +114,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split, print and log the results, and return the first: the accuracy in percent.
-
-        Args:
-            split: "test" or "val" (the test set if there is no validation set); by default TEST.SPLIT.
-        """
+        """Return the accuracy in percent on a split, "test" or "val" (without one: "test"); print and log all results."""
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
@@ -152,10 +137,6 @@ class SimpleTrainer(TrainerBase):
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of a batch, on the device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
-
-    def _best_so_far(self) -> float:
-        path = Path(self.output_dir, next(iter(self._models)), BEST)
-        return load_checkpoint(path)["val_result"] if path.is_file() else self.best_result
 
 
 class TrainerX(SimpleTrainer):

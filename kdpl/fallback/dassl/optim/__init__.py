@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn, optim
@@ -25,7 +25,6 @@ def build_optimizer(
 
     Args:
         model: a module, or parameters or groups of them as PyTorch's optimizers take.
-        optim_cfg: the OPTIM node of a configuration.
         param_groups: groups to optimize in place of the model's parameters.
 
     Raises:
@@ -41,21 +40,17 @@ def build_optimizer(
         parameters = _staged(model, optim_cfg)
     else:
         parameters = model.parameters() if isinstance(model, nn.Module) else model
-    optimizer, own = _class_and_settings(optim_cfg)
-    return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
-
-
-def _class_and_settings(cfg: CfgNode) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
-    betas = {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2)}
-    momentum = {"momentum": cfg.MOMENTUM}
-    return {
+    betas = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)}
+    momentum = {"momentum": optim_cfg.MOMENTUM}
+    optimizer, own = {
         "adam": (optim.Adam, betas),
         "amsgrad": (optim.Adam, {**betas, "amsgrad": True}),
-        "sgd": (optim.SGD, {**momentum, "dampening": cfg.SGD_DAMPNING, "nesterov": cfg.SGD_NESTEROV}),
-        "rmsprop": (optim.RMSprop, {**momentum, "alpha": cfg.RMSPROP_ALPHA}),
+        "sgd": (optim.SGD, {**momentum, "dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV}),
+        "rmsprop": (optim.RMSprop, {**momentum, "alpha": optim_cfg.RMSPROP_ALPHA}),
         "radam": (RAdam, betas),
         "adamw": (optim.AdamW, betas),
-    }[cfg.NAME]
+    }[optim_cfg.NAME]
+    return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
 
 def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, Any]]:

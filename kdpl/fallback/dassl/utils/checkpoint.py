@@ -23,14 +23,12 @@ def save_checkpoint(
     remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
-    """Write a checkpoint and, after it, the text file `checkpoint` that names it as the newest.
+    """Write a checkpoint, by default as `model.pth.tar-<epoch>`, and then the file `checkpoint` that names it as the newest.
 
     Args:
         state: a dictionary with at least "state_dict" and "epoch" (the number of finished epochs).
-        save_dir: the folder, made if missing.
         is_best: write a second copy as `model-best.pth.tar`.
         remove_module_from_keys: drop the prefix "module." that `DataParallel` gives to the names of parameters.
-        model_name: the file's name; by default `model.pth.tar-<epoch>`.
     """
     if remove_module_from_keys:
         state = state | {"state_dict": _without_module_prefix(state["state_dict"])}
@@ -68,13 +66,7 @@ def resume_from_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
 ) -> int:
-    """Load the newest checkpoint of a folder into a model, its optimizer and its scheduler.
-
-    Args:
-        fdir: the folder that `save_checkpoint` wrote to.
-
-    Returns:
-        The number of finished epochs.
+    """Load the newest checkpoint of a folder into a model, its optimizer and scheduler; return the number of finished epochs.
 
     Raises:
         FileNotFoundError: the folder names no checkpoint, or the one it names is gone.
@@ -93,11 +85,7 @@ def resume_from_checkpoint(
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the weights of a file whose names and shapes are those of `model`, and print the names of the others.
-
-    Args:
-        weight_path: a checkpoint, or a state dictionary alone.
-    """
+    """Load the weights of a checkpoint or state dictionary whose names and shapes are the model's; print the others' names."""
     checkpoint = load_checkpoint(weight_path)
     weights = _without_module_prefix(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()

@@ -8,11 +8,7 @@ from typing import IO
 
 
 class Logger:
-    """A text stream that writes to the terminal and to a file.
-
-    Args:
-        fpath: the file, which must not exist yet; its folder is made if missing.
-    """
+    """A text stream that writes to the terminal and to a file, which must not exist yet."""
 
     def __init__(self, fpath: str | os.PathLike):
         # A second logger takes the first one's place: lines of the new run do not belong in the old run's file.
@@ -41,12 +37,9 @@ class Logger:
 
 
 def setup_logger(output: str | os.PathLike | None = None) -> None:
-    """Copy everything printed from now on to `log.txt` in the folder `output`.
+    """Copy everything printed from now on to `log.txt` in a folder, or to a file whose name ends in .txt or .log.
 
     An existing log stays: the new one's name is then followed by the time.
-
-    Args:
-        output: a folder, or a file whose name ends in .txt or .log; None: no log is written.
     """
     if output is None:
         return

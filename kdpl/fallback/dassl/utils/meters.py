@@ -24,22 +24,14 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """An `AverageMeter` for each of several named values; as text, "loss 1.2000 (1.3000)" for each.
-
-    Args:
-        delimiter: what stands between two values in the text.
-    """
+    """An `AverageMeter` for each of several named values; as text, "loss 1.2000 (1.3000)" for each."""
 
     def __init__(self, delimiter: str = " "):
         self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, values: dict[str, float | torch.Tensor] | None) -> None:
-        """Take in one value for each name; None changes nothing.
-
-        Raises:
-            TypeError: `values` is not a dictionary.
-        """
+        """Take in one value for each name; None changes nothing."""
         if values is None:
             return
         if not isinstance(values, dict):

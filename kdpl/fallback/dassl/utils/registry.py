@@ -11,11 +11,7 @@ from kdpl.config.keys import check_choice
 
 
 class Registry:
-    """A table from names to the classes or functions that were registered under them.
-
-    Args:
-        name: what the registry holds ("TRAINER", "DATASET", ...), for messages.
-    """
+    """A table from names to the classes or functions that were registered under them; its own name is for messages."""
 
     def __init__(self, name: str):
         self.name = name
