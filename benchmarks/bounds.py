@@ -3,7 +3,7 @@
 Nothing is timed and no card is needed. Launches are counted on the simulated card of the tests, with a small tower of as many
 layers; FLOP on tensors without values, with the text tower of a real model. "launches ms" is kernels times the seconds of the
 host for one, and a card's column the FLOP at the peak of its data sheet in half precision, both of
-kdpl/experiments/estimate.py. A pass takes at least the larger of the two, and "gains" are the published pass's over ours.
+kdpl/estimate.py. A pass takes at least the larger of the two, and "gains" are the published pass's over ours.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdpl.clip.loading import outline_clip
 from kdpl.clip.model import Clip
+from kdpl.estimate import GPUS, LAUNCH
 from kdpl.experiments.cost import Tally
-from kdpl.experiments.estimate import GPUS, LAUNCH
 from kdpl.text.prompts import context_prompts
 
 CARDS = ("t4", "a100", "h100")
@@ -61,11 +61,11 @@ def flops(way: str, classes: int, student: str) -> int:
     """Return the FLOP of the matrix products, on tensors without values."""
     clip = outline_clip(student)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        clip.model.to_empty(device="cpu")  # whose padding of attention hardly differs from a card's
+        clip.model.to_empty(device="cpu")  # without values, which is computed as on a card
         call = text_pass(way, clip, classes)
         with Tally() as tally:
             call()
-    return tally.total()
+    return tally.flops()
 
 
 def bounds(way: str, classes: int, student: str) -> dict[str, object]:

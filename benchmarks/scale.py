@@ -10,9 +10,8 @@ from functools import cache
 
 from common import print_rows
 
-from kdpl import estimate
+from kdpl.estimate import GPUS, Machine, Run, find_machine, parse_args, price
 from kdpl.experiments.cost import Step, Tally
-from kdpl.experiments.estimate import GPUS, Estimate, Machine, Run, find_machine, price, step_of
 
 VARIANTS = ("KDPL_CoOp", "KDPL_CoCoOp", "KDPL_VPT", "KDPL_MaPLe", "KDPL_PromptSRC")
 SEEDS = 3
@@ -37,32 +36,32 @@ def main() -> None:
 
 def described(variant: str, views: int = 0, ranks: int = 1) -> Run:
     flags = ["--trainer", variant, "--views", str(views), "--gpus", str(ranks), *(["--warm"] if views else [])]
-    return estimate.read_run(estimate.parse_args(flags))
+    return Run(parse_args(flags))
 
 
 @cache
 def counted(variant: str, cached: bool, ranks: int = 1) -> tuple[Step, Tally]:
-    step = step_of(described(variant, ranks=ranks), cached)
+    step = described(variant, ranks=ranks).step(cached)
     return step, step.count()
 
 
-def estimated(variant: str, machine: Machine, views: int, ranks: int = 1) -> tuple[Run, Estimate]:
+def estimated(variant: str, machine: Machine, views: int, ranks: int = 1) -> tuple[Run, dict]:
     run = described(variant, views, ranks)
     return run, price(run, machine, *counted(variant, views > 0, ranks))
 
 
 def split(variant: str) -> dict:
     run, tally = described(variant), counted(variant, False)[1]
-    total = tally.total()
+    total = tally.flops()
     row = {"variant": variant, "batch": run.batch, "steps": run.steps * run.cfg.OPTIM.MAX_EPOCH, "tflop_per_step": total / 1e12}
     for part in ("teacher image", "student image", "text"):
-        row[f"{part.replace(' ', '_')}_percent"] = 100 * tally.total(part) / total
+        row[f"{part.replace(' ', '_')}_percent"] = 100 * tally.flops(part) / total
     return row | {"images_decoded": run.batch * row["steps"]}
 
 
 def run_seconds(variant: str, machine: Machine, views: int, ranks: int = 1) -> float:
     run, e = estimated(variant, machine, views, ranks)
-    return run.steps * run.cfg.OPTIM.MAX_EPOCH * e.step
+    return run.steps * run.cfg.OPTIM.MAX_EPOCH * e["step"]
 
 
 def minutes(variant: str, machines: list[Machine], views: int) -> dict:
@@ -94,7 +93,7 @@ def makespan(gpus: int, machine: Machine, views: int) -> float:
 def fill_seconds(gpus: int, machine: Machine, views: int) -> float:
     """Return the seconds of putting all seeds' images through teacher and student, in batches of CoOp's size."""
     run, e = estimated("KDPL_CoOp", machine, 0)
-    batch = max(e.parts["data"], e.parts["teacher image"] + e.parts["student image"])
+    batch = max(e["parts"]["data"], e["parts"]["teacher image"] + e["parts"]["student image"])
     return SEEDS * views * run.images / run.batch * batch / gpus
 
 

@@ -30,7 +30,7 @@ import kdpl.trainers.prompts
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
-from kdpl.experiments.cost import Tally
+from kdpl.experiments.cost import BYTES, LAUNCHES, Tally
 
 from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable
 from dassl.data.datasets import DATASET_REGISTRY, Datum  # isort: skip
@@ -122,9 +122,12 @@ def bound(call: Callable[[], object], rates: dict[str, float]) -> float:
     """Return the seconds that the matrix products of a call need at the measured rates, and all else at the bandwidth."""
     with Tally() as tally:
         call()
-    seconds = sum(tally.bytes.values()) / rates["bandwidth"]
-    for (_, dtype), flops in tally.flops.items():
-        seconds += flops / rates.get(str(dtype).removeprefix("torch."), rates["float32"])
+    seconds = 0.0
+    for (_, what), count in tally.counts.items():
+        if what == BYTES:
+            seconds += count / rates["bandwidth"]
+        elif what != LAUNCHES:  # a precision
+            seconds += count / rates.get(str(what).removeprefix("torch."), rates["float32"])
     return seconds
 
 

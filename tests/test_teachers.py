@@ -564,14 +564,13 @@ def test_fit_and_names_take_one_teacher(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_estimate_counts_all_teachers_and_refuses_prompts(tmp_path):
     from kdpl import estimate
-    from kdpl.experiments.estimate import step_of
 
     config = str(Path(ROOT, "configs/trainers/KDPL_CoOp/emoji.yaml"))
 
     def flops(*options):
         args = ["--config-file", config, "--classes", "5", "--images", "8", "--batch", "4", *map(str, options)]
-        step = step_of(estimate.read_run(estimate.parse_args(args)), cached=False)
-        return step.count().total("teacher image"), step.sizes[1]
+        step = estimate.Run(estimate.parse_args(args)).step(cached=False)
+        return step.count().flops("teacher image"), step.sizes["teacher"]
 
     one, other, both = (flops(TEACHER, name) for name in ("emoji_teacher", "emoji_student", BOTH))
     assert both == tuple(a + b for a, b in zip(one, other, strict=True)) and min(one) > 0

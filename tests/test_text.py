@@ -81,7 +81,7 @@ def attention(way):
     """Lay prompts out as on a CPU, or as on a card with one padded size, or with two."""
     with pytest.MonkeyPatch.context() as patch:
         if way != "cpu":
-            patch.setattr(prompt_layout, "packed_attention", blocks.PaddedAttention)
+            patch.setattr(prompt_layout, "on_cpu", lambda rows: False)
             patch.setattr(blocks, "PAYS", {"one size": 10**9, "two sizes": 1}[way])
         yield
 

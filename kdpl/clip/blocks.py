@@ -7,8 +7,7 @@ since it calls their submodules and never their `forward`.
 Packed prompts are rows of one matrix: the prefix that all share, then each prompt's own suffix. A CPU and a card want their
 attention differently. On a CPU the arithmetic counts: suffixes of one length make a group, no padding is computed, and only
 the suffixes' queries attend. On a card the number of launches counts: all suffixes are gathered into one or two padded
-sizes, each of which is one attention call over whole prompts, under the causal mask that needs no tensor. `packed_attention`
-chooses.
+sizes, each of which is one attention call over whole prompts, under the causal mask that needs no tensor.
 """
 
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kdpl.clip.inputs import index_on
 
@@ -27,6 +27,11 @@ class UnsupportedTowerError(ValueError):
 
 
 _QUICK_GELU = 1.702  # x * sigmoid(1.702 x), the activation of OpenAI's models
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Return whether to take a CPU's way. A tensor without values, which the calculator counts, stands for a card's."""
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 class Block:
@@ -81,7 +86,7 @@ class Block:
         # matrix behind it, so that the wide one is passed over once.
         rows = x.flatten(0, -2)
         hidden = torch.addmm(_QUICK_GELU * self.c_fc.bias, rows, self.c_fc.weight.t(), alpha=_QUICK_GELU)  # (N, 4 w)
-        if x.is_cuda:  # one launch for three
+        if not on_cpu(x):  # one launch for three
             return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.t(), alpha=1 / _QUICK_GELU).view_as(x)
         out = F.linear(F.silu(hidden), self.c_proj.weight) * (1 / _QUICK_GELU)
         return (out + self.c_proj.bias).view_as(x)
@@ -110,16 +115,6 @@ class PackedAttention(Protocol):
             x: a layer's input `(P, N, w)`.
             last: these rows, `(C,)`.
         """
-
-
-def packed_attention(prefix: int, lengths: Sequence[int], device: torch.device) -> PackedAttention:
-    """Return the attention that fits the device.
-
-    Args:
-        prefix: number of rows that all prompts share.
-        lengths: of the suffixes, in ascending order.
-    """
-    return (GroupedAttention if device.type == "cpu" else PaddedAttention)(prefix, lengths, device)
 
 
 def padded_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdpl.clip.blocks import packed_attention
+from kdpl.clip.blocks import GroupedAttention, PackedAttention, PaddedAttention, on_cpu
 from kdpl.clip.inputs import index_on
 
 
@@ -152,9 +152,9 @@ class PromptLayout(Layout):
         self.starts = dict(zip(self.order, ends, strict=False))  # first row of each prompt's suffix
         self.original_order = self._tensor(sorted(range(len(self.order)), key=self.order.__getitem__))
         self.sorted = self.order == list(range(len(self.order)))
-        self.attention = packed_attention(n, lengths, tower.device)
         shared = [(prompts[0][p], p, 0) for p in range(n)]
         self._embed_entries(shared + [(prompts[c][p], p, c) for c in self.order for p in range(n, len(prompts[c]))])
+        self.attention: PackedAttention = (GroupedAttention if on_cpu(self.rows) else PaddedAttention)(n, lengths, tower.device)
 
     def replace(self, x: Tensor, vectors: Tensor) -> tuple["PromptLayout", Tensor]:
         """Put vectors `(n, w)`, or `(C, n, w)` for each prompt, in place of the first n at the slots in the rows `x (P, N, w)`.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together
+from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together, on_cpu
 
 CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
 
@@ -83,7 +83,7 @@ class VisionTower(PromptedVision):
 
     def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # which would make the number of images a constant
-        if images.device.type == "cpu" and not torch.is_grad_enabled() and not traced:
+        if not traced and on_cpu(images) and not torch.is_grad_enabled():
             size = self._at_once(len(images))
             return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
         return self._encode(images, prompts, deep)

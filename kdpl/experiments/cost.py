@@ -1,17 +1,15 @@
 """A training step without data: counted on tensors that have no values, or taken and timed on this machine.
 
 The towers are built from their names alone (`outline_clip`), so nothing is downloaded, and the step is that of the objective
-that trains.
+that trains. Tensors without values take the way that a card's take.
 """
 
-import contextlib
-import math
 import resource
 import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from yacs.config import CfgNode
 
-from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.model import Clip, effective_precision
 from kdpl.config.keys import ConfigError, is_distilled
@@ -31,12 +28,13 @@ from kdpl.distill.objective import CrossEntropy, Distillation
 from kdpl.distill.teacher import Teacher
 from kdpl.students import Student
 
-aten = torch.ops.aten
 PARTS = ("teacher image", "student image", "text", "loss", "optimiser")
+BYTES, LAUNCHES = "bytes", "launches"
 # PyTorch's own formulas, which lack the names that attention has on a CPU.
+_ATTENTION = "_scaled_dot_product_flash_attention"
 _FORMULAS = flop_registry | {
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[aten._scaled_dot_product_flash_attention_backward],
+    getattr(torch.ops.aten, f"{_ATTENTION}_for_cpu{way}"): flop_registry[getattr(torch.ops.aten, _ATTENTION + way)]
+    for way in ("", "_backward")
 }
 
 
@@ -45,27 +43,14 @@ class Tally(TorchDispatchMode):
 
     Attributes:
         part: the part of the step that runs, one of PARTS.
-        flops: multiplications and additions of matrix products, by part and precision.
-        bytes: read and written by everything else, by part.
-        launches: operations, by part.
+        counts: by part, and by precision the FLOP of matrix products, BYTES read and written by all else, and LAUNCHES.
         alive, peak: bytes in memory of what was made inside it, now and at most.
     """
 
     def __init__(self):
         super().__init__()
-        self.part, self.alive, self.peak = PARTS[0], 0, 0
-        self.flops: Counter[tuple[str, torch.dtype]] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.launches: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """Count what runs inside as a part of the step."""
-        previous, self.part = self.part, part
-        try:
-            yield
-        finally:
-            self.part = previous
+        self.part, self.alive, self.peak = "loss", 0, 0
+        self.counts: Counter[tuple[str, torch.dtype | str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -77,15 +62,14 @@ class Tally(TorchDispatchMode):
         result = func(*args, **kwargs)
         inputs, outputs = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in ((args, kwargs), result))
         old = {t.untyped_storage()._cdata for t in inputs}
-        storages = {storage._cdata: storage for storage in map(Tensor.untyped_storage, outputs)}
-        new = [storage for key, storage in storages.items() if key not in old]
-        if new or (outputs and func._schema.is_mutable):  # else a view, which costs nothing
-            self.launches[self.part] += 1
+        storages = {s._cdata: s for s in map(Tensor.untyped_storage, outputs) if s._cdata not in old}
+        if storages or (outputs and func._schema.is_mutable):  # else a view, which costs nothing
+            self.counts[self.part, LAUNCHES] += 1
             if formula := _FORMULAS.get(func.overloadpacket):
-                self.flops[self.part, outputs[0].dtype] += formula(*args, **kwargs, out_val=result)
+                self.counts[self.part, outputs[0].dtype] += formula(*args, **kwargs, out_val=result)
             else:
-                self.bytes[self.part] += size_of([*inputs, *outputs])
-        for storage in new:
+                self.counts[self.part, BYTES] += size_of([*inputs, *outputs])
+        for storage in storages.values():
             self._grow(storage.nbytes())
             weakref.finalize(storage, self._grow, -storage.nbytes())
         return result
@@ -94,9 +78,22 @@ class Tally(TorchDispatchMode):
         self.alive += size
         self.peak = max(self.peak, self.alive)
 
-    def total(self, *parts: str) -> int:
-        """Return the FLOP of the given parts, of all by default."""
-        return sum(flops for (part, _), flops in self.flops.items() if not parts or part in parts)
+    def flops(self, part: str = "") -> int:
+        """Return the FLOP of a part, of all by default."""
+        return sum(n for (of, what), n in self.counts.items() if isinstance(what, torch.dtype) and part in ("", of))
+
+    def counting(self, part: str, method: Callable) -> Callable:
+        """Return a method that is counted, with the gradient of the tensor that it returns, as a part of the step."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            previous, self.part = self.part, part
+            result = method(*args, **kwargs)
+            self.part = previous
+            if isinstance(result, Tensor) and result.requires_grad:  # autograd finishes a tower before it begins an earlier one
+                result.register_hook(lambda gradient: setattr(self, "part", part))
+            return result
+
+        return counted
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -112,11 +109,11 @@ class Step:
         batch: its images.
         cached: the features of frozen towers are known.
         device: to compute on; None: nowhere, tensors have no values, and PREC means what it does on a card.
-        room: bytes that the weights may fill on the device.
+        room: bytes that the weights may fill there.
 
     Attributes:
         needs_pixels: False: all features that the step needs are known.
-        sizes: bytes of the student's and the teacher's weights and of the learned parameters.
+        sizes: bytes of weights and learned parameters, by whose they are.
 
     Raises:
         ModelNameError, WeightsError, ValueError: an unknown CLIP, one that the learner cannot take, a teacher with prompts, or
@@ -125,7 +122,7 @@ class Step:
 
     def __init__(
         self, cfg: CfgNode, names: Sequence[str], batch: int, cached: bool = False,
-        device: torch.device | None = None, room: float = math.inf,
+        device: torch.device | None = None, room: float = float("inf"),
     ):  # fmt: skip
         learner = Student.known[cfg.TRAINER.NAME.removeprefix("KDPL_")]
         clip, teachers = _outlines(cfg, learner.node, device.type if device else "cuda")
@@ -135,52 +132,52 @@ class Step:
                 f"A step cannot be timed here: the models alone take {sum(weights) / 1e9:.1f} GB, there are {room / 1e9:.1f}. "
                 "Name a machine of a data sheet with --gpu, or smaller models."
             )
-        self.clip, self.device, self.mode = clip, device, device or FakeTensorMode(allow_non_fake_inputs=True)
+        self.device, self.mode = device, device or FakeTensorMode(allow_non_fake_inputs=True)
         widths = [describe(each.name).embed_dim for each in (clip, *teachers)]
         with self.mode:
             for outlined in (clip, *teachers):
-                _fill(outlined, device or torch.device("cpu"))
-                with contextlib.suppress(UnsupportedTowerError):
-                    outlined.vision._at_once = outlined.vision._at_once if device else int  # a card takes a batch as a whole
+                outlined.model.to_empty(device=device or "cpu")
+                for parameter in outlined.model.parameters():
+                    torch.nn.init.normal_(parameter, std=0.02)
+                for buffer in outlined.model.buffers():
+                    buffer.fill_(1)
             self.student = student = learner(clip, cfg.TRAINER[learner.node], names)
             (own, *known), (texts, *taught) = ([torch.randn(n, width) for width in widths] for n in (batch, len(names)))
             labels = torch.zeros(batch, dtype=torch.long)
-        self.needs_pixels = not (cached and student.image_features_are_frozen)
-        self.images = torch.Size((batch, 3, clip.resolution, clip.resolution))
         student.frozen_text_features = lambda names, templates=(): texts  # from a cache
         self.known: dict[str, Any] = {"frozen_features": own} if cached and student.reads_frozen_image_features else {}
-        pairs = zip(teachers, taught, strict=True)
-        self.teachers = [Teacher(each, names, "{}", clip.mean, clip.std, text_features=text) for each, text in pairs]
+        like = (names, "{}", clip.mean, clip.std)
+        self.teachers = [Teacher(t, *like, text_features=text) for t, text in zip(teachers, taught, strict=True)]
         if teachers:
             self.objective: CrossEntropy | Distillation = Distillation(student, self.teachers, names)
             self.known |= {"teacher_features": known if len(known) > 1 else known[0]} if cached else {}
         else:
             self.objective, self.known["labels"] = CrossEntropy(student, names), labels
+        self.needs_pixels = not (cached and student.image_features_are_frozen)
+        self.images = (batch, 3, clip.resolution, clip.resolution)
         learned = list(student.learned.parameters())
         self.optimiser = torch.optim.SGD(learned, lr=0.1, momentum=0.9, weight_decay=5e-4)
-        for parameter in learned:  # as from the second step on
-            self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        self.sizes = (*weights, size_of(learned))
+        self.sizes = dict(zip(("student", "teacher", "prompts"), (*weights, size_of(learned)), strict=True))
 
-    def __call__(self, tally: Tally | None = None) -> None:
+    def __call__(self) -> None:
         with self.mode:
             images = torch.randn(self.images) if self.needs_pixels else None
             loss, _ = self.objective(images, **self.known)
             self.optimiser.zero_grad()
             loss.backward()
-            with tally.of("optimiser") if tally else contextlib.nullcontext():
-                self.optimiser.step()
+            self.optimiser.step()
 
     def count(self) -> Tally:
         """Take a step and return its counts."""
-        tally = Tally()
+        tally, student = Tally(), self.student
         for teacher in self.teachers:
-            _count_as(tally, "teacher image", teacher, "image_features")
-        _count_as(tally, "text", self.student, "text_features")
-        for name in ("frozen_image_features", "image_features"):
-            _count_as(tally, "student image", self.student, name)
-        with tally, tally.of("loss"):
-            self(tally)
+            teacher.image_features = tally.counting("teacher image", teacher.image_features)
+        student.frozen_image_features = tally.counting("student image", student.frozen_image_features)
+        student.image_features = tally.counting("student image", student.image_features)
+        student.text_features = tally.counting("text", student.text_features)
+        self.optimiser.step = tally.counting("optimiser", self.optimiser.step)
+        with tally:
+            self()
         return tally
 
     def time(self) -> tuple[float, float]:
@@ -212,30 +209,3 @@ def _outlines(cfg: CfgNode, node: str, device_type: str) -> tuple[Clip, list[Cli
     clip.bound_text(options.MAX_TEXT_ROWS)
     frozen = effective_precision(options.PREC, device_type, frozen=True)
     return clip, [outline_clip(name, frozen) for name in (teacher_names(options.TEACHER) if distilled else [])]
-
-
-def _fill(clip: Clip, device: torch.device) -> None:
-    """Give an outlined CLIP weights: random ones, as fast as any."""
-    clip.model.to_empty(device=device)
-    for parameter in clip.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    for buffer in clip.model.buffers():
-        buffer.fill_(1)
-
-
-def _count_as(tally: Tally, part: str, owner: Any, name: str) -> None:
-    """Count a method of `owner`, and the gradient of what it returns, as a part of the step."""
-    method = getattr(owner, name)
-
-    def counted(*args: Any, **kwargs: Any) -> Tensor:
-        with tally.of(part):
-            features = method(*args, **kwargs)
-
-        def begin(gradient: Tensor) -> None:  # autograd finishes a tower before it begins an earlier one
-            tally.part = part
-
-        if features.requires_grad:
-            features.register_hook(begin)
-        return features
-
-    setattr(owner, name, counted)

@@ -562,6 +562,20 @@ MUTATIONS = [
         f"{MANIFEST}test_prompts_are_evaluated_as_what_they_were_learned_as",
     ),
     mutation(
+        "a step for a card counted as on a CPU",
+        ATTENTION,
+        'x.device.type == "cpu" and not isinstance(x, FakeTensor)',
+        'x.device.type == "cpu"',
+        "tests/test_estimate.py::test_a_step_without_numbers_counts_what_pytorch_counts_in_a_real_one[CoOp]",
+    ),
+    mutation(
+        "a gradient that counts as the loss",
+        "kdpl/experiments/cost.py",
+        'result.register_hook(lambda gradient: setattr(self, "part", part))',
+        "result.register_hook(lambda gradient: None)",
+        "tests/test_estimate.py::test_tokens_in_flight_are_bounded_at_the_price_of_a_second_forward_pass",
+    ),
+    mutation(
         "a sweep that counts runs of other options",
         "kdpl/experiments/sweep/runs.py",
         "split, self.model_dir, self.settings, domains, images",
