@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
@@ -30,15 +30,8 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str, labels: Iterable
     arXiv:2203.05557).
 
     Args:
-        splits: lists of `Datum`, the training list first.
         subsample: "all" (nothing changes), "base" or "new".
         labels: of all classes; by default those that the first split shows.
-
-    Returns:
-        One list for each split.
-
-    Raises:
-        ValueError: `subsample` is none of the three.
     """
     kept = kept_labels((datum.label for datum in splits[0]) if labels is None else labels, subsample)
     if subsample == "all":
@@ -57,33 +50,20 @@ def fewshot(
 
     Args:
         dataset: has `generate_fewshot_dataset`; gets `drawn_from`, the whole training list.
-        train, val: the whole lists.
-        num_shots: images a class; below 1 the lists are returned whole.
+        num_shots: images a class, or all of a class that has fewer; below 1 the lists are returned whole.
         seed: the run's seed; below 0 the draw takes `random` as it stands (the run is not seeded).
-
-    Returns:
-        The two drawn lists; of a class with fewer images than shots all are taken.
     """
     if num_shots < 1:
         return list(train), list(val)
     dataset.drawn_from = list(train)
-    with _random_seeded(seed):
+    with seeded(seed) if seed >= 0 else nullcontext():
         few_train = dataset.generate_fewshot_dataset(train, num_shots=num_shots)
         few_val = dataset.generate_fewshot_dataset(val, num_shots=min(num_shots, MAX_VAL_SHOTS)) if val else []
     return few_train, few_val
 
 
 def blind_draw(train: Sequence[Datum], num_shots: int, seed: int) -> list[Datum]:
-    """Draw `num_shots` times the number of classes of training images, whatever their labels.
-
-    Args:
-        train: the whole list; of its labels only their number is used.
-        num_shots: below 1 the list is returned whole.
-        seed: the run's seed; below 0 the draw takes `random` as it stands.
-
-    Returns:
-        The drawn images in the order of the list; all if there are fewer.
-    """
+    """Draw `num_shots` times the number of classes of training images, whatever their labels, as `draw_images` does."""
     return draw_images(train, num_shots * len({datum.label for datum in train}), seed)
 
 
@@ -95,7 +75,7 @@ def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
     """
     if not 0 < count < len(train):
         return list(train)
-    with _random_seeded(seed):
+    with seeded(seed) if seed >= 0 else nullcontext():
         chosen = sorted(random.sample(range(len(train)), count))
     return [train[i] for i in chosen]
 
@@ -107,12 +87,7 @@ def draws_blindly(cfg: CfgNode) -> bool:
 
 
 class ClassListDataset(DatasetBase):
-    """A data set with given class names, whichever of them its training images show.
-
-    Args:
-        names: class names by label, or a list of images that shows them all.
-        train_x, val, test: as Dassl's `DatasetBase` takes them.
-    """
+    """A data set with given class names, by label or by a list of images that shows them all, whatever `train_x` shows."""
 
     def __init__(
         self,
@@ -137,7 +112,3 @@ class ClassListDataset(DatasetBase):
     @property
     def num_classes(self) -> int:
         return 1 + max(self._names, default=-1)
-
-
-def _random_seeded(seed: int) -> AbstractContextManager:
-    return seeded(seed) if seed >= 0 else nullcontext()

@@ -27,16 +27,10 @@ SHOWN = 10  # unreadable images in the log; the file has all
 
 
 class Photos(Dataset):
-    """The images of a split, read by `open_image`.
+    """The images of a split, read by `open_image`; the arguments are those of Dassl's wrappers.
 
-    With DATASET.ON_BAD_IMAGE "skip" the next readable image replaces an unreadable one, and the entry `unreadable` holds the
-    reason; it is empty for all others.
-
-    Args:
-        cfg: the whole configuration.
-        data_source: the images.
-        transform: from a PIL image to a tensor.
-        is_train: as of Dassl's wrappers; only training images are replaced, since others would change the result.
+    With DATASET.ON_BAD_IMAGE "skip" the next readable training image replaces an unreadable one (of others it would change the
+    result), and the entry `unreadable` holds the reason; it is empty for all others.
     """
 
     def __init__(self, cfg: CfgNode, data_source: Sequence[Datum], transform: Any = None, is_train: bool = False):
@@ -146,11 +140,8 @@ class ImageFolder(ClassListDataset):
             others = listing.others + len(listing.unreadable)
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
         if listing.others and distributed.is_main():
-            media = media_line(listing.media)
-            print(
-                f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}"
-                f"{f' (not read: {media})' if media else ''}"
-            )
+            not_read = f" (not read: {media_line(listing.media)})" if listing.media else ""
+            print(f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}{not_read}")
         splits = {name: [p for p in listing.images if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
         splits["train"] = [p for p in listing.images if p.relative_to(self.root).parts[0] not in LABELLED]
         return splits, listing.unreadable
@@ -165,13 +156,8 @@ class ImageFolder(ClassListDataset):
             return
         first = [*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])]
         if cfg.DATASET.ON_BAD_IMAGE == "error":
-            raise BadImageError(
-                lines(
-                    f"Unreadable images in {self.root}: {len(bad):,}",
-                    *first,
-                    "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'.",
-                )
-            )
+            about = f"Unreadable images in {self.root}: {len(bad):,}"
+            raise BadImageError(lines(about, *first, "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."))
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():
@@ -220,8 +206,9 @@ class ImageFolder(ClassListDataset):
                     "all images, or give DATASET.CLASSNAMES."
                 )
             name = self.names[0] if self.names else ""
-            self.drawn_from = [Datum(str(path), classname=name) for path in paths] if shots > 0 else []
-            return draw_images([Datum(str(path), classname=name) for path in paths], shots * len(self.names), cfg.SEED)
+            datums = [Datum(str(path), classname=name) for path in paths]
+            self.drawn_from = datums if shots > 0 else []
+            return draw_images(datums, shots * len(self.names), cfg.SEED)
         datums = []
         for path in paths:
             folders = reversed(path.relative_to(self.root).parts[:-1])
@@ -243,12 +230,7 @@ class ImageFolder(ClassListDataset):
 
 
 def read_list(path: str | os.PathLike, root: Path) -> list[Path]:
-    """Return the images of a JSON list of paths relative to a folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON list of paths.
-    """
+    """Return the images of a JSON list of paths relative to a folder."""
     try:
         names = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

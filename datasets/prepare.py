@@ -86,10 +86,7 @@ def _prepare(facts: Facts, root: str) -> int:
 
 
 def provide(source: Source, data: DataFolder) -> bool:
-    """Fetch a source, or take the file that was put into the data set's folder by hand, and unpack it into place.
-
-    Returns:
-        False if a person has to fetch it first.
+    """Fetch a source, or take the file that was put there by hand, and unpack it; return False if a person has to fetch it.
 
     Raises:
         PrepareError: the download failed, the file is not the published one, or it lacks what it should contain.
@@ -197,14 +194,8 @@ def _instruction(source: Source, data: DataFolder) -> str:
 def _check(chosen: Iterable[Facts], root: str) -> int:
     reports = {facts.name: inspect(DataFolder(facts, root)) for facts in chosen}
     rows = [(name, CATALOG[name].folder, *report) for name, report in reports.items()]
-    print(
-        text_table(
-            rows,
-            headers=["data set", "folder", "state", "images", "split", "missing or wrong"],
-            maxcolwidths=[None, None, None, None, None, 60],
-            disable_numparse=True,
-        )
-    )
+    headers = ["data set", "folder", "state", "images", "split", "missing or wrong"]
+    print(text_table(rows, headers, maxcolwidths=[None] * 5 + [60], disable_numparse=True))
     return 0 if all(report.state == "complete" for report in reports.values()) else 1
 
 

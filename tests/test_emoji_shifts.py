@@ -18,7 +18,7 @@ import kdpl
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum, build_dataset
 
-from kdpl.datasets.emoji import art, generator, plans, renditions, scenes
+from kdpl.datasets.emoji import art, generator, plans, scenes
 
 UNSEEN = ("all", *plans.TARGETS)
 
@@ -92,13 +92,13 @@ def test_pixel_art_averages_blocks_over_what_is_opaque():
     drawing[0, 4:7, :4, 3] = 100  # less than half: transparent
     expected = np.zeros((2, 2, 4), int)
     expected[0] = (102, 204, 51, 255), (0, 255, 102, 255)
-    assert (renditions.pixel_art(drawing)[0] == expected.repeat(4, 0).repeat(4, 1)).all()
+    assert (art.pixel_art(drawing)[0] == expected.repeat(4, 0).repeat(4, 1)).all()
 
 
 def test_embroidery_shades_threads_and_darkens_their_ends_and_the_seam():
     drawing = np.full((1, 8, 8, 4), 255, np.uint8)
     drawing[:, :, 6:] = 0
-    image = renditions.embroidery(drawing)[0]
+    image = art.embroidery(drawing)[0]
     assert (image[:, 6:] == 0).all() and (image[:, :6, 3] == 255).all()
     inner = [255 * light >> 8 for light in (190, 240, 256, 225, 140)]
     assert image[3, 1:5, 0].tolist() == [inner[0], inner[1], inner[2], inner[3]]  # x + y is 4, 5, 6, 7

@@ -11,8 +11,9 @@ import stat
 import struct
 import tarfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from kdpl.common.files import NoRoomError
 from kdpl.common.messages import short_reason
@@ -42,14 +43,10 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar archive into an empty folder.
+    """Unpack a zip or tar archive, recognised by its contents, into an empty folder.
 
     Only plain files and folders are made. A link inside a tar archive becomes a copy of the file it points to, which
-    must be in the same archive.
-
-    Args:
-        archive: recognised by its contents, not by its name.
-        folder: must exist; after an error it holds what was unpacked until then.
+    must be in the same archive. After an error the folder holds what was unpacked until then.
 
     Raises:
         ArchiveError: a member has an absolute path, a `..`, or is a link that leads outside, a device, encrypted; the
@@ -81,8 +78,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as bundle:
         _Budget(archive, folder).spend(sum(member.file_size for member in bundle.infolist()))  # as it says itself
         budget = _Budget(archive, folder)
-        for number, member in enumerate(bundle.infolist()):
-            _check_count(archive, number)
+        for member in _counted(archive, bundle.infolist()):
             target = _target(archive, folder, member.filename)
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
@@ -95,32 +91,32 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
-    links: list[tuple[Path, Path]] = []
+    links: dict[Path, Path] = {}
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
+        target = _target(archive, folder, member.name)
+        try:
+            tarfile.data_filter(member, path)
+        except tarfile.FilterError as error:
+            reason = f"is neither file, folder nor link inside ({error})"
+            raise ArchiveError(f"{archive}: member {member.name!r} {reason}; refused.") from None
+        if member.issparse():
+            raise ArchiveError(f"{archive}: member {member.name!r} is a sparse file; refused.")
+        if member.islnk() or member.issym():  # hard links count from the archive's top, others from their own folder
+            base = target.parent if member.issym() else folder
+            links[target] = Path(os.path.normpath(base / member.linkname))
+            return None
+        return member.replace(mode=None, mtime=None, uid=None, gid=None, uname=None, gname=None, deep=False)
+
     with archive.open("rb") as raw, _decompressed(raw) as decompressed:
         stream = _Limited(decompressed, _Budget(archive, folder))  # so that the archive's own headers count too
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as bundle:
-            for number, member in enumerate(bundle):
-                _check_count(archive, number)
-                target = _target(archive, folder, member.name)
-                try:
-                    tarfile.data_filter(member, str(folder))
-                except tarfile.FilterError as error:
-                    reason = f"is neither file, folder nor link inside ({error})"
-                    raise ArchiveError(f"{archive}: member {member.name!r} {reason}; refused.") from None
-                if member.issparse():
-                    raise ArchiveError(f"{archive}: member {member.name!r} is a sparse file; refused.")
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                elif member.islnk() or member.issym():  # hard links count from the archive's top, others from their own folder
-                    base = target.parent if member.issym() else folder
-                    links.append((target, Path(os.path.normpath(base / member.linkname))))
-                elif _write(bundle.extractfile(member), target) != member.size:
-                    raise tarfile.ReadError(f"{member.name} ends early")
-                bundle.members.clear()  # tarfile remembers every member, and these archives have a hundred thousand
+            bundle.extractall(folder, _counted(archive, bundle), filter=checked)
         while stream.read(2**20):  # to the end, which is where gzip, bzip2 and xz verify their checksums
             pass
     budget = _Budget(archive, folder)
-    for target, source in links:
+    for target, source in links.items():
         if not source.is_file() or source == target:
             raise ArchiveError(f"{archive}: the link {target.name!r} points to {source.name!r}, which is not in it.")
         with source.open("rb") as file:
@@ -134,12 +130,10 @@ def _target(archive: Path, folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _write(source: IO[bytes], target: Path) -> int:
-    """Copy a member to its file and return its size; what the headers say of the size is not relied on."""
+def _write(source: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
-        shutil.copyfileobj(source, file, 2**20)
-        return file.tell()
+        shutil.copyfileobj(source, file, 2**20)  # what the headers say of the size is not relied on
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -184,9 +178,11 @@ class _Limited:
         return chunk
 
 
-def _check_count(archive: Path, number: int) -> None:
-    if number >= MAX_MEMBERS:
-        raise ArchiveError(f"{archive} has more than {MAX_MEMBERS:,} members; refused.")
+def _counted(archive: Path, members: Iterable[Any]) -> Iterator[Any]:
+    for number, member in enumerate(members):
+        if number >= MAX_MEMBERS:
+            raise ArchiveError(f"{archive} has more than {MAX_MEMBERS:,} members; refused.")
+        yield member
 
 
 def _check_directory(archive: Path) -> None:

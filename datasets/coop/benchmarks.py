@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, draws_blindly, kept_labels, subsample_classes
 from kdpl.datasets.coop.catalog import CATALOG, Facts
-from kdpl.datasets.coop.drawn_lists import drawn_split
+from kdpl.datasets.coop.drawn import drawn_split
 from kdpl.datasets.coop.folder import DataFolder, Record
 from kdpl.datasets.coop.splits import load_split
 
@@ -51,22 +51,15 @@ def _datums(records: Iterable[Record], images: str) -> list[Datum]:
 
 
 def dataset_dir_check(cfg: CfgNode) -> None:
-    """Raise MissingDataError if the data set of `cfg` is not under DATASET.ROOT.
-
-    This is cheap: it looks for files and folders alone. A data set that is not in the catalogue passes.
-    """
+    """Raise MissingDataError if the files and folders of a data set of the catalogue are not under DATASET.ROOT."""
     facts = CATALOG.get(cfg.DATASET.NAME)
     if facts is not None:
         DataFolder(facts, cfg.DATASET.ROOT).require()
 
 
 def _dataset_class(facts: Facts) -> type[CoOpDataset]:
-    members = {
-        "__doc__": f"{facts.name}, in the folder `{facts.folder}`.",
-        "__module__": __name__,
-        "dataset_dir": facts.folder,
-        "facts": facts,
-    }
+    about = f"{facts.name}, in the folder `{facts.folder}`."
+    members = {"__doc__": about, "__module__": __name__, "dataset_dir": facts.folder, "facts": facts}
     return type(facts.name, (CoOpDataset,), members)
 
 

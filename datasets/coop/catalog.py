@@ -18,27 +18,16 @@ from kdpl.datasets.coop.folder import DataFolder, Split
 
 @dataclass(frozen=True)
 class Source:
-    """A file to be fetched for a data set.
+    """A file to be fetched for a data set."""
 
-    Attributes:
-        gives: files and folders, relative to the data set's folder, that are there when it is done.
-        file: the archive's name, or the file's own.
-        url: direct address; empty if it must be fetched by hand.
-        md5: checksum of `file`; empty if none is published.
-        by_hand: where a person finds it, if there is no `url`.
-        inside: name in the archive of the first of `gives`, if it differs; it may be an archive itself.
-        copy_of: file of another data set, relative to DATASET.ROOT, that it is a copy of.
-        only_without_split: whether it is of no use once the published split is there.
-    """
-
-    gives: tuple[str, ...]
-    file: str = ""
-    url: str = ""
-    md5: str = ""
-    by_hand: str = ""
-    inside: str = ""
-    copy_of: str = ""
-    only_without_split: bool = False
+    gives: tuple[str, ...]  # files and folders, relative to the data set's folder, that are there when it is done
+    file: str = ""  # the archive's name, or the file's own
+    url: str = ""  # direct address; empty if it must be fetched by hand
+    md5: str = ""  # checksum of `file`; empty if none is published
+    by_hand: str = ""  # where a person finds it, if there is no `url`
+    inside: str = ""  # name in the archive of the first of `gives`, if it differs; it may be an archive itself
+    copy_of: str = ""  # file of another data set, relative to DATASET.ROOT, that it is a copy of
+    only_without_split: bool = False  # whether it is of no use once the published split is there
 
     @property
     def is_archive(self) -> bool:
@@ -48,44 +37,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is particular to one data set.
+    """What is particular to one data set."""
 
-    Attributes:
-        name: registered name, DATASET.NAME.
-        folder: its folder under DATASET.ROOT.
-        images: folder of the images, relative to `folder`; paths in split files start there.
-        classes: number of classes.
-        sizes: published numbers of training, validation and test images.
-        read: function of readers.py that returns the three lists if there is no split file.
-        sources: files to be fetched.
-        split_address: where the published split file is; empty if the data set brings its own lists.
-        renamed: class names of folders whose class is called differently.
-        ignored: folders that are no class.
-        test_only: there is no training list; the test list gives the class names.
-        val_is_test: validation uses the test images.
-    """
-
-    name: str
-    folder: str
-    images: str
-    classes: int
-    sizes: Sequence[int]
-    read: Callable[[DataFolder], Split]
-    sources: tuple[Source, ...]
-    split_address: str = ""
-    renamed: dict[str, str] = field(default_factory=dict)
-    ignored: Sequence[str] = ()
-    test_only: bool = False
-    val_is_test: bool = False
+    name: str  # registered name, DATASET.NAME
+    folder: str  # under DATASET.ROOT
+    images: str  # folder of the images, relative to `folder`; paths in split files start there
+    classes: int  # number of classes
+    sizes: Sequence[int]  # published numbers of training, validation and test images
+    read: Callable[[DataFolder], Split]  # of readers.py: returns the three lists if there is no split file
+    sources: tuple[Source, ...]  # files to be fetched
+    split_address: str = ""  # where the published split file is; empty if the data set brings its own lists
+    renamed: dict[str, str] = field(default_factory=dict)  # class names of folders whose class is called differently
+    ignored: Sequence[str] = ()  # folders that are no class
+    test_only: bool = False  # there is no training list; the test list gives the class names
+    val_is_test: bool = False  # validation uses the test images
 
     @property
     def published_split(self) -> str:
-        """Name of the split file that published results use."""
+        """The split file that published results use."""
         return f"split_zhou_{self.name}.json"
 
     @property
     def made_split(self) -> str:
-        """Name of the split file that is made if the published one is absent."""
+        """The split file that is made if the published one is absent."""
         return f"split_kdpl_{self.name}.json"
 
     def tree(self) -> str:

@@ -14,7 +14,6 @@ from kdpl.common.safe_text import Lines, lines
 if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts
 
-
 _SUFFIXES = tuple(SUFFIXES)
 
 
@@ -43,12 +42,7 @@ class Split(NamedTuple):
 
 
 class DataFolder:
-    """The folder of one data set.
-
-    Args:
-        facts: the data set's entry in the catalogue.
-        root: the folder that holds all data sets (DATASET.ROOT).
-    """
+    """The folder of one data set below `root`, the folder that holds all (DATASET.ROOT)."""
 
     def __init__(self, facts: "Facts", root: str | os.PathLike):
         self.facts = facts
@@ -83,11 +77,7 @@ class DataFolder:
                 yield f"{name}, line {number}", line.strip()
 
     def fields(self, name: str, count: int) -> Iterator[tuple[str, list[str]]]:
-        """Yield `(place, fields)` for the lines of a text file; the last of `count` fields may contain spaces.
-
-        Raises:
-            DamagedDataError: a line has fewer than `count` fields.
-        """
+        """Yield `(place, fields)` for the lines of a text file; the last of `count` fields may contain spaces."""
         for place, line in self.lines(name):
             fields = line.split(maxsplit=count - 1)
             if len(fields) < count:
@@ -95,19 +85,13 @@ class DataFolder:
             yield place, fields
 
     def json(self, name: str) -> Any:
-        """Return what a JSON file holds."""
         try:
             return json.loads(self._text(name))
         except (ValueError, RecursionError) as error:
             raise self.damaged(f"{name} is not valid JSON ({error}).", name) from None
 
     def mat(self, name: str, variable: str) -> Any:
-        """Return one variable of a MATLAB file, structs as dictionaries.
-
-        Raises:
-            ModuleNotFoundError: SciPy is not installed.
-            DamagedDataError: the file is not a MATLAB file or lacks the variable.
-        """
+        """Return one variable of a MATLAB file, structs as dictionaries; it takes SciPy."""
         try:
             from scipy.io import loadmat
         except ImportError:
@@ -127,17 +111,12 @@ class DataFolder:
             return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
     def image_names(self, name: str) -> list[str]:
-        """Return the sorted names of the image files inside the folder `name`; hidden ones are left out.
-
-        Raises:
-            MissingDataError: there is none.
-        """
-        names = [
-            n for n in os.listdir(self._there(name, os.path.isdir)) if n.lower().endswith(_SUFFIXES) and not n.startswith(".")
-        ]
+        """Return the sorted names of the image files inside the folder `name`, which has some; hidden ones are left out."""
+        found = os.listdir(self._there(name, os.path.isdir))
+        names = sorted(n for n in found if n.lower().endswith(_SUFFIXES) and not n.startswith("."))
         if not names:
             raise self.missing(f"{self.path / name} holds no image.")
-        return sorted(names)
+        return names
 
     def _text(self, name: str) -> str:
         try:

@@ -110,12 +110,13 @@ def fgvc_aircraft(data: DataFolder) -> Split:
 def imagenet(data: DataFolder) -> Split:
     """All of train, and the validation images as the test list."""
     names = _classnames(data)
-    lists = {}
-    for part in ("train", "val"):
+
+    def read(part: str) -> list[Record]:
         folders = data.subfolders(f"{data.facts.images}/{part}")
         _same_classes(data, part, folders, names)
-        lists[part] = _by_folder(data, {f"{part}/{folder}": names[folder] for folder in folders})
-    return Split(lists["train"], [], lists["val"])
+        return _by_folder(data, {f"{part}/{folder}": names[folder] for folder in folders})
+
+    return Split(read("train"), [], read("val"))
 
 
 def imagenet_v2(data: DataFolder) -> Split:
@@ -138,8 +139,7 @@ def imagenet_part(data: DataFolder) -> Split:
     """A folder for each of 200 of ImageNet's classes, labelled from 0 (ImageNet-A and ImageNet-R)."""
     names = _classnames(data)
     folders = _counted_folders(data)
-    unknown = sorted(set(folders) - set(names))
-    if unknown:
+    if unknown := [folder for folder in folders if folder not in names]:
         raise data.damaged(f"classnames.txt has no name for the folder {unknown[0]}.")
     return Split([], [], _by_folder(data, {folder: names[folder] for folder in folders}))
 

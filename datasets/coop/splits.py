@@ -21,9 +21,9 @@ def load_split(data: DataFolder) -> Split:
         MissingDataError: files, folders or images are absent.
         DamagedDataError: a file does not hold what it should.
     """
-    split, origin = find_split(data)
     facts = data.facts
-    if origin in (facts.published_split, facts.made_split):
+    split, origin = find_split(data)
+    if origin:
         print(f"Reading split from {data.path / origin}")
     if facts.split_address and not data.has_published_split:
         if origin != facts.made_split:
@@ -42,16 +42,15 @@ def load_split(data: DataFolder) -> Split:
 def find_split(data: DataFolder) -> tuple[Split, str]:
     """Return a data set's lists and the name of the split file they are from, "" if there is none."""
     data.require()
-    facts = data.facts
+    facts, origin = data.facts, ""
     if data.has_published_split:
         origin = facts.published_split
     elif facts.split_address and (data.path / facts.made_split).is_file():
         origin = facts.made_split
-    else:
-        origin = ""
     split = read_split(data, origin) if origin else facts.read(data)
-    if facts.split_address and not origin:
-        _check_classes(data, split)
+    classes = len({record.label for record in split.train})
+    if facts.split_address and not origin and classes != facts.classes:
+        raise data.missing(f"its lists have {classes} classes, {facts.classes} expected; no split is made of a part.")
     _check_labels(data, split, origin or "the data set's lists")
     if origin or facts.read not in LISTING:
         _check_images(data, split, origin or "the data set's lists")
@@ -59,11 +58,7 @@ def find_split(data: DataFolder) -> tuple[Split, str]:
 
 
 def read_split(data: DataFolder, name: str) -> Split:
-    """Read a split file: JSON with the lists "train", "val" and "test" of `[image path, label, class name]`.
-
-    Raises:
-        DamagedDataError: it is malformed, or names a file outside the image folder.
-    """
+    """Read a split file: JSON with the lists "train", "val" and "test" of `[path in the image folder, label, class name]`."""
     content = data.json(name)
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
         raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
@@ -103,12 +98,10 @@ def _record(row) -> Record | None:
         label = int(label)
     except (TypeError, ValueError, OverflowError):
         return None
-    sound = isinstance(path, str) and _is_inside(path) and label >= 0 and isinstance(classname, str)
-    return Record(path, label, classname) if sound else None
-
-
-def _is_inside(path: str) -> bool:
-    return bool(path) and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+    if not (isinstance(path, str) and label >= 0 and isinstance(classname, str)):
+        return None
+    inside = path and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+    return Record(path, label, classname) if inside else None
 
 
 def _check_labels(data: DataFolder, split: Split, origin: str) -> None:
@@ -149,10 +142,3 @@ def _check_images(data: DataFolder, split: Split, origin: str) -> None:
             f"{len(absent):,} of the {total:,} images named in {origin} are not in {data.images}, "
             f"the first of them {min(absent)}."
         )
-
-
-def _check_classes(data: DataFolder, split: Split) -> None:
-    """Raise MissingDataError if a split that is about to be made and saved lacks classes."""
-    classes = len({record.label for record in split.train})
-    if classes != data.facts.classes:
-        raise data.missing(f"its lists have {classes} classes, {data.facts.classes} expected; no split is made of a part.")

@@ -22,23 +22,14 @@ Interval = tuple[float, float]
 
 
 class Look(NamedTuple):
-    """The statistics of scenes.
+    """The statistics of scenes."""
 
-    Attributes:
-        scales: the drawing's edge as a part of the frame's lies in one of these intervals.
-        turn: deviation of the drawing's turn, in radians.
-        most_turn: the largest turn, in radians.
-        brightness: of the whole scene, in one of these intervals.
-        kinds: the backgrounds.
-        inks: whether the drawing is drawn in a random dark colour instead of its own.
-    """
-
-    scales: tuple[Interval, ...] = ((0.5, 0.9),)
-    turn: float = 0.26
-    most_turn: float = 0.6
-    brightness: tuple[Interval, ...] = ((0.8, 1.1),)
-    kinds: tuple[Callable[[Draws], np.ndarray], ...] = KINDS
-    inks: bool = False
+    scales: tuple[Interval, ...] = ((0.5, 0.9),)  # the drawing's edge as a part of the frame's lies in one of these
+    turn: float = 0.26  # deviation of the drawing's turn, in radians
+    most_turn: float = 0.6  # the largest turn
+    brightness: tuple[Interval, ...] = ((0.8, 1.1),)  # of the whole scene
+    kinds: tuple[Callable[[Draws], np.ndarray], ...] = KINDS  # the backgrounds
+    inks: bool = False  # whether the drawing is drawn in a random dark colour instead of its own
 
 
 SCENES = Look()
@@ -98,7 +89,6 @@ def draw_scenes(
         row: (n,) rows of `art`.
         drawing: (n,) numbers of the drawings.
         rendering: (n,) non-negative numbers that tell scenes of one drawing apart.
-        look: the scenes' statistics.
 
     Returns:
         (n, 64, 64, 3) uint8 RGB.

@@ -37,7 +37,6 @@ def scene_folder(root: str | os.PathLike, name: str) -> Path:
 
     Raises:
         FileExistsError: a folder of that name is there that was not drawn by this function.
-        OSError: the folder cannot be written.
         RuntimeError: the pixels are not the benchmark's.
     """
     folder = Path(root).expanduser().absolute() / EmojiScenes.dataset_dir / name
@@ -104,19 +103,13 @@ def _install(new: Path, folder: Path, stale: Path, name: str) -> None:
 
 
 class EmojiScenes(ClassListDataset):
-    """A data set of the embedded benchmark.
+    """A data set of the embedded benchmark, drawn at first use into DATASET.ROOT (empty: the cache folder).
 
-    Reads DATASET.ROOT (where the images are drawn at first use; empty: the cache folder), DATASET.NUM_SHOTS,
-    DATASET.SUBSAMPLE_CLASSES, SEED, and DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS: the styles to train and
-    validate on (empty: all that the plan trains on) and to test on (empty: the artist of the plan's first test scenes). A
-    target that is trained on is tested on new scenes, which are in no other split. One that others train on and that is
-    not a source is tested on all the scenes that they train and validate on (leave one domain out). A data set that is
-    for testing only returns its test images as training images too, since Dassl takes the class names from these;
-    NUM_SHOTS and SOURCE_DOMAINS have no effect on it.
-
-    Raises:
-        ValueError: a domain is not a style of the data set, or DATASET.SUBSAMPLE_CLASSES is unknown.
-        OSError, RuntimeError: see `scene_folder`.
+    DATASET.SOURCE_DOMAINS and TARGET_DOMAINS are the styles to train and validate on (empty: all that the plan trains on) and
+    to test on (empty: the artist of the plan's first test scenes). A target that is trained on is tested on new scenes, which
+    are in no other split. One that others train on and that is not a source is tested on all that they train and validate on
+    (leave one domain out). A data set that is for testing only returns its test images as training images too, since Dassl
+    takes the class names from these; NUM_SHOTS and SOURCE_DOMAINS have no effect on it.
     """
 
     dataset_dir = "emoji_scenes"
