@@ -58,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return max([_prepare(facts, args.root) for facts in chosen])
 
 
-# --- fetching ---
-
-
 def _prepare(facts: Facts, root: str) -> int:
     data = DataFolder(facts, root)
     print(f"{facts.name} -> {data.path}")
@@ -186,9 +183,6 @@ def _instruction(source: Source, data: DataFolder) -> str:
     if source.is_archive:
         return f"get {source.file} ({source.by_hand}), put it into {data.path}, and run this command again."
     return f"get it ({source.by_hand}) and put it into {data.path}."
-
-
-# --- reporting ---
 
 
 def _check(chosen: Iterable[Facts], root: str) -> int:

@@ -1,11 +1,13 @@
 """Random backgrounds of scenes: seven colourful kinds, and paper."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from kdpl.datasets.emoji.draws import LEVEL, ONE, SIZE, TURN, Draws, cosine, sine, to_images
 
+Paint = Callable[[Draws], np.ndarray]
 _CUBIC_BITS = 12  # of the cubic interpolation's weights
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.int32) * (ONE // SIZE) - ONE // 2  # (64, 64) each, from -1/2 to 1/2
 
@@ -128,37 +130,20 @@ def _paper(draws: Draws) -> np.ndarray:
     return tint[:, None, None] + clouds
 
 
-def _ruled(draws: Draws) -> np.ndarray:
-    """Paper with lines."""
-    return _lined(_paper(draws), draws, (_Y,))
-
-
-def _squared(draws: Draws) -> np.ndarray:
-    """Paper with squares."""
-    return _lined(_paper(draws), draws, (_X, _Y))
-
-
-def _lined(paper: np.ndarray, draws: Draws, directions: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Paper with pale lines a pixel wide, 6 to 12 pixels apart, across each of the directions."""
+def _lined(draws: Draws, directions: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Ruled or squared paper: with pale lines a pixel wide, 6 to 12 pixels apart, across each of the directions."""
+    paper = _paper(draws)
     spacing, start = (to_images(draws.below(bound)) for bound in (7, ONE))
     lines = np.any([(d + start) // (ONE // SIZE) % (6 + spacing) == 0 for d in directions], 0)
     ink = 140 * LEVEL + draws.below(80 * LEVEL, 1, 3)[:, None]
     return np.where(lines[..., None], ink, paper)
 
 
-KINDS: tuple[Callable[[Draws], np.ndarray], ...] = (
-    _blobs,
-    _gradient,
-    _octaves,
-    _stripes,
-    _checks,
-    _voronoi,
-    _discs_and_boxes,
-)
-PAPERS = (_paper, _ruled, _squared)
+KINDS: tuple[Paint, ...] = (_blobs, _gradient, _octaves, _stripes, _checks, _voronoi, _discs_and_boxes)
+PAPERS: tuple[Paint, ...] = (_paper, partial(_lined, directions=(_Y,)), partial(_lined, directions=(_X, _Y)))
 
 
-def backgrounds(draws: Draws, kinds: tuple[Callable[[Draws], np.ndarray], ...] = KINDS) -> np.ndarray:
+def backgrounds(draws: Draws, kinds: tuple[Paint, ...] = KINDS) -> np.ndarray:
     """Paint one background for every scene, of a random kind, half of them grainy, of random contrast.
 
     Returns:

@@ -4,12 +4,11 @@ A scene is a drawing with transparency, scaled, rotated and moved, over a random
 arithmetic, so a pixel depends on neither the platform nor the version of NumPy, and many scenes are computed at once.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from kdpl.datasets.emoji.backgrounds import KINDS, PAPERS, backgrounds
+from kdpl.datasets.emoji.backgrounds import KINDS, PAPERS, Paint, backgrounds
 from kdpl.datasets.emoji.draws import LEVEL, ONE, SIZE, TURN, Draws, cosine, scene_draws, sine, to_images
 
 GENERATOR_VERSION = 1  # raise it with every change of a pixel: caches of another version are redrawn
@@ -28,7 +27,7 @@ class Look(NamedTuple):
     turn: float = 0.26  # deviation of the drawing's turn, in radians
     most_turn: float = 0.6  # the largest turn
     brightness: tuple[Interval, ...] = ((0.8, 1.1),)  # of the whole scene
-    kinds: tuple[Callable[[Draws], np.ndarray], ...] = KINDS  # the backgrounds
+    kinds: tuple[Paint, ...] = KINDS  # the backgrounds
     inks: bool = False  # whether the drawing is drawn in a random dark colour instead of its own
 
 

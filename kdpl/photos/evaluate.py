@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from kdpl.classifier.decision import REJECTED, Decision
 from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
-from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.messages import signed
@@ -159,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"None of the {len(labels):,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
         before = by_sentence(classifier, args.sentence, judged) if args.sentence else []
     except (ValueError, OSError) as error:
-        return report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     if note:
         print(note)
     if before:
@@ -177,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _write_confusion(args.csv, judged)
         except OSError as error:
-            return report(error, exits.FAILED)
+            return exits.report(error, exits.FAILED)
     return exits.SOME_UNREAD if unread else 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.common import exits
-from kdpl.common.exits import report
 from kdpl.common.images.files import list_images
 from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.folder:
             export_folder(args, classifier, photos)
     except (ValueError, OSError, ImportError) as error:
-        return report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     return 0
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
-from kdpl.common.exits import report
 from kdpl.common.safe_text import ArgumentParser, Lines, lines, print
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError
@@ -120,18 +119,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         fit.learn()
     except OtherRunError as error:
         listed = Lines(str(error).rpartition("\n")[0])  # then come the flags of train.py
-        return report(OtherRunError(lines(listed, OTHER_OUT)), exits.BAD_INPUT)
+        return exits.report(OtherRunError(lines(listed, OTHER_OUT)), exits.BAD_INPUT)
     except lock.OccupiedError as error:
-        return report(error, exits.OCCUPIED)
+        return exits.report(error, exits.OCCUPIED)
     except FloatingPointError as error:
-        return report(error, exits.DIVERGED)
+        return exits.report(error, exits.DIVERGED)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        return report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     try:
         with stopping_at_once("during the comparison"):
             fit.finish(args.sentence)
     except (ValueError, OSError) as error:
-        return report(error, exits.FAILED)
+        return exits.report(error, exits.FAILED)
     new = "PHOTOS"
     if args.demo:
         new = args.photos.parent / "new_photos"

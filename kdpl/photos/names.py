@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from kdpl.common import exits
-from kdpl.common.exits import report
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
 from kdpl.common.safe_text import ArgumentParser, print, text_table
@@ -101,5 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             with atomic_write(args.output, "w") as file:
                 file.write("\n".join([*(name for name, *_ in kept), ""]))
     except (ValueError, OSError, ImportError) as error:
-        return report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     return 0

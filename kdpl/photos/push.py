@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 
 from kdpl.common import exits
-from kdpl.common.exits import report
 from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.config.command_line import add_learner_flag
 from kdpl.photos.prompts import load_learner
@@ -31,6 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         address = push(args.prompts, args.repository, args.private, args.license)
     except (ValueError, OSError) as error:
-        return report(error, exits.BAD_INPUT)
+        return exits.report(error, exits.BAD_INPUT)
     print(f'{FILE_NAME} and its card are at {address}; use: kdpl.load("{PREFIX}{args.repository}")')
     return 0
