@@ -536,6 +536,7 @@ def test_a_step_with_two_batches_and_one_without_a_call_are_refused(tmp_path):
         trainer.forward_backward(batch)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_learns_from_sentences_alone_is_refused(tmp_path):
     from kdpl.distill.pseudo_labels import UnsupportedStepError
     from kdpl.trainers import distilled

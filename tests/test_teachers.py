@@ -370,6 +370,7 @@ def test_class_specific_prompts_are_for_their_names_alone(tmp_path, clips):
         PromptedTeacher(prompts, ["cat", "cow"], *pixels)
 
 
+@pytest.mark.slow
 def test_prompts_learn_from_a_vocabulary(tmp_path):
     (tmp_path / "nouns.txt").write_text("\n".join(NOUNS))
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
