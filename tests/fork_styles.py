@@ -170,7 +170,7 @@ class PromptSRCModel(StyleModel):
         w_v = self.clip.visual.conv1.out_channels
         self.learner.text = nn.ParameterList([self.words(4), *(torch.randn(4, w_t) * 0.02 for _ in range(depth - 1))])
         self.learner.visual = nn.ParameterList(torch.randn(4, w_v) * 0.02 for _ in range(depth))
-        tokenize = load_clip(cfg.MODEL.BACKBONE.NAME).tokenize
+        tokenize = load_clip(cfg.MODEL.BACKBONE.NAME).tokenizer
         names = [text.removeprefix("a photo of a ").removesuffix(".") for text in cfg_names(self)]
         with torch.no_grad():
             each = [self.clip.encode_text(tokenize([t.format(n) for t in imagenet_templates(60)])).mean(0) for n in names]

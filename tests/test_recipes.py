@@ -233,7 +233,7 @@ def load_elsewhere(name: str, home: Path, endpoint: str, **env: str) -> subproce
 @pytest.mark.slow
 def test_a_missing_download_names_a_way_that_works(tiny, hub, tmp_path):
     model = tiny().eval()
-    expected = float(model.encode_text(open_clip.tokenizer(["cat"])).sum().detach())
+    expected = float(model.encode_text(open_clip.tokenize(["cat"])).sum().detach())
     file = weights_of(model, tmp_path / "open_clip_pytorch_model.bin")
     repository = open_clip.get_pretrained_cfg(MODEL, GELU_TAG)["hf_hub"].strip("/")
     Hub.files = {f"/{repository}/resolve/main/{file.name}": file.read_bytes()}
