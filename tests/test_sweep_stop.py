@@ -14,7 +14,7 @@ from kdpl.experiments.sweep.runs import TRAIN
 from multiprocessing import forkserver
 
 if __name__ == "__main__":
-    warm.PRELOADED = [name for name in warm.PRELOADED if name.startswith("kdpl.experiments")]
+    warm.PRELOADED = ["kdpl.common.exits"]
     console = Path(sys.argv[1])
     console.touch()
     process = warm.WarmProcess([sys.executable, *TRAIN, "--help"], console, os.environ)

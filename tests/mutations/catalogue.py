@@ -578,9 +578,23 @@ MUTATIONS = [
     mutation(
         "a sweep that counts runs of other options",
         "kdpl/experiments/sweep/runs.py",
-        "split, self.model_dir, self.settings, domains, images",
-        "split, self.model_dir, None, domains, images",
+        "found += manifest.compare_settings(then.config, self.settings).values()",
+        "pass",
         "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
+    ),
+    mutation(
+        "a stop that reaches the server of warm runs",
+        "kdpl/experiments/sweep/warm.py",
+        "        with starting_workers():\n            self.start()\n",
+        "        self.start()\n",
+        "tests/test_sweep_stop.py::test_a_signal_to_all_processes_takes_no_exit_status_from_a_run",
+    ),
+    mutation(
+        "jobs in the queue that are submitted twice",
+        "kdpl/experiments/sweep/slurm.py",
+        "todo = [run for run in todo if run.label not in queued]",
+        "todo = list(todo)",
+        "tests/test_sweep.py::test_where_slurm_does_not_answer_nothing_is_submitted_twice",
     ),
     mutation(
         "differences whose draws are not paired",

@@ -69,7 +69,7 @@ def test_eight_jobs_one_of_them_preempted_end_in_the_complete_report(tmp_path):
     preempted = runs[1]
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(preempted))
-    job = status.read_jobs(plan)[preempted.key]
+    job = status.read_record(plan, preempted)["job"]
     subprocess.run(["scancel", "--signal=USR1", f"{job}.0"], check=True)
     wait_until(lambda: " after saving: the same command" in console(preempted))
 
@@ -95,7 +95,7 @@ def test_a_job_that_is_cancelled_stays_so_and_one_that_fails_is_named(tmp_path):
     broken.write_text("a file where a folder belongs")
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(cancelled))
-    subprocess.run(["scancel", status.read_jobs(plan)[cancelled.key]], check=True)
+    subprocess.run(["scancel", status.read_record(plan, cancelled)["job"]], check=True)
     printed = output_of(waiting, exits.FAILED)
     assert f"  {failed.label}: " in printed and f"(all of it: {failed.steps[0].folder}/console.txt)" in printed
     assert [state.name for state in status.states(plan, runs)] == ["waiting", "failed"]

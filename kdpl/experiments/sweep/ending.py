@@ -1,4 +1,4 @@
-"""The end of a sweep: the report of its runs, and the list of those that failed."""
+"""What a sweep has to do, and its end: the report of its runs, and the list of those that failed."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,31 @@ from kdpl.experiments.report.tables import all_tables
 from kdpl.experiments.sweep.runs import Run, Sweep
 
 
-def stale_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the runs whose results were made with other settings, by their labels, and in what these differ."""
-    return {run.label: "; ".join(found) for run in runs if (found := run.stale())}
+def sorted_out(runs: Sequence[Run], redo: bool = False) -> tuple[list[Run], list[Run], dict[str, str]]:
+    """Return the runs to do, the finished ones, and in what those differ, by label, that are of other settings, data or images.
+
+    Args:
+        redo: do these again.
+    """
+    stale = {run.label: "; ".join(run.stale()) for run in runs}
+    stale = {label: found for label, found in stale.items() if found}
+    finished = [run for run in runs if run.label not in stale and run.done()]
+    left = {} if redo else stale
+    return [run for run in runs if run not in finished and run.label not in left], finished, left
 
 
-def finish(
-    sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str, str], stale: Mapping[str, str] | None = None
-) -> None:
+def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str, str], stale: Mapping[str, str]) -> None:
     """Print the report, the summary, and which runs failed and why, or were made with other settings, by their labels."""
     report = write_report(sweep, runs)
     if report:
         print("", report, f"The report is in {sweep.folder}", sep="\n")
     print(f"{summary}; results are in {sweep.output}")
-    if stale:
-        print("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):")
-        for label, found in stale.items():
-            print(f"  {label}: {found}")
-    if failed:
-        print("Failed (the same command tries these again):")
-        for label, reason in failed.items():
-            print(f"  {label}: {reason}")
+    for title, found in (
+        ("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):", stale),
+        ("Failed (the same command tries these again):", failed),
+    ):
+        if found:
+            print(title, *(f"  {label}: {why}" for label, why in found.items()), sep="\n")
 
 
 def write_report(sweep: Sweep, runs: Sequence[Run]) -> Lines:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from kdpl.common.safe_text import print
-from kdpl.experiments.sweep.ending import finish, stale_runs
+from kdpl.experiments.sweep.ending import finish, sorted_out
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status, stopping
 
@@ -19,17 +19,12 @@ def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> 
     """Print the commands of what is missing, below the parameters that Slurm would get."""
     for key, value in parameters.items():
         print(f"# {key}: {value}")
-    runs = runs_of(sweep)
-    outdated = {} if redo else stale_runs(runs)
-    todo = [run for run in runs if not run.done() and run.label not in outdated]
-    for label, found in outdated.items():
+    todo, finished, stale = sorted_out(runs_of(sweep), redo)
+    for label, found in stale.items():
         print(f"# {label}: made with other settings ({found}), see --redo")
     for run in todo:
-        print(f"# {run.label}")
-        for step in run.steps:
-            if step.missing():
-                print(shlex.join(step.command()))
-    print(f"# {len(todo)} to do, {len(runs) - len(todo) - len(outdated)} finished before")
+        print(f"# {run.label}", *(shlex.join(step.command()) for step in run.steps if step.missing()), sep="\n")
+    print(f"# {len(todo)} to do, {len(finished)} finished before")
 
 
 def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False) -> int:
@@ -41,19 +36,17 @@ def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False)
         redo: do runs again whose results were made with other settings.
     """
     runs = runs_of(sweep)
-    finished = [run for run in runs if run.done()]
+    todo, finished, stale = sorted_out(runs, redo)
     for run in finished:
         print(f"skipped {run.label}: finished before", flush=True)
-    outdated = {} if redo else stale_runs(runs)
-    todo = [run for run in runs if run not in finished and run.label not in outdated]
     with stopping() as stop:
         outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
     ends = [outcome.state for outcome in outcomes.values()]
     counts = [f"{ends.count(name)} {name}" for name in ("occupied", "interrupted") if name in ends]
     summary = ", ".join([f"{len(todo)} tried", f"{ends.count('failed')} failed", *counts, f"{len(finished)} skipped"])
     failed = {label: outcome.reason for label, outcome in outcomes.items() if outcome.state == "failed"}
-    finish(sweep, runs, summary, failed, outdated)
-    return stopped if stopped and stop.signal is not None else exit_status([*ends, *["failed" for _ in outdated]])
+    finish(sweep, runs, summary, failed, stale)
+    return stopped if stopped and stop.signal is not None else exit_status([*ends, *["failed" for _ in stale]])
 
 
 def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
@@ -63,23 +56,22 @@ def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[st
     threads = max(1, (os.cpu_count() or 1) // jobs)
     if sweep.executor.warm:
         os.environ.update(environment(threads))  # PyTorch, imported once for all runs, reads these
-    slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for i in range(jobs):
-        slots.put(devices[i % len(devices)] if devices else None)
+        free.put(devices[i % len(devices)] if devices else None)
 
     def timed(run: Run) -> tuple[Outcome, float]:
-        began, gpu = time.monotonic(), slots.get()
+        began, gpu = time.monotonic(), free.get()
         try:
             return do(sweep, run, stop, environment(threads, gpu)), time.monotonic() - began
         finally:
-            slots.put(gpu)
+            free.put(gpu)
 
-    outcomes: dict[str, Outcome] = {}
-    spent = 0.0
+    outcomes, spent = {}, 0.0
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(timed, run): run for run in runs}
+        futures = {pool.submit(timed, run): run.label for run in runs}
         for n, future in enumerate(as_completed(futures), 1):
-            label = futures[future].label
+            label = futures[future]
             outcome, seconds = future.result()
             outcomes[label] = outcome
             spent += seconds

@@ -1,7 +1,7 @@
 """A sweep and its runs: the commands, and the output folders of CoOp and its forks."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
@@ -18,7 +18,7 @@ from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.keys import SPLITS
-from kdpl.experiments.results import is_of_other_images, missing_datasets, read_results, recorded_manifest, same_dataset
+from kdpl.experiments.results import missing_datasets, read_results, recorded_manifest, same_dataset
 
 STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
@@ -129,8 +129,7 @@ class Step:
         training = self.training or self
         if not node_of(training.trainer) and training.trainer not in ZERO_SHOT:
             return None
-        file = str(CONFIGS / "datasets" / f"{training.datasets[0]}.yaml")
-        return build_cfg(parse_args(training.arguments(training.datasets)), file)
+        return training.cfg_of(training.datasets[0])
 
     @property
     def domains(self) -> list[str] | None:
@@ -153,7 +152,7 @@ class Step:
             check_config(cfg, each)
         return manifest.config_of(cfg, node, with_teacher)
 
-    def _cfg_of(self, dataset: str) -> CfgNode:
+    def cfg_of(self, dataset: str) -> CfgNode:
         return build_cfg(parse_args(self.arguments([dataset])), str(CONFIGS / "datasets" / f"{dataset}.yaml"))
 
     def data_now(self, dataset: str, split: str) -> Mapping[str, Any]:
@@ -165,70 +164,54 @@ class Step:
             return {}
         try:
             with silent_thread():  # a sweep's table is not the place for what a data set says of itself
-                return self.look(self._cfg_of(dataset), split)
+                return self.look(self.cfg_of(dataset), split)
         except (OSError, ValueError, KeyError) as error:
             print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
             return {}
 
     def missing(self) -> list[str]:
-        """Return the data sets without a result of these settings and images."""
-        return self._without_result(self.split, self.domains)
+        """Return the data sets without a result of these settings, data and images."""
+        return list(self.datasets) if self.stale() else self._without_result(self.split, self.domains)
 
     def ended(self) -> bool:
         """Return whether it has results of these settings, on whichever split."""
-        return any(not self._without_result(split, None) for split in SPLITS)
+        return not self.stale() and any(not self._without_result(split, None) for split in SPLITS)
 
     def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
-        if self._other_data():
-            return list(self.datasets)
-        images = {name: self.data_now(name, split).get("images", "") for name in self.datasets}
-        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains, images)
+        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, domains=domains)
 
-    def _other_data(self) -> list[str]:
-        """Return in what the data differ that a training was made with, as far as its manifest has recorded them."""
-        then = self._manifest()
-        if self.training or then is None:
-            return []
-        now = {key: value for key, value in self.data_now(self.datasets[0], "train").items() if key in then.facts}
-        recorded = manifest.Manifest({}, {key: then.facts[key] for key in now})
-        return list(manifest.found_differences(recorded, manifest.Manifest({}, now)).values())
+    def stale(self) -> list[str]:
+        """Return in what settings, data and images differ from those that the folder's run was made with."""
+        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
+        if then is None and self.settings is not None:
+            return ["it has no manifest"] if (self.folder / "results.json").is_file() else []
+        found: list[str] = []
+        if then is not None and self.settings is not None:
+            found += manifest.compare_settings(then.config, self.settings).values()
+        if then is not None and not self.training:
+            now = {key: v for key, v in self.data_now(self.datasets[0], "train").items() if key in then.facts}
+            recorded = manifest.Manifest({}, {key: then.facts[key] for key in now})
+            found += manifest.found_differences(recorded, manifest.Manifest({}, now)).values()
+        return [*found, *self._other_images()]
 
-    def _other_images(self) -> list[str]:
-        """Return the results that are of other images than there are now."""
+    def _other_images(self) -> Iterator[str]:
+        """Yield the results that are of other images than there are now, as far as they have recorded these."""
         try:
             entries = read_results(self.folder)["results"]
         except (OSError, ValueError):
-            return []
-        found = []
-        for name in self.datasets:
-            for entry in entries:
-                same = (entry["classes"], list(entry["target_domains"])) == (self.classes, self.domains or [])
-                known = same and same_dataset(name, entry["dataset"]) and entry.get("images")
-                now = {name: self.data_now(name, entry["split"]).get("images", "")} if known else {}
-                if is_of_other_images(entry, now):
-                    what = f"images of {entry['dataset']} ({entry['split']})"
-                    found.append(f"{what}: {entry['images']} in the folder, {now[name]} now")
-        return found
-
-    def _manifest(self) -> manifest.Manifest | None:
-        return manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
-
-    def stale(self) -> list[str]:
-        """Return in what settings and data differ from those that the folder's run was made with."""
-        then = self._manifest()
-        if self.settings is None or (not (self.folder / "results.json").is_file() and then is None):
-            return []
-        return (
-            [*manifest.compare_settings(then.config, self.settings).values(), *self._other_data(), *self._other_images()]
-            if then
-            else ["it has no manifest"]
-        )
+            return
+        for entry in entries:
+            name = next((name for name in self.datasets if same_dataset(name, entry["dataset"])), None)
+            ours = (entry["classes"], list(entry["target_domains"])) == (self.classes, self.domains or [])
+            if name and ours and (then := entry.get("images")):
+                now = self.data_now(name, entry["split"]).get("images") or then
+                if now != then:
+                    yield f"images of {entry['dataset']} ({entry['split']}): {then} in the folder, {now} now"
 
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
-        fresh = bool(self._other_images() if self.training else self.stale())
-        datasets = self.datasets if fresh else self.missing() or self.datasets
-        return [sys.executable, *TRAIN, *(["--fresh"] if fresh else []), *self.arguments(datasets)]
+        fresh = ["--fresh"] if self.stale() else []
+        return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
 
     def arguments(self, datasets: Sequence[str]) -> list[str]:
         """Return the arguments of `train.py` for these data sets."""

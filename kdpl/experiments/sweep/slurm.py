@@ -16,9 +16,9 @@ from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
 from kdpl.common.safe_text import print
 from kdpl.common.signals import SIGNALS
-from kdpl.experiments.sweep.ending import finish, stale_runs, write_report
+from kdpl.experiments.sweep.ending import finish, sorted_out, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, SweepError, runs_of
-from kdpl.experiments.sweep.status import read_record, slurm_queue, states, write_jobs, write_record
+from kdpl.experiments.sweep.status import State, read_record, slurm_queue, states, write_record
 from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
 
 WARNING_S = 120  # how long before the end of its time a job is asked to save
@@ -37,35 +37,24 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     """
     check()
     runs = runs_of(sweep)
-    now = states(sweep, runs)
-    outdated = {} if redo else stale_runs(runs)
-    done = {run.label for run, state in zip(runs, now, strict=True) if state.name == "finished" or state.active} | {*outdated}
-    todo = [run for run in runs if run.label not in done]
+    queued = {run.label for run, state in zip(runs, states(sweep, runs), strict=True) if state.active}
+    todo, finished, stale = sorted_out(runs, redo)
+    todo = [run for run in todo if run.label not in queued]
     if todo:
         for path in temporary_paths(sweep):
             print(f"Warning: {path} is on a disk of this machine: jobs on other nodes will not find it.", file=sys.stderr)
         job = submit(sweep, todo)
         print(f"Submitted {len(todo)} runs as job {job}; their logs are in {sweep.folder / 'jobs'}")
-    finished = [state.name for state in now].count("finished")
-    print(f"{sum(state.active for state in now)} in the queue before, {finished} finished before")
-    for label, found in outdated.items():
+    print(f"{len(queued)} in the queue before, {len(finished)} finished before")
+    for label, found in stale.items():
         print(f"{label} was made with other settings ({found}): --redo does it again", file=sys.stderr)
     if not wait:
-        return exits.FAILED if outdated else 0
-    wait_for(sweep, runs)
-    ends, failed = [], {}
-    for run, state in zip(runs, states(sweep, runs), strict=True):
-        if state.name == "failed":
-            failed[run.label] = state.note
-        ends.append(
-            "failed"
-            if state.name == "stale"
-            else state.name
-            if state.name in ("finished", "failed")
-            else read_record(sweep, run).get("state", "waiting")
-        )
-    finish(sweep, runs, f"{len(todo)} submitted, {len(failed)} failed, {finished} finished before", failed, outdated)
-    return exit_status(ends)
+        return exits.FAILED if stale else 0
+    now = dict(zip(runs, wait_for(sweep, runs), strict=True))
+    failed = {run.label: state.note for run, state in now.items() if state.name == "failed"}
+    finish(sweep, runs, f"{len(todo)} submitted, {len(failed)} failed, {len(finished)} finished before", failed, stale)
+    ends = {"finished": "finished", "failed": "failed", "stale": "failed"}
+    return exit_status([ends.get(state.name) or read_record(sweep, run).get("state", "") for run, state in now.items()])
 
 
 def check() -> None:
@@ -121,11 +110,8 @@ def temporary_paths(sweep: Sweep) -> list[str]:
     """Return the paths that jobs need and other nodes seldom have: those on local disks."""
     local = {Path(folder).resolve() for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run")}
     needed = {"output": sweep.output, "Python": sys.executable, "kdpl": PACKAGE, "data": sweep.data}
-    return [
-        f"{name} '{path}'"
-        for name, path in needed.items()
-        if path and local & {*Path(os.path.abspath(path)).parents, *Path(path).resolve().parents}
-    ]
+    above = {what: {*Path(path).absolute().parents, *Path(path).resolve().parents} for what, path in needed.items() if path}
+    return [f"{what} '{needed[what]}'" for what, parents in above.items() if local & parents]
 
 
 def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
@@ -144,25 +130,22 @@ def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
             jobs = [executor.submit(Job(sweep, run)) for run in runs]
     except (submitit.core.utils.FailedJobError, OSError, subprocess.SubprocessError) as error:
         raise SweepError(f"Slurm did not take the jobs: {str(error).strip()}. Change the file's 'executor'.") from error
-    write_jobs(sweep, {run.key: job.job_id for run, job in zip(runs, jobs, strict=True)})
+    for run, job in zip(runs, jobs, strict=True):
+        if read_record(sweep, run).get("job") != job.job_id:  # it has not begun
+            write_record(sweep, run, "submitted", job=job.job_id)
     return jobs[0].job_id.partition("_")[0]
 
 
-def wait_for(sweep: Sweep, runs: Sequence[Run]) -> None:
-    """Wait until no run of the sweep waits or runs any more; print each change."""
-    last: list[str] = []
-    pause = 1.0
-    while True:
-        now = states(sweep, runs)
-        names = [state.name for state in now]
-        for run, state, before in zip(runs, now, last, strict=False):  # nothing the first time
-            if state.name != before:
-                print(f"{run.label}: {state.name} {state.note}".rstrip(), flush=True)
-        if not any(state.active for state in now):
-            return
-        last = names
+def wait_for(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
+    """Wait until no run of the sweep waits or runs any more; print each change, and return how they ended."""
+    now, pause = states(sweep, runs), 1.0
+    while any(state.active for state in now):
         time.sleep(pause)
-        pause = min(30, 1.2 * pause)
+        last, now, pause = now, states(sweep, runs), min(30, 1.2 * pause)
+        for run, state, before in zip(runs, now, last, strict=True):
+            if state.name != before.name:
+                print(f"{run.label}: {state.name} {state.note}".rstrip(), flush=True)
+    return now
 
 
 class Job:

@@ -37,28 +37,22 @@ def show(sweep: Sweep) -> int:
 
 def states(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
     """Return the state of each run; Slurm is asked only if there are jobs."""
-    jobs = read_jobs(sweep)
-    queue = slurm_queue() if jobs else {}
-    return [_state(sweep, run, jobs.get(run.key, ""), queue) for run in runs]
+    records = [read_record(sweep, run) for run in runs]
+    queue = slurm_queue() if any(record.get("job") for record in records) else {}
+    return [_state(sweep, run, record, queue) for run, record in zip(runs, records, strict=True)]
 
 
-def _state(sweep: Sweep, run: Run, job: str, queue: Mapping[str, str] | None) -> State:
-    """Return the state of a run.
-
-    Args:
-        job: the Slurm job that it was submitted as last, if any.
-        queue: the state of every Slurm job that waits or runs; None: Slurm does not answer.
-    """
-    if run.done() or (found := run.stale()):
-        return State("finished") if run.done() else State("stale", f"made with other settings: {'; '.join(found)}")
-    record = read_record(sweep, run)
-    state, reason = record.get("state"), record.get("reason", "")
-    if job and queue is None and state != "failed":
-        return State("waiting", f"job {job}; Slurm does not answer", active=True)
-    if queue and job in queue:
-        running = queue[job] in ("RUNNING", "COMPLETING", "STAGE_OUT")
-        return State("running" if running else "waiting", f"job {job}, {queue[job]}", active=True)
-    if state == "running" and job and record["job"] == job:
+def _state(sweep: Sweep, run: Run, record: Mapping[str, Any], queue: Mapping[str, str] | None) -> State:
+    """Return the state of a run, from its record and the states of all Slurm jobs; None: Slurm does not answer."""
+    found = run.stale()
+    if not found and run.done():
+        return State("finished")
+    if at_slurm := _at_slurm(record, queue):
+        return at_slurm
+    if found:
+        return State("stale", f"made with other settings: {'; '.join(found)}")
+    state, reason, job = record.get("state"), record.get("reason", ""), record.get("job")
+    if state == "running" and job:
         state = "failed"
         reason = f"job {job} ended without a record of why: killed, or out of memory; see {sweep.folder / 'jobs'}"
     if state == "failed":
@@ -71,33 +65,15 @@ def _state(sweep: Sweep, run: Run, job: str, queue: Mapping[str, str] | None) ->
     return State("waiting", "it was killed" if state == "running" else reason)
 
 
-# ------------------------------------------------------------------------------------------------------------- records
-
-
-def record_file(sweep: Sweep, run: Run) -> Path:
-    """Return the file that records how a run goes."""
-    return sweep.folder / "runs" / f"{run.key}.json"
-
-
-def write_record(sweep: Sweep, run: Run, state: str, reason: str = "", job: str = "") -> None:
-    """Record how a run goes: state "running", or "finished", "failed", "interrupted" or "occupied" and why."""
-    content = {"run": run.label, "state": state, "reason": reason, "job": job, **lock.this_process()}
-    _write_json(record_file(sweep, run), content)
-
-
-def read_record(sweep: Sweep, run: Run) -> dict[str, Any]:
-    """Return what `write_record` wrote last, or nothing."""
-    return _read_json(record_file(sweep, run))
-
-
-def write_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:
-    """Record the Slurm job of runs, by their keys; earlier ones of other runs stay."""
-    _write_json(sweep.folder / "jobs.json", {**read_jobs(sweep), **jobs})
-
-
-def read_jobs(sweep: Sweep) -> dict[str, str]:
-    """Return the Slurm job that each run was submitted as last, by its key."""
-    return _read_json(sweep.folder / "jobs.json")
+def _at_slurm(record: Mapping[str, Any], queue: Mapping[str, str] | None) -> State | None:
+    """Return the state of a run whose job waits or runs, or may do so; None without one."""
+    job = record.get("job")
+    if job and queue is None and record["state"] not in ("finished", "failed"):
+        return State("waiting", f"job {job}; Slurm does not answer", active=True)
+    if not queue or job not in queue:
+        return None
+    running = queue[job] in ("RUNNING", "COMPLETING", "STAGE_OUT")
+    return State("running" if running else "waiting", f"job {job}, {queue[job]}", active=True)
 
 
 def slurm_queue() -> dict[str, str] | None:
@@ -110,15 +86,30 @@ def slurm_queue() -> dict[str, str] | None:
     return dict(line.split()[:2] for line in answer.splitlines() if line.strip())
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path, "w") as file:
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+def record_file(sweep: Sweep, run: Run) -> Path:
+    """Return the file that records how a run goes."""
+    return sweep.folder / "runs" / f"{run.key}.json"
+
+
+def write_record(sweep: Sweep, run: Run, state: str, reason: str = "", job: str = "") -> None:
+    """Record how a run goes, with the Slurm job that does it, if any.
+
+    Args:
+        state: "submitted" or "running", or "finished", "failed", "interrupted" or "occupied" and why.
+    """
+    content = {"run": run.label, "state": state, "reason": reason, "job": job, **lock.this_process()}
+    with atomic_write(record_file(sweep, run), "w") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_record(sweep: Sweep, run: Run) -> dict[str, Any]:
+    """Return what `write_record` wrote last, or nothing."""
     try:
-        content = read_json(path)
+        content = read_json(record_file(sweep, run))
     except (OSError, UnsafeTextError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from kdpl.common.signals import SIGNALS
+from kdpl.common.signals import SIGNALS, starting_workers
 from kdpl.experiments.sweep.runs import TRAIN
 
 PRELOADED = [
-    "kdpl.experiments.sweep.server",
     "torch",
     "torchvision",
     "clip",
@@ -25,10 +26,12 @@ PRELOADED = [
 ]
 
 
-class WarmProcess:
-    """A run of `train.py` as `subprocess.Popen` would start it, with the methods of it that a sweep needs.
+class WarmProcess(ForkServerProcess):
+    """A started run of `train.py`, with the methods of `subprocess.Popen` that a sweep needs.
 
-    The server that it forks from starts with the first of them, with this process's environment.
+    The server that it forks from starts with the first of them, with this process's environment. A signal to stop is for the
+    runs, not for it: without the server no exit status reaches the sweep, which would take a finished run for a failed one.
+    `timeout`, Slurm and a terminal that is closed signal all processes at once. Blocked signals wait for the run to begin.
 
     Args:
         command: of a step, `[python, *TRAIN, *arguments]`.
@@ -37,39 +40,31 @@ class WarmProcess:
     """
 
     def __init__(self, command: Sequence[str], console: Path, env: Mapping[str, str]):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        arguments = list(command[1 + len(TRAIN) :])
-        self._process = context.Process(target=_run, args=(arguments, str(console), dict(env)))
-        self._process.start()
+        super().__init__(target=_run, args=(command[1 + len(TRAIN) :], str(console), dict(env)))
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+        resource_tracker.ensure_running()  # when it starts, it lets signals through
+        with starting_workers():
+            self.start()
 
     def wait(self, timeout: float) -> int:
-        """Return the exit status, negative for a signal.
-
-        Raises:
-            subprocess.TimeoutExpired: it has not ended after `timeout` seconds.
-        """
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        """Return the exit status, negative for a signal, or raise `subprocess.TimeoutExpired`."""
+        self.join(timeout)
+        if self.exitcode is None:
             raise subprocess.TimeoutExpired("train.py", timeout)
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self._process.exitcode is None:
-            os.kill(self._process.pid, number)
+        if self.exitcode is None:
+            os.kill(self.pid, number)
 
 
-def _run(arguments: list[str], console: str, env: dict[str, str]) -> None:
+def _run(arguments: Sequence[str], console: str, env: dict[str, str]) -> None:
     os.setsid()  # Ctrl-C in the terminal is for the sweep
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the server
     os.environ.clear()
     os.environ.update(env)
-    file = os.open(console, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+    with open(console, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     sys.argv = ["train.py", *arguments]
     runpy.run_module("kdpl.train", run_name="__main__", alter_sys=True)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,13 +37,6 @@ class Stop:
             print("Stopping: runs save what they have; the same command resumes them.", flush=True)
         self.again = number == signal.SIGINT == self.signal  # Slurm may deliver a signal twice
         self.signal = number
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep that long, or until a request comes; return whether there is one."""
-        end = time.monotonic() + seconds
-        while self.signal is None and time.monotonic() < end:
-            time.sleep(min(0.1, seconds))
-        return self.signal is not None
 
 
 @contextmanager
@@ -94,32 +87,27 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: 
     A step that is interrupted, though this process was not asked to stop, is restarted, `restarts` times at most. If another
     process uses its folder, it is tried again for a while.
     """
-    deadline = None
+    waits = 0
     for step in run.steps:
         while step.missing():
             if stop.signal is not None:
                 return Outcome(exits.INTERRUPTED, "stopped before it was started")
             if step.training and (found := step.training.stale()):
-                return Outcome(
-                    exits.FAILED, f"its prompts were learned with other settings: give the same ({'; '.join(found)})"
-                )
+                why = f"its prompts were learned with other settings: give the same ({'; '.join(found)})"
+                return Outcome(exits.FAILED, why)
             if step.training and not step.training.ended():
                 return Outcome(exits.FAILED, f"its training has not finished: do that step first ({step.model_dir})")
             outcome = _process(step, stop, env, warm)
-            if outcome.status == exits.OCCUPIED:
-                deadline = deadline or time.monotonic() + OCCUPIED_S
-                if time.monotonic() < deadline:
-                    stop.wait(RETRY_S)
-                    continue
-            if outcome.status == exits.INTERRUPTED and not step.missing():
+            if outcome.status == exits.OCCUPIED and waits < OCCUPIED_S / RETRY_S:
+                waits += 1
+                time.sleep(RETRY_S)
+            elif outcome.status == exits.INTERRUPTED and not step.missing():
                 break  # the signal came after its results
-            # The signal may have come to the step a moment before it comes to this process.
-            if outcome.status == exits.INTERRUPTED and not stop.wait(0.5) and restarts > 0:
+            elif outcome.status == exits.INTERRUPTED and restarts and stop.signal is None:
                 restarts -= 1
-                continue
-            if outcome.status:
+            elif outcome.status:
                 return outcome
-            if missing := step.missing():
+            elif missing := step.missing():
                 return Outcome(exits.FAILED, f"it ended without a result on {', '.join(missing)} in {step.folder}")
     return Outcome()
 
@@ -134,7 +122,7 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False)
         return Outcome(exits.FAILED, str(error))
     with console:
         begin = console.seek(0, os.SEEK_END)
-        process = _started(step.command(), path, console, env, warm)
+        process = _started(step.command(), console, env, warm)
         status, asked = None, False
         while status is None:
             if stop.again:
@@ -143,27 +131,23 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False)
                 asked = True
                 # Slurm signals every process of a job, and a second signal of one kind would end the step before it has saved.
                 process.send_signal(signal.SIGUSR1 if stop.signal == signal.SIGTERM else signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 status = process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-        if not status:
-            return Outcome()
         console.seek(begin)
         lines = [line.strip() for line in console.read().decode(errors="replace").splitlines() if line.strip()]
+    if not status:
+        return Outcome()
     reason = f"it was killed by {signal.Signals(-status).name}" if status < 0 else (lines or [f"exit status {status}"])[-1]
     if status < 0 and (-status in SIGNALS or stop.signal is not None):
         status = exits.INTERRUPTED  # before and after its training there is nothing to save
     return Outcome(status, f"{reason} (all of it: {path})")
 
 
-def _started(
-    command: list[str], path: Path, console: BinaryIO, env: Mapping[str, str], warm: bool
-) -> "subprocess.Popen | WarmProcess":
+def _started(command: list[str], console: BinaryIO, env: Mapping[str, str], warm: bool) -> "subprocess.Popen | WarmProcess":
     if warm:
         from kdpl.experiments.sweep.warm import WarmProcess
 
-        return WarmProcess(command, path, env)
+        return WarmProcess(command, Path(console.name), env)
     # Its own session: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
