@@ -224,7 +224,7 @@ executor: {{gpus: 0}}
         return code, capsys.readouterr().out
 
     (run,) = runs_of(read_sweep(tmp_path / "s.yaml"))
-    cfg = run.steps[0]._cfg_of("image_folder")
+    cfg = run.steps[0].cfg_of("image_folder")
     build_trainer(cfg).train()
     assert status()[0] == 0 and run.done()
     noisy = replace(run.steps[0], look=lambda cfg, split: print("Creating a 1-shot dataset") or {"images": "6 (a)"})

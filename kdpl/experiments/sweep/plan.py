@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -56,7 +56,7 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
     Raises:
         SweepError, ConfigError: as `read_sweep`.
     """
-    values = {"output": _folder("output"), **_read(content, _SWEEP, "a sweep", where)}
+    values = {"output": _folder("output"), **_read(content, Sweep, "a sweep", where)}
     for key in ("protocol", "trainers", "datasets"):
         if not values.get(key):
             raise SweepError(f"'{key}' is missing in {where}, expected it to say what to run.")
@@ -91,38 +91,34 @@ def _check(sweep: Sweep) -> None:
         raise SweepError("A trainer, data set, seed or number of shots is given twice: expected each once.")
 
 
-def _read(given: Any, readers: Mapping[str, Callable], what: str, where: str) -> dict[str, Any]:
-    """Return the values of a mapping, each read by the reader of its key."""
+def _read(given: Any, described: type, what: str, where: str) -> dict[str, Any]:
+    """Return the values of a mapping whose keys are the fields of a dataclass, each as its field's type asks."""
     if not isinstance(given, Mapping):
         raise SweepError(f"{what}: is '{given}', expected keys such as 'partition: gpu'.")
+    types = {f.name: f.type for f in fields(described) if f.name not in ("name", "look")}
     for key in given:
-        if key not in readers:
-            expected = f"expected {', '.join(readers)}.{did_you_mean(key, readers)}"
+        if key not in types:
+            expected = f"expected {', '.join(types)}.{did_you_mean(key, types)}"
             raise SweepError(f"'{key}' is not a key of {what} (in {where}), {expected}")
-    prefix = "executor." if readers is _EXECUTOR else ""
-    return {key: readers[key](value, f"{prefix}{key}") for key, value in given.items()}
+    prefix = "executor." if described is Resources else ""
+    return {key: _value(types[key], value, f"{prefix}{key}") for key, value in given.items()}
 
 
-def _one(pattern: str, expected: str, read: Callable[[str], Any] = str) -> Callable[[Any, str], Any]:
-    """Return the reader of one value, given as text that matches a pattern."""
-
-    def reader(value: Any, key: str) -> Any:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise SweepError(f"{key} is {value!r}, expected {expected}.")
-        return read(value)
-
-    return reader
-
-
-def _list(value: Any, key: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(v, str) and v for v in values):
-        raise SweepError(f"{key} is {value!r}, expected names or numbers, such as [1, 2, 3].")
-    return tuple(values)
-
-
-def _numbers(value: Any, key: str) -> tuple[int, ...]:
-    return tuple(_number(v, key) for v in _list(value, key))
+def _value(kind: Any, given: Any, key: str) -> Any:
+    """Return a value that is given as text, a list of texts, or a mapping."""
+    if kind is Resources:
+        return Resources(**_read(given or {}, Resources, key, "the sweep"))
+    if key == "options":
+        return given if isinstance(given, tuple) else tuple(_pairs(given or {}, key))
+    if kind in (tuple[str, ...], tuple[int, ...]):
+        values = given if isinstance(given, list) else [given]
+        if not values or not all(isinstance(v, str) and v for v in values):
+            raise SweepError(f"{key} is {given!r}, expected names or numbers, such as [1, 2, 3].")
+        return tuple(_value(get_args(kind)[0], v, key) for v in values)
+    pattern, expected, read = _FORMS.get(key) or _FORMS[kind]
+    if not isinstance(given, str) or not re.fullmatch(pattern, given):
+        raise SweepError(f"{key} is {given!r}, expected {expected}.")
+    return read(given)
 
 
 def _folder(text: str) -> Path:
@@ -137,10 +133,6 @@ def minutes(text: str) -> int:
         parts = [0, *parts]
     h, m, s = [*parts, 0, 0][:3]
     return int(days or 0) * 1440 + h * 60 + m + math.ceil(s / 60)
-
-
-def _options(value: Any, key: str) -> tuple[str, ...]:
-    return value if isinstance(value, tuple) else tuple(_pairs(value or {}, key))
 
 
 def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
@@ -160,33 +152,21 @@ def _python(value: str) -> str:
     return value.capitalize() if value in ("true", "false") else value
 
 
-def _executor(value: Any, key: str) -> Resources:
-    return Resources(**_read(value or {}, _EXECUTOR, key, "the sweep"))
-
-
-def _readers(described: type, **special: Callable) -> dict[str, Callable]:
-    """Return the reader of each field of a dataclass, by its type if it has none of its own."""
-    return {f.name: special.get(f.name) or _BY_TYPE[f.type] for f in fields(described) if f.name not in ("name", "look")}
-
-
-_number = _one("[0-9]+", "a whole number of at least 0", int)
-_positive = _one("0*[1-9][0-9]*", "a whole number of at least 1", int)
-_BY_TYPE = {
-    str: _one(r"[^\0]*", "one value"),
-    int: _number,
-    bool: _one("(?i:true|false|1|0)", "true or false", lambda text: text.lower() in ("true", "1")),
-    Path: _one(r"[^\0]+", "a folder", _folder),
-    tuple[str, ...]: _list,
-    tuple[int, ...]: _numbers,
+# How a value is written, by its key or else its type: a pattern, what an error expects, and what it becomes.
+_POSITIVE = ("0*[1-9][0-9]*", "a whole number of at least 1", int)
+_FORMS: dict[Any, tuple[str, str, Callable[[str], Any]]] = {
+    str: (r"[^\0]*", "one value", str),
+    int: ("[0-9]+", "a whole number of at least 0", int),
+    bool: ("(?i:true|false|1|0)", "true or false", lambda text: text.lower() in ("true", "1")),
+    Path: (r"[^\0]+", "a folder", _folder),
+    "data": (r"[^\0]*", "a folder", lambda text: str(_folder(text)) if text else ""),
+    "executor.max_parallel": _POSITIVE,
+    "executor.cpus": _POSITIVE,
+    "executor.time": (
+        r"(?=.*[1-9])([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})",
+        "minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing",
+        minutes,
+    ),
+    "executor.memory": ("[0-9]+[KMGT]?", "a number and K, M, G or T, such as 32G", str),
+    "executor.gpus": ("[01]", "0 or 1: a run of a sweep is one process", int),
 }
-_TIME = r"(?=.*[1-9])([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})"
-_EXECUTOR = _readers(
-    Resources,
-    max_parallel=_positive,
-    cpus=_positive,
-    time=_one(_TIME, "minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing", minutes),
-    memory=_one("[0-9]+[KMGT]?", "a number and K, M, G or T, such as 32G"),
-    gpus=_one("[01]", "0 or 1: a run of a sweep is one process", int),
-)
-_data = _one(r"[^\0]*", "a folder", lambda text: str(_folder(text)) if text else "")
-_SWEEP = _readers(Sweep, data=_data, options=_options, executor=_executor)
