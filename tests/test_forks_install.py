@@ -15,7 +15,7 @@ from support import ROOT, processes
 
 from kdpl import install
 from kdpl.forks import edit, report, start
-from kdpl.forks.faults import way_out
+from kdpl.forks.start import place, way_out
 
 TRAIN = '''\
 """A fork's."""
@@ -296,7 +296,6 @@ def test_the_line_of_an_error_is_that_of_the_changed_file(tmp_path, monkeypatch)
     import traceback
 
     from kdpl.forks import trial
-    from kdpl.forks.faults import place
 
     (tmp_path / "train.py").write_text(
         "from dassl.config import get_cfg_default\n\ncfg = get_cfg_default()\nraise ValueError(cfg.A)\n"
@@ -306,9 +305,9 @@ def test_the_line_of_an_error_is_that_of_the_changed_file(tmp_path, monkeypatch)
     with pytest.raises(AttributeError) as error:
         trial.run_script("a_fork")
     said = "".join(traceback.format_exception(error.value))
-    assert place(said, tmp_path) == f"{tmp_path}/train.py, line 7: raise ValueError(cfg.A)"
+    assert place(said, tmp_path)[0] == f"{tmp_path}/train.py, line 7: raise ValueError(cfg.A)"
     unseen = 'Traceback:\n  File "train.py", line 9, in main\n  File "/elsewhere/a.py", line 1, in f\nValueError: no\n'
-    assert place(unseen, tmp_path) == f"{tmp_path}/train.py, line 9: "
+    assert place(unseen, tmp_path) == (f"{tmp_path}/train.py, line 9: ", False)
 
 
 def test_a_fork_that_ends_without_an_error_of_python_gives_its_status_or_last_words(tmp_path):
@@ -515,11 +514,11 @@ def test_an_error_is_the_forks_own_if_its_code_raised_it(tmp_path):
     assert in_fork(tmp_path, "import json\njson.loads('x')\n")["own"] is False
 
 
-def load_run():
-    """The script of the table of runs."""
+def load_run(name="run"):
+    """The script of the table of runs, or a file beside it."""
     from importlib import util
 
-    spec = util.spec_from_file_location("forks_run", ROOT / "tests" / "forks" / "run.py")
+    spec = util.spec_from_file_location(f"forks_{name}", ROOT / "tests" / "forks" / f"{name}.py")
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -541,7 +540,7 @@ def test_the_table_of_runs_says_where_permuted_labels_or_the_formula_give_anothe
     found = {**WORKS, "loss_differs": 1e-8, "gradient_of_parameters_differs": exact, "digest": "x", "layers": "3"}
     double = {"loss_differs": 1e-16, "gradient_of_parameters_differs": in_double}
     monkeypatch.setattr(runs, "tried", lambda *a: iter([report.Finding(True, "", found, options)]))
-    monkeypatch.setattr(runs, "trial", lambda fork, *a: double if "--double" in a else {"digest": digest})
+    monkeypatch.setattr(runs, "trial", lambda fork, *a: double if runs.MEASURES["double"][1] in a else {"digest": digest})
     line, held = runs.row(tmp_path, "A", "KDPL_A", args, [tmp_path / "true", tmp_path / "permuted"])
     assert held == holds and ("the same bits" in line) == (digest == "x") and ("DIFFERS" in line) == (digest == "y")
     said = f"1e-08, -, {exact:.0e}" + (f"; in double precision 1e-16, {in_double:.0e}" if exact > 1e-6 else "")
@@ -569,9 +568,8 @@ def test_in_double_precision_what_asks_for_single_computes_in_double():
     import torch.nn.functional as F
 
     from kdpl.distill.interception import replace_cross_entropy
-    from kdpl.forks.stand_ins import InDoublePrecision
 
-    with InDoublePrecision():
+    with load_run("double").InDoublePrecision():
         x = torch.ones(2, 3, dtype=torch.float32)
         labels, replaced = replace_cross_entropy(torch.randn(2, 3))
         with replaced:

@@ -105,23 +105,20 @@ class HiddenItem:
         split: the name of its split, for messages.
         path: of its file.
         domain: its domain.
-        label, classname: of a split that a test may read.
+        truth: label and class name, of a split that a test may read.
         open: whether they are there at any time, such as in the worker of a loader that `test` has started.
     """
 
-    __slots__ = ("_classname", "_label", "_open", "_path", "_split", "domain")
+    __slots__ = ("_open", "_path", "_split", "_truth", "domain")
 
-    def __init__(self, split: str, path: str, domain: int, label: Any = None, classname: Any = None, open: bool = False):
-        self._split, self._path, self.domain, self._open = split, path, domain, open
-        self._label = Hidden(f"the label of an image of {split}") if label is None else label
-        self._classname = Hidden(f"the class name of an image of {split}") if label is None else classname
+    def __init__(self, split: str, path: str, domain: int, truth: tuple = (), open: bool = False):
+        self._split, self._path, self.domain, self._truth, self._open = split, path, domain, truth, open
 
     def _readable(self) -> bool:
-        return self._open or self._split in State.readable
+        return bool(self._truth) and (self._open or self._split in State.readable)
 
     def __reduce__(self) -> tuple:
-        truth = (self._label, self._classname, True) if self._readable() else ()
-        return HiddenItem, (self._split, self._path, self.domain, *truth)
+        return HiddenItem, (self._split, self._path, self.domain, *((self._truth, True) if self._readable() else ()))
 
     @property
     def impath(self) -> Any:
@@ -129,11 +126,11 @@ class HiddenItem:
 
     @property
     def label(self) -> Any:
-        return self._label if self._readable() else Hidden(f"the label of an image of {self._split}")
+        return self._truth[0] if self._readable() else Hidden(f"the label of an image of {self._split}")
 
     @property
     def classname(self) -> Any:
-        return self._classname if self._readable() else Hidden(f"the class name of an image of {self._split}")
+        return self._truth[1] if self._readable() else Hidden(f"the class name of an image of {self._split}")
 
 
 # ------------------------------------------------------------------------------------------------------------ when it is so
@@ -249,7 +246,7 @@ def _item(split: str, datum: Any) -> HiddenItem:
     if isinstance(datum, HiddenItem):
         return datum
     path, domain = os.fspath(datum.impath), getattr(datum, "domain", 0)
-    return HiddenItem(split, path, domain, *(() if split in TRAINED else (datum.label, datum.classname)))
+    return HiddenItem(split, path, domain, () if split in TRAINED else (datum.label, datum.classname))
 
 
 def _empty(datum: Any, what: str) -> None:

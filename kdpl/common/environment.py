@@ -23,9 +23,9 @@ def versions() -> dict[str, str | None]:
     bundled = "bundled" in dassl_in_use()
     return {
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": version_of("torch"),
         "kdpl": VERSION,
-        "dassl": "bundled" if bundled else _version("dassl"),
+        "dassl": "bundled" if bundled else version_of("dassl"),
     }
 
 
@@ -34,7 +34,9 @@ def libraries() -> dict[str, str | None]:
     """Return the versions of the other packages that numbers come from, and a digest of KDPL's own code."""
     import hashlib
 
-    packages = {name: _version(name) for name in ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")}
+    packages = {
+        name: version_of(name) for name in ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")
+    }
     own = (Path(find_spec(f"kdpl.{name}").origin).parent for name in ("trainers", "datasets"))
     code, folders = hashlib.sha256(), {PACKAGE, *own}
     for folder in sorted(folders):
@@ -73,7 +75,8 @@ def git_state() -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None without it."""
     from importlib import metadata  # slow to import, like subprocess above: `import kdpl` needs neither
 
     try:

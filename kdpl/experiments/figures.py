@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from platform import platform
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from kdpl.clip.model import effective_precision
 from kdpl.clip.names import DEFAULT_TAGS, EMBEDDED, OPENAI_MODELS
 from kdpl.common import exits
-from kdpl.common.environment import git_state, versions
+from kdpl.common.environment import git_state, version_of, versions
 from kdpl.common.messages import signed
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
@@ -218,7 +217,7 @@ def exit_status(measurements: Iterable[Measurement]) -> int:
 
 def report(measurements: Sequence[Measurement], setup: Setup, notes: Sequence[str] = ()) -> str:
     """Return the Markdown of all measurements, with notes, tolerances, weights, versions and commands."""
-    installed = {**versions(), "commit": git_state(), **{name: _version(name) for name in PACKAGES}, "system": platform()}
+    installed = {**versions(), "commit": git_state(), **{name: version_of(name) for name in PACKAGES}, "system": platform()}
     parts = {
         "": [
             "| method | model | data set | measured | expected | difference | tolerance | verdict |",
@@ -289,10 +288,3 @@ def _percent(value: Any, where: str) -> float:
     if not 0 <= number <= 100 or isinstance(value, bool):
         raise ConfigError(f"{where} is {value!r}, expected a number from 0 to 100.")
     return number
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -4,8 +4,8 @@ import ast
 import io
 import os
 import tokenize
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdpl.common.files import atomic_write
 
@@ -17,17 +17,11 @@ class EditError(ValueError):
     """A `train.py` is missing, is not Python, or has no place for a change."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """A line to insert.
+class Change(NamedTuple):
+    """A line to insert."""
 
-    Attributes:
-        line: behind which line of the file, counted from 1; 0: at its start.
-        text: the line, with its indentation.
-    """
-
-    line: int
-    text: str
+    line: int  # behind this one of the file, counted from 1; 0: at its start
+    text: str  # with its indentation
 
 
 def read_source(path: Path) -> str:
@@ -69,11 +63,9 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
 
 def _before_imports(tree: ast.Module) -> int:
     """Return the line before the first statement that may stand behind `import kdpl.trainers`."""
-    line = 0
+    line, docstring = 0, ast.get_docstring(tree, clean=False)
     for i, node in enumerate(tree.body):
-        docstring = i == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-        if not docstring and not future:
+        if not (i == 0 and docstring is not None) and getattr(node, "module", "") != "__future__":
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             return max(line, first - 1)
         line = node.end_lineno
@@ -89,20 +81,20 @@ def _behind_imports(tree: ast.Module) -> int:
 def _extension(tree: ast.Module, source: str, name: str) -> Change:
     """Return the call of kdpl.extend_cfg: at the end of extend_cfg(cfg), or behind `cfg = get_cfg_default()`."""
     lines = source.split("\n")
+
+    def call(line: int, like: ast.stmt, argument: str) -> Change:
+        return Change(line, f"{lines[like.lineno - 1][: like.col_offset]}kdpl.extend_cfg({argument})")
+
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" and node.args.args:
             last = node.body[-1]
             returns = isinstance(last, ast.Return)
             if len(node.body) > 1 or not returns:
-                indent = lines[node.body[0].lineno - 1][: node.body[0].col_offset]
-                line = last.lineno - 1 if returns else last.end_lineno
-                return Change(line, f"{indent}kdpl.extend_cfg({node.args.args[0].arg})")
+                return call(last.lineno - 1 if returns else last.end_lineno, node.body[0], node.args.args[0].arg)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
-            target = node.targets[0]
-            if ast.unparse(node.value.func).endswith("get_cfg_default") and isinstance(target, ast.Name):
-                indent = lines[node.lineno - 1][: node.col_offset]
-                return Change(node.end_lineno, f"{indent}kdpl.extend_cfg({target.id})")
+        match node:
+            case ast.Assign([ast.Name(cfg)], ast.Call(of)) if ast.unparse(of).endswith("get_cfg_default"):
+                return call(node.end_lineno, node, cfg)
     raise EditError(
         f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by "
         "hand, where the configuration is built, before files are merged into it."
@@ -140,8 +132,7 @@ def without_changes(source: str) -> str:
 def install(path: Path) -> Path:
     """Make the missing changes in a file, keep what it was beside it, and return the path of that copy."""
     source = read_source(path)
-    changed = apply_changes(source, missing_changes(source, str(path)))
-    backup = path.with_name(path.name + BACKUP)
+    changed, backup = apply_changes(source, missing_changes(source, str(path))), path.with_name(path.name + BACKUP)
     if not backup.exists():
         _write(backup, path.read_bytes(), path)
     _write(path, changed.encode(_encoding(path.read_bytes())), path)
@@ -153,9 +144,8 @@ def undo(path: Path) -> str:
 
     The copy of the file is removed if it is the same again.
     """
-    source = read_source(path)
+    source, backup = read_source(path), path.with_name(path.name + BACKUP)
     restored = without_changes(source)
-    backup = path.with_name(path.name + BACKUP)
     if restored == source:
         return f"'{path}' has no line of kdpl.install."
     old = read_source(backup) if backup.exists() else None

@@ -66,23 +66,21 @@ def try_fork(
     extra = [*(["--prepare", prepare] if prepare else []), *(["--root", root] if root else [])]
     with tempfile.TemporaryDirectory() as output:
         yield _own_trainer(fork, output, settings)
-        yield from _trainers(fork, found["trainers"], trainer, settings, [*extra, "--clips", output], layers)
+        yield from _offers(found["trainers"])
+        offered = {name: offer for name, offer in found["trainers"].items() if trainer in ("", name, offer)}
+        if trainer and not offered:
+            yield Finding(False, f"--trainer {trainer}: expected one of {', '.join(found['trainers'].values())}")
+        for name, offer in offered.items():
+            yield from tried(fork, name, offer, settings, [*extra, "--clips", output], layers)
 
 
-def _trainers(
-    fork: Path, offered: dict[str, str], trainer: str, settings: Sequence[str], extra: Sequence[str], layers: str
-) -> Iterator[Finding]:
-    """Say under which names a fork's trainers are offered, and try one of them or all."""
+def _offers(offered: dict[str, str]) -> Iterator[Finding]:
+    """Say under which names a fork's trainers are offered."""
     listed = ", ".join(offered.values()) or "none of this fork, whose trainers cannot be distilled"
     yield Finding(bool(offered), f"--trainer takes, without labels: {listed}")
     for name, offer in offered.items():
         if not offer.startswith("KDPL_"):
             yield Finding(None, f"KDPL_{name} is KDPL's own {name}; that of this fork, perhaps another method, is {offer}")
-    chosen = [n for n, offer in offered.items() if trainer in (n, offer)] if trainer else list(offered)
-    if trainer and not chosen:
-        yield Finding(False, f"--trainer {trainer}: expected one of {', '.join(offered.values())}")
-    for name in chosen:
-        yield from tried(fork, name, offered[name], settings, extra, layers)
 
 
 def tried(
@@ -94,21 +92,19 @@ def tried(
         extra: further options of `kdpl.forks.trial`.
         fork, name, offer, settings, layers: as of `try_fork`.
     """
-    fixed, added = layers, {}
+    added: dict[str, str] = {}
     while True:
         options = [*settings, *(x for pair in added.items() for x in pair)]
         args = ["--trainer", name, *extra, *(["--layers", layers] if layers else []), *(["--set", *options] if options else [])]
-        found = trial(fork, *args)
-        what = " ".join([offer, *([f"with {' '.join(options)}"] if options else [])])
-        more = _remedy(found, added)
-        if more:
-            added.update(more)
-        elif not (fixed or layers) and _may_lack_layers(found):
+        found, what = trial(fork, *args), " ".join([offer, *([f"with {' '.join(options)}"] if options else [])])
+        if more := _remedy(found, added):
+            added |= more
+            again = " ".join(" ".join(pair) for pair in more.items())
+            yield Finding(None, f"{_failed(what, found).line}\n     tried again with {again}")
+        elif not layers and _may_lack_layers(found):
             layers = LAYERS
-            continue
         else:
             break
-        yield Finding(None, f"{_failed(what, found).line}\n     tried again with {' '.join(' '.join(x) for x in more.items())}")
     if "moved" not in found:
         labelled = trial(fork, *args[:2], "--labels", *args[2:])
         failed = _failed(what, {**found, "labelled": labelled})

@@ -4,7 +4,6 @@ import importlib
 import os
 import pdb
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import torch.utils.collect_env
 import yaml
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from kdpl.common.files import atomic_write
 from kdpl.config.command_line import CONFIGS
@@ -58,30 +56,6 @@ def stand_in_for_a_gpu() -> None:
     Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
     Tensor.half = nn.Module.half = lambda self: self
     torch.backends.cuda.enable_flash_sdp(False)  # fused attention has no second derivative on a CPU
-
-
-class InDoublePrecision(TorchFunctionMode):
-    """While it is entered, code that asks for single precision computes in double, whose rounding is 1e-9 of that."""
-
-    def __enter__(self) -> "InDoublePrecision":
-        torch.set_default_dtype(torch.float64)
-        self._float, Tensor.float = Tensor.float, Tensor.double  # a mode sees no calls of what it calls, such as a loss
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        Tensor.float = self._float
-        torch.set_default_dtype(torch.float32)
-
-    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not Tensor.view:  # of bytes that were read from a file
-            args, kwargs = tuple(map(_double, args)), {key: _double(value) for key, value in kwargs.items()}
-        return func(*args, **kwargs)
-
-
-def _double(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
 
 
 def pass_over_questions() -> None:

@@ -1,7 +1,6 @@
 """One trainer of a fork, run by the fork's own main() for a few steps on drawings, in its own process.
 
-    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--compare] [--exact] [--double] [--layers N] [--prepare FILE]
-                               [--root FOLDER] [--set KEY VALUE ...]
+    python -m kdpl.forks.trial [--trainer TCP] [--labels] [--layers N] [--prepare FILE] [--root FOLDER] [--set KEY VALUE ...]
 
 Without --trainer it lists the fork's trainers. The fork's `train.py` runs with the lines of `kdpl.install`, if it lacks them in
 memory only, and with a small CLIP of random weights and the widths that forks count on, so that nothing is downloaded. The last
@@ -17,17 +16,18 @@ import sys
 import tempfile
 import traceback
 import types
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import kdpl
 import kdpl.trainers
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import ArgumentParser, run_command
 from kdpl.config.command_line import CONFIGS
+from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.forks.edit import apply_changes, missing_changes, read_source
 from kdpl.forks.stand_ins import (
@@ -35,7 +35,6 @@ from kdpl.forks.stand_ins import (
     RESOLUTION,
     STUDENT,
     TRANSFORMS,
-    InDoublePrecision,
     data_file,
     leave_by_an_exception,
     own_data,
@@ -46,8 +45,8 @@ from kdpl.forks.stand_ins import (
     use_small_clip,
 )
 from kdpl.forks.start import RESULT
-from kdpl.forks.watch import watch
 from kdpl.trainers.offers import OF_THE_FORK, PREFIX, can_be_distilled
+from kdpl.trainers.wrapped import DistilledTrainer
 
 
 def run_script(name: str) -> types.ModuleType:
@@ -147,17 +146,16 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
     clip_file = small_clip(Path(args.clips or output), args.layers)
     use_small_clip(clip_file)
     dataset, classnames = own_data(data, args.root) if args.root else register_benchmark(data)
-    if args.prepare:
-        facts = {"dataset": dataset, "classnames": classnames, "trainer": args.trainer, "clip_file": clip_file}
-        runpy.run_path(args.prepare, facts)
+    facts = {"dataset": dataset, "classnames": classnames, "trainer": args.trainer, "clip_file": clip_file, "result": result}
+    for prepared in args.prepare:
+        runpy.run_path(prepared, facts)
     name = args.trainer if args.labels else offered[args.trainer]
     settings = [*short_run(configuration(script, file), args.layers, args.labels), *args.set]
     sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--output-dir", output, "--config-file", file,
                 "--dataset-config-file", data, *(["--root", args.root] if args.root else []), *map(str, settings)]  # fmt: skip
     result |= {"config_file": file, "data_file": data, "layers": str(args.layers)}
     if not args.labels:
-        compared = args.trainer if args.compare and offered[args.trainer].startswith(OF_THE_FORK) else ""
-        watch(result, compared, clip_file, args.exact)
+        watch(result)
     try:
         run_script("__main__")
     except SystemExit as end:
@@ -169,25 +167,74 @@ def run(args: argparse.Namespace, output: str, result: dict[str, Any]) -> None:
         raise ValueError(f"the fork's main() ended without training {name}")
 
 
+def watch(result: dict[str, Any]) -> None:
+    """Put into `result` what the trainer that the fork's main() builds learns, and how exactly its loss is the divergence."""
+    train, answer = DistilledTrainer.train, ReplacedCrossEntropy._loss
+
+    def trained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        learned = {k: p for m in self._models.values() if m is not None for k, p in m.named_parameters() if p.requires_grad}
+        before = {k: p.detach().clone() for k, p in learned.items()}
+        step, steps = self.forward_backward, []
+
+        def counted(batch: Any) -> Any:
+            steps.append(step(batch))
+            return steps[-1]
+
+        def record() -> None:
+            still = [k for k, p in learned.items() if torch.equal(before[k], p)]
+            result.update(learned=len(learned), still=still, moved=len(learned) - len(still), steps=len(steps))
+
+        self.forward_backward = counted
+        try:
+            returned = train(self, *args, **kwargs)
+        except SystemExit as end:  # some leave Python in the test that ends a training
+            if end.code in (None, 0):
+                record()
+            raise
+        record()
+        return returned
+
+    def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = answer(self, name, input, target, *args, **kwargs)
+        if "loss_differs" not in result and input.requires_grad and loss.dim() == 0:
+            result.update(differences(loss, input, self.teacher_logits[target.rows], self.calls))
+        return loss
+
+    DistilledTrainer.train, ReplacedCrossEntropy._loss = trained, answered
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return KDPL's loss of each row in double precision, as the paper has it."""
+    log_s, log_t = logits.double().log_softmax(1), teacher.detach().double().log_softmax(1)
+    return 0.5 * (log_t.exp() * (log_t - log_s) + log_s.exp() * (log_s - log_t)).sum(1)  # (rows,)
+
+
+def differences(loss: Tensor, input: Tensor, teacher: Tensor, calls: Any) -> dict[str, float]:
+    """Compare a mean of the loss and its gradient with those of the formula."""
+    if next(reversed(calls))[2] != "mean":
+        return {}
+    (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
+    s = input.detach().double().requires_grad_()
+    expected = divergence(s, teacher).mean()
+    (exact,) = torch.autograd.grad(expected, s)
+    return {"loss_differs": float((loss - expected).abs()), "gradient_differs": float((gradient - exact).abs().max())}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
     parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
-    parser.add_argument("--compare", action="store_true", help="compare with KDPL's own trainer of that name")
-    parser.add_argument("--exact", action="store_true", help="take the first step by the formula, too, and compare gradients")
-    parser.add_argument("--double", action="store_true", help="compute in double precision where the code asks for single")
     parser.add_argument("--root", default="", help="folder with the data set's own files, in place of drawings")
     parser.add_argument("--clips", default="", help="folder that keeps the small CLIPs for other trials")
     parser.add_argument("--layers", type=int, default=3, help="of the small CLIP; some trainers act on the last of 12")
-    parser.add_argument("--prepare", default="", help="a Python file that runs before the fork's main()")
+    parser.add_argument("--prepare", action="append", default=[], help="a Python file that runs before the fork's main()")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings")
     args = parser.parse_args(argv)
     sys.path.insert(0, os.getcwd())
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as output:
         try:
-            with InDoublePrecision() if args.double else nullcontext():
-                run(args, output, result)
+            run(args, output, result)
         except UnsupportedStepError as error:
             traceback.print_exc()
             result["refused"] = str(error)

@@ -9,7 +9,8 @@ with the labels of the training split permuted in that file: what it has learned
 gradients are compared with their own computation, to 1e-6 or, where rounding adds up to more, in double precision to 1e-12. The
 exit status is 1 if a row does not hold what docs/forks.md promises.
 
-With --compare, a trainer that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a
+The files of --prepare beside this one, `exact.py`, `double.py` and `compare.py`, measure in the process of a trial. With
+--compare, a trainer that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a
 page, in the place of those of the same fork, trainer and Dassl.
 """
 
@@ -32,6 +33,9 @@ from kdpl.forks.start import trial
 HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss and gradients by formula |\n"
 RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 EXACT, EXACT_IN_DOUBLE = 1e-6, 1e-12
+MEASURES = {
+    name: ("--prepare", str(Path(__file__).resolve().with_name(f"{name}.py"))) for name in ("exact", "double", "compare")
+}
 KEYS = ("loss_differs", "gradient_differs", "gradient_of_parameters_differs")
 NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
 IMAGES = {"train": 5, "val": 1, "test": 1}  # a class
@@ -73,7 +77,7 @@ def write_data(folder: Path, permute: bool) -> Path:
 def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Sequence[Path]) -> tuple[str, bool]:
     """Run one trainer and return its line of the table, and whether what is promised holds."""
     prepare = dict(pair.split("=", 1) for pair in args.prepare).get(name, "")
-    extra = ["--exact", "--clips", str(data[0].parent), *(["--prepare", os.path.abspath(prepare)] if prepare else [])]
+    extra = [*MEASURES["exact"], "--clips", str(data[0].parent), *(["--prepare", os.path.abspath(prepare)] if prepare else [])]
     whole = ["DATASET.NUM_SHOTS", "-1"]  # a draw of shots would go by the labels
     *_, last = tried(fork, name, offer, [*whole, *args.set], [*extra, "--root", str(data[0])], args.layers)
     found, holds, exact, same = last.found, True, "", ""
@@ -83,7 +87,8 @@ def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Seque
         extra += ["--layers", found["layers"], "--set", *last.options]
         again = trial(fork, "--trainer", name, "--root", str(data[1]), *extra)
         same = "the same bits" if again.get("digest") == found["digest"] else f"DIFFERS {again.get('error', '')}"
-        exact, holds = exactness(found, lambda: trial(fork, "--trainer", name, "--double", "--root", str(data[0]), *extra))
+        double = ("--trainer", name, *MEASURES["double"], "--root", str(data[0]), *extra)
+        exact, holds = exactness(found, lambda: trial(fork, *double))
         holds = holds and found["moved"] > 0
         holds = holds and same == "the same bits"
     else:
@@ -112,7 +117,7 @@ def exactness(found: dict[str, Any], in_double: Callable[[], dict[str, Any]]) ->
 
 def compared(fork: Path, name: str, args: argparse.Namespace) -> str:
     """Return how one trainer and KDPL's own differ in four steps."""
-    found = trial(fork, "--trainer", name, "--compare", *(["--set", *args.set] if args.set else []))
+    found = trial(fork, "--trainer", name, *MEASURES["compare"], *(["--set", *args.set] if args.set else []))
     if differences := found.get("compared"):
         return f"{name}, against KDPL's own: loss {differences['loss']:.0e}, parameters {differences['parameters']:.0e}"
     return f"{name}, against KDPL's own: {found.get('incomparable') or found.get('error') or found.get('refused')}"
