@@ -108,7 +108,11 @@ class ImageFolder(ClassListDataset):
             )
         self.names = read_class_names(cfg.DATASET.CLASSNAMES) if cfg.DATASET.CLASSNAMES else []
         refuse_doubles(self.names, f"DATASET.CLASSNAMES '{cfg.DATASET.CLASSNAMES}'")
-        self._check_names(cfg)
+        if not self.names and not (is_distilled(cfg.TRAINER.NAME) and cfg.TRAINER.KDPL.CLASS_AGNOSTIC):
+            raise ValueError(
+                f"{cfg.TRAINER.NAME or 'The trainer'} needs class names: set DATASET.CLASSNAMES to a text file with a name in "
+                "each line, or train without names by a KDPL trainer with TRAINER.KDPL.CLASS_AGNOSTIC True."
+            )
         if cfg.DATASET.IMAGE_LIST:
             splits, bad = {**{name: [] for name in LABELLED}, "train": read_list(cfg.DATASET.IMAGE_LIST, self.root)}, {}
         else:
@@ -124,14 +128,6 @@ class ImageFolder(ClassListDataset):
         # Dassl needs both lists: the other one stands in for a missing one, and `FolderManager` does not use it.
         test = evaluated["test"] or train
         super().__init__(dict(enumerate(self.names)), train_x=train or test, val=evaluated["val"] or None, test=test)
-
-    def _check_names(self, cfg: CfgNode) -> None:
-        agnostic = is_distilled(cfg.TRAINER.NAME) and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
-        if not self.names and not agnostic:
-            raise ValueError(
-                f"{cfg.TRAINER.NAME or 'The trainer'} needs class names: set DATASET.CLASSNAMES to a text file with a name in "
-                "each line, or train without names by a KDPL trainer with TRAINER.KDPL.CLASS_AGNOSTIC True."
-            )
 
     def _listed(self, root: str) -> tuple[dict[str, list[Path]], dict[Path, str]]:
         """Return the images below the root by split, and the unreadable entries with the reasons."""
@@ -170,7 +166,7 @@ class ImageFolder(ClassListDataset):
                 f"'{self.root / split}' is a folder of labelled images, and there are no class names to match its subfolders "
                 "with: set DATASET.CLASSNAMES, or move the folder away."
             )
-        by_label: dict[int, list[Datum]] = {label: [] for label in range(len(self.names))}
+        datums = []
         for path in paths:
             folder = path.relative_to(self.root / split).parts[0]
             if path.parent == self.root / split:
@@ -181,8 +177,8 @@ class ImageFolder(ClassListDataset):
                     f"The folder '{self.root / split / folder}' is not named like one of the {len(self.names)} class names."
                     f"{did_you_mean(folder.replace('_', ' '), self.names)}"
                 )
-            by_label[label].append(Datum(str(path), label, classname=self.names[label]))
-        return [datum for datums in by_label.values() for datum in datums]
+            datums.append(Datum(str(path), label, classname=self.names[label]))
+        return sorted(datums, key=lambda datum: datum.label)
 
     def _name_copies(self, train: Sequence[Datum], evaluated: dict[str, list[Datum]]) -> None:
         """Say which evaluated images are copies of training images."""

@@ -8,17 +8,19 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from pathlib import PurePosixPath
 
 from kdpl.datasets.coop.folder import DataFolder, Record, Split
 
 SPLIT_SEED = 0
+IN_THREE = (0.5, 0.2)  # of every class half for training and a fifth for validation; the rest is for testing
 
 
 def class_folders(data: DataFolder) -> Split:
     """Half of every class folder trains, a fifth validates, the rest tests (DTD, Caltech101, EuroSAT, Food101)."""
     names = {folder: data.facts.renamed.get(folder, folder) for folder in _counted_folders(data)}
-    return _in_three(data, _by_folder(data, names))
+    return Split(*_divided(data, _by_folder(data, names), *IN_THREE))
 
 
 def oxford_flowers(data: DataFolder) -> Split:
@@ -29,7 +31,7 @@ def oxford_flowers(data: DataFolder) -> Split:
         if str(label) not in names:
             raise data.damaged(f"cat_to_name.json has no name for label {label} of imagelabels.mat.")
         records.append(Record(f"image_{number:05d}.jpg", int(label) - 1, names[str(label)]))
-    return _in_three(data, records)
+    return Split(*_divided(data, records, *IN_THREE))
 
 
 def oxford_pets(data: DataFolder) -> Split:
@@ -112,9 +114,7 @@ def imagenet(data: DataFolder) -> Split:
     names = _classnames(data)
 
     def read(part: str) -> list[Record]:
-        folders = data.subfolders(f"{data.facts.images}/{part}")
-        _same_classes(data, part, folders, names)
-        return _by_folder(data, {f"{part}/{folder}": names[folder] for folder in folders})
+        return _by_folder(data, {f"{part}/{folder}": names[folder] for folder in _class_folders(data, names, part)})
 
     return Split(read("train"), [], read("val"))
 
@@ -123,16 +123,14 @@ def imagenet_v2(data: DataFolder) -> Split:
     """Folders 0, 1, ... are the classes in the order of classnames.txt."""
     names = _classnames(data)
     numbers = [str(label) for label in range(len(names))]
-    _same_classes(data, ".", data.subfolders(data.facts.images), numbers)
+    _class_folders(data, numbers)
     return Split([], [], _by_folder(data, dict(zip(numbers, names.values(), strict=True))))
 
 
 def imagenet_sketch(data: DataFolder) -> Split:
     """A folder for each of ImageNet's classes."""
     names = _classnames(data)
-    folders = data.subfolders(data.facts.images)
-    _same_classes(data, ".", folders, names)
-    return Split([], [], _by_folder(data, {folder: names[folder] for folder in folders}))
+    return Split([], [], _by_folder(data, {folder: names[folder] for folder in _class_folders(data, names)}))
 
 
 def imagenet_part(data: DataFolder) -> Split:
@@ -160,13 +158,15 @@ def _classnames(data: DataFolder) -> dict[str, str]:
     return {folder: name for _, (folder, name) in data.fields("classnames.txt", 2)}
 
 
-def _same_classes(data: DataFolder, part: str, folders: list[str], expected: Iterable[str]) -> None:
-    place = data.images / part
+def _class_folders(data: DataFolder, expected: Iterable[str], part: str = ".") -> list[str]:
+    """Return the sorted class folders of a part of the images, which must be the expected ones."""
+    place, folders = data.images / part, data.subfolders(f"{data.facts.images}/{part}")
     absent, surplus = sorted(set(expected) - set(folders)), sorted(set(folders) - set(expected))
     if absent:
         raise data.missing(f"{len(absent):,} class folders that classnames.txt names are not in {place}: {absent[0]}.")
     if surplus:
         raise data.damaged(f"{place} holds a folder {surplus[0]} that is no class of classnames.txt.")
+    return folders
 
 
 def _by_folder(data: DataFolder, names: dict[str, str]) -> list[Record]:
@@ -178,43 +178,27 @@ def _by_folder(data: DataFolder, names: dict[str, str]) -> list[Record]:
     ]
 
 
-def _in_three(data: DataFolder, records: list[Record]) -> Split:
-    """Divide every class into 50% training, 20% validation and the rest for testing."""
-    split = Split([], [], [])
-    for group in _shuffled_classes(records):
-        train, val = round(len(group) * 0.5), round(len(group) * 0.2)
-        if not (train and val and len(group) > train + val):
-            raise _too_few(data, group)
-        split.train.extend(group[:train])
-        split.val.extend(group[train : train + val])
-        split.test.extend(group[train + val :])
-    return split
-
-
 def _with_val(data: DataFolder, trainval: list[Record], test: list[Record]) -> Split:
     """Take 20% of every class of the training list for validation."""
-    train, val = [], []
-    for group in _shuffled_classes(trainval):
-        count = round(len(group) * 0.2)
-        if not count:
-            raise _too_few(data, group)
-        val.extend(group[:count])
-        train.extend(group[count:])
+    val, train = _divided(data, trainval, 0.2)
     return Split(train, val, test)
 
 
-def _shuffled_classes(records: list[Record]) -> list[list[Record]]:
-    groups = defaultdict(list)
+def _divided(data: DataFolder, records: list[Record], *shares: float) -> list[list[Record]]:
+    """Return shares of every class, drawn at random, and as the last part the rest."""
+    groups, rng = defaultdict(list), random.Random(SPLIT_SEED)
     for record in records:
         groups[record.label].append(record)
-    rng = random.Random(SPLIT_SEED)
+    parts: list[list[Record]] = [[] for _ in (*shares, "rest")]
     for group in groups.values():
         rng.shuffle(group)
-    return list(groups.values())
-
-
-def _too_few(data: DataFolder, group: list[Record]) -> Exception:
-    return data.missing(f"class '{group[0].classname}' has {len(group)} images, too few to divide into a split.")
+        ends = accumulate(round(len(group) * share) for share in shares)
+        pieces = [group[start:end] for start, end in pairwise([0, *ends, len(group)])]
+        if not all(pieces):
+            raise data.missing(f"class '{group[0].classname}' has {len(group)} images, too few to divide into a split.")
+        for part, piece in zip(parts, pieces, strict=True):
+            part.extend(piece)
+    return parts
 
 
 def _label(data: DataFolder, place: str, name: str, labels: dict[str, int], origin: str) -> int:

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,19 +53,6 @@ def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
         if first.label != label:
             raise ValueError(f"'{path}', line {number}: '{photo}' has two labels, '{first.label}' and '{label}'.")
     return list(labels.values())
-
-
-def labels_of(labels: Sequence[Label], photos: Path, names: Sequence[str]) -> tuple[dict[str, str], int]:
-    """Return the class of each labelled photo among `names`, paths below a folder, and how many labels are of other files."""
-    there, found, others = set(names), {}, 0
-    for path, label, _ in labels:
-        if label not in ("", REJECTED):
-            name = Path(os.path.relpath(os.path.abspath(path), photos)).as_posix()
-            if name in there:
-                found[name] = label
-            else:
-                others += 1
-    return found, others
 
 
 def trained_on(prompts: str | os.PathLike) -> Mapping[str, Mapping[str, str]]:

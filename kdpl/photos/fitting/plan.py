@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdpl.classifier.decision import REJECTED
 from kdpl.common.files import atomic_write
 from kdpl.common.images import unreadable
 from kdpl.common.images.files import list_images, media_line
@@ -16,7 +18,7 @@ from kdpl.common.rows import key_of
 from kdpl.common.safe_text import lines, print, read_json
 from kdpl.config.keys import ConfigError
 from kdpl.photos.fitting.candidates import Candidate, candidates_for, refuse_labels
-from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN, labels_of, read_labels
+from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN, read_labels
 
 SHARE_REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of all), at most
 SHARE_CHOSEN_BY = (0.1, 10, 200)  # others, by which the best is chosen
@@ -159,13 +161,16 @@ def make_plan(args: argparse.Namespace, names: Sequence[str]) -> Plan:
 
 
 def _labels(args: argparse.Namespace, photos: Path, names: Sequence[str], order: Sequence[str]) -> dict[str, str]:
-    """Return the classes of the labelled photos.
-
-    Raises:
-        ConfigError: no label is of one of the photos, or too few photos are left to compare on.
-        ValueError, FileNotFoundError: as `read_labels`.
-    """
-    labels, others = labels_of(read_labels(args.labels, list(names)), photos, order)
+    """Return the classes of the labelled photos; enough others must be left to compare on."""
+    there, labels, others = set(order), {}, 0
+    for path, label, _ in read_labels(args.labels, list(names)):
+        if label in ("", REJECTED):
+            continue
+        name = Path(os.path.relpath(os.path.abspath(path), photos)).as_posix()
+        if name in there:
+            labels[name] = label
+        else:
+            others += 1
     if not labels:
         raise ConfigError(
             f"--labels '{args.labels}' has no label of a photo in '{photos}' ({others:,} are of other files): expected a table "
