@@ -604,6 +604,15 @@ def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_t
     assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands
 
 
+def test_results_after_fewer_epochs_are_not_those_of_a_continued_run(tmp_path):
+    """A run was continued with more epochs, whose test is still to be done."""
+    keys = {"trainers": "[CoOp]", "seeds": "[1]", "steps": "train", "data": "", "output": str(tmp_path / "out")}
+    few, more = (runs_of(read_sweep(sweep_file(tmp_path, **keys, options=f"{{OPTIM.MAX_EPOCH: {n}}}")))[0] for n in (1, 2))
+    finish(few.steps[0])
+    Manifest(more.steps[0].settings, {}).write(more.steps[0].folder)
+    assert not more.stale() and more.steps[0].missing() == ["emoji_meals"]
+
+
 @pytest.mark.slow
 def test_a_run_forked_from_a_warm_python_is_the_same_run(tmp_path, monkeypatch, capsys):
     """A warm one in its own process, as a server of multiprocessing belongs to one."""

@@ -583,6 +583,13 @@ MUTATIONS = [
         "tests/test_sweep.py::test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to",
     ),
     mutation(
+        "a sweep that counts results after fewer epochs",
+        "kdpl/experiments/sweep/runs.py",
+        "split, self.model_dir, self.settings, domains)",
+        "split, self.model_dir, None, domains)",
+        "tests/test_sweep.py::test_results_after_fewer_epochs_are_not_those_of_a_continued_run",
+    ),
+    mutation(
         "a stop that reaches the server of warm runs",
         "kdpl/experiments/sweep/warm.py",
         "        with starting_workers():\n            self.start()\n",
