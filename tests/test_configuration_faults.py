@@ -51,6 +51,8 @@ MISTAKES = [
     (["--model-dir", str(ROOT)], "belongs to an evaluation: add --eval-only", "MODEL.INIT_WEIGHTS"),
     (["--load-epoch", "5"], "--load-epoch 5 belongs to an evaluation", "add --eval-only"),
     (["--eval-only", "--load-epoch", "5"], "--load-epoch 5 is an epoch of the run in --model-dir", "name its output folder"),
+    (["--fresh", "--no-train"], "--fresh is for a training", "drop it"),
+    (["--fresh", "--eval-only", "--model-dir", f"{ROOT}/docs", "--output-dir", str(ROOT)], "the prompts of", "choose another"),
     (["--eval-only", "--no-train"], "--eval-only and --no-train contradict each other", "Drop one"),
     (["--eval-only", "--model-dir", str(ROOT), "--resume", str(ROOT)], "--resume", "name the folder in --model-dir"),
     (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is not a folder", "expected the output folder of a run"),

@@ -103,15 +103,6 @@ def test_data_are_looked_at_as_a_run_records_them(photos, tmp_path):
         assert tested_images(run, run.test_loader)[0] == data_facts(run.cfg, "test")["images"]
 
 
-def test_missing_data_sets_follow_the_images(tmp_path):
-    write_results(tmp_path, RUN, result(images="6 (a)"))
-    assert missing_datasets(tmp_path, ["emoji_meals"], images={"emoji_meals": "6 (a)"}) == []
-    assert missing_datasets(tmp_path, ["emoji_meals"], images={"emoji_meals": "6 (b)"}) == ["emoji_meals"]
-    assert missing_datasets(tmp_path, ["emoji_meals"], images={"emoji_meals": ""}) == [], "not known now"
-    write_results(tmp_path, RUN, result())
-    assert missing_datasets(tmp_path, ["emoji_meals"], images={"emoji_meals": "6 (b)"}) == [], "of an earlier version"
-
-
 def test_an_earlier_result_without_images_is_replaced_with_a_note(tmp_path, capsys):
     write_results(tmp_path, RUN, result())
     check_images(tmp_path, RUN, result(images="6 (a)"))

@@ -27,13 +27,14 @@ from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, 
 from kdpl.sweep import main
 
 
-def finish(step: Step) -> None:
-    """Write the results of a step as if it had run."""
+def finish(step: Step, **more: object) -> None:
+    """Write the results of a step as if it had run; `more` is added to them."""
     for dataset in step.datasets:
         result = {
             **dict.fromkeys(("num_classes", "num_images"), 30),
             **dict.fromkeys(("error_rate", "macro_f1"), 50.0),
             **{"accuracy": 40.0 + step.seed, "split": step.split, "source_domains": [], "target_domains": step.domains},
+            **more,
         }
         run = {"trainer": step.trainer, "backbone": "emoji_student", "seed": step.seed, "shots": step.shots}
         run |= {"config_name": step.config_file.stem, "model_dir": str(step.model_dir) if step.model_dir else None}
@@ -602,6 +603,28 @@ def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_t
     assert main([str(file), "--dry-run", "--redo"]) == 0
     commands = capsys.readouterr().out.splitlines()
     assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands
+
+
+@pytest.mark.slow
+def test_runs_of_other_options_are_redone_with_their_tests(tmp_path, monkeypatch, capsys):
+    fork_steps(monkeypatch)
+    keys = {"datasets": "emoji_sky", "trainers": "[CoOp]", "seeds": "[1]", "output": str(tmp_path / "out")}
+    for lr, redo in (("0.001", []), ("0.01", ["--redo"])):
+        file = sweep_file(tmp_path, **keys, options=f"{{OPTIM.MAX_EPOCH: 1, OPTIM.LR: {lr}}}", executor="{gpus: 0}")
+        assert main([str(file), *redo]) == 0, capsys.readouterr()
+    (run,) = runs_of(read_sweep(file))
+    assert run.done() and all((step.folder / "before-1/results.json").is_file() for step in run.steps)
+
+
+def test_missing_results_follow_the_images(tmp_path):
+    ((step,), *_) = (run.steps for run in runs_of(read_sweep(sweep_file(tmp_path, steps="train", output=str(tmp_path)))))
+    seen = lambda images: replace(step, look=lambda cfg, split: {"images": images})  # noqa: E731
+    finish(step, images="6 (a)")
+    assert seen("6 (a)").missing() == [] and seen("6 (b)").missing() == ["emoji_meals"]
+    assert seen("6 (b)").stale() == ["images of EmojiMeals (test): 6 (a) in the folder, 6 (b) now"]
+    assert seen("").missing() == [], "not known now"
+    finish(step)
+    assert seen("6 (b)").missing() == [], "of an earlier version"
 
 
 def test_results_after_fewer_epochs_are_not_those_of_a_continued_run(tmp_path):

@@ -179,9 +179,16 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--resume '{args.resume}' continues a training, --eval-only does not train: name the folder in --model-dir."
         )
-    for flag, value in (("--fresh", args.fresh), ("--more-epochs", args.more_epochs)):
+    for flag, value in (("--fresh", args.fresh and args.no_train), ("--more-epochs", args.more_epochs)):
         if value and (args.eval_only or args.no_train):
             raise ConfigError(f"{flag} is for a training: drop it, or --eval-only and --no-train.")
+    if args.fresh and args.model_dir:
+        tested, output = os.path.realpath(args.model_dir), os.path.realpath(args.output_dir)
+        if os.path.commonpath((tested, output)) == output:
+            raise ConfigError(
+                f"--fresh moves aside what is in --output-dir '{args.output_dir}', and the prompts of --model-dir "
+                f"'{args.model_dir}' lie there: choose another --output-dir."
+            )
     if args.fresh and (args.more_epochs or args.resume):
         raise ConfigError("--fresh starts over, --more-epochs and --resume continue a run: choose one.")
     if args.load_epoch is not None and not args.model_dir:

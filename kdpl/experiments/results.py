@@ -104,7 +104,6 @@ def missing_datasets(
     model_dir: str | os.PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
     domains: Sequence[str] | None = None,
-    images: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return which of the data sets have no result in a run's folder.
 
@@ -114,7 +113,6 @@ def missing_datasets(
         model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
         settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
         domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
-        images: digests of the images of data sets, by their names, that results must be of, as far as they have recorded one.
 
     Raises:
         NewerSchemaError: a results file is of a newer schema. A damaged one counts as none.
@@ -128,16 +126,9 @@ def missing_datasets(
         entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
     if model_dir is not None and entries and not _same_prompts(run, _run_or_none(Path(model_dir))):
         entries = []
-    entries = [e for e in entries if not is_of_other_images(e, images or {})]
     if not datasets:
         return [] if entries else ["any"]
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
-
-
-def is_of_other_images(entry: Mapping[str, Any], images: Mapping[str, str]) -> bool:
-    """Whether a result is of other images of its data set than these, by name of the data set."""
-    now = [digest for name, digest in images.items() if same_dataset(name, entry["dataset"]) and digest]
-    return bool(now and entry.get("images") and entry["images"] not in now)
 
 
 def _same_prompts(tested: dict[str, Any], trained: dict[str, Any] | None) -> bool:

@@ -58,11 +58,7 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
 
 
 def check() -> None:
-    """Refuse to start without submitit or Slurm.
-
-    Raises:
-        SweepError: one of them is missing.
-    """
+    """Raise a SweepError without submitit or Slurm."""
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
@@ -76,8 +72,11 @@ def check() -> None:
 
 def parameters(sweep: Sweep) -> dict[str, Any]:
     """Return the parameters of the job array, under submitit's names."""
-    asked = sweep.executor
+    asked, checkout = sweep.executor, PACKAGE.parent
     warning = min(WARNING_S, asked.time * 60 // 4)
+    setup = [*asked.setup, "export SUBMITIT_PREEMPT_SIGNAL=USR1"]
+    if (checkout / "setup.py").is_file():  # a checkout need not be installed
+        setup.append(f"export PYTHONPATH={shlex.quote(str(checkout))}${{PYTHONPATH:+:$PYTHONPATH}}")
     given = {
         "job_name": f"kdpl-{sweep.name}",
         "time": asked.time,
@@ -91,19 +90,11 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "array_parallelism": asked.max_parallel,
         # Slurm's warning goes to every process of the job: the training has to know the signal, too.
         "additional_parameters": {"requeue": True, "signal": f"USR1@{warning}"},
-        "setup": [*asked.setup, "export SUBMITIT_PREEMPT_SIGNAL=USR1", *_import_path()],
+        "setup": setup,
         "stderr_to_stdout": True,
         "srun_args": [f"--cpus-per-task={asked.cpus}"],  # since 22.05 srun does not take it from sbatch
     }
     return {key: value for key, value in given.items() if value}  # the rest is the cluster's
-
-
-def _import_path() -> list[str]:
-    """Return the line of shell that makes a checkout importable which is not installed."""
-    checkout = PACKAGE.parent
-    if not (checkout / "setup.py").is_file():
-        return []
-    return [f"export PYTHONPATH={shlex.quote(str(checkout))}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 def temporary_paths(sweep: Sweep) -> list[str]:
