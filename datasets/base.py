@@ -23,21 +23,19 @@ def kept_labels(labels: Iterable[int], subsample: str) -> list[int]:
     return {"all": labels, "base": labels[:half], "new": labels[half:]}[subsample]
 
 
-def subsample_classes(*splits: Sequence[Datum], subsample: str, labels: Iterable[int] | None = None) -> list[list[Datum]]:
-    """Return every split with the base or the new half of the classes, relabelled from 0 in the order of the old labels.
+def subsample_classes(
+    splits: Iterable[Sequence[Datum]], subsample: str, names: Mapping[int, str]
+) -> tuple[list[list[Datum]], dict[int, str]]:
+    """Return splits and names of the base or the new half of the classes, relabelled from 0 in the order of the old labels.
 
     With C classes the first ceil(C / 2) labels are the base classes and the rest the new ones (base-to-new setting of CoCoOp,
-    arXiv:2203.05557).
-
-    Args:
-        subsample: "all" (nothing changes), "base" or "new".
-        labels: of all classes; by default those that the first split shows.
+    arXiv:2203.05557). With "all" nothing changes.
     """
-    kept = kept_labels((datum.label for datum in splits[0]) if labels is None else labels, subsample)
+    new = {label: place for place, label in enumerate(kept_labels(names, subsample))}
+    kept = {place: names[label] for label, place in new.items()}
     if subsample == "all":
-        return [list(split) for split in splits]
-    relabel = {label: new for new, label in enumerate(kept)}
-    return [[Datum(d.impath, relabel[d.label], d.domain, d.classname) for d in split if d.label in relabel] for split in splits]
+        return [list(split) for split in splits], kept
+    return [[Datum(d.impath, new[d.label], d.domain, d.classname) for d in split if d.label in new] for split in splits], kept
 
 
 def fewshot(

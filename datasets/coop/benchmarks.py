@@ -1,15 +1,14 @@
 """The data sets of the CoOp family as Dassl data sets, one class for each entry of the catalogue."""
 
 import os
-from collections.abc import Iterable
 
 from dassl.data.datasets import Datum
 from yacs.config import CfgNode
 
-from kdpl.datasets.base import ClassListDataset, draws_blindly, kept_labels, subsample_classes
+from kdpl.datasets.base import ClassListDataset, draws_blindly, subsample_classes
 from kdpl.datasets.coop.catalog import CATALOG, Facts
 from kdpl.datasets.coop.drawn import drawn_split
-from kdpl.datasets.coop.folder import DataFolder, Record
+from kdpl.datasets.coop.folder import DataFolder
 from kdpl.datasets.coop.splits import load_split
 
 
@@ -38,16 +37,11 @@ class CoOpDataset(ClassListDataset):
         else:
             blind = subsample if draws_blindly(cfg) else ""
             split, names = drawn_split(self, data, cfg.DATASET.NUM_SHOTS, cfg.SEED, blind)
-        lists = (_datums(part, self.image_dir) for part in split)
-        train, val, test = subsample_classes(*lists, subsample=subsample, labels=names)
-        if facts.val_is_test:
-            val = test
-        kept = kept_labels(names, subsample)
-        super().__init__({new: names[old] for new, old in enumerate(kept)}, train_x=train, val=val or None, test=test)
-
-
-def _datums(records: Iterable[Record], images: str) -> list[Datum]:
-    return [Datum(os.path.join(images, r.impath), r.label, classname=r.classname) for r in records]
+        lists = [
+            [Datum(os.path.join(self.image_dir, r.impath), r.label, classname=r.classname) for r in part] for part in split
+        ]
+        (train, val, test), kept = subsample_classes(lists, subsample, names)
+        super().__init__(kept, train_x=train, val=(test if facts.val_is_test else val) or None, test=test)
 
 
 def dataset_dir_check(cfg: CfgNode) -> None:

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from kdpl.common.files import cache_dir, rename_folder
 from kdpl.common.safe_text import print
 from kdpl.config.keys import check_choice
-from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, kept_labels, subsample_classes
+from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
 from kdpl.datasets.emoji.art import ART, EMBEDDED
 from kdpl.datasets.emoji.generator import GENERATOR_VERSION
 from kdpl.datasets.emoji.plans import PLANS, SHA256, Plan, Scene, class_names, draw, scenes_of
@@ -132,18 +132,17 @@ class EmojiScenes(ClassListDataset):
                 domain = self.domains.index(scene.style_name)
                 splits[split].append(Datum(os.path.join(folder, scene.path), scene.label, domain, scene.classname))
         train, val, test = splits["train"], splits["val"], splits["test"]
-        subsample, names = cfg.DATASET.SUBSAMPLE_CLASSES, class_names(self.plan_name)
         blind = draws_blindly(cfg) and not self.plan.test_only
         if self.plan.test_only:
             train = test
         elif not blind:
             train, val = fewshot(self, train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        train, val, test = subsample_classes(train, val, test, subsample=subsample, labels=range(len(names)))
+        names = dict(enumerate(class_names(self.plan_name)))
+        (train, val, test), names = subsample_classes((train, val, test), cfg.DATASET.SUBSAMPLE_CLASSES, names)
         if blind:
             self.drawn_from = train
-        drawn = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED) if blind else train
-        kept = {new: names[old] for new, old in enumerate(kept_labels(range(len(names)), subsample))}
-        super().__init__(kept, train_x=drawn, val=val or None, test=test)
+            train = blind_draw(train, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        super().__init__(names, train_x=train, val=val or None, test=test)
 
     def _styles(self, cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
         """Return the styles to train and validate on, and those to test on."""

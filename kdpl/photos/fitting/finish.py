@@ -64,23 +64,19 @@ def _logits(encoder: NameEncoder, names: Sequence[str], features: Tensor) -> Ten
     return torch.cat(rows)
 
 
-def finish(fit: "Fit", parts: dict[str, Features], sentences: Sequence[str]) -> None:
-    """Compare what was learned with sentences, also with these, calibrate, and write what is used into the bundle and its card.
-
-    Args:
-        parts: features of the photos TRAIN, CHOSEN_BY and REPORTED.
-    """
+def finish(fit: "Fit", sentences: Sequence[str]) -> None:
+    """Compare what was learned with sentences, these among them, calibrate, and write what is used into the bundle and card."""
     learned = [Learned(fit.plan, candidate, fit.clip) for candidate in fit.trained]
     comparison, used, content = None, learned[-1], {}
     if not fit.plan.agnostic:
         with Doing("Comparing with hand-written sentences", 1, "sentence", fit.quiet) as doing:
-            comparison = _compared(fit, parts, learned, sentences, doing)
+            comparison = _compared(fit, learned, sentences, doing)
         used = next((each for each in learned if each.candidate.key == comparison.kept.learned), used)
         print_comparison(comparison)
-        photos = len(parts[REPORTED].names)
+        photos = len(fit.parts[REPORTED].names)
         content = {"photos": photos, "rows": comparison.table(), "verdict": comparison.verdict}
     with Doing("Calibrating", quiet=fit.quiet):
-        decision, lines = calibrated(fit, parts, comparison, used)
+        decision, lines = calibrated(fit, comparison, used)
     if fit.plan.agnostic and decision.threshold is None:
         raise ValueError(
             f"{lines[-1]} With a single class name nothing else can be predicted: give more names, or other photos."
@@ -89,13 +85,12 @@ def finish(fit: "Fit", parts: dict[str, Features], sentences: Sequence[str]) -> 
     write_bundle(fit.plan.output, dataclasses.replace(used.bundle, decision=decision, comparison=content))
 
 
-def _compared(
-    fit: "Fit", parts: dict[str, Features], learned: Sequence[Learned], sentences: Sequence[str], doing: Doing
-) -> Comparison:
+def _compared(fit: "Fit", learned: Sequence[Learned], sentences: Sequence[str], doing: Doing) -> Comparison:
     def truth(photos: Features) -> Tensor:
         return fit.teacher.logits(photos.teacher.to(fit.clip.device), fit.clip.logit_scale).cpu()
 
-    plan, train = fit.plan, _some(parts[TRAIN])
+    plan, parts = fit.plan, fit.parts
+    train = _some(parts[TRAIN])
     held = {part: (parts[part].frozen, truth(parts[part])) for part in (CHOSEN_BY, REPORTED)}
     rows = sentence_rows(fit.clip, plan.names, plan.template, sentences, held, (train.frozen, truth(train)), doing.reached)
     for each in learned:
@@ -127,15 +122,13 @@ def print_comparison(comparison: Comparison) -> None:
     print("", _paragraph(comparison.verdict), sep="\n")
 
 
-def calibrated(
-    fit: "Fit", parts: dict[str, Features], comparison: Comparison | None, used: Learned
-) -> tuple[Decision, list[str]]:
+def calibrated(fit: "Fit", comparison: Comparison | None, used: Learned) -> tuple[Decision, list[str]]:
     """Return the decision: what is used, the temperature, and the threshold against other names; and lines about them."""
     teacher, names = fit.teacher, fit.plan.names
     decision, lines = Decision(classnames=list(names)), []
     if comparison is not None:
         held = (CHOSEN_BY, REPORTED)
-        seen = torch.cat([parts[part].teacher for part in held]).to(teacher.clip.device)
+        seen = torch.cat([fit.parts[part].teacher for part in held]).to(teacher.clip.device)
         theirs = similarity_logits(teacher.clip.logit_scale, seen, teacher.text_features).cpu()
         temperature = fit_temperature(torch.cat([comparison.kept.on[part].logits for part in held]), theirs)
         decision = dataclasses.replace(decision, sentences=comparison.kept.sentences, temperature=temperature)
@@ -144,19 +137,19 @@ def calibrated(
         lines.append("There is no threshold to reject photos by: these prompts give every image its own text.")
         return decision, lines
     background = background_names(vocabulary_for(fit.plan.student), names)
-    found = _threshold(fit, parts, decision, used, background)
+    found = _threshold(fit, decision, used, background)
     lines.append(found.words())
     if found.separates:
         decision = dataclasses.replace(decision, background=background, threshold=found.value)
     return decision, lines
 
 
-def _threshold(fit: "Fit", parts: dict[str, Features], decision: Decision, used: Learned, background: list[str]) -> Threshold:
+def _threshold(fit: "Fit", decision: Decision, used: Learned, background: list[str]) -> Threshold:
     """Fit the threshold on photos of the training and those that chose the best, and measure it on the reported ones."""
     encoder, clip = NameEncoder(used.encoder.student, decision.sentences), fit.teacher.clip
     others = Teacher(clip, background, fit.plan.template, (0.0,) * 3, (1.0,) * 3)
     scores, inside = {}, {}
-    for part, photos in parts.items():
+    for part, photos in fit.parts.items():
         some = _some(photos)
         features = some.frozen if encoder.images_are_frozen else used.features(some)
         own = _logits(encoder, fit.plan.names, features)

@@ -85,7 +85,7 @@ class Fit:
         if not self.decided:
             self.decided = {"photos": taken, "learn": [c.key for c in self._affordable(taken)]}
             plan.decide(**self.decided)
-        train, chosen_by, reported = (f"{len(part):,}" for part in self.parts.values())
+        train, chosen_by, reported = (f"{len(part.names):,}" for part in self.parts.values())
         known = f", {len(self.with_labels.names):,} of them with labels" if plan.labels else ""
         held = f"{chosen_by} to choose the best by, {reported} to report on"
         print(f"Photos: {train} to learn from{known}, held out: {held}; {len(self.unreadable):,} could not be read")
@@ -148,7 +148,7 @@ class Fit:
         """Divide the photos into parts, and look up the labels of those that have one."""
         names, labels = self.features.names, self.plan.labels
         self.with_labels = self.features.of([name for name in names if name in labels])
-        self.parts = split(names, self.with_labels.names)
+        self.parts = {part: self.features.of(some) for part, some in split(names, self.with_labels.names).items()}
         classes = torch.tensor([self.plan.names.index(labels[name]) for name in self.with_labels.names])
         self.labelled = Labelled(self.with_labels.frozen, classes) if len(classes) else None
 
@@ -183,11 +183,10 @@ class Fit:
     def finish(self, sentences: Sequence[str]) -> None:
         """Record what the photos were for, compare with sentences, also with these, calibrate, and write what is used."""
         plan, device = self.plan, self.clip.device
-        photos = {part: self.features.of(names) for part, names in self.parts.items()}
-        rows = {**photos, LABELLED: self.with_labels}.items()
+        rows = {**self.parts, LABELLED: self.with_labels}.items()
         write_json(plan.file(PHOTOS), {part: dict(zip(some.names, some.contents, strict=True)) for part, some in rows})
         if not plan.agnostic:
             logits = self.teacher.logits(self.features.teacher.to(device), self.clip.logit_scale)
             seen = [plan.names[i] for i in logits.argmax(1).tolist()]
             write_json(plan.file(TEACHER), dict(zip(self.features.contents, seen, strict=True)))
-        finish(self, photos, sentences)
+        finish(self, sentences)

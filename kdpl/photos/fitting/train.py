@@ -61,7 +61,7 @@ def train(fit: "Fit", candidate: Candidate) -> None:
 
     from dassl.engine import TRAINER_REGISTRY, build_trainer  # isort: skip
 
-    images = photos_for(fit.plan, candidate, fit.parts[TRAIN])
+    images = photos_for(fit.plan, candidate, fit.parts[TRAIN].names)
     cfg = settings(fit.plan, candidate, images, fit.text_size)
     records.check_settings(cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME), ())
     write_json(fit.plan.folder(candidate) / "photos.json", images)
@@ -121,7 +121,7 @@ def seconds(fit: "Fit", candidate: Candidate) -> float:
     from kdpl.students import Student
 
     plan, clip = fit.plan, fit.clip
-    images = photos_for(plan, candidate, fit.parts[TRAIN])
+    images = photos_for(plan, candidate, fit.parts[TRAIN].names)
     cfg = settings(plan, candidate, images, fit.text_size)
     names = plan.names[:TIMED_NAMES]
     student = Student.known[candidate.learner](clip, student_options(cfg, node_of(candidate.trainer)), names, plan.template)
