@@ -259,6 +259,9 @@ def test_installed_kdpls_and_the_forks_own_wrapped_trainer_work_in_its_train_py(
         rf"ok +{worked}; loss and gradient are the formula's to (\S+)\n +python train.py --trainer KDPL_Style", printed
     )
     assert float(exact[1]) < 1e-6
+    measures = [word for name in ("double", "exact") for word in load_run().MEASURES[name]]
+    found = start.trial(fork, "--trainer", "StyleProbe", *measures, "--set", "TRAINER.KDPL.ALLOW", "lookups")
+    assert found["gradient_of_parameters_differs"] < 1e-12 and len(found["digest"]) == 64, found
     status, printed = run(*command("KDPL_StyleCoOp", tmp_path / "a"), cwd=fork)
     assert status == 0, printed[-3000:]
     assert "KDPL_StyleCoOp: StyleCoOp of trainers.styles without labels; its code reads --trainer StyleCoOp" in printed

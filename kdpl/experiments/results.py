@@ -16,11 +16,10 @@ from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_c
 SCHEMA = 1
 FILE_NAME = "results.json"
 
-_RUN = {  # what a file of an earlier version may lack
-    **{"trainer": "", "backbone": "", "teacher": None, "class_agnostic": False, "seed": -1, "shots": -1},
-    **{"config_name": "", "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0},
-    **{"prompts": "", "config": "", "manifest": None},
-}
+_RUN = {  # with what stands for a fact that is not given, as in files of an earlier version
+    "trainer": "", "backbone": "", "teacher": None, "class_agnostic": False, "seed": -1, "shots": -1, "config_name": "",
+    "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0, "prompts": "", "config": "", "manifest": None,
+}  # fmt: skip
 _IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
 _ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
 _RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1")
