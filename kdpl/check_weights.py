@@ -145,9 +145,8 @@ def print_estimate(figure: Figure, setup: Setup) -> None:
     argv = ["--config-file", str(step.config_file), "--dataset-config-file", str(figures.dataset_file(figure.dataset))]
     try:
         machine = estimate.find_machine("cuda" if torch.cuda.is_available() else "cpu")
-        run = estimate.read_run(estimate.parse_args(["--trainer", step.trainer, *argv, *step.options]))
-        costs = estimate.estimates(run, machine)
-        estimate.print_estimate(run, machine, costs, estimate.summarise(run, machine, costs))
+        run = estimate.Run(estimate.parse_args(["--trainer", step.trainer, *argv, *step.options]))
+        estimate.print_estimate(run, machine, estimate.summarise(run, machine))
     except (ValueError, OSError) as error:
         print(f"No estimate: {error}")
 
