@@ -21,6 +21,7 @@ from kdpl.clip.names import OPENAI_MODELS, Architecture
 from kdpl.clip.openai import VOCABULARY, as_clip, openai_clip
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
+from kdpl.students import Student
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,8 +61,14 @@ def published_options(learner: str) -> CfgNode:
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    merge_file(cfg, str(min((ROOT / "configs/trainers" / f"KDPL_{learner}").glob("vit_b32*.yaml"))))
-    return cfg.TRAINER[learner.upper()]
+    merge_file(cfg, settings_of(f"KDPL_{learner}"))
+    return cfg.TRAINER[Student.known[learner].node]
+
+
+def settings_of(trainer: str) -> str:
+    """Return a trainer's file of settings for ViT-B/32; if it has none, as a new learner may, any other."""
+    files = sorted((ROOT / "configs/trainers" / trainer).glob("*.yaml"))
+    return str(next((file for file in files if file.stem.startswith("vit_b32")), files[0]))
 
 
 clock: Callable[[], float] = time.perf_counter  # with --cpu-time `time.process_time`, of all threads together

@@ -18,7 +18,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from common import ROOT, SIZES, device_seconds, in_own_process, machine, now, peak_memory, print_rows, random_clip
+from common import SIZES, device_seconds, in_own_process, machine, now, peak_memory, print_rows, random_clip, settings_of
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from published import full_image_features, take_the_published_way
@@ -31,6 +31,7 @@ from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
 from kdpl.experiments.cost import BYTES, LAUNCHES, Tally
+from kdpl.students import Student
 
 from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable
 from dassl.data.datasets import DATASET_REGISTRY, Datum  # isort: skip
@@ -153,8 +154,8 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *optio
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    merge_file(cfg, str(min((ROOT / "configs/trainers" / args.trainer).glob("vit_b32*.yaml"))))
-    learner = args.trainer.removeprefix("KDPL_").upper()
+    merge_file(cfg, settings_of(args.trainer))
+    learner = Student.known[args.trainer.removeprefix("KDPL_")].node
     cfg.merge_from_list(
         [
             *("TRAINER.NAME", args.trainer, "DATASET.NAME", "Photos", "OUTPUT_DIR", str(folder / "out"), "SEED", 1),

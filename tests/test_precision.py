@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdpl import train
 from kdpl.clip import similarity_logits
+from kdpl.students import Student
 
 pytestmark = pytest.mark.usefixtures("precisions_as_asked")
 
@@ -29,7 +30,7 @@ IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
 
 
 def precisions(learner, value):
-    return (f"TRAINER.{learner.upper()}.PREC", value, "TRAINER.KDPL.PREC", value)
+    return (f"TRAINER.{Student.known[learner].node}.PREC", value, "TRAINER.KDPL.PREC", value)
 
 
 # Learners whose gradients are within BOUNDS. Any other's are within what rounding does to its own fp32 run.

@@ -23,7 +23,7 @@ from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, status, work
 from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep
-from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, runs_of
+from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, config_of, runs_of
 from kdpl.sweep import main
 
 
@@ -707,3 +707,12 @@ if __name__ == "__main__":
 def test_warm_runs_have_no_gpu(tmp_path):
     with pytest.raises(SweepError, match=r"executor\.warm.*'gpus: 0'"):
         read_sweep(sweep_file(tmp_path, executor="{warm: true}"))
+
+
+def test_a_new_learner_with_labels_takes_the_settings_of_its_twin_unless_it_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdpl.experiments.sweep.runs.CONFIGS", tmp_path)
+    for name in ("KDPL_New", "KDPL_Other", "Other"):
+        (tmp_path / "trainers" / name).mkdir(parents=True)
+        (tmp_path / "trainers" / name / "emoji.yaml").touch()
+    found = {trainer: config_of(trainer, "emoji", "base2new").parent.name for trainer in ("New", "KDPL_New", "Other")}
+    assert found == {"New": "KDPL_New", "KDPL_New": "KDPL_New", "Other": "Other"}

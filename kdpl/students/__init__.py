@@ -11,6 +11,29 @@ from kdpl.students.taskres import TaskRes
 from kdpl.students.tcp import TCP
 from kdpl.students.vpt import VPT
 
-LEARNERS: tuple[type[Student], ...] = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp, TaskRes, TCP)
+LEARNERS: tuple[type[Student], ...] = (
+    CoOp,
+    CoCoOp,
+    VPT,
+    MaPLe,
+    PromptSRC,
+    IVLP,
+    KgCoOp,
+    TaskRes,
+    TCP,
+)
 
-__all__ = ["IVLP", "LEARNERS", "TCP", "VPT", "CoCoOp", "CoOp", "KgCoOp", "MaPLe", "Output", "PromptSRC", "Student", "TaskRes"]
+__all__ = [
+    "IVLP",
+    "LEARNERS",
+    "TCP",
+    "VPT",
+    "CoCoOp",
+    "CoOp",
+    "KgCoOp",
+    "MaPLe",
+    "Output",
+    "PromptSRC",
+    "Student",
+    "TaskRes",
+]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 # From the source: run.py must not import kdpl, of which its tests import a copy.
 _STUDENTS = (Path(__file__).parents[2] / "kdpl/students/__init__.py").read_text(encoding="utf-8")
-LEARNERS = tuple(re.search(r"^LEARNERS\b.* = \((.+)\)$", _STUDENTS, re.MULTILINE)[1].split(", "))
+LEARNERS = tuple(re.findall(r"\w+", re.search(r"^LEARNERS\b[^=]*= \(([^)]+)\)", _STUDENTS, re.MULTILINE)[1]))
 
 
 class Mutation(NamedTuple):

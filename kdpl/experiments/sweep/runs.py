@@ -287,11 +287,13 @@ def config_of(trainer: str, config: str, protocol: str) -> Path:
     Raises:
         SweepError: there is none, or there are several.
     """
-    trainers = sorted(p.name for p in (CONFIGS / "trainers").glob("*"))
-    if not trainers:
+    folders = {p.name: p for p in sorted((CONFIGS / "trainers").glob("*"))}
+    if not folders:
         raise SweepError(f"There are no configurations in '{CONFIGS}': run sweeps from a checkout of the repository.")
-    check_known("trainers", [trainer], [*trainers, *ZERO_SHOT])
-    files = sorted((CONFIGS / "trainers" / ZERO_SHOT.get(trainer, trainer)).glob("*.yaml"))
+    folders = {name.removeprefix("KDPL_"): folder for name, folder in folders.items()} | folders  # a twin may have its own
+    folders |= {name: folders[of] for name, of in ZERO_SHOT.items() if of in folders}
+    check_known("trainers", [trainer], list(folders))
+    files = sorted(folders[trainer].glob("*.yaml"))
     names = [file.stem for file in files]
     if config in names:
         return files[names.index(config)]
