@@ -3,7 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -75,29 +75,32 @@ def all_tables(scores: Iterable[Score], seeds: Sequence[int] = ()) -> list[Table
     for backbone in sorted({score.backbone for score in scores}):
         of_student = [score for score in scores if score.backbone == backbone]
         for protocol in (_base_to_new, _transfers, _few_shot):
-            for name, subject, labels, columns, chosen, rows in protocol(of_student, f"student {backbone}"):
-                found = sorted({score.seed for score in chosen if not score.method.is_zero_shot})
-                tables.append(Table(name, subject, labels, tuple(map(str, columns)), tuple(seeds or found), rows))
-    return [table for table in tables if table.rows]
+            tables += protocol(of_student, f"student {backbone}")
+    return [replace(table, seeds=tuple(seeds) or table.seeds) for table in tables if table.rows]
 
 
-Parts = Iterator[tuple[str, str, tuple[str, ...], Sequence[object], list[Score], list[Row]]]  # of a table, and its scores
+def _table(
+    protocol: str, subject: str, columns: Iterable[object], scores: Iterable[Score], rows: Sequence[Row], *labels: str
+) -> Table:
+    """Return a table that is expected to have the seeds of its scores."""
+    seeds = sorted({score.seed for score in scores if not score.method.is_zero_shot})
+    return Table(protocol, subject, labels or ("data set", "method"), tuple(map(str, columns)), tuple(seeds), rows)
 
 
-def _base_to_new(scores: list[Score], student: str) -> Parts:
+def _base_to_new(scores: list[Score], student: str) -> Iterator[Table]:
     halves = [s for s in scores if s.tested.classes != "all" and (s.trained is None or _trained_on_base(s))]
     for shots in sorted({score.shots for score in halves if score.trained}) or [0]:
         trained = {score.tested.dataset for score in halves if score.trained and score.shots == shots}
         chosen = [s for s in halves if (s.shots == shots if s.trained else not trained or s.tested.dataset in trained)]
         rows = _dataset_rows(chosen, lambda s: s.tested.classes, ("base", "new"), lambda c: (*c, harmonic_mean(*c)))
-        yield "base-to-new", student + _shots(shots), ("data set", "method"), ("base", "new", "H"), chosen, rows
+        yield _table("base-to-new", student + _shots(shots), ("base", "new", "H"), chosen, rows)
 
 
 def _trained_on_base(score: Score) -> bool:
     return score.trained.classes == "base" and score.trained.dataset == score.tested.dataset
 
 
-def _few_shot(scores: list[Score], student: str) -> Parts:
+def _few_shot(scores: list[Score], student: str) -> Iterator[Table]:
     whole = [s for s in scores if s.tested.classes == "all" and s.trained in (None, s.tested)]
     sources = {s.trained for s in scores if s.tested.classes == "all" and s.trained not in (None, s.tested)}
     shots_of: dict[Data, set[int]] = defaultdict(set)
@@ -108,11 +111,11 @@ def _few_shot(scores: list[Score], student: str) -> Parts:
     shown = {data for data, n in shots_of.items() if len(n) > 1 or (data not in sources and data != Data(SOURCE))}
     chosen = [score for score in whole if score.tested in shown]
     shots = sorted({score.shots for score in chosen})
-    subject, rows = f"{student}, all classes, by training images of each class", _dataset_rows(chosen, lambda s: s.shots, shots)
-    yield "few-shot", subject, ("data set", "method"), shots, chosen, rows
+    subject = f"{student}, all classes, by training images of each class"
+    yield _table("few-shot", subject, shots, chosen, _dataset_rows(chosen, lambda s: s.shots, shots))
 
 
-def _transfers(scores: list[Score], student: str) -> Parts:
+def _transfers(scores: list[Score], student: str) -> Iterator[Table]:
     """Give the tables of prompts trained on all classes of a source and tested elsewhere."""
     whole = [s for s in scores if s.tested.classes == "all" and (s.trained is None or s.trained.classes == "all")]
     origins = {(s.trained, s.shots) for s in whole if s.trained}
@@ -127,7 +130,7 @@ def _transfers(scores: list[Score], student: str) -> Parts:
                 chosen = [s for s in of if s.tested in columns]
                 rows = _transfer_rows(chosen, columns, protocol == SHIFT and shots == PAPER_SHOTS)
                 headings = (f"{source} (source)", *columns[1:], AVERAGE)
-                yield protocol, f"{student}, source {source}{_shots(shots)}", ("method",), headings, chosen, rows
+                yield _table(protocol, f"{student}, source {source}{_shots(shots)}", headings, chosen, rows, "method")
 
 
 def _transfer_rows(scores: list[Score], columns: Sequence[Data], as_published: bool) -> list[Row]:
