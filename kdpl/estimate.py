@@ -297,7 +297,7 @@ def print_estimate(run: Run, machine: Machine, found: dict[str, Any]) -> None:
         print("", text_table(rows, [TITLES[kind], "GFLOP", "ms"], floatfmt=",.1f"), sep="\n")
         sizes = [f"{what} {size / 1e9:.2f}" for what, size in step["memory"].items()]
         print(f"memory, GB: {', '.join(sizes)}")
-    print(f"\npeak memory {found['peak_gb']:.2f} GB of {machine.memory / 1e9:.0f}")
+    print("", f"peak memory {found['peak_gb']:.2f} GB of {machine.memory / 1e9:.0f}", sep="\n")
     if not found["fits"]:
         print("This does not fit. Lower --batch or MAX_TEXT_ROWS.")
     times = [f"{n} epochs, {TITLES[kind]}, of {_clock(found['epoch_s'][kind])}" for kind, n in run.epochs.items()]

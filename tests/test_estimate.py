@@ -138,6 +138,7 @@ def calculated(capsys, *flags, trainer="KDPL_CoOp"):
     command = ["--trainer", trainer, "--config-file", config_file, "--classes", 5, "--images", 40, "--json", *flags]
     assert estimate.main([str(word) for word in command]) == 0
     printed = capsys.readouterr().out.splitlines()
+    assert not any("\\n" in line for line in printed), printed
     return json.loads(printed[-1]), "\n".join(printed[:-1])
 
 

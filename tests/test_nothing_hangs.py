@@ -19,7 +19,7 @@ from kdpl.config.manifest import read_manifest
 from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.datasets.coop.archives import ArchiveError, unpack
 from kdpl.experiments.results import ResultsError, read_results
-from kdpl.experiments.sweep.plan import SweepError, read_sweep
+from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.training.pixels import read_image
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -37,7 +37,7 @@ def test_yaml_that_stands_for_more_than_it_holds_is_refused(text, tmp_path):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"x.yaml' is not readable YAML: the file (has aliases|is nested)"):
         merge_file(merged_cfg((), {}, []), tmp_path / "x.yaml")
-    with pytest.raises(SweepError, match=r"some.yaml' is not readable YAML"):
+    with pytest.raises(ConfigError, match=r"some.yaml' is not readable YAML"):
         read_sweep(sweep_file(tmp_path, text))
 
 

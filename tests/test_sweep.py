@@ -18,11 +18,12 @@ from support.files import EIGHT, sweep_file
 from support.sweeps import fork_steps
 
 from kdpl.common import exits, lock
+from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, status, work
-from kdpl.experiments.sweep.plan import SweepError, minutes, read_sweep
+from kdpl.experiments.sweep.plan import minutes, read_sweep
 from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, config_of, runs_of
 from kdpl.sweep import main
 
@@ -92,7 +93,7 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"executor": "{memory: much}"}, "executor.memory is 'much'"),
         ({"executor": "{gpus: 4}"}, "executor.gpus is '4'"),
         ({"executor": "{cpus: 0}"}, "executor.cpus is '0', expected a whole number of at least 1"),
-        ({"steps": "[tset]"}, "steps: 'tset' is not one of train, test.*Did you mean 'test'"),
+        ({"steps": "[tset]"}, "steps of base2new: 'tset' is not one of train, test.*Did you mean 'test'"),
         ({"steps": "test", "protocol": "few_shot"}, "steps of few_shot: 'test' is not one of train"),
     ],
 )
@@ -114,7 +115,7 @@ def test_a_file_that_is_missing_or_no_mapping_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "same.yaml")]) == exits.BAD_INPUT
     assert "Did you mean 'some.yaml'?" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- CoOp\n")
-    with pytest.raises(SweepError, match="holds no keys"):
+    with pytest.raises(ConfigError, match="holds no keys"):
         read_sweep(tmp_path / "list.yaml")
 
 
@@ -265,7 +266,7 @@ def test_learned_prompts_are_tested_again_on_other_domains_and_on_base_classes(t
     finish(first.steps[1])
     finish(base)
     assert run.done() and first.done()
-    with pytest.raises(SweepError, match=r"steps: 'test_base' is not one of train, test"):
+    with pytest.raises(ConfigError, match=r"steps of xd: 'test_base' is not one of train, test"):
         read_sweep(sweep_file(tmp_path, protocol="xd", steps="test_base"))
 
 
@@ -705,7 +706,7 @@ if __name__ == "__main__":
 
 
 def test_warm_runs_have_no_gpu(tmp_path):
-    with pytest.raises(SweepError, match=r"executor\.warm.*'gpus: 0'"):
+    with pytest.raises(ConfigError, match=r"executor\.warm.*'gpus: 0'"):
         read_sweep(sweep_file(tmp_path, executor="{warm: true}"))
 
 

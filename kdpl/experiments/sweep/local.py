@@ -1,16 +1,20 @@
-"""A sweep on this machine: several runs at once, each a process."""
+"""A sweep on this machine, several runs at once, and the end of any: its report, and the list of runs that failed."""
 
 import os
 import queue
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
 
-from kdpl.common.safe_text import print
-from kdpl.experiments.sweep.ending import finish, sorted_out
+from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import Lines, print
+from kdpl.experiments.report.formats import render
+from kdpl.experiments.report.runs import read_scores
+from kdpl.experiments.report.tables import all_tables
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status, stopping
 
@@ -61,7 +65,7 @@ def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[st
         free.put(devices[i % len(devices)] if devices else None)
 
     def timed(run: Run) -> tuple[Outcome, float]:
-        began, gpu = time.monotonic(), free.get()
+        gpu, began = free.get(), time.monotonic()
         try:
             return do(sweep, run, stop, environment(threads, gpu)), time.monotonic() - began
         finally:
@@ -71,15 +75,14 @@ def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[st
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(timed, run): run.label for run in runs}
         for n, future in enumerate(as_completed(futures), 1):
-            label = futures[future]
-            outcome, seconds = future.result()
+            label, (outcome, seconds) = futures[future], future.result()
             outcomes[label] = outcome
             spent += seconds
             left = len(runs) - n if stop.signal is None else 0
-            rest = f", {left} left, about {_clock(spent / n * left / min(left, jobs))}" if left else ""
-            print(f"[{n}/{len(runs)}] {label}: {outcome.state} after {_clock(seconds)}{rest}", flush=True)
-            if outcome.status:
-                print(f"    {outcome.reason}", flush=True)
+            took, rest = (timedelta(seconds=round(s)) for s in (seconds, spent / n * left / min(left or 1, jobs)))
+            rest = f", {left} left, about {rest}" if left else ""
+            why = [f"    {outcome.reason}"] if outcome.status else []
+            print(f"[{n}/{len(runs)}] {label}: {outcome.state} after {took}{rest}", *why, sep="\n", flush=True)
     return outcomes
 
 
@@ -93,5 +96,47 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _clock(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
+# ---------------------------------------------------------------------------------- the ending, on this machine or a cluster
+
+
+def sorted_out(runs: Sequence[Run], redo: bool = False) -> tuple[list[Run], list[Run], dict[str, str]]:
+    """Return the runs to do, the finished ones, and in what those differ, by label, that are of other settings, data or images.
+
+    Args:
+        redo: do these again.
+    """
+    stale = {run.label: "; ".join(run.stale()) for run in runs}
+    stale = {label: found for label, found in stale.items() if found}
+    finished = [run for run in runs if run.label not in stale and run.done()]
+    left = {} if redo else stale
+    return [run for run in runs if run not in finished and run.label not in left], finished, left
+
+
+def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str, str], stale: Mapping[str, str]) -> None:
+    """Print the report, the summary, and which runs failed and why, or were made with other settings, by their labels."""
+    report = write_report(sweep, runs)
+    if report:
+        print("", report, f"The report is in {sweep.folder}", sep="\n")
+    print(f"{summary}; results are in {sweep.output}")
+    for title, found in (
+        ("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):", stale),
+        ("Failed (the same command tries these again):", failed),
+    ):
+        if found:
+            print(title, *(f"  {label}: {why}" for label, why in found.items()), sep="\n")
+
+
+def write_report(sweep: Sweep, runs: Sequence[Run]) -> Lines:
+    """Write the tables of a sweep's runs as report.txt, .md and .csv into its folder, and return them as text."""
+    steps = [part for run in runs for step in run.steps for part in (step.training or step, step) if not part.stale()]
+    folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
+    if not folders:
+        return Lines()
+    scores, notes = read_scores(folders, steps[0].split)
+    for note in notes:
+        print(f"Note: {note}", file=sys.stderr)
+    tables = all_tables(scores, list(sweep.seeds))
+    for style, suffix in (("terminal", "txt"), ("markdown", "md"), ("csv", "csv")):
+        with atomic_write(sweep.folder / f"report.{suffix}", "w") as file:
+            file.write(render(tables, style))
+    return render(tables, "terminal")

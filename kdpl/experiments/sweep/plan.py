@@ -13,8 +13,9 @@ import yaml
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
+from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.merging import literal
-from kdpl.experiments.sweep.runs import STEPS, Resources, Sweep, SweepError, check_known, runs_of
+from kdpl.experiments.sweep.runs import STEPS, Resources, Sweep, runs_of
 
 PROTOCOLS = ("base2new", "xd", "few_shot")
 
@@ -27,20 +28,19 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
         data, output: folders that replace those of the file.
 
     Raises:
-        SweepError: the file cannot be read, or a key or value of it is unknown; the closest is named.
-        ConfigError: a setting under `options` is unknown, or a configuration file does not fit.
+        ConfigError: the file cannot be read, or a key, a value, or a setting of its `options` is unknown or does not fit.
     """
     path = Path(file)
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")]
-        raise SweepError(f"There is no sweep '{path}'.{did_you_mean(path.name, names)}")
+        raise ConfigError(f"There is no sweep '{path}'.{did_you_mean(path.name, names)}")
     try:
         # All values as text: YAML would read 1:30:00 as a number of seconds, and 1e-5 as a word.
         content = parse_yaml(read_text(path), "the file", yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise SweepError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise SweepError(f"'{path}' holds no keys, expected some such as 'trainers: [CoOp]'.")
+        raise ConfigError(f"'{path}' holds no keys, expected some such as 'trainers: [CoOp]'.")
     folders = {key: folder for key, folder in (("data", data), ("output", output)) if folder}
     return sweep_of(content | folders, path.stem, f"'{path}'")
 
@@ -54,20 +54,21 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
         where: the source of the keys, for errors.
 
     Raises:
-        SweepError, ConfigError: as `read_sweep`.
+        ConfigError: as `read_sweep`.
     """
     values = {"output": _folder("output"), **_read(content, Sweep, "a sweep", where)}
     for key in ("protocol", "trainers", "datasets"):
         if not values.get(key):
-            raise SweepError(f"'{key}' is missing in {where}, expected it to say what to run.")
+            raise ConfigError(f"'{key}' is missing in {where}, expected it to say what to run.")
     protocol = values["protocol"]
-    check_known("protocol", [protocol], PROTOCOLS)
+    check_choice("protocol:", protocol, PROTOCOLS)
     if "source" in values and protocol != "xd":
-        raise SweepError(f"source: protocol {protocol} trains on each of 'datasets', expected 'source' only with xd.")
-    check_known("steps", values.get("steps", ()), STEPS if protocol == "base2new" else STEPS[:2])
+        raise ConfigError(f"source: protocol {protocol} trains on each of 'datasets', expected 'source' only with xd.")
+    possible = {"few_shot": STEPS[:1], "xd": STEPS[:2]}.get(protocol, STEPS)
+    for step in values.get("steps", ()):
+        check_choice(f"steps of {protocol}:", step, possible)
     if protocol == "few_shot":
-        check_known("steps of few_shot", values.get("steps", ()), ["train"])
-        values["steps"] = ("train",)
+        values["steps"] = possible
     sweep = Sweep(name=name, **values)
     _check(sweep)
     return sweep
@@ -76,30 +77,31 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
 def _check(sweep: Sweep) -> None:
     """Refuse data sets, trainers and settings that are unknown, and runs that would share a folder."""
     known = sorted(p.stem for p in (CONFIGS / "datasets").glob("*.yaml"))
-    check_known("datasets", sweep.datasets, known)
-    check_known("source", sweep.source if sweep.protocol == "xd" else (), known)
+    for key, names in (("datasets:", sweep.datasets), ("source:", sweep.source if sweep.protocol == "xd" else ())):
+        for name in names:
+            check_choice(key, name, known)
     for trainer in sweep.trainers:
         if sweep.class_agnostic and not trainer.startswith("KDPL_"):
-            raise SweepError(f"class_agnostic: '{trainer}' has no class-agnostic mode, expected only KDPL trainers.")
+            raise ConfigError(f"class_agnostic: '{trainer}' has no class-agnostic mode, expected only KDPL trainers.")
     if sweep.executor.warm and sweep.executor.gpus:
-        raise SweepError("executor.warm: runs fork from one Python, expected 'gpus: 0' with it. Leave one of the two out.")
+        raise ConfigError("executor.warm: runs fork from one Python, expected 'gpus: 0' with it. Leave one of the two out.")
     steps = [step for run in runs_of(sweep) for step in run.steps]
     for step in {(step.config_file, step.datasets[0]): step for step in steps}.values():
         args = parse_args(step.command()[2:])
         build_cfg(args, args.dataset_config_file)
     if len({step.folder for step in steps}) < len(steps):
-        raise SweepError("A trainer, data set, seed or number of shots is given twice: expected each once.")
+        raise ConfigError("A trainer, data set, seed or number of shots is given twice: expected each once.")
 
 
 def _read(given: Any, described: type, what: str, where: str) -> dict[str, Any]:
     """Return the values of a mapping whose keys are the fields of a dataclass, each as its field's type asks."""
     if not isinstance(given, Mapping):
-        raise SweepError(f"{what}: is '{given}', expected keys such as 'partition: gpu'.")
+        raise ConfigError(f"{what}: is '{given}', expected keys such as 'partition: gpu'.")
     types = {f.name: f.type for f in fields(described) if f.name not in ("name", "look")}
     for key in given:
         if key not in types:
             expected = f"expected {', '.join(types)}.{did_you_mean(key, types)}"
-            raise SweepError(f"'{key}' is not a key of {what} (in {where}), {expected}")
+            raise ConfigError(f"'{key}' is not a key of {what} (in {where}), {expected}")
     prefix = "executor." if described is Resources else ""
     return {key: _value(types[key], value, f"{prefix}{key}") for key, value in given.items()}
 
@@ -113,11 +115,11 @@ def _value(kind: Any, given: Any, key: str) -> Any:
     if kind in (tuple[str, ...], tuple[int, ...]):
         values = given if isinstance(given, list) else [given]
         if not values or not all(isinstance(v, str) and v for v in values):
-            raise SweepError(f"{key} is {given!r}, expected names or numbers, such as [1, 2, 3].")
+            raise ConfigError(f"{key} is {given!r}, expected names or numbers, such as [1, 2, 3].")
         return tuple(_value(get_args(kind)[0], v, key) for v in values)
     pattern, expected, read = _FORMS.get(key) or _FORMS[kind]
     if not isinstance(given, str) or not re.fullmatch(pattern, given):
-        raise SweepError(f"{key} is {given!r}, expected {expected}.")
+        raise ConfigError(f"{key} is {given!r}, expected {expected}.")
     return read(given)
 
 
@@ -138,7 +140,7 @@ def minutes(text: str) -> int:
 def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
     """Yield a mapping of settings as KEY, VALUE, KEY, VALUE."""
     if not isinstance(given, dict):
-        raise SweepError(f"{key}: is {given!r}, expected settings such as 'OPTIM.MAX_EPOCH: 5'.")
+        raise ConfigError(f"{key}: is {given!r}, expected settings such as 'OPTIM.MAX_EPOCH: 5'.")
     for name, value in given.items():
         if isinstance(value, dict):
             yield from _pairs(value, key, f"{prefix}{name}.")

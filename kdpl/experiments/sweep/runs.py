@@ -17,7 +17,7 @@ from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
-from kdpl.config.keys import SPLITS
+from kdpl.config.keys import SPLITS, ConfigError, check_choice
 from kdpl.experiments.results import missing_datasets, read_results, recorded_manifest, same_dataset
 
 STEPS = ("train", "test", "test_base")
@@ -25,10 +25,6 @@ ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher":
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
 Look: TypeAlias = Callable[[CfgNode, str], Mapping[str, Any]]
-
-
-class SweepError(ValueError):
-    """A sweep has an unknown key, or a value that is not possible."""
 
 
 @dataclass(frozen=True)
@@ -285,14 +281,14 @@ def config_of(trainer: str, config: str, protocol: str) -> Path:
     """Return a trainer's configuration file: the one of that name, else the one that begins with it.
 
     Raises:
-        SweepError: there is none, or there are several.
+        ConfigError: there is none, or there are several.
     """
     folders = {p.name: p for p in sorted((CONFIGS / "trainers").glob("*"))}
     if not folders:
-        raise SweepError(f"There are no configurations in '{CONFIGS}': run sweeps from a checkout of the repository.")
+        raise ConfigError(f"There are no configurations in '{CONFIGS}': run sweeps from a checkout of the repository.")
     folders = {name.removeprefix("KDPL_"): folder for name, folder in folders.items()} | folders  # a twin may have its own
     folders |= {name: folders[of] for name, of in ZERO_SHOT.items() if of in folders}
-    check_known("trainers", [trainer], list(folders))
+    check_choice("trainers:", trainer, list(folders))
     files = sorted(folders[trainer].glob("*.yaml"))
     names = [file.stem for file in files]
     if config in names:
@@ -300,14 +296,7 @@ def config_of(trainer: str, config: str, protocol: str) -> Path:
     found = [f for f in files if f.stem.startswith(f"{config}_") and not f.stem.endswith("_cross_datasets")]
     if len(found) != 1:
         problem = f"several configurations '{config}_*', choose one" if found else f"no configuration '{config}'"
-        raise SweepError(f"config: {trainer} has {problem} of {', '.join(names)}.{did_you_mean(config, names)}")
+        raise ConfigError(f"config: {trainer} has {problem} of {', '.join(names)}.{did_you_mean(config, names)}")
     # PromptSRC has settings of its own for training on all classes of a source.
     special = found[0].with_name(f"{found[0].stem}_cross_datasets.yaml")
     return special if protocol != "base2new" and special in files else found[0]
-
-
-def check_known(key: str, values: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse values that are not among the known ones, naming the closest."""
-    for value in values:
-        if value not in known:
-            raise SweepError(f"{key}: '{value}' is not one of {', '.join(known)}.{did_you_mean(value, known)}")

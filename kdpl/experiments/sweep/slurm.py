@@ -16,8 +16,9 @@ from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
 from kdpl.common.safe_text import print
 from kdpl.common.signals import SIGNALS
-from kdpl.experiments.sweep.ending import finish, sorted_out, write_report
-from kdpl.experiments.sweep.runs import Run, Sweep, SweepError, runs_of
+from kdpl.config.keys import ConfigError
+from kdpl.experiments.sweep.local import finish, sorted_out, write_report
+from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.status import State, read_record, slurm_queue, states, write_record
 from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
 
@@ -58,16 +59,16 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
 
 
 def check() -> None:
-    """Raise a SweepError without submitit or Slurm."""
+    """Raise a ConfigError without submitit or Slurm."""
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
-        raise SweepError(
+        raise ConfigError(
             f"--executor slurm needs submitit, which is not installed for {sys.executable}: pip install 'kdpl[sweep]'. "
             "--executor local needs nothing."
         ) from None
     if shutil.which("sbatch") is None:
-        raise SweepError("--executor slurm found no 'sbatch': log in where Slurm is, or use --executor local.")
+        raise ConfigError("--executor slurm found no 'sbatch': log in where Slurm is, or use --executor local.")
 
 
 def parameters(sweep: Sweep) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
     """Submit the runs as one job array; return its number.
 
     Raises:
-        SweepError: Slurm does not take them.
+        ConfigError: Slurm does not take them.
     """
     import submitit
 
@@ -120,7 +121,7 @@ def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
         with executor.batch():
             jobs = [executor.submit(Job(sweep, run)) for run in runs]
     except (submitit.core.utils.FailedJobError, OSError, subprocess.SubprocessError) as error:
-        raise SweepError(f"Slurm did not take the jobs: {str(error).strip()}. Change the file's 'executor'.") from error
+        raise ConfigError(f"Slurm did not take the jobs: {str(error).strip()}. Change the file's 'executor'.") from error
     for run, job in zip(runs, jobs, strict=True):
         if read_record(sweep, run).get("job") != job.job_id:  # it has not begun
             write_record(sweep, run, "submitted", job=job.job_id)
