@@ -70,6 +70,8 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
     ("changes", "message"),
     [
         ({"trainer": "[CoOp]"}, "'trainer' is not a key of a sweep.*Did you mean 'trainers'"),
+        ({"on": "x"}, "'True' is not a key of a sweep"),
+        ({"trainers": "[CoOp]\ntrainers: [VPT]"}, "the key 'trainers' is given twice, on lines"),
         ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
@@ -115,7 +117,7 @@ def test_a_file_that_is_missing_or_no_mapping_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "same.yaml")]) == exits.BAD_INPUT
     assert "Did you mean 'some.yaml'?" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- CoOp\n")
-    with pytest.raises(ConfigError, match="holds no keys"):
+    with pytest.raises(ConfigError, match="holds a list, expected keys and values"):
         read_sweep(tmp_path / "list.yaml")
 
 
@@ -137,11 +139,12 @@ def test_zero_shot_trainers_are_those_that_are_registered():
 
 
 def test_values_of_options_reach_the_command_line_as_they_are_written(tmp_path):
-    text = "{OPTIM.LR: 1e-5, INPUT.TRANSFORMS: [normalize], TRAINER: {KDPL: {CLASS_AGNOSTIC: false}}}"
+    text = "{DATASET.CLASSNAMES: , OPTIM.LR: 1e-5, INPUT.TRANSFORMS: [normalize], TRAINER: {KDPL: {CLASS_AGNOSTIC: false}}}"
     (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, options=text)))
     for step in run.steps:
-        assert step.command()[-6:] == [
-            "OPTIM.LR", "1e-5", "INPUT.TRANSFORMS", "['normalize']", "TRAINER.KDPL.CLASS_AGNOSTIC", "False",
+        assert step.command()[-8:] == [
+            "DATASET.CLASSNAMES", "", "OPTIM.LR", "1e-5",
+            "INPUT.TRANSFORMS", "['normalize']", "TRAINER.KDPL.CLASS_AGNOSTIC", "False",
         ]  # fmt: skip
 
 

@@ -8,13 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import parse_yaml, read_text
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.keys import ConfigError, check_choice
-from kdpl.config.merging import literal
+from kdpl.config.merging import literal, read_mapping
 from kdpl.experiments.sweep.runs import STEPS, Resources, Sweep, runs_of
 
 PROTOCOLS = ("base2new", "xd", "few_shot")
@@ -30,19 +27,9 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
     Raises:
         ConfigError: the file cannot be read, or a key, a value, or a setting of its `options` is unknown or does not fit.
     """
-    path = Path(file)
-    if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.yaml")]
-        raise ConfigError(f"There is no sweep '{path}'.{did_you_mean(path.name, names)}")
-    try:
-        # All values as text: YAML would read 1:30:00 as a number of seconds, and 1e-5 as a word.
-        content = parse_yaml(read_text(path), "the file", yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"'{path}' is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"'{path}' holds no keys, expected some such as 'trainers: [CoOp]'.")
+    content = read_mapping(file)
     folders = {key: folder for key, folder in (("data", data), ("output", output)) if folder}
-    return sweep_of(content | folders, path.stem, f"'{path}'")
+    return sweep_of(content | folders, Path(file).stem, f"'{file}'")
 
 
 def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
@@ -100,7 +87,7 @@ def _read(given: Any, described: type, what: str, where: str) -> dict[str, Any]:
     types = {f.name: f.type for f in fields(described) if f.name not in ("name", "look")}
     for key in given:
         if key not in types:
-            expected = f"expected {', '.join(types)}.{did_you_mean(key, types)}"
+            expected = f"expected {', '.join(types)}.{did_you_mean(str(key), types)}"
             raise ConfigError(f"'{key}' is not a key of {what} (in {where}), {expected}")
     prefix = "executor." if described is Resources else ""
     return {key: _value(types[key], value, f"{prefix}{key}") for key, value in given.items()}
@@ -118,6 +105,7 @@ def _value(kind: Any, given: Any, key: str) -> Any:
             raise ConfigError(f"{key} is {given!r}, expected names or numbers, such as [1, 2, 3].")
         return tuple(_value(get_args(kind)[0], v, key) for v in values)
     pattern, expected, read = _FORMS.get(key) or _FORMS[kind]
+    given = str(given) if isinstance(given, bool) else given or ""
     if not isinstance(given, str) or not re.fullmatch(pattern, given):
         raise ConfigError(f"{key} is {given!r}, expected {expected}.")
     return read(given)
@@ -146,12 +134,7 @@ def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
             yield from _pairs(value, key, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
-            yield repr([literal(_python(v)) for v in value]) if isinstance(value, list) else _python(value)
-
-
-def _python(value: str) -> str:
-    """Spell YAML's true and false as the command line does."""
-    return value.capitalize() if value in ("true", "false") else value
+            yield repr([literal(v) for v in value]) if isinstance(value, list) else str("" if value is None else value)
 
 
 # How a value is written, by its key or else its type: a pattern, what an error expects, and what it becomes.
