@@ -102,6 +102,14 @@ def test_harmonic_mean_of_nothing_right_is_zero():
     assert harmonic_mean(Cell({1: 0.0}), Cell({1: 0.0})).mean == 0
 
 
+def test_a_difference_of_harmonic_means_takes_the_common_seeds_of_both_in_one_way():
+    more = harmonic_mean(Cell({1: 80.0, 2: 60.0, 3: 10.0}), Cell({1: 40.0, 2: 60.0, 3: 90.0}))
+    less = harmonic_mean(Cell({1: 50.0, 2: 70.0}), Cell({1: 60.0, 2: 20.0}))
+    of_the_means = 2 * 70 * 50 / 120 - 2 * 60 * 40 / 100
+    assert difference(more, less).mean == pytest.approx(of_the_means)
+    assert difference(less, more).mean == pytest.approx(-of_the_means)
+
+
 def test_cells_are_combined_over_the_seeds_that_both_have():
     assert difference(Cell({1: 70.0, 2: 80.0}), Cell({2: 75.0, 3: 99.0})).values == {2: 5.0}
     assert difference(Cell({1: 70.0}), Cell({2: 75.0})) is None

@@ -75,17 +75,23 @@ class Cell:
 
     Attributes:
         values: the value of each seed; under `ANY_SEED` one that does not depend on a seed.
-        of_means: the mean if it is not the mean of `values`, such as a harmonic mean of two means.
+        means: the mean over given seeds if it is not that of `values`, such as a harmonic mean of two means.
         replicates: its values in a bootstrap; None if the results lack the counts by class.
     """
 
     values: Mapping[int | None, float]
-    of_means: float | None = None
+    means: Callable[[Sequence[int | None]], float] | None = field(default=None, compare=False)
     replicates: Replicates | None = field(default=None, compare=False)
 
     @property
     def mean(self) -> float:
-        return fmean(self.values.values()) if self.of_means is None else self.of_means
+        return self.mean_over(list(self.values))
+
+    def mean_over(self, seeds: Sequence[int | None]) -> float:
+        """Return the mean over some of its seeds, or the one value that does not depend on them."""
+        if not self.depends_on_seed:
+            return self.values[ANY_SEED]
+        return self.means(seeds) if self.means else fmean(self.values[seed] for seed in seeds)
 
     @property
     def std(self) -> float | None:
@@ -129,12 +135,10 @@ def combine(cells: Sequence[Cell | None], function: Callable[[list[Value]], Valu
     if not seeds:
         return None
     columns = [[cell.values[seed if cell.depends_on_seed else ANY_SEED] for seed in seeds] for cell in cells]
-    # A cell whose mean is not the mean of its values has the same seeds as the cells it was made of.
-    means = [cell.mean if len(cell.values) == len(seeds) else fmean(c) for cell, c in zip(cells, columns, strict=True)]
     values = {seed: function(list(of_seed)) for seed, *of_seed in zip(seeds, *columns, strict=True)}
     parts = [cell.replicates for cell in cells]
     replicates = None if None in parts else lambda draws, seeds: function([part(draws, seeds) for part in parts])
-    return Cell(values, function(means), replicates)
+    return Cell(values, lambda some: function([cell.mean_over(some) for cell in cells]), replicates)
 
 
 def average(cells: Sequence[Cell | None]) -> Cell | None:
