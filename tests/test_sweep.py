@@ -509,6 +509,29 @@ def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, caps
     assert "Submitted" not in capsys.readouterr().out
 
 
+def test_a_run_that_is_redone_is_not_submitted_twice(fake_slurm, capsys):
+    keys = {"trainers": "[CoOp]", "seeds": "[1]", "data": "", "output": str(fake_slurm / "out")}
+    file = sweep_file(fake_slurm, **keys, options="{OPTIM.LR: 0.01}")
+    (run,) = runs_of(read_sweep(file))
+    for step in run.steps:
+        finish(step)
+    file = sweep_file(fake_slurm, **keys, options="{OPTIM.LR: 0.02}")
+    assert main([str(file), "--executor", "slurm"]) == exits.FAILED
+    assert "Submitted" not in capsys.readouterr().out
+    assert main([str(file), "--executor", "slurm", "--redo"]) == 0
+    assert "Submitted 1 runs as job 7" in capsys.readouterr().out
+    (fake_slurm / "queue").write_text(f"{status.read_record(read_sweep(file), run)['job']} PENDING\n")
+    assert main([str(file), "--executor", "slurm", "--redo"]) == 0
+    printed = capsys.readouterr().out
+    assert "Submitted" not in printed and "1 in the queue before" in printed
+    (fake_slurm / "queue").write_text("")
+    for step in runs_of(read_sweep(file))[0].steps:
+        finish(step)
+    assert main([str(file), "--executor", "slurm", "--wait"]) == 0
+    printed = capsys.readouterr().out
+    assert "EmojiMeals" in printed and "0 submitted, 0 failed, 1 finished before" in printed
+
+
 def test_without_submitit_or_slurm_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):
     file = sweep_file(tmp_path, output=str(tmp_path / "out"))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -25,10 +25,6 @@ from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
 WARNING_S = 120  # how long before the end of its time a job is asked to save
 
 
-class RunFailedError(RuntimeError):
-    """A run ended without its results; Slurm shows its job as failed."""
-
-
 def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     """Submit what is neither finished nor in the queue; return the exit status.
 
@@ -163,7 +159,7 @@ class Job:
         if outcome.status == exits.INTERRUPTED and stop.signal is not None:
             self._put_back(stop.signal, environ.job_id, handlers[signal.SIGUSR1])
         if outcome.status:
-            raise RunFailedError(f"{self.run.label}: {outcome.reason}")
+            raise RuntimeError(f"{self.run.label}: {outcome.reason}")  # Slurm shows its job as failed
         runs = runs_of(self.sweep)
         if all(run.done() for run in runs):  # this was the last one
             write_report(self.sweep, runs)
