@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import ROOT, random_clip
 
@@ -117,6 +117,7 @@ def test_plain_sentences_equal_encode_text(names, model, way):
     class_specific=st.booleans(),
     way=WAYS,
 )
+@example(names=[[1], [2, 3], [4, 5, 6]], model="openai", n_ctx=2, position="end", class_specific=False, way="one size")
 def test_learned_context_equals_the_full_length_pass(names, model, n_ctx, position, class_specific, way):
     tower = TextTower(MODELS[model])
     prompts = [prompt_of(name, n_ctx, position) for name in names]
