@@ -43,7 +43,8 @@ def test_all_that_a_command_prints_is_printable(name, monkeypatch, capsys):
 
 
 def test_all_commands_are_found():
-    assert len(COMMANDS) >= 20 and {"kdpl/sweep.py", "kdpl/train.py", "datasets/prepare.py", "predict.py"} <= {*COMMANDS}
+    some = {"kdpl/__main__.py", "kdpl/sweep.py", "kdpl/train.py", "datasets/prepare.py", "predict.py"}
+    assert len(COMMANDS) >= 16 and some <= {*COMMANDS}
 
 
 @pytest.mark.parametrize(
