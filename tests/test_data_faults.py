@@ -230,6 +230,7 @@ def test_a_class_name_that_no_prompt_holds_is_refused_not_cut(trainer, name, mes
     assert message in str(refused.value)
 
 
+@pytest.mark.slow
 def test_classes_of_the_same_name_are_told(tmp_path, capsys):
     root = photos(tmp_path / "photos", ["red fox", "owl", "Red_fox"], [1, 1, 1])
     run = build(root, tmp_path / "out")

@@ -550,6 +550,7 @@ def test_a_trainer_that_learns_from_sentences_alone_is_refused(tmp_path):
         build(distilled(Texts).__name__, tmp_path, file="KDPL_CoOp")
 
 
+@pytest.mark.slow
 def test_a_model_on_several_gpus_is_refused(tmp_path, monkeypatch):
     from kdpl.trainers.wrappable import check_built
 

@@ -17,18 +17,20 @@ HOSTILE = "a\x1b[2Jb\rc\nd\u2028e\u202ef\x9bg\x85h\u2066i"
 SAFE = r"a\x1b[2Jb\rc\nd\u2028e\u202ef\x9bg\x85h\u2066i"
 
 
-def trees():
-    """Yield the files of the package, with their syntax trees."""
-    files = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
-    for path in (*files, ROOT / "train.py", ROOT / "predict.py"):
-        name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(EXPORTED):
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+def tree_of(name):
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
 
 
-COMMANDS = [
-    name for name, tree in trees() if any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in tree.body)
-]
+def is_command(name):
+    """Whether a file can be run; it is parsed only if it may be one, since every collection of the tests asks."""
+    tree = tree_of(name) if "__main__" in (ROOT / name).read_text(encoding="utf-8") else None
+    return tree is not None and any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in tree.body)
+
+
+PACKAGE = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [p.relative_to(ROOT).as_posix() for p in (*PACKAGE, ROOT / "train.py", ROOT / "predict.py")]
+FILES = [name for name in FILES if not name.startswith(EXPORTED)]
+COMMANDS = [name for name in FILES if is_command(name)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -47,11 +49,10 @@ def test_all_commands_are_found():
     assert len(COMMANDS) >= 16 and some <= {*COMMANDS}
 
 
-@pytest.mark.parametrize(
-    "name, tree", [pytest.param(*each, id=each[0]) for each in trees() if each[0] != "kdpl/common/safe_text.py"]
-)
-def test_names_are_printed_on_one_line(name, tree):
+@pytest.mark.parametrize("name", [name for name in FILES if name != "kdpl/common/safe_text.py"])
+def test_names_are_printed_on_one_line(name):
     """Python's own `print`, parser and tables are for the module safe_text alone; line breaks stand between values."""
+    tree = tree_of(name)
     imports = {a.name: n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         what = ast.unparse(call.func)
