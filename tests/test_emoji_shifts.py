@@ -178,6 +178,7 @@ def test_a_class_has_16_4_8_and_16_images(name):
     assert counts == {(label, *key): n for label in range(len(names)) for key, n in sizes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", plans.PLANS)
 def test_every_image_has_a_file_of_its_own(name):
     listed = scenes.scenes_of(name)

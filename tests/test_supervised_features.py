@@ -18,7 +18,7 @@ def encoded(monkeypatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("learner", mostly_slow(["TaskRes", "CoOp", "CoCoOp"], "TaskRes"))
+@pytest.mark.parametrize("learner", mostly_slow(["TaskRes", "CoOp", "CoCoOp"]))
 def test_features_are_computed_once_and_the_prompts_are_the_same(learner, tmp_path, monkeypatch):
     counts = encoded(monkeypatch)
     once, learned = train(learner, tmp_path / "once", *SMALL, *SAME)
