@@ -155,7 +155,7 @@ def test_the_same_command_again_gives_the_same_and_another_fit_is_refused(fitted
     before = (folder / "prompts.safetensors").read_bytes()
     command = [str(photos / "photos"), str(photos / "names.txt"), "-o", str(folder), *EMBEDDED, *SENTENCE]
     with monkeypatch.context() as context:  # every feature is found
-        context.setattr(Pass, "_frozen", None)
+        context.setattr("kdpl.clip.model.Clip.frozen_image_features", None)
         context.setattr("kdpl.distill.teacher.Teacher.image_features", None)
         assert fit(command) == exits.SOME_UNREAD
     assert (folder / "prompts.safetensors").read_bytes() == before

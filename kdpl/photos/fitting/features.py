@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.classifier.decoding import Decoder, stacked_pixels
@@ -145,7 +144,7 @@ class Pass:
             pixels = stacked_pixels(new)
             blank = pixels.new_zeros(self.chunk - len(new), *pixels.shape[1:])  # a photo's feature is the same in any company
             images = self.normalize(torch.cat([pixels, blank]).to(self.clip.device))
-            for i, compute in enumerate((self._frozen, self.teacher.image_features)):
+            for i, compute in enumerate((self.clip.frozen_image_features, self.teacher.image_features)):
                 features = compute(images)[: len(new)].cpu()
                 if not torch.isfinite(features).all():
                     raise FloatingPointError(f"Features of {new[0].image} or its neighbours are NaN or infinite.")
@@ -153,17 +152,13 @@ class Pass:
                 found[i] = torch.cat([found[i], features])
         return [features[index] for features in found]
 
-    def _frozen(self, images: Tensor) -> Tensor:
-        with torch.inference_mode(), self.clip.autocast(frozen=True):
-            return F.normalize(self.clip.image_features(images).float(), dim=-1)
-
     def seconds(self) -> float:
         """Return the seconds that a photo takes the towers: measured in the pass, else on a blank one now."""
         if self.pace.seconds is None:
             blank = torch.zeros(self.chunk, 3, self.clip.resolution, self.clip.resolution, device=self.clip.device)
             for _ in range(2):
                 start = time.perf_counter()
-                self._frozen(blank)
+                self.clip.frozen_image_features(blank)
                 self.teacher.image_features(blank).cpu()
                 self.pace.seconds = (time.perf_counter() - start) / self.chunk
         return self.pace.seconds
