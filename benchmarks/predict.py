@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdpl import predict
-from kdpl.classifier.bundle import Bundle, Preprocessing, write_bundle
+from kdpl.bundle import Bundle, Preprocessing, write_bundle
 from kdpl.classifier.predictions.run import Run
 from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
 from kdpl.clip.loading import load_clip

@@ -15,7 +15,7 @@ from common import ROOT, print_rows
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 
-from kdpl.classifier.decision import inside_score
+from kdpl.bundle.decision import inside_score
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.datasets.emoji.plans import TARGETS, class_names, draw, scenes_of

@@ -11,7 +11,7 @@ from dassl.data.datasets import Datum
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
-from kdpl.classifier.learned import refuse_doubles
+from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from support import config, processes, save_clip
 
 import kdpl
-from kdpl.classifier.bundle import CARD_NAME, FILE_NAME, KEY, BundleError, read_bundle, write_bundle
+from kdpl.bundle import CARD_NAME, FILE_NAME, KEY, BundleError, read_bundle, write_bundle
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 TINY += ("DATASET.SOURCE_DOMAINS", "noto", "DATASET.TARGET_DOMAINS", "twemoji")

@@ -10,7 +10,7 @@ from PIL import Image
 from support import LEARNERS, config, image_file, mostly_slow
 
 import kdpl
-from kdpl.classifier.bundle import write_bundle
+from kdpl.bundle import write_bundle
 from kdpl.common.images import BadImageError
 from kdpl.trainers.records import bundle_of
 

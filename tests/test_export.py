@@ -23,8 +23,8 @@ from PIL import Image
 from support import untrained_bundle
 
 import kdpl
-from kdpl.classifier.bundle import read_bundle, write_bundle
-from kdpl.classifier.decision import REJECTED, Decision
+from kdpl.bundle import read_bundle, write_bundle
+from kdpl.bundle.decision import REJECTED, Decision
 from kdpl.classifier.decoding import Decoder
 from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, add_runtime, agreement
 from kdpl.classifier.serve.head import write_head

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from support import ROOT, image_file, mostly_slow, processes
 
 import kdpl
-from kdpl.classifier.bundle import BundleError, read_bundle
+from kdpl.bundle import BundleError, read_bundle
+from kdpl.bundle.decision import REJECTED, Decision, inside_score
 from kdpl.classifier.classifier import Classifier
-from kdpl.classifier.decision import REJECTED, Decision, inside_score
 from kdpl.classifier.gallery.page import DATA_BEGINS
 from kdpl.common import exits
 from kdpl.common.rows.digests import file_digest

@@ -17,7 +17,7 @@ from support.files import RUN, result
 from support.trainings import build
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from kdpl.classifier.bundle import read_bundle
+from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.files import NoRoomError, atomic_write

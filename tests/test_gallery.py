@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdpl.classifier.decision import REJECTED
+from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.gallery.page import THUMBNAIL, data_url, page_head, page_tail, row_line, thumbnail
 
 pytestmark = pytest.mark.slow

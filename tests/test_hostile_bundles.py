@@ -11,7 +11,7 @@ from support import image_file, untrained_bundle
 
 import kdpl
 from kdpl import predict
-from kdpl.classifier.bundle import FILE_NAME, KEY, BundleError, read_bundle
+from kdpl.bundle import FILE_NAME, KEY, BundleError, read_bundle
 from kdpl.clip.model import NotFiniteError
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -16,7 +16,7 @@ from support.hub import READER, WRITER, Repository, local_hub
 
 import kdpl
 from kdpl.__main__ import main
-from kdpl.classifier.bundle import FILE_NAME, BundleError, hub, read_bundle, write_bundle
+from kdpl.bundle import FILE_NAME, BundleError, hub, read_bundle, write_bundle
 from kdpl.common.files import NoRoomError
 
 AGENTS = "/api/agent-harnesses"  # huggingface_hub 2.4 asks for it once a process, whatever is downloaded

@@ -14,7 +14,7 @@ from support import config, emoji_settings, image_file, mostly_slow, random_clip
 from support.trainings import TINY
 
 import kdpl
-from kdpl.classifier.bundle import BundleError, read_bundle, write_bundle
+from kdpl.bundle import BundleError, read_bundle, write_bundle
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
 from kdpl.clip.openai import BytePairs

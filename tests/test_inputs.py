@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from support import ROOT, config
 
 import kdpl
-from kdpl.classifier.bundle import KEY, read_bundle
+from kdpl.bundle import KEY, read_bundle
 from kdpl.config.keys import ConfigError
 
 MOBILE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "interpolation": "bilinear", "resize_mode": "shortest"}

@@ -71,7 +71,7 @@ def test_options_of_other_learners_are_harmless_and_unknown_keys_matter():
 
 @pytest.mark.slow
 def test_a_manifest_is_in_the_folder_the_checkpoint_the_bundle_the_results_and_the_card(finished):
-    import kdpl.classifier.bundle
+    import kdpl.bundle
 
     manifest = read_manifest(finished)
     assert manifest.config["OPTIM.LR"] == RATE and manifest.config["SEED"] == 1
@@ -80,7 +80,7 @@ def test_a_manifest_is_in_the_folder_the_checkpoint_the_bundle_the_results_and_t
     assert {"torch", "kdpl", "dassl", "threads", "processes", "device", "commit"} <= manifest.environment.keys()
     (path,) = finished.rglob("model.pth.tar-2")
     kept = [load_checkpoint(path)["kdpl"]["manifest"], json.loads((finished / "results.json").read_text())["manifest"]]
-    kept.append(kdpl.classifier.bundle.read_bundle(finished).manifest)
+    kept.append(kdpl.bundle.read_bundle(finished).manifest)
     assert [content["digest"] for content in kept] == [manifest.digest] * 3
     assert manifest.digest in (finished / "MODEL_CARD.md").read_text()
 

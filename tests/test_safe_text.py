@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support import untrained_bundle
 
 from kdpl.__main__ import main
-from kdpl.classifier.bundle import read_bundle
-from kdpl.classifier.bundle.card import model_card
+from kdpl.bundle import read_bundle
+from kdpl.bundle.card import model_card
 from kdpl.classifier.predictions.files import Output
 from kdpl.classifier.predictions.tables import CsvWriter, Row
 from kdpl.common import exits

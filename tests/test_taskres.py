@@ -8,7 +8,7 @@ from support.ranks import run_ranks
 from support.trainings import SMALL, assert_same, build, parameters, trained
 
 import kdpl
-from kdpl.classifier.bundle import read_bundle
+from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.config.manifest import OtherRunError
 from kdpl.distill.prompted import PromptedTeacher

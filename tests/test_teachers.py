@@ -63,7 +63,7 @@ def teacher_of(clip, template=THREE[0], names=NAMES, **kwargs):
 
 def moved(folder, variant, names=("cat", "dog"), **options):
     """Write the prompts of a learner for emoji_student, away from where they start."""
-    from kdpl.classifier.bundle import read_bundle, write_bundle
+    from kdpl.bundle import read_bundle, write_bundle
 
     bundle = read_bundle(untrained_bundle(folder, variant, list(names), **options))
     generator = torch.Generator().manual_seed(7)
@@ -349,8 +349,8 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
 def test_prompts_where_fit_kept_sentences_are_refused(tmp_path):
     import dataclasses
 
-    from kdpl.classifier.bundle import read_bundle, write_bundle
-    from kdpl.classifier.decision import Decision
+    from kdpl.bundle import read_bundle, write_bundle
+    from kdpl.bundle.decision import Decision
 
     folder = moved(tmp_path / "prompts", "CoOp")
     bundle = read_bundle(folder)

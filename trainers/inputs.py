@@ -6,9 +6,9 @@ import torch
 import torchvision.transforms as T
 from yacs.config import CfgNode
 
-from kdpl.classifier.bundle import Bundle, BundleError
-from kdpl.classifier.bundle.hub import read
-from kdpl.classifier.learned import fitting_options, learned_student
+from kdpl.bundle import Bundle, BundleError
+from kdpl.bundle.hub import read
+from kdpl.bundle.learned import fitting_options, learned_student
 from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, effective_precision

@@ -14,7 +14,7 @@ from dassl.optim import build_optimizer
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.classifier.bundle import write_bundle
+from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed, lock
 from kdpl.common.safe_text import print

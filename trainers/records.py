@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from yacs.config import CfgNode
 
-from kdpl.classifier.bundle import Bundle
+from kdpl.bundle import Bundle
 from kdpl.clip.model import Clip
 from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed, lock

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, BundleError
-from kdpl.classifier.bundle.hub import read
-from kdpl.classifier.decision import inside_score
+from kdpl.bundle import Bundle, BundleError
+from kdpl.bundle.decision import inside_score
+from kdpl.bundle.hub import read
+from kdpl.bundle.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
-from kdpl.classifier.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
 from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import check_finite, effective_precision, similarity_logits

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from kdpl.classifier.decision import REJECTED, Decision
+from kdpl.bundle.decision import REJECTED, Decision
 from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
 from kdpl.common.files import atomic_write

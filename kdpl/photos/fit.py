@@ -86,7 +86,7 @@ def prepare(args: argparse.Namespace):
         args.teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
         names = read_class_names(args.names)
 
-        from kdpl.classifier.learned import refuse_doubles
+        from kdpl.bundle.learned import refuse_doubles
         from kdpl.photos.fitting.plan import make_plan
 
         refuse_doubles(names, f"'{args.names}'")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from kdpl.classifier.decision import REJECTED
+from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.predictions.files import InputError
 from kdpl.common.class_names import read_class_names
 from kdpl.common.messages import short_reason

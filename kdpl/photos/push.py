@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         load_learner(args)
 
-        from kdpl.classifier.bundle.hub import FILE_NAME, PREFIX, push
+        from kdpl.bundle.hub import FILE_NAME, PREFIX, push
 
         address = push(args.prompts, args.repository, args.private, args.license)
     except (ValueError, OSError) as error:

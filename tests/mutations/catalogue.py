@@ -455,7 +455,7 @@ MUTATIONS = [
     ),
     mutation(
         "a download not compared with its digest",
-        "kdpl/classifier/bundle/hub.py",
+        "kdpl/bundle/hub.py",
         "    if found is None or found.hexdigest() != expected:\n",
         "    if found is None:\n",
         "tests/test_hub.py::test_a_download_that_differs_from_its_digest_is_refused",
@@ -1182,7 +1182,7 @@ MUTATIONS = [
     ),
     mutation(
         "a bundle on a CLIP of another design",
-        "kdpl/classifier/learned.py",
+        "kdpl/bundle/learned.py",
         "    _refuse_other_design(bundle, clip, name, way_out)\n",
         "",
         f"{IDENTITY}test_a_student_or_teacher_of_another_design_is_refused_everywhere[activation]",

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import kdpl
-from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
+from kdpl.bundle import Bundle, BundleError, read_bundle
 from kdpl.clip import Architecture, Clip, ModelNameError, WeightsError, describe, load_clip, outline_clip, similarity_logits
 from kdpl.distill import CrossEntropy, Distillation, Teacher, distillation_loss
 from kdpl.students import IVLP, LEARNERS, VPT, CoCoOp, CoOp, KgCoOp, MaPLe, Output, PromptSRC, Student

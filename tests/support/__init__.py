@@ -166,7 +166,7 @@ def image_file(path: Path, size: int = 64, seed: int = 0) -> Path:
 
 def untrained_bundle(folder: Path, variant: str, names: list[str], **options: object) -> Path:
     """Write the prompts of a new student on the embedded CLIP as a training would; options are of the variant's node."""
-    from kdpl.classifier.bundle import Bundle, Preprocessing, write_bundle
+    from kdpl.bundle import Bundle, Preprocessing, write_bundle
     from kdpl.clip.loading import load_clip
 
     clip = load_clip("emoji_student")

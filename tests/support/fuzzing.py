@@ -25,8 +25,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from kdpl.classifier import bundle
-from kdpl.classifier.bundle import read_bundle
+from kdpl import bundle
+from kdpl.bundle import read_bundle
 from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common.class_names import read_class_names

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdpl.classifier.decision import REJECTED
+from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.predictions.files import Output
 from kdpl.common.files import PART
 from kdpl.common.safe_text import from_cell, on_one_line, to_cell

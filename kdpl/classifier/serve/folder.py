@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kdpl.classifier.decision import REJECTED
+from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.serve.onnx_file import export_with_preprocessing, require_onnx
 from kdpl.common.files import atomic_write
 from kdpl.common.images import open_image

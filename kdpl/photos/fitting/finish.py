@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdpl.classifier.bundle import Bundle, read_bundle, write_bundle
-from kdpl.classifier.decision import Decision, inside_score
+from kdpl.bundle import Bundle, read_bundle, write_bundle
+from kdpl.bundle.decision import Decision, inside_score
+from kdpl.bundle.learned import NameEncoder, fitting_options, learned_student
 from kdpl.classifier.decoding import Decoder, stacked_pixels
-from kdpl.classifier.learned import NameEncoder, fitting_options, learned_student
 from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe
 from kdpl.clip.model import Clip, similarity_logits

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdpl.classifier.decision import Decision
+from kdpl.bundle.decision import Decision
 from kdpl.common.safe_text import on_one_line
 from kdpl.config.teachers import names_its_texts
 from kdpl.students import Student
 
 if TYPE_CHECKING:
-    from kdpl.classifier.bundle import Bundle
+    from kdpl.bundle import Bundle
 
 FILE_NAME = "prompts.safetensors"
 CARD_NAME = "MODEL_CARD.md"

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdpl.classifier.bundle.card import CARD_NAME, FILE_NAME, model_card
-from kdpl.classifier.decision import Decision
+from kdpl.bundle.card import CARD_NAME, FILE_NAME, model_card
+from kdpl.bundle.decision import Decision
 from kdpl.clip.inputs import Preprocessing, checked_preprocessing
 from kdpl.clip.model import check_finite
 from kdpl.common.environment import VERSION

@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from kdpl.classifier.bundle import Bundle, BundleError, read_bundle
-from kdpl.classifier.bundle.card import FILE_NAME, model_card
+from kdpl.bundle import Bundle, BundleError, read_bundle
+from kdpl.bundle.card import FILE_NAME, model_card
 from kdpl.clip.names import ModelNameError, resolve
 from kdpl.clip.names.suggestions import OPENAI_REPOSITORIES
 from kdpl.clip.openclip.answers import AnswerError, check_answer, checked_answers

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from kdpl.classifier.bundle import Bundle, BundleError
+from kdpl.bundle import Bundle, BundleError
 from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
