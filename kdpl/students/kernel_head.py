@@ -159,7 +159,13 @@ def _solve_for_landmarks(x: Tensor, centres: Tensor, y: Tensor, w: Tensor, gamma
 
 
 def agree(
-    features: Tensor, log_p: Tensor, k: int = 5, pull: float = 4.0, steps: int = 10, fixed: Tensor | None = None
+    features: Tensor,
+    log_p: Tensor,
+    k: int = 5,
+    pull: float = 4.0,
+    steps: int = 10,
+    fixed: Tensor | None = None,
+    near: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return answers `(N, C)` that photos have agreed on with their neighbours: q_i = softmax(log p_i + pull sum_j w_ij q_j).
 
@@ -170,12 +176,13 @@ def agree(
         features: the teacher's, of unit length `(N, e)`.
         log_p: log-probabilities `(N, C)`, of the teacher or of labels (0 and minus infinity).
         fixed: `(N)` bool, photos that keep their probabilities, such as labelled ones.
+        near: of `neighbours`, if already searched.
     """
-    given = log_p.exp()
-    k, q = min(k, len(features) - 1), given
-    if k < 1:
+    given = q = log_p.exp()
+    near, cos = neighbours(features, k) if near is None else near  # (N, k)
+    k = near.shape[1]
+    if not k:
         return given
-    near, cos = _neighbours(features, k)  # (N, k)
     w = (SHARPNESS * cos).softmax(-1).to(q.dtype)
     for _ in range(steps):
         pulled = log_p.clone()
@@ -187,9 +194,10 @@ def agree(
     return q
 
 
-def _neighbours(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return each photo's k nearest others of its block and their cosines, both `(N, k)`."""
+def neighbours(features: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Return each photo's k nearest others of its block, or all there are, and their cosines, both `(N, k)`."""
     n, device = len(features), features.device
+    k = min(k, n - 1)
     blocks = max(1, math.ceil(n / BLOCK))
     near = torch.empty(n, k, dtype=torch.long, device=device)
     cosines = torch.empty(n, k, device=device)
