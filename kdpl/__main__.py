@@ -35,7 +35,6 @@ COMMANDS = {
     "sweep": Command("kdpl.sweep", "run many trainings, here or on Slurm"),
     "report": Command("kdpl.report", "tables of all runs below some folders"),
     "check-weights": Command("kdpl.check_weights", "hold this installation against published figures"),
-    "results": Command("kdpl.results", "questions about one run's results.json"),
 }
 
 

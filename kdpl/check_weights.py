@@ -27,9 +27,9 @@ from kdpl.datasets.coop.folder import DataFolder
 from kdpl.datasets.prepare import inspect
 from kdpl.experiments import figures
 from kdpl.experiments.figures import Figure, Setup, measurement_of
-from kdpl.experiments.results import same_dataset
 from kdpl.experiments.sweep.runs import Run
 from kdpl.experiments.sweep.work import environment, stopping, work
+from kdpl.training.results import same_dataset
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from kdpl.common.messages import signed
 from kdpl.experiments.report.cells import Cell, Draws, average, difference
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import cell_of
-from kdpl.experiments.results import read_results
+from kdpl.training.results import read_results
 
 DATASETS = ("emoji_meals", "emoji_leisure")
 SEEDS = (1, 2, 3)

@@ -26,9 +26,9 @@ from kdpl.common import exits
 from kdpl.experiments import figures
 from kdpl.experiments.figures import PAPER, Figure, Measurement, Setup, published_figures, read_figures
 from kdpl.experiments.report.tables import PAPER_TEACHER, published
-from kdpl.experiments.results import read_results
 from kdpl.experiments.sweep import work
 from kdpl.trainers import evaluation
+from kdpl.training.results import read_results
 
 DATASET = "emoji_sky"
 SHORT = ("OPTIM.MAX_EPOCH", "1")

@@ -1,8 +1,6 @@
 """Results are of the images that they say: other training or test images are another run, in a folder, a sweep and a table."""
 
-import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,10 @@ from support.files import RUN, result
 from support.trainings import build
 
 import kdpl.trainers  # noqa: F401  registers them
-from kdpl import sweep
-from kdpl.common import exits
-from kdpl.config.manifest import Manifest, OtherRunError, is_continued, read_manifest
-from kdpl.datasets import facts
+from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
 from kdpl.datasets.facts import data_facts
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.results import check_images, missing_datasets, read_results, write_results
-from kdpl.experiments.sweep.plan import read_sweep
-from kdpl.experiments.sweep.runs import runs_of
+from kdpl.training.results import read_results, write_results
 
 NAMES = ("cat", "dog")
 
@@ -103,17 +96,6 @@ def test_data_are_looked_at_as_a_run_records_them(photos, tmp_path):
         assert tested_images(run, run.test_loader)[0] == data_facts(run.cfg, "test")["images"]
 
 
-def test_an_earlier_result_without_images_is_replaced_with_a_note(tmp_path, capsys):
-    write_results(tmp_path, RUN, result())
-    check_images(tmp_path, RUN, result(images="6 (a)"))
-    assert "of an earlier version, which did not record its images: it is replaced" in capsys.readouterr().out
-    write_results(tmp_path, RUN, result(images="6 (a)"))
-    check_images(tmp_path, RUN, result(images="6 (a)"))
-    check_images(tmp_path, RUN | {"seed": 2}, result(images="6 (b)"))  # of another run: it moves aside
-    with pytest.raises(OtherRunError, match=r"6 \(a\) there, 6 \(b\) now"):
-        check_images(tmp_path, RUN, result(images="6 (b)"))
-
-
 def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, split="test", **facts):
     recipe = {"DATASET.NUM_SHOTS": shots, "SEED": seed}
     content = Manifest(recipe, {"training images": f"1 ({seed})", **facts}).to_dict()
@@ -142,98 +124,3 @@ def test_validation_images_differ_from_seed_to_seed_in_one_cell(tmp_path):
     assert len(scores) == 2 and len({s.method for s in scores}) == 1 and not notes, "few images are drawn by the seed"
     finished(tmp_path / "2", 2, images="6 (2)", split="val", **{"drawn from": "9 (y)"})
     assert len({s.method for s in read_scores([tmp_path], "val")[0]}) == 2, "other images to draw from"
-
-
-def test_what_an_earlier_version_did_not_record_is_noted_and_no_difference(tmp_path):
-    finished(tmp_path / "a", 1, images="")
-    finished(tmp_path / "b", 2, **{"drawn from": "9 (x)", "student's design": {"text heads": "2"}})
-    scores, (note,) = read_scores([tmp_path])
-    assert len(scores) == 2 and len({s.method for s in scores}) == 1
-    assert "earlier version are among them, so these are not compared: drawn from, student's design, test images" in note
-
-
-# ----------------------------------------------------------------------------------------------------- more epochs, clocks
-
-
-def test_more_epochs_are_the_same_run_and_its_earlier_results_are_kept_apart(tmp_path, capsys):
-    config, change = {"OPTIM.MAX_EPOCH": 2, "SEED": 1}, {"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}
-    then, now = Manifest(config, {}), Manifest({**config, "OPTIM.MAX_EPOCH": 3}, {}, changes=[change])
-    assert is_continued(then, now) and is_continued(then, then) and not is_continued(now, then)
-    assert not is_continued(then, Manifest({**now.config, "SEED": 2}, {}, changes=[change]))
-    assert not is_continued(then, Manifest(now.config, {}))
-    write_results(tmp_path, RUN | {"epoch": 2, "manifest": then.to_dict()}, result())
-    write_results(tmp_path, RUN | {"epoch": 3, "manifest": now.to_dict()}, result("EmojiVehicles"))
-    printed = capsys.readouterr().out
-    assert "is from another run" not in printed and "has the results of this run after 2 epochs" in printed
-    assert [r["dataset"] for r in read_results(tmp_path)["results"]] == ["EmojiVehicles"]
-    assert [r["dataset"] for r in read_results(tmp_path / "results.json.epoch-2-1")["results"]] == ["EmojiMeals"]
-
-
-def test_results_are_ordered_by_the_prompts_that_they_are_of_and_not_by_clocks(tmp_path):
-    manifest = Manifest({"SEED": 1}, {}).to_dict()
-
-    def both(trained, tested, clock="1999-01-01T00:00:00+00:00"):
-        for folder, run in (("train", trained), ("test", tested)):
-            (tmp_path / folder / "results.json").unlink(missing_ok=True)
-            path = write_results(tmp_path / folder, RUN | run, result(classes="new"))
-        content = json.loads(path.read_text())
-        content["results"][0]["time"] = clock
-        path.write_text(json.dumps(content))
-        return missing_datasets(tmp_path / "test", classes="new", model_dir=tmp_path / "train")
-
-    same, other = {"prompts": "a", "manifest": manifest}, {"prompts": "b", "manifest": manifest}
-    assert both(same, same) == [] and both(same, other, "2999-01-01T00:00:00+00:00") == ["any"]
-    older = {"manifest": manifest, "epoch": 2}
-    assert both(older, older) == [] and both({**older, "epoch": 3}, older, "2999-01-01T00:00:00+00:00") == ["any"]
-    assert both({}, {}) == ["any"], "where nothing else is recorded, clocks decide"
-
-
-# -------------------------------------------------------------------------------------------------------------- sweeps
-
-
-@pytest.mark.slow
-def test_a_sweep_sees_other_data(photos, tmp_path, capsys):
-    (tmp_path / "s.yaml").write_text(
-        f"""
-protocol: few_shot
-trainers: [KDPL_CoOp]
-datasets: [image_folder]
-seeds: [1]
-shots: [0]
-config: emoji
-data: {photos}
-output: {tmp_path / "out"}
-options: {{DATASET.CLASSNAMES: {tmp_path / "names.txt"}, OPTIM.MAX_EPOCH: 1, DATALOADER.TRAIN_X.BATCH_SIZE: 2}}
-executor: {{gpus: 0}}
-"""
-    )
-
-    def status():
-        for cached in (facts._facts, facts._dataset):
-            cached.cache_clear()  # as in a new process
-        code = sweep.main(["status", str(tmp_path / "s.yaml")])
-        return code, capsys.readouterr().out
-
-    (run,) = runs_of(read_sweep(tmp_path / "s.yaml"))
-    cfg = run.steps[0].cfg_of("image_folder")
-    build_trainer(cfg).train()
-    assert status()[0] == 0 and run.done()
-    noisy = replace(run.steps[0], look=lambda cfg, split: print("Creating a 1-shot dataset") or {"images": "6 (a)"})
-    assert noisy.data_now("image_folder", "test") == {"images": "6 (a)"} and capsys.readouterr().out == ""
-    originals = shutil.copytree(photos, tmp_path / "originals")
-    replace_images(photos / "test")
-    code, printed = status()
-    assert code == exits.FAILED and "stale" in printed and "images of ImageFolder (test): 6 (" in printed
-    replace_images(photos)
-    assert "training images: 6 (" in status()[1]
-    shutil.rmtree(photos)
-    shutil.copytree(originals, photos)
-    assert status()[0] == 0, "the same images again"
-    (tmp_path / "names.txt").write_text("dog\ncat")
-    code, printed = status()
-    assert code == exits.FAILED and "class names: the same in another order" in printed
-    assert sweep.main([str(tmp_path / "s.yaml"), "--dry-run", "--redo"]) == 0
-    assert "--fresh" in capsys.readouterr().out
-    shutil.rmtree(photos)
-    code, printed = status()
-    assert code == 0, "without data there is nothing to compare"

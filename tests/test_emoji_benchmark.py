@@ -13,8 +13,8 @@ from support import ROOT
 
 from kdpl.config.merging import literal
 from kdpl.experiments.report.cells import Draws
-from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
+from kdpl.training.results import write_results
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import claims

@@ -21,9 +21,9 @@ from dassl.data.datasets import build_dataset
 from kdpl.config.merging import literal
 from kdpl.datasets.emoji import plans, scenes
 from kdpl.experiments.report.cells import Draws
-from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep.runs import runs_of
 from kdpl.photos.fitting import candidates
+from kdpl.training.results import write_results
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import claims

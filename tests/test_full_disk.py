@@ -23,10 +23,10 @@ from kdpl.common import exits
 from kdpl.common.files import NoRoomError, atomic_write
 from kdpl.common.rows import RowStore
 from kdpl.datasets.coop.catalog import CATALOG
-from kdpl.experiments.results import read_results, write_results
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
 from kdpl.training.progress import Progress
+from kdpl.training.results import read_results, write_results
 
 # One process: the limit on the size of files is moved between its runs.
 STORY = """

@@ -18,8 +18,8 @@ from kdpl.experiments.report.cells import (
 )
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
-from kdpl.experiments.results import FILE_NAME, write_results
 from kdpl.report import main
+from kdpl.training.results import FILE_NAME, write_results
 
 
 def cell(right: dict[int | None, list[int]], images: list[int], trained: str = "t", classes: str = "c") -> Cell:

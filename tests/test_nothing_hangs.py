@@ -18,9 +18,9 @@ from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import read_manifest
 from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.datasets.coop.archives import ArchiveError, unpack
-from kdpl.experiments.results import ResultsError, read_results
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.training.pixels import read_image
+from kdpl.training.results import ResultsError, read_results
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(10))}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

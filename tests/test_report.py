@@ -12,8 +12,8 @@ from kdpl.experiments.report.cells import Cell, average, combine, difference, ha
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Row, Table, all_tables, published
-from kdpl.experiments.results import write_results
 from kdpl.report import main
+from kdpl.training.results import write_results
 
 
 def add(

@@ -6,8 +6,8 @@ import pytest
 
 from kdpl.experiments.report.logs import read_logs
 from kdpl.experiments.report.runs import Data, read_scores
-from kdpl.experiments.results import write_results
 from kdpl.report import main
+from kdpl.training.results import write_results
 
 CONFIG = """\
 ***************

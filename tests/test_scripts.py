@@ -13,8 +13,8 @@ import pytest
 from support.sweeps import fork_steps
 
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.results import missing_datasets, read_results
 from kdpl.sweep import main
+from kdpl.training.results import missing_datasets, read_results
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "30"]

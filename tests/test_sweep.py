@@ -21,11 +21,11 @@ from kdpl.common import exits, lock
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.results import write_results
 from kdpl.experiments.sweep import plan, status, work
 from kdpl.experiments.sweep.plan import minutes, read_sweep
 from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, config_of, runs_of
 from kdpl.sweep import main
+from kdpl.training.results import write_results
 
 
 def finish(step: Step, **more: object) -> None:

@@ -20,10 +20,10 @@ from kdpl.common.safe_text import print
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.manifest import read_manifest
 from kdpl.distill.views import contents_of, image_files, images_digest
-from kdpl.experiments.results import check_images, write_results
 from kdpl.trainers.records import data_folder, on_main
 from kdpl.training.batches import loaded
 from kdpl.training.pixels import ReadableImages
+from kdpl.training.results import check_result, write_results
 
 if TYPE_CHECKING:
     from kdpl.trainers.evaluation import EvaluatedTrainer
@@ -138,7 +138,7 @@ def refuse_other_images(trainer: "EvaluatedTrainer", split: str, loader: DataLoa
         OtherRunError: it names the result and both digests.
     """
     result = _tested(trainer, split, loader)
-    on_main(lambda: check_images(trainer.cfg.OUTPUT_DIR, _run(trainer), result))
+    on_main(lambda: check_result(trainer.cfg.OUTPUT_DIR, _run(trainer), result))
 
 
 def record(

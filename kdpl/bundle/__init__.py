@@ -58,7 +58,7 @@ class Bundle:
     teacher: str | None  # `kdpl.config.teachers.teacher_label`
     class_agnostic: bool
     epoch: int  # number of epochs that the prompts were trained for
-    results: list[dict[str, Any]]  # as `kdpl.experiments.results.write_results` has them; empty where nothing was measured
+    results: list[dict[str, Any]]  # as `kdpl.training.results.write_results` has them; empty where nothing was measured
     config: str  # the whole configuration of the training, as YAML
     manifest: dict[str, Any] | None = None  # of the run, see kdpl/config/manifest.py
     kdpl_version: str = field(default_factory=lambda: VERSION)

@@ -19,8 +19,8 @@ from kdpl.config.defaults import node_of
 from kdpl.config.keys import ConfigError, check_choice, is_distilled
 from kdpl.config.merging import read_mapping
 from kdpl.experiments.report.tables import PAPER_SHOTS, PAPER_TEACHER, SOURCE, published
-from kdpl.experiments.results import read_results, same_dataset
 from kdpl.experiments.sweep.runs import ZERO_SHOT, Step, config_of
+from kdpl.training.results import read_results, same_dataset
 
 PAPER = "arXiv:2407.03056"
 STUDENT = "ViT-B/32"  # of the paper's trained prompts that are checked

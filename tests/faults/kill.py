@@ -25,8 +25,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import ROOT, emoji_args
 
-from kdpl.experiments.results import read_results
 from kdpl.training.checkpoint import load_checkpoint
+from kdpl.training.results import read_results
 
 EPOCHS = 4
 COMMON = (

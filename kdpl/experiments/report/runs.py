@@ -13,7 +13,7 @@ import yaml
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.apart import apart, one_name_each
 from kdpl.experiments.report.logs import Log, as_list, read_logs
-from kdpl.experiments.results import FILE_NAME, ResultsError, read_results, same_dataset
+from kdpl.training.results import FILE_NAME, ResultsError, read_results, same_dataset
 
 BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
 # Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.

@@ -18,7 +18,7 @@ from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.keys import SPLITS, ConfigError, check_choice
-from kdpl.experiments.results import missing_datasets, read_results, recorded_manifest, same_dataset
+from kdpl.training.results import missing_datasets, read_results, results_or_none, same_dataset
 
 STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
@@ -179,7 +179,8 @@ class Step:
 
     def stale(self) -> list[str]:
         """Return in what settings, data and images differ from those that the folder's run was made with."""
-        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded_manifest(self.folder))
+        recorded = (results_or_none(self.folder) or {}).get("manifest")
+        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded)
         if then is None and self.settings is not None:
             return ["it has no manifest"] if (self.folder / "results.json").is_file() else []
         found: list[str] = []

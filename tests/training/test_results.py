@@ -7,8 +7,8 @@ import pytest
 from support.files import RUN, result
 
 from kdpl.common.environment import git_state, versions
-from kdpl.experiments.results import ResultsError, missing_datasets, read_results, same_dataset, write_results
-from kdpl.results import main
+from kdpl.config.manifest import Manifest, OtherRunError, is_continued
+from kdpl.training.results import ResultsError, check_result, missing_datasets, read_results, same_dataset, write_results
 
 
 def accuracies(folder) -> dict[tuple[str, str], float]:
@@ -36,48 +36,49 @@ def test_a_later_test_of_the_same_images_replaces_the_earlier_one(tmp_path):
     ("damage", "complaint"),
     [
         (b'{"schema": 1, "trainer": "CoOp", "resul', "not JSON"),
-        (b"", "not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
         (b"[]", "'schema' is None"),
+        (b'{"schema": 2, "trainer": "CoOp", "results": []}', "'schema' is 2"),
         (b'{"schema": 1, "trainer": "CoOp"}', "'results' is None"),
-        (b'{"schema": 1, "results": []}', "'trainer' is None"),
         (b'{"schema": 1, "trainer": "CoOp", "results": [{"dataset": "EmojiMeals"}]}', "result 0 lacks split"),
     ],
 )
-def test_a_damaged_file_is_named_when_read_and_moved_aside_when_written(tmp_path, capsys, damage, complaint):
+def test_a_damaged_file_is_named_and_stays(tmp_path, damage, complaint):
     path = tmp_path / "results.json"
-    for n in (1, 2):
-        path.write_bytes(damage)
+    path.write_bytes(damage)
+    for call, args in ((read_results, ()), (check_result, (RUN, result())), (write_results, (RUN, result()))):
         with pytest.raises(ResultsError, match=complaint):
-            read_results(path)
-        write_results(tmp_path, RUN, result())
-        assert accuracies(tmp_path) == {("EmojiMeals", "all"): 50.0}
-        assert (tmp_path / f"results.json.damaged-{n}").read_bytes() == damage
-        assert f"results.json.damaged-{n}" in capsys.readouterr().out
+            call(tmp_path, *args)
+    assert path.read_bytes() == damage and missing_datasets(tmp_path, ["emoji_meals"]) == ["emoji_meals"]
 
 
-def test_a_number_that_is_no_number_is_damage(tmp_path):
+@pytest.mark.parametrize("accuracy", ["fifty", float("nan"), 5000, None])
+def test_an_accuracy_that_is_not_a_percentage_is_damage(tmp_path, accuracy):
     path = write_results(tmp_path, RUN, result())
     content = json.loads(path.read_text())
-    content["results"][0]["accuracy"] = "fifty"
+    content["results"][0]["accuracy"] = accuracy
     path.write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match="the accuracy of result 0 is 'fifty'"):
+    with pytest.raises(ResultsError, match="the accuracy of result 0 is"):
         read_results(path)
 
 
-def test_a_file_of_a_newer_schema_is_refused_by_name(tmp_path):
-    (tmp_path / "results.json").write_text('{"schema": 2}')
-    with pytest.raises(ResultsError, match=r"schema 2.*newer kdpl"):
-        read_results(tmp_path)
-    assert main(["done", str(tmp_path)]) == 2
+def test_a_result_of_another_run_or_on_other_images_is_refused_before_the_test(tmp_path):
+    write_results(tmp_path, RUN, result(images="6 (a)"))
+    check_result(tmp_path, RUN, result(images="6 (a)"))
+    for run, images, message in ((RUN | {"seed": 2}, "6 (a)", "seed 1, now 2"), (RUN, "6 (b)", r"6 \(a\) there, 6 \(b\) now")):
+        with pytest.raises(OtherRunError, match=message):
+            check_result(tmp_path, run, result(images=images))
+    with pytest.raises(OtherRunError):
+        write_results(tmp_path, RUN | {"seed": 2}, result())
 
 
-def test_results_of_another_run_in_the_same_folder_are_not_mixed_in(tmp_path, capsys):
-    write_results(tmp_path, RUN, result())
-    write_results(tmp_path, RUN | {"seed": 2}, result("EmojiVehicles"))
+def test_results_after_fewer_epochs_do_not_stand_beside_those_of_the_continued_run(tmp_path):
+    config, change = {"OPTIM.MAX_EPOCH": 2, "SEED": 1}, {"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}
+    then, now = Manifest(config, {}), Manifest({**config, "OPTIM.MAX_EPOCH": 3}, {}, changes=[change])
+    assert is_continued(then, now) and is_continued(then, then) and not is_continued(now, then)
+    assert not is_continued(then, Manifest({**now.config, "SEED": 2}, {}, changes=[change]))
+    write_results(tmp_path, RUN | {"epoch": 2, "manifest": then.to_dict()}, result())
+    write_results(tmp_path, RUN | {"epoch": 3, "manifest": now.to_dict()}, result("EmojiVehicles"))
     assert accuracies(tmp_path) == {("EmojiVehicles", "all"): 50.0}
-    assert accuracies(tmp_path / "results.json.other-1") == {("EmojiMeals", "all"): 50.0}
-    assert "seed 1, now 2" in capsys.readouterr().out
 
 
 def test_a_missing_file_is_told_from_a_damaged_one(tmp_path):
@@ -113,36 +114,30 @@ def test_a_configs_stem_and_the_registered_name_are_the_same_data_set(stem, name
     assert not same_dataset(stem, "ImageNet")
 
 
-def test_done_tells_which_data_sets_are_missing(tmp_path, capsys):
-    assert main(["done", str(tmp_path)]) == 1
+def test_the_missing_data_sets_are_named(tmp_path):
     write_results(tmp_path, RUN, result(classes="base"))
-    assert main(["done", str(tmp_path)]) == 1
-    capsys.readouterr()
-    assert main(["done", str(tmp_path), "--classes", "base"]) == 0
-    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "emoji_meals"]) == 0
-    assert capsys.readouterr().out == ""
-    assert main(["done", str(tmp_path), "--classes", "base", "--datasets", "dtd", "emoji_meals", "sun397"]) == 1
-    assert capsys.readouterr().out == "dtd\nsun397\n"
-
-
-def test_a_validation_result_or_a_damaged_file_is_not_done(tmp_path):
     write_results(tmp_path, RUN, result(split="val"))
+    assert missing_datasets(tmp_path, ["dtd", "emoji_meals", "sun397"], classes="base") == ["dtd", "sun397"]
     assert missing_datasets(tmp_path, ["emoji_meals"]) == ["emoji_meals"]
-    (tmp_path / "results.json").write_text("{")
-    assert missing_datasets(tmp_path, ["emoji_meals"], split="val") == ["emoji_meals"]
 
 
 def test_a_result_on_other_domains_is_not_the_one_that_is_missing(tmp_path):
     write_results(tmp_path, RUN, result(target_domains=["noto", "fluent"]))
-    assert missing_datasets(tmp_path, ["emoji_meals"]) == missing_datasets(tmp_path, domains=["noto", "fluent"]) == []
+    assert missing_datasets(tmp_path, ["emoji_meals"]) == []
+    assert missing_datasets(tmp_path, ["emoji_meals"], domains=["noto", "fluent"]) == []
     assert missing_datasets(tmp_path, ["emoji_meals"], domains=[]) == ["emoji_meals"]
 
 
-def test_a_test_older_than_the_training_it_tested_is_not_done(tmp_path):
-    path = write_results(tmp_path / "train", RUN, result(classes="base"))
-    write_results(tmp_path / "test", RUN, result(classes="new"))
-    assert missing_datasets(tmp_path / "test", classes="new", model_dir=tmp_path / "train") == []
-    content = json.loads(path.read_text())
-    content["results"][0]["time"] = "2999-01-01T00:00:00+00:00"
-    path.write_text(json.dumps(content))
-    assert missing_datasets(tmp_path / "test", classes="new", model_dir=tmp_path / "train") == ["any"]
+def test_a_test_of_other_prompts_than_the_training_has_now_is_not_done(tmp_path):
+    manifest = Manifest({"SEED": 1}, {}).to_dict()
+
+    def missing(trained, tested):
+        for folder, run in (("train", trained), ("test", tested)):
+            (tmp_path / folder / "results.json").unlink(missing_ok=True)
+            write_results(tmp_path / folder, RUN | run, result(classes="new"))
+        return missing_datasets(tmp_path / "test", ["emoji_meals"], "new", model_dir=tmp_path / "train")
+
+    same, other = {"prompts": "a", "manifest": manifest}, {"prompts": "b", "manifest": manifest}
+    assert missing(same, same) == [] and missing(same, other) == ["emoji_meals"]
+    older = {"manifest": manifest, "epoch": 2}
+    assert missing(older, older) == [] and missing({**older, "epoch": 3}, older) == ["emoji_meals"]

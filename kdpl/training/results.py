@@ -1,0 +1,209 @@
+"""The results of a run as one JSON file, `results.json` in its output folder."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from kdpl.common.environment import git_state, versions
+from kdpl.common.files import atomic_write
+from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_continued
+
+SCHEMA = 1
+FILE_NAME = "results.json"
+
+_RUN = {  # the facts of a run, with the value of one that is not given
+    "trainer": "", "backbone": "", "teacher": None, "class_agnostic": False, "seed": -1, "shots": -1, "config_name": "",
+    "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0, "prompts": "", "config": "", "manifest": None,
+}  # fmt: skip
+_IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
+_ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
+_RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1")
+_WAYS_OUT = "Choose another --output-dir, or start over with --fresh, which moves what is there aside."
+
+
+class ResultsError(ValueError):
+    """A results file is damaged, or this version cannot read it."""
+
+
+def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
+    """Add the result of one test to `output_dir/results.json`.
+
+    An earlier result of the same data set, split, classes and domains is replaced; those after fewer epochs are left out.
+
+    Args:
+        output_dir: the run's output folder; it is made if missing.
+        run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
+            epoch, prompts (their digest), config (the whole configuration as text or nested dict), and if known config_name
+            (stem of the trainer's configuration file) and model_dir (the output folder of the training run that is tested).
+        result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
+            num_images, images (their digest), and accuracy, error_rate and macro_f1 in percent.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ResultsError, OtherRunError: as `check_result`.
+    """
+    path = Path(output_dir, FILE_NAME)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made = {"output_dir": str(output_dir), "versions": versions(), "git": git_state(), "time": now}
+    header = {"schema": SCHEMA, **_RUN, **run, **made}
+    earlier = [entry for entry in _earlier_results(path, header) if _test_of(entry) != _test_of(result)]
+    with atomic_write(path, "w") as file:
+        json.dump({**header, "results": [*earlier, {**result, "time": now}]}, file, indent=2, default=str)
+        file.write("\n")
+    return path
+
+
+def check_result(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> None:
+    """Refuse, before a test, a result that cannot be added to the file, or would replace one on other images.
+
+    Args:
+        run, result: as `write_results` takes them; of the result what it is of, and `images`, the digest of its images.
+
+    Raises:
+        ResultsError: the file is damaged.
+        OtherRunError: it is from another run (trainer, backbone, teacher, seed or shots differ), or of other images.
+    """
+    path = Path(output_dir, FILE_NAME)
+    for entry in _earlier_results(path, {**_RUN, **run}):
+        then, now = entry.get("images", ""), result.get("images", "")
+        if _test_of(entry) == _test_of(result) and then and then != now:
+            raise OtherRunError(
+                f"'{path}' has a result on {entry['dataset']} ({entry['split']}, {entry['classes']} classes) that was measured "
+                f"on other images: {then} there, {now} now. Put the images back. {_WAYS_OUT}"
+            )
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a results file.
+
+    Args:
+        path: the file, or the output folder that it lies in.
+
+    Returns:
+        The run's facts, with the list "results" of its tests (see `write_results`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultsError: it is damaged, or of another schema.
+    """
+    path = Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
+    except (UnsafeTextError, IsADirectoryError) as error:
+        raise ResultsError(f"'{path}' is damaged: it is not JSON ({error}). Move it away and test again.") from None
+    if problem := _problem(content):
+        raise ResultsError(f"'{path}' is damaged: {problem}. Move it away and test again.")
+    return {**_RUN, **content}
+
+
+def same_dataset(a: str, b: str) -> bool:
+    """Return whether two names mean the same data set: DATASET.NAME ("EmojiSky") or the stem of its config ("emoji_sky")."""
+    return _plain(a) == _plain(b)
+
+
+def missing_datasets(
+    folder: str | os.PathLike,
+    datasets: Sequence[str],
+    classes: str = "all",
+    split: str = "test",
+    model_dir: str | os.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+    domains: Sequence[str] | None = None,
+) -> list[str]:
+    """Return which of the data sets have no result in a run's folder.
+
+    Args:
+        datasets: names (see `same_dataset`).
+        classes, split: which result.
+        model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
+        settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
+        domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
+    """
+    run = results_or_none(folder)
+    if run is None:
+        return list(datasets)
+    recorded = (run["manifest"] or {}).get("config") or {}
+    trained = results_or_none(model_dir) if model_dir is not None else None
+    if (settings is not None and compare_settings(recorded, settings)) or (trained and _prompts(run) != _prompts(trained)):
+        return list(datasets)
+    entries = [e for e in run["results"] if (e["classes"], e["split"]) == (classes, split)]
+    if domains is not None:
+        entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
+    return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def results_or_none(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return the results in a folder; None if there are none that can be read."""
+    try:
+        return read_results(Path(folder, FILE_NAME))
+    except (FileNotFoundError, ResultsError):
+        return None
+
+
+def _prompts(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what the prompts of a run are known by: their digest, or else the run and the number of its epochs."""
+    return (run["prompts"],) if run["prompts"] else ((run["manifest"] or {}).get("digest"), run["epoch"])
+
+
+def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the results that the file holds already, none if the run was continued with more epochs since.
+
+    Raises:
+        ResultsError: it is damaged.
+        OtherRunError: it is from another run.
+    """
+    try:
+        earlier = read_results(path)
+    except FileNotFoundError:
+        return []
+    then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
+    if then and now:
+        # A manifest knows CLIPs by what they are, not by their names.
+        compared = [key for key in _IDENTITY if key not in ("backbone", "teacher")]
+        same = is_continued(then, now)
+    else:
+        compared, same = _IDENTITY, then is now
+    pairs = {key: (earlier[key], header[key]) for key in compared}
+    if not same:
+        pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
+    if changes := ", ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b):
+        raise OtherRunError(f"'{path}' is from another run ({changes}). {_WAYS_OUT}")
+    return [] if then and now and len(now.changes) > len(then.changes) else earlier["results"]
+
+
+def _problem(content: Any) -> str | None:
+    """Return what is wrong with the content of a results file, or None."""
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        return f"'schema' is {schema!r}, expected {SCHEMA}"
+    if not isinstance(content.get("trainer"), str):
+        return f"'trainer' is {content.get('trainer')!r}, expected a name"
+    results = content.get("results")
+    if not isinstance(results, list):
+        return f"'results' is {results!r}, expected a list"
+    for i, entry in enumerate(results):
+        lacking = [key for key in (*_RESULT, "time") if key not in entry] if isinstance(entry, dict) else ["everything"]
+        if lacking:
+            return f"result {i} lacks {', '.join(lacking)}"
+        accuracy = entry["accuracy"]
+        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 100:  # NaN is not either
+            return f"the accuracy of result {i} is {accuracy!r}, expected a number in percent"
+    return None
+
+
+def _test_of(entry: Mapping[str, Any]) -> list[Any]:
+    """Return what a result is of: data set, split, classes and domains."""
+    return [list(value) if isinstance(value := entry[key], tuple) else value for key in _ENTRY]
+
+
+def _plain(name: str) -> str:
+    plain = name.replace("_", "").replace("-", "").lower()
+    return "describabletextures" if plain == "dtd" else plain
