@@ -99,6 +99,7 @@ def test_data_are_looked_at_as_a_run_records_them(photos, tmp_path):
 def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, split="test", **facts):
     recipe = {"DATASET.NUM_SHOTS": shots, "SEED": seed}
     content = Manifest(recipe, {"training images": f"1 ({seed})", **facts}).to_dict()
+    shutil.rmtree(folder, ignore_errors=True)
     write_results(folder, RUN | {"seed": seed, "manifest": content}, result(accuracy=accuracy, images=images, split=split))
 
 
