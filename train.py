@@ -2,7 +2,7 @@
 
 import sys
 
-from kdpl.common.safe_text import run_command
+from kdpl.common.command import run_command
 from kdpl.train import main
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_imag
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
 from kdpl.common.rows.digests import file_digests
-from kdpl.common.safe_text import lines, print
 from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
@@ -153,7 +152,7 @@ class ImageFolder(ClassListDataset):
         first = [*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])]
         if cfg.DATASET.ON_BAD_IMAGE == "error":
             about = f"Unreadable images in {self.root}: {len(bad):,}"
-            raise BadImageError(lines(about, *first, "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."))
+            raise BadImageError("\n".join([about, *first, "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."]))
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():

@@ -4,6 +4,7 @@ python -m kdpl.datasets.prepare Caltech101 EuroSAT --root DATA    # fetch, unpac
 python -m kdpl.datasets.prepare --check --root DATA               # report what is there
 """
 
+import argparse
 import http.client
 import socket
 import sys
@@ -12,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tabulate import tabulate
 from torchvision.datasets.utils import check_integrity, download_url
 
+from kdpl.common.command import run_command
 from kdpl.common.files import atomic_write, rename_folder, replace
-from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
 from kdpl.config.keys import check_choice
 from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
 from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
@@ -40,7 +42,7 @@ class Report(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 when every data set asked for is there."""
-    parser = ArgumentParser(prog="python -m kdpl.datasets.prepare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m kdpl.datasets.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(CATALOG)}")
     parser.add_argument("--root", required=True, help="folder that holds all data sets (DATASET.ROOT)")
     parser.add_argument("--check", action="store_true", help="report what is there; fetch nothing (default: all names)")
@@ -189,7 +191,7 @@ def _check(chosen: Iterable[Facts], root: str) -> int:
     reports = {facts.name: inspect(DataFolder(facts, root)) for facts in chosen}
     rows = [(name, CATALOG[name].folder, *report) for name, report in reports.items()]
     headers = ["data set", "folder", "state", "images", "split", "missing or wrong"]
-    print(text_table(rows, headers, maxcolwidths=[None] * 5 + [60], disable_numparse=True))
+    print(tabulate(rows, headers, maxcolwidths=[None] * 5 + [60], disable_numparse=True))
     return 0 if all(report.state == "complete" for report in reports.values()) else 1
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdpl.common import exits
+from kdpl.common.command import run_command
 from kdpl.common.environment import VERSION
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import Lines, print, run_command
 
 
 class Command(NamedTuple):
@@ -57,9 +57,13 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(Lines(usage()))
+        print(usage())
         return 0
     if name in ("--version", "-V"):
         print(f"kdpl {VERSION}")
@@ -72,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("predict", "eval", "names"):  # threads that wait for the model and spin would keep the cores from the decoders
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
-    run = importlib.import_module(command.module).main
-    return run_command(lambda: run(rest))
+    return importlib.import_module(command.module).main(rest)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from kdpl import train
 from kdpl.common import distributed, exits
-from kdpl.common.safe_text import print, run_command
+from kdpl.common.command import run_command
 from kdpl.config.keys import ConfigError, is_distilled
 
 

@@ -19,8 +19,8 @@ from kdpl import estimate
 from kdpl.clip.files import file_sha256
 from kdpl.clip.loading import find_weights
 from kdpl.common import exits
+from kdpl.common.command import run_command
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import ArgumentParser, Lines, lines, print, run_command
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DataFolder
@@ -33,7 +33,7 @@ from kdpl.training.results import same_dataset
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl check-weights",
         usage="%(prog)s --root DATA [flags] [-- KEY VALUE ...]",
         description=__doc__,
@@ -114,7 +114,9 @@ def prepare(args: argparse.Namespace, wanted: Sequence[Figure]) -> Setup:
     ]
     missing += _missing_data({figure.dataset for figure in wanted}, args.root)
     if missing:
-        raise FileNotFoundError(lines("Nothing was measured, because these are missing:", *(f"  {text}" for text in missing)))
+        raise FileNotFoundError(
+            "\n".join(["Nothing was measured, because these are missing:", *(f"  {text}" for text in missing)])
+        )
     root = str(Path(args.root).expanduser().absolute()) if args.root else ""
     digests = {model: file_sha256(file) for model, file in files.items()}
     output = Path(args.output).expanduser().absolute()
@@ -169,7 +171,7 @@ def check(wanted: Sequence[Figure], setup: Setup, notes: Sequence[str]) -> int:
     text = figures.report(done, setup, notes)
     with atomic_write(setup.output / "check_weights.md", "w") as file:
         file.write(text)
-    print("", Lines(text), f"The report is in {setup.output / 'check_weights.md'}", sep="\n")
+    print("", text, f"The report is in {setup.output / 'check_weights.md'}", sep="\n")
     return exits.INTERRUPTED if stop.signal is not None else figures.exit_status(done)
 
 

@@ -17,13 +17,14 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+from tabulate import tabulate
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
 from kdpl.common import exits
+from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import ArgumentParser, print, run_command, text_table
 from kdpl.config.command_line import CONFIGS, add_learner_flag, merged_cfg
 from kdpl.config.keys import ConfigError, check_choice, is_distilled
 from kdpl.experiments.cost import BYTES, LAUNCHES, PARTS, Step, Tally
@@ -59,7 +60,7 @@ TITLES = {"fresh": "augmented afresh", "known": "known views"}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the flags, those of a key of the configuration under its name."""
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="After the flags, KEY VALUE pairs change single settings, as for train.py: OPTIM.MAX_EPOCH 10",
     )
@@ -294,7 +295,7 @@ def print_estimate(run: Run, machine: Machine, found: dict[str, Any]) -> None:
     for kind, step in steps.items():
         rows = [[part, step["flops"].get(part, 0) / 1e9, 1e3 * seconds] for part, seconds in step["parts"].items()]
         rows.append(["step", sum(step["flops"].values()) / 1e9, 1e3 * step["step"]])
-        print("", text_table(rows, [TITLES[kind], "GFLOP", "ms"], floatfmt=",.1f"), sep="\n")
+        print("", tabulate(rows, [TITLES[kind], "GFLOP", "ms"], floatfmt=",.1f"), sep="\n")
         sizes = [f"{what} {size / 1e9:.2f}" for what, size in step["memory"].items()]
         print(f"memory, GB: {', '.join(sizes)}")
     print("", f"peak memory {found['peak_gb']:.2f} GB of {machine.memory / 1e9:.0f}", sep="\n")

@@ -5,20 +5,21 @@ the fork's own main(). What is found is printed at once. The exit status is 0 if
 nothing has failed that works with labels: limits of the fork's own are notes.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.common import exits
-from kdpl.common.safe_text import ArgumentParser, Lines, print, run_command
+from kdpl.common.command import run_command
 from kdpl.forks import edit
 from kdpl.forks.report import try_fork
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
     parser.add_argument("fork", help="folder of a fork of CoOp, with its train.py")
     parser.add_argument("--dry-run", action="store_true", help="show the changes, change and run nothing")
     parser.add_argument("--undo", action="store_true", help="take the changes out again")
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     works, learned = True, False
     prepare, root = (os.path.abspath(given) if given else "" for given in (args.prepare, args.root))
     for finding in try_fork(path.parent, args.trainer, args.set, prepare, args.layers, root):
-        print(Lines(finding), flush=True)
+        print(finding, flush=True)
         works = works and finding.works is not False
         learned = learned or "moved" in finding.found
     if not learned:

@@ -8,13 +8,13 @@ from pathlib import Path
 from kdpl.classifier import words as learned
 from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
+from kdpl.common.command import run_command
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import ArgumentParser, print, run_command
 from kdpl.config.command_line import add_learner_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m kdpl.interpret",
         description="Interpret learned prompts: the words nearest to their vectors, and the classes that they moved most.",
     )
@@ -55,7 +55,6 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check(args)
         names = read_class_names(args.classnames) if args.classnames else None

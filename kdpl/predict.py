@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from kdpl.classifier.predictions.files import Found, InputError, check_outputs, find
 from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
+from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.images.files import media_line
-from kdpl.common.safe_text import ArgumentParser, print, printable_output, run_command
 from kdpl.photos.labels import teacher_names
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
@@ -28,7 +28,7 @@ _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     workers = min(8, os.cpu_count() or 1)
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         usage="%(prog)s OUT IMAGE [IMAGE ...] [options]",
         description="Classify images with learned prompts. OUT is the output folder of a training.",
         epilog="Exit status: 0, all images were read; 5, some could not be read and are listed on stderr; "
@@ -88,9 +88,7 @@ def limited_pixels(most: int) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for names and paths that the terminal cannot show
-    with printable_output(), limited_pixels(args.max_pixels):
+    with limited_pixels(args.max_pixels):
         return predict(args)
 
 

@@ -1,10 +1,11 @@
 """The command line of the report: `python -m kdpl.report output`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from kdpl.common import exits
-from kdpl.common.safe_text import ArgumentParser, print, run_command
+from kdpl.common.command import run_command
 from kdpl.config.keys import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
@@ -13,7 +14,7 @@ from kdpl.experiments.report.tables import all_tables
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables that the runs under the given folders allow; return the exit status."""
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m kdpl.report",
         description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
         "folders, from their results.json or, if there is none, from the log.txt of Dassl and its forks.",

@@ -18,8 +18,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common import exits
+from kdpl.common.command import run_command
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import ArgumentParser, run_command
 from kdpl.experiments.sweep import slurm, status
 from kdpl.experiments.sweep.local import dry_run, run_local
 from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
@@ -64,7 +64,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     asks = argv[:1] == ["status"]
     about = __doc__.rpartition("\n\n")[2] if script else __doc__
     end = argv.index("--") if "--" in argv else len(argv)
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=script or f"python -m kdpl.sweep{' status' if asks else ''}",
         usage=f"%(prog)s {'[flags]' if script else '[SWEEP.yaml] [flags]'} [-- KEY VALUE ...]",
         description="Print of every run whether it is finished, running, failed or waiting." if asks else about,

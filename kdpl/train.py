@@ -6,7 +6,7 @@ import sys
 from yacs.config import CfgNode
 
 from kdpl.common import exits, lock
-from kdpl.common.safe_text import run_command
+from kdpl.common.command import run_command
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.checks import check_flags
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args

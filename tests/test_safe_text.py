@@ -17,7 +17,8 @@ from kdpl.bundle.card import model_card
 from kdpl.classifier.predictions.files import Output
 from kdpl.classifier.predictions.tables import CsvWriter, Row
 from kdpl.common import exits
-from kdpl.common.safe_text import from_cell, on_one_line, print_safely, printable, printable_output, to_cell
+from kdpl.common.command import escape_streams, run_command
+from kdpl.common.safe_text import from_cell, on_one_line, printable, to_cell
 from kdpl.photos.labels import read_labels
 
 ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85", "\udcff", "\u206a"]
@@ -32,30 +33,33 @@ def test_what_a_terminal_would_obey_is_spelt_out(order):
     assert on_one_line("naïve 猫 👩‍💻 خط") == "naïve 猫 👩‍💻 خط"
 
 
-def test_what_commands_print_is_printable(capsys):
-    with printable_output():
+def test_what_commands_print_is_escaped(capsys):
+    """Whatever prints, also an engine's logger that takes the place of the output, and a return that is not progress."""
+
+    def prints():
         print("a\x1b[2Jb\u202ec")
-        print("a\x1b[2Jb", file=sys.stderr)
-        assert not sys.stdout.isatty()
-    assert main(["\x1b[2J"]) == exits.BAD_INPUT
-    assert exits.report(ValueError("'\x1b[2J' is wrong"), exits.BAD_INPUT) == exits.BAD_INPUT
+        print("\r 10%", "name\rforged", sep="")
+        sys.stdout.writelines(["\x1b[2J", "b\n"])
+        sys.stdout = log
+        escape_streams()
+        print("\x1b[2J")
+        raise RuntimeError("\x1b[2J")
+
+    log = io.StringIO()
+    assert run_command(prints) == exits.FAILED
     out, err = capsys.readouterr()
-    assert out == "a\\x1b[2Jb\\u202ec\n" and "\x1b" not in err and err.count("\\x1b[2J") == 3
+    assert out == "a\\x1b[2Jb\\u202ec\n\r 10%name\\rforged\n\\x1b[2Jb\n" and log.getvalue() == "\\x1b[2J\n"
+    assert err.endswith("RuntimeError: \\x1b[2J\n")
 
 
-def test_a_log_gets_printable_lines():
-    class Logger:
-        def __init__(self):
-            self.lines = []
-
-        def write(self, text):
-            self.lines.append(text)
-
-    logger = Logger()
-    print_safely(logger)
-    print("a\x1b[2Jb", file=logger)
-    assert "".join(logger.lines) == "a\\x1b[2Jb\n"
-    print_safely(io.StringIO())
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_what_the_console_cannot_encode_is_escaped(encoding, monkeypatch):
+    err = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["\x1b[2J猫"]) == exits.BAD_INPUT
+    err.flush()
+    shown = "猫" if encoding == "utf-8" else "\\u732b"
+    assert err.buffer.getvalue().decode(encoding).startswith(f"error: '\\x1b[2J{shown}' is")
 
 
 def test_a_full_disk_is_named_and_is_no_fault_of_the_command(capsys):

@@ -8,7 +8,6 @@ import torch
 
 from kdpl.common import distributed
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import print
 from kdpl.config.manifest import Manifest, OtherRunError
 from kdpl.trainers import records
 from kdpl.trainers.records import INSIDE

@@ -11,7 +11,6 @@ from yacs.config import CfgNode
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.files import name_below
-from kdpl.common.safe_text import print
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
 from kdpl.distill.labelled import Labelled

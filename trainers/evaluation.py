@@ -18,7 +18,6 @@ from kdpl.clip.loading import describe
 from kdpl.clip.model import effective_precision
 from kdpl.common import distributed
 from kdpl.common.images import write_bad_images
-from kdpl.common.safe_text import print
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.keys import check_choice

@@ -12,7 +12,6 @@ from kdpl.bundle.learned import fitting_options, learned_student
 from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, effective_precision
-from kdpl.common.safe_text import print
 from kdpl.config.keys import ConfigError
 from kdpl.config.merging import is_given
 from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names

@@ -6,7 +6,6 @@ from typing import Any, overload
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
-from kdpl.common.safe_text import print
 from kdpl.trainers.registry import PREFIX, is_ours
 from kdpl.trainers.wrapped import DistilledTrainer
 

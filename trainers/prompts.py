@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed, lock
-from kdpl.common.safe_text import print
+from kdpl.common.command import escape_streams
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
@@ -60,6 +60,7 @@ class PromptTrainer(EvaluatedTrainer):
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
+        escape_streams()  # an engine's logger may have replaced them, and a fork's train.py escapes nothing
         self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.progress, self.stop = Progress(), StopRequest()

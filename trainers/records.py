@@ -16,7 +16,6 @@ from kdpl.common import distributed, lock
 from kdpl.common.environment import git_state, libraries, processor, versions
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import file_digests
-from kdpl.common.safe_text import print
 from kdpl.config.influence import section
 from kdpl.config.manifest import (
     Manifest,

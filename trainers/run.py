@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 import kdpl.datasets
 import kdpl.trainers.baselines
 from kdpl.common import distributed, lock
+from kdpl.common.command import escape_streams
 from kdpl.common.files import remove_parts
-from kdpl.common.safe_text import print, print_safely, settings_lines
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.trainers import records
@@ -73,13 +73,13 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
         set_random_seed(cfg.SEED)
     if distributed.is_main():
         setup_logger(cfg.OUTPUT_DIR)
-        print_safely(sys.stdout)
+        escape_streams()
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print("** Arguments **")
     for name, value in sorted(vars(args).items()):
         print(f"{name}: {value}")
-    print("** Config **", settings_lines(cfg), sep="\n")
+    print("** Config **", cfg, sep="\n")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, kdpl {kdpl.__version__}. {kdpl.dassl_in_use()}")
     trainer = build_trainer(cfg)
     if distributed.is_main():

@@ -16,7 +16,6 @@ from kdpl.clip.model import NotFiniteError
 from kdpl.common import distributed
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import Content
-from kdpl.common.safe_text import print
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.manifest import read_manifest
 from kdpl.distill.views import contents_of, image_files, images_digest

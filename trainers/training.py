@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kdpl.common import distributed
-from kdpl.common.safe_text import print
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:

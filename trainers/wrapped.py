@@ -13,7 +13,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.common.rows import key_of
-from kdpl.common.safe_text import print
 from kdpl.config.checks import check_extended
 from kdpl.config.keys import ConfigError
 from kdpl.distill.interception import replace_cross_entropy

@@ -6,7 +6,6 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, normalized, similarity_logits
-from kdpl.common.safe_text import print
 from kdpl.config.checks import check_config
 from kdpl.config.teachers import teacher_names
 from kdpl.distill.loss import mean_logits

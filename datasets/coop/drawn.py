@@ -10,7 +10,6 @@ import os
 
 from dassl.data.datasets import DatasetBase
 
-from kdpl.common.safe_text import print
 from kdpl.datasets.base import blind_draw, fewshot, kept_labels
 from kdpl.datasets.coop import readers
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Split

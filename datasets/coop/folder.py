@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdpl.common.images.files import SUFFIXES
-from kdpl.common.safe_text import Lines, lines
 
 if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts
@@ -135,12 +134,14 @@ class DataFolder:
     def missing(self, what: str) -> MissingDataError:
         """Return the error for a file or folder that is not there, with the expected tree and what to do."""
         return MissingDataError(
-            lines(
-                f"{self.facts.name}: {what}{_wrong_root(self)}",
-                f"Expected under {self.root}:",
-                Lines(self.facts.tree()),
-                f"To fetch it, or to read what must be fetched by hand: "
-                f"python -m kdpl.datasets.prepare {self.facts.name} --root {self.root}",
+            "\n".join(
+                [
+                    f"{self.facts.name}: {what}{_wrong_root(self)}",
+                    f"Expected under {self.root}:",
+                    self.facts.tree(),
+                    f"To fetch it, or to read what must be fetched by hand: "
+                    f"python -m kdpl.datasets.prepare {self.facts.name} --root {self.root}",
+                ]
             )
         )
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import on_one_line, print
+from kdpl.common.safe_text import on_one_line
 from kdpl.datasets.coop.folder import DataFolder, Record, Split
 from kdpl.datasets.coop.readers import LISTING
 

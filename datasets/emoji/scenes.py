@@ -17,7 +17,6 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from kdpl.common.files import cache_dir, rename_folder
-from kdpl.common.safe_text import print
 from kdpl.config.keys import check_choice
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
 from kdpl.datasets.emoji.art import ART, EMBEDDED

@@ -18,7 +18,6 @@ from kdpl.clip.openclip.answers import AnswerError, check_answer, checked_answer
 from kdpl.common.environment import VERSION
 from kdpl.common.files import NO_ROOM, naming_full_disks
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import print
 
 PREFIX = "hf-hub:"
 CARD = "README.md"  # the Hub's name of a card

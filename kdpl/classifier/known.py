@@ -20,7 +20,6 @@ from kdpl.clip.model import Clip
 from kdpl.clip.openclip.design import identity_of
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import KEY_BYTES, RowStore, store_folder
-from kdpl.common.safe_text import print
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier

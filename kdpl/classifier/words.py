@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import print, text_table, to_cell
+from kdpl.common.safe_text import to_cell
 from kdpl.text.prompts import CLIPS_OWN, sentence_features
 from kdpl.text.templates import fill
 
@@ -146,10 +147,10 @@ def print_tables(words: list[tuple[str, int, list[Word]]], moved: list[Moved], a
             end="\n\n",
         )
         nearest = ["nearest", *map(str, range(2, len(words[0][2]) + 1))]
-        print(text_table(rows, [*(["class"] if specific else []), "vector", *nearest], disable_numparse=True))
+        print(tabulate(rows, [*(["class"] if specific else []), "vector", *nearest], disable_numparse=True))
     if moved:
         print("", f'Cosine of the text features, learned against "{template}": the classes that moved most', "", sep="\n")
-        print(text_table(moved[:shown], ["class", "cosine"], floatfmt=".3f", disable_numparse=[0]))
+        print(tabulate(moved[:shown], ["class", "cosine"], floatfmt=".3f", disable_numparse=[0]))
         if len(moved) > shown:
             print(f"... and {len(moved) - shown:,} more, of cosine {moved[shown].cosine:.3f} to {moved[-1].cosine:.3f}")
 

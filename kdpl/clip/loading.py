@@ -27,7 +27,6 @@ from kdpl.clip.openclip.models import (
     openai_resnet_layers,
     outline_open_clip,
 )
-from kdpl.common.safe_text import print
 from kdpl.config.keys import PRECISIONS, check_choice
 
 

@@ -5,7 +5,6 @@ import sys
 import traceback
 
 from kdpl.common import files
-from kdpl.common.safe_text import Lines, message_of, on_one_line, print
 
 FAILED = 1  # an unexpected error
 BAD_INPUT = 2  # the command, the configuration or a file is wrong; the error names it
@@ -25,8 +24,8 @@ def report(error: Exception, status: int) -> int:
         status = FAILED
     if os.environ.get("KDPL_DEBUG"):
         traceback.print_exc()
-    message = message_of(error)
-    if "Original Traceback" in str(error):  # raised in a data-loader worker: its own message is at the end
-        message = on_one_line(str(error).strip().splitlines()[-1].partition(": ")[2])
-    print(Lines(f"error: {message}"), file=sys.stderr, flush=True)
+    message = str(error)
+    if "Original Traceback" in message:  # raised in a data-loader worker: its own message is at the end
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return status

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import UnsafeTextError, parse_json, print, read_text
+from kdpl.common.safe_text import UnsafeTextError, parse_json, read_text
 
 if TYPE_CHECKING:
     from filelock import FileLock

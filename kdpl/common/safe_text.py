@@ -1,23 +1,17 @@
 """Text of unknown origin: JSON and YAML that are too large, too deep or expand without end are refused, not tried; and no name,
-path or text of a file gives a terminal, a log or a spreadsheet orders, or begins a line.
-
-`print` and `ArgumentParser` stand for Python's own in all of KDPL. What libraries and forks print goes through the streams of
-`printable_output`, which leave them their line breaks.
+path or text of a file gives a terminal, a log or a spreadsheet orders.
 """
 
-import argparse
-import builtins
 import json
 import os
 import re
 import stat
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import yaml
 
@@ -142,93 +136,6 @@ def from_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-# --- printing ---
-
-
-class Lines(str):
-    """Text whose line breaks are meant: `print` and errors leave them."""
-
-
-def lines(*texts: object) -> Lines:
-    """Return texts below each other, each on one line, or on its own lines if it is such text."""
-    return Lines("\n".join(map(_shown, texts)))
-
-
-def text_table(rows: Iterable[Iterable[Any]], headers: Sequence[str] = (), **options: Any) -> Lines:
-    """Return a table as `tabulate` draws it, the text of each cell on one line."""
-    from tabulate import tabulate  # a start of the command without tables does not wait for it
-
-    cells = [[on_one_line(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    return Lines(tabulate(cells, [on_one_line(text) for text in headers], **options))
-
-
-def settings_lines(cfg: Any) -> Lines:
-    """Return a configuration node as yacs prints it, each value on one line."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    nodes = [cfg]
-    for node in nodes:
-        nodes += [value for value in node.values() if isinstance(value, type(cfg))]
-        node.update({key: on_one_line(value) for key, value in node.items() if isinstance(value, str)})
-    return Lines(cfg)
-
-
-def print(*values: object, sep: str = " ", end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
-    """Print each value on one line, but for `Lines`."""
-    builtins.print(*map(_shown, values), sep=sep, end=end, file=file, flush=flush)
-
-
-def message_of(error: BaseException) -> str:
-    """Return what an error says, on one line but for `Lines`."""
-    return _shown(error.args[0] if error.args and isinstance(error.args[0], Lines) else error)
-
-
-def _shown(value: object) -> str:
-    return printable(value) if isinstance(value, Lines) else on_one_line(str(value))
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, whatever they quote."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(on_one_line(message))
-
-
-def print_safely(stream: IO[str]) -> None:
-    """Make an engine's logger write all text as `printable` returns it; a plain stream stays as it is."""
-    write = stream.write
-    with suppress(AttributeError):
-        stream.write = lambda text: write(printable(text))
-
-
-class _PrintableStream:
-    """A text stream that writes what `printable` returns; in all else it is the stream that it is made from."""
-
-    def __init__(self, stream: IO[str]):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
-
-    def writelines(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def printable_output() -> Iterator[None]:
-    """Print `printable` text alone inside, on the standard output and the standard error."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_PrintableStream, before)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-
-
 class _OthersStream:
     """A text stream that drops what the threads of `silent` write; in all else it is the stream that it is made from."""
 
@@ -261,13 +168,3 @@ def silent_thread() -> Iterator[None]:
             output.silent.remove(me)
             if not output.silent and sys.stdout is output:
                 sys.stdout = output.stream
-
-
-def run_command(main: Callable[[], int]) -> int:
-    """Return the exit status of a command, all of whose output is printable, the traceback of an unexpected error too."""
-    with printable_output():
-        try:
-            return main()
-        except Exception:
-            traceback.print_exc()
-            return 1

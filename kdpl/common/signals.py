@@ -11,7 +11,6 @@ from types import FrameType
 from typing import NoReturn
 
 from kdpl.common.exits import INTERRUPTED
-from kdpl.common.safe_text import print
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = tuple(s for s in (getattr(signal, name, None) for name in NAMES) if s is not None)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import ArgumentParser
 from kdpl.config.checks import check_values
 from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merged_cfg
@@ -19,7 +18,7 @@ DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and it
 
 
 def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         usage="%(prog)s [flags] [KEY VALUE ...]",
         description=description,
         epilog="After the flags, KEY VALUE pairs change single settings: OPTIM.LR 0.01 DATASET.NUM_SHOTS 16",

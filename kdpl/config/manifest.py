@@ -15,7 +15,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import UnsafeTextError, lines, print, read_json
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.config.influence import CLIPS, NOT_SET, design_differences, differences, influence, names_a_file, section, unfollowed
 
 FORMAT = 1
@@ -228,7 +228,7 @@ def refuse_differences(found: Mapping[str, str], there: str, ways_out: str, allo
         ways_out += " If it is to train longer: --more-epochs."
     if found:
         listed = [f"  {text}" for text in found.values()]
-        raise OtherRunError(lines(f"The run in {there} was made with other settings:", *listed, ways_out))
+        raise OtherRunError("\n".join([f"The run in {there} was made with other settings:", *listed, ways_out]))
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:

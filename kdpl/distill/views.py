@@ -18,7 +18,6 @@ from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder
 from kdpl.common.rows.digests import Content, file_contents
-from kdpl.common.safe_text import print
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader

@@ -24,8 +24,8 @@ from torch import Tensor
 
 import kdpl
 import kdpl.trainers
+from kdpl.common.command import run_command
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import ArgumentParser, run_command
 from kdpl.config.command_line import CONFIGS
 from kdpl.distill.interception import ReplacedCrossEntropy
 from kdpl.distill.pseudo_labels import UnsupportedStepError
@@ -221,7 +221,7 @@ def differences(loss: Tensor, input: Tensor, teacher: Tensor, calls: Any) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m kdpl.forks.trial", description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="", help="name of a trainer of the fork (default: list them)")
     parser.add_argument("--labels", action="store_true", help="run it with its labels, as the fork does")
     parser.add_argument("--root", default="", help="folder with the data set's own files, in place of drawings")

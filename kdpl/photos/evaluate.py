@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tabulate import tabulate
+
 from kdpl.bundle.decision import REJECTED, Decision
 from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
@@ -16,7 +18,7 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.messages import signed
 from kdpl.common.rows.digests import file_digests
-from kdpl.common.safe_text import ArgumentParser, print, text_table, to_cell
+from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 from kdpl.photos.waiting import Doing
@@ -120,14 +122,14 @@ def _print_mistakes(judged: Sequence[Judged], most: int) -> None:
     confused = Counter((j.label, j.predicted) for j in wrong).most_common(most)
     confident = sorted(wrong, key=lambda j: -j.probability)[:most]
     print("", "Most frequent confusions", "", sep="\n")
-    print(text_table([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True))
+    print(tabulate([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True))
     print("", "Most confident mistakes", "", sep="\n")
     rows = [(f"{j.probability:.2f}", j.predicted, j.label, j.path) for j in confident]
-    print(text_table(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
+    print(tabulate(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl eval", description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
     )
     add = parser.add_argument

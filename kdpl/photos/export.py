@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from kdpl.common import exits
 from kdpl.common.images.files import list_images
-from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ CHECKED = 100  # photos on which the model is compared with the classifier, at m
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl export",
         usage="%(prog)s OUT [FOLDER] [--head FILE] [options]",
         description="Write a folder that serves itself (an ONNX model that resizes and normalises, a page, a Python client), "

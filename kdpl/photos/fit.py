@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
-from kdpl.common.safe_text import ArgumentParser, Lines, lines, print
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
@@ -27,7 +26,7 @@ OTHER_OUT = "Choose another output folder (-o), or remove this one."
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl fit",
         usage="%(prog)s PHOTOS names.txt -o OUT [options]",
         description="Learn to name your photos from a stronger CLIP, without labels, and see whether that helped.",
@@ -118,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             fit.look()
         fit.learn()
     except OtherRunError as error:
-        listed = Lines(str(error).rpartition("\n")[0])  # then come the flags of train.py
-        return exits.report(OtherRunError(lines(listed, OTHER_OUT)), exits.BAD_INPUT)
+        listed = str(error).rpartition("\n")[0]  # then come the flags of train.py
+        return exits.report(OtherRunError("\n".join([listed, OTHER_OUT])), exits.BAD_INPUT)
     except lock.OccupiedError as error:
         return exits.report(error, exits.OCCUPIED)
     except FloatingPointError as error:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.files import atomic_write
 from kdpl.common.images.files import list_images
-from kdpl.common.safe_text import ArgumentParser, print, text_table
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
@@ -22,7 +22,7 @@ LOOKED_AT = 1000  # photos at most, drawn by the seed
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl names",
         description="Propose class names for a folder of photos: the names of a vocabulary that the teacher sees.",
     )
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not found:
             raise ConfigError(f"PHOTOS '{args.photos}' has no photo that can be read.")
         kept = [row for row in found if 100 * row[1] >= args.share * seen][: args.count]
-        print(text_table([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
+        print(tabulate([(name, n, f"{100 * p:.1f}") for name, n, p in kept], ["name", "photos", "mean probability (%)"]))
         covered = f"{sum(n for _, n, _ in kept):,} of {seen:,} photos"
         print("", f"{len(kept)} names for {covered}. Strike out, merge and rename them as you like.", sep="\n")
         if args.output:

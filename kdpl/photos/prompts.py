@@ -8,7 +8,6 @@ from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.predictions.files import InputError
 from kdpl.common.class_names import read_class_names
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import print
 from kdpl.config.command_line import add_learner_flag
 from kdpl.photos.waiting import Doing
 

@@ -4,13 +4,12 @@ import argparse
 from collections.abc import Sequence
 
 from kdpl.common import exits
-from kdpl.common.safe_text import ArgumentParser, print
 from kdpl.config.command_line import add_learner_flag
 from kdpl.photos.prompts import load_learner
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="kdpl push", description="Upload prompts and their card to the Hugging Face Hub.")
+    parser = argparse.ArgumentParser(prog="kdpl push", description="Upload prompts and their card to the Hugging Face Hub.")
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
     add("repository", metavar="OWNER/NAME", help="the Hub's model repository; it is created if missing")

@@ -7,8 +7,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from kdpl.common.safe_text import print
-
 EVERY = 6.0  # seconds between two lines
 
 

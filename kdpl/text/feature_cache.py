@@ -15,7 +15,6 @@ from kdpl.clip.inputs import index_on
 from kdpl.clip.model import Clip
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import RowStore, key_of, store_folder
-from kdpl.common.safe_text import print
 from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
 
 NAMES_AT_ONCE = 1000  # new names are written to disk in blocks of this size

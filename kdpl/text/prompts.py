@@ -13,7 +13,6 @@ from kdpl.clip.model import Clip
 from kdpl.clip.openai import BytePairs
 from kdpl.clip.prompt_layout import slot
 from kdpl.clip.text_tower import TextTower
-from kdpl.common.safe_text import print
 from kdpl.config.keys import CLASS_TOKEN_POSITIONS, check_choice
 from kdpl.text.templates import fill
 

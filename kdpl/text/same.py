@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kdpl.common import distributed
-from kdpl.common.safe_text import print
 
 SAME = 1 - 1e-5  # the least cosine; those of a word and its plural are below 0.999
 ROWS_AT_ONCE = 1024  # bounds the memory for long lists

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from kdpl.common.files import atomic_write, cache_dir
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import print
 from kdpl.text.prompts import encode
 
 VOCABULARIES = ("imagenet21k", "openimages")

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from kdpl.common.safe_text import print
-
 _REPORT = threading.excepthook  # Python's, or that of the program that this is a part of
 
 

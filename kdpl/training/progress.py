@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kdpl.common import distributed
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import lines
 
 FILE_NAME = "history.csv"
 
@@ -127,7 +126,9 @@ class Progress:
             if broken:
                 about = f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}."
                 way_out = "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
-                raise DivergenceError(lines(f"{about} Images of the batch:", *(f"  {path}" for path in step.paths), way_out))
+                raise DivergenceError(
+                    "\n".join([f"{about} Images of the batch:", *(f"  {path}" for path in step.paths), way_out])
+                )
             self._count += 1
             for name, value in {"lr": step.lr, **values}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tabulate import tabulate
+
 from kdpl.clip.names import EMBEDDED, OPENAI_MODELS
 from kdpl.clip.names.folders import source_of_folder
 from kdpl.clip.names.sources import ModelNameError
-from kdpl.common.safe_text import ArgumentParser, Lines, print, run_command, text_table
+from kdpl.common.command import run_command
 from kdpl.config.defaults import text_learners
 
 MOST_BUILT = 12  # models that are built without weights to count their parameters, in some seconds
@@ -101,7 +103,7 @@ def folders_here() -> Iterator[tuple[str, str]]:
             continue
 
 
-def table(models: Sequence[Model]) -> Lines:
+def table(models: Sequence[Model]) -> str:
     """Return the models in lines: parameters and learners of a few, else how many sets of weights are on this machine."""
 
     rows, few = [], len(models) <= MOST_BUILT
@@ -117,15 +119,15 @@ def table(models: Sequence[Model]) -> Lines:
             size = f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""
             rows.append([name, parameters, model.side, learners, size])
     if few:
-        return text_table(rows, ["name", "million parameters", "pixels", "student of", "weights"], disable_numparse=True)
-    return text_table(rows, ["model", "tags", "pixels", "weights"], disable_numparse=True, maxcolwidths=[None, 60, None, None])
+        return tabulate(rows, ["name", "million parameters", "pixels", "student of", "weights"], disable_numparse=True)
+    return tabulate(rows, ["model", "tags", "pixels", "weights"], disable_numparse=True, maxcolwidths=[None, 60, None, None])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     from kdpl.common import exits
 
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="kdpl models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="part of the name of a model or of a tag; all must fit")

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdpl.clip.names.folders import TRANSFORMERS_CONFIG
 from kdpl.clip.names.sources import ModelNameError
 from kdpl.common.messages import shorten
-from kdpl.common.safe_text import UnsafeTextError, print, read_json
+from kdpl.common.safe_text import UnsafeTextError, read_json
 
 _TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # what CLIPConfig has where a file is silent
 _TEXT = {

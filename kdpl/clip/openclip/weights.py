@@ -14,7 +14,6 @@ from kdpl.clip.openclip.answers import checked_answers
 from kdpl.clip.openclip.recipe import Recipe
 from kdpl.clip.openclip.transformers_format import from_transformers, is_transformers
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import print
 
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 

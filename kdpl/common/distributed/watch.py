@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from kdpl.common.environment import PARENT
 from kdpl.common.exits import FAILED
-from kdpl.common.safe_text import print
 
 EVERY_S = 2.0
 SILENCE_S = float(os.environ.get("KDPL_RANK_TIMEOUT") or 120)  # after which a rank counts as stopped

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from kdpl.common.safe_text import print
-
 FORMAT = 2  # of the rows; increased whenever the vectors of a key change
 KEY_BYTES = 16
 SMALL = 2**18  # bytes of a shard that is read at once: a cache has many small ones, and mapping takes longer

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import KEY_BYTES, RowStore, key_of, store_folder
-from kdpl.common.safe_text import print
 
 SAMPLE = 32  # files whose remembered digests are verified at every start
 AT_ONCE = 4096  # digests that are written together

@@ -5,7 +5,9 @@ import io
 import re
 from collections.abc import Sequence
 
-from kdpl.common.safe_text import Lines, on_one_line, printable, text_table, to_cell
+from tabulate import tabulate
+
+from kdpl.common.safe_text import on_one_line, printable, to_cell
 from kdpl.experiments.report.cells import LEVEL, REPLICATES, Draws
 from kdpl.experiments.report.tables import Row, Table
 
@@ -15,7 +17,7 @@ _STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_raw"}
 _LATEX = {"±": r"$\pm$", NONE: "--", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}"}
 
 
-def render(tables: Sequence[Table], style: str, intervals: bool = False) -> Lines:
+def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
     """Return the tables as text in one of `FORMATS`.
 
     CSV has a line for each cell, with mean, deviation, seeds and the bounds of the interval as numbers.
@@ -26,14 +28,14 @@ def render(tables: Sequence[Table], style: str, intervals: bool = False) -> Line
     draws = Draws() if intervals else None
     if style == "csv":
         return _csv(tables, draws)
-    return Lines(printable("\n".join(_render(table, style, draws) for table in tables)))
+    return printable("\n".join(_render(table, style, draws) for table in tables))
 
 
 def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
     body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
     escape = {"latex": _latex, "markdown": lambda text: text.replace("|", r"\|")}.get(style, on_one_line)
-    text = text_table(
+    text = tabulate(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
         tablefmt=_STYLES[style],
@@ -78,7 +80,7 @@ def _latex(text: str) -> str:
     return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
-def _csv(tables: Sequence[Table], draws: Draws | None) -> Lines:
+def _csv(tables: Sequence[Table], draws: Draws | None) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["protocol", "subject", "dataset", "method", "kind", "column", "mean", "std", "seeds", "expected_seeds"]
@@ -94,4 +96,4 @@ def _csv(tables: Sequence[Table], draws: Draws | None) -> Lines:
                     numbers = [f"{cell.mean:.4f}", std, len(table.seeds) - len(cell.missing(table.seeds))]
                     bounds = (draws and cell.interval(draws)) or bounds
                 writer.writerow([*(to_cell(on_one_line(label)) for label in labels), *numbers, len(table.seeds), *bounds])
-    return Lines(text.getvalue())
+    return text.getvalue()

@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import Lines, print
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
@@ -126,12 +125,12 @@ def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str,
             print(title, *(f"  {label}: {why}" for label, why in found.items()), sep="\n")
 
 
-def write_report(sweep: Sweep, runs: Sequence[Run]) -> Lines:
+def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
     """Write the tables of a sweep's runs as report.txt, .md and .csv into its folder, and return them as text."""
     steps = [part for run in runs for step in run.steps for part in (step.training or step, step) if not part.stale()]
     folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
     if not folders:
-        return Lines()
+        return ""
     scores, notes = read_scores(folders, steps[0].split)
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)

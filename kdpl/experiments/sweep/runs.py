@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import print, silent_thread
+from kdpl.common.safe_text import silent_thread
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args

@@ -14,7 +14,6 @@ from typing import Any
 
 from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
-from kdpl.common.safe_text import print
 from kdpl.common.signals import SIGNALS
 from kdpl.config.keys import ConfigError
 from kdpl.experiments.sweep.local import finish, sorted_out, write_report

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from kdpl.common import exits, lock
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import UnsafeTextError, print, read_json, text_table
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 
 STATES = ("finished", "running", "failed", "stale", "waiting")
@@ -29,7 +31,7 @@ def show(sweep: Sweep) -> int:
     """Print the state of every run; return the exit status, 1 if a run has failed or is stale."""
     runs = runs_of(sweep)
     now = states(sweep, runs)
-    print(text_table([(run.label, s.name, s.note) for run, s in zip(runs, now, strict=True)], tablefmt="plain"))
+    print(tabulate([(run.label, s.name, s.note) for run, s in zip(runs, now, strict=True)], tablefmt="plain"))
     names = [s.name for s in now]
     print("", ", ".join(f"{names.count(name)} {name}" for name in STATES if name in names), sep="\n")
     return exits.FAILED if {"failed", "stale"} & {*names} else 0

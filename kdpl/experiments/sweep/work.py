@@ -12,7 +12,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
 from kdpl.common import exits
-from kdpl.common.safe_text import print
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import Run, Step, Sweep
 from kdpl.experiments.sweep.status import write_record

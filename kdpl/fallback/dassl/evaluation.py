@@ -8,7 +8,6 @@ from yacs.config import CfgNode
 
 from dassl.utils.registry import Registry, build_registered
 from kdpl.common.files import write_torch
-from kdpl.common.safe_text import print
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from kdpl.bundle import Bundle, read_bundle, write_bundle
@@ -15,7 +16,7 @@ from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe
 from kdpl.clip.model import Clip, similarity_logits
-from kdpl.common.safe_text import Lines, on_one_line, print, text_table
+from kdpl.common.safe_text import on_one_line
 from kdpl.distill.teacher import Teacher
 from kdpl.photos.fitting.calibrate import Threshold, background_names, fit_temperature, fit_threshold
 from kdpl.photos.fitting.candidates import Candidate, vocabulary_for
@@ -104,9 +105,9 @@ def _some(photos: Features) -> Features:
     return photos.of(photos.names[:MOST_TRAIN])
 
 
-def _paragraph(text: str) -> Lines:
+def _paragraph(text: str) -> str:
     """Return a text in lines of `WIDTH`."""
-    return Lines(textwrap.fill(on_one_line(text), WIDTH, break_long_words=False))
+    return textwrap.fill(on_one_line(text), WIDTH, break_long_words=False)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -118,7 +119,7 @@ def print_comparison(comparison: Comparison) -> None:
     reported, chosen = (len(comparison.kept.on[part].agrees) for part in (REPORTED, CHOSEN_BY))
     about = f"Did it help? Agreement with the teacher on {reported:,} held-out photos; {chosen:,} others choose the best"
     print("", about, "", sep="\n")
-    print(text_table(rows, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True))
+    print(tabulate(rows, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True))
     print("", _paragraph(comparison.verdict), sep="\n")
 
 

@@ -15,7 +15,7 @@ from kdpl.common.files import atomic_write
 from kdpl.common.images import unreadable
 from kdpl.common.images.files import list_images, media_line
 from kdpl.common.rows import key_of
-from kdpl.common.safe_text import lines, print, read_json
+from kdpl.common.safe_text import read_json
 from kdpl.config.keys import ConfigError
 from kdpl.photos.fitting.candidates import Candidate, candidates_for, refuse_labels
 from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN, read_labels
@@ -110,7 +110,7 @@ class Plan:
         different += [f"  {name} differ" for name, digest in self._inputs().items() if inputs.get(name) != digest]
         if different:
             about = f"'{self.output}' is the fit of other photos, names or settings:"
-            raise ConfigError(lines(about, *different, "Choose another output folder (-o), or remove this one."))
+            raise ConfigError("\n".join([about, *different, "Choose another output folder (-o), or remove this one."]))
         return decided
 
     def decide(self, **decided: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import effective_precision
 from kdpl.clip.names import EMBEDDED
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
-from kdpl.common.safe_text import print, text_table
 from kdpl.distill.labelled import Labelled
 from kdpl.distill.teacher import Teacher
 from kdpl.photos.fitting.candidates import Candidate
@@ -46,7 +46,7 @@ def say(plan: Plan) -> None:
         ["learns", ", ".join(c.title for c in plan.candidates)],
         ["output", f"{plan.output}"],
     ]
-    print(text_table([row for row in rows if row[1]], tablefmt="plain"), flush=True)
+    print(tabulate([row for row in rows if row[1]], tablefmt="plain"), flush=True)
 
 
 class Fit:

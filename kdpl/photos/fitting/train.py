@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from yacs.config import CfgNode
 
-from kdpl.common.safe_text import print, print_safely, settings_lines
+from kdpl.common.command import escape_streams
 from kdpl.common.signals import Interrupted
 from kdpl.distill.views import FeatureTable, ViewFeatures
 from kdpl.photos.fitting.candidates import Candidate, photos_for, settings
@@ -87,8 +87,8 @@ def _log(cfg: CfgNode) -> IO[str]:
     from dassl.utils import set_random_seed, setup_logger
 
     setup_logger(cfg.OUTPUT_DIR)
-    print_safely(sys.stdout)
-    print("** Config **", settings_lines(cfg), sep="\n")
+    escape_streams()
+    print("** Config **", cfg, sep="\n")
     set_random_seed(cfg.SEED)
     return sys.stdout.file
 

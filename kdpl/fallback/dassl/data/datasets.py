@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from yacs.config import CfgNode
 
 from dassl.utils.registry import Registry, build_registered
-from kdpl.common.safe_text import print
 
 DATASET_REGISTRY = Registry("DATASET")
 

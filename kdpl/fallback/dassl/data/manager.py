@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torchvision.transforms as T
 from PIL import Image
+from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
@@ -18,7 +19,6 @@ from dassl.data.datasets import Datum, build_dataset
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform, train_steps
 from dassl.utils import read_image
-from kdpl.common.safe_text import print, text_table
 
 Transform = Callable[[Image.Image], Any]
 
@@ -114,7 +114,7 @@ class DataManager:
         for split in ("train_x", "train_u", "val", "test"):
             if images := getattr(self.dataset, split):
                 table.append([f"# {split}", f"{len(images):,}"])
-        print(text_table(table, disable_numparse=True))
+        print(tabulate(table, disable_numparse=True))
 
 
 def build_data_loader(

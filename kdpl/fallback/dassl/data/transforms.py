@@ -8,7 +8,6 @@ import torchvision.transforms as T
 from torchvision.transforms.v2 import GaussianNoise
 from yacs.config import CfgNode
 
-from kdpl.common.safe_text import print
 from kdpl.config.keys import INTERPOLATIONS, check_choice
 
 INTERPOLATION_MODES = {name: T.InterpolationMode(name) for name in INTERPOLATIONS}

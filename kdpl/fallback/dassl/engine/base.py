@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from dassl.utils import check_availability, load_checkpoint, resume_from_checkpoint, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import BEST, NEWEST
-from kdpl.common.safe_text import print
 
 Names = str | list[str] | None
 

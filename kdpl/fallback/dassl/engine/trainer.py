@@ -16,7 +16,6 @@ from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, load_checkpoint, set_random_seed  # noqa: F401  forks import meters from here
 from dassl.utils.checkpoint import BEST
 from dassl.utils.registry import Registry, build_registered
-from kdpl.common.safe_text import print
 from kdpl.config.keys import FINAL_MODELS, SPLITS, check_choice
 from kdpl.training.batches import EpochLoader
 from kdpl.training.progress import Progress

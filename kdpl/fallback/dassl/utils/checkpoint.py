@@ -11,7 +11,6 @@ from torch import nn
 
 from kdpl.common.files import atomic_write, write_torch
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import print
 from kdpl.common.tensor_files import load_torch
 from kdpl.training.checkpoint import BEST, NEWEST, newest_checkpoint
 

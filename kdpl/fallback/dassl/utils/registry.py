@@ -6,7 +6,6 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import print
 from kdpl.config.keys import check_choice
 
 
