@@ -1,6 +1,6 @@
 """Write docs/configuration.md, and what training.md and api.md list: `python docs/configuration.py`.
 
-Both are made from the table of keys (kdpl/config/keys.md), the learners (kdpl/students) and the trainers (trainers/kdpl.py).
+Both are made from the table of keys (kdpl/config/keys.py), the learners (kdpl/students) and the trainers (trainers/kdpl.py).
 """
 
 import re
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdpl.config.keys import KEYS, Key, key_of
+from kdpl.config.keys import KEYS, MATTERS, OPTIONS, Key, Range
 from kdpl.students import LEARNERS, Student
 from kdpl.trainers import kdpl as trainers
 
@@ -34,6 +34,7 @@ The last column says what a key does to the learned prompts, and so to the [mani
 - **harmless**: another value gives the same prompts.
 
 The keys of `TRAINER.KDPL` matter in runs with a teacher, and those of a prompt learner in its own runs, with or without labels.
+Of a file or folder the content is compared, not the path.
 """
 GROUPS = {
     "": "The run",
@@ -48,28 +49,30 @@ GROUPS = {
 }
 
 
-def options(learner: type[Student]) -> Iterator[Key]:
-    """Yield the options of a prompt learner.
+def options(learner: type[Student]) -> dict[str, Key]:
+    """Return the options of a prompt learner.
 
     Raises:
         KeyError: nothing says what an option does.
     """
+    found = {}
     for option, default in learner.defaults.items():
-        name = f"TRAINER.{learner.node}.{option}"
-        shared = key_of(name)
+        name, shared = f"TRAINER.{learner.node}.{option}", OPTIONS.get(option)
         if option not in learner.texts and shared is None:
             raise KeyError(f"Nothing says what {name} does: add '{option}' to the `texts` of {learner.__name__}.")
-        text = learner.texts.get(option) or shared.text
-        yield Key(name, default, shared.values if shared else "", "matters", (), text)
+        found[name] = Key(default, MATTERS, learner.texts.get(option) or shared.text, shared.values if shared else None)
+    return found
 
 
-def rows(keys: Iterator[Key]) -> Iterator[str]:
+def rows(keys: dict[str, Key]) -> Iterator[str]:
     """Yield the lines of a table."""
     yield "| key | default | type | values | what it does | prompts |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for key in keys:
+    for name, key in keys.items():
         shown = f"`{key.default!r}`" if key.default != "" else "empty"
-        yield f"| `{key.name}` | {shown} | {type(key.default).__name__} | {key.values} | {key.text} | {key.influence} |"
+        values = key.values.words if isinstance(key.values, Range) else ", ".join(f"`{value}`" for value in key.values or ())
+        text = key.text.removesuffix(".") + (", as the student needs it unless it is set." if key.follows else ".")
+        yield f"| `{name}` | {shown} | {type(key.default).__name__} | {values} | {text} | {key.influence} |"
 
 
 def page() -> str:
@@ -77,8 +80,8 @@ def page() -> str:
     parts = [HEAD]
     for prefix, title in GROUPS.items():
         inside = f"{prefix}." if prefix else ("", "TRAINER")
-        own = (key for name, key in KEYS.items() if (name.startswith(inside) if prefix else name.rpartition(".")[0] in inside))
-        parts.append("\n".join([f"## {title}\n", *rows(own), ""]))
+        group = {n: k for n, k in KEYS.items() if (n.startswith(inside) if prefix else n.rpartition(".")[0] in inside)}
+        parts.append("\n".join([f"## {title}\n", *rows(group), ""]))
     parts += ["\n".join([f"## {learner.__name__}\n", *rows(options(learner)), ""]) for learner in LEARNERS]
     return "\n".join(parts)
 

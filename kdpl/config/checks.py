@@ -6,7 +6,6 @@ This module imports no PyTorch. Checks that depend on the engine, a backbone or 
 import argparse
 import math
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,7 @@ from yacs.config import CfgNode
 from kdpl.common.class_names import read_class_names
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 from kdpl.config.influence import leaves
-from kdpl.config.keys import ALLOWED, KEYS, PRECISIONS, ConfigError, check_choice
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-RANGES: dict[str, Callable[[Any], bool]] = {  # that the table has among its values
-    "a number above 0": lambda v: v > 0,
-    "a positive number": lambda v: 0 < v < math.inf,
-    "0 or more": lambda v: v >= 0,
-    "1 or more": lambda v: v >= 1,
-    "0 or more and below 1": lambda v: 0 <= v < 1,
-    "0 to 1": lambda v: 0 <= v <= 1,
-    "0 to 0.5": lambda v: 0 <= v <= 0.5,
-    "at least 2 names a batch": lambda v: v >= 2,
-    "images per class, or -1 for all": lambda v: v >= -1,
-    "1: a prompt trainer takes one view of an image": lambda v: v == 1,
-    "below 2**32, or -1 for a random one": lambda v: v < 2**32,
-    "two whole numbers above 0": lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v),
-    "one number for R, G and B": lambda v: len(v) == 3 and all(map(_finite, v)),
-    "one number for R, G and B, all above 0": lambda v: len(v) == 3 and all(_finite(x) and x > 0 for x in v),
-    "two numbers, 0 to 1": lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1,
-}
+from kdpl.config.keys import PRECISIONS, ConfigError, check_choice, check_key
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -52,43 +28,13 @@ def check_values(cfg: CfgNode) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} is {value}, expected a finite number.")
-    _check_table(values)
-    _check_together(values)
-    _check_paths(values)
-
-
-def _check_table(values: Mapping[str, Any]) -> None:
-    """Refuse what is not among the values of keys.md; values that are described there in other words are checked elsewhere."""
-    for name, value in values.items():
-        key = KEYS.get(name)
-        if key and key.is_choice:
-            check_choice(name, value, key.choices)
-        elif key and key.values in RANGES and not RANGES[key.values](value):
-            example = f"a value such as {key.default}, " if isinstance(key.default, tuple | list) else ""
-            raise ConfigError(f"{name} is {value}, expected {example}{key.values}.")
-
-
-def _check_together(values: dict[str, Any]) -> None:
-    """Refuse settings that contradict each other."""
-    if values["OPTIM.NAME"] == "sgd" and values["OPTIM.SGD_NESTEROV"]:
-        for key, wrong, expected in (
-            ("OPTIM.MOMENTUM", values["OPTIM.MOMENTUM"] == 0, "a momentum above 0"),
-            ("OPTIM.SGD_DAMPNING", values["OPTIM.SGD_DAMPNING"] != 0, "no dampening"),
-        ):
-            if wrong:
-                raise ConfigError(
-                    f"OPTIM.SGD_NESTEROV True needs {expected}, but {key} is {values[key]}. Change one of the two."
-                )
-    if values["OPTIM.STAGED_LR"] and not values["OPTIM.NEW_LAYERS"]:
-        raise ConfigError(
-            "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty. Name the child modules that learn at LR, or set STAGED_LR "
-            "to False."
-        )
+        check_key(key, value)
     if values["TEST.FINAL_MODEL"] == "best_val" and values["TEST.NO_TEST"]:
         raise ConfigError(
             "TEST.FINAL_MODEL best_val selects the epoch by validation accuracy, but TEST.NO_TEST is True. "
             "Set it to False, or FINAL_MODEL to last_step."
         )
+    _check_paths(values)
 
 
 def _check_paths(values: dict[str, Any]) -> None:
@@ -128,37 +74,17 @@ def check_config(cfg: CfgNode, node: str = "") -> None:
             f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} has no 'normalize': CLIP takes normalised images. Use a trainer "
             "configuration (--config-file configs/trainers/...)."
         )
-    own = ("DATASET.ON_BAD_IMAGE", f"TRAINER.{node}.")  # a fork's configuration was not checked by `check_values`
-    _check_table({key: value for key, value in leaves(cfg) if key.startswith(own)})
     options = cfg.TRAINER[node] if node else CfgNode()
+    # A fork's configuration was not checked by `check_values`.
+    for key, value in (("DATASET.ON_BAD_IMAGE", cfg.DATASET.ON_BAD_IMAGE), *leaves(options, f"TRAINER.{node}.")):
+        check_key(key, value)
     if "PREC" in options:
         check_choice(f"TRAINER.{node}.PREC", options.PREC, PRECISIONS)
-    if node == "KDPL":
-        parse_logit_scale(options.TEACHER_LOGIT_SCALE)
-        for word in options.ALLOW.replace(",", " ").split():
-            check_choice("TRAINER.KDPL.ALLOW", word, ALLOWED)
-        if options.CACHE_DIR and not options.VIEWS:
-            raise ConfigError(
-                f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to store with VIEWS 0 (a new augmentation each "
-                "time): set TRAINER.KDPL.VIEWS to the number of fixed views per image."
-            )
-
-
-def parse_logit_scale(value: str | float) -> str | float:
-    """Parse TRAINER.KDPL.TEACHER_LOGIT_SCALE: "student", "own" or a positive number.
-
-    Raises:
-        ConfigError: the value is none of these.
-    """
-    if value in ("student", "own"):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise ConfigError(f"TRAINER.KDPL.TEACHER_LOGIT_SCALE '{value}' is not 'student', 'own' or a positive number.")
-    return number
+    if node == "KDPL" and options.CACHE_DIR and not options.VIEWS:
+        raise ConfigError(
+            f"TRAINER.KDPL.CACHE_DIR '{options.CACHE_DIR}' has nothing to store with VIEWS 0 (a new augmentation each "
+            "time): set TRAINER.KDPL.VIEWS to the number of fixed views per image."
+        )
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from kdpl.config.keys import OWN, ConfigError, defaults, flagged
+from kdpl.config.keys import ENGINE, OWN, ConfigError, defaults
 
-_OWN = (*OWN.values(), *flagged("newer").values())
+_OWN = {**OWN, **{name: key for name, key in ENGINE.items() if key.newer}}
 KDPL = defaults(_OWN)["TRAINER"]["KDPL"]
 HOW_TO_EXTEND = (
     "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."

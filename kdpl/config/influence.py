@@ -11,14 +11,17 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.config.defaults import learners
-from kdpl.config.keys import KEYS, flagged
+from kdpl.config.keys import KEYS
 from kdpl.config.teachers import DATASET, IMAGENET, SEPARATOR, listed
 
 PROMPTS = "TRAINER.KDPL.TEACHER_PROMPTS"
 CLIPS = {"MODEL.BACKBONE.NAME": "student", "TRAINER.KDPL.TEACHER": "teacher"}  # with the facts of a manifest that say which
-FILES = flagged("file")  # if they name a file or a folder, or several, its content is compared and its path is not
-LATER = flagged("later")  # a manifest has them if they are not at their defaults, so that earlier runs can be resumed
-FOLLOWING = flagged("follows")  # a trainer sets them, so a configuration that is only merged may not have them yet
+FILES = {
+    name for name, key in KEYS.items() if key.file
+}  # if they name a file or a folder, or several, its content is compared and its path is not
+FOLLOWING = {
+    name for name, key in KEYS.items() if key.follows
+}  # a trainer sets them, so a configuration that is only merged may not have them yet
 A_FILE = "a file"
 _NAME = re.compile(r"[\w.-]+(/\d+(@\d+px)?)?(:[\w.-]+)?")  # "ViT-L/14@336px", "ViT-L-14:laion2b_s32b_b82k"
 NOT_SET = "not set"
@@ -41,8 +44,7 @@ def influence(key: str, node: str, distilled: bool) -> str:
 
 def section(cfg: CfgNode, kind: str, node: str, distilled: bool) -> dict[str, Any]:
     """Return the keys of one kind of influence with their values, as JSON can hold them."""
-    found = {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
-    return {key: value for key, value in found.items() if key not in LATER or value != LATER[key].default}
+    return {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

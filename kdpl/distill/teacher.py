@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip, similarity_logits
-from kdpl.config.checks import parse_logit_scale
+from kdpl.config.keys import check_key
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.prompts import template_features
 
@@ -52,7 +52,8 @@ class Teacher:
                 encode = cached_text_features if cached else template_features
                 text_features = encode(clip, self.names, self.templates)
         self.text_features = text_features.to(clip.device)  # (C, d)
-        self.logit_scale = parse_logit_scale(logit_scale)
+        check_key("TRAINER.KDPL.TEACHER_LOGIT_SCALE", logit_scale)
+        self.logit_scale = logit_scale if logit_scale in ("student", "own") else float(logit_scale)
 
         # Images are normalised for the student: x * std + mean, then (· - mean') / std', as one multiply and one add.
         ours, theirs = ((torch.tensor(m), torch.tensor(s)) for m, s in ((input_mean, input_std), (clip.mean, clip.std)))

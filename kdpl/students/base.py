@@ -50,7 +50,7 @@ class Student(nn.Module):
 
     node: ClassVar[str]  # the configuration node of its options
     defaults: ClassVar[dict[str, Any]]  # the options, as a literal: kdpl.config.defaults reads it without importing PyTorch
-    texts: ClassVar[dict[str, str]] = {}  # what its options do, for the reference, if kdpl/config/keys.md does not say it
+    texts: ClassVar[dict[str, str]] = {}  # what its options do, for the reference, if kdpl/config/keys.py does not say it
     model_name: ClassVar[str] = "prompt_learner"  # the name under which the forks register and save it
     image_features_are_frozen: ClassVar[bool] = False  # nothing learned affects the image tower
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers

@@ -16,4 +16,4 @@ def clean_cfg(cfg: CN, trainer: str) -> None:
         del cfg.TRAINER[key]
 
 
-cfg_default = CN(defaults(ENGINE.values()))
+cfg_default = CN(defaults(ENGINE))

@@ -11,13 +11,9 @@ from support import RATE, ROOT, emoji_args, image_file, run_train
 from support.trainings import assert_same, build, parameters
 
 from kdpl.common import exits
-from kdpl.config.checks import RANGES
-from kdpl.config.influence import differences, influence, leaves
-from kdpl.config.keys import KEYS
+from kdpl.config.influence import differences, influence
 from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
-from kdpl.config.merging import merged_cfg
 from kdpl.training.checkpoint import load_checkpoint
-from kdpl.training.schedule import SCHEDULES, WARMUPS
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
 
@@ -37,24 +33,6 @@ def finished(tmp_path_factory):
 
 
 # ----------------------------------------------------------------------------------------------------------- the keys
-
-
-def test_every_key_of_the_configuration_stands_in_the_table_with_its_influence():
-    cfg = dict(leaves(merged_cfg((), {}, [])))
-    assert {key for key in cfg if not key.startswith("TRAINER.") or key in KEYS} == set(KEYS)
-    assert {key.influence for key in KEYS.values()} == {"matters", "rounds", "harmless"}
-    for key in KEYS:
-        assert cfg[key] == KEYS[key].default and type(cfg[key]) is type(KEYS[key].default)
-        assert influence(key, "COOP", True) == KEYS[key].influence
-
-
-def test_every_value_of_the_table_is_checked():
-    """A range that no check knows by these words would let every value pass."""
-    elsewhere = {"TRAINER.KDPL.TEACHER_TEMPLATES", "TRAINER.KDPL.TEACHER_PROMPTS", "TRAINER.KDPL.TEACHER_LOGIT_SCALE"}
-    elsewhere.add("TRAINER.KDPL.ALLOW")
-    assert {k for k, key in KEYS.items() if key.values and not key.is_choice and key.values not in RANGES} == elsewhere
-    assert {key.values for key in KEYS.values()} >= set(RANGES)
-    assert set(KEYS["OPTIM.LR_SCHEDULER"].choices) == set(SCHEDULES) and set(KEYS["OPTIM.WARMUP_TYPE"].choices) == set(WARMUPS)
 
 
 def test_options_of_other_learners_are_harmless_and_unknown_keys_matter():
