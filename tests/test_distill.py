@@ -83,7 +83,7 @@ def test_the_teacher_uses_the_students_scale_its_own_or_a_number(student, teache
     }
     torch.testing.assert_close(scale["student"] / student.logit_scale, scale["own"] / teacher_clip.logit_scale)
     torch.testing.assert_close(scale["student"] / student.logit_scale, scale["7.5"] / 7.5)
-    with pytest.raises(ConfigError, match="TEACHER_LOGIT_SCALE is big, expected .student., .own. or a number above 0"):
+    with pytest.raises(ConfigError, match=r"TEACHER_LOGIT_SCALE is big, expected .student., .own. or a number above 0"):
         make_teacher(teacher_clip, logit_scale="big")
 
 
