@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
+from kdpl.common.image_files import list_images, media_line
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
-from kdpl.common.images.files import list_images, media_line
 from kdpl.common.messages import did_you_mean
 from kdpl.common.rows.digests import file_digests
 from kdpl.config.keys import is_distilled

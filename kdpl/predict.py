@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kdpl.classifier.predictions.files import Found, InputError, check_outputs, find
+from kdpl.classifier.predictions.files import Found, InputError, find
 from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.exits import report
-from kdpl.common.images.files import media_line
+from kdpl.common.image_files import media_line
+from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.photos.labels import teacher_names
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
@@ -66,7 +67,11 @@ def check(args: argparse.Namespace) -> Found:
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
     found = find(args.images)
-    check_outputs([path for path in (args.csv, args.json, args.html) if path], found.images)
+    check_files([args.csv, args.json, args.html], [*found.images, args.classnames, args.learner])
+    for folder in filter(None, (args.copy_to, args.link_to)):
+        check_folder(folder, SORTED)
+        for photos in filter(os.path.isdir, args.images):
+            check_folder(folder, SORTED, photos)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
+from kdpl.common.outputs import FIGURES, take_folder
 from kdpl.config.keys import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot-format", choices=("png", "svg"), default="png", help="svg: each for light and for dark pages")
     args = parser.parse_args(argv)
     try:
+        if args.plot:
+            take_folder(args.plot, FIGURES)
         scores, notes = read_scores(args.folders, args.split)
         tables = all_tables(scores, args.seeds)
         for note in notes:

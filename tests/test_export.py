@@ -26,7 +26,7 @@ import kdpl
 from kdpl.bundle import read_bundle, write_bundle
 from kdpl.bundle.decision import REJECTED, Decision
 from kdpl.classifier.decoding import Decoder
-from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, add_runtime, agreement
+from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, agreement, read_runtime
 from kdpl.classifier.serve.head import write_head
 from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
@@ -236,7 +236,7 @@ def test_the_runtime_of_the_page_is_fetched_by_npm(tmp_path, monkeypatch):
     """The npm here is a script that packs what the real one would."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match=r"there is no npm here.*--no-page"):
-        add_runtime(tmp_path)
+        read_runtime()
     package = tmp_path / "ready.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name in RUNTIME:
@@ -247,10 +247,9 @@ def test_the_runtime_of_the_page_is_fetched_by_npm(tmp_path, monkeypatch):
     npm.write_text("#!/bin/sh\necho no network >&2; exit 1\n")
     npm.chmod(0o755)
     with pytest.raises(OSError, match=r"cannot fetch onnxruntime-web \(no network\).*--runtime"):
-        add_runtime(tmp_path)
+        read_runtime()
     npm.write_text(f'#!/bin/sh\n[ "$1 $2" = "pack onnxruntime-web@{RUNTIME_VERSION}" ] && /bin/cp {package} got.tgz\n')
-    add_runtime(tmp_path)
-    assert all((tmp_path / name).read_text() == name for name in RUNTIME)
+    assert read_runtime() == {name: name.encode() for name in RUNTIME}
 
 
 # ------------------------------------------------------------------------------------------------------- Node, a browser
@@ -305,8 +304,8 @@ const ort = require({json.dumps(str(node_modules / "onnxruntime-node"))}), fs = 
 @pytest.fixture(scope="module")
 def served(exported, node_modules):
     """The address of the folder's own server, with the page's runtime from npm."""
-    add_runtime(exported, str(node_modules / "onnxruntime-web"))
-    assert all((exported / name).is_file() for name in RUNTIME)
+    for name, content in read_runtime(str(node_modules / "onnxruntime-web")).items():
+        (exported / name).write_bytes(content)
     for name in ("index.html", "page.css", "page.js", "serve.py"):
         shutil.copy(os.path.join(os.path.dirname(kdpl.__file__), "classifier", "serve", name), exported / name)
     command = [sys.executable, str(exported / "serve.py"), "0"]

@@ -89,7 +89,7 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
         (["{empty}"], r"holds no images, at any depth \(1 other files\)"),
         (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
         (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "is given for two outputs"),
-        (["{photos}", "--csv", "{photos}/0.png"], "is one of the images"),
+        (["{photos}", "--csv", "{photos}/0.png"], "has the name of an image"),
         (
             ["{photos}", "--classnames", "{photos}/no.txt"],
             r"There is no class-name file '.*no\.txt'\. Did you mean 'notes\.txt'",

@@ -14,6 +14,7 @@ from kdpl.clip.model import Clip
 from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed, lock
 from kdpl.common.environment import git_state, libraries, processor, versions
+from kdpl.common.files import RECORD
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import file_digests
 from kdpl.config.influence import section
@@ -256,7 +257,7 @@ def move_aside(folder: Path) -> None:
     Raises:
         OccupiedError: another run is at work in a subfolder; nothing is moved.
     """
-    own = (lock.FILE_NAME, lock.HOLDER)
+    own = (lock.FILE_NAME, lock.HOLDER, RECORD)
     with lock.nothing_runs_below(folder, BEFORE):
         _move_aside(folder, [p for p in folder.iterdir() if p.name not in own and not p.name.startswith(BEFORE)])
 

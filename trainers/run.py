@@ -19,6 +19,7 @@ import kdpl.trainers.baselines
 from kdpl.common import distributed, lock
 from kdpl.common.command import escape_streams
 from kdpl.common.files import remove_parts
+from kdpl.common.outputs import TRAINING, check_folder, take_folder
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.trainers import records
@@ -34,6 +35,7 @@ def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()
     """
     for each in (cfg, *others):
         check_names(each)
+    check_folder(cfg.OUTPUT_DIR, TRAINING)
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if not hasattr(trainer_class, "student_class"):
         return
@@ -64,6 +66,7 @@ def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
 def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Take the output folder, open the log, and return the trainer with all that it needs."""
     if os.environ.get("RANK", "0") == "0":
+        take_folder(cfg.OUTPUT_DIR, TRAINING)
         lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
         if args.fresh:
             records.move_aside(Path(cfg.OUTPUT_DIR))

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdpl.common.images.files import SUFFIXES
+from kdpl.common.image_files import SUFFIXES
 
 if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts

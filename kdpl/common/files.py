@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+RECORD = ".kdpl.json"  # in a folder that a command has written: see outputs.py
 PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdpl.common.files import atomic_write
+from kdpl.common.outputs import DEMO, take_folder
 from kdpl.datasets.emoji.plans import Scene, class_names, draw, scenes_of
 
 DATASET, TO_LEARN = "meals", 20  # photos of each class
@@ -35,11 +36,13 @@ def scenes_by_one_artist(
 
 def write_demo(output: Path) -> tuple[Path, Path]:
     """Write photos to learn from, new ones with their labels in `labels.csv`, and names; return photos and names."""
-    names = output / "names.txt"
+    take_folder(output, DEMO)
+    names, labels = output / "names.txt", output / "labels.csv"
     write_scenes(output / "photos", scenes_by_one_artist())
     truth = write_scenes(output / "new_photos", scenes_by_one_artist(split="test"))
     with atomic_write(names, "w") as file:
         file.write("\n".join([*class_names(DATASET), ""]))
-    with atomic_write(output / "labels.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("path", "label"), *truth.items()])
+    if not labels.is_file():  # somebody may have corrected them
+        with atomic_write(labels, "w", newline="") as file:
+            csv.writer(file).writerows([("path", "label"), *truth.items()])
     return output / "photos", names

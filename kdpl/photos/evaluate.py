@@ -14,9 +14,9 @@ from tabulate import tabulate
 from kdpl.bundle.decision import REJECTED, Decision
 from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
-from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.messages import signed
+from kdpl.common.outputs import check_files, open_output
 from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
@@ -152,8 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         unread.append(str(error))
 
     try:
+        check_files([args.csv], [args.labels, args.classnames, args.learner])
         classifier = classifier_of(args)
-        labels, note = apart(args.prompts, read_labels(args.labels, classifier.classnames), args.with_trained)
+        given = read_labels(args.labels, classifier.classnames)
+        check_files([args.csv], [label.path for label in given])
+        labels, note = apart(args.prompts, given, args.with_trained)
         with Doing(f"Predicting {len(labels):,} photos"):
             judged, unknown = judge(classifier, labels, on_bad, args.reject)
         if not judged:
@@ -184,6 +187,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_confusion(path: str, judged: Sequence[Judged]) -> None:
     pairs = Counter((j.label, j.predicted) for j in judged)
-    with atomic_write(path, "w", newline="") as file:
+    with open_output(path, "w", newline="") as file:
         cells = [(*map(to_cell, names), n) for names, n in sorted(pairs.items())]
         csv.writer(file).writerows([("label", "predicted", "photos"), *cells])

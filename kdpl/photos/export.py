@@ -4,12 +4,12 @@
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdpl.common import exits
-from kdpl.common.images.files import list_images
+from kdpl.common.image_files import list_images
+from kdpl.common.outputs import EXPORT, check_files, check_folder, take_folder
 from kdpl.photos.prompts import add_prompt_flags, classifier_of
 
 if TYPE_CHECKING:
@@ -47,12 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)
     try:
+        check_files([args.head], [args.classnames, args.learner])
+        if args.folder:
+            check_folder(args.folder, EXPORT, args.check)
+        runtime = {}
+        if args.folder and not args.no_page:
+            from kdpl.classifier.serve.folder import read_runtime
+
+            runtime = read_runtime(args.runtime)
         photos = [str(p) for p in list_images(args.check).images] if args.check else []
         classifier = classifier_of(args, "cpu")
         if args.head:
             export_head(args, classifier)
         if args.folder:
-            export_folder(args, classifier, photos)
+            export_folder(args, classifier, photos, runtime)
     except (ValueError, OSError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
     return 0
@@ -67,11 +75,13 @@ def export_head(args: argparse.Namespace, classifier: "Classifier") -> None:
     print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
 
 
-def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Sequence[str]) -> None:
-    from kdpl.classifier.serve.folder import add_runtime, agreement, write_folder
+def export_folder(
+    args: argparse.Namespace, classifier: "Classifier", photos: Sequence[str], runtime: Mapping[str, bytes]
+) -> None:
+    from kdpl.classifier.serve.folder import agreement, write_folder
 
-    folder = Path(args.folder)
-    model = write_folder(classifier, folder, args.reject, args.half)
+    folder = take_folder(args.folder, EXPORT)
+    model = write_folder(classifier, folder, args.reject, args.half, runtime)
     print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")
     if photos:
         found = agreement(classifier, model, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
@@ -81,10 +91,4 @@ def export_folder(args: argparse.Namespace, classifier: "Classifier", photos: Se
             print(f"Of {found.photos:,} photos {found.same:,} have the same likeliest name as with kdpl.")
             print(f"No probability differs by more than {found.difference:.5f}.")
     use = f"Use: python {folder / 'client.py'} PICTURE ..."
-    if args.no_page:
-        for name in ("index.html", "page.css", "page.js", "serve.py"):
-            (folder / name).unlink(missing_ok=True)
-        print(use)
-    else:
-        add_runtime(folder, args.runtime)
-        print(f"{use}, or python {folder / 'serve.py'} for the page.")
+    print(f"{use}, or python {folder / 'serve.py'} for the page." if runtime else use)

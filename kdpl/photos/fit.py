@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
+from kdpl.common.outputs import FIT, check_folder, take_folder
 from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
@@ -79,6 +80,7 @@ def prepare(args: argparse.Namespace):
             args.photos, args.names = write_demo(output)
         args.student, args.teacher = args.student or "emoji_student", args.teacher or "emoji_teacher"
         args.output = output / "prompts"
+    check_folder(args.output, FIT, args.photos)
     with Doing(f"Looking through '{args.photos}'", quiet=args.quiet):
         args.minutes = args.minutes or models.MINUTES[models.device_type()]
         args.student = args.student or models.STUDENT
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping_at_once("before the training"):
             plan = prepare(args)
             decided = plan.decided()
-            lock.occupy(plan.output)
+            lock.occupy(take_folder(plan.output, FIT))
 
             from kdpl.photos.fitting import run
 

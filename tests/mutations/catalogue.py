@@ -1224,7 +1224,7 @@ MUTATIONS = [
     ),
     mutation(
         "the hidden colour of transparent pixels",
-        "kdpl/common/images/__init__.py",
+        "kdpl/common/images.py",
         "if upright.has_transparency_data:",
         "if False:",
         "tests/test_images.py::test_transparency_is_laid_on_white[RGBA]",

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_rows, read_thumbnail, row_line
 from kdpl.classifier.predictions.files import Output
 from kdpl.classifier.predictions.tables import Row, Writer, written
+from kdpl.common.outputs import GALLERY, check_folder, take_folder
 from kdpl.common.rows.digests import file_digest
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
@@ -42,6 +43,8 @@ class GalleryWriter(Writer):
         self._teacher = {digest: name for digest, name in (teacher or {}).items() if name in set(names)}
         self._facts = {"title": title, "names": list(names), "order": "random", "seed": 1}
         self._folder = output.path.with_name(f"{output.path.stem}_files") if total > INSIDE and output.is_file else None
+        if self._folder:
+            check_folder(self._folder, GALLERY)
         self._pool = ThreadPoolExecutor(max(1, workers), "thumbnails")
         self._written = 0
 
@@ -69,6 +72,8 @@ class GalleryWriter(Writer):
             return data_url(picture)
         number, self._written = self._written, self._written + 1
         file = self._folder / f"{number // IN_A_FOLDER:04d}" / f"{number:07d}.webp"
+        if number % IN_A_FOLDER == 0:
+            take_folder(self._folder, GALLERY)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture)
         return quote(f"{self._folder.name}/{file.parent.name}/{file.name}")

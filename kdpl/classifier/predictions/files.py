@@ -7,7 +7,6 @@ or the standard output is out at once.
 
 import json
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kdpl.common.files import PART, atomic_write, naming_full_disks, replace
-from kdpl.common.images.files import list_images
+from kdpl.common.image_files import list_images
+from kdpl.common.outputs import STANDARD_OUTPUT, is_file
 
 STATE = ".state.json"
-STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
 
 # --- images ---
@@ -88,29 +87,6 @@ def _listed() -> list[str]:
     return paths
 
 
-def check_outputs(outputs: Sequence[str], images: Sequence[str]) -> None:
-    """Refuse outputs that are folders, stand for two things, or would overwrite an image.
-
-    Raises:
-        InputError: the message names the output.
-    """
-    standard = [path for path in outputs if path in STANDARD_OUTPUT]
-    if len(standard) > 1:
-        raise InputError(f"'{standard[0]}' is given for two outputs: --csv, --json and --html need a file each.")
-    paths = [Path(path).absolute() for path in outputs if path not in STANDARD_OUTPUT]
-    real = [os.path.realpath(path) for path in paths]
-    for path, target in zip(paths, real, strict=True):
-        if path.is_dir():
-            raise InputError(f"The output '{path}' is a folder: expected the path of a file.")
-        if real.count(target) > 1 and is_replaceable(Path(target)):
-            raise InputError(f"'{path}' is given for two outputs: --csv, --json and --html need a file each.")
-    if not real:
-        return
-    by_target = dict(zip(real, paths, strict=True))
-    if taken := by_target.keys() & {os.path.realpath(path) for path in images}:
-        raise InputError(f"The output '{by_target[min(taken)]}' is one of the images: choose another path for it.")
-
-
 # --- outputs ---
 
 
@@ -134,7 +110,7 @@ class Output:
         self.name = path
         self.is_standard = path in STANDARD_OUTPUT
         self.path = Path(os.path.realpath(path))
-        self.is_file = not self.is_standard and is_replaceable(self.path)
+        self.is_file = not self.is_standard and is_file(self.path)
         self.part = self.path.with_name(self.path.name + PART)
         self._file: IO[str] | None = None
 
@@ -185,14 +161,6 @@ class Output:
     def remove_part(self) -> None:
         if self.is_file:
             self.part.unlink(missing_ok=True)
-
-
-def is_replaceable(path: Path) -> bool:
-    """Whether a path is a regular file, or nothing yet, so that a finished file may take its place."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return True
 
 
 class State:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.predictions.files import Output
 from kdpl.common.files import PART
+from kdpl.common.outputs import SORTED, take_folder
 from kdpl.common.safe_text import from_cell, on_one_line, to_cell
 
 _UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # characters that some file system does not take
@@ -129,11 +130,11 @@ class Sorter:
         names: the classes.
 
     Raises:
-        ValueError: two classes have one folder name.
+        ValueError: two classes have one folder name, or the folder has files of others.
     """
 
     def __init__(self, root: str | os.PathLike, link: bool, names: list[str]):
-        self.root, self.link = Path(root), link
+        self.root, self.link = take_folder(root, SORTED), link
         self._same: Callable[[Path, Path], bool] = _is_link_to if link else _is_copy_of
         folders: dict[str, str] = {}
         for name in names:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
 
 HERE = Path(__file__).parent
-PARTS = ("client.py", "serve.py", "index.html", "page.css", "page.js")
+PAGE = ("serve.py", "index.html", "page.css", "page.js")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web
 RUNTIME_VERSION = "1.30.0"
 
@@ -33,30 +33,35 @@ class Agreement(NamedTuple):
     difference: float  # the largest of a probability
 
 
-def write_folder(classifier: "Classifier", folder: Path, reject: bool, half: bool) -> Path:
-    """Write model, names, page and client, and return the path of the model; the page needs the runtime beside it.
+def write_folder(
+    classifier: "Classifier", folder: Path, reject: bool, half: bool, runtime: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write model, names and client, and with the runtime the page, into an existing folder; return the path of the model.
 
     Args:
         classifier: with the class names asked for.
         reject: let the model say that an image is none of the classes.
         half: store the weights in half precision.
+        runtime: what `read_runtime` returns; without it an earlier page is removed.
 
     Raises:
         ValueError, ImportError, OSError: as `export_with_preprocessing`.
     """
     require_onnx()
-    folder.mkdir(parents=True, exist_ok=True)
     path = export_with_preprocessing(classifier, folder / "model.onnx", reject, half)
     with atomic_write(folder / "names.json", "w") as file:
         json.dump({"names": classifier.classnames, "rejected": REJECTED}, file, ensure_ascii=False)
-    for part in PARTS:
-        with atomic_write(folder / part) as file:
-            file.write((HERE / part).read_bytes())
+    parts = {part: (HERE / part).read_bytes() for part in ("client.py", *(PAGE if runtime else ()))}
+    for name, content in {**parts, **(runtime or {})}.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
+    for name in () if runtime else (*PAGE, *RUNTIME):
+        (folder / name).unlink(missing_ok=True)
     return path
 
 
-def add_runtime(folder: Path, source: str = "") -> None:
-    """Put the files of onnxruntime-web beside the page.
+def read_runtime(source: str = "") -> dict[str, bytes]:
+    """Return the files of onnxruntime-web that the page needs, by their names.
 
     Args:
         source: a folder with these files, or the npm package as a .tgz file; empty: fetch the package with npm.
@@ -91,9 +96,7 @@ def add_runtime(folder: Path, source: str = "") -> None:
             raise OSError(f"'{source}' is neither a folder nor an npm package. {way}")
         if missing := [name for name in RUNTIME if name not in contents]:
             raise OSError(f"'{source}' lacks {', '.join(missing)}. {way}")
-    for name, content in contents.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
+    return contents
 
 
 def agreement(classifier: "Classifier", model: Path, photos: Sequence[str]) -> Agreement | None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
 from kdpl.common import exits
+from kdpl.common.outputs import TRAINING, OutputError, take_folder
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import Run, Step, Sweep
 from kdpl.experiments.sweep.status import write_record
@@ -115,9 +116,9 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False)
     """Run a step to its end; its output is appended to console.txt in its folder."""
     path = step.folder / "console.txt"
     try:
-        step.folder.mkdir(parents=True, exist_ok=True)
+        take_folder(step.folder, TRAINING)
         console = open(path, "a+b")  # noqa: SIM115  closed below
-    except OSError as error:
+    except (OSError, OutputError) as error:
         return Outcome(exits.FAILED, str(error))
     with console:
         begin = console.seek(0, os.SEEK_END)

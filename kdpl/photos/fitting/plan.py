@@ -12,8 +12,8 @@ from typing import Any
 
 from kdpl.bundle.decision import REJECTED
 from kdpl.common.files import atomic_write
+from kdpl.common.image_files import list_images, media_line
 from kdpl.common.images import unreadable
-from kdpl.common.images.files import list_images, media_line
 from kdpl.common.rows import key_of
 from kdpl.common.safe_text import read_json
 from kdpl.config.keys import ConfigError

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdpl.common.files import RECORD
+
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MEDIA = frozenset(  # pictures and films that people have and that are not read
@@ -70,6 +72,9 @@ def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
             listing.unreadable[current] = f"'{current}' cannot be listed: {error.strerror}."
             continue
         seen.add((status.st_dev, status.st_ino))
+        if current != folder and any(entry.name == RECORD for entry in found):
+            listing.others += 1  # what a command has written, such as the thumbnails of a gallery, are no photos
+            continue
         for entry in found:
             _sort_in(entry, current / entry.name, listing, waiting, links)
     listing.images.sort(key=natural_key if natural else lambda path: path.parts)

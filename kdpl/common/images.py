@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdpl.common.files import atomic_write
-from kdpl.common.images.files import HEIF_SUFFIXES, kind_of
+from kdpl.common.image_files import HEIF_SUFFIXES, kind_of
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
 

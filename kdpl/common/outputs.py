@@ -1,0 +1,170 @@
+"""Where a command may write: one rule for all of them.
+
+A folder is new, empty, or carries the record of the same kind of command, `.kdpl.json`; a file is none of the inputs, of a
+bundle or an image. All else is refused before any work. What is no regular file, such as a device or a FIFO, is written
+through, and a link stays: its target is written.
+"""
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from kdpl.common.files import PART, RECORD, atomic_write
+from kdpl.common.image_files import SUFFIXES
+from kdpl.common.safe_text import UnsafeTextError, read_json
+
+FIT, TRAINING, DEMO, EXPORT = "kdpl fit", "train.py", "kdpl fit --demo", "kdpl export"
+GALLERY, SORTED, FIGURES = "kdpl predict --html", "kdpl predict --copy-to or --link-to", "kdpl report --plot"
+SHOWN_RECORDS = {"fit.json": FIT, "manifest.json": TRAINING}  # of a folder that was copied without its hidden files
+BUNDLE = "prompts.safetensors"
+STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+_JSON = frozenset({"fit.json", "photos.json", "teacher.json", "manifest.json", "results.json"})
+_NOBODYS = frozenset({RECORD, ".run.lock", ".run.json", ".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+class OutputError(ValueError):
+    """An output would replace something that is not the command's own, or cannot be written."""
+
+
+def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike | None = None) -> None:
+    """Refuse a folder for the outputs of a command if it has files of others.
+
+    Args:
+        kind: of the command, one of the constants above.
+        photos: the folder of photos that the command reads: what is written into it would be read as photos the next time.
+
+    Raises:
+        OutputError: the message names the file that is in the way.
+    """
+    folder = Path(folder)
+    if photos is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(photos)):
+        raise OutputError(f"The output folder '{folder}' is inside the photos' folder '{photos}': choose one outside of it.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"The output folder '{folder}' is a file: choose another path.")
+    there = kind_of(folder)
+    if there == kind or not folder.is_dir():
+        return
+    if there:
+        raise OutputError(f"'{folder}' was written by {there}, and {kind} would replace its files: choose another folder.")
+    foreign = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name not in _NOBODYS
+        and not entry.name.endswith(PART)
+        and not (kind == TRAINING and entry.is_dir())  # often of other runs
+    )
+    if foreign:
+        raise OutputError(
+            f"'{folder}' has a file that {kind} did not write, '{foreign[0]}': choose a folder that is new or empty, or one "
+            f"that {kind} has written."
+        )
+
+
+def take_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike | None = None) -> Path:
+    """Check a folder, make it, and leave in it the record that it is of a kind of command.
+
+    Raises:
+        OutputError: as `check_folder`.
+        OSError: the folder cannot be made or written to.
+    """
+    check_folder(folder, kind, photos)
+    record = Path(folder, RECORD)
+    if not record.is_file():
+        with atomic_write(record, "w") as file:
+            json.dump({"written by": kind}, file)
+    return Path(folder)
+
+
+def kind_of(folder: str | os.PathLike) -> str:
+    """Return which kind of command a folder is of; empty if it is of none."""
+    try:
+        return str(read_json(Path(folder, RECORD), 2**16)["written by"])
+    except (OSError, UnsafeTextError, KeyError, TypeError):
+        return next((kind for name, kind in SHOWN_RECORDS.items() if Path(folder, name).is_file()), "")
+
+
+def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[str | os.PathLike | None] = ()) -> None:
+    """Refuse files as outputs that are inputs, of a bundle, images, folders, or given twice; None and "" are left out.
+
+    Args:
+        inputs: files that the command reads.
+
+    Raises:
+        OutputError: the message names the output.
+    """
+    given = [os.fspath(path) for path in outputs if path]
+    if len([path for path in given if path in STANDARD_OUTPUT]) > 1:
+        raise OutputError("The standard output is given for two outputs: give all but one of them a file.")
+    targets: dict[str, str] = {}
+    for path in given:
+        if path in STANDARD_OUTPUT:
+            continue
+        target = os.path.realpath(path)
+        if os.path.isdir(target):
+            raise OutputError(f"The output '{path}' is a folder: expected the path of a file.")
+        parent = next(p for p in Path(target).parents if os.path.lexists(p))
+        if not parent.is_dir():
+            raise OutputError(f"The output '{path}' cannot be written: '{parent}' is not a folder.")
+        if not is_file(target):
+            continue
+        if target in targets:
+            raise OutputError(f"'{path}' is given for two outputs: give each its own file.")
+        targets[target] = path
+        if Path(target).suffix.lower() in SUFFIXES:
+            raise OutputError(f"The output '{path}' has the name of an image: choose another.")
+        if Path(target).name in (BUNDLE, RECORD) or (_is_ours(target) and os.path.lexists(target)):
+            raise OutputError(f"The output '{path}' is a file of learned prompts or of their training: choose another path.")
+    if not targets:
+        return
+    same = {(s.st_dev, s.st_ino): path for target, path in targets.items() if (s := _status(target))}
+    for path in filter(None, inputs):
+        status = _status(path)
+        if status and (output := same.get((status.st_dev, status.st_ino))):
+            raise OutputError(f"The output '{output}' is one of the inputs: choose another path.")
+
+
+def _is_ours(target: str) -> bool:
+    """Whether a file in a folder of a training or a fit is no table or page that `kdpl predict` may have written there."""
+    path = Path(target)
+    table = path.suffix.lower() in (".csv", ".tsv", ".html", ".json", ".jsonl") and path.name not in _JSON
+    return not table and kind_of(path.parent) in (FIT, TRAINING)
+
+
+def _status(path: str | os.PathLike) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether a path is a regular file, or nothing yet, so that a finished file may take its place."""
+    status = _status(path)
+    return status is None or stat.S_ISREG(status.st_mode)
+
+
+@contextmanager
+def open_output(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterator[IO]:
+    """Open an output: a file appears whole at a clean exit (`atomic_write`), anything else is written through.
+
+    Raises:
+        NoRoomError, OSError: as `atomic_write`.
+    """
+    if os.fspath(path) in STANDARD_OUTPUT:
+        yield sys.stdout if "b" not in mode else sys.stdout.buffer
+        sys.stdout.flush()
+        return
+    target = os.path.realpath(path)
+    if is_file(target):
+        with atomic_write(target, mode, **kwargs) as file:
+            yield file
+        return
+    if "b" not in mode:
+        kwargs.setdefault("encoding", "utf-8")
+    with open(target, mode, **kwargs) as file:
+        yield file
