@@ -1,13 +1,11 @@
 """The data sets, registered in Dassl's DATASET_REGISTRY when this package is imported.
 
-A name that is registered already, by a fork that brings its own data sets, is left to it; one that the fork registers later
-is an error that says to import this after them.
+A name that is registered already, by a fork that brings its own data sets, is left to it: import this after them.
 """
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
 
-from kdpl.config.registries import refuse_wrong_order
 from kdpl.datasets.coop.benchmarks import DATASETS, dataset_dir_check
 from kdpl.datasets.emoji.scenes import DATASETS as EMOJI_DATASETS
 from kdpl.datasets.image_folder import ImageFolder
@@ -24,4 +22,3 @@ def register(registry: Registry) -> None:
 
 
 register(DATASET_REGISTRY)
-refuse_wrong_order(DATASET_REGISTRY, "kdpl.datasets", "Import kdpl.datasets after the fork's own data sets")

@@ -165,7 +165,7 @@ def test_a_missing_file_is_refused_with_the_closest(tmp_path, capsys):
 
 def test_a_module_that_the_file_imports_belongs_to_the_learner(tmp_path, monkeypatch):
     """At its top, in a function, or by another one; modules of packages do not."""
-    from kdpl.config.source import learner_file
+    from kdpl.config.manifest import learner_file
 
     texts = {
         "own_helper": "import json\nimport torch\nfrom own_part import two\n",

@@ -103,11 +103,5 @@ def test_a_configuration_without_kdpls_nodes_is_named_by_every_trainer(tmp_path)
         with pytest.raises(ConfigError, match=r"`kdpl.extend_cfg\(cfg\)`"):
             build(get_cfg_default())
     cfg = get_cfg_default()
-    with pytest.raises(KeyError, match=r"lacks the keys of TRAINER.KDPL: .*`kdpl.extend_cfg\(cfg\)`"):
-        cfg.merge_from_file(f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")
-    with pytest.raises(KeyError, match=r"lacks the keys of TRAINER.KDPL"):
-        cfg.clone().merge_from_list(["TRAINER.KDPL.TEACHER", "RN50"])
-    cfg.merge_from_list(["OPTIM.LR", 0.5])
-    assert cfg.OPTIM.LR == 0.5 != get_cfg_default().OPTIM.LR
     kdpl.extend_cfg(cfg)
     cfg.merge_from_file(f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")

@@ -618,23 +618,3 @@ def test_the_name_of_a_trainer_that_kdpl_has_too_is_said_on_the_command_line(mon
     monkeypatch.setattr(sys, "argv", ["train.py", "--trainer=Wrapped_VPT"])
     offer_distilled()
     assert sys.argv[1] == "--trainer=VPT" and issubclass(TRAINER_REGISTRY.get("VPT"), DistilledTrainer)
-
-
-@pytest.mark.parametrize(("kind", "name", "order"), [("data set", "OxfordPets", "datasets"), ("trainer", "CoOp", "trainers")])
-def test_a_forks_class_that_comes_after_kdpls_of_the_same_name_is_an_error_that_names_the_order(kind, name, order):
-    """The other order is in tests/test_registry.py; here nothing is mixed: the registry is as it was."""
-    import kdpl.datasets
-    import kdpl.trainers.baselines  # noqa: F401
-
-    # isort: split
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY
-
-    registry = DATASET_REGISTRY if kind == "data set" else TRAINER_REGISTRY
-    ours = registry.get(name)
-    theirs = type(name, (), {"__module__": f"{order}.fork"})
-    with pytest.raises(ImportError, match=rf"^{name} of {order}\.fork comes after KDPL's.*: .*Import kdpl\.{order}.* after"):
-        registry.register(theirs)
-    with pytest.raises(ImportError, match="comes after"):
-        registry.register()(theirs)
-    assert registry.get(name) is ours

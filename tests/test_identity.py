@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -10,17 +9,18 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support import config, emoji_settings, image_file, mostly_slow, random_clip
+from support import config, default, emoji_settings, image_file, mostly_slow, random_clip
 from support.trainings import TINY
 
 import kdpl
-from kdpl.bundle import BundleError, read_bundle, write_bundle
+from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
 from kdpl.clip.openai import BytePairs
 from kdpl.clip.openclip.design import design_of, identity_of
 from kdpl.clip.openclip.tokenizer import BytePairs as OpenClipBytePairs
-from kdpl.config.manifest import LATER_FACTS, Manifest, OtherRunError, read_manifest
+from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
+from kdpl.config.merging import merge_options
 from kdpl.trainers.inputs import load_towers
 
 MODEL = {
@@ -144,35 +144,6 @@ def test_a_student_or_teacher_of_another_design_is_refused_everywhere(flip, clip
 
 
 @pytest.mark.slow
-def test_what_an_earlier_version_wrote_still_loads_and_what_it_has_is_compared(clip, tmp_path, capsys):
-    """It has the digest of the weights alone, and the preprocessing in a bundle."""
-    run = run_of(tmp_path / "a", clip)
-    run.train()
-    bundle = read_bundle(tmp_path / "a")
-    assert bundle.backbone_design == design_of(load_clip(str(clip)))
-    write_bundle(tmp_path / "old", replace(bundle, backbone_design={}))
-    then = Manifest(run.manifest.config, {k: v for k, v in run.manifest.facts.items() if k not in LATER_FACTS})
-    write_config(clip, "activation")
-    kdpl.load(tmp_path / "old", "cpu")
-    write_config(clip, "std")
-    with pytest.raises(BundleError, match=r"computes something else: preprocessing: .* in the bundle"):
-        kdpl.load(tmp_path / "old", "cpu")
-    write_config(clip)
-    again = run_of(tmp_path / "b", clip)
-    again.load_for_training()
-    from kdpl.trainers import records
-
-    continued = records.continued(again, then, "'a'", 0)
-    assert (
-        "was started by an earlier version, so these are not compared: student's design, teacher's" in capsys.readouterr().out
-    )
-    assert continued.digest == then.digest, "what is not known of its first part is not claimed of the whole"
-    other = Manifest(then.config, {**then.facts, "student": "0" * 16})
-    with pytest.raises(OtherRunError, match="student: 0000"):
-        records.continued(again, other, "'a'", 0)
-
-
-@pytest.mark.slow
 def test_where_a_clip_lies_does_not_matter(clip, tmp_path, monkeypatch):
     """A folder that has moved, is given by another path, or by the file of an embedded model."""
     embedded = resolve("emoji_student").path
@@ -188,16 +159,17 @@ def test_where_a_clip_lies_does_not_matter(clip, tmp_path, monkeypatch):
     kdpl.load(tmp_path / "a", "cpu", backbone=str(tmp_path / "moved"))
 
 
-def test_a_file_of_published_weights_may_move_and_version_0_2_recorded_paths(tmp_path, monkeypatch):
-    from kdpl.config.influence import _plain, names_a_file
-    from kdpl.config.manifest import compare_settings
-
+def test_a_file_of_published_weights_may_move(tmp_path, monkeypatch):
     key, file = "MODEL.BACKBONE.NAME", image_file(tmp_path / "weights.bin.png")
     monkeypatch.chdir(tmp_path)
-    for name in (f"ViT-L-14:laion2b_s32b_b82k:{file}", "ViT-L-14:laion2b_s32b_b82k:weights.bin.png"):
-        assert _plain(key, name) == "ViT-L-14:laion2b_s32b_b82k:a file" and names_a_file(_plain(key, name))
-    assert _plain("TRAINER.KDPL.TEACHER", f"emoji_teacher + {tmp_path}") == "emoji_teacher + a file"
-    for name in ("ViT-B/32", "ViT-L/14@336px", "emoji_student", "ViT-L-14:laion2b_s32b_b82k", "RN50"):
-        assert _plain(key, name) == name and not names_a_file(name)
-    assert not compare_settings({key: "clips/t"}, {key: "a file"}) and not compare_settings({key: "a file"}, {key: "RN50"})
-    assert compare_settings({key: "ViT-B/32"}, {key: "RN50"})
+
+    def recorded(name):
+        cfg = default()
+        merge_options(cfg, [key, str(name)])
+        return {key: section(cfg, "matters", "COOP", True)[key]}
+
+    published = recorded(f"ViT-L-14:laion2b_s32b_b82k:{file}")
+    assert published == recorded("ViT-L-14:laion2b_s32b_b82k:weights.bin.png")
+    assert published == {key: "ViT-L-14:laion2b_s32b_b82k:a file"} and recorded("ViT-B/32") == {key: "ViT-B/32"}
+    assert not compare_settings(published, recorded("RN50")), "what the file holds is not known before it is read"
+    assert compare_settings(recorded("ViT-B/32"), recorded("RN50"))

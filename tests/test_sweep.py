@@ -71,7 +71,6 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
     [
         ({"trainer": "[CoOp]"}, "'trainer' is not a key of a sweep.*Did you mean 'trainers'"),
         ({"on": "x"}, "'True' is not a key of a sweep"),
-        ({"trainers": "[CoOp]\ntrainers: [VPT]"}, "the key 'trainers' is given twice, on lines"),
         ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),

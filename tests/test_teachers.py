@@ -145,11 +145,9 @@ def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabular
 BAD_FILES = {
     "no place for the name": (b"a photo of a {}.\n\na photo.\n", r"line 3: 'a photo\.' has 0 '\{\}', expected one"),
     "two places": (b"{} or {}\n", r"line 1: .* has 2 '\{\}'"),
-    "empty": (b"\n  \n", "is empty: expected one sentence a line"),
-    "twice": (b"a {}.\nan icon of a {}.\na {}. \n", "line 3: the sentence of line 1 again"),
-    "control characters": (b"a {}.\na\x07 {}.\n", "line 2: control characters"),
+    "empty": (b"\n  \n", "has 0 sentences, expected 1 to 1,000"),
     "not UTF-8": (b"a {}.\n\xff {}.\n", "not UTF-8"),
-    "too many": (b"".join(b"%d {}\n" % i for i in range(1001)), "has 1,001 sentences, expected at most 1,000"),
+    "too many": (b"".join(b"%d {}\n" % i for i in range(1001)), "has 1,001 sentences, expected 1 to 1,000"),
     "too large": (b"a {} " + b"x" * 2**20, "more than"),
 }
 
@@ -491,10 +489,9 @@ def test_a_folder_is_not_resumed_with_other_prompts(tmp_path):
         build("KDPL_CoOp", tmp_path / "out", *options).train()
 
 
-def test_the_manifest_of_the_default_is_that_of_earlier_versions(tmp_path):
+def test_a_manifest_names_files_of_teachers_without_their_paths(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *FP32)
     run.load_for_training()
-    assert not [key for key in run.manifest.config if key in (TEMPLATES, PROMPTS)]
     assert [key for key in run.manifest.facts if key.startswith("teacher's")] == ["teacher's design"]
     files = f"{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
     assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "a file + emoji_student"

@@ -1,14 +1,7 @@
 """Dassl trainers of KDPL; importing this package registers them. The supervised baselines are in `kdpl.trainers.baselines`."""
 
-from dassl.engine import TRAINER_REGISTRY
-
-from kdpl.config.defaults import explain_missing_nodes
-from kdpl.config.registries import refuse_wrong_order
 from kdpl.trainers.kdpl import *  # noqa: F403  kdpl.trainers.KDPL_CoOp, ...
 from kdpl.trainers.learners import load_learners as load_learners
 from kdpl.trainers.learners import prompt_learner as prompt_learner
 from kdpl.trainers.offers import distilled as distilled
 from kdpl.trainers.offers import offer_distilled as offer_distilled
-
-refuse_wrong_order(TRAINER_REGISTRY, "kdpl.trainers", "Import kdpl.trainers.baselines after the fork's own trainers")
-explain_missing_nodes()

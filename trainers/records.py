@@ -17,7 +17,6 @@ from kdpl.common.environment import git_state, libraries, processor, versions
 from kdpl.common.files import RECORD
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import file_digests
-from kdpl.config.influence import section
 from kdpl.config.manifest import (
     Manifest,
     as_json,
@@ -25,10 +24,11 @@ from kdpl.config.manifest import (
     compare_settings,
     config_of,
     continue_from,
+    learner_file,
     read_manifest,
     refuse_differences,
+    section,
 )
-from kdpl.config.source import learner_file
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import images_digest, pool_facts
 from kdpl.training import checkpoint

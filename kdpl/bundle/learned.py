@@ -13,7 +13,7 @@ from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 from kdpl.clip.openclip.design import design_of
-from kdpl.config.influence import design_differences
+from kdpl.config.manifest import differences
 from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import CLIPS_OWN, encode, ensemble_features
@@ -65,9 +65,9 @@ def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way
 
 
 def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) -> None:
-    """Refuse a CLIP with the right weights that computes something else; bundles of version 0.2 have only its preprocessing."""
+    """Refuse a CLIP with the right weights that computes something else; a bundle need not have its design."""
     then, now = bundle.backbone_design, design_of(clip)
-    found = {} if then == now else design_differences(then, now, "in the bundle")
+    found = differences(then, now, "in the bundle") if then else {}
     if not found and clip.preprocessing != bundle.preprocessing:
         found = {"": f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"}
     if found:

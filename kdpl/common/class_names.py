@@ -2,14 +2,10 @@
 
 import codecs
 import os
-import unicodedata
 from pathlib import Path
 
 from kdpl.common.messages import did_you_mean
 
-HEADERS = frozenset(
-    ("class", "classes", "classname", "classnames", "category", "categories", "label", "labels", "name", "names")
-)
 UTF16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -20,7 +16,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not text, is empty, holds a name twice, or a header or a comment in place of a name.
+        ValueError: the file is not text, is empty, or holds a name twice or a comment.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -30,10 +26,9 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     if not names:
         raise ValueError(f"'{path}' is empty: expected one class name per line.")
     first: dict[str, str] = {}
-    for place, name in enumerate(names):
-        if any(unicodedata.category(character) == "Cc" for character in name):
-            raise ValueError(f"'{path}' has control characters in {name[:40]!r}: expected one class name per line.")
-        _refuse_comments(path, name, place)
+    for name in names:
+        if name.startswith("#"):
+            raise ValueError(f"'{path}' has the comment {name[:40]!r}: remove it, every line stands for a class.")
         in_prompt = " ".join(name.replace("_", " ").split())
         if in_prompt in first:
             raise ValueError(f"'{path}' has the class name '{name}' twice ('{first[in_prompt]}'): give every class one line.")
@@ -55,13 +50,3 @@ def _text(path: Path) -> str:
         raise ValueError(
             f"'{path}' is not {kind} text ({error.reason}): expected one class name per line. Save it as UTF-8."
         ) from None
-
-
-def _refuse_comments(path: Path, name: str, place: int) -> None:
-    if name.startswith("#"):
-        raise ValueError(f"'{path}' has the comment {name[:40]!r}: remove it, every line stands for a class.")
-    plain = name.replace("_", "").replace(" ", "").rstrip(":").casefold()
-    if place == 0 and plain in HEADERS:
-        raise ValueError(
-            f"'{path}' begins with '{name}', which looks like a header: remove the line. Is it a class, move it below another."
-        )

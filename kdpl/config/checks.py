@@ -13,8 +13,8 @@ from yacs.config import CfgNode
 
 from kdpl.common.class_names import read_class_names
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
-from kdpl.config.influence import leaves
 from kdpl.config.keys import PRECISIONS, ConfigError, check_choice, check_key
+from kdpl.config.manifest import leaves
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -93,6 +93,7 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the message names the flags and what to do.
     """
+    no_training = "--eval-only" if args.eval_only else "--no-train" if args.no_train else ""
     if args.eval_only and args.no_train:
         raise ConfigError(
             "--eval-only and --no-train contradict each other: the first tests, the second only builds. Drop one."
@@ -101,26 +102,22 @@ def check_flags(args: argparse.Namespace) -> None:
         if value not in ("", None) and not args.eval_only:
             way = "to train from its prompts set MODEL.INIT_WEIGHTS, to resume its run --resume"
             raise ConfigError(f"{flag} {value} belongs to an evaluation: add --eval-only, or drop it; {way}.")
-    if args.eval_only and args.resume:
+    for flag, value in (
+        ("--resume", args.resume),
+        ("--more-epochs", args.more_epochs),
+        ("--fresh", args.fresh and args.no_train),
+    ):
+        if value and no_training:
+            raise ConfigError(f"{flag} is for a training: drop it, or {no_training}. Prompts to evaluate are in --model-dir.")
+    if args.fresh and args.model_dir and Path(args.model_dir).resolve().is_relative_to(Path(args.output_dir).resolve()):
         raise ConfigError(
-            f"--resume '{args.resume}' continues a training, --eval-only does not train: name the folder in --model-dir."
+            f"--fresh moves aside what is in --output-dir '{args.output_dir}', and the prompts of --model-dir "
+            f"'{args.model_dir}' lie there: choose another --output-dir."
         )
-    for flag, value in (("--fresh", args.fresh and args.no_train), ("--more-epochs", args.more_epochs)):
-        if value and (args.eval_only or args.no_train):
-            raise ConfigError(f"{flag} is for a training: drop it, or --eval-only and --no-train.")
-    if args.fresh and args.model_dir:
-        tested, output = os.path.realpath(args.model_dir), os.path.realpath(args.output_dir)
-        if os.path.commonpath((tested, output)) == output:
-            raise ConfigError(
-                f"--fresh moves aside what is in --output-dir '{args.output_dir}', and the prompts of --model-dir "
-                f"'{args.model_dir}' lie there: choose another --output-dir."
-            )
     if args.fresh and (args.more_epochs or args.resume):
         raise ConfigError("--fresh starts over, --more-epochs and --resume continue a run: choose one.")
     if args.load_epoch is not None and not args.model_dir:
-        raise ConfigError(
-            f"--load-epoch {args.load_epoch} is an epoch of the run in --model-dir: name its output folder there."
-        )
+        raise ConfigError(f"--load-epoch {args.load_epoch} is an epoch of a run: name its output folder in --model-dir.")
     if args.model_dir and not os.path.isdir(args.model_dir):
         what = "a file" if os.path.exists(args.model_dir) else "missing"
         raise ConfigError(

@@ -4,7 +4,6 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from yacs.config import CfgNode as CN
@@ -26,14 +25,10 @@ def extend_cfg(cfg: CN) -> None:
     A fork's own values are kept: a node or key that exists already is left alone. But an empty default of another type than
     KDPL's, such as CTX_INIT False in place of words, becomes None, which is as empty and takes values of either type.
 
-    Args:
-        cfg: a Dassl configuration, as `dassl.config.get_cfg_default()` returns it, not frozen.
     """
     nodes = defaults(_OWN)
     nodes["TRAINER"] = {**{node: dict(options) for node, options in learners().items()}, **nodes["TRAINER"]}
     _add_missing(cfg, CN(nodes))
-    for name in _EXPLAINED:
-        vars(cfg).pop(name, None)
 
 
 def _add_missing(cfg: CN, nodes: CN) -> None:
@@ -44,31 +39,6 @@ def _add_missing(cfg: CN, nodes: CN) -> None:
             _add_missing(cfg[key], value)
         elif {type(value), type(cfg[key])} == {str, bool} and not cfg[key]:
             cfg[key] = None
-
-
-def explain_missing_nodes() -> None:
-    """Make Dassl's default configuration say how to extend it, if keys of KDPL's are merged into one that lacks them."""
-    from dassl import config
-
-    default = config.cfg_default
-    # As attributes of this node, bound to each of its clones by `deepcopy`; a subclass would not merge with plain nodes.
-    for name, method in _EXPLAINED.items():
-        vars(default)[name] = MethodType(method, default)
-
-
-def _merge_other(cfg: CN, other: CN) -> None:
-    if "KDPL" in other.get("TRAINER", ()):
-        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
-    CN.merge_from_other_cfg(cfg, other)
-
-
-def _merge_list(cfg: CN, pairs: list) -> None:
-    if any(str(key).startswith("TRAINER.KDPL.") for key in pairs[::2]):
-        raise KeyError(f"The configuration lacks the keys of TRAINER.KDPL: {HOW_TO_EXTEND}")
-    CN.merge_from_list(cfg, pairs)
-
-
-_EXPLAINED = {"merge_from_other_cfg": _merge_other, "merge_from_list": _merge_list}
 
 
 def student_options(cfg: CN, node: str) -> CN:

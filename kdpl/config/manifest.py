@@ -4,19 +4,27 @@ It is written when a run starts and is carried in every checkpoint and bundle, i
 What two manifests disagree in decides whether one run may continue another, and whether two results may share a table's cell.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from kdpl.common.environment import PACKAGE
 from kdpl.common.files import atomic_write
+from kdpl.common.rows.digests import file_digest
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.influence import CLIPS, NOT_SET, design_differences, differences, influence, names_a_file, section, unfollowed
+from kdpl.config.defaults import learners
+from kdpl.config.keys import KEYS
+from kdpl.config.teachers import DATASET, IMAGENET, SEPARATOR, listed
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -29,9 +37,11 @@ EARLIER = "earlier"  # in the environment: what was different before a run was c
 ZERO_SHOT = ("INPUT.", "MODEL.", "TRAINER.", "DATASET.TEMPLATE")  # what matters without a training
 PER_SEED = ("SEED",)  # keys in which runs of one recipe differ
 SHOTS = "DATASET.NUM_SHOTS"  # if positive, the seed draws the training images
-# Facts of a later version: what an earlier manifest does not have is not known, and no difference.
-DESIGNS = ("student's design", "teacher's design", "clip's design")
-LATER_FACTS = (*DESIGNS, "learner's modules", "drawn from")
+CLIPS = {"MODEL.BACKBONE.NAME": "student", "TRAINER.KDPL.TEACHER": "teacher"}  # with the facts that say which
+A_FILE = "a file"  # in place of a path: its content is among the facts
+NOT_SET = "not set"
+_OTHERS = ("kdpl", "dassl", "clip", "open_clip", "torch", "torchvision", "trainers", "datasets")
+_INSTALLED = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class OtherRunError(ValueError):
@@ -66,14 +76,10 @@ class Manifest:
     @property
     def recipe(self) -> str:
         """A short digest that runs share which differ in their seed alone, and in the images that it has drawn, if any."""
-        return self.recipe_without(())
-
-    def recipe_without(self, unknown: Collection[str]) -> str:
-        """Return the recipe but for some facts, which other runs do not have, and for the names of CLIPs that are known."""
         left_out = {*PER_SEED, *(key for key, fact in CLIPS.items() if self.facts.get(fact) is not None)}
         config = {key: value for key, value in self.config.items() if key not in left_out}
         drawn = ["training images"] if self.config.get(SHOTS, -1) > 0 else []
-        facts = {key: value for key, value in self.facts.items() if key not in (*unknown, *drawn)}
+        facts = {key: value for key, value in self.facts.items() if key not in drawn}
         return _digest(config, facts, [{**c, "epoch": None} for c in self.changes])
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,8 +155,6 @@ def continue_from(
     pairs = {key: [then.config.get(key), now.config.get(key)] for key in allowed}
     changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     compare(then, now, there, ways_out, allowed)
-    if unknown := [key for key in LATER_FACTS if key in now.facts and key not in then.facts]:
-        print(f"Note: the run in {there} was started by an earlier version, so these are not compared: {', '.join(unknown)}")
     environment, earlier = dict(now.environment), list(then.environment.get(EARLIER, ()))
     before = {key: value for key, value in then.environment.items() if key != EARLIER}
     moved = differences(before, {key: value for key, value in now.environment.items() if key in before}, THERE)
@@ -159,8 +163,7 @@ def continue_from(
     if moved or earlier:
         environment[EARLIER] = [*earlier, *([{**{k: before.get(k) for k in moved}, "epoch": epoch}] if moved else ())]
     changes = [*then.changes, *([{**changed, "epoch": epoch}] if changed else ())]
-    facts = {key: value for key, value in now.facts.items() if key not in unknown}  # nobody knows of the epochs before
-    return Manifest({**now.config, **_names_of(then, now)}, facts, environment, changes, then.tests)
+    return Manifest({**now.config, **_names_of(then, now)}, now.facts, environment, changes, then.tests)
 
 
 def compare(then: Manifest, now: Manifest, there: str, ways_out: str, allowed: Sequence[str] = ()) -> None:
@@ -174,14 +177,8 @@ def compare(then: Manifest, now: Manifest, there: str, ways_out: str, allowed: S
 
 def found_differences(then: Manifest, now: Manifest) -> dict[str, str]:
     """Return, by key, what two manifests differ in. A CLIP is compared by what it is, not by its name or path."""
-    ours = {key: value for key, value in now.facts.items() if key in then.facts or key not in LATER_FACTS}
-    theirs = {key: value for key, value in then.facts.items() if key in now.facts or key not in LATER_FACTS}
     found = differences({**then.config, **_names_of(now, then)}, now.config, THERE)
-    for key in DESIGNS:
-        if key in theirs and key in ours:
-            designs = design_differences(theirs.pop(key), ours.pop(key), THERE)
-            found |= {f"{key}, {name}": f"{key}, {text}" for name, text in designs.items()}
-    found |= differences(_shown(theirs), _shown(ours), THERE)
+    found |= differences(_shown(then.facts), _shown(now.facts), THERE)
     if "class names" in found:
         found["class names"] = _names_differ(then.facts["class names"], now.facts["class names"])
     return found
@@ -190,14 +187,10 @@ def found_differences(then: Manifest, now: Manifest) -> dict[str, str]:
 def _names_of(one: Manifest, other: Manifest) -> dict[str, Any]:
     """Return the names that the first has for the CLIPs that are the same in both."""
 
-    def facts(manifest: Manifest, fact: str) -> list[Any]:
-        return [manifest.facts.get(fact), manifest.facts.get(f"{fact}'s design")]
-
     same = {}
     for key, fact in CLIPS.items():
-        (weights, design), (others, others_design) = facts(one, fact), facts(other, fact)
-        other_design = design_differences(design or {}, others_design or {}, THERE)
-        if weights is not None and weights == others and not other_design:
+        ours, theirs = ([m.facts.get(fact), m.facts.get(f"{fact}'s design")] for m in (one, other))
+        if ours[0] is not None and ours == theirs:
             same[key] = one.config.get(key)
     return {key: name for key, name in same.items() if key in one.config and key in other.config}
 
@@ -214,9 +207,9 @@ def is_continued(then: Manifest, now: Manifest) -> bool:
 
 def compare_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return, by key, what two configurations differ in before a CLIP is loaded: what a file holds is not known yet."""
-    found = differences(unfollowed(then), unfollowed(now), THERE)
-    unknown = {key for key in CLIPS if names_a_file(then.get(key)) or names_a_file(now.get(key))}
-    return {key: text for key, text in found.items() if key not in unknown}
+    unknown = {key for key in CLIPS if A_FILE in str(then.get(key)) or A_FILE in str(now.get(key))}
+    unknown |= {name for name, key in KEYS.items() if key.follows}  # a trainer sets these
+    return {key: text for key, text in differences(then, now, THERE).items() if key not in unknown}
 
 
 def refuse_differences(found: Mapping[str, str], there: str, ways_out: str, allowed: Sequence[str] = ()) -> None:
@@ -257,3 +250,96 @@ def _digest(*parts: Any) -> str:
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is left of a dictionary after it was written to JSON and read again, so that both compare equal."""
     return json.loads(json.dumps(content, default=str))
+
+
+# ----------------------------------------------------------------------------- what of a configuration matters
+
+
+def influence(key: str, node: str, distilled: bool) -> str:
+    """Return "matters", "rounds" or "harmless" for a key of a run.
+
+    Args:
+        node: of the run's prompt learner, `TRAINER.<node>`; empty for a trainer without prompts.
+        distilled: the run has a teacher.
+    """
+    group, _, rest = key.partition(".")
+    owner = rest.partition(".")[0] if group == "TRAINER" else ""
+    if owner in learners():
+        return "matters" if owner == node else "harmless"
+    kind = KEYS[key].influence if key in KEYS else "matters"
+    return "harmless" if owner == "KDPL" and kind == "matters" and not distilled else kind
+
+
+def section(cfg: CfgNode, kind: str, node: str, distilled: bool) -> dict[str, Any]:
+    """Return the keys of one kind of influence with their values, as JSON can hold them."""
+    return {key: _plain(key, value) for key, value in leaves(cfg) if influence(key, node, distilled) == kind}
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all keys, with dots, and their values."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key in KEYS and KEYS[key].file and value not in (DATASET, IMAGENET):
+        return SEPARATOR.join(_without_path(part) for part in listed(str(value)))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _without_path(name: str) -> str:
+    """Return "a file" for the name of a file or folder, and "MODEL:TAG:a file" for a file of published weights."""
+    if os.path.exists(os.path.expanduser(name)):
+        return A_FILE
+    model, colon, path = name.rpartition(":")
+    return f"{model}:{A_FILE}" if colon and os.path.exists(os.path.expanduser(path)) else name
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> dict[str, str]:
+    """Return, by key, what differs between two sections: "OPTIM.LR: 0.005 in the folder, 0.5 now".
+
+    Args:
+        there: where the first section is from, such as "in the folder".
+    """
+    missing = object()
+    found = {}
+    for key in sorted({*then, *now}):
+        a, b = then.get(key, missing), now.get(key, missing)
+        if a != b:
+            shown = [NOT_SET if v is missing else _short(v) for v in (a, b)]
+            found[key] = f"{key}: {shown[0]} {there}, {shown[1]} now"
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# --------------------------------------------------------------- the code of a learner from outside this package
+
+
+def learner_file(student: type) -> dict[str, Any]:
+    """Return digests of the file of a learner from outside this package, and of the modules of its author's that it imports."""
+    module = sys.modules[student.__module__]
+    file = getattr(module, "__file__", None)
+    if file is None or student.__module__.startswith("kdpl."):
+        return {}
+    root = Path(file).resolve().parents[student.__module__.count(".")]
+    paths = [path for path in (str(root), *sys.path) if not _is_installed(os.path.realpath(path))]
+    finder = ModuleFinder(paths, excludes=_OTHERS)
+    with contextlib.suppress(ImportError):  # `from . import x` of a package that is not the author's
+        if "." in student.__module__:
+            finder.import_hook(student.__module__)
+        else:
+            finder.load_file(file)
+    used = {name: m.__file__ for name, m in sorted(finder.modules.items()) if m.__file__ and m.__file__ != file}
+    digests = {name: file_digest(path).hex()[:16] for name, path in used.items()}
+    return {"learner's file": file_digest(file).hex(), **({"learner's modules": digests} if digests else {})}
+
+
+def _is_installed(folder: str) -> bool:
+    return folder.startswith((*_INSTALLED, str(PACKAGE))) or bool({"site-packages", "dist-packages"} & {*Path(folder).parts})

@@ -24,18 +24,7 @@ class _Text(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that leaves numbers as written and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                line = key.start_mark.line + 1
-                if lines.setdefault(key.value, line) != line:
-                    raise ConfigError(
-                        f"the key '{key.value}' is given twice, on lines {lines[key.value]} and {line}: keep one."
-                    )
-        return super().construct_mapping(node, deep)
+    """A YAML loader that leaves numbers as written."""
 
 
 for _tag in ("int", "float", "timestamp"):
@@ -79,7 +68,7 @@ def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
     """Return the keys and values of a YAML file; numbers are as written.
 
     Raises:
-        ConfigError: the file is missing, is not a YAML mapping, or has a key twice.
+        ConfigError: the file is missing or not a YAML mapping.
     """
     path = Path(path)
     if path.is_dir():

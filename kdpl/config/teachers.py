@@ -1,7 +1,6 @@
 """The settings of teachers: which CLIPs, with which sentences or prompts. Read and checked before anything is loaded."""
 
 import os
-import unicodedata
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -71,34 +70,25 @@ def read_sentences(path: str | os.PathLike) -> list[str]:
     """Return the sentences of a UTF-8 file, one a line with one `{}` for the name; blank lines are skipped.
 
     Raises:
-        ConfigError: it cannot be read, has no sentence or more than `MOST_SENTENCES`, or a line lacks its `{}`, has several,
-            control characters, or the sentence of an earlier line; the message names the line.
+        ConfigError: it cannot be read, has no sentence or more than `MOST_SENTENCES`, or a line has not one `{}`.
     """
     where = f"TRAINER.KDPL.TEACHER_TEMPLATES '{path}'"
     try:
         text = read_text(Path(path).expanduser(), MOST_BYTES)
     except (OSError, UnsafeTextError) as error:
         raise ConfigError(f"{where} cannot be read: {error} Expected UTF-8 text, one sentence a line.") from None
-    lines: dict[str, int] = {}
+    sentences = []
     for number, line in enumerate(text.split("\n"), 1):
-        sentence = line.strip()
-        if not sentence:
-            continue
-        if any(unicodedata.category(character) == "Cc" for character in sentence):
-            raise ConfigError(f"{where}, line {number}: control characters in {sentence[:40]!r}. Expected one sentence a line.")
-        if sentence.count("{}") != 1:
-            raise ConfigError(
-                f"{where}, line {number}: '{sentence[:80]}' has {sentence.count('{}')} '{{}}', expected one, for the class "
-                "name, as in 'a photo of a {}.'."
-            )
-        if sentence in lines:
-            raise ConfigError(f"{where}, line {number}: the sentence of line {lines[sentence]} again. Remove one of them.")
-        lines[sentence] = number
-    if not lines:
-        raise ConfigError(f"{where} is empty: expected one sentence a line, such as 'a photo of a {{}}.'.")
-    if len(lines) > MOST_SENTENCES:
-        raise ConfigError(f"{where} has {len(lines):,} sentences, expected at most {MOST_SENTENCES:,}: remove some.")
-    return list(lines)
+        if sentence := line.strip():
+            if sentence.count("{}") != 1:
+                raise ConfigError(
+                    f"{where}, line {number}: '{sentence[:80]}' has {sentence.count('{}')} '{{}}', expected one, for the "
+                    "class name, as in 'a photo of a {}.'."
+                )
+            sentences.append(sentence)
+    if not 0 < len(sentences) <= MOST_SENTENCES:
+        raise ConfigError(f"{where} has {len(sentences):,} sentences, expected 1 to {MOST_SENTENCES:,}, one a line.")
+    return sentences
 
 
 def check_templates(value: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdpl.common.tensor_files import update_digest
-from kdpl.config.source import learner_file
+from kdpl.config.manifest import learner_file
 from kdpl.distill.teacher import Teacher
 from kdpl.students import Student
 from kdpl.text.prompts import SENTENCES_AT_ONCE

@@ -19,8 +19,8 @@ import kdpl
 from kdpl import train
 from kdpl.common import exits
 from kdpl.config import checks
-from kdpl.config.influence import leaves
 from kdpl.config.keys import INTERPOLATIONS, KEYS, LOSSES, OPTIMIZERS, SAMPLERS, ConfigError, Range
+from kdpl.config.manifest import leaves
 from kdpl.config.merging import merge_file, merge_options, merged_cfg
 
 

@@ -11,8 +11,7 @@ from support import RATE, ROOT, emoji_args, image_file, run_train
 from support.trainings import assert_same, build, parameters
 
 from kdpl.common import exits
-from kdpl.config.influence import differences, influence
-from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
+from kdpl.config.manifest import Manifest, OtherRunError, differences, influence, read_manifest
 from kdpl.training.checkpoint import load_checkpoint
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)

@@ -4,7 +4,7 @@
     python tests/faults/settings.py --keys OPTIM. TRAINER.KDPL.
 
 Each change must be refused by name, or be harmless: then the folder ends with the prompts that a fresh run with the same
-setting gives, to the last bit, or within rounding if kdpl/config/influence.py says so. Prints a line for each key and exits
+setting gives, to the last bit, or within rounding if kdpl/config/keys.py says so. Prints a line for each key and exits
 with 1 if one is neither.
 """
 
@@ -26,8 +26,7 @@ import torch  # isort: skip
 from support import ROOT  # isort: skip
 from support.trainings import build, parameters  # isort: skip
 
-from kdpl.config.influence import influence, leaves
-from kdpl.config.manifest import OtherRunError
+from kdpl.config.manifest import OtherRunError, influence, leaves
 
 TRAINER, NODE = "KDPL_CoOp", "COOP"
 RUN = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "TEST.NO_TEST", True, "TRAIN.CHECKPOINT_FREQ", 1)

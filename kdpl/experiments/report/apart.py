@@ -1,12 +1,9 @@
 """What may stand in one cell of a table: results of runs that differ in their seed alone, on the same images."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-from kdpl.config.manifest import LATER_FACTS
 
 if TYPE_CHECKING:
     from kdpl.experiments.report.runs import Score
@@ -40,8 +37,8 @@ def apart(scores: "Iterable[Score]", notes: list[str], split: str) -> "list[Scor
         cells[score.cell].append(score)
     told, older, found = set(), defaultdict(list), []
     for cell, members in cells.items():
-        name, unknown = f"{cell[0].name} on {cell[-1]}", _unknown(members)
-        recipes = [score.manifest.recipe_without(unknown) if score.manifest else score.recipe for score in members]
+        name, unknown = f"{cell[0].name} on {cell[-1]}", set()
+        recipes = [score.recipe for score in members]
         if several_recipes := len(set(recipes)) > 1:
             told.add(f"{name}: runs with different manifests, in rows of their own (see manifest.json in each).")
         if several_images := same_images and len({score.images for score in members if score.images}) > 1:
@@ -58,13 +55,3 @@ def apart(scores: "Iterable[Score]", notes: list[str], split: str) -> "list[Scor
         told.add(f"{min(names)}{more}: results of an earlier version are among them, so these are not compared: {listed}.")
     notes += sorted(told)
     return found
-
-
-def _unknown(scores: "Sequence[Score]") -> set[str]:
-    """Return what some of these results have not recorded, being of an earlier version, and all others have alike."""
-    manifests, unknown = [score.manifest for score in scores if score.manifest], set()
-    for key in LATER_FACTS:
-        recorded = [json.dumps(manifest.facts[key]) for manifest in manifests if key in manifest.facts]
-        if len(recorded) < len(manifests) and len(set(recorded)) == 1:
-            unknown.add(key)
-    return unknown
