@@ -11,9 +11,11 @@ from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
 from kdpl.config.keys import ConfigError
-from kdpl.distill.loss import distillation_loss
+from kdpl.distill.loss import decoupled, distillation_loss, divergences
+from kdpl.distill.objective import Distillation
 from kdpl.distill.selection import select_names
 from kdpl.distill.teacher import Teacher
+from kdpl.students import CoOp
 
 logits = st.integers(0, 2**31).map(lambda s: 5 * torch.randn(3, 7, generator=torch.Generator().manual_seed(s)))
 
@@ -30,12 +32,59 @@ def test_the_loss_is_the_mean_of_both_divergences(student, teacher):
     torch.testing.assert_close(terms["loss"], swapped["loss"], atol=1e-5, rtol=1e-5)
 
 
+@settings(deadline=None)
+@given(student=logits, teacher=logits)
+def test_dkd_and_argmax_are_those_of_their_papers(student, teacher):
+    t, alpha, beta = 4.0, 1.0, 8.0
+    target = F.one_hot(teacher.argmax(-1), 7).bool()
+    p, q = (teacher / t).softmax(-1), (student / t).softmax(-1)
+    two = [torch.stack([x[target], 1 - x[target]], -1) for x in (p, q)]
+    rest = [(x / t)[~target].view(3, 6).softmax(-1) for x in (teacher, student)]
+    kl = [(a * (a / b).log()).sum(-1) for a, b in (two, rest)]
+    expected = t**2 * (alpha * kl[0] + beta * kl[1])
+    torch.testing.assert_close(decoupled(student, teacher), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(distillation_loss(student, teacher, "dkd", t)["loss"], expected.mean(), atol=1e-4, rtol=1e-3)
+    hard = -student.log_softmax(-1)[target]
+    torch.testing.assert_close(divergences(student, teacher, "argmax"), hard, atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_may_be_a_function_of_the_logits_of_student_and_teacher():
+    s, t = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    terms = distillation_loss(s, t, lambda s, t: (s - t).square().mean(-1))
+    assert torch.equal(terms["loss"], (s - t).square().mean(-1).mean())
+    (found,) = torch.autograd.grad(terms["loss"], s)
+    torch.testing.assert_close(found, 2 * (s - t).detach() / 12)
+    for wrong in (lambda s, t: 1.0, lambda s, t: s - t):
+        with pytest.raises(ValueError, match=r"expected a scalar or one value a row, \(3,\)"):
+            distillation_loss(s, t, wrong)
+
+
+@pytest.mark.parametrize(("loss", "temperature", "message"), [
+    ("foo", 1.0, "'foo'"), ("symmetric", 0.0, "0.0, expected a number above 0"), (torch.dist, 2.0, "leave it 1"),
+])  # fmt: skip
+def test_a_loss_that_there_is_not_is_refused_when_the_objective_is_built(golden_clips, loss, temperature, message):
+    student = CoOp(load_clip(golden_clips[0]), names=["cat", "dog"])
+    with pytest.raises(ValueError, match=message):
+        Distillation(student, load_clip(golden_clips[1]), ["cat", "dog"], loss=loss, temperature=temperature)
+
+
+def test_the_regularisers_of_a_learner_see_the_teachers_logits(golden_clips):
+    class Hinted(CoOp):
+        def regularisers(self, output, frozen, names):
+            return {"loss_hint": (output.logits - output.teacher_logits).square().mean()}
+
+    student = Hinted(load_clip(golden_clips[0]), names=["cat", "dog"])
+    objective = Distillation(student, load_clip(golden_clips[1]), ["cat", "dog"])
+    _, terms = objective(torch.randn(2, 3, 64, 64))
+    assert terms["loss_hint"] > 0 and torch.equal(terms["loss_total"], terms["loss"] + terms["loss_hint"])
+
+
 def test_forward_and_reverse_choose_one_divergence():
     s, t = torch.randn(2, 4), torch.randn(2, 4)
     both = distillation_loss(s, t)
     assert distillation_loss(s, t, "forward")["loss"] == both["loss_kl_forward"]
     assert distillation_loss(s, t, "reverse")["loss"] == both["loss_kl_reverse"]
-    with pytest.raises(ValueError, match="'backward' is not one of symmetric, forward, reverse"):
+    with pytest.raises(ValueError, match="is 'backward', expected a function or one of symmetric, forward, reverse"):
         distillation_loss(s, t, "backward")
 
 

@@ -70,7 +70,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 SUBSAMPLES = ("all", "base", "new")
 SPLITS = ("test", "val")
 FINAL_MODELS = ("last_step", "best_val")
-LOSSES = ("symmetric", "forward", "reverse")
+LOSSES = ("symmetric", "forward", "reverse", "dkd", "argmax")
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 SCHEDULES = ("single_step", "multi_step", "cosine")
 WARMUPS = ("constant", "linear")
@@ -198,7 +198,7 @@ OWN = {
     "TRAINER.KDPL.SHOTS": Key(
         "class", MATTERS, "Draw training images by class, or as many without labels.", ("class", "random")
     ),
-    "TRAINER.KDPL.LOSS": Key("symmetric", MATTERS, "The [divergences](method.md#the-loss): both or one.", LOSSES),
+    "TRAINER.KDPL.LOSS": Key("symmetric", MATTERS, "The [loss](method.md#the-loss).", LOSSES),
     "TRAINER.KDPL.TEMPERATURE": Key(1.0, MATTERS, "Divides both logits.", ABOVE_0),
     "TRAINER.KDPL.TEACHER_LOGIT_SCALE": Key("student", MATTERS, "Factor of the teacher's logits.", LOGIT_SCALE),
     "TRAINER.KDPL.VIEWS": Key(0, MATTERS, "Fixed views of each image, encoded once; 0: a new augmentation each time.", FROM_0),

@@ -1,33 +1,60 @@
-"""The distillation loss (KDPL, arXiv:2407.03056)."""
+"""The distillation losses: KDPL's divergences (arXiv:2407.03056), others of the field by name, and any function."""
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.config.keys import LOSSES
 
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+DKD_ALPHA, DKD_BETA = 1.0, 8.0  # of the target's part and of the others', in the code of the paper
+
+
+def check_loss(kind: Loss, temperature: float) -> None:
+    """Refuse a loss that there is not, or a temperature that it cannot have.
+
+    Raises:
+        ValueError: the message names the value.
+    """
+    if not callable(kind) and kind not in LOSSES:
+        raise ValueError(f"The loss (TRAINER.KDPL.LOSS) is '{kind}', expected a function or one of {', '.join(LOSSES)}.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"The temperature (TRAINER.KDPL.TEMPERATURE) is {temperature}, expected a number above 0.")
+    if callable(kind) and temperature != 1:
+        raise ValueError(
+            f"The temperature is {temperature}, but a loss that is a function divides the logits itself: leave it 1."
+        )
+
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, kind: Loss = "symmetric", temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """Return the divergence between the student's and the teacher's distribution over the same class names.
+    """Return the loss of the student's distribution against the teacher's over the same class names.
 
     Args:
         student_logits, teacher_logits: `(B, C)`; the softmaxes and the loss are computed in fp32.
-        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S) or "reverse" KL(S||T).
+        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S), "reverse" KL(S||T), "dkd" (`decoupled`), "argmax"
+            cross-entropy to the teacher's likeliest name, or a function of both logits that returns a scalar or `(B,)`.
         temperature: divides both logits; the loss is multiplied by its square, which keeps the scale of the gradients
-            (Hinton et al., arXiv:1503.02531).
+            (Hinton et al., arXiv:1503.02531). "forward" with it is the loss of that paper. "argmax" has none.
 
     Returns:
-        Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`: sums over C, means over B.
+        Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`; the last two are sums over C and means over B.
 
     Raises:
-        ValueError: an unknown kind, or shapes that disagree.
+        ValueError: an unknown kind, shapes that disagree, or a function that returns something else.
     """
-    forward, reverse = _both_ways(student_logits, teacher_logits, kind, temperature)
-    forward, reverse = forward.mean() * temperature**2, reverse.mean() * temperature**2
-    return {"loss": _combine(kind, forward, reverse), "loss_kl_forward": forward, "loss_kl_reverse": reverse}
+    forward, reverse = _both_ways(student_logits, teacher_logits, temperature)
+    if kind in ("symmetric", "forward", "reverse"):
+        forward, reverse = forward.mean() * temperature**2, reverse.mean() * temperature**2
+        loss = _combine(kind, forward, reverse)
+    else:
+        loss = _other(student_logits, teacher_logits, kind, temperature).mean()
+        forward, reverse = (each.detach().mean() * temperature**2 for each in (forward, reverse))
+    return {"loss": loss, "loss_kl_forward": forward, "loss_kl_reverse": reverse}
 
 
 def mean_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -43,16 +70,53 @@ def mean_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature * (log_p.logsumexp(0) - math.log(len(logits)))
 
 
-def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: str = "symmetric", temperature: float = 1.0) -> Tensor:
+def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: Loss = "symmetric", temperature: float = 1.0) -> Tensor:
     """Return the loss of each row, `(B,)`, whose mean is `distillation_loss`; arguments and errors are the same."""
-    forward, reverse = _both_ways(student_logits, teacher_logits, kind, temperature)
-    return _combine(kind, forward, reverse) * temperature**2
+    if kind in ("symmetric", "forward", "reverse"):
+        return _combine(kind, *_both_ways(student_logits, teacher_logits, temperature)) * temperature**2
+    return _other(student_logits, teacher_logits, kind, temperature)
 
 
-def _both_ways(student_logits: Tensor, teacher_logits: Tensor, kind: str, temperature: float) -> tuple[Tensor, Tensor]:
+def decoupled(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = DKD_ALPHA, beta: float = DKD_BETA, temperature: float = 4.0
+) -> Tensor:
+    """Return the loss of each row, `(B,)`, of decoupled knowledge distillation (Zhao et al., arXiv:2203.08679).
+
+    The target is the teacher's likeliest name, as there are no labels. The first part compares the probability of the target,
+    the second the distributions over all other names.
+    """
+    log_s, log_t = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (student_logits, teacher_logits))
+    target = teacher_logits.argmax(-1, keepdim=True)  # (B, 1)
+    is_target = torch.zeros_like(log_s, dtype=torch.bool).scatter_(1, target, True)
+    parts = []
+    for log_p in (log_s, log_t):
+        rest = log_p.masked_fill(is_target, -math.inf).logsumexp(-1, keepdim=True)  # log of the others' probability
+        others = (log_p - rest).masked_fill(is_target, 0)  # their distribution; the target adds nothing
+        parts.append((torch.cat([log_p.gather(1, target), rest], dim=-1), others))
+    (two_s, others_s), (two_t, others_t) = parts
+    of_target = (two_t.exp() * (two_t - two_s)).sum(-1)
+    of_others = (others_t.exp() * (others_t - others_s)).sum(-1)
+    return (alpha * of_target + beta * of_others) * temperature**2
+
+
+def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperature: float) -> Tensor:
+    """Return the loss of each row, `(B,)`, or of a function what it returns."""
+    if kind == "dkd":
+        return decoupled(student_logits, teacher_logits, temperature=temperature)
+    if kind == "argmax":
+        return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
+    check_loss(kind, temperature)
+    loss = kind(student_logits, teacher_logits)
+    if not isinstance(loss, Tensor) or loss.shape not in ((), student_logits.shape[:1]):
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"The loss function returned {shape}, expected a scalar or one value a row, {tuple(student_logits.shape[:1])}."
+        )
+    return loss
+
+
+def _both_ways(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return KL(T||S) and KL(S||T) of each row, `(B,)`."""
-    if kind not in LOSSES:
-        raise ValueError(f"TRAINER.KDPL.LOSS '{kind}' is not one of {', '.join(LOSSES)}.")
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"Student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdpl.clip.model import Clip
 from kdpl.distill.labelled import Labelled
-from kdpl.distill.loss import distillation_loss, mean_logits
+from kdpl.distill.loss import Loss, check_loss, distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
@@ -112,7 +112,7 @@ class Distillation(Objective):
         names: the class names; with `k_max` a vocabulary.
         template: the teacher's sentence, with `{}` for the name, or several (see `Teacher`); by default the student's.
         k_max: for class-agnostic training: in each batch only the teacher's `k_max` most probable names are used.
-        loss: "symmetric" (the default), "forward" or "reverse", see `distillation_loss`.
+        loss: the name of one, by default "symmetric", or a function of student and teacher logits: see `distillation_loss`.
         temperature: divides both logits.
         logit_scale: the factor of the teacher's logits: "student" (as published), "own" or a number.
         shard_classes: in a job of several ranks, each encodes a share of the names.
@@ -123,8 +123,7 @@ class Distillation(Objective):
 
     Raises:
         ValueError: fewer than two names, class-specific prompts with `k_max`, no teacher, the same twice, or other names; or
-            `labelled` cannot be used (`Labelled.check`).
-        ConfigError: `loss` or `logit_scale` is unknown.
+            `labelled` cannot be used (`Labelled.check`); or `loss`, `temperature` or `logit_scale` is none.
     """
 
     def __init__(
@@ -135,13 +134,14 @@ class Distillation(Objective):
         *,
         template: str | Sequence[str] | None = None,
         k_max: int | None = None,
-        loss: str = "symmetric",
+        loss: Loss = "symmetric",
         temperature: float = 1.0,
         logit_scale: str | float = "student",
         shard_classes: bool = False,
         labelled: Labelled | None = None,
     ):
         super().__init__(student, names, shard_classes)
+        check_loss(loss, temperature)
         if k_max and student.class_specific:
             raise ValueError(
                 f"{type(student).__name__} has class-specific prompts, which cannot be learned for names that change with "
@@ -222,7 +222,9 @@ class Distillation(Objective):
             output, extra = student(images, prepared, frozen=known), {}
             if self.labelled is not None:
                 output, extra["loss_labels"] = self.labelled.apart(output, len(frozen))
-            terms = distillation_loss(output.logits, mean_logits(target, self.temperature), self.kind, self.temperature)
+            target = mean_logits(target, self.temperature)
+            terms = distillation_loss(output.logits, target, self.kind, self.temperature)
+            output = output._replace(teacher_logits=target)
             own = {**student.regularisers(output, frozen, names), **extra}
         total = terms["loss"] + sum(own.values())
         return total, {**terms, **own, **({"loss_total": total} if own else {})}

@@ -28,6 +28,7 @@ class Output(NamedTuple):
     logits: Tensor  # (B, C)
     image_features: Tensor  # (B, d)
     text_features: Tensor  # (C, d), or (B, C, d) if every image has its own
+    teacher_logits: Tensor | None = None  # (B, C), in the regularisers of a distillation
 
 
 class Student(nn.Module):
