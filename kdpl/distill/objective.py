@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip
+from kdpl.distill.given import GivenTeacher, GivesLogits
 from kdpl.distill.labelled import Labelled
 from kdpl.distill.loss import Loss, check_loss, distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
@@ -109,6 +110,7 @@ class Distillation(Objective):
     Args:
         student: the prompt learner.
         teacher: a frozen CLIP, a `Teacher` over these names, or several of them: the mean of their distributions is learned.
+            Or any object with `names` and `logits(images or keys)`, see `kdpl.distill.given`.
         names: the class names; with `k_max` a vocabulary.
         template: the teacher's sentence, with `{}` for the name, or several (see `Teacher`); by default the student's.
         k_max: for class-agnostic training: in each batch only the teacher's `k_max` most probable names are used.
@@ -129,7 +131,7 @@ class Distillation(Objective):
     def __init__(
         self,
         student: Student,
-        teacher: Clip | Teacher | Ensemble | Sequence[Clip | Teacher],
+        teacher: Clip | Teacher | Ensemble | Sequence[Clip | Teacher] | GivesLogits,
         names: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
@@ -147,7 +149,9 @@ class Distillation(Objective):
                 f"{type(student).__name__} has class-specific prompts, which cannot be learned for names that change with "
                 "every batch: leave k_max out, or the class-specific prompts."
             )
-        if not isinstance(teacher, Teacher | Ensemble):
+        if hasattr(teacher, "names") and not isinstance(teacher, Clip | Teacher | Ensemble | GivenTeacher):
+            teacher = GivenTeacher(teacher)
+        if not isinstance(teacher, Teacher | Ensemble | GivenTeacher):
             given = [teacher] if isinstance(teacher, Clip) else list(teacher)
             if not given:
                 raise ValueError("There is no teacher among []: give a CLIP, a Teacher, or several.")
@@ -182,7 +186,8 @@ class Distillation(Objective):
 
         Args:
             images: `(B, 3, H, W)`, normalised for the student; None if all needed features are given.
-            teacher_features: the teacher's image features `(B, d_T)`, if already computed; of several teachers a list.
+            teacher_features: the teacher's image features `(B, d_T)`, if already computed; of several teachers a list. For a
+                teacher of one's own the keys of the images.
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
             share: this rank's fraction of the whole batch, in a job of several ranks.
 
