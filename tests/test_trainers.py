@@ -220,7 +220,7 @@ def test_one_trained_model_is_evaluated_on_other_data_sets(tmp_path):
         ("KDPL_CoOp", ("TRAINER.KDPL.LOSS", "symetric"), ConfigError, "Did you mean 'symmetric'"),
         ("KDPL_CoOp", ("TRAINER.KDPL.K_MAX", 0), ConfigError, "K_MAX is 0"),
         ("KDPL_CoOp", ("TRAINER.KDPL.TEMPERATURE", 0.0), ConfigError, "TEMPERATURE is 0.0"),
-        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", -3), ConfigError, "TEACHER_LOGIT_SCALE '-3'"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER_LOGIT_SCALE", -3), ConfigError, "TEACHER_LOGIT_SCALE is -3"),
         ("KDPL_CoOp", ("INPUT.TRANSFORMS", "('random_flip',)"), ConfigError, "has no 'normalize'"),
         ("KDPL_PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), ValueError, "GPA_STD is 0"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils.registry import Registry, build_registered
+from dassl.utils import Registry, build_registered
 from kdpl.common.files import write_torch
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -19,16 +19,11 @@ def build_evaluator(cfg: CfgNode, **kwargs) -> "Classification":
 
 @EVALUATOR_REGISTRY.register()
 class Classification:
-    """The evaluator of classification: `reset`, `process` for every batch, `evaluate` at the end.
-
-    `lab2cname`, the class name of each label, is needed for TEST.PER_CLASS_RESULT.
-    """
+    """The evaluator of classification: `reset`, `process` for every batch, `evaluate` at the end."""
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None):
         self.cfg = cfg
-        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname, or set it to False.")
-        self._lab2cname = lab2cname
+        self._lab2cname = lab2cname or {}
         self.reset()
 
     def reset(self) -> None:

@@ -13,7 +13,5 @@ def compute_accuracy(
     `output` are logits (B, C), or a tuple or list whose first element they are.
     """
     logits = output[0] if isinstance(output, tuple | list) else output
-    if max(topk) > logits.shape[1]:
-        raise ValueError(f"topk {tuple(topk)} asks for more classes than the {logits.shape[1]} that there are.")
     hits = logits.topk(max(topk), dim=1).indices == target.view(-1, 1)  # (B, k)
     return [100 * hits[:, :k].any(dim=1).float().mean().reshape(1) for k in topk]

@@ -3,12 +3,12 @@
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
-from dassl.utils.registry import Registry, build_registered
+from dassl.utils import Registry, build_registered
 
 DATASET_REGISTRY = Registry("DATASET")
 
@@ -24,12 +24,7 @@ def build_dataset(cfg: CfgNode) -> "DatasetBase":
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Datum:
-    """One labelled image: its path, the indices of its class and domain, and the name of its class.
-
-    Raises:
-        TypeError: `impath` is not text.
-        FileNotFoundError: there is no file at `impath`.
-    """
+    """One labelled image: its path, the indices of its class and domain, and the name of its class."""
 
     impath: str = ""
     label: int = 0
@@ -37,8 +32,6 @@ class Datum:
     classname: str = ""
 
     def __post_init__(self):
-        if not isinstance(self.impath, str):
-            raise TypeError(f"impath must be text, got {type(self.impath).__name__} {self.impath!r}. Convert it with str().")
         if not os.path.isfile(self.impath):
             raise FileNotFoundError(f"No image at '{self.impath}'. Check DATASET.ROOT and the data set's folder.")
 
@@ -126,16 +119,15 @@ class DatasetBase:
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each label, the labels in the order of their first image."""
-        return grouped(data_source, [item.label for item in data_source])
+        return _grouped(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each domain, the domains in the order of their first image."""
-        return grouped(data_source, [item.domain for item in data_source])
+        return _grouped(data_source, "domain")
 
 
-def grouped(items: Iterable, keys: Sequence[int]) -> dict[int, list]:
-    """Return the items of each key, the keys in the order of their first item."""
+def _grouped(items: Sequence[Datum], key: str) -> dict[int, list[Datum]]:
     groups = defaultdict(list)
-    for item, key in zip(items, keys, strict=True):
-        groups[key].append(item)
+    for item in items:
+        groups[getattr(item, key)].append(item)
     return groups

@@ -12,22 +12,23 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.data.samplers import build_sampler
-from dassl.data.transforms import build_transform, train_steps
+from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import read_image
+from kdpl.config.keys import check_choice
 
 Transform = Callable[[Image.Image], Any]
+SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
 
 
 class DatasetWrapper(Dataset):
     """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`.
 
-    Several transforms give `img`, `img2`, `img3`, ...; none leaves PIL images. With DATALOADER.K_TRANSFORMS above 1, each is a
-    list of that many augmented views, in training only. With DATALOADER.RETURN_IMG0, `img0` is the image without augmentation.
+    Several transforms give `img`, `img2`, `img3`, ...; none leaves PIL images. With DATALOADER.RETURN_IMG0, `img0` is the image
+    without augmentation.
     """
 
     def __init__(
@@ -41,14 +42,10 @@ class DatasetWrapper(Dataset):
         self.data_source = data_source
         self.transform = transform
         self.is_train = is_train
-        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        if self.k_tfm > 1 and transform is None:
-            raise ValueError(
-                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply that often. Set it to 1, "
-                "or INPUT.NO_TRANSFORM to False."
-            )
-        self.to_tensor = T.Compose(train_steps(cfg, [n for n in cfg.INPUT.TRANSFORMS if n == "normalize"]))
+        size = T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+        normalize = [T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)] * ("normalize" in cfg.INPUT.TRANSFORMS)
+        self.to_tensor = T.Compose([size, T.ToTensor(), *normalize])
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -65,8 +62,7 @@ class DatasetWrapper(Dataset):
         if self.transform is None:
             return {"img": image}
         transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
-        views = [[transform(image) for _ in range(self.k_tfm)] for transform in transforms]
-        return {f"img{i}" if i > 1 else "img": v if self.k_tfm > 1 else v[0] for i, v in enumerate(views, 1)}
+        return {f"img{i}" if i > 1 else "img": transform(image) for i, transform in enumerate(transforms, 1)}
 
 
 class DataManager:
@@ -87,8 +83,8 @@ class DataManager:
         dataset_wrapper: Callable[..., Dataset] | None = None,
     ):
         self.dataset = dataset = build_dataset(cfg)
-        tfm_train = _custom_or_built(cfg, custom_tfm_train, is_train=True)
-        tfm_test = _custom_or_built(cfg, custom_tfm_test, is_train=False)
+        tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
+        tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
         loaders = cfg.DATALOADER
         node_u = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
         wrapper = dataset_wrapper or DatasetWrapper
@@ -133,21 +129,12 @@ def build_data_loader(
     if not data_source:
         split = "training" if is_train else "test or validation"
         raise ValueError(f"Data set '{cfg.DATASET.NAME}' has no {split} images. Check DATASET.ROOT and the split.")
-    sampler = build_sampler(node.SAMPLER, cfg, data_source)
+    check_choice("SAMPLER of the engine in use where no Dassl is installed", node.SAMPLER, SAMPLERS)
     return DataLoader(
         wrapper(cfg, data_source, transform=transform, is_train=is_train),
         batch_size=node.BATCH_SIZE,
-        sampler=sampler,
+        sampler=SAMPLERS[node.SAMPLER](data_source),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        drop_last=is_train and len(sampler) >= node.BATCH_SIZE,
+        drop_last=is_train and len(data_source) >= node.BATCH_SIZE,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
-
-
-def _custom_or_built(
-    cfg: CfgNode, custom: Transform | Sequence[Transform] | None, is_train: bool
-) -> Transform | Sequence[Transform] | None:
-    if custom is None:
-        return build_transform(cfg, is_train)
-    print(f"* Using custom transform for {'training' if is_train else 'testing'}")
-    return custom

@@ -1,5 +1,6 @@
-"""The trainers that variants derive from: data, tests and checkpoints of a configured run, and its training epochs."""
+"""The trainers that variants derive from: models, data, tests and checkpoints of a configured run, and its training epochs."""
 
+import os
 import random
 import time
 from datetime import timedelta
@@ -7,21 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, load_checkpoint, set_random_seed  # noqa: F401  forks import meters from here
-from dassl.utils.checkpoint import BEST
-from dassl.utils.registry import Registry, build_registered
-from kdpl.config.keys import FINAL_MODELS, SPLITS, check_choice
+from dassl.utils import (
+    AverageMeter,  # noqa: F401  forks import the meters from here
+    MetricMeter,  # noqa: F401
+    Registry,
+    build_registered,
+    check_availability,
+    load_checkpoint,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_random_seed,
+    tolist_if_not,
+)
+from kdpl.config.keys import SPLITS, check_choice, check_key
 from kdpl.training.batches import EpochLoader
+from kdpl.training.checkpoint import BEST, NEWEST
 from kdpl.training.progress import Progress
 from kdpl.training.seeding import SEEDS, epoch_seed
 
 TRAINER_REGISTRY = Registry("TRAINER")
+Names = str | list[str] | None
 
 
 def __getattr__(name: str) -> Any:
@@ -32,23 +45,201 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
-def build_trainer(cfg: CfgNode) -> TrainerBase:
+def build_trainer(cfg: CfgNode) -> "TrainerBase":
     """Return the trainer that TRAINER.NAME names, built from `cfg`."""
     return build_registered(TRAINER_REGISTRY, "TRAINER.NAME", cfg)
+
+
+class TrainerBase:
+    """Registered models with their checkpoints and optimizers, the loop over epochs, and the TensorBoard log.
+
+    Methods that take `names` act on the registered models of these names, on all of them by default.
+    """
+
+    def __init__(self):
+        self._models: dict[str, nn.Module] = {}
+        self._optims: dict[str, Optimizer | None] = {}
+        self._scheds: dict[str, Any] = {}
+        self._writer = None
+
+    # --- models
+
+    def register_model(
+        self, name: str = "model", model: nn.Module | None = None, optim: Optimizer | None = None, sched: Any = None
+    ) -> None:
+        """Register a model with its optimizer and scheduler; checkpoints, in a folder of its name, hold what is registered."""
+        if name in self._models:
+            raise ValueError(f"Model '{name}' is registered already. Register every model once, each by its own name.")
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return `names` as a list, or the names of all registered models."""
+        return list(self._models) if names is None else tolist_if_not(names)
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str | os.PathLike,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Write a checkpoint of every model to `directory/<name>/`, as `save_checkpoint` does, after an epoch (from 0)."""
+        for name, model in self._models.items():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": model.state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": optim and optim.state_dict(),
+                "scheduler": sched and sched.state_dict(),
+                "val_result": None if val_result is None else float(val_result),
+            }
+            save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
+        """Load the newest checkpoint of every registered model, if all have one, and return the number of finished epochs.
+
+        Raises:
+            ValueError: the models' newest checkpoints are of different epochs.
+        """
+        folders = {name: Path(directory, name) for name in self._models}
+        if not folders or not all((folder / NEWEST).is_file() for folder in folders.values()):
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        epochs = {
+            name: resume_from_checkpoint(folder, self._models[name], self._optims[name], self._scheds[name])
+            for name, folder in folders.items()
+        }
+        if len(set(epochs.values())) > 1:
+            raise ValueError(f"The newest checkpoints in '{directory}' are of different epochs: {epochs}. Delete the folder.")
+        return next(iter(epochs.values()))
+
+    def load_model(self, directory: str | os.PathLike, epoch: int | None = None) -> None:
+        """Load the weights of every registered model.
+
+        Args:
+            directory: the output folder of a run; empty: nothing is loaded.
+            epoch: the number of finished epochs; None: the best on the validation set, `model-best.pth.tar`.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint; the message lists those that there are.
+        """
+        if not directory:
+            print("No model is loaded, because no folder is given (--model-dir)")
+            return
+        for name, model in self._models.items():
+            path = Path(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
+            if not path.is_file():
+                present = ", ".join(sorted(file.name for file in path.parent.glob("model*"))) or "no checkpoint"
+                raise FileNotFoundError(f"No model at '{path}'. Its folder has {present}: choose one with --load-epoch.")
+            checkpoint = load_checkpoint(path)
+            model.load_state_dict(checkpoint["state_dict"])
+            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        check_availability(mode, ["train", "eval", "test"])
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def update_lr(self, names: Names = None) -> None:
+        """Step the schedulers; a trainer calls this at the last batch of every epoch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first parameter group of the first model."""
+        return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
+
+    def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Raise a FloatingPointError if the loss is infinite or NaN."""
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(
+                f"The loss is infinite or NaN ({loss}). Try a lower OPTIM.LR, a longer warm-up or PREC fp32."
+            )
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of the loss, which must be finite."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Names = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        """Step the optimizers along the gradients of this loss alone."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    # --- TensorBoard
+
+    def init_writer(self, log_dir: str | os.PathLike) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=str(log_dir))
+
+    def close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a value to the TensorBoard log if it is open."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # --- epochs
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Run `before_train`, which may set `start_epoch` again, the epochs before `max_epoch`, and `after_train`."""
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.before_train()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self) -> None:
+        pass
+
+    def after_train(self) -> None:
+        pass
+
+    def before_epoch(self) -> None:
+        pass
+
+    def after_epoch(self) -> None:
+        pass
+
+    def run_epoch(self) -> None:
+        raise NotImplementedError
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+        raise NotImplementedError
 
 
 class SimpleTrainer(TrainerBase):
     """A run from a configuration: it builds data, model and evaluator, resumes, tests and saves.
 
     A variant implements `build_model`, which registers a model and sets `self.model` or overrides `model_inference`.
-
-    Raises:
-        ValueError: TEST.SPLIT, TEST.FINAL_MODEL or TRAIN.PRINT_FREQ has a value that is not possible.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        _check_run(cfg)
+        check_key("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL)
         self.check_cfg(cfg)
         self.cfg, self.output_dir = cfg, cfg.OUTPUT_DIR
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
@@ -175,10 +366,3 @@ class TrainerX(SimpleTrainer):
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the images, labels and domains of a batch, on the device."""
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
-
-
-def _check_run(cfg: CfgNode) -> None:
-    check_choice("TEST.SPLIT", cfg.TEST.SPLIT, SPLITS)
-    check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, FINAL_MODELS)
-    if cfg.TRAIN.PRINT_FREQ < 1:
-        raise ValueError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}, expected a number of batches, at least 1.")

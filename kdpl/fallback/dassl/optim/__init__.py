@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules from the OPTIM node of a configuration."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,26 +18,21 @@ __all__ = ["build_lr_scheduler", "build_optimizer"]
 def build_optimizer(
     model: nn.Module | Iterable, optim_cfg: CfgNode, param_groups: Iterable[dict[str, Any]] | None = None
 ) -> Optimizer:
-    """Return the optimizer that OPTIM.NAME names, over all parameters of a model.
+    """Return the optimizer that OPTIM.NAME names, over all parameters of a model, or over `param_groups`.
 
     With OPTIM.STAGED_LR, the child modules in NEW_LAYERS learn at LR and all other parameters at LR * BASE_LR_MULT.
 
     Args:
         model: a module, or parameters or groups of them as PyTorch's optimizers take.
-        param_groups: groups to optimize in place of the model's parameters.
 
     Raises:
-        ValueError: the optimizer is unknown, or a name in NEW_LAYERS is not one of the model's children.
-        TypeError: STAGED_LR with something else than a module.
+        ConfigError: the optimizer is unknown, or NEW_LAYERS is empty or names something else than children of the model.
     """
     check_choice("OPTIM.NAME", optim_cfg.NAME, OPTIMIZERS)
-    if param_groups is not None:
-        if optim_cfg.STAGED_LR:
-            warnings.warn("OPTIM.STAGED_LR is ignored, because the parameter groups are given", stacklevel=2)
-        parameters = param_groups
-    elif optim_cfg.STAGED_LR:
+    parameters = param_groups
+    if parameters is None and optim_cfg.STAGED_LR:
         parameters = _staged(model, optim_cfg)
-    else:
+    elif parameters is None:
         parameters = model.parameters() if isinstance(model, nn.Module) else model
     betas = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)}
     momentum = {"momentum": optim_cfg.MOMENTUM}
@@ -53,25 +47,15 @@ def build_optimizer(
     return optimizer(parameters, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **own)
 
 
-def _staged(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict[str, Any]]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"OPTIM.STAGED_LR needs a module whose children NEW_LAYERS names, got {type(model).__name__}. "
-            "Pass the module, or set STAGED_LR to False."
-        )
-    model = model.module if isinstance(model, nn.DataParallel) else model
-    names = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
-    if not names:
-        raise ValueError(
-            "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty. Name the child modules that learn at LR, "
-            "or set STAGED_LR to False."
-        )
-    children = dict(model.named_children())
-    if unknown := [name for name in names if name not in children]:
-        raise ConfigError(
-            f"OPTIM.NEW_LAYERS '{unknown[0]}' is not one of the model's child modules ({', '.join(children) or 'it has none'})."
-            f"{did_you_mean(unknown[0], children)} Name those that learn at LR, or set OPTIM.STAGED_LR to False."
-        )
+def _staged(model: nn.Module, optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    children, names = dict(model.named_children()), optim_cfg.NEW_LAYERS
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names or [""]:
+        if name not in children:
+            raise ConfigError(
+                f"OPTIM.NEW_LAYERS '{name}' is not one of the model's child modules ({', '.join(children) or 'it has none'})."
+                f"{did_you_mean(name, children)} Name those that learn at LR, or set OPTIM.STAGED_LR to False."
+            )
     new = [p for name in names for p in children[name].parameters()]
     new_ids = {id(p) for p in new}
     base = [p for p in model.parameters() if id(p) not in new_ids]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 # isort: split
 from dassl.config import get_cfg_default
-from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
+from dassl.evaluation import Classification, build_evaluator
 
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
 
@@ -40,16 +40,6 @@ def test_results_are_printed_as_the_forks_parsers_read_them(capsys):
     assert list(results) == ["accuracy", "error_rate", "macro_f1"]
     assert results["accuracy"] == pytest.approx(85.3)
     assert results["error_rate"] == pytest.approx(14.7)
-
-
-def test_batches_add_up_until_a_reset(capsys):
-    target = evaluator()
-    process(target, [0, 1], [0, 0])
-    process(target, [2, 2], [2, 2])
-    assert target.evaluate()["accuracy"] == 75
-    target.reset()
-    process(target, [1], [0])
-    assert target.evaluate()["accuracy"] == 0
 
 
 def f1(predictions: list[int], labels: list[int], c: int) -> float:
@@ -91,14 +81,3 @@ def test_the_confusion_matrix_is_saved_with_labels_as_rows(tmp_path, capsys):
     target.evaluate()
     matrix = torch.load(tmp_path / "run" / "cmat.pt", weights_only=True)
     assert torch.allclose(matrix, torch.tensor([[1 / 3, 2 / 3, 0], [0, 0, 0], [0, 0, 1]]))
-
-
-def test_what_cannot_be_evaluated_is_named():
-    with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluator().evaluate()
-    with pytest.raises(ValueError, match=r"TEST\.EVALUATOR 'classification' .* 'Classification'"):
-        evaluator("TEST.EVALUATOR", "classification")
-    cfg = get_cfg_default()
-    cfg.TEST.PER_CLASS_RESULT = True
-    with pytest.raises(ValueError, match="PER_CLASS_RESULT needs the class names"):
-        EVALUATOR_REGISTRY.get("Classification")(cfg)

@@ -1,0 +1,269 @@
+"""Registries, files, random seeds, logging, meters and checkpoints."""
+# ruff: noqa: F401 - others import read_json and read_image from here
+
+import json
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import collect_env
+from yacs.config import CfgNode
+
+from kdpl.common.files import atomic_write, write_torch
+from kdpl.common.messages import did_you_mean, short_reason
+from kdpl.common.safe_text import read_json
+from kdpl.common.tensor_files import load_torch
+from kdpl.config.keys import check_choice
+from kdpl.training.checkpoint import BEST, NEWEST, newest_checkpoint
+from kdpl.training.pixels import read_image
+
+
+class Registry:
+    """A table from names to the classes or functions that were registered under them; its own name is for messages."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._objects: dict[str, Any] = {}
+
+    def register(self, obj: Any = None, force: bool = False) -> Any:
+        """Register `obj` under its `__name__`; without `obj`, return a decorator that does so.
+
+        Raises:
+            KeyError: the name is taken and `force` is False.
+        """
+        if obj is None:
+            return lambda decorated: self.register(decorated, force)
+        name = obj.__name__
+        if name in self._objects and not force:
+            raise KeyError(
+                f"{self.name} '{name}' is registered already, by module {self._objects[name].__module__}. "
+                "Choose another name, or pass force=True to replace it."
+            )
+        self._objects[name] = obj
+        return obj
+
+    def get(self, name: str) -> Callable:
+        """Return what is registered under `name`, or raise a KeyError that suggests the closest name."""
+        if name not in self._objects:
+            closest = did_you_mean(name, self._objects)
+            raise KeyError(f"{self.name} '{name}' is not registered.{closest} Import the module that registers it first.")
+        return self._objects[name]
+
+    def registered_names(self) -> list[str]:
+        """Return all names, in the order of their registration."""
+        return list(self._objects)
+
+
+def build_registered(registry: Registry, key: str, cfg: CfgNode, **kwargs: Any) -> Any:
+    """Return what `registry` has under the name that a key such as "TRAINER.NAME" of `cfg` holds, called with `cfg`."""
+    node, leaf = key.split(".")
+    name = cfg[node][leaf]
+    check_choice(key, name, registry.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading {registry.name.lower()}: {name}")
+    return registry.get(name)(cfg, **kwargs)
+
+
+def check_availability(requested: str, available: Iterable[str]) -> None:
+    """Raise a ValueError that suggests the closest name unless `requested` is one of `available`."""
+    check_choice("The requested name", requested, list(available))
+
+
+# ------------------------------------------------------------------------------------------------------- small tools
+
+
+def mkdir_if_missing(dirname: str | os.PathLike) -> None:
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
+def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
+    """Return the names in a folder that do not start with a dot, sorted if `sort`."""
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def write_json(obj: Any, fpath: str | os.PathLike) -> None:
+    """Write `obj` to a JSON file, making its folder if missing."""
+    with atomic_write(fpath, "w") as file:
+        json.dump(obj, file, indent=4)
+
+
+def tolist_if_not(x: Any) -> list:
+    return x if isinstance(x, list) else [x]
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators, those of all GPUs included."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def collect_env_info() -> str:
+    """Return PyTorch's report of versions and devices."""
+    return collect_env.get_pretty_env_info()
+
+
+def count_num_param(model: nn.Module | None = None, params: Iterable[torch.Tensor] | None = None) -> int:
+    """Count the numbers in a model's parameters, or in `params`."""
+    return sum(p.numel() for p in (model.parameters() if model is not None else params))
+
+
+# --------------------------------------------------------------------------------------------------- logs and meters
+
+
+class Logger:
+    """A text stream that writes to the terminal and to a file, which must not exist yet."""
+
+    def __init__(self, fpath: str | os.PathLike):
+        # A second logger takes the first one's place: lines of the new run do not belong in the old run's file.
+        self.console: IO[str] = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
+        Path(fpath).parent.mkdir(parents=True, exist_ok=True)
+        # Line-buffered, so that the lines before a crash are on disk.
+        self.file: IO[str] = open(fpath, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        try:
+            self.file.write(text)
+        except OSError as error:  # a full disk, say: a log is not worth a run
+            path, self.file = self.file.name, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            self.console.write(f"'{path}' ends here, because it cannot be written any more: {error}\n")
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.console.flush()
+
+    def __getattr__(self, name: str):
+        if name == "console":
+            raise AttributeError(name)
+        return getattr(self.console, name)  # encoding, isatty, fileno, ...
+
+
+def setup_logger(output: str | os.PathLike | None = None) -> None:
+    """Copy everything printed from now on to `log.txt` in a folder, or to a file whose name ends in .txt or .log.
+
+    An existing log stays: the new one's name is then followed by the time.
+    """
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix not in (".txt", ".log"):
+        path /= "log.txt"
+    stamped = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+    while path.exists():
+        path, stamped = stamped, stamped.with_name(stamped.name + "-1")
+    sys.stdout = Logger(path)
+
+
+class AverageMeter:
+    """The latest value and the mean of all values so far."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.val = self.avg = self.sum = 0.0
+        self.count = 0
+
+    def update(self, val: float | torch.Tensor, n: int = 1) -> None:
+        self.val = float(val)
+        self.sum += self.val * n
+        self.count += n
+        self.avg = self.sum / self.count
+
+
+class MetricMeter:
+    """An `AverageMeter` for each of several named values; as text, "loss 1.2000 (1.3000)" for each."""
+
+    def __init__(self, delimiter: str = " "):
+        self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
+        self.delimiter = delimiter
+
+    def update(self, values: dict[str, float | torch.Tensor] | None) -> None:
+        for name, value in (values or {}).items():
+            self.meters[name].update(value)
+
+    def __str__(self) -> str:
+        return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Write a checkpoint, by default as `model.pth.tar-<epoch>`, and then the file `checkpoint` that names it as the newest.
+
+    Args:
+        state: a dictionary with at least "state_dict" and "epoch" (the number of finished epochs).
+        is_best: write a second copy as `model-best.pth.tar`.
+        remove_module_from_keys: drop the prefix "module." that `DataParallel` gives to the names of parameters.
+    """
+    if remove_module_from_keys:
+        state = state | {"state_dict": {n.removeprefix("module."): value for n, value in state["state_dict"].items()}}
+    name = model_name or f"model.pth.tar-{state['epoch']}"
+    for target in [name, BEST] if is_best else [name]:
+        path = Path(save_dir, target)
+        write_torch(state, path)
+        print(f"Checkpoint saved to {path}")
+    # Written last: it never names a file that is not complete.
+    with atomic_write(Path(save_dir, NEWEST), "w") as file:
+        file.write(f"{name}\n")
+
+
+def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
+    """Return the contents of a checkpoint, its tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds Python objects, which could run code.
+    """
+    if not Path(fpath).is_file():
+        raise FileNotFoundError(f"No checkpoint at '{fpath}'.")
+    try:
+        return load_torch(Path(fpath))
+    except Exception as error:  # of many kinds, from inside the unpickler
+        raise ValueError(
+            f"'{fpath}' is not a complete checkpoint of tensors, numbers and text alone ({short_reason(error)}). Use another "
+            "epoch's file; if you trust one that holds more, save its 'state_dict' alone where it was made."
+        ) from error
+
+
+def resume_from_checkpoint(
+    fdir: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
+) -> int:
+    """Load the newest checkpoint of a folder into a model, its optimizer and scheduler; return the number of finished epochs.
+
+    Raises:
+        FileNotFoundError: the folder names no checkpoint, or the one it names is gone.
+    """
+    path = newest_checkpoint(fdir)
+    if path is None:
+        raise FileNotFoundError(f"No text file '{NEWEST}' in '{fdir}' that names the checkpoint to resume from.")
+    print(f"Loading checkpoint from {path}")
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if part is not None and checkpoint.get(name) is not None:
+            part.load_state_dict(checkpoint[name])
+    print(f"Finished epochs: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
+    """Load the weights of a checkpoint of the same model."""
+    model.load_state_dict(load_checkpoint(weight_path)["state_dict"])
