@@ -50,8 +50,10 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
     """
     path = Path(output_dir, FILE_NAME)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    made = {"output_dir": str(output_dir), "versions": versions(), "git": git_state(), "time": now}
+    made = {"output_dir": os.path.abspath(output_dir), "versions": versions(), "git": git_state(), "time": now}
     header = {"schema": SCHEMA, **_RUN, **run, **made}
+    if header["model_dir"]:
+        header["model_dir"] = os.path.abspath(header["model_dir"])
     earlier = [entry for entry in _earlier_results(path, header) if _test_of(entry) != _test_of(result)]
     with atomic_write(path, "w") as file:
         json.dump({**header, "results": [*earlier, {**result, "time": now}]}, file, indent=2, default=str)

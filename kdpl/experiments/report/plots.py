@@ -1,4 +1,4 @@
-"""The figures: radar charts by data set, bars by method, and few-shot curves."""
+"""The figures: bars by method, and few-shot curves."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdpl.common.files import atomic_write
 from kdpl.config.keys import is_distilled
 from kdpl.experiments.report.cells import Cell
-from kdpl.experiments.report.tables import AVERAGE, Table
+from kdpl.experiments.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Series = dict[str, Sequence[Cell | None]]  # the cells of each method
 
-_LEAST_AXES = 3  # with two data sets a radar chart is a line
 _INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _LIGHT = {"svg.hashsalt": "kdpl", "svg.fonttype": "none", "savefig.transparent": True}
 SETTINGS = {"light": _LIGHT, "dark": _LIGHT | dict.fromkeys(_INK, "#f0f6fc")}  # of matplotlib
@@ -27,9 +26,8 @@ SETTINGS = {"light": _LIGHT, "dark": _LIGHT | dict.fromkeys(_INK, "#f0f6fc")}  #
 def draw(tables: Sequence[Table], folder: str | os.PathLike, style: str = "png") -> list[Path]:
     """Draw the figures that the tables allow.
 
-    Base-to-new gives a radar chart of the new classes' accuracy by data set and bars of the averages; cross-dataset and
-    domain generalisation give a radar chart and bars of the targets; few-shot gives a curve for each data set. A radar
-    chart needs three data sets.
+    Base-to-new gives bars of the averages, cross-dataset and domain generalisation bars of the targets, few-shot a curve for
+    each data set.
 
     Args:
         folder: it is made if missing.
@@ -69,32 +67,10 @@ def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
             series = {row.labels[-1]: row.cells for row in rows if row.labels[0] == dataset}
             yield dataset, _curves(f"Few-shot, {table.subject.split(',')[0]}, {dataset}", table.columns, series)
         return
-    if table.protocol == "base-to-new":
-        average, axes = datasets[0], [name for name in datasets if name != AVERAGE]  # the average, or the only data set
-        bars = {row.labels[-1]: row.cells for row in rows if row.labels[0] == average}
-        new = {row.labels: row.cells[table.columns.index("new")] for row in rows}
-        radar = {method: [new.get((dataset, method)) for dataset in axes] for method in bars}
-        title, what = f"{table.title}, {average}", "accuracy on new classes"
-    else:
-        bars = {row.labels[-1]: row.cells for row in rows}
-        axes, radar = table.columns[1:-1], {method: cells[1:-1] for method, cells in bars.items()}
-        title, what = table.title, "accuracy"
-    yield "bars", _bars(title, table.columns, bars)
-    radar = {method: cells for method, cells in radar.items() if any(cells)}
-    if len(axes) >= _LEAST_AXES and radar:
-        yield "radar", _radar(f"{table.title}, {what}", axes, radar)
-
-
-def _radar(title: str, axes: Sequence[str], methods: Series) -> "Figure":
-    figure, plot = _new(title, figsize=(6, 6), projection="polar")
-    angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
-    for (method, cells), style in zip(methods.items(), _styles(methods), strict=True):
-        values = _means(cells)
-        plot.plot([*angles, 2 * math.pi], [*values, values[0]], label=method, **style)
-    plot.set_xticks(angles, axes)
-    plot.tick_params(axis="x", pad=14)
-    plot.legend(loc="upper left", bbox_to_anchor=(1.1, 1))
-    return figure
+    # Of base-to-new the average, or the only data set.
+    shown = [row for row in rows if table.protocol != "base-to-new" or row.labels[0] == datasets[0]]
+    title = f"{table.title}, {datasets[0]}" if table.protocol == "base-to-new" else table.title
+    yield "bars", _bars(title, table.columns, {row.labels[-1]: row.cells for row in shown})
 
 
 def _bars(title: str, groups: Sequence[str], methods: Series) -> "Figure":
@@ -141,11 +117,11 @@ def _curves(title: str, columns: Sequence[str], methods: Series) -> "Figure":
     return figure
 
 
-def _new(title: str, figsize: tuple[float, float], **settings: str) -> "tuple[Figure, Axes]":
+def _new(title: str, figsize: tuple[float, float]) -> "tuple[Figure, Axes]":
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=figsize)
-    plot = figure.add_subplot(**settings)
+    plot = figure.add_subplot()
     plot.set_title(title, fontsize=9)
     return figure, plot
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import yaml
 
-from kdpl.config.manifest import Manifest
-from kdpl.experiments.report.apart import apart, one_name_each
-from kdpl.experiments.report.logs import Log, as_list, read_logs
 from kdpl.training.results import FILE_NAME, ResultsError, read_results, same_dataset
 
 BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
@@ -75,9 +72,8 @@ class Score:
     path: Path
     recipe: str = ""  # of the manifest; empty without one
     right: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # of each class the images predicted right, and all
-    class_names: str = ""  # digest; empty in older results
+    class_names: str = ""  # digest
     images: str = ""  # likewise
-    manifest: Manifest | None = field(default=None, compare=False, repr=False)
 
     @property
     def cell(self) -> tuple:
@@ -90,18 +86,13 @@ class _Run:
     """An output folder as read; what its model was trained on is not known yet."""
 
     path: Path
-    facts: dict[str, Any]  # of its results.json, or the like from its log
-    log: Log
-    settings: dict[str, str] = field(default_factory=dict)  # that all runs of a method should share
+    facts: dict[str, Any]  # of its results.json
+    config: dict[str, str]  # dotted keys to text
 
     @property
-    def is_class_agnostic(self) -> bool:
-        return bool(self.facts["class_agnostic"]) or any(part.endswith("-CA") for part in self.path.parts)
-
-    @property
-    def model_dir(self) -> str | None:
-        """The folder of the run that trained the tested model, if this one did not."""
-        return self.facts["model_dir"] or (self.log.arguments.get("model_dir") if self.log.evaluates_only else None)
+    def name(self) -> str:
+        agnostic = self.facts["class_agnostic"] or any(part.endswith("-CA") for part in self.path.parts)
+        return f"{self.facts['trainer']}-CA" if agnostic else self.facts["trainer"]
 
     @property
     def shots(self) -> int:
@@ -112,17 +103,14 @@ class _Run:
     @property
     def config_name(self) -> str:
         """The stem of the trainer's configuration file, if need be by the name of the folder."""
-        if self.facts["config_name"]:
-            return self.facts["config_name"]
-        if file := self.log.arguments.get("config_file"):
-            return Path(file).stem
         parts = self.path.parts
         seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-?\d+", part)]
-        return re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""
+        by_folder = re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""
+        return self.facts["config_name"] or by_folder
 
 
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
-    """Read every run under the folders: its results.json, or else the result at the end of its log.txt.
+    """Read the results.json of every run under the folders.
 
     Of several results for the same thing the newest counts; if they differ, a note says so.
 
@@ -135,16 +123,19 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
 
     Raises:
         FileNotFoundError: a folder does not exist, or there is no run under any of them.
+        ResultsError: counts by class contradict the accuracy.
     """
     notes: list[str] = []
     runs = [run for path in _run_folders(folders) if (run := _read_run(path, notes))]
     if not runs and not notes:
         listed = ", ".join(f"'{folder}'" for folder in folders)
-        raise FileNotFoundError(f"There is no {FILE_NAME} and no log.txt under {listed}: no run has written there yet.")
-    one_name_each([run.facts for run in runs])
-    by_output_dir = {os.path.normpath(run.facts["output_dir"]): run for run in runs if run.facts["output_dir"]}
+        raise FileNotFoundError(f"There is no {FILE_NAME} under {listed}: no test has finished there yet.")
+    # By the folder that it wrote to, and by where that lies now.
+    trainings = {os.path.abspath(run.facts["output_dir"]): run for run in runs if run.facts.get("output_dir")}
+    trainings |= {str(run.path.resolve()): run for run in runs}
+    found = [score for run in runs for score in _scores(run, trainings, split, notes)]
     scores: dict[tuple, Score] = {}
-    for score in apart([score for run in runs for score in _scores(run, by_output_dir, split)], notes, split):
+    for score in _in_cells(found, notes, split):
         key = (*score.cell, score.seed)
         other = scores.get(key)
         if other is not None and other.accuracy != score.accuracy:
@@ -154,14 +145,38 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
     return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
 
 
+def _in_cells(scores: Iterable[Score], notes: list[str], split: str) -> list[Score]:
+    """Return the scores, with separate methods for those of one cell that differ in more than the seed.
+
+    Differing test images separate too; validation images are drawn by the seed.
+    """
+    cells: dict[tuple, list[Score]] = defaultdict(list)
+    for score in scores:
+        cells[score.cell].append(score)
+    separated, reported = [], set()
+    for cell, members in cells.items():
+        name = f"{cell[0].name} on {cell[-1]}"
+        if several_recipes := len({score.recipe for score in members}) > 1:
+            reported.add(f"{name}: runs with different manifests, in rows of their own (see manifest.json in each).")
+        if several_images := split == "test" and len({score.images for score in members}) > 1:
+            reported.add(f"{name}: results on different images, in rows of their own (see 'images' in results.json).")
+        for score in members:
+            parts = [score.recipe or "no manifest"] * several_recipes
+            parts += [f"images {score.images or 'not recorded'}"] * several_images
+            separated.append(replace(score, method=replace(score.method, recipe=", ".join(parts))))
+    notes += sorted(reported)
+    return separated
+
+
 def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
     """Return notes about runs of one row that were trained with different settings under one configuration's name."""
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
-        if run.path in used and not run.log.evaluates_only and not run.facts["trainer"].startswith("Zeroshot"):
+        if run.path in used and not run.facts["model_dir"] and not run.facts["trainer"].startswith("Zeroshot"):
             student = f"{run.config_name or 'configuration not known'}, student {run.facts['backbone']}"
-            for key, value in run.settings.items():
-                values[f"{_trainer_name(run)} ({student})", key].add(value)
+            for key, value in run.config.items():
+                if key.startswith(_SHARED):
+                    values[f"{run.name} ({student})", key].add(value)
     return [
         f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}."
         for (method, key), found in values.items()
@@ -178,26 +193,19 @@ def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
             raise FileNotFoundError(f"There is no folder '{folder}'. Give output folders, such as output/base2new.")
         for root, directories, files in os.walk(path):
             directories[:] = sorted(name for name in directories if not BEFORE.fullmatch(name))
-            if FILE_NAME in files or any(name.startswith("log.txt") for name in files):
+            if FILE_NAME in files:
                 found[Path(root).resolve()] = Path(root)
     return list(found.values())
 
 
 def _read_run(path: Path, notes: list[str]) -> _Run | None:
-    log = read_logs(path)
     try:
-        content = read_results(path / FILE_NAME)
-    except FileNotFoundError:
-        content = None
+        facts = read_results(path)
     except ResultsError as error:
-        notes.append(f"{error} Until then the log is used." if log.accuracies else str(error))
-        content = None
-    if content is None:
-        return _Run(path, content, log) if (content := log.results(path)) else None
-    config = content["config"]
-    config = _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {})
-    settings = {key: value for key, value in config.items() if key.startswith(_SHARED)}
-    return _Run(path, content | {"template": config.get("DATASET.TEMPLATE", "")}, log, settings)
+        notes.append(str(error))
+        return None
+    config = facts["config"]
+    return _Run(path, facts, _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {}))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -208,29 +216,37 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _scores(run: _Run, by_output_dir: dict[str, _Run], split: str) -> Iterator[Score]:
+def _scores(run: _Run, trainings: dict[str, _Run], split: str, notes: list[str]) -> Iterator[Score]:
     facts = run.facts
-    origin = by_output_dir.get(os.path.normpath(run.model_dir or "-"), run)
-    method = Method(_trainer_name(run, origin), run.config_name, facts["teacher"] or "", facts["template"])
-    manifest = facts.get("manifest")
+    model_dir = facts["model_dir"] and os.path.abspath(facts["model_dir"])
+    origin = trainings.get(model_dir, run) if model_dir else run
+    name = origin.name if origin.name == f"{run.name}-CA" else run.name  # a test need not say how its prompts were learned
+    method = Method(name, run.config_name, facts["teacher"] or "", run.config.get("DATASET.TEMPLATE", ""))
     for entry in [e for e in facts["results"] if e["split"] == split]:
         tested = Data(entry["dataset"], entry["classes"], " ".join(entry["target_domains"]))
-        same_source = replace(tested, domains=" ".join(entry["source_domains"]))
+        trained = None
+        if not method.is_zero_shot:
+            trained = _trained_on(run, origin, replace(tested, domains=" ".join(entry["source_domains"])))
+            if trained is None:
+                notes.append(
+                    f"'{run.path}' tests prompts of '{facts['model_dir']}', and what these were trained on is not known: give "
+                    "that folder too."
+                )
+                continue
         yield Score(
             method,
             facts["backbone"],
             shots=0 if method.is_zero_shot else origin.shots,
             seed=facts["seed"],
-            trained=None if method.is_zero_shot else _trained_on(run, origin, same_source),
+            trained=trained,
             tested=tested,
             accuracy=entry["accuracy"],
             time=entry["time"],
             path=run.path,
-            recipe=(manifest or {}).get("recipe", ""),
+            recipe=(facts["manifest"] or {}).get("recipe", ""),
             right=_right_by_class(entry, run.path),
             class_names=entry.get("class_names", ""),
             images=entry.get("images", ""),
-            manifest=Manifest.from_dict(manifest),
         )
 
 
@@ -255,29 +271,19 @@ def _right_by_class(entry: dict[str, Any], path: Path) -> tuple[tuple[int, int],
     return counts
 
 
-def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data:
-    """Return what the model was trained on: by the training run, else by the folders' names in the forks' layout."""
-    if not origin.log.evaluates_only and origin.log.config.get("DATASET.NAME"):
-        config = origin.log.config
-        domains = " ".join(as_list(config.get("DATASET.SOURCE_DOMAINS", "")))
-        return Data(config["DATASET.NAME"], config.get("DATASET.SUBSAMPLE_CLASSES") or "all", domains)
-    hints = [*Path(run.model_dir or "").parts, *reversed(run.path.parts)]
-    for part in hints:
+def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data | None:
+    """Return what the model was trained on: by the training run, else by the folders' names; None if neither says it."""
+    if not origin.facts["model_dir"] and (name := origin.config.get("DATASET.NAME")):
+        domains = yaml.safe_load(origin.config.get("DATASET.SOURCE_DOMAINS", "")) or ()
+        return Data(name, origin.config.get("DATASET.SUBSAMPLE_CLASSES") or "all", " ".join(domains))
+    for part in (*Path(run.facts["model_dir"] or "").parts, *reversed(run.path.parts)):
         if part in ("train_base", "test_base", "test_new"):
             return replace(tested, classes="base")
-        if part == "evaluation" or part.startswith("cross_domain"):
+        if part == "evaluation" or same_dataset(part.removeprefix("train_"), "ImageNet"):
             return Data("ImageNet")
         if part.startswith("evaluation_"):
             stem = part.removeprefix("evaluation_")
             return Data("".join(word.capitalize() for word in stem.split("_")))  # emoji_meals is EmojiMeals
-        if same_dataset(part.removeprefix("train_"), "ImageNet"):
-            return Data("ImageNet")
+    if run.facts["model_dir"]:
+        return None
     return replace(tested, classes="base") if tested.classes == "new" else tested
-
-
-def _trainer_name(*runs: _Run) -> str:
-    """Return the name of a method by its run, and by that which trained it."""
-    trainer = runs[0].facts["trainer"]
-    # The published code says CoOp_KDPL, this one KDPL_CoOp.
-    name = f"KDPL_{trainer.removesuffix('_KDPL')}" if trainer.endswith("_KDPL") else trainer
-    return f"{name}-CA" if any(run.is_class_agnostic for run in runs) else name
