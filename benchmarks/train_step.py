@@ -3,16 +3,13 @@
 The trainer is the real one, on JPEG files of random content and ImageNet's class names; student and teacher have a real model's
 sizes and random weights. Each kind of step runs in its own process, which gives its peak memory; "speedup" is the
 published step's time over that of the row. With --preload the batches are in memory before, so that no step decodes images.
-"bound s" is the time of the step's FLOP at the given matrix rates and of the bytes that its other operations read and write.
 """
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -30,7 +27,6 @@ import kdpl.trainers.prompts
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
-from kdpl.experiments.cost import BYTES, LAUNCHES, Tally
 from kdpl.students import Student
 
 from dassl.config import get_cfg_default  # isort: skip  after kdpl, which makes it importable
@@ -54,7 +50,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", help="PREC of student and teacher: fp32, fp16, amp or bf16")
     parser.add_argument("--preload", action="store_true", help="load the batches before the steps")
-    parser.add_argument("--rates", type=json.loads, metavar="JSON", help="measured FLOP/s by dtype, and bandwidth in B/s")
     parser.add_argument("--cpu-time", action="store_true", help="count the seconds of the processor, on a busy machine")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", choices=KINDS, help="one kind alone, in this process")
@@ -73,10 +68,9 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> list[dict]:
     """Return a row for each kind of step, measured in processes of their own."""
-    skipped = ("json", "measure", "reference", "preload", "rates", "cpu_time")
+    skipped = ("json", "measure", "reference", "preload", "cpu_time")
     own = [x for k, v in vars(args).items() if k not in skipped for x in (f"--{k}", v)]
     own += ["--preload"] * args.preload + ["--cpu-time"] * args.cpu_time
-    own += ["--rates", json.dumps(args.rates)] if args.rates else []
     rows = [in_own_process(__file__, *own, "--measure", kind)["rows"][0] for kind in KINDS[not args.reference :]]
     for row in rows:
         if args.reference and rows[0]["step_s"] and row["step_s"]:
@@ -105,9 +99,6 @@ def _measure(args: argparse.Namespace, kind: str, folder: Path) -> dict:
             next(steps)
     next(steps)
     row = {"step_s": device_seconds(lambda: next(steps), args.steps, args.device), "peak_gb": peak_memory()}
-    if args.rates:
-        row["bound_s"] = bound(lambda: next(steps), args.rates)
-        row["times_bound"] = row["step_s"] / row["bound_s"]
     spent = time_parts(trainer, args.device)
     next(steps)
     spent.clear()
@@ -117,19 +108,6 @@ def _measure(args: argparse.Namespace, kind: str, folder: Path) -> dict:
     parts = {part: spent[part] / args.steps for part in PARTS}
     rest = (now(args.device) - started) / args.steps - sum(parts.values())
     return {"step": kind, **parts, "rest": rest, "first_loss": loss, **row}
-
-
-def bound(call: Callable[[], object], rates: dict[str, float]) -> float:
-    """Return the seconds that the matrix products of a call need at the measured rates, and all else at the bandwidth."""
-    with Tally() as tally:
-        call()
-    seconds = 0.0
-    for (_, what), count in tally.counts.items():
-        if what == BYTES:
-            seconds += count / rates["bandwidth"]
-        elif what != LAUNCHES:  # a precision
-            seconds += count / rates.get(str(what).removeprefix("torch."), rates["float32"])
-    return seconds
 
 
 def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *options: object):

@@ -29,18 +29,16 @@ COMMANDS = {
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
     "models": Command("kdpl.clip.names.listing", "the CLIPs there are, and which weights are on this machine"),
     "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
-    "estimate": Command("kdpl.estimate", "time and memory of a training, before it is started"),
     "cache": Command("kdpl.cache", "compute the features of fixed views once, for many runs"),
     "prepare": Command("kdpl.datasets.prepare", "fetch and check benchmark data sets"),
     "sweep": Command("kdpl.sweep", "run many trainings, here or on Slurm"),
     "report": Command("kdpl.report", "tables of all runs below some folders"),
-    "check-weights": Command("kdpl.check_weights", "hold this installation against published figures"),
 }
 
 
 def usage() -> str:
     """Return the help of `kdpl`, which fits a screen of 24 lines."""
-    lines = [f"  {name:<14} {command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {command.about}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kdpl COMMAND ...",

@@ -1,21 +1,17 @@
 """Many runs from one file or from flags, on this machine or on a Slurm cluster.
 
-    python -m kdpl.sweep configs/sweeps/emoji.yaml
-    python -m kdpl.sweep configs/sweeps/base2new.yaml --data DATA --executor slurm --wait
-    python -m kdpl.sweep status configs/sweeps/base2new.yaml
-    python -m kdpl.sweep --protocol base2new --trainer CoOp KDPL_CoOp --datasets dtd --data DATA -- OPTIM.MAX_EPOCH 5
+    kdpl sweep configs/sweeps/emoji.yaml
+    kdpl sweep configs/sweeps/base2new.yaml --data DATA --executor slurm --wait
+    kdpl sweep status configs/sweeps/base2new.yaml
+    kdpl sweep --protocol base2new --trainer CoOp KDPL_CoOp --datasets dtd --data DATA -- OPTIM.MAX_EPOCH 5
 
 Finished runs are skipped, interrupted ones are resumed, and one that fails stops no other. So after any interruption: start the
-same command again. docs/sweeps.md has the keys of the file; the flags have the same names and defaults.
+same command again. docs/performance.md has the keys of the file; the flags have the same names and defaults.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-
-from yacs.config import CfgNode
+from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
@@ -37,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             content = {key: value for key in (*DESCRIBED, "data", "output") if (value := getattr(args, key))}
             sweep = sweep_of(content, f"flags-{args.protocol}", "the flags")
-        sweep = replace(sweep, look=look)
         if args.status:
             return status.show(sweep)
         if args.dry_run:
@@ -50,14 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.report(error, exits.BAD_INPUT)
 
 
-def look(cfg: CfgNode, split: str) -> Mapping[str, Any]:
-    """Return `data_facts`; PyTorch is imported only where something is to be compared."""
-    import kdpl.datasets  # noqa: F401  registers the data sets
-    from kdpl.datasets.facts import data_facts
-
-    return data_facts(cfg, split)
-
-
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Return the flags; `options` holds the KEY VALUE pairs of --extra and those behind `--`."""
     script = argv[1] if argv[:1] == ["--script"] else ""  # scripts/base2new and scripts/xd name themselves first
@@ -65,7 +52,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     about = __doc__.rpartition("\n\n")[2] if script else __doc__
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
-        prog=script or f"python -m kdpl.sweep{' status' if asks else ''}",
+        prog=script or f"kdpl sweep{' status' if asks else ''}",
         usage=f"%(prog)s {'[flags]' if script else '[SWEEP.yaml] [flags]'} [-- KEY VALUE ...]",
         description="Print of every run whether it is finished, running, failed or waiting." if asks else about,
         epilog='Each flag is also a variable (SEEDS="1 2"); scripts/sweep.sh begins with their defaults.' if script else None,

@@ -2,7 +2,7 @@
 
 The suite's tests on the card with the small CLIPs of the repository; then steps at the sizes of real models with random
 weights, students as ViT-B/32 and ViT-B/16 and the teacher as ViT-H/14: every learner, half precision beside fp32,
-class-agnostic training with 20,000 names, fixed views; then times beside the published way (benchmarks/card.py).
+class-agnostic training with 20,000 names, fixed views; then times beside the published way (benchmarks/train_step.py).
 
 Each part is its own process. One that fails, or finds no time left, is named in the JSON, and the exit status is 1.
 """
@@ -167,11 +167,27 @@ def views(at: Setting) -> dict:
     return {"loss_afresh": afresh, "loss_known": known}
 
 
+def timings(at: Setting) -> dict:
+    """Time steps three ways: published, with fresh augmentations and with warm views; batches are loaded before."""
+    from train_step import compare
+
+    cases = (("CoOp", 32), ("CoCoOp", 1), ("CoCoOp", 8), ("MaPLe", 4), ("PromptSRC", 4))
+    found = {}
+    for learner, batch in cases[:1] if at.small else cases:
+        args = argparse.Namespace(
+            trainer=f"KDPL_{learner}", classes=12 if at.small else 1000, batch=4 if at.small else batch, views=2,
+            student=at.students[0], teacher=at.teacher, device=at.device, precision=at.precision, preload=True,
+            reference=True, steps=1 if at.small else 10, json=False, measure=None, cpu_time=False,
+        )  # fmt: skip
+        found[f"{learner} {args.batch}"] = compare(args)
+    return found
+
+
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-OWN = {"learners": learners, "precisions": precisions, "class-agnostic": class_agnostic, "views": views}
+OWN = {"learners": learners, "precisions": precisions, "class-agnostic": class_agnostic, "views": views, "timings": timings}
 
 # ---------------------------------------------------------------------------------------------------------------------- running
 
@@ -182,15 +198,12 @@ def commands(at: Setting) -> dict[str, list[str]]:
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
     a_trial = at.device == "cpu"
     only = ["-k", at.device if not a_trial else f"{at.device} and views"]
-    card = ["--device", at.device, "--precision", at.precision, "--json"]
-    card += ["--small", "--steps", "1", "--cases", "CoOp 32"] if at.small else ["--steps", "10"]
     tests = {"golden files": "test_golden", "half precision": "test_precision", "runs": "test_gpu"}
     parts = {name: [*pytest, f"tests/{file}.py", *only] for name, file in tests.items() if not a_trial or name == "runs"}
     if not a_trial:
         parts["determinism"] = [*pytest, "tests/test_determinism.py", "-k", "gpu"]
     own = [sys.executable, str(Path(__file__)), "--device", at.device, *["--small"] * at.small, "--part"]
-    parts |= {name: [*own, name] for name in OWN}
-    return parts | {"timings": [sys.executable, "benchmarks/card.py", *card]}
+    return parts | {name: [*own, name] for name in OWN}
 
 
 def run_part(command: list[str], seconds: float) -> dict:

@@ -98,7 +98,7 @@ def test_every_test_that_needs_a_card_is_in_a_part(small, gpu_check):
     parts = gpu_check.commands(gpu_check.Setting("cuda", small))
     named = {word for command in parts.values() for word in command}
     asks = ("from support.devices import", "skipif(not torch.cuda.is_available()")
-    files = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if any(map(path.read_text().count, asks))}
+    files = {f"tests/{path.name}" for path in (ROOT / "tests").rglob("test_*.py") if any(map(path.read_text().count, asks))}
     files.remove("tests/test_gpu_check.py")
     assert len(files) >= 4 and files <= named
 
@@ -128,7 +128,7 @@ def part(name, cwd):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(["learners", "precisions", "class-agnostic"], sample=("precisions", "class-agnostic"))
+    "name", mostly_slow(["learners", "precisions", "class-agnostic", "timings"], sample=("precisions", "class-agnostic"))
 )
 def test_its_parts_run_on_a_cpu(name, tmp_path):
     process = part(name, tmp_path)
@@ -138,5 +138,7 @@ def test_its_parts_run_on_a_cpu(name, tmp_path):
         assert list(figures) == [f"{learner}, small" for learner in ("CoOp", "CoCoOp", "VPT", "MaPLe")]
     elif name == "precisions":
         assert list(figures["CoOp"]) == ["fp32", "fp16", "amp", "bf16"]
+    elif name == "timings":
+        assert [row["step"] for row in figures["CoOp 4"]] == ["published", "views 0", "views warm"]
     else:
         assert figures["names"] == 200 and len(figures["losses"]) == 3

@@ -11,7 +11,6 @@ BAD_INPUT = 2  # the command, the configuration or a file is wrong; the error na
 DIVERGED = 3  # the loss became NaN or infinite
 OCCUPIED = 4  # another run writes to the output folder
 SOME_UNREAD = 5  # predict.py left out unreadable images; all others have their predictions
-DIFFERS = 6  # a figure that kdpl check-weights has measured is not the expected one
 INTERRUPTED = 75  # stopped by SIGTERM or SIGUSR1 after saving: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 

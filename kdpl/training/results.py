@@ -133,13 +133,20 @@ def missing_datasets(
     if run is None:
         return list(datasets)
     recorded = (run["manifest"] or {}).get("config") or {}
-    trained = results_or_none(model_dir) if model_dir is not None else None
-    if (settings is not None and compare_settings(recorded, settings)) or (trained and _prompts(run) != _prompts(trained)):
+    if settings is not None and compare_settings(recorded, settings):
+        return list(datasets)
+    if model_dir is not None and are_of_other_prompts(folder, model_dir):
         return list(datasets)
     entries = [e for e in run["results"] if (e["classes"], e["split"]) == (classes, split)]
     if domains is not None:
         entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
     return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+
+
+def are_of_other_prompts(folder: str | os.PathLike, model_dir: str | os.PathLike) -> bool:
+    """Return whether the results in a folder are of other prompts than the training in `model_dir` has now."""
+    tested, trained = results_or_none(folder), results_or_none(model_dir)
+    return bool(tested and trained) and _prompts(tested) != _prompts(trained)
 
 
 def results_or_none(folder: str | os.PathLike) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ def add(
     domains: tuple[str, str] | None = None,
     model_dir: str | None = None,
     template: str = "",
+    trained_on: str = "",
     manifest: dict | None = None,
 ) -> None:
     run = {
@@ -41,7 +42,7 @@ def add(
         "class_agnostic": class_agnostic,
         "seed": seed,
         "shots": shots,
-        "config": {"DATASET": {"TEMPLATE": template}},
+        "config": {"DATASET": {"NAME": trained_on, "TEMPLATE": template}},
         "model_dir": model_dir,
         "manifest": manifest,
     }
@@ -300,15 +301,25 @@ def test_the_means_in_the_committed_table_of_the_paper_are_those_of_its_columns(
 
 def test_the_source_is_told_by_the_training_run_before_the_folders_name(tmp_path):
     # Folder names that mean something else, as after a move.
-    add(tmp_path / "a/evaluation/x", "EmojiMeals", 50.0)
-    (tmp_path / "a/evaluation/x/log.txt").write_text(
-        f"** Arguments **\neval_only: False\noutput_dir: old/place\n** Config **\nDATASET:\n  NAME: EmojiMeals\n"
-        f"  SUBSAMPLE_CLASSES: all\nOUTPUT_DIR: {tmp_path}/a/evaluation/x\n"
-    )
+    add(tmp_path / "a/evaluation/x", "EmojiMeals", 50.0, trained_on="EmojiMeals")
     add(tmp_path / "b/train_base", "EmojiVehicles", 20.0, model_dir=f"{tmp_path}/a/evaluation/x")
     (table,) = tables(tmp_path).values()
     assert table.title == "Cross-dataset: student ViT-B/32, source EmojiMeals, 16 shots"
     assert texts(table)["CoOp",] == ["50.00", "20.00", "20.00"]
+
+
+def test_a_test_of_prompts_is_no_training_whichever_of_the_two_paths_is_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, trained, given in ((1, "a/1", tmp_path / "a/1"), (2, tmp_path / "a/2", "a/2")):
+        add(trained, "EmojiMeals", 50.0, seed=seed, trained_on="EmojiMeals")
+        add(f"b/{seed}", "EmojiVehicles", 20.0, seed=seed, model_dir=str(given))
+    add("b/3", "EmojiVehicles", 90.0, seed=3, model_dir="not/given")
+    monkeypatch.chdir("/")
+    scores, (note,) = read_scores([tmp_path])
+    (table,) = all_tables(scores)
+    assert table.title == "Cross-dataset: student ViT-B/32, source EmojiMeals, 16 shots"
+    assert texts(table)["CoOp",] == ["50.00 ± 0.00", "20.00 ± 0.00", "20.00 ± 0.00"]
+    assert f"{tmp_path}/b/3" in note and "what these were trained on is not known: give that folder too" in note
 
 
 def test_a_source_other_than_imagenet_is_in_the_folders_name(tmp_path):
@@ -374,7 +385,7 @@ def test_runs_of_one_configuration_with_different_settings_are_pointed_out(tmp_p
         folder = tmp_path / f"base2new/train_base/dtd/shots_16/CoOp/x/seed{seed}"
         add(folder, "DTD", 70.0, "base", seed=seed)
         content = json.loads((folder / "results.json").read_text())
-        content["config"] = f"OPTIM:\n  LR: {rate}\nSEED: {seed}\nDATASET:\n  NAME: DTD\n"
+        content["config"] = f"OPTIM:\n  LR: {rate}\nSEED: {seed}\nDATASET:\n  NAME: DTD\n  SUBSAMPLE_CLASSES: base\n"
         (folder / "results.json").write_text(json.dumps(content))
     assert main([str(tmp_path)]) == 0
     (note,) = capsys.readouterr().err.splitlines()
@@ -389,7 +400,7 @@ def test_a_folder_given_twice_counts_once(tmp_path, capsys):
 
 def test_folders_without_runs_are_an_error_that_names_them(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert f"no log.txt under '{tmp_path}'" in capsys.readouterr().err
+    assert f"There is no results.json under '{tmp_path}'" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "There is no folder" in capsys.readouterr().err
 
@@ -459,7 +470,6 @@ def test_figures_are_drawn_for_every_protocol(tmp_path, capsys):
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == [
         "base-to-new-student-ViT-B-32-16-shots-bars.png",
-        "base-to-new-student-ViT-B-32-16-shots-radar.png",
         "cross-dataset-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
         "domain-generalisation-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
         "few-shot-student-ViT-B-32-all-classes-by-training-images-of-each-class-Food101.png",

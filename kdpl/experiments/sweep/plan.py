@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from kdpl.common.messages import did_you_mean
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.merging import literal, read_mapping
@@ -21,15 +20,14 @@ def read_sweep(file: str | os.PathLike, data: str = "", output: str = "") -> Swe
     """Read a sweep's file.
 
     Args:
-        file: YAML; docs/sweeps.md has the keys.
+        file: YAML; docs/performance.md has the keys.
         data, output: folders that replace those of the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key, a value, or a setting of its `options` is unknown or does not fit.
     """
-    content = read_mapping(file)
     folders = {key: folder for key, folder in (("data", data), ("output", output)) if folder}
-    return sweep_of(content | folders, Path(file).stem, f"'{file}'")
+    return sweep_of(read_mapping(file) | folders, Path(file).stem, f"'{file}'")
 
 
 def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
@@ -43,7 +41,7 @@ def sweep_of(content: Mapping[str, Any], name: str, where: str) -> Sweep:
     Raises:
         ConfigError: as `read_sweep`.
     """
-    values = {"output": _folder("output"), **_read(content, Sweep, "a sweep", where)}
+    values = {"output": _folder("output"), **_read(content, Sweep, where)}
     for key in ("protocol", "trainers", "datasets"):
         if not values.get(key):
             raise ConfigError(f"'{key}' is missing in {where}, expected it to say what to run.")
@@ -74,55 +72,30 @@ def _check(sweep: Sweep) -> None:
         raise ConfigError("executor.warm: runs fork from one Python, expected 'gpus: 0' with it. Leave one of the two out.")
     steps = [step for run in runs_of(sweep) for step in run.steps]
     for step in {(step.config_file, step.datasets[0]): step for step in steps}.values():
-        args = parse_args(step.command()[2:])
+        args = parse_args(step.arguments(step.datasets))
         build_cfg(args, args.dataset_config_file)
     if len({step.folder for step in steps}) < len(steps):
         raise ConfigError("A trainer, data set, seed or number of shots is given twice: expected each once.")
 
 
-def _read(given: Any, described: type, what: str, where: str) -> dict[str, Any]:
+def _read(given: Any, described: type, where: str, prefix: str = "") -> dict[str, Any]:
     """Return the values of a mapping whose keys are the fields of a dataclass, each as its field's type asks."""
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{what}: is '{given}', expected keys such as 'partition: gpu'.")
-    types = {f.name: f.type for f in fields(described) if f.name not in ("name", "look")}
-    for key in given:
-        if key not in types:
-            expected = f"expected {', '.join(types)}.{did_you_mean(str(key), types)}"
-            raise ConfigError(f"'{key}' is not a key of {what} (in {where}), {expected}")
-    prefix = "executor." if described is Resources else ""
-    return {key: _value(types[key], value, f"{prefix}{key}") for key, value in given.items()}
-
-
-def _value(kind: Any, given: Any, key: str) -> Any:
-    """Return a value that is given as text, a list of texts, or a mapping."""
-    if kind is Resources:
-        return Resources(**_read(given or {}, Resources, key, "the sweep"))
-    if key == "options":
-        return given if isinstance(given, tuple) else tuple(_pairs(given or {}, key))
-    if kind in (tuple[str, ...], tuple[int, ...]):
-        values = given if isinstance(given, list) else [given]
-        if not values or not all(isinstance(v, str) and v for v in values):
-            raise ConfigError(f"{key} is {given!r}, expected names or numbers, such as [1, 2, 3].")
-        return tuple(_value(get_args(kind)[0], v, key) for v in values)
-    pattern, expected, read = _FORMS.get(key) or _FORMS[kind]
-    given = str(given) if isinstance(given, bool) else given or ""
-    if not isinstance(given, str) or not re.fullmatch(pattern, given):
-        raise ConfigError(f"{key} is {given!r}, expected {expected}.")
-    return read(given)
-
-
-def _folder(text: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(text))).absolute()
-
-
-def minutes(text: str) -> int:
-    """Return a time that is written as Slurm does, in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
-    days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if not days and len(parts) < 3:  # minutes come first
-        parts = [0, *parts]
-    h, m, s = [*parts, 0, 0][:3]
-    return int(days or 0) * 1440 + h * 60 + m + math.ceil(s / 60)
+        raise ConfigError(f"{prefix or where} is '{given}', expected keys such as 'partition: gpu'.")
+    types, values = {field.name: field.type for field in fields(described) if field.name != "name"}, {}
+    for key, value in given.items():
+        check_choice(f"{prefix}KEY in {where}:", str(key), list(types))
+        if key == "executor":
+            values[key] = Resources(**_read(value or {}, Resources, where, "executor."))
+        elif key == "options":
+            values[key] = value if isinstance(value, tuple) else tuple(_pairs(value or {}, key))
+        else:
+            expected, convert = _FORMS.get(key) or _FORMS[types[key]]
+            try:
+                values[key] = convert(value)
+            except (TypeError, ValueError, KeyError, AttributeError):
+                raise ConfigError(f"{prefix}{key} is {value!r}, expected {expected}.") from None
+    return values
 
 
 def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
@@ -137,21 +110,53 @@ def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
             yield repr([literal(v) for v in value]) if isinstance(value, list) else str("" if value is None else value)
 
 
-# How a value is written, by its key or else its type: a pattern, what an error expects, and what it becomes.
-_POSITIVE = ("0*[1-9][0-9]*", "a whole number of at least 1", int)
-_FORMS: dict[Any, tuple[str, str, Callable[[str], Any]]] = {
-    str: (r"[^\0]*", "one value", str),
-    int: ("[0-9]+", "a whole number of at least 0", int),
-    bool: ("(?i:true|false|1|0)", "true or false", lambda text: text.lower() in ("true", "1")),
-    Path: (r"[^\0]+", "a folder", _folder),
-    "data": (r"[^\0]*", "a folder", lambda text: str(_folder(text)) if text else ""),
-    "executor.max_parallel": _POSITIVE,
-    "executor.cpus": _POSITIVE,
-    "executor.time": (
-        r"(?=.*[1-9])([0-9]+-[0-9]+(:[0-9]+){0,2}|[0-9]+(:[0-9]+){0,2})",
-        "minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing",
-        minutes,
-    ),
-    "executor.memory": ("[0-9]+[KMGT]?", "a number and K, M, G or T, such as 32G", str),
-    "executor.gpus": ("[01]", "0 or 1: a run of a sweep is one process", int),
+def _text(given: Any) -> str:
+    if not isinstance(given, str) or "\0" in given:
+        raise ValueError
+    return given
+
+
+def _number(given: Any) -> int:
+    if not re.fullmatch("[0-9]+", _text(given)):
+        raise ValueError
+    return int(given)
+
+
+def _folder(given: Any) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(_text(given)))).absolute()
+
+
+def _list_of(convert: Callable[[Any], Any]) -> Callable[[Any], tuple]:
+    def read(given: Any) -> tuple:
+        values = given if isinstance(given, list) else [given]
+        if not values or "" in values:
+            raise ValueError
+        return tuple(map(convert, values))
+
+    return read
+
+
+def minutes(given: Any) -> int:
+    """Return a time that is written as Slurm does, in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, _, clock = _text(given).rpartition("-")
+    parts = [_number(part) for part in clock.split(":")]
+    if not days and len(parts) < 3:  # minutes come first
+        parts = [0, *parts]
+    h, m, s = (*parts, *[0] * (3 - len(parts)))
+    found = (_number(days) if days else 0) * 1440 + h * 60 + m + math.ceil(s / 60)
+    if not found:
+        raise ValueError
+    return found
+
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_FORMS: dict[Any, tuple[str, Callable[[Any], Any]]] = {  # of a value, by its key or the type of its field
+    str: ("one value", _text),
+    int: ("a whole number of at least 0", _number),
+    bool: ("true or false", lambda given: _BOOLEANS[str(given).lower()]),
+    Path: ("a folder", _folder),
+    tuple[str, ...]: ("names, such as [CoOp, KDPL_CoOp]", _list_of(_text)),
+    tuple[int, ...]: ("numbers, such as [1, 2, 3]", _list_of(_number)),
+    "data": ("a folder", lambda given: str(_folder(given)) if given else ""),
+    "time": ("minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing", minutes),
 }

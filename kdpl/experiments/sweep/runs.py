@@ -1,30 +1,28 @@
 """A sweep and its runs: the commands, and the output folders of CoOp and its forks."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from yacs.config import CfgNode
 
 from kdpl.common.environment import PACKAGE
-from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import silent_thread
+from kdpl.common.messages import did_you_mean
 from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.keys import SPLITS, ConfigError, check_choice
-from kdpl.training.results import missing_datasets, read_results, results_or_none, same_dataset
+from kdpl.training.results import are_of_other_prompts, missing_datasets, results_or_none
 
 STEPS = ("train", "test", "test_base")
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
-Look: TypeAlias = Callable[[CfgNode, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trainers x data sets x shots x seeds, from a file or from flags (`kdpl.experiments.sweep.plan`). Paths are absolute.
-
-    Attributes:
-        look: returns what a run would record of its data, see `Step.data_now`; None: data are not looked at.
-    """
+    """Trainers x data sets x shots x seeds, from a file or from flags (`kdpl.experiments.sweep.plan`). Paths are absolute."""
 
     name: str
     protocol: str
@@ -76,7 +70,6 @@ class Sweep:
     data: str = ""
     output: Path = Path("output")
     options: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ...
-    look: Look | None = field(default=None, compare=False, repr=False)
     executor: Resources = field(default_factory=Resources)
 
     @property
@@ -93,7 +86,6 @@ class Step:
         datasets: the step is done once each has a result; a training has one.
         training: the step whose prompts are tested; None: this is the training.
         others: test on the data sets that have no result yet, in one process.
-        look: as of `Sweep`.
     """
 
     folder: Path
@@ -107,7 +99,6 @@ class Step:
     classes: str = "all"
     training: "Step | None" = None
     others: bool = False
-    look: Look | None = field(default=None, compare=False, repr=False)
 
     @property
     def model_dir(self) -> Path | None:
@@ -125,7 +116,8 @@ class Step:
         training = self.training or self
         if not node_of(training.trainer) and training.trainer not in ZERO_SHOT:
             return None
-        return training.cfg_of(training.datasets[0])
+        dataset = training.datasets[0]
+        return build_cfg(parse_args(training.arguments([dataset])), str(CONFIGS / "datasets" / f"{dataset}.yaml"))
 
     @property
     def domains(self) -> list[str] | None:
@@ -148,25 +140,8 @@ class Step:
             check_config(cfg, each)
         return manifest.config_of(cfg, node, with_teacher)
 
-    def cfg_of(self, dataset: str) -> CfgNode:
-        return build_cfg(parse_args(self.arguments([dataset])), str(CONFIGS / "datasets" / f"{dataset}.yaml"))
-
-    def data_now(self, dataset: str, split: str) -> Mapping[str, Any]:
-        """Return what the step would record of a data set now: `kdpl.datasets.facts.data_facts`; nothing if it cannot be read.
-
-        It is looked at only where a run has recorded something to compare it with.
-        """
-        if self.look is None or not (self.folder / "results.json").is_file():
-            return {}
-        try:
-            with silent_thread():  # a sweep's table is not the place for what a data set says of itself
-                return self.look(self.cfg_of(dataset), split)
-        except (OSError, ValueError, KeyError) as error:
-            print(f"Note: the data of '{self.folder}' are not compared: {short_reason(error)}: {error}", file=sys.stderr)
-            return {}
-
     def missing(self) -> list[str]:
-        """Return the data sets without a result of these settings, data and images."""
+        """Return the data sets without a result of these settings and, of a test, of the prompts that its training has now."""
         return list(self.datasets) if self.stale() else self._without_result(self.split, self.domains)
 
     def ended(self) -> bool:
@@ -178,37 +153,19 @@ class Step:
         return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains)
 
     def stale(self) -> list[str]:
-        """Return in what settings, data and images differ from those that the folder's run was made with."""
-        recorded = (results_or_none(self.folder) or {}).get("manifest")
-        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict(recorded)
-        if then is None and self.settings is not None:
-            return ["it has no manifest"] if (self.folder / "results.json").is_file() else []
-        found: list[str] = []
-        if then is not None and self.settings is not None:
-            found += manifest.compare_settings(then.config, self.settings).values()
-        if then is not None and not self.training:
-            now = {key: v for key, v in self.data_now(self.datasets[0], "train").items() if key in then.facts}
-            recorded = manifest.Manifest({}, {key: then.facts[key] for key in now})
-            found += manifest.found_differences(recorded, manifest.Manifest({}, now)).values()
-        return [*found, *self._other_images()]
-
-    def _other_images(self) -> Iterator[str]:
-        """Yield the results that are of other images than there are now, as far as they have recorded these."""
-        try:
-            entries = read_results(self.folder)["results"]
-        except (OSError, ValueError):
-            return
-        for entry in entries:
-            name = next((name for name in self.datasets if same_dataset(name, entry["dataset"])), None)
-            ours = (entry["classes"], list(entry["target_domains"])) == (self.classes, self.domains or [])
-            if name and ours and (then := entry.get("images")):
-                now = self.data_now(name, entry["split"]).get("images") or then
-                if now != then:
-                    yield f"images of {entry['dataset']} ({entry['split']}): {then} in the folder, {now} now"
+        """Return in what the settings differ from those that the folder's run was made with."""
+        results = results_or_none(self.folder)
+        then = manifest.read_manifest(self.folder) or manifest.Manifest.from_dict((results or {}).get("manifest"))
+        if self.settings is None:
+            return []
+        if then is None:
+            return ["it has no manifest"] if results else []
+        return list(manifest.compare_settings(then.config, self.settings).values())
 
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
-        fresh = ["--fresh"] if self.stale() else []
+        others = self.training and are_of_other_prompts(self.folder, self.training.folder)
+        fresh = ["--fresh"] if others or self.stale() else []
         return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
 
     def arguments(self, datasets: Sequence[str]) -> list[str]:
@@ -258,7 +215,7 @@ def _run(sweep: Sweep, trainer: str, dataset: str, shots: int, seed: int) -> Run
     config_file = config_of(trainer, sweep.config, sweep.protocol)
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", "True") if sweep.class_agnostic else ()
     step = partial(Step, trainer=trainer, config_file=config_file, seed=seed, shots=shots, data=sweep.data,
-                   options=agnostic + sweep.options, look=sweep.look)  # fmt: skip
+                   options=agnostic + sweep.options)  # fmt: skip
     method = f"{trainer}-CA" if sweep.class_agnostic else trainer
     if sweep.protocol == "base2new":
         end, of = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}"), (dataset,)

@@ -6,10 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdpl.common import exits
@@ -37,8 +35,6 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     todo, finished, stale = sorted_out(runs, redo)
     todo = [run for run in todo if run.label not in queued]
     if todo:
-        for path in temporary_paths(sweep):
-            print(f"Warning: {path} is on a disk of this machine: jobs on other nodes will not find it.", file=sys.stderr)
         job = submit(sweep, todo)
         print(f"Submitted {len(todo)} runs as job {job}; their logs are in {sweep.folder / 'jobs'}")
     print(f"{len(queued)} in the queue before, {len(finished)} finished before")
@@ -91,14 +87,6 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "srun_args": [f"--cpus-per-task={asked.cpus}"],  # since 22.05 srun does not take it from sbatch
     }
     return {key: value for key, value in given.items() if value}  # the rest is the cluster's
-
-
-def temporary_paths(sweep: Sweep) -> list[str]:
-    """Return the paths that jobs need and other nodes seldom have: those on local disks."""
-    local = {Path(folder).resolve() for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run")}
-    needed = {"output": sweep.output, "Python": sys.executable, "kdpl": PACKAGE, "data": sweep.data}
-    above = {what: {*Path(path).absolute().parents, *Path(path).resolve().parents} for what, path in needed.items() if path}
-    return [f"{what} '{needed[what]}'" for what, parents in above.items() if local & parents]
 
 
 def submit(sweep: Sweep, runs: Sequence[Run]) -> str:

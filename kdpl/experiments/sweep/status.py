@@ -46,36 +46,23 @@ def states(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
 
 def _state(sweep: Sweep, run: Run, record: Mapping[str, Any], queue: Mapping[str, str] | None) -> State:
     """Return the state of a run, from its record and the states of all Slurm jobs; None: Slurm does not answer."""
-    found = run.stale()
-    if not found and run.done():
+    stale, job, state = run.stale(), record.get("job"), record.get("state")
+    if not stale and run.done():
         return State("finished")
-    if at_slurm := _at_slurm(record, queue):
-        return at_slurm
-    if found:
-        return State("stale", f"made with other settings: {'; '.join(found)}")
-    state, reason, job = record.get("state"), record.get("reason", ""), record.get("job")
-    if state == "running" and job:
-        state = "failed"
-        reason = f"job {job} ended without a record of why: killed, or out of memory; see {sweep.folder / 'jobs'}"
-    if state == "failed":
-        return State("failed", reason)
+    if job and queue is None and state not in ("finished", "failed"):
+        return State("waiting", f"job {job}; Slurm does not answer", active=True)
+    if job and queue and job in queue:
+        name = "running" if queue[job] in ("RUNNING", "COMPLETING", "STAGE_OUT") else "waiting"
+        return State(name, f"job {job}, {queue[job]}", active=True)
+    if stale:
+        return State("stale", f"made with other settings: {'; '.join(stale)}")
     # A process of this machine may be at work on it, of this sweep or of another.
-    holders = [record] if state == "running" else []
-    for holder in holders + [lock.holder(step.folder) for step in run.steps]:
+    for holder in [record] * (state == "running" and not job) + [lock.holder(step.folder) for step in run.steps]:
         if holder.get("host") == socket.gethostname() and lock.lives(holder):
             return State("running", f"process {holder['pid']} on {holder['host']}", active=True)
-    return State("waiting", "it was killed" if state == "running" else reason)
-
-
-def _at_slurm(record: Mapping[str, Any], queue: Mapping[str, str] | None) -> State | None:
-    """Return the state of a run whose job waits or runs, or may do so; None without one."""
-    job = record.get("job")
-    if job and queue is None and record["state"] not in ("finished", "failed"):
-        return State("waiting", f"job {job}; Slurm does not answer", active=True)
-    if not queue or job not in queue:
-        return None
-    running = queue[job] in ("RUNNING", "COMPLETING", "STAGE_OUT")
-    return State("running" if running else "waiting", f"job {job}, {queue[job]}", active=True)
+    lost = f"job {job} ended without a record of why: killed, or out of memory; see {sweep.folder / 'jobs'}"
+    reason = (lost if job else "it was killed") if state == "running" else record.get("reason", "")
+    return State("failed" if state == "failed" or (state == "running" and job) else "waiting", reason)
 
 
 def slurm_queue() -> dict[str, str] | None:
@@ -86,9 +73,6 @@ def slurm_queue() -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return dict(line.split()[:2] for line in answer.splitlines() if line.strip())
-
-
-# ------------------------------------------------------------------------------------------------------------- records
 
 
 def record_file(sweep: Sweep, run: Run) -> Path:
@@ -105,7 +89,6 @@ def write_record(sweep: Sweep, run: Run, state: str, reason: str = "", job: str 
     content = {"run": run.label, "state": state, "reason": reason, "job": job, **lock.this_process()}
     with atomic_write(record_file(sweep, run), "w") as file:
         json.dump(content, file, indent=2)
-        file.write("\n")
 
 
 def read_record(sweep: Sweep, run: Run) -> dict[str, Any]:

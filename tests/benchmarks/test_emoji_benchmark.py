@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import ROOT
@@ -19,84 +18,19 @@ from kdpl.training.results import write_results
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import claims
 import run
-import search
 
 
 def test_the_configurations_are_what_the_search_chose():
-    chosen = search.chosen_rates()
-    assert set(chosen) == set(search.TRAINERS)
+    with open(claims.SEARCHED, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    chosen = {row["trainer"]: row["rate"] for row in rows if row["chosen"]}
+    assert len(chosen) == 2 * len(claims.LEARNERS)
     for trainer, rate in {**chosen, "KgCoOp": chosen["CoOp"], "KDPL_KgCoOp": chosen["KDPL_CoOp"]}.items():
         text = (ROOT / f"configs/trainers/{trainer}/emoji.yaml").read_text()
-        epochs = search.COCOOP_EPOCHS if trainer.endswith("CoCoOp") else search.EPOCHS
-        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [rate, str(epochs)], trainer
-
-
-def test_the_search_takes_the_highest_mean_and_prefers_less_of_equals():
-    folds = [("emoji_sky", 1), ("emoji_sky", 2)]
-    points = {
-        rate: dict(zip(folds, values, strict=True))
-        for rate, values in {"0.01": (49.0, 51.0), "0.05": (50.0, 50.0), "0.002": (60.0, 39.0)}.items()
-    }
-    assert search.best(points) == "0.01"
-
-
-def test_with_and_without_labels_have_the_same_search():
-    tried: dict[str, set[str]] = {}
-    with open(search.CHOSEN, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            tried.setdefault(row["trainer"], set()).add(row["rate"])
-            assert float(row["below"]) >= 0 and (row["below"] == "0.00" or not row["chosen"])
-            assert bool(row["H of an artist left out"]) == (row["rate"] in search.RATES)
-    for trainer, rates in tried.items():
-        edge = search.BEYOND.get(search.chosen_rates()[trainer])
-        assert rates - set(search.BEYOND.values()) == set(search.RATES) and (not edge or edge in rates), trainer
-
-
-@pytest.mark.slow
-def test_the_search_sees_data_sets_that_no_base_to_new_table_shows_and_no_test_image(monkeypatch, tmp_path):
-    swept, read = [], []
-    monkeypatch.setattr(search, "run_local", lambda sweep: swept.append(sweep) and 0)
-    monkeypatch.setattr(search, "read_scores", lambda folders, split: read.append(split) or scores_of(swept[-1]))
-    own = run.photos.SWEEPS  # whose rates have their own search
-    shown = {name for sweep in sweeps() if sweep.protocol != "xd" and sweep.name not in own for name in sweep.datasets}
-    assert not shown & set(search.DATASETS) and len(shown | set(search.DATASETS)) == 10
-    trainers = ["CoOp", "CoCoOp", "KDPL_CoOp"]
-
-    found = search.measure(trainers, "0.01", tmp_path, 1)
-    folds = {(name, seed) for name in search.DATASETS for seed in (1, 2)}
-    assert {trainer: set(values) for trainer, values in found.items()} == dict.fromkeys(trainers, folds)
-    assert found["CoOp"]["emoji_sky", 2] == pytest.approx(2 * 40 * 60 / 100)
-    assert read == ["val", "val"] and all(s.options[-2:] == ("TEST.SPLIT", "val") for s in swept)
-    assert not any("MAX_EPOCH" in key for sweep in swept for key in sweep.options)
-
-    swept.clear(), read.clear()
-    found = search.on_artist_left_out(tmp_path, 1)
-    assert set(found) == {(trainer, rate) for trainer in search.TRAINERS for rate in search.RATES}
-    assert set(read) == {"test"} and len(swept) == 2 * 2 * len(search.RATES)
-    domains = set()
-    for sweep in swept:
-        keys = dict(zip(sweep.options[::2], map(literal, sweep.options[1::2]), strict=True))
-        domains.add((keys["DATASET.SOURCE_DOMAINS"], keys["DATASET.TARGET_DOMAINS"]))
-        table = ROOT / f"configs/trainers/{sweep.trainers[0]}/emoji.yaml"
-        assert f"MAX_EPOCH: {keys['OPTIM.MAX_EPOCH'] // 2}\n" in table.read_text(), "half the images, twice the epochs"
-        assert all(planned.steps[0].settings for planned in runs_of(sweep)), "no run refuses its configuration"
-    assert domains == {(("fluent",), ("noto",)), (("noto",), ("fluent",))}
-
-
-def scores_of(sweep: run.Sweep) -> tuple[list, list]:
-    """Return results of a sweep's runs, 40 on base classes and 60 on new ones."""
-    return [
-        SimpleNamespace(
-            tested=SimpleNamespace(dataset=name, classes=half),
-            method=SimpleNamespace(name=trainer),
-            seed=seed,
-            accuracy=accuracy,
-        )
-        for name in sweep.datasets
-        for trainer in sweep.trainers
-        for seed in sweep.seeds
-        for half, accuracy in (("base", 40.0), ("new", 60.0))
-    ], []
+        epochs = "2" if trainer.endswith("CoCoOp") else "5"
+        assert re.findall(r"(?m)^  (?:LR|MAX_EPOCH): (.*)$", text) == [rate, epochs], trainer
+    tried = {trainer: {row["rate"] for row in rows if row["trainer"] == trainer} for trainer in chosen}
+    assert all({"0.0004", "0.002", "0.01", "0.05"} <= rates for rates in tried.values()), "the same search for all"
 
 
 def sweeps() -> list[run.Sweep]:

@@ -7,11 +7,9 @@ import pytest
 from dassl.engine import build_trainer
 from support import config, image_file
 from support.files import RUN, result
-from support.trainings import build
 
 import kdpl.trainers  # noqa: F401  registers them
 from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
-from kdpl.datasets.facts import data_facts
 from kdpl.experiments.report.runs import read_scores
 from kdpl.training.results import read_results, write_results
 
@@ -75,25 +73,6 @@ def test_a_result_is_not_replaced_by_one_on_other_images(photos, tmp_path):
     with pytest.raises(OtherRunError, match="measured on other images"):
         run_on(photos, tmp_path / "zero", trainer="ZeroshotCLIP").test()
     assert read_results(tmp_path / "out")["results"] == before
-
-
-@pytest.mark.slow
-def test_data_are_looked_at_as_a_run_records_them(photos, tmp_path):
-    """So a sweep that compares them takes no finished run for another one."""
-    for trainer, options in (("KDPL_CoOp", ()), ("KDPL_CoOp", ("DATASET.NUM_SHOTS", 1)), ("CoOp", ("DATASET.NUM_SHOTS", 2))):
-        run = run_on(photos, tmp_path / "out", *options, trainer=trainer)
-        run.load_for_training()
-        now = data_facts(run.cfg, "train")
-        assert now == {key: run.manifest.facts[key] for key in now}
-        assert ("drawn from" in now) == bool(options)
-    for dataset in ("emoji_meals", "emoji_vehicles"):
-        run = build("KDPL_CoOp", tmp_path / "emoji", "TEST.NO_TEST", True, dataset=dataset)
-        run.load_for_training()
-        now = data_facts(run.cfg, "train")
-        assert now == {key: run.manifest.facts[key] for key in now} and "drawn from" in now
-        from kdpl.trainers.tested import tested_images
-
-        assert tested_images(run, run.test_loader)[0] == data_facts(run.cfg, "test")["images"]
 
 
 def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, split="test", **facts):

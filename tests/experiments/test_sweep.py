@@ -29,7 +29,9 @@ from kdpl.training.results import write_results
 
 
 def finish(step: Step, **more: object) -> None:
-    """Write the results of a step as if it had run; `more` is added to them."""
+    """Write the results of a step as if it had run, and started over; `more` is added to them."""
+    if step.stale():
+        (step.folder / "results.json").unlink()
     for dataset in step.datasets:
         result = {
             **dict.fromkeys(("num_classes", "num_images"), 30),
@@ -57,26 +59,26 @@ def test_the_examples_are_sweeps(example, monkeypatch, tmp_path):
 
 
 def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
-    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert read_sweep(sweep_file(tmp_path, example)).executor.time == 120
-    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    section = page[page.index("## Many runs") :]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     told = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     keys = [*Sweep.__dataclass_fields__, *Resources.__dataclass_fields__]
-    assert sorted(told) == sorted(set(keys) - {"name", "look"})
+    assert sorted(told) == sorted(set(keys) - {"name"})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainer": "[CoOp]"}, "'trainer' is not a key of a sweep.*Did you mean 'trainers'"),
-        ({"on": "x"}, "'True' is not a key of a sweep"),
-        ({"executor": "{partitoin: gpu}"}, "'partitoin' is not a key of executor.*Did you mean 'partition'"),
+        ({"trainer": "[CoOp]"}, "'trainer' is not one of.*Did you mean 'trainers'"),
+        ({"executor": "{partitoin: gpu}"}, "executor.*'partitoin' is not one of.*Did you mean 'partition'"),
         ({"protocol": "base2old"}, "protocol: 'base2old' is not one of.*Did you mean 'base2new'"),
         ({"trainers": "[KDPL_Coop]"}, "trainers: 'KDPL_Coop' is not one of.*Did you mean 'KDPL_CoOp'"),
         ({"datasets": "[emoji_meels]"}, "datasets: 'emoji_meels' is not one of.*Did you mean 'emoji_meals'"),
         ({"datasets": ""}, "'datasets' is missing in"),
-        ({"seeds": "[one]"}, "seeds is 'one', expected a whole number"),
+        ({"seeds": "[one]"}, r"seeds is \['one'\], expected numbers"),
         ({"seeds": "[1, 1]"}, "given twice"),
         ({"config": "emojis"}, "CoOp has no configuration 'emojis'.*Did you mean 'emoji'"),
         ({"options": "{OPTIM.MAX_EPOCHS: 1}"}, "'OPTIM.MAX_EPOCHS' is not a configuration key.*Did you mean 'OPTIM.MAX_EPOCH'"),
@@ -87,13 +89,11 @@ def test_the_page_has_every_key_and_its_example_is_a_sweep(tmp_path):
         ({"source": "imagenet"}, "expected 'source' only with xd"),
         ({"executor": "{time: soon}"}, "executor.time is 'soon'"),
         ({"executor": "{time: 0:00:00}"}, "executor.time is '0:00:00'.*more than nothing"),
-        ({"executor": "{time: 1-}"}, "executor.time is '1-'"),
         ({"executor": "{time: 1:2:3:4}"}, "executor.time is '1:2:3:4'"),
-        ({"executor": "gpu"}, "executor: is 'gpu', expected keys"),
+        ({"executor": "gpu"}, "executor.* is 'gpu', expected keys"),
         ({"data": "[a, b]"}, "data is .*expected a folder"),
-        ({"executor": "{memory: much}"}, "executor.memory is 'much'"),
-        ({"executor": "{gpus: 4}"}, "executor.gpus is '4'"),
-        ({"executor": "{cpus: 0}"}, "executor.cpus is '0', expected a whole number of at least 1"),
+        ({"executor": "{cpus: many}"}, "executor.cpus is 'many', expected a whole number"),
+        ({"executor": "{warm: true, gpus: 1}"}, "expected 'gpus: 0' with it"),
         ({"steps": "[tset]"}, "steps of base2new: 'tset' is not one of train, test.*Did you mean 'test'"),
         ({"steps": "test", "protocol": "few_shot"}, "steps of few_shot: 'test' is not one of train"),
     ],
@@ -437,9 +437,8 @@ def test_a_job_array_asks_for_what_the_file_says_and_runs_this_python(fake_slurm
     for step in first.steps:
         finish(step)
     assert main([str(file), "--executor", "slurm"]) == 0
-    printed, warned = capsys.readouterr()
+    printed = capsys.readouterr().out
     assert "Submitted 3 runs as job 7" in printed and "1 finished before" in printed
-    assert f"Warning: output '{fake_slurm}/out' is on a disk of this machine" in warned
     script = (fake_slurm / "submitted.sh").read_text()
     flags = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
     expected = "time=120 mem=32G partition=gpu gpus-per-node=1 cpus-per-task=8 account=lab constraint=a100 array=0-2%3"
@@ -642,17 +641,6 @@ def test_runs_of_other_options_are_redone_with_their_tests(tmp_path, monkeypatch
     assert run.done() and all((step.folder / "before-1/results.json").is_file() for step in run.steps)
 
 
-def test_missing_results_follow_the_images(tmp_path):
-    ((step,), *_) = (run.steps for run in runs_of(read_sweep(sweep_file(tmp_path, steps="train", output=str(tmp_path)))))
-    seen = lambda images: replace(step, look=lambda cfg, split: {"images": images})  # noqa: E731
-    finish(step, images="6 (a)")
-    assert seen("6 (a)").missing() == [] and seen("6 (b)").missing() == ["emoji_meals"]
-    assert seen("6 (b)").stale() == ["images of EmojiMeals (test): 6 (a) in the folder, 6 (b) now"]
-    assert seen("").missing() == [], "not known now"
-    finish(step)
-    assert seen("6 (b)").missing() == [], "of an earlier version"
-
-
 def test_results_after_fewer_epochs_are_not_those_of_a_continued_run(tmp_path):
     """A run was continued with more epochs, whose test is still to be done."""
     keys = {"trainers": "[CoOp]", "seeds": "[1]", "steps": "train", "data": "", "output": str(tmp_path / "out")}
@@ -728,11 +716,6 @@ if __name__ == "__main__":
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert done.stdout.split() == [str(exits.BAD_INPUT), str(exits.INTERRUPTED), "-9"], done.stdout + done.stderr
-
-
-def test_warm_runs_have_no_gpu(tmp_path):
-    with pytest.raises(ConfigError, match=r"executor\.warm.*'gpus: 0'"):
-        read_sweep(sweep_file(tmp_path, executor="{warm: true}"))
 
 
 def test_a_new_learner_with_labels_takes_the_settings_of_its_twin_unless_it_has_its_own(tmp_path, monkeypatch):
