@@ -7,7 +7,6 @@ from yacs.config import CfgNode
 
 from kdpl.common import exits, lock
 from kdpl.common.command import run_command
-from kdpl.common.signals import stopping_at_once
 from kdpl.config.checks import check_flags
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
 from kdpl.config.manifest import OtherRunError
@@ -28,12 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line: check, build, train and test; return the exit status."""
     args = parse_args(argv)
     try:
-        with stopping_at_once("before the training"):
-            cfg, others = configurations(args)
-            from kdpl.trainers import run  # with PyTorch and Dassl, once the values are known to be right
+        cfg, others = configurations(args)
+        from kdpl.trainers import run  # with PyTorch and Dassl, once the values are known to be right
 
-            run.check(args, cfg, others)
-            trainer = run.build(args, cfg)
+        run.check(args, cfg, others)
+        trainer = run.build(args, cfg)
     except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
         return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
     try:

@@ -20,7 +20,6 @@ from kdpl.common import distributed, lock
 from kdpl.common.command import escape_streams
 from kdpl.common.files import remove_parts
 from kdpl.common.outputs import TRAINING, check_folder, take_folder
-from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.trainers import records
 from kdpl.trainers.prompts import PromptTrainer
@@ -99,12 +98,11 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
 def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgNode]) -> None:
     if not args.eval_only and not args.no_train:
         trainer.train()
-    with stopping_at_once("during a test"):
-        if args.eval_only and not others:
-            trainer.test()
-        for cfg in others:
-            trainer.use_dataset(cfg)
-            trainer.test()
+    if args.eval_only and not others:
+        trainer.test()
+    for cfg in others:
+        trainer.use_dataset(cfg)
+        trainer.test()
 
 
 def lost_worker(error: Exception) -> OSError | None:

@@ -1,4 +1,4 @@
-"""The entry of a command: its output is escaped, and an unexpected error gives a traceback and its exit code."""
+"""The entry of a command: its output is escaped, a signal ends it in one line, and an unexpected error in a traceback."""
 
 import sys
 import traceback
@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from kdpl.common import exits
 from kdpl.common.safe_text import printable
+from kdpl.common.signals import Interrupted, handled_signals
 
 
 class _PrintableStream:
@@ -41,7 +42,12 @@ def run_command(main: Callable[[], int]) -> int:
     streams = sys.stdout, sys.stderr
     escape_streams()
     try:
-        return main()
+        with handled_signals():
+            return main()
+    except Interrupted as stop:
+        if not stop.printed:
+            print(stop, file=sys.stderr, flush=True)
+        return exits.INTERRUPTED
     except Exception:
         traceback.print_exc()
         return exits.FAILED

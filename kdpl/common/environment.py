@@ -1,12 +1,10 @@
 """The environment of a result: versions, code, processor, and which Dassl is in use."""
 
-import os
 import platform
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PARENT = os.getppid()  # as early as possible: a launcher that dies leaves another one
 VERSION = "0.2.0"  # of KDPL
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLED_ENGINE = PACKAGE / "fallback"

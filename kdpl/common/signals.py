@@ -1,4 +1,9 @@
-"""Stopping on request: a run that receives SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP saves its state before it ends."""
+"""Stopping on request: SIGTERM, SIGUSR1, SIGINT (Ctrl-C) and SIGHUP end a command with the exit code INTERRUPTED; a training
+saves its state first. One handler serves a command from its first line to its last.
+
+What comes within `REPEATED_S` after the first signal, of any kind, is part of the same request: Slurm may deliver a signal
+twice, and a terminal that is closed sends several. A later one has its default effect.
+"""
 
 import atexit
 import contextlib
@@ -19,88 +24,78 @@ _CAN_BE_HELD = hasattr(signal, "pthread_sigmask")  # not on Windows, where no pr
 
 
 class Interrupted(SystemExit):
-    """The run has saved its state and ends with the exit code INTERRUPTED; no handler is needed."""
+    """The command ends with the exit code INTERRUPTED."""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, printed: bool = False):
         super().__init__(INTERRUPTED)
-        self.message = message
+        self.message, self.printed = message, printed
 
     def __str__(self) -> str:
         return self.message
 
 
-class StopRequest:
-    """Records the signals that ask a run to stop after `install`, so that it saves first.
+class _State:
+    """What the handler knows."""
 
-    What comes within `REPEATED_S` after the first one, of any kind, is part of the same request: Slurm may deliver a signal
-    twice, and a terminal that is closed sends several. A later one has its default effect.
-    """
+    came: tuple[str, float] | None = None  # the signal that ends this process, and when it came
+    saving: "StopRequest | None" = None  # the training that saves before the process ends
+
+
+class StopRequest:
+    """Records the signal that asks a training to stop, between `install` and `uninstall`: it saves, and calls `leave`."""
 
     def __init__(self):
-        self.signal: str | None = None  # the name of the first received signal
-        self._first = 0.0  # when it came
-        self._previous: dict[int, object] = {}
+        self.signal: str | None = None
+        self._handlers = contextlib.ExitStack()
 
     def install(self) -> None:
-        """Install the handlers; a no-op outside the main thread, where Python allows none."""
-        if self._previous or threading.current_thread() is not threading.main_thread():
-            return
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._take)
-        atexit.register(self._ignore_if_stopped)
+        if _State.saving is not self:
+            _State.saving = self
+            self._handlers.enter_context(handled_signals())
 
     def uninstall(self) -> None:
-        """Restore the previous handlers, unless a signal came: then the process is about to end, and stays protected."""
-        if self.signal is None:
-            for number, handler in self._previous.items():
-                with contextlib.suppress(TypeError):  # a handler that was not Python's
-                    signal.signal(number, handler)
-            self._previous = {}
+        """Leave signals to what handled them before; after one has come the process is about to end, and stays protected."""
+        if _State.saving is self and self.signal is None:
+            _State.saving = None
+            self._handlers.close()
 
     def leave(self) -> NoReturn:
-        """End the run, whose state is saved."""
+        """End the training, whose state is saved."""
         message = f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run"
         print(message, flush=True)
-        raise Interrupted(message)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._first = signal.Signals(number).name, now
-        elif now - self._first > REPEATED_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    def _ignore_if_stopped(self) -> None:
-        """Ignore signals in the last moments of a process, in which Python handles them no more."""
-        if self.signal is not None:
-            _ignore()
+        raise Interrupted(message, printed=True)
 
 
 @contextlib.contextmanager
-def stopping_at_once(doing: str) -> Iterator[None]:
-    """Raise `Interrupted` on a signal, in a part of a run that has nothing to save.
-
-    Args:
-        doing: that part, for the message: "before the training", "during a test".
-    """
+def handled_signals() -> Iterator[None]:
+    """Handle signals inside; a no-op outside the main thread, where Python allows no handlers."""
     previous = {}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        message = f"Stopped by {signal.Signals(number).name} {doing}: the same command does it again"
-        print(message, flush=True)
-        raise Interrupted(message)
-
     if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, stop) for number in SIGNALS}
+        ignored = {getattr(signal, "SIGHUP", None)} if _ignores_hangup() else set()
+        previous = {number: signal.signal(number, _take) for number in SIGNALS if number not in ignored}
+        atexit.register(_ignore)  # in the last moments of a process Python handles them no more
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) is stop:  # else one came, or a training protects its end
+        for number, handler in previous.items() if _State.came is None else ():
+            with contextlib.suppress(TypeError):  # a handler that was not Python's
                 signal.signal(number, handler)
+
+
+def _ignores_hangup() -> bool:
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+
+
+def _take(number: int, frame: FrameType | None) -> None:
+    name, now = signal.Signals(number).name, time.monotonic()
+    if _State.came is None:
+        _State.came = name, now
+        if _State.saving is None:
+            raise Interrupted(f"Stopped by {name}: the same command resumes or starts again")
+        _State.saving.signal = name
+    elif now - _State.came[1] > REPEATED_S:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 def _ignore() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from kdpl.common import exits, lock
 from kdpl.common.class_names import read_class_names
 from kdpl.common.outputs import FIT, check_folder, take_folder
-from kdpl.common.signals import stopping_at_once
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
 from kdpl.config.teachers import one_teacher
@@ -106,17 +105,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     start = time.perf_counter()
     try:
-        with stopping_at_once("before the training"):
-            plan = prepare(args)
-            decided = plan.decided()
-            lock.occupy(take_folder(plan.output, FIT))
+        plan = prepare(args)
+        decided = plan.decided()
+        lock.occupy(take_folder(plan.output, FIT))
 
-            from kdpl.photos.fitting import run
+        from kdpl.photos.fitting import run
 
-            run.say(plan)
-            fit = run.Fit(plan, args.quiet, decided)
-            fit.load()
-            fit.look()
+        run.say(plan)
+        fit = run.Fit(plan, args.quiet, decided)
+        fit.load()
+        fit.look()
         fit.learn()
     except OtherRunError as error:
         listed = str(error).rpartition("\n")[0]  # then come the flags of train.py
@@ -128,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, KeyError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
     try:
-        with stopping_at_once("during the comparison"):
-            fit.finish(args.sentence)
+        fit.finish(args.sentence)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.FAILED)
     new = "PHOTOS"

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,14 +55,22 @@ def test_a_second_signal_within_a_second_still_ends_in_75(again, tmp_path):
     assert list(output.rglob("resume.pth.tar"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_before_the_training_ends_in_one_line(name, tmp_path):
-    process, log = start(tmp_path / "run", until="Loading dataset")
-    os.kill(process.pid, getattr(signal, name))
-    assert process.wait(60) == exits.INTERRUPTED, log.read_text()
-    assert f"Stopped by {name} before the training: the same command does it again" in log.read_text()
-    assert "Traceback" not in log.read_text()
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for handlers in /proc")
+@pytest.mark.parametrize(("name", "seconds"), [("SIGINT", 0), ("SIGTERM", 0.7), ("SIGHUP", 2), ("SIGUSR1", 4), ("SIGINT", 8)])
+def test_a_command_is_stopped_at_any_moment_in_one_line(name, seconds, tmp_path):
+    """From the moment on in which it handles signals: while it imports, reads, loads and computes."""
+    number, output = getattr(signal, name), tmp_path / "log"
+    with output.open("w") as log:
+        command = [sys.executable, "-m", "kdpl", "fit", "--demo", "-o", str(tmp_path / "demo")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    status, caught = Path(f"/proc/{process.pid}/status"), 0
+    while not caught >> (signal.SIGTERM - 1) & 1:
+        caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+    time.sleep(seconds)
+    process.send_signal(number)
+    assert process.wait(60) == exits.INTERRUPTED, output.read_text()
+    assert output.read_text().strip().splitlines()[-1].startswith(f"Stopped by {name}")
+    assert "Traceback" not in output.read_text()
 
 
 @pytest.mark.slow

@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdpl.common.distributed import watch
-
 TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
 
 
@@ -36,9 +34,7 @@ def start(use_cuda: bool) -> None:
     cards = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
     if cards:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
-    watch.in_thread(watch.parent)
     dist.init_process_group(_backend(cards), timeout=TIMEOUT)
-    watch.in_thread(watch.ranks)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
 

@@ -1,8 +1,6 @@
 """The lock on an output folder: one run at a time, never through a link, and nothing is moved from under a run."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -67,12 +65,11 @@ def test_odd_entries_in_the_place_of_a_lock_are_refused_and_not_waited_for(tmp_p
 @pytest.mark.slow
 def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
     """By another process, which a thread cannot stand for: its lock would be this process's own."""
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    for folder in (out, out / "a" / "child", elsewhere, out / "before-1"):
+    out = tmp_path / "out"
+    for folder in (out, out / "a" / "child", out / "before-1"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text("{}")
-    (out / "linked").symlink_to(elsewhere)
-    for child in (out / "a" / "child", elsewhere):
+    for child in (out / "a" / "child",):
         code = f"from kdpl.common import lock\nlock.occupy({str(child)!r})\nprint('held', flush=True)\ninput()"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         with processes.Popen([sys.executable, "-c", code], **pipes) as process:
@@ -88,25 +85,10 @@ def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
     assert (out / "before-2" / "a" / "child" / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("holder", "lives"),
-    [
-        ({"host": socket.gethostname(), "pid": os.getpid()}, False),  # of that number, but begun at another time
-        ({"host": socket.gethostname(), "pid": 2**22 + 1, "born": ""}, False),
-        ({"host": socket.gethostname(), "pid": os.getpid(), "born": lock._birth(os.getpid())}, True),
-        ({"host": "another", "pid": 1, "born": ""}, True),
-    ],
-)
-def test_where_a_file_system_has_no_locks_the_process_is_looked_for(holder, lives, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "_lock", lambda file: None)
-    (tmp_path / lock.FILE_NAME).write_text(json.dumps({"started": "then", **holder}))
-    if lives:
-        with pytest.raises(lock.OccupiedError, match="started then"):
-            lock.occupy(tmp_path)
-    else:
-        lock.occupy(tmp_path)
-        release(tmp_path)
-        assert "Taking over" in capsys.readouterr().out
+def test_a_process_that_ended_or_another_of_its_number_does_not_live():
+    this = lock.this_process()
+    assert lock.lives(this) and lock.lives({**this, "host": "another", "born": ""})
+    assert not lock.lives({**this, "born": "0"}) and not lock.lives({**this, "pid": 2**22 + 1})
 
 
 def test_a_run_that_ends_by_itself_leaves_no_note_and_is_not_taken_over(tmp_path, capsys):
