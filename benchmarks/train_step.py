@@ -22,8 +22,8 @@ from published import full_image_features, take_the_published_way
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 import kdpl.trainers.evaluation
-import kdpl.trainers.inputs
 import kdpl.trainers.prompts
+import kdpl.trainers.teachers
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.datasets.base import ClassListDataset
@@ -126,8 +126,8 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *optio
     def load(name: str, precision: str = "fp32", device: object = "cpu", frozen: str | None = None):
         return random_clip(getattr(args, name), seeds[name], str(device), precision, frozen)
 
-    kdpl.trainers.prompts.load_clip = kdpl.trainers.inputs.load_clip = load
-    for module in (kdpl.trainers.prompts, kdpl.trainers.inputs, kdpl.trainers.evaluation):
+    kdpl.trainers.prompts.load_clip = kdpl.trainers.teachers.load_clip = load
+    for module in (kdpl.trainers.prompts, kdpl.trainers.teachers, kdpl.trainers.evaluation):
         module.describe = lambda name: SIZES[getattr(args, name)]
 
     cfg = get_cfg_default()

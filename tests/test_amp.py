@@ -43,12 +43,12 @@ def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp
     run.num_batches, run.batch_idx = 5, 0
     before, batch, update = parameters(run), next(iter(run.train_loader_x)), run.update
     run.update = lambda loss: update(loss * float("inf"))
-    run.loop.take(batch)
+    run.take_step(batch)
     assert_same(parameters(run), before)
     assert run.steps == 0 and run.scaler.get_scale() == 2.0**9
     assert "no step is lost" not in capsys.readouterr().out
     run.update = update
-    run.loop.take(batch)
+    run.take_step(batch)
     assert run.steps == 1 and run.scaler.get_scale() == 2.0**9
 
 
@@ -60,7 +60,7 @@ def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
     run.load_for_training()
     run.num_batches, run.batch_idx = 5, 0
     before, batch = parameters(run), next(iter(run.train_loader_x))
-    run.loop.take(batch)
+    run.take_step(batch)
     assert_same(parameters(run), before)
     assert run.scaler.get_scale() == 2.0**126
 

@@ -21,7 +21,7 @@ from kdpl.clip.openclip.design import design_of, identity_of
 from kdpl.clip.openclip.tokenizer import BytePairs as OpenClipBytePairs
 from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
 from kdpl.config.merging import merge_options
-from kdpl.trainers.inputs import load_towers
+from kdpl.trainers.teachers import load_towers
 
 MODEL = {
     "embed_dim": 32,

@@ -79,7 +79,8 @@ def build(trainer, output, photos, backbone, config_file, *options):
         "DATASET.CLASSNAMES", photos / "names.txt", "MODEL.BACKBONE.NAME", backbone, *options, config_file=config_file,
     )  # fmt: skip
     cfg.freeze()
-    return build_trainer(cfg), cfg
+    trainer = build_trainer(cfg)
+    return trainer, trainer.cfg
 
 
 def values(cfg):
@@ -128,15 +129,15 @@ def test_a_forks_configuration_follows_where_it_has_the_engines_defaults(models)
     from dassl.config import get_cfg_default
 
     from kdpl.clip.loading import describe
-    from kdpl.trainers.inputs import follow_model
+    from kdpl.trainers.data import as_model_takes
 
     cfg, preprocessing = get_cfg_default(), describe(models["mobile"]).preprocessing
-    follow_model(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
+    cfg = as_model_takes(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
     assert values(cfg) == ((48, 48), "bilinear", [0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     cfg = get_cfg_default()
     cfg.INPUT.PIXEL_MEAN = [0.1, 0.2, 0.3]
     with pytest.raises(ConfigError, match=r"PIXEL_MEAN \[0.1, 0.2, 0.3\] is not what .* expected \[0.0, 0.0, 0.0\]"):
-        follow_model(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
+        as_model_takes(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
 
 
 @pytest.mark.slow

@@ -108,11 +108,11 @@ def test_a_step_whose_scaled_gradients_are_not_finite_is_left_out(tmp_path):
     update = run.update
     run.update = lambda loss: update(loss * float("inf"))
     batch = next(iter(run.train_loader_x))
-    run.loop.take(batch)
+    run.take_step(batch)
     assert_same(parameters(run), before)
     assert run.scaler.get_scale() == 2.0**13
     run.update = update
-    run.loop.take(batch)
+    run.take_step(batch)
     assert not torch.equal(parameters(run)["ctx"], before["ctx"])
 
 

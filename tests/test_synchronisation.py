@@ -64,8 +64,8 @@ def second_step(run):
     run.set_model_mode("train")
     run.num_batches, run.batch_idx = 5, 1
     first, second, *_ = run.train_loader_x
-    run.loop.take(first)
-    return waits(lambda: run.loop.take(second))
+    run.take_step(first)
+    return waits(lambda: run.take_step(second))
 
 
 @pytest.mark.parametrize(

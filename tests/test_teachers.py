@@ -24,7 +24,7 @@ from kdpl.students import CoOp
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates
-from kdpl.trainers.inputs import check_teacher
+from kdpl.trainers.teachers import check_teacher
 
 NAMES = ["pizza", "hot_dog", "banana", "fish"]
 THREE = ["a photo of a {}.", "an icon of a {}.", "{}, drawn."]
@@ -322,7 +322,7 @@ def check(tmp_path, *options):
 
 
 def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, sentences):
-    monkeypatch.setattr("kdpl.trainers.inputs.load_clip", None)
+    monkeypatch.setattr("kdpl.trainers.teachers.load_clip", None)
     coop, one = moved(tmp_path / "coop", "CoOp"), (TEACHER, "emoji_student", PROMPTS)
     check(tmp_path, *one, coop)
     for options, message in (

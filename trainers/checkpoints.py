@@ -1,73 +1,20 @@
-"""Saving a run's state after and inside epochs, and resuming from it."""
+"""The state of a training, after or inside an epoch, and the exact resume from it."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdpl.common import distributed
 from kdpl.common.messages import short_reason
 from kdpl.config.manifest import Manifest, OtherRunError
-from kdpl.trainers import records
-from kdpl.trainers.records import INSIDE
+from kdpl.trainers import manifests
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
-
-class Checkpoints:
-    """Saves and loads a prompt trainer's state, in the forks' layout."""
-
-    def __init__(self, trainer: "PromptTrainer"):
-        self.trainer = trainer
-        self.last_saved = time.monotonic()
-
-    def save(self, epoch: int, directory: str, is_best: bool, val_result: float | None, model_name: str) -> None:
-        """Write the learned parameters and everything else that an exact resume needs."""
-        state = run_state(self.trainer, epoch + 1, 0, val_result)
-        self.last_saved = time.monotonic()
-        if not distributed.is_main():
-            return
-        folder = f"{directory}/{self.trainer.student.model_name}"
-        path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
-        if is_best:
-            checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
-        print(f"Checkpoint saved to {path}")
-
-    def save_inside_epoch(self) -> None:
-        """Write the state after the last batch, and end the run if a signal asked for it."""
-        trainer = self.trainer
-        trainer.loop.read()  # raises if the run has diverged, which is not saved
-        state = run_state(trainer, trainer.epoch, trainer.batch_idx + 1)
-        if distributed.is_main():
-            checkpoint.save_checkpoint(state, f"{trainer.output_dir}/{trainer.student.model_name}", INSIDE, newest=False)
-        self.last_saved = time.monotonic()
-        distributed.barrier()
-        if distributed.any_rank(bool(trainer.stop.signal)):
-            trainer.stop.leave()
-
-    def is_due(self, steps_are_read: bool = True) -> bool:
-        """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
-        minutes = self.trainer.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
-        due = bool(self.trainer.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
-        return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
-
-    def load(self, directory: str, epoch: int | None) -> None:
-        """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
-        if not directory:
-            print("No --model-dir is given, so no prompts are loaded: the initial ones are evaluated")
-            return
-        trainer, name = self.trainer, self.trainer.student.model_name
-        path = checkpoint.checkpoint_path(directory, name, epoch)
-        state = checkpoint.load_checkpoint(path)
-        checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
-        trainer.manifest = records.check_evaluated(trainer, path, state)
-        trainer.finished_epochs = state["epoch"]
-        trainer.train_seconds = state["kdpl"].get("train_seconds", 0.0)
-        print(f'Loading weights to {name} from "{path}" (epoch = {trainer.finished_epochs})')
+INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 
 
 def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: float | None = None) -> dict[str, Any]:
@@ -96,7 +43,6 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
         "val_result": None if val_result is None else float(val_result),
         "kdpl": {
             "batch": batches,
-            "num_batches": len(trainer.train_loader_x),
             "seed": trainer.seed,
             "history": trainer.progress.state_dict(),
             "student": trainer.student.extra_state_dict(),
@@ -110,24 +56,36 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
     }
 
 
-def resume(trainer: "PromptTrainer", folder: Path) -> int:
-    """Resume from the newest state in the folder of a run's checkpoints; return the number of finished epochs.
+def saved_states(folder: Path) -> list[Path]:
+    """Return the files in a run's folder that say what to resume from."""
+    return [path for name in (checkpoint.NEWEST, INSIDE) for path in sorted(folder.glob(f"*/{name}"))]
+
+
+def resume(trainer: "PromptTrainer", directory: Path) -> int:
+    """Resume from the newest state in a run's folder, after comparing the settings; return the number of finished epochs.
 
     Raises:
-        CheckpointError: the state is damaged, or was written with other settings; the message names what to do.
+        OtherRunError: the state was written with other settings, or by another learner; the message lists what differs.
+        CheckpointError: the state is damaged, or was not written by this version; the message names what to do.
     """
-    path, state = _newest_state(folder)
+    name = trainer.student.model_name
+    names = [path.parent.name for path in saved_states(directory)]
+    path, state = newest_state(directory / (name if name in names or not names else names[0]))
     if path is None:
         print("No checkpoint found, train from scratch")
         return 0
-    ours = state["kdpl"]
-    if "history" not in ours or state.get("optimizer") is None:
+    saved = state["kdpl"]
+    then = Manifest.from_dict(saved.get("manifest"))
+    if then is None or "history" not in saved or state.get("optimizer") is None:
         raise checkpoint.CheckpointError(
             f"Cannot resume from '{path}': it was not written by this version of this trainer. Evaluate it (--eval-only "
             "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
+    if trainer.cfg.SEED < 0:
+        manifests.use_seed(trainer, saved["seed"])
+    trainer.manifest = manifests.continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
     try:
-        _restore(trainer, path, state, ours)
+        _restore(trainer, path, state, saved)
     except (checkpoint.CheckpointError, OtherRunError):
         raise
     except Exception as error:  # many kinds, from inside PyTorch: a part of the state is missing or of another type
@@ -140,7 +98,7 @@ def resume(trainer: "PromptTrainer", folder: Path) -> int:
     return state["epoch"]
 
 
-def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+def newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the path and the content of the newest state, after or inside an epoch."""
     path = checkpoint.newest_checkpoint(folder)
     state = {} if path is None else checkpoint.load_checkpoint(path)
@@ -156,37 +114,16 @@ def _newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     return path, state
 
 
-def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
-    _check_same_run(trainer, path, state, ours)
+def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved: dict[str, Any]) -> None:
     checkpoint.load_learned(trainer.student.learned, state["state_dict"], path)
     trainer.finished_epochs = state["epoch"]
     trainer.optim.load_state_dict(state["optimizer"])
     trainer.sched.load_state_dict(state["scheduler"])
-    trainer.student.load_extra_state_dict(ours["student"])
-    trainer.objective.load_extra_state_dict(ours["trainer"])
-    trainer.progress.load_state_dict(ours["history"])
-    trainer.scaler.load_state_dict(ours["scaler"])
-    checkpoint.set_random_state(ours["random"])
-    trainer.train_seconds, trainer.first_batch = ours["train_seconds"], ours["batch"]
-    if ours["best_result"] is not None:
-        trainer.best_result = ours["best_result"]
-
-
-def _check_same_run(trainer: "PromptTrainer", path: Path, state: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse to resume from another run's state."""
-    if trainer.cfg.SEED < 0:
-        records.use_seed(trainer, ours["seed"])
-    then = Manifest.from_dict(ours.get("manifest"))
-    if then is None:
-        print(f"Note: '{path}' has no manifest: that it was written with these settings is not verified")
-    elif trainer.manifest is not None:
-        trainer.manifest = records.continued(trainer, then, f"'{path.parent.parent}'", state["epoch"])
-    for what, a, b in (
-        ("SEED (--seed)", ours["seed"], trainer.seed),
-        ("batches in an epoch", ours["num_batches"], len(trainer.train_loader_x)),
-    ):
-        if a != b:
-            raise checkpoint.CheckpointError(
-                f"'{path}' was written with {a} as {what}, this run has {b}: resume with the settings it was started with, or "
-                "choose another --output-dir."
-            )
+    trainer.student.load_extra_state_dict(saved["student"])
+    trainer.objective.load_extra_state_dict(saved["trainer"])
+    trainer.progress.load_state_dict(saved["history"])
+    trainer.scaler.load_state_dict(saved["scaler"])
+    checkpoint.set_random_state(saved["random"])
+    trainer.train_seconds, trainer.first_batch = saved["train_seconds"], saved["batch"]
+    if saved["best_result"] is not None:
+        trainer.best_result = saved["best_result"]

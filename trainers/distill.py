@@ -20,8 +20,9 @@ from kdpl.students import Student
 from kdpl.students.base import ALWAYS
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import DEFAULT
-from kdpl.trainers.inputs import check_teacher, label_of, load_teacher
+from kdpl.trainers.data import dataset_root
 from kdpl.trainers.prompts import PromptTrainer, has_own_step
+from kdpl.trainers.teachers import check_teacher, label_of, load_teacher
 from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
 
@@ -96,8 +97,7 @@ class DistillTrainer(PromptTrainer):
         check_shots(self)
         if options.VIEWS and self.train_loader_x is not None:
             loader = self.train_loader_x.loader
-            root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            names = [name_below(item.impath, root) for item in loader.dataset.data_source]
+            names = [name_below(item.impath, dataset_root(self)) for item in loader.dataset.data_source]
             self.train_loader_x = EpochLoader(loader, self.seed, options.VIEWS, options.VIEW_SEED, names)
 
     @cached_property
@@ -138,7 +138,7 @@ class DistillTrainer(PromptTrainer):
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, teacher, frozen = self.features(batch)
-        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.loop.share)
+        return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)
 
     def run_epoch(self) -> None:
         super().run_epoch()

@@ -1,4 +1,4 @@
-"""The life cycle of learned prompts on a Dassl engine, installed or bundled.
+"""The life of a run that learns prompts, on a Dassl engine, installed or bundled: steps, epochs, checkpoints, resume.
 
 A trainer combines a student class (what is learned) with an objective: `DistillTrainer` matches a teacher without labels,
 `SupervisedTrainer` uses cross-entropy on labels. The engine's schedulers and its checkpoint loading are not used.
@@ -6,6 +6,7 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from yacs.config import CfgNode
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed, lock
-from kdpl.common.command import escape_streams
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
@@ -28,20 +28,18 @@ from kdpl.students.base import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill
-from kdpl.trainers import records
-from kdpl.trainers.checkpoints import Checkpoints, resume
+from kdpl.trainers import checkpoints, manifests
 from kdpl.trainers.evaluation import EvaluatedTrainer
-from kdpl.trainers.records import INSIDE, bundle_of
 from kdpl.trainers.registry import is_ours
-from kdpl.trainers.training import Loop
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
-from kdpl.training.optimizers import check_all_learn
-from kdpl.training.progress import Progress
+from kdpl.training.progress import DivergenceError, Progress
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
 
 STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
+LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
+LEAST_STEPS, MOST_SECONDS = 10, 10.0  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more steps
 
 
 class PromptTrainer(EvaluatedTrainer):
@@ -60,18 +58,21 @@ class PromptTrainer(EvaluatedTrainer):
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
-        escape_streams()  # an engine's logger may have replaced them, and a fork's train.py escapes nothing
-        self.seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
+        self.share = 1.0  # this rank's fraction of the current batch
         self.progress, self.stop = Progress(), StopRequest()
+        self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
+        self._last_read = 0.0  # time.perf_counter() of the last read of terms
+        self._updates = 0  # calls of `model_update`
+        self._stepped = False  # the last one found finite gradients
+        self._reported_repeat = False
         if cfg.TRAIN.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         distributed.start(cfg.USE_CUDA)
-        self.seed = distributed.from_main(self.seed)
-        self.loop, self.checkpoints = Loop(self), Checkpoints(self)
+        self.seed = distributed.from_main(cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS))
         super().__init__(cfg)
 
     # ------------------------------------------------------------------------------------------------------ building
@@ -86,8 +87,8 @@ class PromptTrainer(EvaluatedTrainer):
         student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
         specific = student.is_class_specific(options)
         if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            own = f"learns {student.learned_for_each} for each class"
-            reason = own if specific else "encodes the names again for each image"
+            learns = f"learns {student.learned_for_each} for each class"
+            reason = learns if specific else "encodes the names again for each image"
             raise ValueError(
                 f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
                 "Set it to False."
@@ -105,18 +106,16 @@ class PromptTrainer(EvaluatedTrainer):
                 )
 
     def build_model(self) -> None:
-        cfg, node = self.cfg, self.student_class.node
-        key, options = f"TRAINER.{node}.PREC", student_options(cfg, node)
+        cfg, student_class = self.cfg, self.student_class
+        key, options = f"TRAINER.{student_class.node}.PREC", student_options(cfg, student_class.node)
         precision = self.effective_precision(key, options.PREC)
-        frozen = (
-            self.effective_precision(key, options.PREC, frozen=True) if self.student_class.reads_frozen_image_features else ""
-        )
+        frozen = self.effective_precision(key, options.PREC, True) if student_class.reads_frozen_image_features else ""
         print(f"Loading student CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         self.clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision, self.device, frozen)
         self.clip.bound_text(cfg.TRAINER.KDPL.MAX_TEXT_ROWS)
         if cfg.TRAINER.KDPL.COMPILE:
             self.clip.compile()
-        self.student = self.student_class(self.clip, options, self.class_names, self.template())
+        self.student = student_class(self.clip, options, self.class_names, self.template())
         learned = self.student.learned.float().to(self.device)
         distributed.same_as_main(learned.parameters())
         self.learned_parameters = sum(p.numel() for p in learned.parameters())
@@ -125,7 +124,13 @@ class PromptTrainer(EvaluatedTrainer):
             state = checkpoint.load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             checkpoint.load_learned(learned, state["state_dict"], cfg.MODEL.INIT_WEIGHTS)
         self.optim = build_optimizer(learned, cfg.OPTIM)
-        check_all_learn({self.student.model_name: learned}, [self.optim], cfg.OPTIM)
+        optimized = {id(p) for group in self.optim.param_groups for p in group["params"]}
+        if left_out := [name for name, p in learned.named_parameters() if id(p) not in optimized]:
+            raise ValueError(
+                f"In no optimizer, and would never learn: {', '.join(left_out[:3])}. OPTIM.STAGED_LR is {cfg.OPTIM.STAGED_LR}, "
+                "with which an installed Dassl takes the parameters of child modules alone: set it to False."
+            )
+        self.optim.register_step_post_hook(self._note_step)
         self.sched = build_schedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
@@ -155,14 +160,165 @@ class PromptTrainer(EvaluatedTrainer):
         finally:
             self.evaluation_text = None
 
-    # ------------------------------------------------------------------------------------------------------ training
+    # -------------------------------------------------------------------------------------------------------- a step
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Take one step on a batch; the last batch of an epoch steps the schedule.
+
+        Returns:
+            The terms as scalars on the device, which are read for many steps at once so that no step waits for it.
+        """
+        loss, terms = self.compute_loss(batch)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
+        """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch.
+
+        If gradients overflow because amp scales them, the backward pass is repeated with half the scale until they do not, so
+        that no step is lost. Gradients that are not finite at any scale change nothing but the scale, which is halved once.
+        """
+        self._update_once(loss)
+        if self._stepped:
+            return
+        halved = scale = self.scaler.get_scale()  # waits for the device, which a step that is not repeated never does
+        while not self._stepped and scale >= LEAST_LOSS_SCALE:
+            self._update_once(loss)
+            scale = self.scaler.get_scale()
+        if not self._stepped:
+            self.scaler.update(halved)
+        elif not self._reported_repeat:
+            self._reported_repeat = True
+            print(
+                f"amp: scaled gradients overflowed, so the backward pass was repeated with smaller loss scales, down to "
+                f"{scale:g}; no step is lost (printed once)"
+            )
+
+    def _update_once(self, loss: Tensor) -> None:
+        self.optim.zero_grad()
+        self.model_backward(loss)
+        self.model_update()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
+        # The graph of a scaled loss is kept for a repetition.
+        self.scaler.scale(loss * self.share).backward(retain_graph=self.scaler.is_enabled())
+
+    def model_update(self, names: Any = None) -> None:
+        """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
+        distributed.sum_gradients(self.student.learned.parameters())
+        # All ranks have the same sums, so they agree. The scaler knows by reading a number from the device; no second is read.
+        self._stepped = False
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        self._updates += 1
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def take_step(self, batch: dict[str, Any]) -> None:
+        """Call `forward_backward` and record the terms it returns.
+
+        Raises:
+            RuntimeError: in a job of several ranks, it did not call `model_backward_and_update` or `model_update`.
+        """
+        lr, updates, several = self.optim.param_groups[0]["lr"], self._updates, distributed.world() > 1
+        self.share = batch["counts"][distributed.rank()] / batch["size"] if several else 1.0
+        terms = self.forward_backward(batch)
+        if several and self._updates == updates:
+            raise RuntimeError(
+                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
+                "the gradients of several processes: call it there, or start one process."
+            )
+        self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
+
+    # ----------------------------------------------------------------------------------------------------- an epoch
+
+    def run_epoch(self) -> None:
+        """Train for one epoch, or for the rest of an interrupted one; print every TRAIN.PRINT_FREQ batches.
+
+        On a GPU several lines are printed together, when their terms are read: see `is_time_to_read`.
+        """
+        loader, first = self.train_loader_x, self.first_batch
+        self.student.learned.train()
+        loader.epoch, loader.start, self.num_batches = self.epoch, first, len(loader)
+        # An epoch with fewer batches than that prints each of them.
+        print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
+        started = end = self._last_read = time.perf_counter()
+        for self.batch_idx, batch in enumerate(loader, first):
+            data, finished = time.perf_counter() - end, self.batch_idx + 1
+            self.take_step(batch)
+            self.progress.time(data, time.perf_counter() - end)
+            if finished % print_freq == 0:
+                left = (self.max_epoch - self.epoch) * self.num_batches - finished
+                where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{finished}/{self.num_batches}]"
+                self.progress.print_later(where, self.optim.param_groups[0]["lr"], left)
+            if to_read := self.is_time_to_read(print_freq):
+                self.read_terms()
+            if self.is_time_to_save(to_read):
+                self.train_seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                self.save_inside_epoch()
+            end = time.perf_counter()
+        self.read_terms()
+        self.first_batch = 0
+        self.train_seconds += time.perf_counter() - started
+
+    def is_time_to_read(self, print_freq: int) -> bool:
+        """Whether the terms of the last steps are read, so that their lines can be printed.
+
+        A GPU works on while the host asks for nothing. So it is asked once in LEAST_STEPS or TRAIN.PRINT_FREQ steps, whichever
+        are more, at the end of an epoch, and if a line has waited for MOST_SECONDS.
+        """
+        step = self.batch_idx + 1
+        if self.device.type == "cpu":
+            return step % print_freq == 0
+        # Clocks of ranks differ.
+        late = distributed.world() == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS
+        every = max(self.cfg.TRAIN.PRINT_FREQ, LEAST_STEPS)
+        return step % every == 0 or step == self.num_batches or (late and self.progress.has_lines)
+
+    def read_terms(self) -> None:
+        """Read the terms of the steps since the last call from the device, for lines, means and TensorBoard.
+
+        Raises:
+            DivergenceError: a term is not finite (the images of the batch are named), or gradients are never finite.
+        """
+        steps = self.progress.read()
+        if steps and self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < LEAST_LOSS_SCALE:
+            raise DivergenceError(
+                f"Gradients are NaN or infinite in every step, so no step is taken: amp's loss scale fell to {scale}. "
+                "Set PREC fp32 or bf16, or lower OPTIM.LR."
+            )
+        self._last_read = time.perf_counter()
+        for step in steps:
+            if step.line:
+                print(step.line)
+            for name, value in {**step.means, "lr": step.lr}.items():
+                self.write_scalar(f"train/{name}", value, self.epoch * self.num_batches + step.batch)
+
+    def after_epoch(self) -> None:
+        self.finished_epochs = self.epoch + 1
+        self.student.end_epoch(self.epoch, self.max_epoch)
+        self.progress.end_epoch(self.finished_epochs)
+        if distributed.is_main():  # before the checkpoint: a run that fails between them does the epoch again, and writes both
+            self.progress.write(self.output_dir)
+        super().after_epoch()
+        if distributed.is_main() and self.finished_epochs == self.max_epoch:
+            # The checkpoint of the last epoch replaces the state inside an epoch.
+            Path(self.output_dir, self.student.model_name, checkpoints.INSIDE).unlink(missing_ok=True)
+        distributed.barrier()  # no rank reads a checkpoint before it is complete
+
+    # --------------------------------------------------------------------------------------------------------- a run
 
     def load_for_training(self) -> None:
         _ = self.objective
         if self.train_loader_x is None:
             return
         if self.manifest is None:
-            self.manifest = records.manifest_of(self)
+            self.manifest = manifests.manifest_of(self)
         # After the main rank, whose digests are remembered.
         self.train_loader_x.contents = contents_of(self.train_loader_x.dataset.data_source, self.training_images)
         if not self.cfg.TRAINER.KDPL.COMPILE:
@@ -180,7 +336,6 @@ class PromptTrainer(EvaluatedTrainer):
         self.load_for_training()
         if distributed.is_main():
             lock.occupy(self.output_dir)
-            records.check_folder(self, Path(self.cfg.RESUME or self.output_dir))
         self.stop.install()
         try:
             super().train()
@@ -188,49 +343,13 @@ class PromptTrainer(EvaluatedTrainer):
             self.stop.uninstall()
             self.close_writer()
 
-    def run_epoch(self) -> None:
-        self.loop.run_epoch()
-
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Take one step on a batch; the last batch of an epoch steps the schedule.
-
-        Returns:
-            The terms as scalars on the device, which are read for many steps at once so that no step waits for it.
-        """
-        loss, terms = self.compute_loss(batch)
-        self.model_backward_and_update(loss)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {name: term.detach() for name, term in terms.items()}
-
-    def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
-        self.loop.update(loss)
-
-    def model_backward(self, loss: Tensor) -> None:
-        self.loop.backward(loss)
-
-    def model_update(self, names: Any = None) -> None:
-        self.loop.step_optimizer()
-
-    def after_epoch(self) -> None:
-        self.finished_epochs = self.epoch + 1
-        self.student.end_epoch(self.epoch, self.max_epoch)
-        self.progress.end_epoch(self.finished_epochs)
-        if distributed.is_main():  # before the checkpoint: a run that fails between them does the epoch again, and writes both
-            self.progress.write(self.output_dir)
-        super().after_epoch()
-        if distributed.is_main() and self.finished_epochs == self.max_epoch:
-            # The checkpoint of the last epoch replaces the state inside an epoch.
-            Path(self.output_dir, self.student.model_name, INSIDE).unlink(missing_ok=True)
-        distributed.barrier()  # no rank reads a checkpoint before it is complete
-
     def after_train(self) -> None:
         self.last_result = None  # earlier tests evaluated earlier prompts
         try:
             super().after_train()
         finally:  # a failing test, for example on a damaged image, must not lose the prompts
             if distributed.is_main():
-                print(f"Prompts written to {write_bundle(self.output_dir, bundle_of(self))}")
+                print(f"Prompts written to {write_bundle(self.output_dir, manifests.bundle_of(self))}")
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -238,17 +357,51 @@ class PromptTrainer(EvaluatedTrainer):
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write the learned parameters and everything else that an exact resume needs."""
-        self.checkpoints.save(epoch, directory, is_best, val_result, model_name)
+        state = checkpoints.run_state(self, epoch + 1, 0, val_result)
+        self.last_saved = time.monotonic()
+        if distributed.is_main():
+            folder = f"{directory}/{self.student.model_name}"
+            path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
+            if is_best:
+                checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
+            print(f"Checkpoint saved to {path}")
+
+    def is_time_to_save(self, steps_are_read: bool = True) -> bool:
+        """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
+        minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
+        due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+        return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
+
+    def save_inside_epoch(self) -> None:
+        """Write the state after the last batch, and end the run if a signal asked for it."""
+        self.read_terms()  # raises if the run has diverged, which is not saved
+        state = checkpoints.run_state(self, self.epoch, self.batch_idx + 1)
+        if distributed.is_main():
+            folder = f"{self.output_dir}/{self.student.model_name}"
+            checkpoint.save_checkpoint(state, folder, checkpoints.INSIDE, newest=False)
+        self.last_saved = time.monotonic()
+        distributed.barrier()
+        if distributed.any_rank(bool(self.stop.signal)):
+            self.stop.leave()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""
-        epochs = resume(self, Path(directory, self.student.model_name))
-        records.write_manifest(self)
+        epochs = checkpoints.resume(self, Path(directory))
+        manifests.write_manifest(self)
         return epochs
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts, ours or published ones, for evaluation; `epoch` None: the best, else the newest."""
-        self.checkpoints.load(directory, epoch)
+        if not directory:
+            print("No --model-dir is given, so no prompts are loaded: the initial ones are evaluated")
+            return
+        name = self.student.model_name
+        path = checkpoint.checkpoint_path(directory, name, epoch)
+        state = checkpoint.load_checkpoint(path)
+        checkpoint.load_learned(self.student.learned, state["state_dict"], path)
+        self.manifest = manifests.check_evaluated(self, path, state)
+        self.finished_epochs, self.train_seconds = state["epoch"], state["kdpl"].get("train_seconds", 0.0)
+        print(f'Loading weights to {name} from "{path}" (epoch = {self.finished_epochs})')
 
 
 def has_own_step(trainer: type[PromptTrainer]) -> bool:

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ import kdpl.datasets
 import kdpl.trainers.baselines
 from kdpl.common import distributed, lock
 from kdpl.common.command import escape_streams
-from kdpl.common.files import remove_parts
+from kdpl.common.files import RECORD, remove_parts
 from kdpl.common.outputs import TRAINING, check_folder, take_folder
 from kdpl.config.keys import ConfigError, check_choice
-from kdpl.trainers import records
+from kdpl.config.manifest import compare_settings, config_of, read_manifest, refuse_differences
+from kdpl.trainers.checkpoints import saved_states
+from kdpl.trainers.manifests import WAYS_OUT
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.training.checkpoint import checkpoint_path
+
+BEFORE = "before-"  # begins the names of folders with what was there before --fresh
 
 
 def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()) -> None:
@@ -46,7 +51,7 @@ def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()
     if args.eval_only:
         checkpoint_path(args.model_dir, trainer_class.student_class.model_name, args.load_epoch)
     elif not args.no_train and not args.fresh and issubclass(trainer_class, PromptTrainer):
-        records.check_settings(cfg, trainer_class, _allowed(args))
+        check_settings(cfg, trainer_class, _allowed(args))
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -56,6 +61,43 @@ def check_names(cfg: CfgNode) -> None:
         ("DATASET.NAME (--dataset-config-file)", cfg.DATASET.NAME, DATASET_REGISTRY),
     ):
         check_choice(key, value, sorted(registry.registered_names()))
+
+
+def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> None:
+    """Refuse, before data are read, to train in the folder of a run whose configuration differs.
+
+    Args:
+        trainer: a `PromptTrainer` class.
+        allowed: keys that may differ.
+
+    Raises:
+        OtherRunError: it lists what differs and the ways out.
+    """
+    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    then = read_manifest(folder) if saved_states(folder) else None
+    if then is None:
+        return
+    now = config_of(cfg, trainer.student_class.node, trainer.distilled)
+    if cfg.SEED < 0:
+        now["SEED"] = then.config.get("SEED")
+    refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, allowed)
+
+
+def move_aside(folder: Path) -> None:
+    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays.
+
+    Raises:
+        OccupiedError: another run is at work in a subfolder; nothing is moved.
+    """
+    with lock.nothing_runs_below(folder, BEFORE):
+        stays = (lock.FILE_NAME, lock.HOLDER, RECORD)
+        entries = [p for p in folder.iterdir() if p.name not in stays and not p.name.startswith(BEFORE)]
+        if entries:
+            aside = next(path for n in count(1) if not (path := folder / f"{BEFORE}{n}").exists())
+            aside.mkdir()
+            for path in entries:
+                path.rename(aside / path.name)
+            print(f"What was in '{folder}' is in '{aside}' now")
 
 
 def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
@@ -68,7 +110,7 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
         take_folder(cfg.OUTPUT_DIR, TRAINING)
         lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
         if args.fresh:
-            records.move_aside(Path(cfg.OUTPUT_DIR))
+            move_aside(Path(cfg.OUTPUT_DIR))
     distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")

@@ -10,6 +10,7 @@ from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.distill.objective import CrossEntropy
 from kdpl.distill.views import ViewFeatures, view_features
+from kdpl.trainers.data import dataset_root
 from kdpl.trainers.prompts import PromptTrainer, has_own_step
 from kdpl.training.batches import EpochLoader
 
@@ -27,9 +28,9 @@ class SupervisedTrainer(PromptTrainer):
         super().build_data_loader()
         if self.train_loader_x is None or not self.sees_the_same_features:
             return
-        loader, root = self.train_loader_x.loader, self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-        items = loader.dataset.data_source
-        self.train_loader_x = EpochLoader(loader, self.seed, views=1, images=[name_below(i.impath, root) for i in items])
+        loader, items = self.train_loader_x.loader, self.train_loader_x.dataset.data_source
+        names = [name_below(item.impath, dataset_root(self)) for item in items]
+        self.train_loader_x = EpochLoader(loader, self.seed, views=1, images=names)
         self.training_labels = torch.tensor([item.label for item in items])
 
     @property

@@ -16,7 +16,7 @@ from kdpl.config.checks import check_config, check_extended
 from kdpl.config.keys import ConfigError
 from kdpl.distill.pseudo_labels import UnsupportedStepError
 from kdpl.text.templates import template_for
-from kdpl.trainers.inputs import check_teacher
+from kdpl.trainers.teachers import check_teacher
 from kdpl.training.optimizers import check_all_learn
 from kdpl.training.schedule import build_schedule, check_schedule
 

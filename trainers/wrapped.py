@@ -22,9 +22,9 @@ from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import ViewFeatures, contents_of, image_files, view_features
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.trainers.evaluation import build_loaders, report_unreadable
-from kdpl.trainers.inputs import load_teacher
-from kdpl.trainers.records import teacher_design, teacher_texts, teacher_weights
+from kdpl.trainers.data import build_loaders, report_unreadable
+from kdpl.trainers.manifests import teacher_design, teacher_texts, teacher_weights
+from kdpl.trainers.teachers import load_teacher
 from kdpl.trainers.truth import readable, without_truth
 from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_closed, check_shots
 from kdpl.trainers.whole_state import load_whole_state, save_whole_state

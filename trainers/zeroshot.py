@@ -12,10 +12,11 @@ from kdpl.distill.loss import mean_logits
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill, imagenet_templates
+from kdpl.trainers.data import as_model_takes
 from kdpl.trainers.evaluation import EvaluatedTrainer
-from kdpl.trainers.inputs import check_teacher, follow_model, label_of, load_towers, teacher_over
-from kdpl.trainers.records import zero_shot_manifest
+from kdpl.trainers.manifests import zero_shot_manifest
 from kdpl.trainers.registry import register
+from kdpl.trainers.teachers import check_teacher, label_of, load_towers, teacher_over
 
 
 class ZeroshotTrainer(EvaluatedTrainer):
@@ -83,20 +84,17 @@ class ZeroshotTeacher(ZeroshotTrainer):
 
     node = "KDPL"
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_teacher(cfg)
-
     def clip_name(self, cfg: CfgNode) -> str:
         return max(teacher_names(cfg.TRAINER.KDPL.TEACHER), key=lambda name: describe(name).resolution)
 
     def teacher_name(self) -> str:
         return label_of(self.cfg)
 
-    def follow_model(self, cfg: CfgNode) -> None:
+    def follow_model(self, cfg: CfgNode) -> CfgNode:
+        check_teacher(cfg)
         name = self.clip_name(cfg)
         self.preprocessing = describe(name).preprocessing
-        follow_model(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, own=True)
+        return as_model_takes(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, override=True)
 
     def build_model(self) -> None:
         options = self.cfg.TRAINER.KDPL

@@ -234,11 +234,11 @@ def nothing_heavy(monkeypatch):
         raise AssertionError("a mistake was reported too late")
 
     import kdpl.datasets.emoji.scenes
-    import kdpl.trainers.inputs
     import kdpl.trainers.prompts
+    import kdpl.trainers.teachers
 
     monkeypatch.setattr(kdpl.trainers.prompts, "load_clip", heavy)
-    monkeypatch.setattr(kdpl.trainers.inputs, "load_clip", heavy)
+    monkeypatch.setattr(kdpl.trainers.teachers, "load_clip", heavy)
     monkeypatch.setattr(kdpl.datasets.emoji.scenes, "draw", heavy)
     monkeypatch.setattr("dassl.data.manager.build_dataset", heavy)
 

@@ -99,7 +99,7 @@ class Stopped(BaseException):
 def interrupt(run, batches: int) -> None:
     """Train until the state inside an epoch is saved after so many batches."""
     step, taken = run.forward_backward, []
-    run.checkpoints.is_due = lambda *_: len(taken) == batches
+    run.is_time_to_save = lambda *_: len(taken) == batches
 
     def counted(batch):
         if len(taken) == batches:

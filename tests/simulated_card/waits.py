@@ -32,7 +32,7 @@ def files(waits):
 @pytest.fixture
 def epochs(monkeypatch):
     """A function that trains and returns the waits of each epoch."""
-    monkeypatch.setattr("kdpl.trainers.training.MOST_SECONDS", 1e9)  # this machine is slower than a card
+    monkeypatch.setattr("kdpl.trainers.prompts.MOST_SECONDS", 1e9)  # this machine is slower than a card
 
     def waits_of(run):
         found, run_epoch = [], run.run_epoch
@@ -104,7 +104,7 @@ def test_an_evaluation(evaluator, tmp_path):
         with simulated_card.counted() as counts:
             run.test()
         results.append(run.last_result)
-        reads = {("copy to the CPU", "trainers/tested.py"): 1}
+        reads = {("copy to the CPU", "trainers/evaluation.py"): 1}
         reads |= {("copy to the CPU", "kdpl/fallback/dassl/evaluation.py"): 2} if evaluator == "other" else {}
         assert files(counts.waits) == (reads if device == "cuda" else {})
     assert results[0] == results[1] and results[0]["num_images"] == 60

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,35 +11,29 @@ from yacs.config import CfgNode
 from kdpl.bundle import Bundle
 from kdpl.clip.model import Clip
 from kdpl.clip.openclip.design import design_of
-from kdpl.common import distributed, lock
+from kdpl.common import distributed
 from kdpl.common.environment import git_state, libraries, processor, versions
-from kdpl.common.files import RECORD
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import file_digests
 from kdpl.config.manifest import (
     Manifest,
     as_json,
     compare,
-    compare_settings,
     config_of,
     continue_from,
     learner_file,
     read_manifest,
-    refuse_differences,
     section,
 )
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import images_digest, pool_facts
-from kdpl.training import checkpoint
+from kdpl.trainers.data import dataset_root
 
 if TYPE_CHECKING:
-    from kdpl.trainers.evaluation import EvaluatedTrainer
     from kdpl.trainers.prompts import PromptTrainer
     from kdpl.trainers.zeroshot import ZeroshotTrainer
 
-INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
 EPOCHS = "OPTIM.MAX_EPOCH"
-BEFORE = "before-"
 PIXELS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 WAYS_OUT = (
     "Start with the settings of that run, choose another --output-dir, or start over with --fresh, which moves what is there "
@@ -65,7 +58,7 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "class names": trainer.class_names,
         "template": trainer.template(),
         "training images": images_digest(images, trainer.training_images, labelled=not distilled),
-        **pool_facts(trainer.dm.dataset, cfg.DATASET.ROOT or data_folder(trainer)),
+        **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
         "student": weights(trainer.clip),
         "student's design": design_of(trainer.clip),
         "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
@@ -122,10 +115,6 @@ def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
-def data_folder(trainer: "EvaluatedTrainer") -> str:
-    return getattr(trainer.dm.dataset, "dataset_dir", "")
-
-
 def on_main(compute: Callable[[], Any]) -> Any:
     """Return what the main rank computes, on all ranks; its error is raised on all."""
     try:
@@ -165,22 +154,6 @@ def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
     return found
 
 
-def saved_states(folder: Path, model_name: str = "*") -> list[Path]:
-    """Return what a run's folder holds to resume from."""
-    return [path for name in (checkpoint.NEWEST, INSIDE) for path in folder.glob(f"{model_name}/{name}")]
-
-
-def check_folder(trainer: "PromptTrainer", folder: Path) -> None:
-    """Refuse to train in a folder that holds the prompts of another learner; those of the same one are resumed, and compared.
-
-    Raises:
-        OtherRunError: it lists what differs and the ways out.
-    """
-    then = read_manifest(folder)
-    if then and saved_states(folder) and not saved_states(folder, trainer.student.model_name):
-        continued(trainer, then, f"'{folder}'", 0)
-
-
 def continued(trainer: "PromptTrainer", then: Manifest, there: str, epoch: int) -> Manifest:
     """Return the manifest of a run that continues another one: with the changes that were made on purpose.
 
@@ -212,12 +185,8 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     cfg, node = trainer.cfg, trainer.student_class.node
     now = config_of(cfg, node, trainer.distilled)
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    facts: dict[str, Any] = {"student": weights(trainer.clip)}
+    facts: dict[str, Any] = {"student": weights(trainer.clip), "student's design": design_of(trainer.clip)}
     backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
-    if "student's design" in then.facts:
-        facts["student's design"] = design_of(trainer.clip)
-    else:
-        print(f"Note: '{path}' was written by an earlier version, so the design of the student is not compared")
     same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
     sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
     keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
@@ -229,47 +198,6 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     learned = Manifest({k: then.config[k] for k in keys if k in then.config}, {k: then.facts.get(k) for k in facts})
     compare(learned, asked, f"'{path.parent.parent}'", "Evaluate the prompts with the settings that they were learned with.")
     return then
-
-
-def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> None:
-    """Refuse, before data are read, to train in the folder of a run whose configuration differs.
-
-    Args:
-        trainer: a `PromptTrainer` class.
-        allowed: keys that may differ.
-
-    Raises:
-        OtherRunError: it lists what differs and the ways out.
-    """
-    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
-    then = read_manifest(folder) if saved_states(folder) else None
-    if then is None:
-        return
-    now = config_of(cfg, trainer.student_class.node, trainer.distilled)
-    if cfg.SEED < 0:
-        now["SEED"] = then.config.get("SEED")
-    refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, allowed)
-
-
-def move_aside(folder: Path) -> None:
-    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays.
-
-    Raises:
-        OccupiedError: another run is at work in a subfolder; nothing is moved.
-    """
-    own = (lock.FILE_NAME, lock.HOLDER, RECORD)
-    with lock.nothing_runs_below(folder, BEFORE):
-        _move_aside(folder, [p for p in folder.iterdir() if p.name not in own and not p.name.startswith(BEFORE)])
-
-
-def _move_aside(folder: Path, entries: list[Path]) -> None:
-    if entries:
-        n = next(n for n in count(1) if not (folder / f"{BEFORE}{n}").exists())
-        aside = folder / f"{BEFORE}{n}"
-        aside.mkdir()
-        for path in entries:
-            path.rename(aside / path.name)
-        print(f"What was in '{folder}' is in '{aside}' now")
 
 
 def bundle_of(trainer: "PromptTrainer") -> Bundle:
