@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from kdpl.config.keys import SUBSAMPLES, check_choice, is_distilled
 from kdpl.training.seeding import seeded
-from kdpl.training.unlabelled import hiding
+from kdpl.training.unlabelled import learns_without_labels
 
 MAX_VAL_SHOTS = 4
 
@@ -81,7 +81,9 @@ def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
 def draws_blindly(cfg: CfgNode) -> bool:
     """Return whether TRAINER.KDPL.SHOTS is "random" and the trainer learns without labels: supervised ones draw by class."""
     options = cfg.TRAINER.get("KDPL")
-    return options is not None and options.get("SHOTS") == "random" and (hiding() or is_distilled(cfg.TRAINER.NAME))
+    return (
+        options is not None and options.get("SHOTS") == "random" and (learns_without_labels() or is_distilled(cfg.TRAINER.NAME))
+    )
 
 
 class ClassListDataset(DatasetBase):

@@ -1,61 +1,248 @@
 """Make a fork of CoOp know KDPL: `python -m kdpl.install PATH/TO/FORK` (docs/forks.md).
 
-Shows and makes the three changes to the fork's `train.py`, then tries KDPL_CoOp and the fork's own trainers without labels, by
-the fork's own main(). What is found is printed at once. The exit status is 0 if a trainer has learned without labels and
-nothing has failed that works with labels: limits of the fork's own are notes.
+Makes three changes to the fork's `train.py`, and names its trainers that learn without labels then, and the packages that it
+imports and that are not installed. Nothing of the fork is run: its own command is the trial.
 """
 
 import argparse
-import os
+import ast
+import io
 import sys
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
-from kdpl.forks import edit
-from kdpl.forks.report import try_fork
+from kdpl.common.environment import dassl_in_use
+from kdpl.common.files import atomic_write
+from kdpl.config.defaults import node_of
+
+MARK = "  # by kdpl.install"
+PACKAGES = {
+    "cv2": "opencv-python",
+    "ot": "pot",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "clip": "rf-clip",
+}
+REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
+
+
+class EditError(ValueError):
+    """A `train.py` is missing, is not Python, or has no place for a change."""
+
+
+class Change(NamedTuple):
+    """A line to insert."""
+
+    line: int  # behind this one of the file, counted from 1; 0: at its start
+    text: str  # with its indentation
+
+
+# ------------------------------------------------------------------------------------------------- the three changes
+
+
+def read_source(path: Path) -> str:
+    """Return a Python file's text with its line ends, as its encoding line says.
+
+    Raises:
+        EditError: there is no such file, or it cannot be decoded.
+    """
+    try:
+        raw = path.read_bytes()
+        return raw.decode(_encoding(raw))
+    except FileNotFoundError:
+        raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.") from None
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise EditError(f"'{path}' cannot be read as Python ({error}).") from error
+
+
+def missing_changes(source: str, name: str = "train.py") -> list[Change]:
+    """Return the changes that a `train.py` still needs, in the order of its lines; none if it has all.
+
+    Raises:
+        EditError: it is not Python, or neither defines extend_cfg(cfg) nor calls get_cfg_default().
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise EditError(f"'{name}' is not Python that this version reads ({error}).") from error
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    before, behind = _import_lines(tree)
+    changes = []
+    if "kdpl.trainers" not in imported:
+        changes.append(Change(before, "import kdpl.trainers"))
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if "kdpl.trainers.offer_distilled" not in called:
+        changes.append(Change(behind, "kdpl.trainers.offer_distilled()"))
+    if "kdpl.extend_cfg" not in called:
+        changes.append(_extension(tree, source, name))
+    return changes
+
+
+def _import_lines(tree: ast.Module) -> tuple[int, int]:
+    """Return the lines behind which `import kdpl.trainers` stands, and the call that comes when all is imported."""
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    first = next((node for node in imports if getattr(node, "module", "") != "__future__"), None)
+    last = imports[-1].end_lineno if imports else tree.body[0].end_lineno if ast.get_docstring(tree) else 0
+    return (first.lineno - 1 if first else last), last
+
+
+def _extension(tree: ast.Module, source: str, name: str) -> Change:
+    """Return the call of kdpl.extend_cfg: at the end of extend_cfg(cfg), or behind `cfg = get_cfg_default()`."""
+    lines = source.split("\n")
+
+    def call(line: int, like: ast.stmt, argument: str) -> Change:
+        return Change(line, f"{lines[like.lineno - 1][: like.col_offset]}kdpl.extend_cfg({argument})")
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" and node.args.args:
+            last = node.body[-1]
+            returns = isinstance(last, ast.Return)
+            if len(node.body) > 1 or not returns:
+                return call(last.lineno - 1 if returns else last.end_lineno, node.body[0], node.args.args[0].arg)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign([ast.Name(cfg)], ast.Call(of)) if ast.unparse(of).endswith("get_cfg_default"):
+                return call(node.end_lineno, node, cfg)
+    raise EditError(
+        f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by "
+        "hand, where the configuration is built, before files are merged into it."
+    )
+
+
+def apply_changes(source: str, changes: list[Change]) -> str:
+    """Return the text with each change on its own marked line; `without_changes` gives the same text back.
+
+    Raises:
+        EditError: the result would not be Python, such as where statements share a line.
+    """
+    end = "\r" if "\r\n" in source else ""
+    lines = source.split("\n")  # as `ast` counts them, unlike str.splitlines
+    for change in sorted(changes, key=lambda c: c.line, reverse=True):
+        lines.insert(change.line, f"{change.text}{MARK}{end}")
+    changed = "\n".join(lines)
+    try:
+        ast.parse(changed)
+    except SyntaxError as error:
+        raise EditError(f"The changes do not fit into the file (line {error.lineno}): make them by hand.") from error
+    return changed
+
+
+def without_changes(source: str) -> str:
+    """Return the text without the marked lines."""
+    return "\n".join(line for line in source.split("\n") if not line.rstrip("\r").endswith(MARK))
+
+
+def _encoding(raw: bytes) -> str:
+    """Return what a Python file says that it is encoded in; a byte order mark is part of it."""
+    return tokenize.detect_encoding(io.BytesIO(raw).readline)[0]
+
+
+def write_source(path: Path, source: str) -> None:
+    """Write a Python file in its encoding, with its mode."""
+    mode, encoding = path.stat().st_mode, _encoding(path.read_bytes())
+    with atomic_write(path) as file:
+        file.write(source.encode(encoding))
+    path.chmod(mode)
+
+
+# ----------------------------------------------------------------------------------------------- what the fork's code has
+
+
+def report(folder: Path) -> Iterator[str]:
+    """Yield what the code that `train.py` imports says of trainers and packages, in lines."""
+    modules, packages = _imported(folder)
+    lacking = sorted(PACKAGES.get(name, name) for name in packages if _is_missing(name))
+    if lacking:
+        yield f"Not installed, and imported by the fork: pip install {' '.join(lacking)}"
+    yield dassl_in_use()
+    classes = {node.name: node for tree in modules for node in tree.body if isinstance(node, ast.ClassDef)}
+    registered = [n for n, c in classes.items() if any(REGISTRY in ast.unparse(d) for d in c.decorator_list)]
+    offered = [name for name in registered if _has_step(name, classes)]
+    if offered:  # beside KDPL's own trainer of the same name
+        names = [f"Wrapped_{name}" if node_of(f"KDPL_{name}") else f"KDPL_{name}" for name in offered]
+        yield f"The fork's trainers without labels: --trainer {', '.join(names)}"
+    if rest := [name for name in registered if name not in offered]:
+        yield f"Not {', '.join(rest)}: without a {STEP}(batch), the step whose labels KDPL replaces"
+
+
+def _imported(folder: Path) -> tuple[list[ast.Module], set[str]]:
+    """Return the parsed modules of a fork that its `train.py` imports at the top level, and the names of other packages."""
+    trees, packages, seen, pending = [], set(), set(), [folder / "train.py"]
+    while pending:
+        path = pending.pop(0)
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        try:
+            tree = ast.parse(read_source(path))
+        except (EditError, SyntaxError, ValueError):
+            continue
+        trees.append(tree)
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            base = folder
+            if isinstance(node, ast.ImportFrom):
+                base = path.parents[node.level - 1] if node.level else folder
+                module = node.module or ""
+                names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            for parts in (name.split(".") for name in names if name and name.split(".")[0] != "dassl"):
+                files = [base.joinpath(*parts).with_suffix(".py")]
+                files += [base.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
+                pending += files
+                if base is folder and not (folder / parts[0]).is_dir() and not (folder / f"{parts[0]}.py").is_file():
+                    packages.add(parts[0])
+    return trees, packages
+
+
+def _has_step(name: str, classes: dict[str, ast.ClassDef], depth: int = 9) -> bool:
+    node = classes.get(name)
+    if node is None or depth == 0:
+        return False
+    own = any(isinstance(x, ast.FunctionDef) and x.name == STEP for x in node.body)
+    return own or any(_has_step(ast.unparse(base).split(".")[-1], classes, depth - 1) for base in node.bases)
+
+
+def _is_missing(name: str) -> bool:
+    return name not in sys.stdlib_module_names and find_spec(name) is None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
     parser.add_argument("fork", help="folder of a fork of CoOp, with its train.py")
-    parser.add_argument("--dry-run", action="store_true", help="show the changes, change and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show the changes, make none")
     parser.add_argument("--undo", action="store_true", help="take the changes out again")
-    parser.add_argument("--no-trial", action="store_true", help="make the changes, run nothing")
-    parser.add_argument("--trainer", default="", help="which of the fork's trainers to try without labels (default: all)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="settings of every run")
-    parser.add_argument("--prepare", default="", metavar="FILE", help="Python that runs before the fork's main()")
-    parser.add_argument("--root", default="", metavar="DATA", help="try it on the fork's own data set there, not on drawings")
-    parser.add_argument("--layers", default="", metavar="N", help="of the trial's CLIP (default: 3, or 12 if needed)")
     args = parser.parse_args(argv)
     path = Path(args.fork) / "train.py"
     try:
+        source = read_source(path)
         if args.undo:
-            print(edit.undo(path))
+            write_source(path, without_changes(source))
+            print(f"'{path}' has no line of kdpl.install.")
             return 0
-        changes = edit.missing_changes(edit.read_source(path), str(path))
+        changes = missing_changes(source, str(path))
+        changed = apply_changes(source, changes)
         for change in changes:
             print(f"{path}, behind line {change.line}: {change.text.strip()}")
         if not changes:
             print(f"{path} has all three changes.")
         elif not args.dry_run:
-            print(f"Changed. What it was is in '{edit.install(path)}'; --undo takes the changes out.")
-    except (edit.EditError, OSError) as error:
+            write_source(path, changed)
+            print("Changed; --undo takes the lines out.")
+    except (EditError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
-    if args.dry_run or args.no_trial:
-        return 0
-    print("Each trial takes about a minute: train.py runs with a small CLIP of random weights, on drawings.", flush=True)
-    works, learned = True, False
-    prepare, root = (os.path.abspath(given) if given else "" for given in (args.prepare, args.root))
-    for finding in try_fork(path.parent, args.trainer, args.set, prepare, args.layers, root):
-        print(finding, flush=True)
-        works = works and finding.works is not False
-        learned = learned or "moved" in finding.found
-    if not learned:
-        print("No trainer has learned without labels: what stopped each of them, and what to do, is said above.")
-    return 0 if works and learned else exits.FAILED
+    for line in report(path.parent):
+        print(line)
+    print(
+        "Train with the fork's own command and one of these names: the first step says what was replaced, or why it cannot be."
+    )
+    return 0
 
 
 if __name__ == "__main__":

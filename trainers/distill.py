@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dassl.engine import TrainerX
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -23,7 +24,6 @@ from kdpl.text.templates import DEFAULT
 from kdpl.trainers.data import dataset_root
 from kdpl.trainers.prompts import PromptTrainer, has_own_step
 from kdpl.trainers.teachers import check_teacher, label_of, load_teacher
-from kdpl.trainers.unlabelled import check_shots
 from kdpl.training.batches import EpochLoader
 
 
@@ -152,6 +152,23 @@ class DistillTrainer(PromptTrainer):
         super().after_epoch()
         if self.objective.selection and distributed.is_main():
             self.objective.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))
+
+
+def check_shots(trainer: TrainerX) -> None:
+    """Refuse TRAINER.KDPL.SHOTS random for a data set that does not know it.
+
+    Raises:
+        ValueError: the message names the data set and what to do.
+    """
+    if trainer.cfg.TRAINER.KDPL.SHOTS != "random" or trainer.cfg.DATASET.NUM_SHOTS <= 0:
+        return
+    from kdpl.datasets.base import ClassListDataset
+
+    if not isinstance(trainer.dm.dataset, ClassListDataset):
+        raise ValueError(
+            f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
+            "one of kdpl.datasets: set SHOTS to 'class'."
+        )
 
 
 def _refuse_class_specific(learner: type[Student], options: CfgNode) -> None:

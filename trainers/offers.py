@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, overload
 
-from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer
 
 from kdpl.trainers.registry import PREFIX, is_ours
 from kdpl.trainers.wrapped import DistilledTrainer
@@ -22,21 +22,18 @@ def distilled(trainer_class: type | None = None, *, name: str | None = None, tea
     A function, `distilled(TRAINER_REGISTRY.get("TCP"))`, or a decorator, the uppermost one, with or without arguments.
 
     Args:
-        trainer_class: a Dassl `TrainerX`.
+        trainer_class: a Dassl `TrainerX` or `TrainerXU`.
         name: by default KDPL_<its name>; if KDPL has a trainer of that name, which is faster, that one is returned.
         teacher_view: if a batch has several views of an image, which of them the teacher sees.
 
     Raises:
-        TypeError: it is not a `TrainerX`, or has no step of its own.
+        TypeError: it is no such trainer, or has no step of its own.
         ValueError: a fork has a trainer of that name.
     """
     if trainer_class is None:
         return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
-    if not can_be_distilled(trainer_class):
-        raise TypeError(
-            f"{trainer_class!r} cannot be distilled: expected a class derived from dassl.engine.TrainerX with a "
-            "forward_backward(batch) of its own, and none of KDPL's."
-        )
+    if why := why_not(trainer_class):
+        raise TypeError(f"{trainer_class!r} cannot be distilled: {why}.")
     name = name or f"{PREFIX}{trainer_class.__name__}"
     present = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else DistilledTrainer
     if is_ours(present) and present is not DistilledTrainer:
@@ -55,16 +52,16 @@ def _made(trainer_class: type, name: str, teacher_view: int = 0) -> type:
     return made
 
 
-def can_be_distilled(trainer_class: Any) -> bool:
-    """Whether a class is a Dassl trainer with its own training step, and none of KDPL's."""
-    return (
-        isinstance(trainer_class, type)
-        and issubclass(trainer_class, TrainerX)
-        and not is_ours(trainer_class)
-        and not issubclass(trainer_class, DistilledTrainer)
-        and not hasattr(trainer_class, "student_class")
-        and any("forward_backward" in vars(c) for c in trainer_class.__mro__ if issubclass(c, TrainerX) and c is not TrainerX)
-    )
+def why_not(trainer_class: Any) -> str:
+    """Return why a class cannot be distilled: it must be a Dassl trainer with its own training step, and none of KDPL's."""
+    if not isinstance(trainer_class, type) or not issubclass(trainer_class, SimpleTrainer):
+        return "it is not derived from dassl.engine.TrainerX or TrainerXU"
+    if is_ours(trainer_class) or issubclass(trainer_class, DistilledTrainer) or hasattr(trainer_class, "student_class"):
+        return "it is a trainer of KDPL"
+    own = [c for c in trainer_class.__mro__ if not c.__module__.startswith("dassl.engine.") and c is not object]
+    if not any("forward_backward" in vars(c) for c in own):
+        return "it has no forward_backward(batch) of its own, the step whose labels KDPL replaces"
+    return ""
 
 
 def offer_distilled() -> None:
@@ -73,6 +70,9 @@ def offer_distilled() -> None:
     `python -m kdpl.install` puts this call behind the imports of a `train.py`, when all its trainers are registered: `<Name>`
     is then offered as `KDPL_<Name>`. Where KDPL has that one itself, which stays, the fork's is `Wrapped_<Name>`. A class that
     is registered under such a name already is left alone. The data sets of KDPL are registered too.
+
+    Raises:
+        SystemExit: the command line asks for one that cannot be offered; the message has the reason.
 
     With `--trainer KDPL_<Name>` the fork's code reads `--trainer <Name>`, so that whatever it looks up by that name (options,
     files, folders) is there, and `<Name>` is the trainer without labels in this process.
@@ -83,7 +83,7 @@ def offer_distilled() -> None:
     classes = {name: TRAINER_REGISTRY.get(name) for name in names}
     offered = {}
     for name, trainer_class in classes.items():
-        if can_be_distilled(trainer_class):
+        if not why_not(trainer_class):
             present = classes.get(f"{PREFIX}{name}")
             offer = f"{OF_THE_FORK if present is not None and is_ours(present) else PREFIX}{name}"
             if issubclass(classes.get(offer, DistilledTrainer), DistilledTrainer):
@@ -93,12 +93,16 @@ def offer_distilled() -> None:
 
 def _take_command_line(offered: dict[str, type]) -> None:
     """Let the fork read the name of its own trainer in sys.argv, and build that one without labels."""
+    names = TRAINER_REGISTRY.registered_names()
     for i, word in enumerate(sys.argv[1:], 1):
         flag, equals, value = word.partition("=")
         asked = value if flag == "--trainer" and equals else word if sys.argv[i - 1] == "--trainer" else ""
         own = offered.get(f"{OF_THE_FORK}{asked.removeprefix(PREFIX)}") if asked.startswith(PREFIX) else None
         if own is not None:
             print(f"{asked} is KDPL's own, not {own.wrapped} of {own.__module__}: for that one, --trainer {own.__name__}.")
+        theirs = asked.removeprefix(PREFIX).removeprefix(OF_THE_FORK)
+        if asked not in names and theirs != asked and theirs in names and (why := why_not(TRAINER_REGISTRY.get(theirs))):
+            sys.exit(f"--trainer {asked}: {theirs} cannot learn without labels: {why}.")
         if asked in offered:
             trainer = offered[asked]
             sys.argv[i] = f"--trainer={trainer.wrapped}" if equals else trainer.wrapped

@@ -1,45 +1,42 @@
 """Any Dassl trainer without labels: the cross-entropy of its own training step becomes KDPL's loss (docs/forks.md)."""
 
-import os
+import copy
+import hashlib
+import json
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import dassl.optim
 import torch
 from dassl.utils import set_random_seed
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from kdpl.common.rows import key_of
-from kdpl.config.checks import check_extended
+from kdpl.common import distributed
+from kdpl.common.files import atomic_write
+from kdpl.config.checks import check_config, check_extended
 from kdpl.config.keys import ConfigError
-from kdpl.distill.interception import replace_cross_entropy
 from kdpl.distill.loss import mean_logits
-from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError
 from kdpl.distill.teacher import Ensemble, Teacher
-from kdpl.distill.views import ViewFeatures, contents_of, image_files, view_features
-from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.trainers.data import build_loaders, report_unreadable
-from kdpl.trainers.manifests import teacher_design, teacher_texts, teacher_weights
-from kdpl.trainers.teachers import load_teacher
-from kdpl.trainers.truth import readable, without_truth
-from kdpl.trainers.unlabelled import UnlabelledBatch, UnlabelledLoader, check_closed, check_shots
-from kdpl.trainers.whole_state import load_whole_state, save_whole_state
-from kdpl.trainers.wrappable import (
-    VALIDATION,
-    check_built,
-    check_distilled,
-    check_images,
-    check_unchanged,
-    learned_state,
-    student_scale,
-    words,
-    working_schedulers,
-)
+from kdpl.trainers.distill import check_shots
+from kdpl.trainers.data import build_loaders
+from kdpl.trainers.teachers import check_teacher
+from kdpl.trainers.teacher_labels import TeacherLabels
+from kdpl.training.checkpoint import CheckpointError
+from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
+
+FILE = "kdpl.json"  # beside a trainer's own checkpoints
+LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
+OF_THE_DATA = ("NAME", "NUM_SHOTS", "SUBSAMPLE_CLASSES", "TEMPLATE")
+RUNS_ONLY = ("PREC", "COMPILE", "MAX_TEXT_ROWS", "CACHE_DIR")  # of TRAINER.KDPL: where and how fast it computes
 
 
 class DistilledTrainer:
@@ -53,204 +50,248 @@ class DistilledTrainer:
     wrapped = ""
     teacher_view = 0
     _kdpl_steps = 0  # of the running epoch
-    _kdpl_training = False
-    _kdpl_tested: dict[str, Tensor] | None = None  # what was learned when a test first read labels
+    _kdpl_said: frozenset[str] = frozenset()  # what labels were used for, as far as the log has it
+    _kdpl_distilled = False  # whether a cross-entropy was the divergence
+    _kdpl_learns = True  # whether a test may still choose what is learned
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
+        _say_overridden(cfg)
         self._kdpl_seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         cfg = cfg.clone()
         cfg.defrost()
         cfg.TRAINER.NAME = self.wrapped
         cfg.freeze()
-        with blind(cfg):
+        self._kdpl_labels = TeacherLabels(cfg, self._kdpl_seed)
+        with self._kdpl_labels.at_work():
             super().__init__(cfg)
+        self._kdpl_learns = False
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        check_distilled(cfg, self.wrapped)
+        check_wrapped(cfg, self.wrapped)
         super().check_cfg(cfg)
 
     def build_data_loader(self) -> None:
-        build = super().build_data_loader
-
-        def build_own() -> None:
-            build()
-            check_images(self)
-
-        build_loaders(self, build_own)
+        build_loaders(self, super().build_data_loader)
         check_shots(self)
-        check_closed(self)
-        options, loader = self.cfg.TRAINER.KDPL, self.train_loader_x
-        images = []
-        if options.VIEWS:
-            root = self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
-            images = image_files([os.fspath(item.impath) for item in loader.dataset.data_source], root)
-        names = [image.name for image in images]
-        self._kdpl_images = images
-        self.train_loader_x = UnlabelledLoader(self, loader, self._kdpl_seed, options.VIEWS, options.VIEW_SEED, names)
-        self.train_loader_x.contents = contents_of(loader.dataset.data_source, images) if images else {}
 
     def build_model(self) -> None:
         with working_schedulers(type(self)):
             super().build_model()
-        check_built(self)
+        parallel = [k for k, v in vars(self).items() if isinstance(v, nn.Module) and _is_parallel(v)]
+        if parallel and torch.cuda.device_count() > 1:
+            raise UnsupportedStepError(
+                f"{self.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), which "
+                "takes labels apart: let it see one, CUDA_VISIBLE_DEVICES=0."
+            )
 
     # ------------------------------------------------------------------------------------------------------ training
 
     @cached_property
     def _kdpl_teacher(self) -> Teacher | Ensemble:
-        names = [self.lab2cname[label] for label in sorted(self.lab2cname)]
-        check_names(names)
-        template = template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
-        return load_teacher(self.cfg, names, template, self.device)
+        return self._kdpl_labels.teacher(tuple(self.lab2cname[label] for label in sorted(self.lab2cname)))
 
     @cached_property
-    def _kdpl_views(self) -> list[ViewFeatures]:
-        """Each teacher's features of the views."""
-        cfg = self.cfg
-        pixels: list = [list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)]
-        pixels += [f"view {self.teacher_view}"] if self.teacher_view or cfg.DATALOADER.K_TRANSFORMS > 1 else []
-        folder = cfg.TRAINER.KDPL.CACHE_DIR
-        loader, images = self.train_loader_x, self._kdpl_images
-        return [
-            view_features(member.clip, member.image_features, loader, images, folder, pixels, member.image_prompts)
-            for member in self._kdpl_teacher.members
-        ]
+    def _kdpl_log_scale(self) -> Tensor:
+        """The logarithm of the scale of the student's logits, or of the teacher's if the student has none."""
+        if (found := log_scale_of([getattr(self, "model", None), *self._models.values()])) is not None:
+            return found
+        if self.cfg.TRAINER.KDPL.TEACHER_LOGIT_SCALE == "student":
+            print(f"KDPL in {self.wrapped}: its model has no logit_scale, so the teacher's logits have the teacher's own")
+        return self._kdpl_teacher.members[0].clip.logit_scale.log()
 
-    def load_for_training(self) -> None:
-        """Load the teacher, so that missing weights are reported before the run starts."""
-        _ = self._kdpl_scale
-
-    def forward_backward(self, batch: dict[str, Any], *others: Any) -> Any:
-        """Take the trainer's own step on a batch whose labels are the teacher's argmax.
+    def forward_backward(self, batch: Any, *others: Any, **kwargs: Any) -> Any:
+        """Take the trainer's own step, in which cross-entropy with labels of the batch is the divergence.
 
         Raises:
-            UnsupportedStepError: the step does something with labels that has no meaning without them.
+            UnsupportedStepError: the batch has no images, or cross-entropy has class weights.
         """
-        if others:
+        options, given, logits = self.cfg.TRAINER.KDPL, list((batch, *others)), []
+        with_images = [i for i, b in enumerate(given) if isinstance(b, Mapping) and "img" in b and "label" in b]
+        if not with_images:
             raise UnsupportedStepError(
-                f"{self.wrapped} takes {1 + len(others)} batches a step, KDPL replaces the labels of one."
+                f"{self.wrapped} trains on batches without 'img' and 'label', of which a teacher can say nothing: a trainer "
+                "that learns from sentences alone learns without labels already."
             )
-        report_unreadable(self, batch)
-        options, logits = self.cfg.TRAINER.KDPL, self._teacher_logits(batch)
-        labels, replaced = replace_cross_entropy(logits, options.LOSS, options.TEMPERATURE, words(options.ALLOW))
-        shown = UnlabelledBatch(batch, labels)
-        with blind(self.cfg), replaced:
-            summary = super().forward_backward(shown)
-        replaced.check(self.wrapped)
-        if not self._kdpl_steps and not self.__dict__.get("_kdpl_reported"):
-            self._kdpl_reported = True
-            several = isinstance(batch["img"], list | tuple)
-            lines = [
-                *replaced.summary(),
-                f"taken out of the batch: {', '.join(shown.taken_out) or 'nothing'}; 'acc' is the agreement with the teacher",
-                *([f"the teacher sees view {self.teacher_view} of {len(batch['img'])} of an image"] if several else []),
-            ]
-            print(*(f"KDPL in {self.wrapped}: {line}" for line in lines), sep="\n")
+        logits = [self._kdpl_logits(given[i]["img"]) for i in with_images]
+        step, first = DistilledStep(torch.cat(logits), options.LOSS, options.TEMPERATURE), 0
+        for i, rows in zip(with_images, logits, strict=True):
+            given[i] = copy.copy(given[i])
+            given[i]["label"] = step.labels(torch.as_tensor(given[i]["label"]), first)
+            first += len(rows)
+        # Labels that know their images cannot be traced: functions of torch.compile run as they are written.
+        with self._kdpl_labels.at_work(), torch.compiler.set_stance("force_eager"):
+            summary = super().forward_backward(*given, **kwargs)
         self._kdpl_steps += 1
+        self._kdpl_distilled = self._kdpl_distilled or bool(step.losses)
+        if not step.kinds() <= self._kdpl_said:
+            self._kdpl_said |= step.kinds()
+            self._kdpl_say(step)
         return summary
 
-    def _teacher_logits(self, batch: dict[str, Any]) -> Tensor:
-        """Return logits (B, C) of a batch's images whose softmax is the teacher's distribution."""
-        images = batch["img"]
+    @torch.no_grad()
+    def _kdpl_logits(self, images: Any) -> Tensor:
+        """Return logits (B, C) of a batch's images, or of one of their views, whose softmax is the teacher's distribution."""
         if isinstance(images, list | tuple):
             if self.teacher_view >= len(images):
                 raise UnsupportedStepError(f"Images have {len(images)} views, the teacher cannot see view {self.teacher_view}.")
             images = images[self.teacher_view]
-        images = images.to(self.device, non_blocking=True)  # (B, 3, H, W)
-        teacher = self._kdpl_teacher
-        if self.train_loader_x.views:
-            known = [features(batch, images) for features in self._kdpl_views]
-            features = known if len(known) > 1 else known[0]
-        else:
-            features = teacher.image_features(images)
-        return mean_logits(teacher.logits(features, self._kdpl_scale), self.cfg.TRAINER.KDPL.TEMPERATURE)
+        images = images.to(self._kdpl_labels.device, non_blocking=True)  # (B, 3, H, W)
+        teacher, scale = self._kdpl_teacher, self._kdpl_log_scale.detach().float().exp().reshape(())
+        logits = teacher.logits(teacher.image_features(images), scale.to(images.device))
+        return mean_logits(logits, self.cfg.TRAINER.KDPL.TEMPERATURE)
 
-    @property
-    def _kdpl_scale(self) -> Tensor:
-        """The scale of the student's logits, where the teacher uses it."""
-        scales = [member.logit_scale for member in self._kdpl_teacher.members]
-        return student_scale(self) if "student" in scales else torch.ones(())
+    def _kdpl_say(self, step: DistilledStep) -> None:
+        """Print, and put into the record of the run, what the labels of a step were used for."""
+        print(f"KDPL in {self.wrapped}: labels were used for {step}")
+        if not self._kdpl_distilled:
+            print(
+                f"KDPL in {self.wrapped}: no cross-entropy with the batch's labels in this step. If none comes, the training "
+                "ends with an error before its result is saved: its loss would not be KDPL's."
+            )
+        path = Path(self.output_dir, FILE)
+        if path.is_file():
+            _write(path, {**json.loads(path.read_text(encoding="utf-8")), "labels were used for": str(step)})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and refuse a trainer that goes on learning when it has read labels in a test."""
-        self._kdpl_training, self._kdpl_tested = True, None
-        with blind(self.cfg):
-            result = super().train(*args, **kwargs)
-        self._kdpl_training = False
-        check_unchanged(self, self._kdpl_tested)
-        return result
-
-    def after_train(self) -> None:
-        self._kdpl_training = False
-        super().after_train()
-
-    def test(self, *args: Any, **kwargs: Any) -> Any:
-        """Test with the labels of the images that are tested, when the training is over.
-
-        Raises:
-            UnsupportedStepError: the trainer trains, and labels of a test would choose among what it has learned.
-        """
-        if self._kdpl_training and VALIDATION not in words(self.cfg.TRAINER.KDPL.ALLOW):
-            raise UnsupportedStepError(
-                f"{self.wrapped} tests while it trains, and what it learns may be chosen by the labels of the test. Set "
-                f"TEST.FINAL_MODEL last_step, or TRAINER.KDPL.ALLOW {VALIDATION}, which allows such choices."
-            )
-        if not self._kdpl_training and self._kdpl_tested is None:
-            self._kdpl_tested = learned_state(self)
-        split = (args[0] if args else kwargs.get("split")) or self.cfg.TEST.SPLIT
-        with readable("val" if split == "val" and self.val_loader is not None else "test"):
-            return super().test(*args, **kwargs)
+        self._kdpl_learns = True
+        with self._kdpl_labels.at_work():
+            return super().train(*args, **kwargs)
 
     def before_train(self) -> None:
+        self._kdpl_teacher  # noqa: B018  loads it
         super().before_train()
-        self.load_for_training()
+        _write(Path(self.output_dir, FILE), self._kdpl_facts())
 
     def before_epoch(self) -> None:
         set_random_seed(epoch_seed(self._kdpl_seed, self.epoch))  # a resumed run draws what an unbroken one does
-        self._kdpl_steps = 0
+        self._kdpl_steps, self._kdpl_learns = 0, self.epoch + 1 < self.max_epoch
         super().before_epoch()
 
     def after_epoch(self) -> None:
         if not self._kdpl_steps:
             raise UnsupportedStepError(f"{self.wrapped} trained an epoch without calling forward_backward(batch).")
-        if self.train_loader_x.views:
-            for features in self._kdpl_views:
-                features.table.sync()
+        if not self._kdpl_learns and not self._kdpl_distilled:
+            raise UnsupportedStepError(
+                f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is none of KDPL's: "
+                "it learns without labels already, or by a loss of its own."
+            )
         super().after_epoch()
+
+    def after_train(self) -> None:
+        self._kdpl_learns = False
+        super().after_train()
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Test with the true labels of the split that is tested."""
+        split = (args[0] if args else kwargs.get("split")) or self.cfg.TEST.SPLIT
+        split = "val" if split == "val" and getattr(self, "val_loader", None) is not None else "test"
+        if self._kdpl_learns:
+            print(f"KDPL in {self.wrapped}: tests on the {split} images before the last epoch, with their true labels")
+        with self._kdpl_labels.at_work(split):
+            return super().test(*args, **kwargs)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
-    def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
-        super().save_model(epoch, directory, *args, **kwargs)
-        if not kwargs.get("model_name") and len(args) < 3:  # of an epoch, not the best on the validation images
-            save_whole_state(self, directory, epoch + 1, _facts_of_run(self))
-
     def resume_model_if_exist(self, directory: str) -> int:
-        epoch = super().resume_model_if_exist(directory)
-        if epoch:
-            load_whole_state(self, directory, epoch, _facts_of_run(self))
-        return epoch
+        """Resume as the trainer does, from a run with the same teacher, seed and settings.
 
-    def use_dataset(self, cfg: CfgNode) -> None:
-        """Refuse other data sets: the trainer's model is bound to its class names."""
+        Raises:
+            CheckpointError: they differ, or the run was none without labels.
+        """
+        path, now = Path(directory, FILE), self._kdpl_facts()
+        if any(Path(directory, name, "checkpoint").is_file() for name in self.get_model_names()):
+            try:
+                then = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                then = {"trainer": f"'{FILE}' missing or damaged, as of a training with labels"}
+            different = [f"{key} {then.get(key)!r}, now {now[key]!r}" for key in now if then.get(key) != now[key]]
+            if different:
+                raise CheckpointError(
+                    f"Cannot resume from '{directory}': it was written with {'; '.join(different)}. Resume with the settings "
+                    "that the run was started with, or choose another --output-dir."
+                )
+        return super().resume_model_if_exist(directory)
+
+    def _kdpl_facts(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common with the one that wrote a checkpoint."""
+        teacher, cfg = self._kdpl_teacher, self.cfg
+        settings = {f"TRAINER.KDPL.{k}": v for k, v in cfg.TRAINER.KDPL.items() if k not in RUNS_ONLY}
+        settings |= {f"DATASET.{k}": cfg.DATASET.get(k, "") for k in OF_THE_DATA}
+        sentences = [text for m in teacher.members for text in m.templates]
+        return {
+            "trainer": self.wrapped,
+            "seed": self._kdpl_seed,
+            "teacher's weights": " + ".join(m.clip.weights_digest[:16] for m in teacher.members),
+            "teacher's prompts": " + ".join(m.prompts_digest[:16] for m in teacher.members),
+            "teacher's sentences": hashlib.sha256("\0".join([*sentences, *teacher.names]).encode()).hexdigest()[:16],
+            **settings,
+        }
+
+
+def check_wrapped(cfg: CfgNode, wrapped: str) -> None:
+    """Refuse what a wrapped trainer cannot do.
+
+    Raises:
+        ConfigError: the message names the key and the reason.
+    """
+    check_extended(cfg)
+    check_config(cfg, "KDPL")
+    check_schedule(cfg.OPTIM)
+    template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    check_teacher(cfg)
+    if cfg.TRAINER.KDPL.CLASS_AGNOSTIC or distributed.launched():
         raise ConfigError(
-            f"--eval-datasets: the model of {self.wrapped} is bound to the class names it was built with. Evaluate with "
-            "--eval-only --model-dir and the data set's --dataset-config-file."
+            f"{wrapped} is bound to the class names it is built with and steps its own optimizers: without "
+            "TRAINER.KDPL.CLASS_AGNOSTIC, and in one process (no torchrun). KDPL's own trainers can do both."
         )
+    if cfg.TEST.FINAL_MODEL == "best_val":
+        raise ConfigError(
+            "TEST.FINAL_MODEL 'best_val' chooses the epoch by the labels of validation images: set it to 'last_step'."
+        )
+    for key in ("VIEWS", "SHARD_CLASSES"):
+        if cfg.TRAINER.KDPL[key]:
+            print(f"TRAINER.KDPL.{key} {cfg.TRAINER.KDPL[key]} is for KDPL's own trainers, and has no effect on {wrapped}")
+
+
+def log_scale_of(models: list[Any]) -> Tensor | None:
+    """Return the logit_scale of a model, the logarithm of CLIP's scale; None if there is none, or several that differ."""
+    for model in models:
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        scales = [s for m in modules if isinstance(s := getattr(m, "logit_scale", None), Tensor) and s.numel() == 1]
+        values = [float(s.detach()) for s in scales]
+        if values and max(values) - min(values) < 1e-4 and max(values) <= LARGEST_LOG_SCALE:
+            return scales[0]
+    return None
 
 
 @contextmanager
-def blind(cfg: CfgNode) -> Iterator[None]:
-    """Run code of a trainer that no truth may reach, unless it is allowed to read that of validation images."""
-    allowed = ("val",) if VALIDATION in words(cfg.TRAINER.KDPL.ALLOW) else ()
-    with without_truth(), readable(*allowed):
+def working_schedulers(trainer_class: type) -> Iterator[None]:
+    """Let `build_lr_scheduler` be KDPL's in the modules of a trainer's classes: Dassl's warm-up stops on today's PyTorch."""
+    modules = {sys.modules.get(c.__module__) for c in trainer_class.__mro__} | {dassl.optim}
+    theirs = {module: module.build_lr_scheduler for module in modules if hasattr(module, "build_lr_scheduler")}
+    for module in theirs:
+        module.build_lr_scheduler = build_schedule
+    try:
         yield
+    finally:
+        for module, scheduler in theirs.items():
+            module.build_lr_scheduler = scheduler
 
 
-def _facts_of_run(trainer: DistilledTrainer) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one that wrote a checkpoint."""
-    teacher, run = trainer._kdpl_teacher, {"trainer": trainer.wrapped, "seed": trainer._kdpl_seed}
-    texts = {"teacher's sentences": None, "teacher's prompts": None, **teacher_texts(trainer.cfg, teacher)}
-    clips = {"teacher": teacher_weights(teacher), "teacher's design": key_of(teacher_design(teacher)).hex()}
-    return {**run, "batches in an epoch": len(trainer.train_loader_x), **clips, **texts}
+def _is_parallel(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.DataParallel) for m in module.modules())
+
+
+def _say_overridden(cfg: CfgNode) -> None:
+    """Say it if a fork's train.py has replaced the number of epochs of the command line."""
+    words = sys.argv[1:]
+    given = words[words.index("OPTIM.MAX_EPOCH") + 1 :][:1] if "OPTIM.MAX_EPOCH" in words else []
+    if given and given[0] != str(cfg.OPTIM.MAX_EPOCH):
+        print(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}, which train.py sets itself, not {given[0]} of the command line")
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1).encode())

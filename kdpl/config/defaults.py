@@ -54,6 +54,8 @@ def student_options(cfg: CN, node: str) -> CN:
     for key, default in own.items():
         if options[key] is None or (options[key] is False and isinstance(default, str)):
             options[key] = type(default)()
+        elif key == "CLASS_TOKEN_POSITION" and not options[key]:  # a fork's default, in place of KDPL's
+            options[key] = default
         elif type(default) is str and not isinstance(options[key], str):
             raise ConfigError(f"TRAINER.{node}.{key} is {options[key]!r}, expected text such as 'a photo of a', or ''.")
     options.freeze()

@@ -60,8 +60,6 @@ RGB = Range("one number for R, G and B", lambda v: len(v) == 3 and all(map(_fini
 RGB_ABOVE_0 = Range("one number for R, G and B, all above 0", lambda v: len(v) == 3 and all(_finite(x) and x > 0 for x in v))
 LOGIT_SCALE = Range("`student`, `own` or a number above 0", _is_logit_scale)
 DEPTH = Range("1 to the tower's layers", lambda v: v >= 1)  # the student compares it with its towers
-ALLOWED = ("hard_labels", "label_smoothing", "lookups", "own_targets", "validation")
-ALLOWANCES = Range(f"words of {', '.join(f'`{a}`' for a in ALLOWED)}", lambda v: {*v.replace(",", " ").split()} <= {*ALLOWED})
 
 PRECISIONS = ("fp16", "fp32", "amp", "bf16")
 SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
@@ -207,7 +205,6 @@ OWN = {
     "TRAINER.KDPL.COMPILE": Key(False, ROUNDS, "[Compile](performance.md#a-compiled-step) the step and the image towers."),
     "TRAINER.KDPL.MAX_TEXT_ROWS": Key(8192, ROUNDS, "Tokens of learned prompts in one pass; 0 is no bound.", FROM_0),
     "TRAINER.KDPL.SHARD_CLASSES": Key(False, ROUNDS, "With several processes, each encodes a share of the class names."),
-    "TRAINER.KDPL.ALLOW": Key("", MATTERS, "What a trainer of a [fork](forks.md#what-is-replaced) may do.", ALLOWANCES),
 }
 # Options of prompt learners: their defaults are in kdpl/students, and the texts of what one of them alone has.
 OPTIONS = {

@@ -93,6 +93,8 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
+        if features.dim() != 2:
+            raise ValueError(f"Teacher '{self.clip.name}' gave image features {tuple(features.shape)}, expected (B, d).")
         return similarity_logits(self.scale(student_scale), features, self.texts_of(features))
 
     def scale(self, student_scale: Tensor) -> Tensor | float:

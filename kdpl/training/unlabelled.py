@@ -1,14 +1,10 @@
-"""Whether a trainer that learns without labels is at work in this process (kdpl.trainers.truth)."""
+"""Whether a trainer of a fork that learns without labels is at work in this process (kdpl.trainers.teacher_labels)."""
+
+from typing import Any
+
+at_work: list[Any] = []  # the `TeacherLabels` of such trainers, the innermost one last
 
 
-class State:
-    """What such a trainer is doing; counted, since its methods call each other."""
-
-    hiding = 0  # a data set that is constructed now is closed
-    constructing = 0  # a data set is under construction, and may read labels
-    readable: frozenset[str] = frozenset()  # splits whose labels may be read now
-
-
-def hiding() -> bool:
+def learns_without_labels() -> bool:
     """Whether a data set that is constructed now is for training without labels."""
-    return State.hiding > 0
+    return bool(at_work)

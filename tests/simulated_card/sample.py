@@ -2,10 +2,13 @@
 
 import dataclasses
 
-import fork_styles  # noqa: F401  registers trainers
 import pytest
 import torch
-from support import LEARNERS, ROOT
+from support import (
+    LEARNERS,
+    ROOT,
+    fork_styles,  # noqa: F401  registers trainers
+)
 from support.devices import on
 from support.trainings import Killed, build, die_at, history, parameters
 

@@ -63,9 +63,9 @@ def test_an_older_dassl_that_lacks_a_key_takes_every_configuration():
 
 
 def test_a_crop_scale_that_an_older_dassl_does_not_read_is_applied(tmp_path, monkeypatch):
-    import fork_styles  # noqa: F401  registers them
     import torchvision.transforms as T
     from dassl.engine import build_trainer
+    from support import fork_styles  # noqa: F401  registers them
 
     from kdpl.trainers import offer_distilled
 
