@@ -173,8 +173,8 @@ class DistilledTrainer:
             raise UnsupportedStepError(f"{self.wrapped} trained an epoch without calling forward_backward(batch).")
         if not self._kdpl_learns and not self._kdpl_distilled:
             raise UnsupportedStepError(
-                f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is none of KDPL's: "
-                "it learns without labels already, or by a loss of its own."
+                f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is not "
+                "KDPL's: it learns without labels already, or by a loss of its own."
             )
         super().after_epoch()
 
