@@ -25,10 +25,10 @@ from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.templates import template_for
-from kdpl.trainers.distill import check_shots
 from kdpl.trainers.data import build_loaders
-from kdpl.trainers.teachers import check_teacher
+from kdpl.trainers.distill import check_shots
 from kdpl.trainers.teacher_labels import TeacherLabels
+from kdpl.trainers.teachers import check_teacher
 from kdpl.training.checkpoint import CheckpointError
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed

@@ -15,8 +15,7 @@ from support.trainings import SMALL, build
 
 import simulated_card
 from kdpl.config.keys import OPTIMIZERS
-from kdpl.distill.interception import replace_cross_entropy
-from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.distill.pseudo_labels import DistilledStep
 
 IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.PREC", "fp32", "TRAINER.COOP.PREC", "fp32")
 
@@ -127,16 +126,12 @@ def test_an_optimiser_launches_as_many_kernels_for_all_parameters(name):
     assert found[0] == found[1] < 20
 
 
-def test_a_cross_entropy_with_targets_of_a_steps_own():
-    """Beside that with pseudo-labels; what torch.func makes of those is refused."""
-    labels, replaced = replace_cross_entropy(torch.randn(6, 5, device="cuda"), allowed=["own_targets"])
-    logits = torch.randn(6, 5, device="cuda", requires_grad=True)
-    own = torch.zeros(6, dtype=torch.long, device="cuda")
-    with replaced, simulated_card.counted() as counts:
-        (F.cross_entropy(logits, own) + F.cross_entropy(logits, labels)).backward()
-    assert replaced.own_calls == 1 and not counts.waits
-    with replaced, pytest.raises(UnsupportedStepError, match="made a plain tensor"):
-        torch.func.grad(F.cross_entropy)(logits, labels)
+def test_a_cross_entropy_with_labels_that_know_their_images_waits_for_nothing():
+    step = DistilledStep(torch.randn(6, 5, device="cuda"))
+    labels, logits = torch.zeros(6, dtype=torch.long, device="cuda"), torch.randn(6, 5, device="cuda", requires_grad=True)
+    with simulated_card.counted() as counts:
+        (F.cross_entropy(logits, labels) + F.cross_entropy(logits, step.labels(labels))).backward()
+    assert step.losses == {"cross_entropy": 1} and not counts.waits
 
 
 def test_digests_at_the_start(tmp_path):
