@@ -1,6 +1,5 @@
 """What the benchmarks share: CLIPs of real size with random weights, published settings, measuring, and printing."""
 
-import importlib
 import json
 import resource
 import statistics
@@ -18,7 +17,7 @@ import kdpl  # noqa: F401  first, it makes `dassl` importable
 from kdpl.clip.loading import _set_precision
 from kdpl.clip.model import Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture
-from kdpl.clip.openai import VOCABULARY, as_clip, openai_clip
+from kdpl.clip.openai import build_openai, empty_openai
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.students import Student
@@ -42,16 +41,11 @@ def random_clip(
         precision, frozen_precision: as of `load_clip`.
     """
     a = SIZES[name]
-    package = openai_clip()
     torch.manual_seed(seed)
-    with torch.device(device):
-        model = importlib.import_module(f"{package.__name__}.model").CLIP(
-            a.embed_dim, a.resolution, a.vision_depth, a.vision_width, a.patch_size, a.context_length, VOCABULARY,
-            a.text_width, a.text_width // 64, a.text_depth,
-        )  # fmt: skip
-    clip = as_clip(model, f"random {name}", a)
+    shapes = {key: value.shape for key, value in empty_openai(name, a).model.state_dict().items()}
+    clip = build_openai(f"random {name}", {key: 0.02 * torch.randn(shape) + ("ln_" in key) for key, shape in shapes.items()})
     _set_precision(clip, precision, frozen_precision or precision)
-    model.requires_grad_(False).eval().to(device)
+    clip.model.requires_grad_(False).eval().to(device)
     return clip
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself"),
     "push": Command("kdpl.photos.push", "share prompts on the Hugging Face Hub"),
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
-    "models": Command("kdpl.clip.names.listing", "the CLIPs there are, and which weights are on this machine"),
+    "models": Command("kdpl.clip.listing", "the CLIPs there are, and which weights are on this machine"),
     "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
     "cache": Command("kdpl.cache", "compute the features of fixed views once, for many runs"),
     "prepare": Command("kdpl.datasets.prepare", "fetch and check benchmark data sets"),

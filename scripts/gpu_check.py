@@ -198,7 +198,7 @@ def commands(at: Setting) -> dict[str, list[str]]:
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
     a_trial = at.device == "cpu"
     only = ["-k", at.device if not a_trial else f"{at.device} and views"]
-    tests = {"golden files": "test_golden", "half precision": "test_precision", "runs": "test_gpu"}
+    tests = {"golden files": "test_golden", "half precision": "clip/test_precision", "runs": "test_gpu"}
     parts = {name: [*pytest, f"tests/{file}.py", *only] for name, file in tests.items() if not a_trial or name == "runs"}
     if not a_trial:
         parts["determinism"] = [*pytest, "tests/test_determinism.py", "-k", "gpu"]

@@ -70,7 +70,7 @@ def test_a_torchscript_archive_whose_objects_would_run_code_is_refused(script, t
     evil = pickle.dumps(Evil(str(tmp_path / "was here")), protocol=2)
     path = rezipped(script[0], tmp_path / "evil.pt", lambda name, data: evil if name.endswith("/data.pkl") else data)
     with pytest.raises(WeightsError, match="mkdir, which could run code"):
-        load_clip(str(path))
+        load_clip(f"openai:{path}")
     assert not (tmp_path / "was here").exists()
 
 

@@ -154,19 +154,6 @@ def test_a_download_that_differs_from_its_digest_is_refused(server, bundle):
     assert "its content differs from its digest" in refused(kdpl.load, "hf-hub:me/prompts")
 
 
-@pytest.mark.parametrize("sound", [0, 1])  # the client asks again before it downloads
-@pytest.mark.parametrize("value", ["../../../../evil", "W/abc", "", "a" * 39, "/tmp/evil"])
-@pytest.mark.parametrize("header", ["ETag", "X_Repo_Commit"])
-def test_an_answer_that_is_no_digest_is_refused_and_writes_nothing(server, bundle, tmp_path, header, value, sound):
-    """The client takes ETag and commit for names of files."""
-    put(server, bundle)
-    server.spoiled, server.sound = {header: value, **({"X_Linked_ETag": value} if header == "ETag" else {})}, sound
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    message = refused(kdpl.load, "hf-hub:me/prompts")
-    assert "expected a digest: nothing was downloaded" in message, message
-    assert {path for path in tmp_path.rglob("*") if path.is_file() and ".lock" not in path.name} == before
-
-
 def test_a_download_of_another_length_is_not_called_unreachable(server, bundle):
     put(server, bundle)
     server.longer = b"more" * 100

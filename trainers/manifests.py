@@ -10,7 +10,6 @@ from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle
 from kdpl.clip.model import Clip
-from kdpl.clip.openclip.design import design_of
 from kdpl.common import distributed
 from kdpl.common.environment import git_state, libraries, processor, versions
 from kdpl.common.rows import key_of
@@ -60,7 +59,7 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "training images": images_digest(images, trainer.training_images, labelled=not distilled),
         **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
         "student": weights(trainer.clip),
-        "student's design": design_of(trainer.clip),
+        "student's design": trainer.clip.design,
         "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
         **({"teacher's design": teacher_design(trainer.objective.teacher)} if distilled else {}),
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
@@ -108,7 +107,7 @@ def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
     distilled = trainer.teacher_name() is not None
     config = config_of(trainer.cfg, "", distilled)
-    facts = {"clip": weights(trainer.clip), "clip's design": design_of(trainer.clip)}
+    facts = {"clip": weights(trainer.clip), "clip's design": trainer.clip.design}
     if distilled:
         clips = {"clip": teacher_weights(trainer.teacher), "clip's design": teacher_design(trainer.teacher)}
         facts = {**clips, **teacher_texts(trainer.cfg, trainer.teacher)}
@@ -140,8 +139,8 @@ def teacher_weights(teacher: Teacher | Ensemble) -> str:
 def teacher_design(teacher: Teacher | Ensemble) -> dict[str, str]:
     """Return the designs of all members, in their order."""
     if len(teacher.members) == 1:
-        return design_of(teacher.members[0].clip)
-    return {f"{n}: {key}": value for n, m in enumerate(teacher.members, 1) for key, value in design_of(m.clip).items()}
+        return teacher.members[0].clip.design
+    return {f"{n}: {key}": value for n, m in enumerate(teacher.members, 1) for key, value in m.clip.design.items()}
 
 
 def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
@@ -185,7 +184,7 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     cfg, node = trainer.cfg, trainer.student_class.node
     now = config_of(cfg, node, trainer.distilled)
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    facts: dict[str, Any] = {"student": weights(trainer.clip), "student's design": design_of(trainer.clip)}
+    facts: dict[str, Any] = {"student": weights(trainer.clip), "student's design": trainer.clip.design}
     backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
     same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
     sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
@@ -209,7 +208,7 @@ def bundle_of(trainer: "PromptTrainer") -> Bundle:
         trainer=cfg.TRAINER.NAME,
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=trainer.clip.weights_digest,
-        backbone_design=design_of(trainer.clip),
+        backbone_design=trainer.clip.design,
         options=dict(trainer.student.options),
         preprocessing=trainer.clip.preprocessing,
         dataset=cfg.DATASET.NAME,

@@ -13,8 +13,6 @@ from pathlib import Path
 from kdpl.bundle import Bundle, BundleError, read_bundle
 from kdpl.bundle.card import FILE_NAME, model_card
 from kdpl.clip.names import ModelNameError, resolve
-from kdpl.clip.names.suggestions import OPENAI_REPOSITORIES
-from kdpl.clip.openclip.answers import AnswerError, check_answer, checked_answers
 from kdpl.common.environment import VERSION
 from kdpl.common.files import NO_ROOM, naming_full_disks
 from kdpl.common.messages import short_reason
@@ -22,6 +20,12 @@ from kdpl.common.messages import short_reason
 PREFIX = "hf-hub:"
 CARD = "README.md"  # the Hub's name of a card
 LARGEST = 2**28  # bytes of a bundle that is downloaded; the largest learner's prompts for ViT-L/14 take 2**25
+OPENAI_REPOSITORIES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
 SECONDS = 20  # until the Hub counts as unreachable
 
 
@@ -70,14 +74,11 @@ def download(name: str) -> Path:
             raise ConnectionError("offline")
         # One question first: the client's download retries for most of a minute without network.
         url = hf_hub_url(repository, FILE_NAME, revision=chosen)
-        _check_size(check_answer(get_hf_file_metadata(url, timeout=SECONDS), url).size, repository)
+        _check_size(get_hf_file_metadata(url, timeout=SECONDS).size, repository)
         reached = True
-        with checked_answers():
-            file = hf_hub_download(repository, FILE_NAME, revision=chosen, library_name="kdpl", library_version=VERSION)
+        file = hf_hub_download(repository, FILE_NAME, revision=chosen, library_name="kdpl", library_version=VERSION)
     except HubError:
         raise
-    except AnswerError as error:
-        raise HubError(str(error)) from None
     except Exception as error:  # those of the HTTP client differ between versions of huggingface_hub
         with naming_full_disks(constants.HF_HUB_CACHE):
             if isinstance(error, OSError) and error.errno in NO_ROOM:

@@ -12,7 +12,6 @@ from kdpl.bundle import Bundle, BundleError
 from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
-from kdpl.clip.openclip.design import design_of
 from kdpl.config.manifest import differences
 from kdpl.config.merging import learner_options
 from kdpl.students import Student
@@ -66,7 +65,7 @@ def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way
 
 def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) -> None:
     """Refuse a CLIP with the right weights that computes something else; a bundle need not have its design."""
-    then, now = bundle.backbone_design, design_of(clip)
+    then, now = bundle.backbone_design, clip.design
     found = differences(then, now, "in the bundle") if then else {}
     if not found and clip.preprocessing != bundle.preprocessing:
         found = {"": f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"}

@@ -18,7 +18,7 @@ from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBa
 from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import check_finite, effective_precision, similarity_logits
-from kdpl.clip.names.sources import ModelNameError
+from kdpl.clip.names import ModelNameError
 from kdpl.config.defaults import KDPL
 from kdpl.text.same import same_features, words_of
 

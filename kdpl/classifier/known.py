@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.model import Clip
-from kdpl.clip.openclip.design import identity_of
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import KEY_BYTES, RowStore, store_folder
 
@@ -79,7 +78,7 @@ def meaning_of(clip: Clip, preprocessing: Preprocessing, prompts: str = hashlib.
         prompts: a digest of learned prompts in the image tower; by default there are none.
     """
     return {
-        "CLIP": identity_of(clip),
+        "CLIP": clip.identity,
         "image prompts": prompts,
         "preprocessing": dataclasses.asdict(preprocessing),
         "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],

@@ -58,36 +58,25 @@ def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
         ValueError: no image can be prepared so; the message names the key, the value and what was expected.
     """
 
-    def value(key: str, default: object, fits: Callable[[Any], bool], expected: str) -> Any:
-        given = default if content.get(key) is None else content[key]
-        if not fits(given):
-            raise ValueError(f"'{key}' of the preprocessing is {shorten(given)}, expected {expected}")
-        return given
-
-    def triple(low: float, high: float) -> Callable[[Any], bool]:
-        return lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_number(x) and low <= x <= high for x in v)
-
-    def side(v: object) -> bool:
-        return isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= LARGEST_SIDE
-
     size = content.get("size")
     pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if len(pair) != 2 or not all(map(side, pair)):
+    if len(pair) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in pair):
         raise ValueError(f"'size' of the preprocessing is {shorten(size)}, expected sides of 1 to {LARGEST_SIDE} pixels")
-    value("mode", "RGB", lambda v: v == "RGB", "'RGB'")
-    interpolation = value("interpolation", "bicubic", _among(INTERPOLATIONS), f"one of {', '.join(INTERPOLATIONS)}")
-    mode = value("resize_mode", "shortest", _among(RESIZE_MODES), f"one of {', '.join(RESIZE_MODES)}")
-    mean = value("mean", OPENAI_MEAN, triple(-10, 10), "three numbers, of red, green and blue between 0 and 1")
-    std = value("std", OPENAI_STD, triple(0.001, 10), "three numbers of 0.001 to 10, of red, green and blue between 0 and 1")
-    return Preprocessing(pair, interpolation, tuple(map(float, mean)), tuple(map(float, std)), mode)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _among(values: Sequence[str]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value in values
+    defaults = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "mean": OPENAI_MEAN, "std": OPENAI_STD}
+    given = {key: value if content.get(key) is None else content[key] for key, value in defaults.items()}
+    for key, choices in (("mode", ("RGB",)), ("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
+        if given[key] not in choices:
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(given[key])}, expected {' or '.join(choices)}")
+    for key, low in (("mean", -10), ("std", 0.001)):
+        numbers = given[key]
+        sound = isinstance(numbers, (list, tuple)) and len(numbers) == 3
+        if not sound or not all(type(x) in (int, float) and low <= x <= 10 for x in numbers):
+            raise ValueError(
+                f"'{key}' of the preprocessing is {shorten(numbers)}, expected three numbers of {low} to 10, of red, green and "
+                "blue between 0 and 1"
+            )
+    mean, std = (tuple(map(float, given[key])) for key in ("mean", "std"))
+    return Preprocessing(pair, given["interpolation"], mean, std, given["resize_mode"])
 
 
 class Normalize:

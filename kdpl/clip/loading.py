@@ -1,6 +1,5 @@
-"""Load a frozen CLIP, student or teacher, from a name or a file (kdpl/clip/names lists them)."""
+"""Load a frozen CLIP, student or teacher, from a name or a file (kdpl/clip/names.py lists them)."""
 
-import importlib
 from pathlib import Path
 
 import torch
@@ -9,24 +8,8 @@ from torch import nn
 from kdpl.clip.files import WeightsError, file_sha256, read_shapes, read_state_dict
 from kdpl.clip.model import AUTOCAST, Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
-from kdpl.clip.openai import (
-    VOCABULARY,
-    architecture_of,
-    as_clip,
-    build_openai,
-    check_design,
-    openai_clip,
-    openai_file,
-    openai_model,
-    openai_weights,
-)
-from kdpl.clip.openclip.models import (
-    describe_open_clip,
-    find_open_clip,
-    load_open_clip,
-    openai_resnet_layers,
-    outline_open_clip,
-)
+from kdpl.clip.openai import architecture_of, build_openai, empty_openai, openai_clip, openai_file, openai_weights
+from kdpl.clip.openclip import describe_open_clip, find_open_clip, load_open_clip, outline_open_clip
 from kdpl.config.keys import PRECISIONS, check_choice
 
 
@@ -36,7 +19,7 @@ def load_clip(
     """Load a CLIP, frozen and in eval mode.
 
     Args:
-        name: see kdpl/clip/names.
+        name: see kdpl/clip/names.py.
         precision: "fp32"; "fp16" as OpenAI and open_clip have it, or autocast to fp16 over fp32 weights for models whose half
             weights do not work, which is printed; "amp" or "bf16", autocast to fp16 or bf16 over fp32 weights.
         frozen_precision: of the passes in which nothing is learned, if it differs.
@@ -52,10 +35,8 @@ def load_clip(
     if source.kind not in ("openai", "file"):
         clip = load_open_clip(name, source, precision == "fp16")
     else:
-        state = read_state_dict(openai_weights(name) if source.kind == "openai" else Path(source.path))
-        if source.kind == "file" and (notice := check_design(name, source, {k: tuple(v.shape) for k, v in state.items()})):
-            print(notice)
-        clip = build_openai(name, state)
+        file = openai_weights(name) if source.kind == "openai" else Path(source.path)
+        clip = build_openai(name, read_state_dict(file))
     _check_finite(clip)
     _set_precision(clip, precision, frozen_precision)
     if torch.device(device).type != "cpu":
@@ -64,21 +45,20 @@ def load_clip(
     return clip
 
 
-def find_weights(name: str) -> Path | None:
+def find_weights(name: str, verify: bool = True) -> Path | None:
     """Return the file of a CLIP's weights if it is here; nothing is downloaded.
 
-    Returns:
-        None if it is not, or if it is a download of OpenAI's whose SHA-256 is not the published one.
+    Args:
+        verify: a download of OpenAI's whose SHA-256 is not the published one is not here.
 
     Raises:
         ModelNameError: as `load_clip`.
     """
     source = resolve(name)
     if source.kind == "openai":
-        url, download = openai_file(name)
-        return download if download.is_file() and file_sha256(download) in url else None
-    file = Path(source.path) if source.kind == "file" else find_open_clip(name, source)
-    return file if file and file.is_file() else None
+        url, file = openai_file(name)
+        return file if file.is_file() and (not verify or file_sha256(file) in url) else None
+    return Path(source.path) if source.kind == "file" else find_open_clip(name, source)
 
 
 def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | None = None) -> Clip:
@@ -91,11 +71,9 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
     if source.kind not in ("openai", "file"):
         clip = outline_open_clip(name, source, precision == "fp16")
     elif source.kind == "openai":
-        a = OPENAI_MODELS[name]
-        clip = as_clip(openai_model(a, a.vision_depth or openai_resnet_layers(name), VOCABULARY), name, a)
+        clip = empty_openai(name, OPENAI_MODELS[name])
     else:
         shapes = read_shapes(Path(source.path))
-        check_design(name, source, shapes)
         clip = build_openai(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
     _set_precision(clip, precision, frozen_precision or precision)
     clip.model.requires_grad_(False).eval()
@@ -113,9 +91,7 @@ def describe(name: str) -> Architecture:
     if source.kind == "openai":
         return OPENAI_MODELS[name]
     if source.kind == "file":
-        shapes = read_shapes(Path(source.path))
-        check_design(name, source, shapes)
-        return architecture_of(shapes, source.path)
+        return architecture_of(read_shapes(Path(source.path)), source.path)
     return describe_open_clip(name, source)
 
 
@@ -145,4 +121,4 @@ def _check_finite(clip: Clip) -> None:
 
 def _to_fp16(model: nn.Module) -> None:
     """Halve the weights of projections and convolutions, as OpenAI's own fp16 does."""
-    importlib.import_module(f"{openai_clip().__name__}.model").convert_weights(model)
+    openai_clip().model.convert_weights(model)

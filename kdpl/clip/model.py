@@ -15,15 +15,20 @@ from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.inputs import Preprocessing, Tokenizer
-from kdpl.clip.openclip.design import design_of, design_of_tower
-from kdpl.clip.openclip.text_towers import HubText, WholeText
-from kdpl.clip.openclip.timm_vit import TimmViT
 from kdpl.clip.prompt_layout import Layout
 from kdpl.clip.text_tower import TextTower
+from kdpl.clip.timm_vit import TimmViT
 from kdpl.clip.vision_tower import VisionTower
+from kdpl.clip.whole_text import HubText, WholeText
 
 AT_ONCE = 2**28  # bytes that are copied from a GPU together
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
+SHOWN_BY_WEIGHTS = frozenset(  # and by tokenizer and preprocessing; of a configuration
+    (
+        "layers", "width", "patch_size", "image_size", "context_length", "vocab_size", "hf_model_pretrained",
+        "timm_model_pretrained", "hf_tokenizer_name",
+    )
+)  # fmt: skip
 FP32_ON_CPU = ("fp16", "amp")  # slow on a CPU; tests empty this, and PyTorch computes them there as on a GPU
 
 
@@ -38,7 +43,7 @@ class Clip:
         tokenizer: how a sentence becomes token ids.
         autocast_dtype: of the passes with learned prompts; None: the precision of the weights.
         frozen_autocast_dtype: of the passes in which nothing is learned.
-        options: of its design, see `kdpl.clip.openclip.design`.
+        config: what it was built from, as open_clip's configurations have it, without open_clip's defaults.
     """
 
     model: nn.Module
@@ -47,7 +52,7 @@ class Clip:
     tokenizer: Tokenizer
     autocast_dtype: torch.dtype | None = None
     frozen_autocast_dtype: torch.dtype | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def resolution(self) -> int:
@@ -87,7 +92,12 @@ class Clip:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(p.dtype for n, p in self.model.named_parameters() if n.startswith("visual") and p.dim() == 4)
+        """The precision of its weights, which is that of the image tower's convolution."""
+        return self._convolution.dtype
+
+    @cached_property
+    def _convolution(self) -> Tensor:
+        return next(p for p in self.model.visual.parameters() if p.dim() == 4)
 
     @property
     def device(self) -> torch.device:
@@ -144,9 +154,30 @@ class Clip:
                 digest.update(value.detach().half().cpu().contiguous().view(-1).numpy())
         return digest.hexdigest()
 
+    @cached_property
+    def design(self) -> dict[str, str]:
+        """What changes its features and is not in its weights, in words, by name; names begin with the tower's."""
+        p, design = self.preprocessing, {}
+        for tower, part in (("image", "vision_cfg"), ("text", "text_cfg")):
+            options = {key: value for key, value in self.config.get(part, {}).items() if key not in SHOWN_BY_WEIGHTS}
+            design[f"{tower} activation"] = "QuickGELU" if self.config.get("quick_gelu") else "GELU"
+            design[f"{tower} options"] = json.dumps(options, sort_keys=True, default=str)
+        design["image resizing"] = f"{p.size[0]} x {p.size[1]}, {p.interpolation}, {p.resize_mode}"
+        for name, values in (("mean", p.mean), ("std", p.std)):
+            design[f"image {name}"] = ", ".join(f"{value:.6g}" for value in values)
+        design["text tokenizer"] = self.tokenizer.digest[:16]
+        design["text context"] = f"{self.tokenizer.context_length}"
+        return design
+
+    @property
+    def identity(self) -> str:
+        """A digest of weights and design: what is compared where two CLIPs could be mixed up."""
+        return hashlib.sha256(f"{self.weights_digest} {json.dumps(self.design, sort_keys=True)}".encode()).hexdigest()
+
     def digest(self, tower: str) -> str:
         """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
-        image, digest = tower == "image", hashlib.sha256(json.dumps(design_of_tower(design_of(self), tower)).encode())
+        design = {name: value for name, value in self.design.items() if name.startswith(tower)}
+        image, digest = tower == "image", hashlib.sha256(json.dumps(design).encode())
         for name, module in self.model.named_modules():
             if name.startswith("visual") == image:  # activations and heads change the features and have no weights
                 digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())

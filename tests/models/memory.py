@@ -24,8 +24,7 @@ def write_weights(model: str, path: Path) -> None:
     from safetensors.torch import save_file
 
     from kdpl.clip.names import resolve
-    from kdpl.clip.openclip.building import build
-    from kdpl.clip.openclip.recipe import recipe_of
+    from kdpl.clip.openclip import build, recipe_of
 
     shapes = {key: value.shape for key, value in build(model, recipe_of(model, resolve(model))).state_dict().items()}
     state = {key: torch.randn(shape).mul_(0.02).half() for key, shape in shapes.items()}
@@ -34,7 +33,6 @@ def write_weights(model: str, path: Path) -> None:
 
 def load(name: str) -> None:
     """Load a CLIP in fp16 and print megabytes: resident before, peak."""
-    import kdpl.clip.openclip.models  # noqa: F401  and all that it imports
     from kdpl.clip.loading import describe, load_clip
 
     describe(name)  # open_clip, timm and the tokenizer are loaded before the weights

@@ -278,8 +278,8 @@ def check_pointer(content: bytes, folder: Path) -> None:
 def check_clip(name: str) -> Callable[[bytes, Path], None]:
     def check(content: bytes, folder: Path) -> None:
         (folder / name).write_bytes(content)
-        describe(str(folder / name))
-        assert all(torch.isfinite(p).all() for p in load_clip(str(folder / name)).model.parameters())
+        describe(f"openai:{folder / name}")
+        assert all(torch.isfinite(p).all() for p in load_clip(f"openai:{folder / name}").model.parameters())
 
     return check
 

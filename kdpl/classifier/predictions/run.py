@@ -16,7 +16,6 @@ from kdpl.classifier.decoding import choose_size
 from kdpl.classifier.known import FeatureCaches
 from kdpl.classifier.predictions.files import Found, Output, ResumeError, State
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of, written
-from kdpl.clip.openclip.design import identity_of
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import on_one_line
 
@@ -87,7 +86,7 @@ class Run:
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
         return {
             "prompts": digest.hexdigest(),
-            "CLIP": identity_of(self.classifier.clip),
+            "CLIP": self.classifier.clip.identity,
             "sentences": bundle.decision.sentences,
             "class names": self.names,
             "--top": self.top,

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from kdpl.clip.files import WeightsError
 from kdpl.clip.inputs import Tokenizer
-from kdpl.clip.openclip.recipe import Recipe
+from kdpl.clip.openai import BytePairs
 from kdpl.common.messages import short_reason
 
 _PROBE = "a"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 
 
 def needs_transformers(name: str, what: str, repository: str) -> None:
@@ -43,26 +44,32 @@ def hub_help(name: str, what: str, repository: str, error: BaseException) -> str
     )
 
 
-def tokenizer_of(name: str, recipe: Recipe) -> Tokenizer:
-    """Return the tokenizer of a recipe.
+def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
+    """Return the tokenizer of a text tower's configuration.
+
+    Args:
+        folder: of the model, which may have the files of its tokenizer; empty: they are in the hub's cache.
 
     Raises:
         WeightsError: it needs a package or files that are not here; the message says which.
     """
-    text = recipe.config["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
     length = text.get("context_length", 77)
-    if not recipe.hub_tokenizer:
-        return BytePairs(length, options)
-    needs_transformers(name, "tokenizer", recipe.hub_tokenizer)
+    repository = text.get("hf_tokenizer_name") or ""
+    if not repository:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return BytePairs(length, SimpleTokenizer(context_length=length, **options))
+    needs_transformers(name, "tokenizer", repository)
     settings = length, text.get("tokenizer_mode") or "", tuple(options.items())
-    if folder := recipe.tokenizer_folder or _cached(recipe.hub_tokenizer):
+    in_folder = folder if any(Path(folder, file).is_file() for file in _FILES) else ""
+    if here := in_folder or _cached(repository):
         with suppress(Exception):  # of many kinds, if some of the files are missing
-            return _hub_tokenizer(folder, *settings)
+            return _hub_tokenizer(here, *settings)
     try:
-        return _hub_tokenizer(recipe.hub_tokenizer, *settings)
+        return _hub_tokenizer(repository, *settings)
     except Exception as error:  # of many kinds, from inside transformers
-        raise WeightsError(hub_help(name, "tokenizer", recipe.hub_tokenizer, error)) from error
+        raise WeightsError(hub_help(name, "tokenizer", repository, error)) from error
 
 
 def _cached(repository: str) -> str:
@@ -72,34 +79,8 @@ def _cached(repository: str) -> str:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(repository, file) for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
+    found = (try_to_load_from_cache(repository, file) for file in _FILES)
     return next((str(Path(path).parent) for path in found if isinstance(path, str)), "")
-
-
-class BytePairs(Tokenizer):
-    """CLIP's byte-pair encoding as open_clip has it, which by itself leaves out the end of what is too long."""
-
-    def __init__(self, context_length: int, options: dict[str, Any]):
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._tokenizer = SimpleTokenizer(context_length=context_length, **options)
-        self.context_length = context_length
-        self.sot, self.eot = (self._tokenizer.sot_token_id,), (self._tokenizer.eot_token_id,)
-        self.special = frozenset(self._tokenizer.all_special_ids)
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
-
-    def decode(self, token: int) -> str:
-        return self._tokenizer.decode([token]).strip()
-
-    def vocabulary(self) -> Mapping[str, int]:
-        return self._tokenizer.encoder
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        for text in texts:
-            self.check_length(text, len(self.encode(text)) + 2)
-        return self._tokenizer(texts)
 
 
 @lru_cache(maxsize=8)

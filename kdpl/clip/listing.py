@@ -1,0 +1,94 @@
+"""The CLIPs that can be named, `kdpl models [WORD ...]`: what they are, and which weights are on this machine.
+
+kdpl models                 all models with their tags, and what is in the caches
+kdpl models vit-b-16        those of this name, with parameters and the prompt learners that they take
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from kdpl.clip.names import EMBEDDED, OPENAI_MODELS, ModelNameError, in_folder
+from kdpl.common.command import run_command
+from kdpl.config.defaults import text_learners
+
+MOST_BUILT = 12  # models that are built without weights to count their parameters, in some seconds
+
+
+def named(words: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the names of models whose name or tag has all words, each with its tags; OpenAI's and the embedded have none."""
+    import open_clip
+
+    pairs = [(name, "") for name in (*OPENAI_MODELS, *EMBEDDED)] + open_clip.list_pretrained()
+    pairs += [(name, "") for name in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(name)]
+    found: dict[str, list[str]] = {}
+    for name, tag in pairs:
+        if all(word.casefold() in f"{name}:{tag}".casefold() for word in words):
+            found.setdefault(name, []).extend([tag] if tag else [])
+    return found
+
+
+def facts_of(name: str) -> list[str]:
+    """Return pixels, parameters in millions, the learners that a model takes as the student, and its file if it is here."""
+    from kdpl.clip.files import WeightsError
+    from kdpl.clip.loading import describe, find_weights, outline_clip
+
+    try:
+        a, file = describe(name), find_weights(name, verify=False)
+        count = sum(value.numel() for value in outline_clip(name).model.parameters())
+    except ModelNameError:  # no weights are published
+        return ["", "", "write MODEL:FILE", ""]
+    except WeightsError:  # its tokenizer needs a package or files
+        return ["", "", "needs pip install 'kdpl[hf]', or its tokenizer's files (docs/models.md)", ""]
+    some = "all with prompts at depth 1" if a.no_deep_text else "all"
+    learners = some if a.is_vit else f"those of text: {', '.join(text_learners())}"
+    here = f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""
+    return [str(a.resolution), f"{count / 1e6:,.0f}", "teacher only" if a.no_text_context else learners, here]
+
+
+def folders_here() -> list[str]:
+    """Return the folders of the hub's cache that are CLIPs by themselves."""
+    from huggingface_hub import constants
+
+    found = []
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
+        try:
+            found.append(f"in the Hugging Face cache, {in_folder(folder).kind}: {folder}")
+        except (ModelNameError, OSError):  # something else
+            continue
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    from kdpl.common import exits
+
+    parser = argparse.ArgumentParser(
+        prog="kdpl models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="part of the name of a model or of a tag; all must fit")
+    args = parser.parse_args(argv)
+    try:
+        found = named(args.words)
+        if not found:
+            return exits.report(ValueError(f"No model or tag has {' and '.join(args.words)} in its name."), exits.BAD_INPUT)
+        if len(found) <= MOST_BUILT:
+            names = [name for model, tags in found.items() for name in ([f"{model}:{tag}" for tag in tags] or [model])]
+            heads = ["name", "pixels", "million parameters", "student of", "weights"]
+            print(tabulate([[name, *facts_of(name)] for name in names], heads, disable_numparse=True))
+        else:
+            rows = [[model, ", ".join(tags)] for model, tags in found.items()]
+            print(tabulate(rows, ["model", "tags"], disable_numparse=True, maxcolwidths=[None, 80]))
+            print("", f"{len(found)} models. Write MODEL:TAG. kdpl models WORD shows a few with their sizes.", sep="\n")
+        for line in folders_here():
+            print(line)
+    except (ValueError, OSError, ImportError) as error:
+        return exits.report(error, exits.BAD_INPUT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

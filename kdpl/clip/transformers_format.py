@@ -1,0 +1,186 @@
+"""CLIP in the format of Hugging Face's transformers (`CLIPModel.save_pretrained`): as open_clip has it.
+
+The same model under other names: its features are those of transformers to rounding, which tests check.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.clip.names import TRANSFORMERS_CONFIG, ModelNameError
+from kdpl.common.messages import shorten
+from kdpl.common.safe_text import UnsafeTextError, read_json
+
+_TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}  # what CLIPConfig has by default
+_TEXT = {
+    **_TOWER, "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+    "max_position_embeddings": 77, "eos_token_id": 49407,
+}  # fmt: skip
+_VISION = {
+    **_TOWER, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224,
+    "patch_size": 32,
+}  # fmt: skip
+_PROCESSOR = {
+    "do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True, "crop_size": 224,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": None, "image_std": None,
+}  # fmt: skip
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+_NAMES = {  # parts of the names of transformers' tensors, and what they are in open_clip's
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    ".layer_norm": ".ln_",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+}
+
+
+def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return configuration and preprocessing of a folder of transformers, as open_clip has them.
+
+    Raises:
+        ModelNameError: it is not a CLIP, or one that would have other features here; the message says why.
+    """
+    config = _read(name, folder / TRANSFORMERS_CONFIG)
+    if config.get("model_type") != "clip":
+        raise ModelNameError(
+            f"'{name}' is a {shorten(config.get('model_type'))} of transformers, of whose formats only CLIP ('clip') is read. "
+            "Of siglip and siglip2 open_clip has the same weights: kdpl models siglip lists them."
+        )
+    towers = []
+    for part, defaults in (("text_config", _TEXT), ("vision_config", _VISION)):
+        given = [config.get(key) or {} for key in (part, f"{part}_dict")]  # older files have a second one, whose values count
+        tower = {
+            **defaults,
+            **(given[0] if isinstance(given[0], dict) else {}),
+            **(given[1] if isinstance(given[1], dict) else {}),
+        }
+        wrong = [key for key, default in defaults.items() if type(tower[key]) is not type(default)]
+        fixed = {"layer_norm_eps": (1e-5,), "vocab_size": (49408,), "eos_token_id": (2, 49407), "num_channels": (3,)}
+        fixed["hidden_act"] = (towers[0]["hidden_act"],) if towers else ("quick_gelu", "gelu")
+        wrong += [key for key, values in fixed.items() if key in defaults and tower[key] not in values]
+        wrong += [key for key, default in defaults.items() if isinstance(default, int) and not wrong and tower[key] < 1]
+        if not wrong and tower["hidden_size"] % tower["num_attention_heads"]:
+            wrong = ["num_attention_heads"]
+        if wrong:
+            raise ModelNameError(
+                f"'{name}': '{wrong[0]}' is {shorten(tower[wrong[0]])} in its {part}, which cannot be built here: expected "
+                f"{' or '.join(map(str, fixed.get(wrong[0], [f'a value such as {defaults[wrong[0]]!r}'])))}."
+            )
+        towers.append(tower)
+    if not _has_clips_vocabulary(folder):
+        raise ModelNameError(f"'{name}' has another tokenizer than CLIP's byte-pair encoding: its vocabulary differs.")
+    text, vision = towers
+    text_cfg = {"context_length": text["max_position_embeddings"], "heads": text["num_attention_heads"], **_sizes(text)}
+    vision_cfg = {"image_size": vision["image_size"], "patch_size": vision["patch_size"], **_sizes(vision)}
+    vision_cfg["head_width"] = vision["hidden_size"] // vision["num_attention_heads"]
+    quick, embed_dim = text["hidden_act"] == "quick_gelu", config.get("projection_dim", 512)
+    model = {"embed_dim": embed_dim, "quick_gelu": quick, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    return model, _preprocess(name, folder, vision["image_size"])
+
+
+def _sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
+    width = tower["hidden_size"]
+    return {"layers": tower["num_hidden_layers"], "width": width, "mlp_ratio": tower["intermediate_size"] / width}
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, UnsafeTextError) as error:
+        raise ModelNameError(f"'{name}': {error}") from None
+    if not isinstance(content, dict):
+        raise ModelNameError(f"'{name}': '{path}' holds {shorten(content)}, expected an object.")
+    return content
+
+
+def _preprocess(name: str, folder: Path, side: int) -> dict[str, Any]:
+    """Return how images are prepared, as open_clip says it; without a processor, as that of transformers does by default."""
+    if (folder / "preprocessor_config.json").is_file():
+        given = _read(name, folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").is_file():
+        given = _read(name, folder / "processor_config.json").get("image_processor") or {}
+    else:
+        print(f"'{name}' has no preprocessor_config.json: its images are prepared as CLIP's are by default")
+        given = {"size": side, "crop_size": side}
+    p = {**_PROCESSOR, **given}
+    size, crop = (_side(p[key]) for key in ("size", "crop_size"))
+    steps = p["do_resize"] is p["do_rescale"] is p["do_normalize"] is True and abs(p["rescale_factor"] * 255 - 1) < 1e-6
+    cropped, shortest = p["do_center_crop"] is True, isinstance(p["size"], int) or "shortest_edge" in p["size"]
+    fits = size == side and (crop == side if cropped else not shortest)
+    if not steps or not fits or p["resample"] not in _INTERPOLATIONS:
+        raise ModelNameError(
+            f"'{name}' prepares images in another way than resizing to {side} pixels, the centre or the whole, and normalising "
+            f"(size {shorten(p['size'])}, crop {shorten(p['crop_size'])}, Pillow's filter {shorten(p['resample'])})."
+        )
+    mode = "shortest" if shortest else "squash"
+    return {
+        "size": side, "interpolation": _INTERPOLATIONS[p["resample"]], "resize_mode": mode, "mean": p["image_mean"],
+        "std": p["image_std"],
+    }  # fmt: skip
+
+
+def _side(size: object) -> object:
+    """Return the one side of a size; None if it has none."""
+    if not isinstance(size, dict):
+        return size
+    return size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
+
+
+def _has_clips_vocabulary(folder: Path) -> bool:
+    """Whether the vocabulary in a folder is that of CLIP's own tokenizer; without one there is nothing to compare."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    try:
+        if (folder / "vocab.json").is_file():
+            vocabulary = read_json(folder / "vocab.json")
+        elif (folder / "tokenizer.json").is_file():
+            vocabulary = read_json(folder / "tokenizer.json")["model"]["vocab"]
+        else:
+            return True
+        words = ({token: i for token, i in some.items() if i < 49406} for some in (vocabulary, SimpleTokenizer().encoder))
+        return next(words) == next(words)
+    except (OSError, UnsafeTextError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def is_transformers(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict has the names of transformers."""
+    return any(key.startswith(("text_model.", "vision_model.")) for key in state)
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a CLIPModel under open_clip's names; the given dict is emptied, so that no second copy stays.
+
+    Raises:
+        KeyError: a query, key or value has not its two companions.
+    """
+    made: dict[str, Tensor] = {}
+    while state:
+        key = next(iter(state))
+        block, attention, rest = key.partition(".self_attn.")
+        if attention and not rest.startswith("out_proj"):
+            what = rest.split(".")[1]  # weight or bias
+            value = torch.cat([state.pop(f"{block}.self_attn.{part}_proj.{what}") for part in "qkv"])
+            key = f"{block}.attn.in_proj_{what}"
+        else:
+            value = state.pop(key)
+        if key.endswith("embeddings.position_ids"):  # of older transformers
+            continue
+        for theirs, ours in _NAMES.items():
+            key = key.replace(theirs, ours)
+        made[key] = value.T.contiguous() if key in ("text_projection", "visual.proj") else value
+    return made
