@@ -133,6 +133,12 @@ def test_logits_are_fp32_under_autocast(shape):
     assert logits.dtype == torch.float32 and torch.equal(logits, similarity_logits(100.0, images, texts))
 
 
+@pytest.mark.parametrize(("images", "texts"), [((5, 3, 8), (4, 8)), ((3, 8), (8,)), ((3, 8), (2, 3, 4, 8))])
+def test_features_that_give_other_logits_than_for_images_and_names_are_refused(images, texts):
+    with pytest.raises(ValueError, match=r"do not give logits \(B, C\)"):
+        similarity_logits(100.0, torch.randn(*images), torch.randn(*texts))
+
+
 # Of the loss of the second epoch; of the way of the prompts since their start; points of accuracy.
 AFTER_TWO_EPOCHS = {"fp16": (1e-2, 0.045, 4), "amp": (1e-2, 0.03, 4), "bf16": (2e-2, 0.2, 8)}
 
