@@ -98,7 +98,11 @@ def test_every_test_that_needs_a_card_is_in_a_part(small, gpu_check):
     parts = gpu_check.commands(gpu_check.Setting("cuda", small))
     named = {word for command in parts.values() for word in command}
     asks = ("from support.devices import", "skipif(not torch.cuda.is_available()")
-    files = {f"tests/{path.name}" for path in (ROOT / "tests").rglob("test_*.py") if any(map(path.read_text().count, asks))}
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if any(map(path.read_text().count, asks))
+    }
     files.remove("tests/test_gpu_check.py")
     assert len(files) >= 4 and files <= named
 

@@ -252,7 +252,7 @@ def test_several_names_are_separated_by_a_plus_between_spaces(tmp_path):
 def test_the_same_weights_under_two_names_are_refused(tmp_path):
     copy = tmp_path / "copy.safetensors"
     shutil.copy(ROOT / "datasets/embedded/emoji_teacher.safetensors", copy)
-    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, f"emoji_teacher + {copy}", *FP32)
+    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, f"emoji_teacher + openai:{copy}", *FP32)
     with pytest.raises(ConfigError, match=r"'emoji_teacher' and '.*copy.safetensors' have the same weights"):
         run.load_for_training()
 
@@ -493,8 +493,8 @@ def test_a_manifest_names_files_of_teachers_without_their_paths(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *FP32)
     run.load_for_training()
     assert [key for key in run.manifest.facts if key.startswith("teacher's")] == ["teacher's design"]
-    files = f"{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
-    assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "a file + emoji_student"
+    files = f"openai:{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
+    assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "openai:a file + emoji_student"
 
 
 @pytest.mark.slow

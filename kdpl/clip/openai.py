@@ -18,6 +18,7 @@ from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 
 COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
+LONGEST_CONTEXT = 8192
 VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 RESNET_LAYERS = {  # of each stage
     "RN50": (3, 4, 6, 3),
@@ -71,6 +72,8 @@ def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     a = architecture_of({k: tuple(v.shape) for k, v in state.items()}, name)
     try:
+        if a.context_length > LONGEST_CONTEXT:  # whose mask would fill the memory
+            raise ValueError(f"{a.context_length} positions of texts")
         state = _expand_compact(state)
         stages = tuple(len({k.split(".")[2] for k in state if k.startswith(f"visual.layer{i}.")}) for i in range(1, 5))
         clip = empty_openai(name, a, a.vision_depth or stages, len(state["token_embedding.weight"]))
@@ -79,7 +82,9 @@ def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
         for block in clip.model.transformer.resblocks:
             block.attn_mask = mask
     except Exception as error:  # of many kinds: a tensor is missing or of another shape
-        raise WeightsError(f"'{name}' does not hold the weights of an OpenAI CLIP: {error}") from error
+        raise WeightsError(
+            f"'{name}' does not hold the weights of an OpenAI CLIP: {' '.join(str(error).split())[:300]}"
+        ) from error
     return clip
 
 
