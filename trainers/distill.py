@@ -23,7 +23,7 @@ from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.data import dataset_root
 from kdpl.trainers.prompts import PromptTrainer, has_own_step
-from kdpl.trainers.teachers import check_teacher, label_of, load_teacher
+from kdpl.trainers.teachers import check_teacher, given_file, label_of, load_teacher
 from kdpl.training.batches import EpochLoader
 
 
@@ -80,6 +80,8 @@ class DistillTrainer(PromptTrainer):
         for member in () if agnostic else teacher.members:
             if len(member.text_features):  # else every image has its own
                 warn_of_same_names(names, member.text_features, member.clip.name)
+        if given_file(self.cfg):
+            teacher.teacher.check(names, self.keys([item.impath for item in self.train_loader_x.dataset.data_source]))
         return Distillation(
             self.student,
             teacher,
@@ -124,17 +126,23 @@ class DistillTrainer(PromptTrainer):
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.images(batch)
 
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor | list[Tensor] | None, Tensor | None]:
+    def keys(self, paths: Sequence[str]) -> list[str]:
+        """Return the names by which a table of probabilities knows images: their paths below the data set's folder."""
+        return [name_below(path, dataset_root(self)) for path in paths]
+
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Any, Tensor | None]:
         """Return a batch's images `(B, 3, H, W)`, and the teacher's and the frozen student's features `(B, d)` of its views.
 
-        Any of them is None if the batch does not have it; of several teachers there is a list.
+        Any of them is None if the batch does not have it; of several teachers there is a list, of a table of probabilities the
+        keys of the images.
         """
         images = self.parse_batch_train(batch) if "img" in batch else None
+        keys = self.keys(batch["impath"]) if given_file(self.cfg) else None
         if not self.train_loader_x.views:
-            return images, None, None
+            return images, keys, None
         known, teachers = [features(batch, images) for features in self.view_features], len(self.objective.teacher.members)
         student = known[teachers] if len(known) > teachers else None
-        return images, known[0] if teachers == 1 else known[:teachers], student
+        return images, keys or (known[0] if teachers == 1 else known[:teachers]), student
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, teacher, frozen = self.features(batch)

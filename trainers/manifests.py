@@ -24,6 +24,7 @@ from kdpl.config.manifest import (
     read_manifest,
     section,
 )
+from kdpl.distill.given import GivenTeacher
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import images_digest, pool_facts
 from kdpl.trainers.data import dataset_root
@@ -131,12 +132,14 @@ def weights(clip: Clip) -> str:
     return clip.weights_digest[:16]
 
 
-def teacher_weights(teacher: Teacher | Ensemble) -> str:
-    """Return the weights of all members, in their order."""
+def teacher_weights(teacher: Teacher | Ensemble | GivenTeacher) -> str:
+    """Return the weights of all members, in their order, or the digest of a table of probabilities."""
+    if isinstance(teacher, GivenTeacher):
+        return teacher.teacher.digest[:16]
     return " + ".join(weights(member.clip) for member in teacher.members)
 
 
-def teacher_design(teacher: Teacher | Ensemble) -> dict[str, str]:
+def teacher_design(teacher: Teacher | Ensemble | GivenTeacher) -> dict[str, str]:
     """Return the designs of all members, in their order."""
     if len(teacher.members) == 1:
         return teacher.members[0].clip.design

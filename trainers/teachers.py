@@ -1,6 +1,7 @@
 """The teachers of TRAINER.KDPL: their names checked, their CLIPs and learned prompts loaded."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
@@ -12,6 +13,7 @@ from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, effective_precision
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names
+from kdpl.distill.given import PREFIX, GivenTeacher, read_probabilities
 from kdpl.distill.prompted import PromptedTeacher
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
@@ -26,6 +28,17 @@ def check_teacher(cfg: CfgNode) -> None:
         ModelNameError, WeightsError: as `describe`.
     """
     options = cfg.TRAINER.KDPL
+    if file := given_file(cfg):
+        if options.TEACHER_TEMPLATES or options.TEACHER_PROMPTS:
+            raise ConfigError(
+                f"TRAINER.KDPL.TEACHER '{options.TEACHER}' is a table, which has neither sentences nor prompts: "
+                "leave TEACHER_TEMPLATES and TEACHER_PROMPTS empty."
+            )
+        try:
+            read_probabilities(file)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"TRAINER.KDPL.TEACHER: {error}") from error
+        return
     check_teachers(options)
     names = teacher_names(options.TEACHER)
     architectures = [describe(name) for name in names]
@@ -49,6 +62,18 @@ def check_teacher(cfg: CfgNode) -> None:
                 "vocabulary cannot have. Choose prompts of another learner, such as CoOp with CSC False, or set CLASS_AGNOSTIC "
                 "to False."
             )
+
+
+def given_file(cfg: CfgNode) -> str:
+    """Return the file of probabilities that is the teacher; empty: it is a CLIP."""
+    value = cfg.TRAINER.KDPL.TEACHER
+    return value.removeprefix(PREFIX) if value.startswith(PREFIX) else ""
+
+
+def clip_teacher(cfg: CfgNode, trainer: str) -> None:
+    """Refuse a table of probabilities for a trainer that needs a CLIP as the teacher."""
+    if given_file(cfg):
+        raise ConfigError(f"{trainer} needs a CLIP as the teacher, TRAINER.KDPL.TEACHER is '{cfg.TRAINER.KDPL.TEACHER}'.")
 
 
 def _bundles(options: CfgNode) -> tuple[list[str], list[Bundle]]:
@@ -123,7 +148,7 @@ def load_teacher(
     device: torch.device,
     cached: bool = False,
     loaded: Sequence[Clip] | None = None,
-) -> Teacher | Ensemble:
+) -> Teacher | Ensemble | GivenTeacher:
     """Load the frozen teacher of TRAINER.KDPL over a list of names, for images that are prepared as INPUT says.
 
     Args:
@@ -131,6 +156,9 @@ def load_teacher(
         loaded: its CLIPs, if they are loaded already.
     """
     options = cfg.TRAINER.KDPL
+    if file := given_file(cfg):
+        print(f"Reading the teacher's probabilities from '{file}'")
+        return GivenTeacher(read_probabilities(file))
     precision = effective_precision(options.PREC, device.type, frozen=True)
     if loaded is None:
         print(f"Loading teacher CLIP (backbone: {label_of(cfg)}, precision: {precision})")
@@ -144,4 +172,6 @@ def load_teacher(
 def label_of(cfg: CfgNode) -> str:
     """Return what results and reports call the teacher of TRAINER.KDPL."""
     options = cfg.TRAINER.KDPL
+    if file := given_file(cfg):
+        return f"{PREFIX}{Path(file).name}"
     return teacher_label(options.TEACHER, options.TEACHER_TEMPLATES, options.TEACHER_PROMPTS)

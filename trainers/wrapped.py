@@ -28,7 +28,7 @@ from kdpl.text.templates import template_for
 from kdpl.trainers.data import build_loaders
 from kdpl.trainers.distill import check_shots
 from kdpl.trainers.teacher_labels import TeacherLabels
-from kdpl.trainers.teachers import check_teacher
+from kdpl.trainers.teachers import check_teacher, clip_teacher
 from kdpl.training.checkpoint import CheckpointError
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
@@ -239,6 +239,7 @@ def check_wrapped(cfg: CfgNode, wrapped: str) -> None:
     check_config(cfg, "KDPL")
     check_schedule(cfg.OPTIM)
     template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+    clip_teacher(cfg, wrapped)
     check_teacher(cfg)
     if cfg.TRAINER.KDPL.CLASS_AGNOSTIC or distributed.launched():
         raise ConfigError(

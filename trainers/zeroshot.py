@@ -16,7 +16,7 @@ from kdpl.trainers.data import as_model_takes
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.trainers.manifests import zero_shot_manifest
 from kdpl.trainers.registry import register
-from kdpl.trainers.teachers import check_teacher, label_of, load_towers, teacher_over
+from kdpl.trainers.teachers import check_teacher, clip_teacher, label_of, load_towers, teacher_over
 
 
 class ZeroshotTrainer(EvaluatedTrainer):
@@ -91,6 +91,7 @@ class ZeroshotTeacher(ZeroshotTrainer):
         return label_of(self.cfg)
 
     def follow_model(self, cfg: CfgNode) -> CfgNode:
+        clip_teacher(cfg, type(self).__name__)
         check_teacher(cfg)
         name = self.clip_name(cfg)
         self.preprocessing = describe(name).preprocessing

@@ -181,7 +181,10 @@ OWN = {
     "TRAIN.CHECKPOINT_EVERY_MINUTES": Key(10.0, HARMLESS, "Minutes between saved states inside an epoch; 0 is none.", FROM_0),
     "TRAIN.DETERMINISTIC": Key(False, ROUNDS, "Deterministic algorithms of PyTorch, so that a run on a GPU is repeatable."),
     "TRAINER.KDPL.TEACHER": Key(
-        "ViT-H-14-quickgelu", MATTERS, "The [teacher](models.md), or [several](method.md#teachers) with ` + `.", file=True
+        "ViT-H-14-quickgelu",
+        MATTERS,
+        "The [teacher](models.md), [several](method.md#teachers) with ` + `, or [probabilities](other_teachers.md).",
+        file=True,
     ),
     "TRAINER.KDPL.TEACHER_TEMPLATES": Key(
         "", MATTERS, "[Sentences](method.md#teachers): `dataset`, `imagenet`, a file.", file=True

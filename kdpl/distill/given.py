@@ -4,6 +4,7 @@ An API's answers, an ensemble of other models, a supervised classifier: what is 
 """
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 PREFIX = "probabilities:"  # of TRAINER.KDPL.TEACHER, before a file
 FORMATS = (".npz", ".safetensors", ".csv")
 SUM = 1e-3  # by which the probabilities of an image may add up to something else than 1
-LEAST = 1e-12  # a probability below is taken for this, whose logarithm is finite
+LEAST = 1e-30  # a probability below is taken for this, whose logarithm is finite
 
 
 class GivesLogits(Protocol):
@@ -82,7 +83,8 @@ class Probabilities:
         if len(self.rows) < len(keys):
             twice = next(key for row, key in enumerate(keys) if self.rows[key] != row)
             raise ValueError(f"{where} has the image '{twice}' twice: remove one of its rows.")
-        values, sums = values.float(), values.double().sum(1)
+        values = values.double()
+        sums = values.sum(1)
         wrong = ~((sums - 1).abs() <= SUM) | (values < 0).any(1)  # NaN is wrong, too
         if wrong.any():
             row = int(wrong.nonzero()[0])
@@ -91,7 +93,13 @@ class Probabilities:
                 f"{float(values[row].min()):.4g}), expected none below 0 and a sum of 1. Logits become probabilities by a "
                 "softmax."
             )
-        self._log = values.clamp_min(LEAST).log()  # (N, C)
+        self._log = values.clamp_min(LEAST).log().float()  # (N, C)
+
+    @property
+    def digest(self) -> str:
+        """A digest of names, keys and values."""
+        text = json.dumps([self.names, list(self.rows)]).encode()
+        return hashlib.sha256(text + self._log.numpy().tobytes()).hexdigest()
 
     def check(self, names: Sequence[str], keys: Sequence[str]) -> None:
         """Refuse other names, or another order of them, and images that have no row.
