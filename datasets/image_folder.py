@@ -14,10 +14,9 @@ from yacs.config import CfgNode
 from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
-from kdpl.common.image_files import list_images, media_line
+from kdpl.common.image_files import list_images
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
-from kdpl.common.rows.digests import file_digests
 from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
@@ -120,8 +119,6 @@ class ImageFolder(ClassListDataset):
         evaluated = {name: self._labelled(name, splits[name]) for name in LABELLED}
         train = self._training_images(splits["train"], cfg)
         self.has_train, self.has_test = bool(train), bool(evaluated["test"])
-        if distributed.is_main() and not cfg.TRAINER.NAME.startswith("Zeroshot"):
-            self._name_copies(train, evaluated)
         if not train and not self.has_test:
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image to train on or to test that can be read.")
         # Dassl needs both lists: the other one stands in for a missing one, and `FolderManager` does not use it.
@@ -135,10 +132,11 @@ class ImageFolder(ClassListDataset):
             others = listing.others + len(listing.unreadable)
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
         if listing.others and distributed.is_main():
-            not_read = f" (not read: {media_line(listing.media)})" if listing.media else ""
-            print(f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}{not_read}")
-        splits = {name: [p for p in listing.images if p.relative_to(self.root).parts[0] == name] for name in LABELLED}
-        splits["train"] = [p for p in listing.images if p.relative_to(self.root).parts[0] not in LABELLED]
+            print(f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}")
+        splits: dict[str, list[Path]] = {"train": [], **{name: [] for name in LABELLED}}
+        for path in listing.images:
+            top = path.relative_to(self.root).parts[0]
+            splits[top if top in LABELLED else "train"].append(path)
         return splits, listing.unreadable
 
     def _leave_out_unreadable(self, splits: dict[str, list[Path]], bad: dict[Path, str], cfg: CfgNode) -> None:
@@ -160,37 +158,19 @@ class ImageFolder(ClassListDataset):
 
     def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
         """Return the images of a labelled folder, class by class in the order of the names."""
-        if paths and not self.names:
-            raise ValueError(
-                f"'{self.root / split}' is a folder of labelled images, and there are no class names to match its subfolders "
-                "with: set DATASET.CLASSNAMES, or move the folder away."
-            )
         datums = []
         for path in paths:
-            folder = path.relative_to(self.root / split).parts[0]
-            if path.parent == self.root / split:
+            folder, *inside = path.relative_to(self.root / split).parts
+            if not inside:
                 raise ValueError(f"'{path}' has no class: put it into a subfolder of '{split}' named like its class.")
             label = self._label(folder)
             if label is None:
                 raise ValueError(
-                    f"The folder '{self.root / split / folder}' is not named like one of the {len(self.names)} class names."
-                    f"{did_you_mean(folder.replace('_', ' '), self.names)}"
+                    f"The folder '{self.root / split / folder}' is not named like one of the {len(self.names)} class names "
+                    f"(DATASET.CLASSNAMES).{did_you_mean(folder.replace('_', ' '), self.names)}"
                 )
             datums.append(Datum(str(path), label, classname=self.names[label]))
         return sorted(datums, key=lambda datum: datum.label)
-
-    def _name_copies(self, train: Sequence[Datum], evaluated: dict[str, list[Datum]]) -> None:
-        """Say which evaluated images are copies of training images."""
-        trained = set(file_digests([item.impath for item in train])) if any(evaluated.values()) else set()
-        for split, items in evaluated.items():
-            digests = file_digests([item.impath for item in items]) if trained else []
-            copies = [item for item, digest in zip(items, digests, strict=False) if digest in trained]
-            if copies:
-                found = f"{len(copies):,} of the {len(items):,} images in '{self.root / split}'"
-                print(
-                    f"Note: {found} are copies of images to train on, such as '{copies[0].impath}': the accuracy is too good "
-                    "for new images."
-                )
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
         shots = cfg.DATASET.NUM_SHOTS
@@ -227,12 +207,9 @@ class ImageFolder(ClassListDataset):
 def read_list(path: str | os.PathLike, root: Path) -> list[Path]:
     """Return the images of a JSON list of paths relative to a folder."""
     try:
-        names = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"DATASET.IMAGE_LIST '{path}' is not JSON: {error}.") from None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"DATASET.IMAGE_LIST '{path}' must hold a list of paths relative to DATASET.ROOT, such as ['a.jpg'].")
-    return [root / name for name in names]
+        return [root / name for name in json.loads(Path(path).read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"DATASET.IMAGE_LIST '{path}' is not a JSON list of paths below DATASET.ROOT: {error}.") from None
 
 
 def _plain(name: str) -> str:

@@ -6,6 +6,7 @@ python -m kdpl.datasets.prepare --check --root DATA               # report what 
 
 import argparse
 import http.client
+import json
 import socket
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from kdpl.config.keys import check_choice
 from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
 from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.coop.splits import find_split
+from kdpl.datasets.coop.splits import load_split
 
 TIMEOUT = 60.0  # seconds without a byte after which a download is given up
 
@@ -32,11 +33,10 @@ class PrepareError(RuntimeError):
 
 
 class Report(NamedTuple):
-    """What `--check` found about one data set; `state` is complete, partial, present, damaged or missing."""
+    """What `--check` found about one data set; `state` is complete, partial, damaged or missing."""
 
     state: str
     images: str
-    split: str
     note: str
 
 
@@ -63,22 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(facts: Facts, root: str) -> int:
     data = DataFolder(facts, root)
     print(f"{facts.name} -> {data.path}")
-    by_hand = []
     for source in facts.sources:
-        if source.only_without_split and data.has_published_split:
-            continue
         try:
             if not provide(source, data):
-                by_hand.append(f"{' '.join(source.gives)}: {_instruction(source, data)}")
+                print(f"  to do: {' '.join(source.gives)}: {_instruction(source, data)}")
         except (PrepareError, ArchiveError) as error:
-            by_hand.append(str(error))
-    if facts.split_address and not data.has_published_split:
-        by_hand.append(
-            f"{facts.published_split}: download it from {facts.split_address} into {data.path}. Without it a split is "
-            f"made here, and results are not comparable with published ones."
-        )
-    for number, what in enumerate(by_hand, start=1):
-        print(f"  to do {number}: {what}")
+            print(f"  to do: {error}")
     absent = data.absent()
     print(f"  missing: {', '.join(absent)}" if absent else "  all files are there; --check looks at the images")
     return 1 if absent else 0
@@ -129,11 +119,14 @@ def fetch(source: Source, data: DataFolder) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=data.path, prefix=".fetch-") as part:
             download_url(source.url, part, source.file, source.md5 or None)
+            if source.file.endswith(".json"):  # and not a page that asks to confirm the download
+                json.loads(Path(part, source.file).read_bytes())
             replace(Path(part, source.file), data.path / source.file)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise PrepareError(
-            f"fetching {source.url} failed ({error or type(error).__name__}). Fetch it another way, put it into "
-            f"{data.path} as {source.file}, and run this command again."
+            f"fetching {source.url} failed ({error or type(error).__name__}). Fetch it another way"
+            f"{f', from {source.by_hand}' if source.by_hand else ''}, put it into {data.path} as {source.file}, and run this "
+            "command again."
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -160,18 +153,13 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
                 found = _find(inner, first)
             if found is None:
                 raise PrepareError(f"{archive} holds no {source.inside or first}. Is it another archive of that name?")
-            if found.name == first:
-                for entry in list(found.parent.iterdir()):
-                    if not (data.path / entry.name).exists():
-                        rename_folder(entry, data.path / entry.name)
-            else:
-                rename_folder(found, data.path / first)
-    except ArchiveError:
-        raise
+            moved = {found: first} if found.name != first else {entry: entry.name for entry in found.parent.iterdir()}
+            for entry, name in moved.items():
+                if not (data.path / name).exists():
+                    rename_folder(entry, data.path / name)
     except OSError as error:
         raise PrepareError(f"{archive} could not be unpacked into {data.path}: {error}") from None
-    lacking = [path for path in source.gives if not (data.path / path).exists()]
-    if lacking:
+    if lacking := [path for path in source.gives if not (data.path / path).exists()]:
         raise PrepareError(f"{archive} holds no {', '.join(lacking)}.")
 
 
@@ -190,33 +178,23 @@ def _instruction(source: Source, data: DataFolder) -> str:
 def _check(chosen: Iterable[Facts], root: str) -> int:
     reports = {facts.name: inspect(DataFolder(facts, root)) for facts in chosen}
     rows = [(name, CATALOG[name].folder, *report) for name, report in reports.items()]
-    headers = ["data set", "folder", "state", "images", "split", "missing or wrong"]
-    print(tabulate(rows, headers, maxcolwidths=[None] * 5 + [60], disable_numparse=True))
+    headers = ["data set", "folder", "state", "images", "missing or wrong"]
+    print(tabulate(rows, headers, maxcolwidths=[None] * 4 + [60], disable_numparse=True))
     return 0 if all(report.state == "complete" for report in reports.values()) else 1
 
 
 def inspect(data: DataFolder) -> Report:
     """Read a data set's lists as loading does, and compare the number of its images with the published one."""
-    facts = data.facts
-    published = sum(facts.sizes)
-    absent = data.absent()
-    if absent:
-        there = any((data.path / path).exists() for source in facts.sources for path in source.gives)
-        return Report("partial" if there else "missing", "", "", ", ".join(absent))
+    published = sum(data.facts.sizes)
+    if absent := data.absent():
+        there = any((data.path / path).exists() for source in data.facts.sources for path in source.gives)
+        return Report("partial" if there else "missing", "", ", ".join(absent))
     try:
-        split, origin = find_split(data)
-    except (DamagedDataError, ModuleNotFoundError, OSError) as error:  # a MissingDataError is an OSError
-        state = {MissingDataError: "partial", DamagedDataError: "damaged"}.get(type(error), "present")
-        return Report(state, "", "", str(error).splitlines()[0].removeprefix(f"{facts.name}: "))
-    total = sum(map(len, split))
-    kind = "own lists" if not facts.split_address else "published" if data.has_published_split else "made here"
-    note = f"{facts.published_split}: {facts.split_address}" if kind == "made here" else ""
-    if kind == "made here" and not origin:
-        kind = "to be made"
-    if total < published:
-        note = f"{published - total:,} images. {note}".strip()
-    state = "complete" if total >= published else "partial"
-    return Report(state, f"{total:,} of {published:,}", kind, note)
+        total = sum(map(len, load_split(data)))
+    except (DamagedDataError, OSError) as error:  # a MissingDataError is an OSError
+        state = "partial" if isinstance(error, MissingDataError) else "damaged"
+        return Report(state, "", str(error).splitlines()[0].removeprefix(f"{data.facts.name}: "))
+    return Report("complete" if total >= published else "partial", f"{total:,} of {published:,}", "")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from itertools import count
 
 import pytest
 import torch
-from dataset_miniatures import BUILDERS, load
 from support import ROOT, emoji_args, processes, save_clip
 from support.files import RUN, result
 from support.trainings import build
@@ -22,7 +21,6 @@ from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.files import NoRoomError, atomic_write
 from kdpl.common.rows import RowStore
-from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
 from kdpl.training.progress import Progress
@@ -160,25 +158,6 @@ def test_text_features_and_rows_that_find_no_room_end_the_keeping_alone(disk, tm
     store.append([b"b" * 16], torch.ones(1, 64).numpy())
     ((_, found),) = RowStore(disk / "views", 64, "f4").find()
     assert {b"a" * 16, b"b" * 16} <= {key for key, _ in found}
-
-
-def test_a_split_that_finds_no_room_is_made_again(tmp_path, disk, capsys):
-    BUILDERS["EuroSAT"](tmp_path)
-    folder = tmp_path / CATALOG["EuroSAT"].folder
-    images = folder.rename(tmp_path / "elsewhere")
-    os.symlink(disk / "eurosat", folder)
-    (disk / "eurosat").mkdir()
-    for entry in images.iterdir():
-        os.symlink(entry, disk / "eurosat" / entry.name)
-    fill(disk)
-    first = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
-    printed = capsys.readouterr().out
-    assert "The split is not saved: " in printed and "The few-shot split is not saved: " in printed
-    assert not [p for p in (disk / "eurosat").rglob("*") if p.suffix in (".json", ".kdpl-part")]
-    (disk / "filler").unlink()
-    again = load(tmp_path, "EuroSAT", NUM_SHOTS=1)
-    assert [d.impath for d in again.train_x] == [d.impath for d in first.train_x]
-    assert "Saved few-shot split to" in capsys.readouterr().out
 
 
 def test_another_error_keeps_its_own_kind_and_the_file(tmp_path):

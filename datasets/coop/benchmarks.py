@@ -7,9 +7,8 @@ from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, draws_blindly, subsample_classes
 from kdpl.datasets.coop.catalog import CATALOG, Facts
-from kdpl.datasets.coop.drawn import drawn_split
 from kdpl.datasets.coop.folder import DataFolder
-from kdpl.datasets.coop.splits import load_split
+from kdpl.datasets.coop.splits import drawn_split, load_split
 
 
 class CoOpDataset(ClassListDataset):

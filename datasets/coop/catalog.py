@@ -6,7 +6,7 @@ folder made for it or for one of its forks is used as it is. Sizes of the lists 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ class Source:
     file: str = ""  # the archive's name, or the file's own
     url: str = ""  # direct address; empty if it must be fetched by hand
     md5: str = ""  # checksum of `file`; empty if none is published
-    by_hand: str = ""  # where a person finds it, if there is no `url`
+    by_hand: str = ""  # where a person finds it
     inside: str = ""  # name in the archive of the first of `gives`, if it differs; it may be an archive itself
     copy_of: str = ""  # file of another data set, relative to DATASET.ROOT, that it is a copy of
-    only_without_split: bool = False  # whether it is of no use once the published split is there
 
     @property
     def is_archive(self) -> bool:
@@ -42,13 +41,10 @@ class Facts:
     name: str  # registered name, DATASET.NAME
     folder: str  # under DATASET.ROOT
     images: str  # folder of the images, relative to `folder`; paths in split files start there
-    classes: int  # number of classes
     sizes: Sequence[int]  # published numbers of training, validation and test images
-    read: Callable[[DataFolder], Split]  # of readers.py: returns the three lists if there is no split file
+    read: Callable[[DataFolder], Split]  # of readers.py: returns the three lists
     sources: tuple[Source, ...]  # files to be fetched
-    split_address: str = ""  # where the published split file is; empty if the data set brings its own lists
-    renamed: dict[str, str] = field(default_factory=dict)  # class names of folders whose class is called differently
-    ignored: Sequence[str] = ()  # folders that are no class
+    classes: int = 0  # number of class folders, of a data set whose folders are a part of those of classnames.txt
     test_only: bool = False  # there is no training list; the test list gives the class names
     val_is_test: bool = False  # validation uses the test images
 
@@ -57,20 +53,9 @@ class Facts:
         """The split file that published results use."""
         return f"split_zhou_{self.name}.json"
 
-    @property
-    def made_split(self) -> str:
-        """The split file that is made if the published one is absent."""
-        return f"split_kdpl_{self.name}.json"
-
     def tree(self) -> str:
         """Draw the files and folders that the data set needs."""
-        lines = [f"  {self.folder}/"]
-        if self.split_address:
-            lines.append(f"    {self.published_split}")
-        for source in self.sources:
-            note = "  (not needed beside the split file)" if source.only_without_split else ""
-            lines += [f"    {path}{note}" for path in source.gives]
-        return "\n".join(lines)
+        return "\n".join([f"  {self.folder}/", *(f"    {path}" for source in self.sources for path in source.gives)])
 
 
 def _facts(name: str, entry: dict[str, Any]) -> Facts:

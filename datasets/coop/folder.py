@@ -4,7 +4,6 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,15 +50,9 @@ class DataFolder:
 
     # --- what is there ---
 
-    @cached_property
-    def has_published_split(self) -> bool:
-        """Whether the split file that published results use is in the folder."""
-        return bool(self.facts.split_address) and (self.path / self.facts.published_split).is_file()
-
     def absent(self) -> list[str]:
         """Return the files and folders that the data set needs and that are not there."""
-        needed = [s for s in self.facts.sources if not (s.only_without_split and self.has_published_split)]
-        return [path for source in needed for path in source.gives if not (self.path / path).exists()]
+        return [path for source in self.facts.sources for path in source.gives if not (self.path / path).exists()]
 
     def require(self) -> None:
         """Raise MissingDataError unless everything the data set needs is there."""
@@ -88,21 +81,6 @@ class DataFolder:
             return json.loads(self._text(name))
         except (ValueError, RecursionError) as error:
             raise self.damaged(f"{name} is not valid JSON ({error}).", name) from None
-
-    def mat(self, name: str, variable: str) -> Any:
-        """Return one variable of a MATLAB file, structs as dictionaries; it takes SciPy."""
-        try:
-            from scipy.io import loadmat
-        except ImportError:
-            raise ModuleNotFoundError(
-                f"{self.facts.name}: reading {name} needs SciPy. Install it (pip install scipy), or put the published "
-                f"{self.facts.published_split} into {self.path}, which makes {name} unnecessary."
-            ) from None
-        path = self._there(name, os.path.isfile)
-        try:
-            return loadmat(str(path), simplify_cells=True)[variable]
-        except Exception as error:  # loadmat has no common base class for the errors of a broken file
-            raise self.damaged(f"{name} cannot be read: {error!r}.", name) from None
 
     def subfolders(self, name: str) -> list[str]:
         """Return the sorted names of the folders inside the folder `name`; hidden ones are left out."""
@@ -147,10 +125,7 @@ class DataFolder:
 
     def damaged(self, what: str, name: str = "") -> DamagedDataError:
         """Return the error for a file that does not hold what it should; `name` is one that can be fetched again."""
-        if name == self.facts.published_split:
-            what += f" Download it again from {self.facts.split_address}, or delete it."
-        elif name:
-            what += " Delete it and fetch it again."
+        what += " Delete it and fetch it again." if name else ""
         return DamagedDataError(f"{self.facts.name}: {what} (in {self.path})")
 
 

@@ -1,99 +1,15 @@
-"""How the lists of each data set are read from its own files, by CoOp's rules (arXiv:2109.01134).
+"""How the lists of each data set are read: from the published split file, or by the data set's own lists or folders."""
 
-A reader takes the data set's folder and returns its three lists. Where the data set has no validation or test list of
-its own, the lists are divided by CoOp's proportions, with a fixed seed: the run's seed has no part in it.
-"""
-
-import random
-import re
-from collections import defaultdict
 from collections.abc import Iterable
-from itertools import accumulate, pairwise
-from pathlib import PurePosixPath
 
 from kdpl.datasets.coop.folder import DataFolder, Record, Split
 
-SPLIT_SEED = 0
-IN_THREE = (0.5, 0.2)  # of every class half for training and a fifth for validation; the rest is for testing
 
-
-def class_folders(data: DataFolder) -> Split:
-    """Half of every class folder trains, a fifth validates, the rest tests (DTD, Caltech101, EuroSAT, Food101)."""
-    names = {folder: data.facts.renamed.get(folder, folder) for folder in _counted_folders(data)}
-    return Split(*_divided(data, _by_folder(data, names), *IN_THREE))
-
-
-def oxford_flowers(data: DataFolder) -> Split:
-    """Labels from imagelabels.mat, names from cat_to_name.json, divided as the class folders are."""
-    names = data.json("cat_to_name.json")
-    records = []
-    for number, label in enumerate(data.mat("imagelabels.mat", "labels"), start=1):
-        if str(label) not in names:
-            raise data.damaged(f"cat_to_name.json has no name for label {label} of imagelabels.mat.")
-        records.append(Record(f"image_{number:05d}.jpg", int(label) - 1, names[str(label)]))
-    return Split(*_divided(data, records, *IN_THREE))
-
-
-def oxford_pets(data: DataFolder) -> Split:
-    """Breeds from the image names in annotations/trainval.txt and test.txt."""
-
-    def read(name: str) -> list[Record]:
-        return [
-            Record(f"{image}.jpg", _number(data, place, label) - 1, image.rpartition("_")[0].lower())
-            for place, (image, label, *_) in data.fields(name, 4)
-        ]
-
-    return _with_val(data, read("annotations/trainval.txt"), read("annotations/test.txt"))
-
-
-def stanford_cars(data: DataFolder) -> Split:
-    """Car models from the MATLAB annotations, the year moved to the front of the name."""
-    models = data.mat("devkit/cars_meta.mat", "class_names")
-
-    def read(folder: str, name: str) -> list[Record]:
-        records = []
-        for row in data.mat(name, "annotations"):
-            label = int(row["class"]) - 1
-            if not 0 <= label < len(models):
-                raise data.damaged(f"{name} has class {label + 1}; devkit/cars_meta.mat names {len(models)} classes.")
-            model, _, year = models[label].rpartition(" ")
-            records.append(Record(f"{folder}/{row['fname']}", label, f"{year} {model}"))
-        return records
-
-    trainval = read("cars_train", "devkit/cars_train_annos.mat")
-    return _with_val(data, trainval, read("cars_test", "cars_test_annos_withlabels.mat"))
-
-
-def sun397(data: DataFolder) -> Split:
-    """Scenes from the first partition; `/a/apartment_building/outdoor` is called "outdoor apartment_building"."""
-    labels = {line.strip("/"): label for label, (_, line) in enumerate(data.lines("ClassName.txt"))}
-
-    def read(name: str) -> list[Record]:
-        records = []
-        for place, line in data.lines(name):
-            scene = PurePosixPath(line.strip("/")).parent
-            label = _label(data, place, str(scene), labels, "ClassName.txt")
-            records.append(Record(line.strip("/"), label, " ".join(reversed(scene.parts[1:]))))
-        return records
-
-    return _with_val(data, read("Training_01.txt"), read("Testing_01.txt"))
-
-
-def ucf101(data: DataFolder) -> Split:
-    """Actions from the first split of the recognition task; `YoYo` is called "Yo_Yo", its images are middle frames."""
-    lists = "ucfTrainTestlist"
-    labels = {action: _number(data, place, number) - 1 for place, (number, action) in data.fields(f"{lists}/classInd.txt", 2)}
-
-    def read(name: str) -> list[Record]:
-        records = []
-        for place, line in data.lines(f"{lists}/{name}"):
-            action, _, video = line.split()[0].partition("/")
-            label = _label(data, place, action, labels, f"{lists}/classInd.txt")
-            classname = "_".join(re.findall("[A-Z][^A-Z]*", action))
-            records.append(Record(f"{classname}/{PurePosixPath(video).stem}.jpg", label, classname))
-        return records
-
-    return _with_val(data, read("trainlist01.txt"), read("testlist01.txt"))
+def published_split(data: DataFolder) -> Split:
+    """The split file of CoOp's authors."""
+    split = read_split(data, data.facts.published_split)
+    print(f"Reading split from {data.path / data.facts.published_split}")
+    return split
 
 
 def fgvc_aircraft(data: DataFolder) -> Split:
@@ -136,22 +52,12 @@ def imagenet_sketch(data: DataFolder) -> Split:
 def imagenet_part(data: DataFolder) -> Split:
     """A folder for each of 200 of ImageNet's classes, labelled from 0 (ImageNet-A and ImageNet-R)."""
     names = _classnames(data)
-    folders = _counted_folders(data)
+    folders = data.subfolders(data.facts.images)
+    if len(folders) != data.facts.classes:
+        raise data.missing(f"{data.images} holds {len(folders)} class folders, {data.facts.classes} expected.")
     if unknown := [folder for folder in folders if folder not in names]:
         raise data.damaged(f"classnames.txt has no name for the folder {unknown[0]}.")
     return Split([], [], _by_folder(data, {folder: names[folder] for folder in folders}))
-
-
-def _counted_folders(data: DataFolder) -> list[str]:
-    """Return the class folders, as many as the data set has classes."""
-    facts = data.facts
-    folders = [f for f in data.subfolders(facts.images) if f not in facts.ignored]
-    if len(folders) != facts.classes:
-        raise data.missing(
-            f"{data.images} holds {len(folders)} class folders, {facts.classes} expected: the data set is incomplete, "
-            f"or something else lies beside its classes."
-        )
-    return folders
 
 
 def _classnames(data: DataFolder) -> dict[str, str]:
@@ -178,39 +84,43 @@ def _by_folder(data: DataFolder, names: dict[str, str]) -> list[Record]:
     ]
 
 
-def _with_val(data: DataFolder, trainval: list[Record], test: list[Record]) -> Split:
-    """Take 20% of every class of the training list for validation."""
-    val, train = _divided(data, trainval, 0.2)
-    return Split(train, val, test)
-
-
-def _divided(data: DataFolder, records: list[Record], *shares: float) -> list[list[Record]]:
-    """Return shares of every class, drawn at random, and as the last part the rest."""
-    groups, rng = defaultdict(list), random.Random(SPLIT_SEED)
-    for record in records:
-        groups[record.label].append(record)
-    parts: list[list[Record]] = [[] for _ in (*shares, "rest")]
-    for group in groups.values():
-        rng.shuffle(group)
-        ends = accumulate(round(len(group) * share) for share in shares)
-        pieces = [group[start:end] for start, end in pairwise([0, *ends, len(group)])]
-        if not all(pieces):
-            raise data.missing(f"class '{group[0].classname}' has {len(group)} images, too few to divide into a split.")
-        for part, piece in zip(parts, pieces, strict=True):
-            part.extend(piece)
-    return parts
-
-
 def _label(data: DataFolder, place: str, name: str, labels: dict[str, int], origin: str) -> int:
     if name not in labels:
         raise data.damaged(f"{place} names the class '{name}', which {origin} does not have.")
     return labels[name]
 
 
-def _number(data: DataFolder, place: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise data.damaged(f"{place} has {text!r} where a number is expected.")
-    return int(text)
+def read_split(data: DataFolder, name: str) -> Split:
+    """Read a split file: JSON with the lists "train", "val" and "test" of `[path in the image folder, label, class name]`."""
+    content = data.json(name)
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
+        raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
+    return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
 
 
-LISTING = (class_folders, imagenet, imagenet_v2, imagenet_sketch, imagenet_part)  # their images are those that the folders hold
+def _records(data: DataFolder, name: str, part: str, rows: list) -> list[Record]:
+    records = [_record(row) for row in rows]
+    if None in records:
+        number = records.index(None)
+        raise data.damaged(
+            f"{name}: entry {number + 1} of '{part}' is {str(rows[number])[:80]}; expected [image path relative to "
+            f"{data.images.name}/, label, class name]."
+        )
+    return records
+
+
+def _record(row) -> Record | None:
+    if not (isinstance(row, list) and len(row) == 3):
+        return None
+    path, label, classname = row
+    try:
+        label = int(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not (isinstance(path, str) and label >= 0 and isinstance(classname, str)):
+        return None
+    inside = path and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+    return Record(path, label, classname) if inside else None
+
+
+LISTING = (imagenet, imagenet_v2, imagenet_sketch, imagenet_part)  # their images are those that the folders hold

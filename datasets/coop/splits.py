@@ -1,131 +1,122 @@
-"""The three lists of a data set: of the published split file, made by CoOp's rules, or the data set's own."""
+"""The lists of a data set, checked, with training images drawn.
 
+ImageNet has 1.28 million files in 2,000 folders. What a start needs of them, the drawn training list and the test list, is
+kept in `split_fewshot` with the times at which the folders changed; while these are the same, so are the lists, and no folder
+is listed again.
+"""
+
+import hashlib
 import json
 import os
-import warnings
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+
+from dassl.data.datasets import DatasetBase
 
 from kdpl.common.files import atomic_write
-from kdpl.common.safe_text import on_one_line
-from kdpl.datasets.coop.folder import DataFolder, Record, Split
-from kdpl.datasets.coop.readers import LISTING
+from kdpl.datasets.base import blind_draw, fewshot, kept_labels
+from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Split
+from kdpl.datasets.coop.readers import LISTING, imagenet, read_split
+
+CACHE_FOLDER = "split_fewshot"
 
 
 def load_split(data: DataFolder) -> Split:
-    """Return a data set's lists; without its published split file a made one is used, with a warning.
-
-    A made split is saved beside the place of the published one, under its own name, and used from then on.
+    """Return a data set's lists.
 
     Raises:
         MissingDataError: files, folders or images are absent.
         DamagedDataError: a file does not hold what it should.
     """
-    facts = data.facts
-    split, origin = find_split(data)
-    if origin:
-        print(f"Reading split from {data.path / origin}")
-    if facts.split_address and not data.has_published_split:
-        if origin != facts.made_split:
-            save_split(data.path / facts.made_split, split, "split")
-        total, published = sum(map(len, split)), sum(facts.sizes)
-        partial = f" It has {total:,} images, the whole data set {published:,}." if total < published else ""
-        text = (
-            f"{facts.name}: results will not be comparable with published ones, because {facts.published_split} is "
-            f"not in {data.path} and a split made here is used instead ({facts.made_split}). The published one is at "
-            f"{facts.split_address}.{partial}"
-        )
-        warnings.warn(on_one_line(text), stacklevel=2)
+    data.require()
+    split = data.facts.read(data)
+    _check_labels(data, split)
+    if data.facts.read not in LISTING:
+        _check_images(data, split)
     return split
 
 
-def find_split(data: DataFolder) -> tuple[Split, str]:
-    """Return a data set's lists and the name of the split file they are from, "" if there is none."""
+def drawn_split(
+    dataset: DatasetBase, data: DataFolder, num_shots: int, seed: int, blind: str = ""
+) -> tuple[Split, dict[int, str]]:
+    """Return a data set's lists with training images drawn, and all its class names by label.
+
+    Args:
+        num_shots: images of every class; below 1 all.
+        seed: below 0 the draw takes `random` as it stands, and is not kept.
+        blind: draw as many whatever their labels, among the classes of this SUBSAMPLE_CLASSES; empty: draw by class.
+
+    Raises:
+        MissingDataError, DamagedDataError: as `load_split`.
+    """
+    if data.facts.read is not imagenet or num_shots < 1 or seed < 0:
+        return _drawn(dataset, data, num_shots, seed, blind)
     data.require()
-    facts, origin = data.facts, ""
-    if data.has_published_split:
-        origin = facts.published_split
-    elif facts.split_address and (data.path / facts.made_split).is_file():
-        origin = facts.made_split
-    split = read_split(data, origin) if origin else facts.read(data)
-    classes = len({record.label for record in split.train})
-    if facts.split_address and not origin and classes != facts.classes:
-        raise data.missing(f"its lists have {classes} classes, {facts.classes} expected; no split is made of a part.")
-    _check_labels(data, split, origin or "the data set's lists")
-    if origin or facts.read not in LISTING:
-        _check_images(data, split, origin or "the data set's lists")
-    return split, origin
-
-
-def read_split(data: DataFolder, name: str) -> Split:
-    """Read a split file: JSON with the lists "train", "val" and "test" of `[path in the image folder, label, class name]`."""
-    content = data.json(name)
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
-        raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
-    return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
-
-
-def save_split(path: Path, split: Split, what: str) -> None:
-    """Write a split file; if it cannot be written, only a line says so, since the same split is drawn again next time."""
-    parts = []
-    for part, records in zip(Split._fields, split, strict=True):
-        rows = ",\n".join(f"    {json.dumps(record)}" for record in records)
-        parts.append(f'  "{part}": [\n{rows}\n  ]' if rows else f'  "{part}": []')
+    before = _times(data)
+    kind = f"lists_{num_shots}{f'-random_{blind}' if blind else ''}-seed_{seed}-"
+    path = data.path / CACHE_FOLDER / f"{kind}{before}.json"
     try:
-        with atomic_write(path, "w") as file:
-            file.write("{\n" + ",\n".join(parts) + "\n}\n")
-        print(f"Saved {what} to {path}")
-    except OSError as error:
-        print(f"The {what} is not saved: {error}")
+        split = read_split(data, f"{CACHE_FOLDER}/{path.name}")
+        print(f"Reading lists from {path}")
+        return split, _names(split)
+    except (DamagedDataError, OSError):  # it was not drawn yet
+        split, names = _drawn(dataset, data, num_shots, seed, blind)
+    if _times(data) == before:  # no folder changed while it was listed
+        try:
+            with atomic_write(path, "w") as file:
+                json.dump(split._asdict(), file)
+            for old in path.parent.glob(f"{kind}*.json"):  # of folders as they were
+                if old != path:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            print(f"The drawn lists are not kept: {error}")
+    return split, names
 
 
-def _records(data: DataFolder, name: str, part: str, rows: list) -> list[Record]:
-    records = [_record(row) for row in rows]
-    if None in records:
-        number = records.index(None)
-        raise data.damaged(
-            f"{name}: entry {number + 1} of '{part}' is {str(rows[number])[:80]}; expected [image path relative to "
-            f"{data.images.name}/, label, class name]."
-        )
-    return records
+def _drawn(dataset: DatasetBase, data: DataFolder, num_shots: int, seed: int, blind: str) -> tuple[Split, dict[int, str]]:
+    split = load_split(data)
+    names = _names(split)
+    if blind:
+        kept = set(kept_labels(names, blind))
+        train = blind_draw([r for r in split.train if r.label in kept], num_shots, seed)
+        return split._replace(train=train), names
+    train, val = fewshot(dataset, split.train, split.val, num_shots, seed)
+    return Split(train, val, split.test), names
 
 
-def _record(row) -> Record | None:
-    if not (isinstance(row, list) and len(row) == 3):
-        return None
-    path, label, classname = row
-    try:
-        label = int(label)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if not (isinstance(path, str) and label >= 0 and isinstance(classname, str)):
-        return None
-    inside = path and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
-    return Record(path, label, classname) if inside else None
+def _names(split: Split) -> dict[int, str]:
+    return {record.label: record.classname for part in split for record in part}
 
 
-def _check_labels(data: DataFolder, split: Split, origin: str) -> None:
+def _times(data: DataFolder) -> str:
+    """Return a digest of the class folders, of when each changed, and of classnames.txt."""
+    found = [os.stat(data.path / "classnames.txt").st_mtime_ns]
+    for part in ("train", "val"):
+        top = f"{data.facts.images}/{part}"
+        found += [(part, name, os.stat(data.path / top / name).st_mtime_ns) for name in data.subfolders(top)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _check_labels(data: DataFolder, split: Split) -> None:
     """Raise DamagedDataError unless labels count from 0 without a gap and each has one name in all lists."""
     names: dict[int, str] = {}
     for record in split.test if data.facts.test_only else split.train:
         if names.setdefault(record.label, record.classname) != record.classname:
-            raise data.damaged(
-                f"{origin}: label {record.label} is called both '{names[record.label]}' and '{record.classname}'."
-            )
+            raise data.damaged(f"label {record.label} is called both '{names[record.label]}' and '{record.classname}'.")
     if not names:
-        raise data.damaged(f"{origin}: the training list is empty.")
+        raise data.damaged("the training list is empty.")
     gap = next((label for label in range(len(names)) if label not in names), None)
     if gap is not None:
-        raise data.damaged(f"{origin}: no training image has label {gap}, though labels go up to {max(names)}.")
+        raise data.damaged(f"no training image has label {gap}, though labels go up to {max(names)}.")
     for record in (*split.val, *split.test):
         if names.get(record.label) != record.classname:
             raise data.damaged(
-                f"{origin}: {record.impath} has label {record.label} and class name '{record.classname}', but in the "
+                f"{record.impath} has label {record.label} and class name '{record.classname}', but in the "
                 f"training list that label is {names.get(record.label, 'absent')!r}."
             )
 
 
-def _check_images(data: DataFolder, split: Split, origin: str) -> None:
+def _check_images(data: DataFolder, split: Split) -> None:
     """Raise MissingDataError if an image of the split is not there."""
     by_folder = defaultdict(set)
     for record in (*split.train, *split.val, *split.test):
@@ -139,6 +130,6 @@ def _check_images(data: DataFolder, split: Split, origin: str) -> None:
     if absent:
         total = sum(map(len, by_folder.values()))
         raise data.missing(
-            f"{len(absent):,} of the {total:,} images named in {origin} are not in {data.images}, "
+            f"{len(absent):,} of the {total:,} images that are listed are not in {data.images}, "
             f"the first of them {min(absent)}."
         )

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dataset_miniatures import load as load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -39,7 +38,7 @@ from kdpl.config.merging import merge_file, merge_options
 from kdpl.datasets.coop.archives import ArchiveError, unpack
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
-from kdpl.datasets.coop.splits import find_split
+from kdpl.datasets.coop.splits import load_split
 from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.experiments.sweep.plan import read_sweep, runs_of
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
@@ -301,18 +300,8 @@ def check_split(content: bytes, folder: Path) -> None:
     for i in range(4):
         (data.images / "A" / f"{i}.jpg").touch()
     (data.path / EUROSAT.published_split).write_bytes(content)
-    split, _ = find_split(data)
+    split = load_split(data)
     assert {record.label for record in split.train} == set(range(len({record.label for record in split.train})))
-
-
-def check_fewshot(content: bytes, folder: Path) -> None:
-    """A kept subset that is damaged is drawn again: no content is an error."""
-    check_split(json.dumps(SPLIT).encode(), folder)
-    first = load_dataset(folder, "EuroSAT", NUM_SHOTS=1)
-    (kept,) = folder.rglob("shot_1-*.json")
-    kept.write_bytes(content)
-    again = load_dataset(folder, "EuroSAT", NUM_SHOTS=1)
-    assert {d.label for d in again.train_x} <= {d.label for d in first.train_x}
 
 
 def check_vocabulary(suffix: str) -> Callable[[bytes, Path], None]:
@@ -451,9 +440,6 @@ TARGETS = {
         st.one_of(as_bytes(lambda: json.dumps(SPLIT).encode()), changed_json(lambda: SPLIT)),
         check_split,
         (DamagedDataError, MissingDataError),
-    ),
-    "few-shot subset": Target(
-        st.one_of(as_bytes(lambda: json.dumps(SPLIT).encode()), changed_json(lambda: SPLIT)), check_fewshot
     ),
     "vocabulary": Target(text, check_vocabulary("txt"), VocabularyError),
     "vocabulary, CSV": Target(csv_text, check_vocabulary("csv"), VocabularyError),

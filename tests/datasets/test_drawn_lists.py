@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from dassl.data.datasets import build_dataset
-from dataset_miniatures import BUILDERS, config, load
+from support.miniatures import BUILDERS, config, load
 
 from kdpl.datasets.base import blind_draw
 from kdpl.datasets.coop.folder import DataFolder
