@@ -20,7 +20,7 @@ import kdpl
 
 # isort: split
 from dassl.config import get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from dassl.data.datasets import build_dataset
 
 from kdpl.clip.loading import load_clip
 from kdpl.datasets.emoji import draws, generator, scenes
