@@ -1,7 +1,6 @@
 """The embedded benchmark's shifts: unseen drawings at test time, target data sets, and domains for testing only."""
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -215,38 +214,3 @@ def test_a_style_that_prompts_were_learned_from_is_never_tested_on_as_left_out(t
 
 
 # ---------------------------------------------------------------- how the hard scenes are chosen
-
-
-@pytest.fixture
-def choose_hard(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import choose_hard
-
-    return choose_hard
-
-
-def test_the_most_confident_mistakes_are_chosen(choose_hard):
-    listed = [scene for scene in choose_hard.candidates() if scene.label < 2]
-    assert [scene.rendering for scene in listed if scene.label == 0] == list(plans.HARD_CANDIDATES)
-    sure = np.linspace(0.6, 0.9, len(listed))
-    guess = np.array([1 if scene.label == 0 else scene.rendering % 3 == 0 for scene in listed])
-    probability = np.stack([np.where(guess == label, sure, 1 - sure) for label in (0, 1)], 1)
-    first, second = (scene.classname for scene in listed[:2])
-    wrong = [r for r in plans.HARD_CANDIDATES if r % 3]
-    assert choose_hard.choose(listed, probability) == {first: list(plans.HARD_CANDIDATES)[-4:], second: wrong[-4:]}
-    right = np.stack([np.array([scene.label == label for scene in listed]) for label in (0, 1)], 1) * 0.9
-    assert choose_hard.choose(listed, right) == {first: [], second: []}
-
-
-@pytest.mark.slow
-def test_the_choice_is_written_as_the_package_reads_it(choose_hard, monkeypatch, tmp_path):
-    listed = [scene for scene in plans.scenes_of("all") if scene.label < 12]
-    monkeypatch.setattr(choose_hard, "scenes_of", lambda name: listed)
-    monkeypatch.setattr(choose_hard, "class_names", lambda name: sorted({scene.classname for scene in listed}))
-    monkeypatch.setattr(sys, "argv", ["choose_hard.py", str(tmp_path / "hard.txt"), "--steps", "3"])
-    choose_hard.main()
-    monkeypatch.setattr(plans, "HARD", tmp_path / "hard.txt")
-    chosen = plans.hard_scenes.__wrapped__()
-    assert list(chosen) == sorted({scene.classname for scene in listed})
-    assert all(len(numbers) <= 4 and set(numbers) <= set(plans.HARD_CANDIDATES) for numbers in chosen.values())
-    assert any(chosen.values())
