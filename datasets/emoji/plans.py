@@ -79,7 +79,7 @@ HARD_CANDIDATES = range(300, 316)  # rendering numbers
 
 @lru_cache(maxsize=1)
 def hard_scenes() -> dict[str, tuple[int, ...]]:
-    """Return for each thing the rendering numbers that tools/choose_hard.py chose; some things have none."""
+    """Return for each thing the rendering numbers that a plain network got wrong; some things have none."""
     lines = (line.split(":") for line in HARD.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     return {name: tuple(map(int, numbers.split())) for name, numbers in lines}
 

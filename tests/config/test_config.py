@@ -191,8 +191,8 @@ def test_every_name_that_is_offered_is_known_to_the_engine():
 
 MISTAKES = [
     (["--trainer", "KDPL_Coop"], "TRAINER.NAME (--trainer) 'KDPL_Coop' is not one of", "Did you mean 'KDPL_CoOp'?"),
-    (["--backbone", "emoji_studnet"], "'emoji_studnet' is not", "Did you mean 'emoji_student'?"),
-    (["TRAINER.KDPL.TEACHER", "emoji_techer"], "'emoji_techer' is not", "Did you mean 'emoji_teacher'?"),
+    (["--backbone", "emoji_studnet"], "'emoji_studnet' is not", "emoji_student"),
+    (["TRAINER.KDPL.TEACHER", "emoji_techer"], "'emoji_techer' is not", "emoji_teacher"),
     (["DATASET.NAME", "EmojiMeels"], "DATASET.NAME (--dataset-config-file) 'EmojiMeels'", "Did you mean 'EmojiMeals'?"),
     (["--dataset-config-file", f"{ROOT}/configs/datasets/emoji_meels.yaml"], "There is no", "Did you mean 'emoji_meals.yaml'?"),
     (["--eval-datasets", "emoji_leasure"], "--eval-datasets 'emoji_leasure'", "Did you mean 'emoji_leisure'?"),
