@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         template = args.template or classifier.bundle.template
         words = learned.word_rows(classifier, args.top)
         apart = learned.words_apart(learned.embeddings(classifier)) if words else 0.0
-        has_text = learned.context(classifier) is not None or classifier.student.class_specific
+        has_text = learned.context(classifier) is not None or (
+            classifier.student.class_specific and classifier.encoder.compares_texts
+        )
         fixed = not has_text or classifier.student.text_depends_on_images
         moved = [] if fixed or not classifier.classnames else learned.moved_classes(classifier, template)
     except (ValueError, OSError, ImportError) as error:

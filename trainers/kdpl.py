@@ -136,3 +136,17 @@ class TCP(SupervisedTrainer):
     """Learns what `KDPL_TCP` does, from labels."""
 
     student_class = students.TCP
+
+
+@register
+class KDPL_KernelHead(DistillTrainer):
+    """Learns scores of the class names from frozen image features, in closed form, without labels. Student: any CLIP."""
+
+    student_class = students.KernelHead
+
+
+@baseline
+class KernelHead(SupervisedTrainer):
+    """Learns what `KDPL_KernelHead` does, from labels."""
+
+    student_class = students.KernelHead

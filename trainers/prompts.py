@@ -169,6 +169,9 @@ class PromptTrainer(EvaluatedTrainer):
             The terms as scalars on the device, which are read for many steps at once so that no step waits for it.
         """
         loss, terms = self.compute_loss(batch)
+        if self.student.closed_form:  # it has taken the batch, and solves after the epoch
+            self._updates += 1
+            return terms
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
@@ -262,6 +265,8 @@ class PromptTrainer(EvaluatedTrainer):
                 started = time.perf_counter()
                 self.save_inside_epoch()
             end = time.perf_counter()
+        for batch in loader.last() if self.student.closed_form else ():  # no photo is left out
+            self.compute_loss(batch)
         self.read_terms()
         self.first_batch = 0
         self.train_seconds += time.perf_counter() - started

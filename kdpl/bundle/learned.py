@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle, BundleError
 from kdpl.clip.inputs import Tokenizer
-from kdpl.clip.model import Clip
+from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.config.manifest import differences
 from kdpl.config.merging import learner_options
@@ -102,6 +102,11 @@ class NameEncoder:
         return not self.sentences and self.student.class_specific
 
     @property
+    def compares_texts(self) -> bool:
+        """Whether logits are the scaled cosines of image and text features, and so a matrix of the latter is all there is."""
+        return bool(self.sentences) or not self.student.closed_form
+
+    @property
     def images_are_frozen(self) -> bool:
         """Whether the image features are those of the frozen CLIP."""
         return bool(self.sentences) or self.student.image_features_are_frozen
@@ -121,6 +126,13 @@ class NameEncoder:
             if self.sentences:
                 return ensemble_features(self.student.clip, prepared, self.sentences)
             return self.student.text_features(prepared, image_features)
+
+    @torch.no_grad()
+    def logits(self, prepared: Any, text_features: Tensor, image_features: Tensor) -> Tensor:
+        """Return the logits (B, C) of image features (B, d), whatever names they were prepared for."""
+        if self.sentences:
+            return similarity_logits(self.student.logit_scale, image_features, text_features)
+        return self.student.logits(image_features, text_features, prepared)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:

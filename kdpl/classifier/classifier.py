@@ -92,17 +92,15 @@ class Classifier:
             )
         self.temperature = bundle.decision.temperature if calibrated else 1.0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        name, student_class = backbone or bundle.backbone, bundle.student_class
+        name = backbone or bundle.backbone
         try:
             architecture = describe(name)
         except ModelNameError as error:
             raise ModelNameError(f"{error} The prompts belong to this CLIP: give where it is as `backbone`.") from None
         options = fitting_options(bundle, architecture, name)
         precision = options.get("PREC", "fp32")
-        learned = effective_precision(precision, self.device.type)
-        # as the training's evaluation had it
-        frozen = effective_precision(precision, self.device.type, student_class.reads_frozen_image_features)
-        self.clip = load_clip(name, learned, self.device, frozen)
+        # On a CPU in fp32, also where a training took bf16 for a frozen tower: a head for other programs gives the same.
+        self.clip = load_clip(name, effective_precision(precision, self.device.type), self.device)
         self.clip.bound_text(KDPL["MAX_TEXT_ROWS"])
         way_out = "Give the file with the same weights as `backbone` (--backbone)."
         self.student = learned_student(bundle, self.clip, options, name, way_out)
@@ -226,8 +224,12 @@ class Classifier:
             logits = self.logits_of(features)  # (B, C)
             rejected = torch.zeros(len(batch), dtype=torch.bool)
             if reject:
-                others = similarity_logits(self.student.logit_scale, features, self.background_features).cpu()  # (B, K)
-                rejected = check_finite(inside_score(logits, others), "scores") < self.bundle.decision.threshold
+                scale = self.student.logit_scale
+                others = similarity_logits(scale, features, self.background_features).cpu()  # (B, K)
+                inside = (
+                    logits if self.encoder.compares_texts else similarity_logits(scale, features, self._texts.features).cpu()
+                )
+                rejected = check_finite(inside_score(inside, others), "scores") < self.bundle.decision.threshold
             probabilities = check_finite((logits / self.temperature).softmax(dim=-1), "probabilities")
             yield Answer([item.image for item in batch], probabilities, rejected)
 
@@ -248,7 +250,7 @@ class Classifier:
         with self.decoder.timed("model"):
             if text is None:
                 text = self.encoder.features(self._texts.prepared, features)
-            logits = similarity_logits(self.student.logit_scale, features, text).cpu()  # which waits for the device
+            logits = self.encoder.logits(self._texts.prepared, text, features).cpu()  # which waits for the device
         return check_finite(logits, "logits")
 
     @torch.no_grad()

@@ -96,7 +96,8 @@ def notes(classifier: "Classifier") -> Iterator[str]:
     student, parameters = classifier.student, classifier.bundle.parameters
     names = [name for name in parameters if "ctx" not in name.split(".")]
     if context(classifier) is None and student.class_specific:
-        yield f"{classifier.bundle.variant} learns vectors of classes, behind the text tower, where there are no words."
+        what = f"{classifier.bundle.variant} learns {student.learned_for_each} for each class"
+        yield f"{what}, behind the text tower, where there are no words."
     elif context(classifier) is None:
         yield (
             f"{classifier.bundle.variant} learns no text context: its text is written by hand, so that there are no words to "

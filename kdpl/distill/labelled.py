@@ -34,6 +34,8 @@ class Labelled:
         name = type(student).__name__
         if class_agnostic:
             raise ValueError("Labels are of class names, and class-agnostic training has none: leave one of the two out.")
+        if student.closed_form:
+            raise ValueError(f"{name} takes labels as answers of its own photos (`agree`, `fixed`): leave the labels out.")
         if not student.image_features_are_frozen or student.text_depends_on_images:
             why = "its image tower" if not student.image_features_are_frozen else "a text for every image"
             raise ValueError(

@@ -76,6 +76,8 @@ class Objective:
     @property
     def no_graph(self) -> str:
         """Why a step cannot be one graph; empty if it can."""
+        if self.student.closed_form:
+            return "what is learned is solved for"
         if self.student.text_depends_on_images:
             return "every image has prompts of its own"
         return "processes share the class names" if isinstance(self.prepared, Shard) else ""
@@ -195,9 +197,26 @@ class Distillation(Objective):
             The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers, with
             labelled images `loss_labels`, and, if there are any of these, `loss_total`, their sum with `loss`.
         """
+        if self.student.closed_form:
+            return self._collect(images, teacher_features, frozen_features)
         if self.k_max:
             return self._step(images, teacher_features, frozen_features, share)
         return self._run(images, teacher_features, frozen_features)
+
+    @torch.no_grad()
+    def _collect(
+        self, images: Tensor | None, teacher_features: Tensor | Sequence[Tensor] | None, frozen_features: Tensor | None
+    ) -> tuple[Tensor, Terms]:
+        """Give a batch to a student that is solved for after the pass; until then there is no loss."""
+        if teacher_features is None:
+            teacher_features = self.teacher.image_features(images)
+        frozen = self._frozen(images, frozen_features)
+        target = self.teacher.logits(teacher_features, self.student.logit_scale)
+        target = mean_logits(target, self.temperature)  # (B, C)
+        each = [teacher_features] if isinstance(teacher_features, Tensor) else list(teacher_features)
+        joined = torch.cat(each, -1) / len(each) ** 0.5  # a cosine is the mean of the teachers'
+        self.student.collect(frozen, (target.float() / self.temperature).log_softmax(-1), joined)
+        return target.new_zeros(()), {}
 
     @property
     def no_graph(self) -> str:
@@ -250,6 +269,10 @@ class CrossEntropy(Objective):
             labels: `(B,)`.
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
         """
+        if self.student.closed_form:
+            frozen = self._frozen(images, frozen_features)
+            self.student.collect(frozen, F.one_hot(labels, len(self.names)).float().log())
+            return frozen.new_zeros(()), {}
         return self._run(images, labels, frozen_features)
 
     def _step(self, images: Tensor | None, labels: Tensor, frozen_features: Tensor | None) -> tuple[Tensor, Terms]:

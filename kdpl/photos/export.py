@@ -72,7 +72,10 @@ def export_head(args: argparse.Namespace, classifier: "Classifier") -> None:
     path = write_head(classifier, args.head)
     size = f"{len(classifier.classnames):,} names x {classifier.clip.embed_dim}"
     print(f"{path}: {size}, for the image features of {classifier.bundle.backbone}")
-    print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
+    if classifier.encoder.compares_texts:
+        print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
+    else:
+        print("A kernel head: centres, coefficients, mean, linear, gamma and factor; docs/export.md has the lines.")
 
 
 def export_folder(

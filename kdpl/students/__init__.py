@@ -4,6 +4,7 @@ from kdpl.students.base import Output, Student
 from kdpl.students.cocoop import CoCoOp
 from kdpl.students.coop import CoOp
 from kdpl.students.ivlp import IVLP
+from kdpl.students.kernel_head import KernelHead
 from kdpl.students.kgcoop import KgCoOp
 from kdpl.students.maple import MaPLe
 from kdpl.students.promptsrc import PromptSRC
@@ -21,6 +22,7 @@ LEARNERS: tuple[type[Student], ...] = (
     KgCoOp,
     TaskRes,
     TCP,
+    KernelHead,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "VPT",
     "CoCoOp",
     "CoOp",
+    "KernelHead",
     "KgCoOp",
     "MaPLe",
     "Output",

@@ -60,6 +60,7 @@ class Student(nn.Module):
     learns_class_specific: ClassVar[str] = ""  # the option that gives every class parameters of its own, or ALWAYS
     learned_for_each: ClassVar[str] = "a context"  # what a class has of its own, for messages
     uses_template: ClassVar[bool] = False  # the data set's sentence is part of what is learned
+    closed_form: ClassVar[bool] = False  # `collect` takes the batches, and `end_epoch` solves: no step, no gradient
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -171,7 +172,11 @@ class Student(nn.Module):
         own = frozen is None or not self.image_features_are_frozen
         f = self.image_features(images) if own else frozen  # (B, d)
         g = encode_names(self, prepared, f) if text_features is None else text_features
-        return Output(similarity_logits(self.logit_scale, f, g), f, g)
+        return Output(self.logits(f, g, prepared), f, g)
+
+    def logits(self, image_features: Tensor, text_features: Tensor, prepared: Any) -> Tensor:
+        """Return logits `(B, C)`; by default the scaled cosines of the features."""
+        return similarity_logits(self.logit_scale, image_features, text_features)
 
     def regularisers(self, output: Output, frozen: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the learner's own loss terms by name, already weighted; they are added to the main loss.

@@ -6,13 +6,19 @@ The mathematics are three functions: `agree` (answers of the teacher, agreed wit
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpl.common import distributed
+from kdpl.students.base import ALWAYS, Student
 
 SPREAD = 3.7  # gamma times the median of 1 - cos between photos
-RIDGES = tuple(10 ** (-exponent / 2) for exponent in range(8, 1, -1))  # 1e-4 to 1e-1, tried by leave-one-out error
+RIDGES = tuple(10 ** (-exponent / 2) for exponent in (8, 7, 6, 5))  # tried by leave-one-out error; more never helped
 EXACT = 6_000  # photos up to which each is a centre
 LANDMARKS = 5_000  # centres for more photos
 SAMPLE = 1_000  # photos by which gamma and ridge are chosen
@@ -38,8 +44,9 @@ class Solved:
 
 
 def kernel(x: Tensor, centres: Tensor, gamma: float | Tensor) -> Tensor:
-    """Return exp(gamma (cos - 1)) of unit features `(B, d)` and `(M, d)`, `(B, M)`; in fp64, as gamma multiplies rounding."""
-    return (x.double() @ centres.double().T).sub_(1).mul_(gamma).exp_()
+    """Return exp(gamma (cos - 1)) of features `(B, d)` and `(M, d)`, `(B, M)`; in fp64, as gamma multiplies rounding."""
+    x, centres = F.normalize(x.double(), dim=-1), F.normalize(centres.double(), dim=-1)
+    return (x @ centres.T).sub_(1).mul_(gamma).exp_()
 
 
 def kernel_scores(
@@ -52,7 +59,8 @@ def kernel_scores(
 ) -> Tensor:
     """Return K(features, centres) coefficients + mean + features linear^T, `(B, C)` in fp32, of `ROWS` photos at once."""
     x, a, mean = features.double(), coefficients.double(), mean.double()
-    scores = torch.cat([kernel(rows, centres, gamma) @ a + mean for rows in x.split(ROWS)])
+    parts = x.split(ROWS) if len(x) > ROWS else [x]  # a traced model takes any number
+    scores = torch.cat([kernel(rows, centres, gamma) @ a + mean for rows in parts])
     return (scores if linear is None else scores.addmm_(x, linear.double().T)).float()
 
 
@@ -68,7 +76,7 @@ def choose_gamma(features: Tensor) -> float:
         return SPREAD
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
     distance = (1 - (x @ x.T)[i, j]).median().clamp(1e-6, 1)  # photos that are all the same have none
-    return SPREAD / float(distance)
+    return float((SPREAD / distance).float())  # as it is saved
 
 
 def photo_weights(answers: Tensor) -> Tensor:
@@ -77,21 +85,26 @@ def photo_weights(answers: Tensor) -> Tensor:
     return (w / w.mean()).clamp(0.05, 20)
 
 
-def choose_ridge(features: Tensor, answers: Tensor, gamma: float) -> float:
-    """Return the one of RIDGES with the smallest weighted leave-one-out error, on at most SAMPLE photos.
+def left_out(features: Tensor, answers: Tensor, gamma: float, ridge: float | None = None) -> tuple[float, Tensor, Tensor]:
+    """Return a ridge, at most SAMPLE rows, and the scores `(rows, C)` of these photos with the photo itself left out.
 
-    Without photo i, the regression misses its answer by [G y]_i / G_ii, where G is the inverse of K + ridge N / w.
+    Without photo i the regression misses its answer by [G y]_i / G_ii, where G is the inverse of K + ridge N / w.
+
+    Args:
+        ridge: None: the largest of RIDGES whose weighted squared error is within one standard error of the smallest.
     """
     rows = spread_rows(len(features), SAMPLE).to(features.device)
     x, q = features[rows], answers[rows].double()
     w, k = photo_weights(q), kernel(x, x, gamma)
-    y = q - q.mean(0)
-
-    def error(ridge: float) -> float:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(k + torch.diag(ridge * len(x) / w)))
-        return float((w[:, None] * (inverse @ y / inverse.diagonal()[:, None]) ** 2).sum())
-
-    return min(RIDGES, key=error)
+    y, ridges, missed, errors = q - q.mean(0), RIDGES if ridge is None else (ridge,), [], []
+    for each in ridges:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(k + torch.diag(each * len(x) / w)))
+        missed.append(inverse @ y / inverse.diagonal()[:, None])
+        errors.append(w * (missed[-1] ** 2).sum(1))  # (rows)
+    best = min(errors, key=lambda error: float(error.mean()))
+    most = float(best.mean()) + float(best.std(correction=0)) / math.sqrt(len(x))
+    chosen = max(i for i, error in enumerate(errors) if float(error.mean()) <= most)
+    return ridges[chosen], rows, (q - missed[chosen]).float()
 
 
 def solve(
@@ -108,7 +121,7 @@ def solve(
 
     Args:
         gamma: of the kernel exp(gamma (cos - 1)); None: from the features.
-        ridge: None: by closed-form leave-one-out error.
+        ridge: None: by the closed-form error of leaving each photo out, see `left_out`.
         landmarks: the number of centres, spread over the photos (Nystroem); None: all photos up to EXACT, else LANDMARKS.
 
     Raises:
@@ -119,7 +132,7 @@ def solve(
         raise ValueError(f"There are {n} photos and {len(answers)} answers; expected as many, and at least one.")
     features, answers = features.detach().float(), answers.detach().to(features.device)
     gamma = choose_gamma(features) if gamma is None else gamma
-    ridge = choose_ridge(features, answers, gamma) if ridge is None else ridge
+    ridge = left_out(features, answers, gamma)[0] if ridge is None else ridge
     q = answers.double()
     w, mean = photo_weights(q), q.mean(0)
     if landmarks is None and n <= EXACT:
@@ -226,3 +239,130 @@ def fit_factor(scores: Tensor, probabilities: Tensor) -> float:
         found = ((math.exp(middle) * scores).softmax(1) * scores).sum()
         low, high = (middle, high) if found < aim else (low, middle)
     return math.exp((low + high) / 2)
+
+
+class Learned(nn.Module):
+    """What a `KernelHead` learns; photos, and so the shapes, are known after the solve, or from a file."""
+
+    def __init__(self, names: int, width: int):
+        super().__init__()
+        shapes = {"centres": (0, width), "coefficients": (0, names), "mean": (names,), "linear": (names, width)}
+        for name, shape in {**shapes, "gamma": (), "factor": ()}.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    def fit_shapes(self, state: Mapping[str, Tensor]) -> None:
+        """Make room for as many centres as a state has, if its centres and coefficients are as many."""
+        centres, coefficients = (state.get(name) for name in ("centres", "coefficients"))
+        if isinstance(centres, Tensor) and isinstance(coefficients, Tensor) and centres.shape[:1] == coefficients.shape[:1]:
+            for parameter in (self.centres, self.coefficients):
+                parameter.data = parameter.new_zeros(len(centres), parameter.shape[1])
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Take over values by name."""
+        for name, parameter in self.named_parameters():
+            parameter.data = values[name].to(parameter)
+
+
+class KernelHead(Student):
+    """Learns scores of the class names from the frozen image features of photos, in closed form: one pass, no step.
+
+    After the pass `agree` lets the teacher's answers agree with those of NEIGHBOURS photos, `solve` fits scores to them, and
+    `fit_factor` finds the factor of the logits by the scores of photos that were left out. Learned are `centres (M, d)`, all
+    photos or, of more than 6,000, 5,000 of them, and `coefficients (M, C)`. Other lists of names than that of the training may
+    hold learned names alone.
+
+    Raises:
+        ValueError: there are no class names.
+    """
+
+    node = "KERNELHEAD"
+    defaults = {"NEIGHBOURS": 5, "PREC": "fp16"}
+    texts = {"NEIGHBOURS": "Photos whose answers each photo's answer agrees with, nearest in the teacher's features; 0: none."}
+    closed_form = True
+    image_features_are_frozen = True
+    reads_frozen_image_features = True
+    learns_class_specific = ALWAYS
+    learned_for_each = "scores"
+    uses_template = True
+
+    def build(self, names: Sequence[str]) -> None:
+        if not names:
+            raise ValueError("KernelHead learns scores of each class and needs their names: give `names`.")
+        self.learned = Learned(len(names), self.clip.embed_dim)
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of this epoch's photos: features, log-answers, teacher's features
+
+    @staticmethod
+    def parameters_of(solved: Solved, factor: float) -> dict[str, Tensor]:
+        """Return the learned parameters by name, as a bundle has them."""
+        x, mean = solved.centres, solved.mean
+        linear = x.new_zeros(len(mean), x.shape[1]) if solved.linear is None else solved.linear
+        numbers = {"gamma": x.new_tensor(solved.gamma), "factor": x.new_tensor(factor)}
+        return {"centres": x, "coefficients": solved.coefficients, "mean": mean, "linear": linear, **numbers}
+
+    def prepare(self, names: Sequence[str]) -> Tensor | None:
+        """Return the learned rows of the names; None: all, in their order."""
+        return None if list(names) == self.names else torch.tensor(self.learned_rows(names))
+
+    def text_features(self, prepared: Tensor | None, image_features: Tensor | None = None) -> Tensor:
+        """Return the frozen features `(C, d)` of the names in the sentence, from which no score is computed."""
+        names = self.names if prepared is None else [self.names[i] for i in prepared.tolist()]
+        return self.frozen_text_features(names)
+
+    def logits(self, image_features: Tensor, text_features: Tensor, prepared: Tensor | None) -> Tensor:
+        head = self.learned
+        scores = kernel_scores(image_features, head.centres, head.coefficients, head.mean, head.gamma, head.linear)
+        logits = head.factor * scores  # (B, C)
+        return logits if prepared is None else logits[:, prepared.to(logits.device)]
+
+    def head_of(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return what was learned of some names by name, in fp64 and with centres of unit length, on the CPU."""
+        rows = self.prepare(names)
+        found = {name: value.detach().cpu().double() for name, value in self.learned.named_parameters()}
+        if rows is not None:
+            found |= {
+                "coefficients": found["coefficients"][:, rows],
+                "mean": found["mean"][rows],
+                "linear": found["linear"][rows],
+            }
+        return {**found, "centres": F.normalize(found["centres"], dim=-1)}
+
+    def collect(self, features: Tensor, log_answers: Tensor, neighbours_in: Tensor | None = None) -> None:
+        """Take a batch of photos for the solve at the end of the epoch.
+
+        Args:
+            features: the frozen CLIP's `(B, d)`.
+            log_answers: log-probabilities `(B, C)` of the teacher, or of labels.
+            neighbours_in: the teacher's unit features `(B, e)`, in which neighbours are searched; None: there is none.
+        """
+        empty = features.new_zeros(len(features), 0)
+        self.rows.append((features.float(), log_answers.float(), empty if neighbours_in is None else neighbours_in.float()))
+
+    def _gathered(self) -> list[Tensor]:
+        """Return what all ranks have collected: features, log-answers, the teacher's features."""
+        rows = [torch.cat(parts) for parts in zip(*self.rows, strict=True)]
+        mine = torch.tensor([len(rows[0]) if r == distributed.rank() else 0 for r in range(distributed.world())])
+        counts = distributed.total(mine.to(rows[0].device)).tolist()
+        return [distributed.gather_rows(part, counts) for part in rows]
+
+    def end_epoch(self, epoch: int, max_epoch: int) -> None:
+        """Solve on the main rank, from the photos that all ranks have collected."""
+        super().end_epoch(epoch, max_epoch)
+        rows, self.rows = self._gathered(), []
+        self.learned.set(distributed.from_main(self._solved(*rows) if distributed.is_main() else None))
+
+    def _solved(self, x: Tensor, log_p: Tensor, near: Tensor) -> dict[str, Tensor]:
+        k = self.options.NEIGHBOURS
+        answers = agree(near, log_p, k) if k and near.shape[1] else log_p.exp()
+        solved = solve(x, answers)
+        _, rows, scores = left_out(x, answers, solved.gamma, solved.ridge)
+        factor = fit_factor(scores, log_p[rows].exp())
+        return {name: value.cpu() for name, value in self.parameters_of(solved, factor).items()}
+
+    def extra_state_dict(self) -> dict[str, Any]:
+        """Return the photos of an epoch that has not ended."""
+        return {"rows": [part.cpu() for part in self._gathered()]} if self.rows else {}
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        most = None if distributed.is_main() else 0  # the main rank has all of them
+        rows = [part[:most].to(self.clip.device) for part in state.get("rows", [])]
+        self.rows = [(rows[0], rows[1], rows[2])] if rows else []

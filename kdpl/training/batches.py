@@ -64,8 +64,16 @@ class EpochLoader:
 
     def rest(self) -> Iterator[dict[str, Any]]:
         """Return batches of the wanted images that the epoch leaves out (its last, incomplete batch)."""
+        return self.wanted_of(self._left_out(), self.loader.batch_size)
+
+    def last(self) -> Iterator[dict[str, Any]]:
+        """Return the batch of the images that the epoch leaves out, if there are as many as ranks."""
+        left, generator = self._left_out(), torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        return self._load([[self._seeded_index(i, generator) for i in left]] if len(left) >= distributed.world() else [])
+
+    def _left_out(self) -> list[int]:
         seen = {int(i) for batch in self.batches() for i in batch}
-        return self.wanted_of([i for i in range(len(self.dataset)) if i not in seen], self.loader.batch_size)
+        return [i for i in range(len(self.dataset)) if i not in seen]
 
     def wanted_of(self, images: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
         """Return batches of `size` of those `images` whose pixels are wanted in this epoch's view."""

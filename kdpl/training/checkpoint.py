@@ -138,6 +138,8 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
     Raises:
         CheckpointError: a parameter is missing, of another shape or not finite, or the checkpoint has more learned ones.
     """
+    if hasattr(module, "fit_shapes"):
+        module.fit_shapes(state_dict)
     own = dict(module.named_parameters())
     found = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
     problems = [f"{k} {tuple(p.shape)} is missing" for k, p in own.items() if k not in found]

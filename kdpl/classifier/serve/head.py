@@ -1,4 +1,4 @@
-"""A classifier of fixed class names as the matrix (C, d) that it is, for any program that has the CLIP's image features."""
+"""A classifier of fixed class names as the few tensors that it is, for any program that has the CLIP's image features."""
 
 import dataclasses
 import json
@@ -19,11 +19,12 @@ FORMAT = "kdpl head 1"
 
 
 def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
-    """Write `text_features` (C, d), normalised, and `logit_scale` () in fp32 as a safetensors file, and return its path.
+    """Write the tensors behind the probabilities as a safetensors file, and return its path.
 
-    The probabilities are the softmax of `logit_scale * image_features @ text_features.T`, with the normalised image features of
-    the plain CLIP. The metadata are text: `classnames`, `preprocessing` (JSON), `clip`, `clip_sha256`, and `temperature`, by
-    which the logits are divided for calibrated probabilities, or nothing.
+    With x, the normalised image features of the plain CLIP, the probabilities are the softmax of `logit_scale * x @
+    text_features.T`, in fp32; of a kernel head (the file has `centres`), in fp64, that of `factor * (exp(gamma * (x @ centres.T
+    - 1)) @ coefficients + mean + x @ linear.T)`. The metadata are text: `classnames`, `preprocessing` (JSON), `clip`,
+    `clip_sha256`, and `temperature`, by which the logits are divided for calibrated probabilities, or nothing.
 
     Args:
         classifier: with the class names asked for.
@@ -41,10 +42,11 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
             "train a learner that leaves the image tower as it is, such as CoOp or TaskRes."
         )
     plain = in_fp32(classifier)
-    tensors = {
-        "text_features": plain.text_features.float().contiguous(),
-        "logit_scale": plain.student.logit_scale.float().cpu(),
-    }
+    if classifier.encoder.compares_texts:
+        text = plain.text_features.float().contiguous()
+        tensors = {"text_features": text, "logit_scale": plain.student.logit_scale.float().cpu()}
+    else:
+        tensors = plain.student.head_of(plain.classnames)
     sentences, temperature = bundle.decision.sentences, bundle.decision.temperature
     facts = {
         "format": FORMAT,

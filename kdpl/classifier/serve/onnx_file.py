@@ -27,7 +27,7 @@ IMAGE = "image"  # the input of a file that prepares its images itself
 
 
 class PixelsToProbabilities(nn.Module):
-    """From RGB in 0..1, `(N, 3, R, R)`, to probabilities `(N, C)`: normalisation, image tower, class matrix, softmax.
+    """From RGB in 0..1, `(N, 3, R, R)`, to probabilities `(N, C)`: normalisation, image tower, class matrix or head, softmax.
 
     Args:
         classifier: on the CPU and in fp32.
@@ -44,6 +44,7 @@ class PixelsToProbabilities(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1))
         self.register_buffer("classes", student.logit_scale * classifier.text_features.T)  # (d, C)
+        self.head = None if classifier.encoder.compares_texts else classifier.logits_of
         self.others, self.threshold = None, 0.0
         if reject:
             classifier.bundle.decision.check_reject(classifier.classnames)
@@ -52,11 +53,12 @@ class PixelsToProbabilities(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         features = F.normalize(self.encode((pixels - self.mean) / self.std), dim=-1)  # (N, d)
-        logits = features @ self.classes  # (N, C)
+        cosines = features @ self.classes  # (N, C)
+        logits = cosines if self.head is None else self.head(features)
         probabilities = (logits / self.temperature).softmax(dim=-1)
         if self.others is None:
             return probabilities
-        return probabilities, inside_score(logits, features @ self.others) < self.threshold
+        return probabilities, inside_score(cosines, features @ self.others) < self.threshold
 
 
 def export_with_preprocessing(
