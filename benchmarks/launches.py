@@ -24,7 +24,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from train_step import build, step_forever
 
 from kdpl.clip import blocks
-from kdpl.students import LEARNERS
+from kdpl.students import STEPPED
 from kdpl.text.prompts import context_prompts
 
 BATCH = 4
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--precision", default="fp32", help="PREC of student and teacher: fp32, fp16, amp or bf16")
-    parser.add_argument("--learner", choices=[l.__name__ for l in LEARNERS], help="print this learner's operations by name")
+    parser.add_argument("--learner", choices=[l.__name__ for l in STEPPED], help="print this learner's operations by name")
     parser.add_argument("--publish", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     args = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
         return
     found = {"text pass, two padded sizes": count_text_pass(100, pays=1)}
     found |= {f"text pass, {classes:,} names": count_text_pass(classes) for classes in (100, 1000)}
-    found |= {f"KDPL_{l.__name__}": count_step(l.__name__, args.classes, args.precision) for l in LEARNERS}
+    found |= {f"KDPL_{l.__name__}": count_step(l.__name__, args.classes, args.precision) for l in STEPPED}
     rows = [{"a step of": what, "kernels": counts.kernels, "others": counts.others} for what, counts in found.items()]
     print_rows(rows, args.json)
     if args.publish:

@@ -29,10 +29,10 @@ BOUNDS = {"fp16": 2e-2, "amp": 2e-2, "bf16": 6e-2}
 
 
 def learner_names() -> tuple[str, ...]:
-    """Return the names of all prompt learners."""
-    from kdpl.students import LEARNERS
+    """Return the names of all learners that take steps."""
+    from kdpl.students import STEPPED
 
-    return tuple(learner.__name__ for learner in LEARNERS)
+    return tuple(learner.__name__ for learner in STEPPED)
 
 
 class Setting(NamedTuple):

@@ -8,7 +8,7 @@ from support.trainings import SMALL, build
 from kdpl import students
 
 
-@pytest.mark.parametrize("learner", mostly_slow([learner.__name__ for learner in students.LEARNERS], "CoOp"))
+@pytest.mark.parametrize("learner", mostly_slow([learner.__name__ for learner in students.STEPPED], "CoOp"))
 def test_nothing_but_the_learned_prompts_has_a_gradient_or_moves(learner, tmp_path):
     run = build(f"KDPL_{learner}", tmp_path, *SMALL, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0)
     towers = {"student": run.clip, "teacher": run.objective.teacher.clip}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, mostly_slow, processes
+from support import ROOT, STEPPED, mostly_slow, processes
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_on_a_card_all_that_is_promised_is_run(gpu_check):
     for file in ("test_golden", "clip/test_precision", "test_gpu", "test_determinism"):
         assert f"tests/{file}.py" in named and (ROOT / f"tests/{file}.py").is_file()
     assert {"learners", "precisions", "class-agnostic", "views", "timings"} <= parts.keys()
-    assert set(gpu_check.learner_names()) == set(LEARNERS)
+    assert set(gpu_check.learner_names()) == set(STEPPED)
     assert "--small" not in named
     at = gpu_check.Setting("cuda", small=False)
     assert (at.students, at.teacher, at.precision) == (("ViT-B/32", "ViT-B/16"), "ViT-H/14", "fp16")

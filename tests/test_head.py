@@ -8,6 +8,7 @@ import re
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from clip.model import CLIP
 from PIL import Image
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.export import main
+from kdpl.students.kernel_head import Solved
 
 NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]
 SIDE, WIDTH = 32, 64
@@ -50,28 +52,33 @@ def prompts(folder, clip_file, variant="TaskRes", **options):
     bundle, clip = read_bundle(out), load_clip(f"openai:{clip_file}")
     kind = dataclasses.replace(bundle, variant=variant).student_class
     options = {"PREC": "fp32", **options}
-    student = kind(clip, options, NAMES)
-    learned = {
-        n: 0.5 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
-        for n, v in student.learned.state_dict().items()
-    }
+    student, draw = kind(clip, options, NAMES), torch.Generator().manual_seed(1)
+    learned = {n: 0.5 * torch.randn(v.shape, generator=draw) for n, v in student.learned.state_dict().items()}
+    if kind.closed_form:
+        x, a, linear = (torch.randn(shape, generator=draw) for shape in ((10, 24), (10, 4), (4, 24)))
+        learned = kind.parameters_of(Solved(F.normalize(x, dim=-1), a, torch.full((4,), 0.25), 5.0, 0.001, linear), 3.0)
     facts = {"variant": variant, "options": dict(student.options), "parameters": learned, "preprocessing": clip.preprocessing}
     facts |= {"backbone": f"openai:{clip_file}", "backbone_sha256": clip.weights_digest, "trainer": f"KDPL_{variant}"}
     write_bundle(out, dataclasses.replace(bundle, **facts))
     return out
 
 
-def lines_of(library):
-    """The code block of docs/export.md that imports a library."""
+def lines_of(library, kernel=False):
+    """The code block of docs/export.md that imports a library; of a kernel head with other lines in place of the last."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(encoding="utf-8"), re.S)
     (block,) = (block for block in blocks if f"import {library}" in block or f"from {library} " in block)
     code = block.split("\n\n", 1)[1]
     assert len(code.strip().splitlines()) == 5
-    return block
+    if not kernel:
+        return block
+    (instead,) = (block for block in blocks if "centres" in block)
+    assert len(instead.strip().splitlines()) == 2
+    return block.strip().rpartition("\n")[0] + "\n" + instead
 
 
 KINDS = {
-    "TaskRes": ("TaskRes", {}, Decision()),
+    "TaskRes": ("TaskRes", {"PREC": "fp16"}, Decision()),
+    "kernel head": ("KernelHead", {"PREC": "fp16"}, Decision()),
     "CoOp": ("CoOp", {"N_CTX": 2}, Decision()),
     "CoOp, class-specific": ("CoOp", {"N_CTX": 2, "CSC": True}, Decision(temperature=2.0)),
     "sentences": ("VPT", {"PROMPT_DEPTH_VISION": 1}, Decision(sentences=["a {}.", "an icon of a {}."])),
@@ -95,7 +102,9 @@ def test_five_lines_with_open_clip_give_the_probabilities(kind, clip_file, photo
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/small-head.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "configs")
-    lines = lines_of("open_clip").replace('"ViT-B-32-quickgelu", "openai"', f'"small-head", {str(clip_file)!r}')
+    lines = lines_of("open_clip", kind == "kernel head").replace(
+        '"ViT-B-32-quickgelu", "openai"', f'"small-head", {str(clip_file)!r}'
+    )
     assert_same(lines, out, photo, tmp_path, monkeypatch)
 
 
@@ -112,7 +121,7 @@ def test_five_lines_with_transformers_give_the_probabilities(kind, clip_file, ph
     model.save_pretrained(tmp_path / "model")
     size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     transformers.CLIPImageProcessor(**size).save_pretrained(tmp_path / "model")
-    lines = lines_of("transformers").replace("openai/clip-vit-base-patch32", str(tmp_path / "model"))
+    lines = lines_of("transformers", kind == "kernel head").replace("openai/clip-vit-base-patch32", str(tmp_path / "model"))
     assert_same(lines, out, photo, tmp_path, monkeypatch)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import ROOT, SHARED, emoji_args, mostly_slow, one_of_each_kind
 from support.ranks import run_ranks
-from support.trainings import NOUNS, SMALL, assert_same, build, parameters
+from support.trainings import NOUNS, SMALL, assert_all_move, assert_same, build, parameters
 
 from kdpl import students
 from kdpl.training.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ def both_labels(trainer, folder, *options):
     for run in runs:
         run.train()
     after = [parameters(run) for run in runs]
-    assert all(not torch.equal(before[0][name], after[0][name]) for name in after[0]), "every learned parameter moves"
+    assert_all_move(before[0], after[0])
     return after
 
 

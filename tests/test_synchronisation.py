@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, mostly_slow
+from support import ROOT, STEPPED, mostly_slow
 from support.card import needs_simulated_card, run_tests_on_card
 from support.trainings import SMALL, build
 from torch import Tensor
@@ -85,7 +85,7 @@ def test_what_waits_is_counted(code, expected):
     assert waits(lambda: code(torch.randn(3))) == expected
 
 
-@pytest.mark.parametrize("trainer", mostly_slow([f"KDPL_{learner}" for learner in LEARNERS] + ["CoOp"], "KDPL_CoOp"))
+@pytest.mark.parametrize("trainer", mostly_slow([f"KDPL_{learner}" for learner in STEPPED] + ["CoOp"], "KDPL_CoOp"))
 def test_no_step_waits(trainer, tmp_path):
     sgd = ("OPTIM.NAME", "sgd")  # Adam reads its count of steps, which is on the CPU wherever it computes
     assert second_step(build(trainer, tmp_path, *SMALL, "DATALOADER.NUM_WORKERS", 0, *sgd)) == {}

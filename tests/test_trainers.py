@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support import CLASS_SPECIFIC, LEARNERS, config, mostly_slow
+from support import CLASS_SPECIFIC, LEARNERS, STEPPED, config, mostly_slow
 from support.trainings import assert_same, build, parameters, stop_after, train
 
 from kdpl import students
@@ -96,7 +96,9 @@ def test_class_specific_context_is_refused_for_other_classes(tmp_path):
         build("CoOp", tmp_path / "b", "TRAINER.COOP.CSC", True, dataset="emoji_leisure").load_model(str(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("trainer", mostly_slow(KDPL, "KDPL_CoOp", sample=("KDPL_CoCoOp", "KDPL_MaPLe")))
+@pytest.mark.parametrize(
+    "trainer", mostly_slow([f"KDPL_{learner}" for learner in STEPPED], "KDPL_CoOp", sample=("KDPL_CoCoOp", "KDPL_MaPLe"))
+)
 def test_bf16_autocast_trains_close_to_fp32(trainer, tmp_path):
     node = getattr(students, trainer.removeprefix("KDPL_")).node
     runs = [build(trainer, tmp_path / p, f"TRAINER.{node}.PREC", p) for p in ("fp32", "bf16")]

@@ -118,7 +118,6 @@ class PromptTrainer(EvaluatedTrainer):
         self.student = student_class(self.clip, options, self.class_names, self.template())
         learned = self.student.learned.float().to(self.device)
         distributed.same_as_main(learned.parameters())
-        self.learned_parameters = sum(p.numel() for p in learned.parameters())
         print(f"Learned parameters: {self.learned_parameters:,}")
         if cfg.MODEL.INIT_WEIGHTS:
             state = checkpoint.load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
@@ -135,6 +134,11 @@ class PromptTrainer(EvaluatedTrainer):
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
         self.use_class_names()
+
+    @property
+    def learned_parameters(self) -> int:
+        """The number of learned parameters; of a head that is solved for it depends on the photos."""
+        return sum(p.numel() for p in self.student.learned.parameters())
 
     def use_class_names(self) -> None:
         # A class-agnostic training may have no class names.

@@ -25,7 +25,7 @@ class PromptedTeacher(Teacher):
         names, input_mean, input_std, logit_scale: as of `Teacher`.
 
     Raises:
-        ValueError: the prompts are class-specific and were not learned for these names.
+        ValueError: the prompts are class-specific and were not learned for these names, or no text is learned.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class PromptedTeacher(Teacher):
         input_std: tuple[float, ...],
         logit_scale: str | float = "student",
     ):
+        if prompts.closed_form:
+            raise ValueError(f"{type(prompts).__name__} has no text features to teach with: give prompts of another learner.")
         self.prompts, clip = prompts.requires_grad_(False).eval(), prompts.clip
         self._prepared = prompts.prepare(names) if prompts.text_depends_on_images else None
         known = torch.empty(0, clip.embed_dim) if prompts.text_depends_on_images else self._encode(names)

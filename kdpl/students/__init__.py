@@ -24,10 +24,12 @@ LEARNERS: tuple[type[Student], ...] = (
     TCP,
     KernelHead,
 )
+STEPPED = tuple(learner for learner in LEARNERS if not learner.closed_form)  # those that are learned in steps along a gradient
 
 __all__ = [
     "IVLP",
     "LEARNERS",
+    "STEPPED",
     "TCP",
     "VPT",
     "CoCoOp",

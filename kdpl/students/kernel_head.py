@@ -75,7 +75,7 @@ def choose_gamma(features: Tensor) -> float:
     if len(x) < 2:
         return SPREAD
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
-    distance = (1 - (x @ x.T)[i, j]).median().clamp(1e-6, 1)  # photos that are all the same have none
+    distance = (1 - (x @ x.T)[i, j]).median().clamp_min(1e-6)  # photos that are all the same have none
     return float((SPREAD / distance).float())  # as it is saved
 
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from support import LEARNERS, ROOT, emoji_args, mostly_slow, one_of_each_kind
+from support import ROOT, STEPPED, emoji_args, mostly_slow, one_of_each_kind
 from support.devices import DEVICES, on, precisions_as_asked, without_gpu  # noqa: F401  a fixture
 from support.trainings import TINY, build, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,7 +111,7 @@ def difference(gradients, exact):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("learner", "value"),
-    [pytest.param(l, p, marks=[] if l == "VPT" else pytest.mark.slow) for l, p in itertools.product(LEARNERS, BOUNDS)],
+    [pytest.param(l, p, marks=[] if l == "VPT" else pytest.mark.slow) for l, p in itertools.product(STEPPED, BOUNDS)],
 )
 def test_loss_and_gradients_are_those_of_fp32(learner, value, device, first_step):
     assert_close_to_fp32(first_step, learner, value, device)
@@ -164,8 +164,8 @@ def two_epochs(tmp_path_factory):
 
 
 KINDS = [
-    *(pytest.param(l, "cpu", id=f"{l}-cpu") for l in one_of_each_kind(LEARNERS)),
-    *(pytest.param(l, "cuda", id=f"{l}-cuda", marks=without_gpu) for l in one_of_each_kind(LEARNERS)),
+    *(pytest.param(l, "cpu", id=f"{l}-cpu") for l in one_of_each_kind(STEPPED)),
+    *(pytest.param(l, "cuda", id=f"{l}-cuda", marks=without_gpu) for l in one_of_each_kind(STEPPED)),
 ]
 ON_A_CPU = ["CoOp-cpu", "PromptSRC-cpu"]  # a frozen and a prompted image tower
 

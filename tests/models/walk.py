@@ -84,7 +84,7 @@ def kind_of(learner: type[Student]) -> str:
     return KINDS[("TEXT", "VISION") if "PROMPT_DEPTH" in learner.defaults else tuple(sorted(towers))]
 
 
-LEARNERS = {learner.__name__: kind_of(learner) for learner in students.LEARNERS}
+LEARNERS = {learner.__name__: kind_of(learner) for learner in students.STEPPED}
 
 
 @dataclass

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from support import (
-    LEARNERS,
     ROOT,
+    STEPPED,
     fork_styles,  # noqa: F401  registers trainers
 )
 from support.devices import on
@@ -27,7 +27,7 @@ TWO_STEPS = (  # each an epoch, after which a run may resume
     *("DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1),
     *("DATALOADER.NUM_WORKERS", 0, "OPTIM.WARMUP_EPOCH", -1, "TEST.NO_TEST", True),
 )
-FP32 = ("TRAINER.KDPL.PREC", "fp32", *(word for name in LEARNERS for word in (f"TRAINER.{name.upper()}.PREC", "fp32")))
+FP32 = ("TRAINER.KDPL.PREC", "fp32", *(word for name in STEPPED for word in (f"TRAINER.{name.upper()}.PREC", "fp32")))
 BOUND = {"atol": 1e-5, "rtol": 0}
 
 
@@ -69,7 +69,7 @@ def both(trainer, folder, *options, resumed=True):
     return card, cpu
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", STEPPED)
 def test_learner(learner, tmp_path):
     both(f"KDPL_{learner}", tmp_path)
 

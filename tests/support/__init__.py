@@ -35,9 +35,11 @@ PARAMETERS = {
     "KgCoOp": 4 * 128,
     "TaskRes": 30 * 128,  # a vector for each of the base classes of emoji_meals
     "TCP": 4 * 128 + 129 * 32 + 33 * 4 * 128,
+    "KernelHead": 30 * 128 + 30 + 2,  # before the solve: photos add centres and coefficients
 }
 # Every prompt learner, with that number where the table has it.
 LEARNERS = {learner.__name__: PARAMETERS.get(learner.__name__) for learner in students.LEARNERS}
+STEPPED = tuple(learner.__name__ for learner in students.STEPPED)
 # Those that learn something for each class, and so nothing for others.
 CLASS_SPECIFIC = tuple(learner.__name__ for learner in students.LEARNERS if learner.learns_class_specific == ALWAYS)
 SHARED = tuple(learner for learner in LEARNERS if learner not in CLASS_SPECIFIC)
@@ -203,6 +205,7 @@ __all__ = [
     "LEARNERS",
     "ROOT",
     "SHARED",
+    "STEPPED",
     "config",
     "default",
     "emoji_args",

@@ -18,7 +18,7 @@ from support import save_clip
 from support.trainings import build_student
 
 NAMES = ["pizza", "hot dog", "ice cream cone"]
-LEARNERS = tuple(learner.__name__ for learner in students.LEARNERS if not learner.text_depends_on_images)
+LEARNERS = tuple(learner.__name__ for learner in students.STEPPED if not learner.text_depends_on_images)
 WAYS = ("images", "as on a card", "known features", "labels", "a ResNet as teacher", "class-specific", "inductor")
 SIZES = (4, 4, 3, 4, 3)  # of the batches: the short last one of an epoch is compiled once more
 GRAPHS = [1, 1, 2, 2, 2]
