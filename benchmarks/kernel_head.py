@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/kernel_head.py                # 1,000, 5,000, 20,000 and 100,000 photos, a process each
 
-Features are drawn: 512 values for the student and for the teacher, as of ViT-B, around 100 names. Timed are the neighbours' agreement
-and the solve, gamma and ridge included, as `KernelHead` has them. Memory is the peak of the process, PyTorch's 0.2 GB included.
+Features are drawn: 512 values for the student and for the teacher, as of ViT-B, around 100 names. Timed are the agreement
+with neighbours and the solve, gamma and ridge included, as `KernelHead` has them. Memory is the peak of the whole process.
 """
 
 import argparse
