@@ -182,7 +182,7 @@ def _coerce(value: Any, default: Any, key: str, where: str) -> Any:
         if isinstance(value, tuple | list):
             return wanted(literal(v) if isinstance(v, _Text) else v for v in value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = _as_float(value)
+        value = float(str(value))  # inf, where an int is too large for a float
     if wanted is int and isinstance(value, float) and (value.is_integer() or _is_weight(key)):
         return int(value) if value.is_integer() else value
     if type(value) is not wanted:
@@ -197,13 +197,6 @@ def _is_weight(key: str) -> bool:
     """Whether a whole-number default of a prompt learner may be a fraction: all but the counts of tokens and layers."""
     *path, name = key.split(".")
     return path[:1] == ["TRAINER"] and path[-1] in learners() and not name.startswith(("N_CTX", "PROMPT_DEPTH"))
-
-
-def _as_float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf")
 
 
 def learner_options(node: str, values: Mapping[str, Any]) -> CN:
