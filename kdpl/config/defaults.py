@@ -24,7 +24,6 @@ def extend_cfg(cfg: CN) -> None:
 
     A fork's own values are kept: a node or key that exists already is left alone. But an empty default of another type than
     KDPL's, such as CTX_INIT False in place of words, becomes None, which is as empty and takes values of either type.
-
     """
     nodes = defaults(_OWN)
     nodes["TRAINER"] = {**{node: dict(options) for node, options in learners().items()}, **nodes["TRAINER"]}

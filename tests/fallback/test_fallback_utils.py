@@ -1,5 +1,6 @@
 """Registries, files, seeds, logs, meters, checkpoints and the configuration of the bundled engine."""
 
+import importlib
 import json
 import random
 import sys
@@ -17,7 +18,9 @@ from dassl.utils import (
     MetricMeter,
     Registry,
     check_availability,
+    count_num_param,
     load_checkpoint,
+    load_pretrained_weights,
     read_json,
     resume_from_checkpoint,
     save_checkpoint,
@@ -257,3 +260,31 @@ def test_what_forks_import_from_other_places_is_there():
     cfg.TRAINER.COOP, cfg.TRAINER.MAPLE = CfgNode(), CfgNode()
     clean_cfg(cfg, "CoOp")
     assert sorted(cfg.TRAINER) == ["COOP", "NAME"] and cfg.OPTIM == get_cfg_default().OPTIM
+
+
+NAMES = {
+    "dassl.config": "get_cfg_default clean_cfg",
+    "dassl.engine": "TRAINER_REGISTRY build_trainer TrainerBase SimpleTrainer TrainerX",
+    "dassl.data": "DataManager DatasetWrapper",
+    "dassl.data.datasets": "DATASET_REGISTRY build_dataset Datum DatasetBase",
+    "dassl.data.transforms": "build_transform INTERPOLATION_MODES",
+    "dassl.optim": "build_optimizer build_lr_scheduler",
+    "dassl.optim.radam": "RAdam",
+    "dassl.evaluation": "EVALUATOR_REGISTRY build_evaluator Classification",
+    "dassl.metrics": "compute_accuracy",
+    "dassl.utils": "Registry check_availability setup_logger set_random_seed read_image read_json write_json mkdir_if_missing "
+    "listdir_nohidden save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param AverageMeter "
+    "MetricMeter collect_env_info tolist_if_not",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_every_name_that_forks_import_is_there(module):
+    assert not [name for name in NAMES[module].split() if not hasattr(importlib.import_module(module), name)]
+
+
+def test_pretrained_weights_and_parameters(tmp_path):
+    one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    save_checkpoint({"state_dict": one.state_dict(), "epoch": 1}, tmp_path)
+    load_pretrained_weights(other, tmp_path / "model.pth.tar-1")
+    assert torch.equal(other.weight, one.weight) and count_num_param(other) == count_num_param(params=other.parameters()) == 9
