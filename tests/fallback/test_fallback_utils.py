@@ -273,8 +273,8 @@ NAMES = {
     "dassl.evaluation": "EVALUATOR_REGISTRY build_evaluator Classification",
     "dassl.metrics": "compute_accuracy",
     "dassl.utils": "Registry check_availability setup_logger set_random_seed read_image read_json write_json mkdir_if_missing "
-    "listdir_nohidden save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param AverageMeter "
-    "MetricMeter collect_env_info tolist_if_not",
+    "listdir_nohidden save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights count_num_param "
+    "AverageMeter MetricMeter collect_env_info tolist_if_not",
 }
 
 
