@@ -26,7 +26,9 @@ def sound(tmp_path_factory):
     """The tensors and the metadata of a bundle."""
     folder = untrained_bundle(tmp_path_factory.mktemp("sound"), "CoOp", ["cat", "hot dog"])
     with safe_open(folder / FILE_NAME, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
+        tensors, content = {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
+    del content["digest"]
+    return tensors, content
 
 
 def write(folder, tensors, content):
@@ -72,7 +74,7 @@ def comparison(**change):
         (results(num_images=-1), "'num_images' of its results is -1"),
         (results(num_classes=True), "'num_classes' of its results is True"),
         (results(split=None), "'split' of its results is None"),
-        (lambda c: {"results": [["accuracy", 3]]}, "expected facts of a test"),
+        (lambda c: {"results": [["accuracy", 3]]}, "a result of its metadata is .*, expected facts of a test"),
         (decision(sentences=["a {}."], temperature=1e-300), "'temperature' is 1e-300"),
         (decision(sentences=["a {}."] * 300_000), "300,000 sentences, expected at most 1,000"),
         (decision(sentences=["a {}" + "x" * 2000]), "of 2,004 characters, expected up to 1,000"),
@@ -81,8 +83,8 @@ def comparison(**change):
         (comparison(rows=[{**ROW, "agreement": "90"}]), "'agreement' of its comparison is '90'"),
         (comparison(rows=[{**ROW, "error": INFINITY}]), "'error' of its comparison is inf"),
         (comparison(rows=None), "'rows' of its comparison is None"),
-        (comparison(verdict=3), "has no verdict"),
-        (lambda c: {"manifest": {"digest": 3}}, "'manifest' of its metadata has no digest"),
+        (comparison(verdict=3), "'verdict' of its comparison is 3"),
+        (lambda c: {"manifest": {"digest": 3}}, "'digest' of its manifest is 3"),
     ],
 )
 def test_a_value_that_no_training_writes_is_refused_by_name(sound, change, message, tmp_path):
@@ -91,6 +93,35 @@ def test_a_value_that_no_training_writes_is_refused_by_name(sound, change, messa
     with pytest.raises(BundleError, match=rf"{FILE_NAME}' is not a bundle of prompts: (?s:.)*{message}") as error:
         read_bundle(tmp_path)
     assert len(str(error.value)) < 1000
+
+
+DAMAGE = {
+    "one bit": lambda tensors, content: tensors["ctx"].view(torch.uint8).flatten()[1000].bitwise_xor_(1),
+    "a larger vector": lambda tensors, content: tensors["ctx"][0].mul_(1e30),
+    "names in another order": lambda tensors, content: content["classnames"].reverse(),
+    "another template": lambda tensors, content: content.update(template="a drawing of a {}."),
+    "another option": lambda tensors, content: content["options"].update(N_CTX=3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bundle_is_refused_if_anything_in_it_is_not_what_was_written(damage, tmp_path):
+    folder = untrained_bundle(tmp_path, "CoOp", ["cat", "hot dog"])
+    assert read_bundle(folder).classnames == ["cat", "hot dog"]
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        tensors, content = {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
+    DAMAGE[damage](tensors, content)
+    write(folder, tensors, content)
+    with pytest.raises(BundleError, match="are not those that were written: it is damaged or was edited"):
+        kdpl.load(folder, "cpu")
+
+
+def test_a_bundle_without_a_digest_is_read_with_a_line_and_a_template_without_a_name_is_not(sound, tmp_path, capsys):
+    tensors, content = sound
+    assert read_bundle(write(tmp_path, tensors, content)).template == content["template"]
+    assert "carries no digest, so that damage to it is not seen" in capsys.readouterr().err
+    with pytest.raises(BundleError, match=r"the sentence 'a photo.' does not hold one '{}'"):
+        read_bundle(write(tmp_path, tensors, {**content, "template": "a photo."}))
 
 
 @pytest.mark.parametrize("key", ["classnames", "mean"])  # at the top, and within the preprocessing

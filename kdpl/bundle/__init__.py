@@ -2,12 +2,14 @@
 
 The tensors are the learned parameters, under the names of the checkpoints. One entry of the file's metadata, `kdpl`, is JSON
 with everything that is needed to use them: which CLIP they belong to, the variant's options, class names, how images are
-prepared. Nothing in it can run code.
+prepared; and with the digest of all this and of the tensors. Nothing in it can run code.
 """
 
+import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,11 +32,10 @@ from kdpl.config.teachers import MOST_SENTENCES
 from kdpl.students import Student
 
 FORMAT = 2  # of the metadata; raised whenever an older version would misread it
-FORMAT_1 = 1  # written if version 0.1, which reads it, computes the same: learned prompts, and the shorter edge resized
 KEY = "kdpl"
 MOST_NAMES = 100_000  # ImageNet-21k has 21,841
 LONGEST = 1_000  # characters of a name or a sentence; a text tower reads 77 tokens
-OPTIONAL = ("decision", "comparison", "backbone_design")  # of the metadata: `kdpl fit` writes the first two, 0.2 not the third
+OPTIONAL = ("decision", "comparison", "backbone_design")  # of the metadata: `kdpl fit` writes the first two
 
 
 class BundleError(ValueError):
@@ -99,14 +100,22 @@ def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
     for name in ("comparison", "backbone_design"):
         if not content[name]:
             del content[name]
-    older = bundle.preprocessing.resize_mode == "shortest" and not bundle.decision.sentences
-    number = FORMAT_1 if older else FORMAT
+    content = json.loads(json.dumps({"format": FORMAT, **content}, default=str, allow_nan=False))
     path = Path(folder, FILE_NAME)
     with atomic_write(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"format": number, **content}, default=str, allow_nan=False)}))
+        file.write(save(tensors, {KEY: json.dumps({**content, "digest": _digest(tensors, content)})}))
     with atomic_write(path.with_name(CARD_NAME), "w") as file:
         file.write(model_card(bundle))
     return path
+
+
+def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """Return the digest of a bundle's tensors and of the rest of its metadata."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_bundle(path: str | os.PathLike) -> Bundle:
@@ -116,8 +125,8 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
         path: the file, or the output folder of a training that it lies in.
 
     Raises:
-        BundleError: it is missing, truncated, no such file, of a newer format, of an unknown variant, or holds values that
-            are not finite; the message names the file and what to do.
+        BundleError: it is missing, truncated, not what its digest says, no such file, of a newer format, of an unknown
+            variant, or holds values that are not finite; the message names the file and what to do.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -138,7 +147,12 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
         raise _broken(path, f"it has no metadata '{KEY}', so that it was not written by a training of kdpl") from None
     except UnsafeTextError as error:
         raise _broken(path, str(error).rstrip(".")) from None
+    digest = content.pop("digest", None) if isinstance(content, dict) else None
+    if digest is not None and digest != _digest(parameters, content):
+        raise _broken(path, "its tensors, names or settings are not those that were written: it is damaged or was edited")
     bundle = _bundle(path, content, parameters)
+    if digest is None:
+        print(f"Note: '{path}' carries no digest, so that damage to it is not seen", file=sys.stderr)
     if wrong := [n for n, v in parameters.items() if not v.is_floating_point() or not torch.isfinite(v.float()).all()]:
         raise _broken(path, f"{', '.join(wrong)} holds NaN, values that fp32 does not hold, or no floating-point numbers")
     try:
@@ -156,56 +170,38 @@ def _bundle(path: Path, content: Any, parameters: dict[str, Tensor]) -> Bundle:
             f"'{path}' is of format {content['format']}, this kdpl ({VERSION}) reads up to {FORMAT}: install a newer "
             f"kdpl, such as {content.get('kdpl_version')}, which wrote it."
         )
-    expected = {f.name: f.type for f in fields(Bundle) if f.name not in ("parameters", *OPTIONAL)}
-    content = {"manifest": None, **content}  # which bundles of version 0.1 lack
-    if missing := [name for name in expected if name not in content]:
+    types = {f.name: str(getattr(f.type, "__name__", f.type)) for f in fields(Bundle) if f.name != "parameters"}
+    if missing := [name for name in types if name not in content and name not in OPTIONAL]:
         raise _broken(path, f"its metadata lacks {', '.join(missing)}")
-    for name, wanted in expected.items():
-        if name == "manifest" and content[name] is None:
-            continue
-        types = _TYPES[str(getattr(wanted, "__name__", wanted)).partition("[")[0]]
-        if not isinstance(content[name], types) or (isinstance(content[name], bool) and types is int):
-            raise _broken(
-                path, f"'{name}' of its metadata is {shorten(content[name])}, expected {getattr(wanted, '__name__', wanted)}"
-            )
-    values = {name: content[name] for name in expected}
-    comparison = content.get("comparison", {})
+    values = {name: content[name] for name in types if name in content}
     try:
-        check_names(content["classnames"])
-        check_results(content["results"])
-        check_comparison(comparison)
-        preprocessing = checked_images(content["preprocessing"])
-    except ValueError as error:
-        raise _broken(path, str(error)) from None
-    try:
-        decision = checked_decision(content.get("decision"))
+        for name, value in values.items():
+            if value is not None or "None" not in types[name]:
+                _expect(value, _TYPES[types[name].partition("[")[0].split()[0]], f"'{name}' of its metadata", types[name])
+        check_names(values["classnames"])
+        if (template := values["template"]) and template.count("{}") != 1:
+            raise ValueError(f"the sentence {shorten(template)} does not hold one '{{}}' for the class name")
+        _check_facts(values)
+        values["preprocessing"] = _checked_images(values["preprocessing"])
+        values["decision"] = _checked_decision(values.get("decision"))
     except (TypeError, ValueError) as error:
-        raise _broken(path, f"'decision' of its metadata cannot be used: {error}") from None
-    if content["manifest"] is not None and not isinstance(content["manifest"].get("digest"), str):
-        raise _broken(path, "'manifest' of its metadata has no digest")
-    design = content.get("backbone_design", {})
-    if not isinstance(design, dict) or not all(isinstance(value, str) for value in design.values()):
-        raise _broken(path, f"'backbone_design' of its metadata is {shorten(design)}, expected texts by name")
-    values |= {"preprocessing": preprocessing, "decision": decision, "comparison": comparison, "backbone_design": design}
+        raise _broken(path, str(error)) from None
     return Bundle(parameters, **values)
 
 
 # JSON's types of the fields' types
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "str | None": (str, type(None)),
-    "bool": bool,
-    "int": int,
-    "dict": dict,
-    "list": list,
-    "Preprocessing": dict,
-}
+_TYPES = {"str": str, "bool": bool, "int": int, "dict": dict, "list": list, "Preprocessing": dict, "Decision": dict}
 
 
 def _broken(path: Path, what: str) -> BundleError:
     return BundleError(
         f"'{path}' is not a bundle of prompts: {what}. Copy it again, or run the training's command again: it writes it again."
     )
+
+
+def _expect(value: Any, types: type | tuple[type, ...], what: str, expected: str) -> None:
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+        raise ValueError(f"{what} is {shorten(value)}, expected {expected}")
 
 
 def check_names(names: Sequence[Any], what: str = "class names") -> None:
@@ -227,82 +223,54 @@ def check_names(names: Sequence[Any], what: str = "class names") -> None:
         seen.add(plain)
 
 
-def check_results(results: Sequence[Any]) -> None:
-    """Refuse results that are no measurements.
-
-    Raises:
-        ValueError: the message names the first value that cannot be.
-    """
-    for result in results:
-        if not isinstance(result, Mapping):
-            raise ValueError(f"its results hold {shorten(result)}, expected facts of a test")
+def _check_facts(values: Mapping[str, Any]) -> None:
+    """Refuse results, a comparison, a manifest or a design that cannot be shown or compared."""
+    manifest, comparison = values["manifest"], values.get("comparison", {})
+    if manifest is not None:
+        _expect(manifest.get("digest"), str, "'digest' of its manifest", "text")
+    for name, value in values.get("backbone_design", {}).items():
+        _expect(value, str, f"'{name}' of its backbone_design", "text")
+    for result in values["results"]:
+        _expect(result, dict, "a result of its metadata", "facts of a test")
         for key in ("dataset", "split", "classes"):
-            if not isinstance(result.get(key), str):
-                raise ValueError(f"'{key}' of its results is {shorten(result.get(key))}, expected text")
-        for key in ("num_classes", "num_images"):
-            value = result.get(key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"'{key}' of its results is {shorten(value)}, expected a count")
-        for key in ("accuracy", "macro_f1"):
-            if not _is_number(result.get(key)) or not 0 <= result[key] <= 100:
-                raise ValueError(f"'{key}' of its results is {shorten(result.get(key))}, expected a number of percent")
+            _expect(result.get(key), str, f"'{key}' of its results", "text")
+        for key, most in (("num_classes", None), ("num_images", None), ("accuracy", 100), ("macro_f1", 100)):
+            _expect_number(result.get(key), f"'{key}' of its results", most)
+    if comparison:
+        _expect(comparison.get("verdict"), str, "'verdict' of its comparison", "text")
+        _expect_number(comparison.get("photos"), "'photos' of its comparison")
+        _expect(comparison.get("rows"), list, "'rows' of its comparison", "a list of rows")
+        for row in comparison["rows"]:
+            _expect(row, dict, "a row of its comparison", "facts of it")
+            _expect(row.get("prompts"), str, "'prompts' of its comparison", "text")
+            for key in ("agreement", "error", "divergence"):
+                _expect_number(row.get(key), f"'{key}' of its comparison")
 
 
-def checked_decision(content: Any) -> Decision:
-    """Return the decision of `kdpl fit` that the metadata holds.
-
-    Raises:
-        ValueError: it cannot be used, or has too much.
-    """
-    if isinstance(content, Mapping):
-        for key, most in (("sentences", MOST_SENTENCES), ("background", MOST_NAMES), ("classnames", MOST_NAMES)):
-            texts = content.get(key) or []
-            if isinstance(texts, list) and len(texts) > most:
-                raise ValueError(f"it has {len(texts):,} {key}, expected at most {most:,}")
-            if isinstance(texts, list) and (long := [t for t in texts if isinstance(t, str) and len(t) > LONGEST]):
-                raise ValueError(
-                    f"its {key} hold {shorten(long[0])} of {len(long[0]):,} characters, expected up to {LONGEST:,}"
-                )
-    return Decision.of(content)
+def _expect_number(value: Any, what: str, most: float | None = None) -> None:
+    expected = "a number of 0 or more" if most is None else f"a number from 0 to {most}"
+    _expect(value, (int, float), what, expected)
+    if not math.isfinite(value) or value < 0 or (most is not None and value > most):
+        raise ValueError(f"{what} is {shorten(value)}, expected {expected}")
 
 
-def check_comparison(content: Any) -> None:
-    """Refuse a table of `kdpl fit` that cannot be shown.
-
-    Raises:
-        ValueError: the message names the value.
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"'comparison' of its metadata is {shorten(content)}, expected dict")
-    if not content:
-        return
-    rows = content.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise ValueError(f"'rows' of its comparison is {shorten(rows)}, expected a list of rows")
-    if not isinstance(content.get("verdict"), str) or not isinstance(content.get("photos"), int):
-        raise ValueError("its comparison has no verdict, or no number of photos")
-    for row in rows:
-        for key in ("agreement", "error", "divergence"):
-            if not _is_number(row.get(key)):
-                raise ValueError(f"'{key}' of its comparison is {shorten(row.get(key))}, expected a number")
-        if not isinstance(row.get("prompts"), str):
-            raise ValueError(f"'prompts' of its comparison is {shorten(row.get('prompts'))}, expected text")
-
-
-def checked_images(content: Any) -> Preprocessing:
-    """Return the preprocessing that the metadata holds.
-
-    Raises:
-        ValueError: no image can be prepared so.
-    """
-    missing = [key for key in ("size", "interpolation", "mean", "std") if content.get(key) is None]
+def _checked_decision(content: Any) -> Decision:
+    for key, most in (("sentences", MOST_SENTENCES), ("background", MOST_NAMES), ("classnames", MOST_NAMES)):
+        texts = (content or {}).get(key)
+        if isinstance(texts, list) and len(texts) > most:
+            raise ValueError(f"its decision has {len(texts):,} {key}, expected at most {most:,}")
+        if isinstance(texts, list) and (long := [t for t in texts if isinstance(t, str) and len(t) > LONGEST]):
+            raise ValueError(f"its {key} hold {shorten(long[0])} of {len(long[0]):,} characters, expected up to {LONGEST:,}")
     try:
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
+        return Decision.of(content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'decision' of its metadata cannot be used: {error}") from None
+
+
+def _checked_images(content: Any) -> Preprocessing:
+    if missing := [key for key in ("size", "interpolation", "mean", "std") if content.get(key) is None]:
+        raise ValueError(f"'preprocessing' of its metadata lacks {', '.join(missing)}")
+    try:
         return checked_preprocessing(content)
     except ValueError as error:
-        raise ValueError(f"'preprocessing' of its metadata is one which no image can be prepared with: {error}") from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        raise ValueError(f"no image can be prepared with 'preprocessing' of its metadata: {error}") from None
