@@ -60,7 +60,6 @@ class Labelled:
 
     def apart(self, output: Output, batch: int) -> tuple[Output, Tensor]:
         """Return the output of the batch alone, and the weighted cross-entropy of the labelled images."""
-        logits, images, texts = output
-        labels = self.labels.to(logits.device)
+        logits, labels = output.logits, self.labels.to(output.logits.device)
         loss = self.weight * F.cross_entropy(logits[batch:].float(), labels)
-        return Output(logits[:batch], images[:batch], texts), loss
+        return output._replace(logits=logits[:batch], image_features=output.image_features[:batch]), loss
