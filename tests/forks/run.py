@@ -1,20 +1,18 @@
-"""Run the trainers of public forks without labels, and print the rows of docs/forks_runs.md.
+"""Run the trainers of public forks without labels, and write their rows into docs/forks_runs.md.
 
-    python tests/forks/run.py FORK [FORK ...] [--dassl FOLDER] [--only NAME ...] [--prepare NAME=FILE] [--set KEY VALUE ...]
+    python tests/forks/run.py FORK [FORK ...] [--dassl FOLDER] [--only NAME ...] [--flags ...] [--page FILE]
 
-FORK is the folder of a fork's `train.py`, in a Git checkout; nothing in it is changed. Each trainer runs as in the trial of
-`kdpl.install` (kdpl/forks/report.py): by the fork's own main(), for a few steps, again with what a refusal asks for. Its
-data are drawings on disk with the split file of Caltech101, read by the fork's own data set class. It then runs a second time
-with the labels of the training split permuted in that file: what it has learned must be the same bit for bit. Loss and
-gradients are compared with their own computation, to 1e-6 or, where rounding adds up to more, in double precision to 1e-12. The
-exit status is 1 if a row does not hold what docs/forks.md promises.
-
-The files of --prepare beside this one, `exact.py`, `double.py` and `compare.py`, measure in the process of a trial. With
---compare, a trainer that KDPL has too is also compared with KDPL's own in four steps. --page FILE writes the rows into a
-page, in the place of those of the same fork, trainer and Dassl.
+FORK is the folder of a fork's `train.py`, in a Git checkout; nothing in it is changed. Each trainer runs by the fork's own
+main() with the lines of `kdpl.install`, in a process of its own, for a few steps: with a CLIP of the kind and size that the
+fork's configuration asks for, of random weights, on drawings that lie on disk as Caltech101, read by the fork's own data set
+class. A second run has the labels of the training images permuted in the split file: what is learned must be the same bit for
+bit. Loss and gradients of the first step are compared with a computation of their own in double precision (`formula`).
 """
 
 import argparse
+import functools
+import hashlib
+import importlib
 import json
 import os
 import random
@@ -23,22 +21,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+import types
 from pathlib import Path
 from typing import Any
 
-from kdpl.forks.report import tried
-from kdpl.forks.start import trial
-
-HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss and gradients by formula |\n"
+HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss and gradient by formula |\n"
 RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-EXACT, EXACT_IN_DOUBLE = 1e-6, 1e-12
-MEASURES = {
-    name: ("--prepare", str(Path(__file__).resolve().with_name(f"{name}.py"))) for name in ("exact", "double", "compare")
-}
-KEYS = ("loss_differs", "gradient_differs", "gradient_of_parameters_differs")
+RESULT = "RESULT "
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
 IMAGES = {"train": 5, "val": 1, "test": 1}  # a class
+BATCH, SECONDS = 4, 900
 
 
 def write_data(folder: Path, permute: bool) -> Path:
@@ -52,8 +46,7 @@ def write_data(folder: Path, permute: bool) -> Path:
     from kdpl.datasets.emoji.scenes import EmojiMeals, scene_folder
 
     drawings = sorted(scene_folder(cache_dir(), EmojiMeals.plan_name).rglob("*.png"))
-    data = folder / "caltech-101"
-    split: dict[str, list] = {}
+    data, split = folder / "caltech-101", {}
     for part, count in IMAGES.items():
         split[part] = []
         for label, name in enumerate(NAMES):
@@ -64,63 +57,219 @@ def write_data(folder: Path, permute: bool) -> Path:
                 shutil.copy(drawings.pop(), path)
                 split[part].append([image, label, name])
     if permute:
-        half = len(split["train"]) // 2
-        labels = [row[1] for row in split["train"]]
+        half, labels = len(split["train"]) // 2, [row[1] for row in split["train"]]
         shuffled = [*random.Random(1).sample(labels[:half], half), *random.Random(2).sample(labels[half:], half)]
-        assert shuffled != labels
         split["train"] = [[image, new, NAMES[new]] for (image, *_), new in zip(split["train"], shuffled, strict=True)]
     (data / "split_zhou_Caltech101.json").write_text(json.dumps(split), encoding="utf-8")
-    (folder / "classnames.txt").write_text("\n".join(NAMES[: len(NAMES) // 2]), encoding="utf-8")
     return folder
 
 
-def row(fork: Path, name: str, offer: str, args: argparse.Namespace, data: Sequence[Path]) -> tuple[str, bool]:
-    """Run one trainer and return its line of the table, and whether what is promised holds."""
-    prepare = dict(pair.split("=", 1) for pair in args.prepare).get(name, "")
-    extra = [*MEASURES["exact"], "--clips", str(data[0].parent), *(["--prepare", os.path.abspath(prepare)] if prepare else [])]
-    whole = ["DATASET.NUM_SHOTS", "-1"]  # a draw of shots would go by the labels
-    *_, last = tried(fork, name, offer, [*whole, *args.set], [*extra, "--root", str(data[0])], args.layers)
-    found, holds, exact, same = last.found, True, "", ""
-    offer = found.get("trainers", {}).get(name, offer)
-    if "moved" in found:
-        result = f"{found['steps']} steps, {found['moved']} of {found['learned']} parameters moved"
-        extra += ["--layers", found["layers"], "--set", *last.options]
-        again = trial(fork, "--trainer", name, "--root", str(data[1]), *extra)
+# ------------------------------------------------------------------------------------------------- in the fork's process
+
+
+def stand_in(weights: Path) -> None:
+    """Let code that asks for a GPU stay where it is, and every copy of OpenAI's `clip` find random weights."""
+    import pdb
+
+    import torch
+    import torch.utils.collect_env
+    from torch import Tensor, nn
+
+    pdb.set_trace = pdb.Pdb.set_trace = sys.breakpointhook = lambda *args, **kwargs: None
+    torch.utils.collect_env.get_pretty_env_info = lambda: "left out"
+    left, leave = os.getpid(), os._exit
+    os._exit = lambda status: sys.exit(status) if os.getpid() == left else leave(status)
+    sys.__stdout__.close = sys.__stdout__.flush  # forks end by these two
+    if not torch.cuda.is_available():
+        Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
+        Tensor.half = nn.Module.half = lambda self: self
+        torch.cuda.empty_cache = lambda: None
+        for kind in (Tensor, nn.Module):
+            kind.to = _without_cuda(kind.to)
+    sys.meta_path.insert(0, _Downloads(weights))
+
+
+def _without_cuda(to: Any) -> Any:
+    @functools.wraps(to)
+    def moved(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple("cpu" if str(a).startswith("cuda") else a for a in args)
+        return to(self, *args, **{k: "cpu" if str(v).startswith("cuda") else v for k, v in kwargs.items()})
+
+    return moved
+
+
+class _Downloads:
+    """Before each import, gives modules that can download OpenAI's weights the random ones."""
+
+    def __init__(self, weights: Path):
+        self.weights = weights
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        for module in list(sys.modules.values()):
+            models = vars(module).get("_MODELS") if isinstance(module, types.ModuleType) else None
+            if isinstance(models, dict) and "_download" in vars(module):
+                module._download = lambda url, *args, models=models, **kwargs: str(
+                    random_clip(self.weights, next(name for name, known in models.items() if known == url))
+                )
+
+
+def random_clip(folder: Path, name: str) -> Path:
+    """Return a file with random weights of one of OpenAI's CLIPs, at its full size, as OpenAI's state dict."""
+    import torch
+
+    from kdpl.clip.openai import openai_clip
+
+    path = folder / f"{name.replace('/', '-')}.pt"
+    if not path.is_file():
+        layers = {"RN50": (3, 4, 6, 3), "RN101": (3, 4, 23, 3), "ViT-B/16": 12, "ViT-B/32": 12}[name]
+        width, patch = (64, None) if name.startswith("RN") else (768, int(name[-2:]))
+        embed = {"RN50": 1024}.get(name, 512)
+        torch.manual_seed(11)
+        with torch.random.fork_rng():
+            model = importlib.import_module(f"{openai_clip().__name__}.model").CLIP(
+                embed, 224, layers, width, patch, 77, 49408, 512, 8, 12
+            )
+        torch.save({key: value.to(torch.float16) for key, value in model.state_dict().items()}, path)
+    return path
+
+
+def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Let the fork's main() build and train a trainer; put what came of it into `result`."""
+    import kdpl.trainers  # noqa: F401  before Dassl
+    from kdpl import install
+
+    stand_in(Path(args.weights))
+    import dassl
+
+    result["dassl"] = getattr(dassl, "__version__", "bundled")
+    path = Path("train.py").resolve()
+    source = install.read_source(path)
+    code = compile(install.apply_changes(source, install.missing_changes(source)), str(path), "exec", dont_inherit=True)
+    if args.inside == "list":
+        sys.argv = ["train.py"]
+        exec(code, {"__name__": "listed", "__file__": str(path)})
+        from dassl.engine import TRAINER_REGISTRY
+
+        from kdpl.trainers.wrapped import DistilledTrainer
+
+        classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+        result["trainers"] = [n for n, c in classes.items() if issubclass(c, DistilledTrainer) and "dassl." not in c.__module__]
+        return
+    watch(result)
+    config, settings = configuration(args.inside.partition("_")[2], args.labels)
+    name = args.inside.partition("_")[2] if args.labels else args.inside
+    sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--root", f"{args.root}/", "--output-dir", args.output,
+                "--config-file", config, "--dataset-config-file", "configs/datasets/caltech101.yaml",
+                *args.flags, *settings, *args.set]  # fmt: skip
+    module = types.ModuleType("__main__")
+    module.__file__ = str(path)
+    sys.modules["__main__"] = module
+    try:
+        exec(code, vars(module))
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    result["ran"] = True
+
+
+def configuration(trainer: str, labels: bool) -> tuple[str, list[str]]:
+    """Return the fork's file for a trainer, and the settings of a short run on a CPU."""
+    import yaml
+
+    files = sorted(Path("configs/trainers").rglob("*.yaml"))
+    near = [f for f in files if trainer.lower() in (f.stem.lower(), *map(str.lower, f.parent.parts))]
+    near += sorted((f for f in files if f.parent.name.lower() in trainer.lower()), key=lambda f: -len(f.parent.name))
+    file = [*near, *files][0]
+    given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    size = (given.get("DATALOADER") or {}).get("TRAIN_X", {}).get("BATCH_SIZE", 32)
+    batch = str(min(BATCH, size))
+    settings = ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "DATALOADER.TEST.BATCH_SIZE", batch,
+                "DATASET.NUM_SHOTS", "-1", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1",
+                "OPTIM.WARMUP_EPOCH", "-1", "TRAIN.PRINT_FREQ", "1"]  # fmt: skip
+    if not labels:
+        settings += ["TRAINER.KDPL.TEACHER", "emoji_teacher", "TRAINER.KDPL.PREC", "fp32"]
+    nodes = set(re.findall(r"TRAINER\.(\w+)\.PREC\b", Path("train.py").read_text(encoding="utf-8", errors="replace")))
+    return str(file), [*settings, *(x for node in sorted(nodes) for x in (f"TRAINER.{node}.PREC", "fp32"))]
+
+
+def formula(logits: Any, teacher: Any) -> Any:
+    """Return KDPL's loss of each row in double precision, as the paper has it."""
+    log_s, log_t = logits.double().log_softmax(1), teacher.detach().double().log_softmax(1)
+    return 0.5 * (log_t.exp() * (log_t - log_s) + log_s.exp() * (log_s - log_t)).sum(1)  # (rows,)
+
+
+def watch(result: dict[str, Any]) -> None:
+    """Put into `result` what a distilled trainer learns, and how far its first loss is from the formula."""
+    import torch
+
+    from kdpl.distill.pseudo_labels import DistilledStep
+    from kdpl.trainers.wrapped import DistilledTrainer
+
+    train, answer = DistilledTrainer.train, DistilledStep.loss
+
+    def trained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        learned = {k: p for m in self._models.values() if m is not None for k, p in m.named_parameters() if p.requires_grad}
+        before = {k: p.detach().clone() for k, p in learned.items()}
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            digest = hashlib.sha256()
+            for name, p in sorted(learned.items()):
+                digest.update(name.encode() + p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            moved = sum(not torch.equal(before[k], p) for k, p in learned.items())
+            result.update(moved=moved, learned=len(learned), digest=digest.hexdigest(), said=sorted(self._kdpl_said - {"step"}))
+
+    def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = answer(self, name, input, target, *args, **kwargs)
+        if loss is not None and loss.dim() == 0 and input.requires_grad and "differs" not in result:
+            (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
+            s = input.detach().double().requires_grad_()
+            expected = formula(s, self.teacher_logits[target.rows]).mean()
+            (exact,) = torch.autograd.grad(expected, s)
+            result["differs"] = [float((loss - expected).detach().abs()), float((gradient - exact).abs().max())]
+        return loss
+
+    DistilledTrainer.train, DistilledStep.loss = trained, answered
+
+
+# -------------------------------------------------------------------------------------------------- the driver's process
+
+
+def trial(fork: Path, trainer: str, args: argparse.Namespace, root: Path, labels: bool = False) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, Path(__file__).resolve(), str(fork), "--inside", trainer, "--root", root, "--output", output,
+                   "--weights", args.weights, *(["--labels"] if labels else []),
+                   f"--flags={json.dumps(args.flags)}", f"--set={json.dumps(args.set)}"]  # fmt: skip
+        folders = [args.dassl, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        said = {"capture_output": True, "text": True, "errors": "replace"}
+        try:
+            process = subprocess.run([*map(str, command)], cwd=fork, env=env, timeout=SECONDS, check=False, **said)
+        except subprocess.TimeoutExpired:
+            return {"error": f"not over in {SECONDS} s"}
+    if args.log:
+        with Path(args.log).open("a", encoding="utf-8") as file:
+            file.write(f"\n=== {fork} {trainer}\n{process.stdout[-6000:]}\n{process.stderr[-6000:]}\n")
+    line = next((x for x in reversed(process.stdout.splitlines()) if x.startswith(RESULT)), None)
+    return json.loads(line.removeprefix(RESULT)) if line else {"error": f"exit status {process.returncode}"}
+
+
+def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) -> str:
+    """Run one trainer twice, and return its line of the table."""
+    found = trial(fork, trainer, args, data[0])
+    same = exact = ""
+    if found.get("moved") and "error" not in found:
+        result = f"{found['moved']} of {found['learned']} parameters moved; {', '.join(found['said'])}"
+        again = trial(fork, trainer, args, data[1])
         same = "the same bits" if again.get("digest") == found["digest"] else f"DIFFERS {again.get('error', '')}"
-        double = ("--trainer", name, *MEASURES["double"], "--root", str(data[0]), *extra)
-        exact, holds = exactness(found, lambda: trial(fork, *double))
-        holds = holds and found["moved"] > 0
-        holds = holds and same == "the same bits"
+        exact = ", ".join(f"{x:.0e}" for x in found.get("differs", ())) or "-"
     else:
-        holds = last.works is None or "refused" in found  # with its labels it stops too, or a reason is given
-        result = last.line.partition(": ")[2].replace("\n     ", "; ").replace("|", "\\|").replace(f"{fork}/", "./")
-        result = re.sub(r"\\x1b\[\d*m", "", result)  # colours, as they are spelt out
-    options = last.options[len(whole) :]
-    settings = " ".join(f"`{key} {value}`" for key, value in zip(options[::2], options[1::2], strict=True))
-    cells = [name_of(fork), commit(fork), found.get("dassl", ""), offer, settings, result, same, exact]
-    return f"| {' | '.join(cells)} |\n", holds
-
-
-def exactness(found: dict[str, Any], in_double: Callable[[], dict[str, Any]]) -> tuple[str, bool]:
-    """Return how far a trial is from the formula, for the table, and whether that is rounding.
-
-    It is, if it is below the bound, or if the same trial in double precision has a difference that is smaller by as much as its
-    rounding is.
-    """
-    said = ", ".join(f"{found[key]:.0e}" if key in found else "-" for key in KEYS)
-    if all(found.get(key, 0) <= EXACT for key in KEYS):
-        return said, True
-    double = in_double()
-    said += "; in double precision " + (double.get("error") or ", ".join(f"{double[key]:.0e}" for key in KEYS if key in double))
-    return said, all(double.get(key, 1) <= EXACT_IN_DOUBLE for key in KEYS if key in found)
-
-
-def compared(fork: Path, name: str, args: argparse.Namespace) -> str:
-    """Return how one trainer and KDPL's own differ in four steps."""
-    found = trial(fork, "--trainer", name, *MEASURES["compare"], *(["--set", *args.set] if args.set else []))
-    if differences := found.get("compared"):
-        return f"{name}, against KDPL's own: loss {differences['loss']:.0e}, parameters {differences['parameters']:.0e}"
-    return f"{name}, against KDPL's own: {found.get('incomparable') or found.get('error') or found.get('refused')}"
+        with_labels = trial(fork, trainer, args, data[0], labels=True)
+        stops = f"it stops too ({with_labels['error']})" if "error" in with_labels else "it runs"
+        result = f"{found.get('error', 'nothing moved')}; with its labels {stops}"
+    given = " ".join([*args.flags, *args.set])
+    cells = [name_of(fork), commit(fork), found.get("dassl", ""), trainer, f"`{given}`" if given else "", result, same, exact]
+    return f"| {' | '.join(cell.translate({ord('|'): '/', 10: ' '}).replace(f'{fork}/', '') for cell in cells)} |{os.linesep}"
 
 
 def name_of(fork: Path) -> str:
@@ -133,7 +282,7 @@ def commit(fork: Path) -> str:
 
 
 def write(page: Path, line: str) -> None:
-    """Put a row into the first table of a page, in the place of that of the same fork, Dassl and trainer."""
+    """Put a row into the table of a page, in the place of that of the same fork and trainer."""
     before, _, rest = page.read_text(encoding="utf-8").partition(HEAD + RULE)
     rows, after = [], rest.splitlines(keepends=True)
     while after and after[0].startswith("|"):
@@ -141,7 +290,7 @@ def write(page: Path, line: str) -> None:
 
     def key(row: str) -> list[str]:
         cells = row.split(" | ")
-        return [cells[0], cells[2], cells[3]]
+        return [cells[0], cells[3]]
 
     rows = sorted([*(other for other in rows if key(other) != key(line)), line], key=lambda row: list(map(str.lower, key(row))))
     page.write_text("".join([before, HEAD, RULE, *rows, *after]), encoding="utf-8")
@@ -151,41 +300,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("forks", nargs="+", type=Path, metavar="FORK")
     parser.add_argument("--dassl", default="", help="folder that `import dassl` is to find, in place of the bundled engine")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trainers alone")
-    parser.add_argument("--layers", default="", metavar="N", help="of the small CLIP")
-    parser.add_argument("--prepare", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trainers alone, as KDPL_MMRL")
+    parser.add_argument("--flags", type=json.loads, default=[], help="further flags of the fork's command, a JSON list")
+    parser.add_argument("--set", type=json.loads, default=[], help="settings KEY VALUE, a JSON list")
+    parser.add_argument("--weights", default=tempfile.gettempdir(), help="folder that keeps the random CLIPs")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--log", default="", help="file that gets what the runs print")
+    for name in ("--inside", "--root", "--output"):
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)
+    parser.add_argument("--labels", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.dassl:
-        if not Path(args.dassl, "dassl").is_dir():
-            parser.error(f"--dassl '{args.dassl}' has no folder dassl: expected a checkout of Dassl.pytorch")
-        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (args.dassl, os.environ.get("PYTHONPATH", "")) if p)
-    all_hold = True
+    if args.inside:
+        sys.path[0] = os.getcwd()
+        sys.path.append(str(ROOT / "tests"))
+        result: dict[str, Any] = {}
+        try:
+            inside(args, result)
+        except (Exception, SystemExit) as error:  # of the fork's own code, of any kind
+            traceback.print_exc()
+            result["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        sys.__stdout__.write(f"\n{RESULT}{json.dumps(result)}\n")
+        sys.__stdout__.flush()
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         data = [write_data(Path(folder, name), permute=name == "permuted") for name in ("true", "permuted")]
         for fork in args.forks:
-            all_hold = run(fork, args, data) and all_hold
-    return 0 if all_hold else 1
-
-
-def run(fork: Path, args: argparse.Namespace, data: Sequence[Path]) -> bool:
-    """Run a fork's trainers, print and write their rows, and return whether what is promised holds."""
-    listed = {"trainers": {name: name for name in args.only}} if args.only else trial(fork)
-    all_hold = True
-    if "trainers" not in listed:
-        print(f"{fork}: {listed.get('error')}; {listed.get('where')}; {listed.get('way_out')}", flush=True)
-        return False
-    for name, offer in listed["trainers"].items():
-        line, holds = row(fork, name, offer, args, data)
-        print(line, end="", flush=True)
-        all_hold = all_hold and holds
-        if args.page:
-            write(args.page, line)
-        if args.compare and not line.split(" | ")[3].startswith("KDPL_"):
-            print(compared(fork, name, args), flush=True)
-    return all_hold
+            listed = {"trainers": args.only} if args.only else trial(fork, "list", args, data[0])
+            if "trainers" not in listed:
+                print(f"{fork}: {listed.get('error')}", flush=True)
+            for name in listed.get("trainers", ()):
+                line = row(fork, name, args, data)
+                print(line, end="", flush=True)
+                if args.page:
+                    write(args.page, line)
+    return 0
 
 
 if __name__ == "__main__":
