@@ -10,6 +10,7 @@ import io
 import sys
 import tokenize
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -52,11 +53,10 @@ def read_source(path: Path) -> str:
     Raises:
         EditError: there is no such file, or it cannot be decoded.
     """
+    if not path.is_file():
+        raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.")
     try:
-        raw = path.read_bytes()
-        return raw.decode(_encoding(raw))
-    except FileNotFoundError:
-        raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.") from None
+        return path.read_bytes().decode(_encoding(path))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise EditError(f"'{path}' cannot be read as Python ({error}).") from error
 
@@ -138,16 +138,16 @@ def without_changes(source: str) -> str:
     return "\n".join(line for line in source.split("\n") if not line.rstrip("\r").endswith(MARK))
 
 
-def _encoding(raw: bytes) -> str:
+def _encoding(path: Path) -> str:
     """Return what a Python file says that it is encoded in; a byte order mark is part of it."""
-    return tokenize.detect_encoding(io.BytesIO(raw).readline)[0]
+    return tokenize.detect_encoding(io.BytesIO(path.read_bytes()).readline)[0]
 
 
 def write_source(path: Path, source: str) -> None:
     """Write a Python file in its encoding, with its mode."""
-    mode, encoding = path.stat().st_mode, _encoding(path.read_bytes())
+    mode, content = path.stat().st_mode, source.encode(_encoding(path))
     with atomic_write(path) as file:
-        file.write(source.encode(encoding))
+        file.write(content)
     path.chmod(mode)
 
 
@@ -155,13 +155,19 @@ def write_source(path: Path, source: str) -> None:
 
 
 def report(folder: Path) -> Iterator[str]:
-    """Yield what the code that `train.py` imports says of trainers and packages, in lines."""
-    modules, packages = _imported(folder)
-    lacking = sorted(PACKAGES.get(name, name) for name in packages if _is_missing(name))
-    if lacking:
+    """Yield what the fork's code says of packages and trainers, in lines."""
+    trees = []
+    for path in sorted([*folder.glob("*.py"), *folder.glob("trainers/**/*.py")]):
+        with suppress(EditError, SyntaxError, ValueError):
+            trees.append(ast.parse(read_source(path)))
+    top = [node for tree in trees for node in tree.body]
+    imported = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level}
+    others = [name for name in imported if not (folder / name).is_dir() and not (folder / f"{name}.py").is_file()]
+    if lacking := sorted(PACKAGES.get(name, name) for name in others if _is_missing(name)):
         yield f"Not installed, and imported by the fork: pip install {' '.join(lacking)}"
     yield dassl_in_use()
-    classes = {node.name: node for tree in modules for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in top if isinstance(node, ast.ClassDef)}
     registered = [n for n, c in classes.items() if any(REGISTRY in ast.unparse(d) for d in c.decorator_list)]
     offered = [name for name in registered if _has_step(name, classes)]
     if offered:  # beside KDPL's own trainer of the same name
@@ -169,35 +175,6 @@ def report(folder: Path) -> Iterator[str]:
         yield f"The fork's trainers without labels: --trainer {', '.join(names)}"
     if rest := [name for name in registered if name not in offered]:
         yield f"Not {', '.join(rest)}: without a {STEP}(batch), the step whose labels KDPL replaces"
-
-
-def _imported(folder: Path) -> tuple[list[ast.Module], set[str]]:
-    """Return the parsed modules of a fork that its `train.py` imports at the top level, and the names of other packages."""
-    trees, packages, seen, pending = [], set(), set(), [folder / "train.py"]
-    while pending:
-        path = pending.pop(0)
-        if path in seen or not path.is_file():
-            continue
-        seen.add(path)
-        try:
-            tree = ast.parse(read_source(path))
-        except (EditError, SyntaxError, ValueError):
-            continue
-        trees.append(tree)
-        for node in tree.body:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            base = folder
-            if isinstance(node, ast.ImportFrom):
-                base = path.parents[node.level - 1] if node.level else folder
-                module = node.module or ""
-                names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-            for parts in (name.split(".") for name in names if name and name.split(".")[0] != "dassl"):
-                files = [base.joinpath(*parts).with_suffix(".py")]
-                files += [base.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
-                pending += files
-                if base is folder and not (folder / parts[0]).is_dir() and not (folder / f"{parts[0]}.py").is_file():
-                    packages.add(parts[0])
-    return trees, packages
 
 
 def _has_step(name: str, classes: dict[str, ast.ClassDef], depth: int = 9) -> bool:

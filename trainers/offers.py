@@ -67,15 +67,12 @@ def why_not(trainer_class: Any) -> str:
 def offer_distilled() -> None:
     """Register every trainer of a fork without labels, and take `--trainer` of the command line as the fork knows it.
 
-    `python -m kdpl.install` puts this call behind the imports of a `train.py`, when all its trainers are registered: `<Name>`
-    is then offered as `KDPL_<Name>`. Where KDPL has that one itself, which stays, the fork's is `Wrapped_<Name>`. A class that
-    is registered under such a name already is left alone. The data sets of KDPL are registered too.
+    `python -m kdpl.install` puts this call behind the imports of a `train.py`: `<Name>` is then offered as `KDPL_<Name>`, or,
+    if KDPL has that one itself, as `Wrapped_<Name>`. With either, the fork's code reads `--trainer <Name>`, by which it finds
+    options and files, and `<Name>` is the trainer without labels in this process. The data sets of KDPL are registered too.
 
     Raises:
-        SystemExit: the command line asks for one that cannot be offered; the message has the reason.
-
-    With `--trainer KDPL_<Name>` the fork's code reads `--trainer <Name>`, so that whatever it looks up by that name (options,
-    files, folders) is there, and `<Name>` is the trainer without labels in this process.
+        SystemExit: the command line asks for a trainer that cannot be offered; the message has the reason.
     """
     import kdpl.datasets  # noqa: F401  behind the fork's own
 

@@ -50,7 +50,7 @@ class DistilledTrainer:
     wrapped = ""
     teacher_view = 0
     _kdpl_steps = 0  # of the running epoch
-    _kdpl_said: frozenset[str] = frozenset()  # what labels were used for, as far as the log has it
+    _kdpl_said: set[tuple[str, str]] | None = None  # what labels were used for, as far as the log has it
     _kdpl_distilled = False  # whether a cross-entropy was the divergence
     _kdpl_learns = True  # whether a test may still choose what is learned
 
@@ -123,9 +123,9 @@ class DistilledTrainer:
         with self._kdpl_labels.at_work(), torch.compiler.set_stance("force_eager"):
             summary = super().forward_backward(*given, **kwargs)
         self._kdpl_steps += 1
-        self._kdpl_distilled = self._kdpl_distilled or bool(step.losses)
-        if not step.kinds() <= self._kdpl_said:
-            self._kdpl_said |= step.kinds()
+        self._kdpl_distilled = self._kdpl_distilled or step.distilled
+        if self._kdpl_said is None or not step.uses.keys() <= self._kdpl_said:
+            self._kdpl_said = {*(self._kdpl_said or ()), *step.uses}
             self._kdpl_say(step)
         return summary
 

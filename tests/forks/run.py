@@ -217,7 +217,9 @@ def watch(result: dict[str, Any]) -> None:
             for name, p in sorted(learned.items()):
                 digest.update(name.encode() + p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             moved = sum(not torch.equal(before[k], p) for k, p in learned.items())
-            result.update(moved=moved, learned=len(learned), digest=digest.hexdigest(), said=sorted(self._kdpl_said - {"step"}))
+            result.update(
+                moved=moved, learned=len(learned), digest=digest.hexdigest(), said=sorted(name for name, _ in self._kdpl_said)
+            )
 
     def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
         loss = answer(self, name, input, target, *args, **kwargs)

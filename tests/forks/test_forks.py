@@ -281,7 +281,7 @@ def test_random_shots_are_drawn_whatever_the_labels(tmp_path):
     """The trainer's name, by which the data set would know, is the fork's."""
     options = ("TRAINER.KDPL.SHOTS", "random", "DATASET.NUM_SHOTS", 2)
     trainer = build("KDPL_StyleCoOp", tmp_path, *options)
-    labels = [item.classname for item in build("StyleCoOp", tmp_path / "labels", *options[2:]).dm.dataset.train_x]
+    labels = [item.classname for item in build("StyleCoOp", tmp_path / "labels", *options[2:], *ONE_EPOCH).dm.dataset.train_x]
     folders = [os.path.basename(os.path.dirname(item.impath)) for item in trainer.dm.dataset.train_x]
     assert len(folders) == len(labels) == 60 and len(set(folders)) < 30
 
