@@ -64,13 +64,13 @@ def by_kdpl(folder: Path, flags: list[str]) -> Measured:
     from kdpl.photos.prompts import classifier_of
 
     output = folder / "out.jsonl"
-    common = ["--json", str(output), "--restart", "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]
+    common = ["--json", str(output), "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]
     command = predict.parse_args([str(folder), str(folder / "images"), *common, *flags])
-    images = predict.check(command).images
+    images = predict.check(command)
     classifier = classifier_of(command, command.device)
     start = clocks()
-    run = Run(classifier, command, len(images))
-    run(images)
+    run = Run(classifier, command, images)
+    run()
     seconds = passed(start)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     found = {r["path"]: dict(zip(r["names"], r["probabilities"], strict=True)) for r in rows}

@@ -6,7 +6,6 @@ listed on stderr and left out; the exit status (kdpl/common/exits.py) is then 5,
 
 import argparse
 import os
-import signal
 import sys
 import time
 import warnings
@@ -44,7 +43,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--html", metavar="FILE", help="also write a gallery of the images, to check and to correct")
     add("--copy-to", metavar="DIR", help="also copy the photos into folders by class")
     add("--link-to", metavar="DIR", help="also link the photos into folders by class")
-    add("--restart", action="store_true", help="start again instead of resuming a run that was stopped")
     add("--quiet", action="store_true", help="print neither lines nor progress; errors and the summary remain")
     add("--batch-size", type=int, default=64, metavar="B", help="images per batch (default: 64)")
     add("--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})")
@@ -102,25 +100,23 @@ def predict(args: argparse.Namespace) -> int:
     try:
         found = check(args)
         classifier = classifier_of(args, args.device)
-        run = Run(classifier, args, len(found.images), teacher_names(args.prompts) if args.html else {})
+        run = Run(classifier, args, found, teacher_names(args.prompts) if args.html else {})
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
-    for reason in found.unreadable:
+    for reason in found.unreadable.values():
         print(f"left out: {reason}", file=sys.stderr)
     start = time.perf_counter()
     try:
-        run(found.images)
-    except ValueError as error:  # a class name too long for the text tower, rows of another run
+        run()
+    except ValueError as error:  # a class name too long for the text tower
         return report(error, exits.BAD_INPUT)
+    except BrokenPipeError:  # the reader of a FIFO or of the standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return report(error, exits.FAILED)
-    except KeyboardInterrupt:
-        done = f"{run.rows:,} rows are kept, the same command resumes" if run.rows and run.outputs else "no file was written"
-        print(f"stopped: {done}", file=sys.stderr)
-        return 128 + signal.SIGINT  # the convention of shells
-    for line in run.summary(found, time.perf_counter() - start, media_line(found.media)):
+    for line in run.summary(time.perf_counter() - start, media_line(found.media)):
         print(line, file=sys.stderr)
-    return exits.SOME_UNREAD if run.unread or found.unreadable else 0
+    return exits.SOME_UNREAD if run.unread else 0
 
 
 if __name__ == "__main__":

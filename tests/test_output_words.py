@@ -38,7 +38,7 @@ def test_the_gallery_names_what_predicts(tmp_path):
     for sentences, expected in (([], f"prompts of {bundle.trainer}"), (["a {}."], "hand-written sentences")):
         decision = Decision(sentences=sentences, classnames=NAMES)
         write_bundle(prompts, dataclasses.replace(bundle, decision=decision))
-        assert main([str(prompts), str(tmp_path / "photo.png"), "--html", str(tmp_path / "g.html"), "--restart"]) == 0
+        assert main([str(prompts), str(tmp_path / "photo.png"), "--html", str(tmp_path / "g.html")]) == 0
         assert heading(tmp_path / "g.html") == f"{bundle.backbone}, {expected}"
 
 
@@ -51,7 +51,7 @@ def test_nothing_was_known_on_a_first_run(tmp_path, monkeypatch, capsys):
     for i, scene in enumerate(draw(scenes_of("meals")[:9])):
         Image.fromarray(scene).resize((256, 256)).save(photos / f"{i}.jpg")
     for known in (False, True):
-        assert main([str(prompts), str(photos), "--csv", str(tmp_path / "p.csv"), "--restart"]) == 0
+        assert main([str(prompts), str(photos), "--csv", str(tmp_path / "p.csv")]) == 0
         err = capsys.readouterr().err
         assert "Large JPEGs were decoded" in err
         assert ("9 of them were known" in err) == known and ("were known" in err) == known

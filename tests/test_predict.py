@@ -125,15 +125,6 @@ def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, c
     assert table.read_text() == "previous" and sorted(p.name for p in tmp_path.glob("*.csv*")) == ["out.csv"]
 
 
-def test_ctrl_c_leaves_no_part_of_a_file(prompts, photos, tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("kdpl.classifier.predictions.run.print_line", interrupted)
-    assert main(["--prompts", str(prompts), str(photos), "--csv", str(tmp_path / "out.csv")]) == 130
-    assert "Traceback" not in capsys.readouterr().err and not list(tmp_path.glob("*out.csv*"))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
 def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, tmp_path):

@@ -1,20 +1,21 @@
-"""What predictions are written to: files, devices and links, resumed runs, folders by class; and odd folders of photos."""
+"""What predictions are written to: files, devices and links, stopped runs, folders by class; and odd folders of photos."""
 
 import csv
 import json
 import os
 import re
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, image_file, processes, untrained_bundle
+from support import ROOT, image_file, own_cache, processes, untrained_bundle
 
 import kdpl
 from kdpl.classifier.predictions.tables import Row, Sorter, folder_name
@@ -109,7 +110,7 @@ def test_an_image_that_needs_too_much_memory_is_left_out(prompts, photos, monkey
 def test_a_list_of_paths_comes_from_the_standard_input(prompts, photos, tmp_path):
     for separator in ("\n", "\0"):
         listed = separator.join([str(photos / "img_3.png"), str(photos / "gone.png"), str(photos / "img_1.png")])
-        command = [sys.executable, "-m", "kdpl.predict", prompts, "-", "--json", str(tmp_path / "a.jsonl"), "--restart"]
+        command = [sys.executable, "-m", "kdpl.predict", prompts, "-", "--json", str(tmp_path / "a.jsonl")]
         process = processes.run(command, input=listed, capture_output=True, text=True, check=False)
         assert process.returncode == exits.SOME_UNREAD and "gone.png' cannot be read" in process.stderr
         rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -154,102 +155,48 @@ def test_devices_are_written_through_and_never_replaced(prompts, photos, tmp_pat
         assert len(piped.splitlines()) == 13 and os.path.islink("/dev/stdout")
 
 
-# --------------------------------------------------------------------------------------------------------- stop, resume
+# --------------------------------------------------------------------------------------------------------------- stopped
 
 
-def stop_after(monkeypatch, rows):
-    """Make a run end as by Ctrl-C after so many printed rows."""
-    from kdpl.classifier.predictions import run
+def test_a_run_that_is_stopped_leaves_no_part_of_a_file_and_the_same_command_finds_its_features(prompts, photos, tmp_path):
+    command = [sys.executable, str(ROOT / "predict.py"), prompts, str(photos), "--csv", str(tmp_path / "out.csv")]
+    command += ["--batch-size", "1", "--workers", "0"]
+    env = {**os.environ, "KDPL_CACHE": own_cache(tmp_path / "cache")}
+    process = processes.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == exits.INTERRUPTED and "Traceback" not in err
+    assert err.strip().endswith("Stopped by SIGINT: the same command resumes or starts again")
+    assert not list(tmp_path.glob("*out.csv*"))
+    again = processes.run(command, capture_output=True, text=True, env=env)
+    assert again.returncode == 0 and len(rows_of(tmp_path / "out.csv")) == 12
+    assert int(re.search(r"(\d+) of them were known", again.stderr)[1]) >= 3
 
-    seen = []
 
-    def line(text):
-        seen.append(text)
-        if len(seen) > rows:
-            raise KeyboardInterrupt
+def test_a_cache_that_is_removed_or_holds_a_fifo_stops_nothing(prompts, photos, tmp_path, monkeypatch, capsys):
+    from kdpl.common import rows
 
-    monkeypatch.setattr(run, "print_line", line)
-    return seen
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("KDPL_CACHE", str(cache))
+    append = rows.RowStore.append
 
+    def append_and_remove(store, *args):
+        first = append(store, *args)
+        shutil.rmtree(cache)
+        return first
 
-@pytest.mark.parametrize("stopped_after", [1, 6, 11])
-def test_the_same_command_resumes_where_it_stopped(stopped_after, prompts, photos, tmp_path, monkeypatch, capsys):
-    outputs = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "html")}
-    command = [prompts, str(photos), "--batch-size", "1", "--no-cache"]
-    command += [word for kind, path in outputs.items() for word in (f"--{kind}", str(path))]
     with monkeypatch.context() as context:
-        stop_after(context, stopped_after)
-        assert main(command) == 130
-    assert f"{stopped_after} rows are kept, the same command resumes" in capsys.readouterr().err
-    assert not any(path.exists() for path in outputs.values())
-    with open(f"{outputs['csv']}.kdpl-part", "a") as file:
-        file.write("a torn li")
-    with monkeypatch.context() as context:
-        printed = stop_after(context, 100)
-        assert main(command) == 0
-    assert len(printed) == 12 - stopped_after and f"{stopped_after} images were done before" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.html", "out.json", "photos"]
-    resumed = {kind: path.read_bytes() for kind, path in outputs.items()}
-    assert main([*command, "--restart"]) == 0
-    assert resumed == {kind: path.read_bytes() for kind, path in outputs.items()}
-
-
-def test_rows_of_another_run_are_never_mixed_in(prompts, photos, tmp_path, monkeypatch, capsys):
-    command = [prompts, str(photos), "--batch-size", "1", "--csv", str(tmp_path / "out.csv")]
-    with monkeypatch.context() as context:
-        stop_after(context, 4)
-        assert main(command) == 130
-    (tmp_path / "names.txt").write_text("apple\npizza\nroll\n")
-    (tmp_path / "fewer").mkdir()
-    (tmp_path / "fewer" / "x.png").write_bytes((photos / "img_0.png").read_bytes())
-    capsys.readouterr()
-    for other, message in (
-        ([*command, "--top", "2"], "other settings (--top)"),
-        ([*command, "--classnames", str(tmp_path / "names.txt")], "other settings (class names)"),
-        ([*command, "--json", str(tmp_path / "out.json")], "run with the outputs"),
-        ([prompts, str(tmp_path / "fewer"), *command[2:]], "rows of 4 images that are not among those given"),
-    ):
-        assert main(other) == exits.BAD_INPUT
-        assert message in (err := capsys.readouterr().err) and "--restart" in err
-    later = time.time() + 5
-    os.utime(photos / "img_1.png", (later, later))
-    assert main(command) == exits.BAD_INPUT and "has changed since it was predicted" in capsys.readouterr().err
-    os.truncate(tmp_path / "out.csv.kdpl-part", 40)
-    assert main(command) == exits.BAD_INPUT and "are not all there" in capsys.readouterr().err
-    assert main([*command, "--restart"]) == 0 and len(rows_of(tmp_path / "out.csv")) == 12
-
-
-KILLED = """
-import sys
-from kdpl.classifier.predictions import run
-from kdpl.predict import main
-write, run.SAVE_EVERY_S = run.State.write, 0
-def write_ten(state, rows):
-    if rows > 10:  # they are in the files, which the state does not tell
-        print("to be killed", file=sys.stderr, flush=True)
-        sys.stdin.readline()
-    write(state, rows)
-run.State.write = write_ten
-main(sys.argv[1:])
-"""
-
-
-def test_a_run_that_is_killed_leaves_its_rows(prompts, photos, tmp_path):
-    command = [
-        prompts, str(photos), "--csv", str(tmp_path / "out.csv"),
-        "--batch-size", "2", "--workers", "0", "--no-cache", "--quiet",
-    ]  # fmt: skip
-    line = [sys.executable, "-c", KILLED, *command]
-    process = processes.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "to be killed\n" in iter(process.stderr.readline, "")
-    process.kill()
-    process.communicate()
-    assert json.loads((tmp_path / "out.csv.kdpl-part.state.json").read_text())["rows"] == 10
-    line = [sys.executable, str(ROOT / "predict.py"), *command]
-    again = processes.run(line, capture_output=True, text=True)
-    assert again.returncode == 0 and "10 images were done before" in again.stderr
-    paths = [row["path"] for row in rows_of(tmp_path / "out.csv")]
-    assert len(paths) == len(set(paths)) == 12
+        context.setattr(rows.RowStore, "append", append_and_remove)
+        assert main([prompts, str(photos), "--batch-size", "4"]) == 0
+    assert main([prompts, str(photos)]) == 0
+    (folder,) = {path.parent for path in (cache / "image_features").rglob("*.rows")}
+    os.mkfifo(folder / "a.rows")
+    assert main([prompts, str(photos)]) == 0 and "12 of them were known" in capsys.readouterr().err
+    monkeypatch.setenv("KDPL_CACHE", "~nobody-of-this-name/x")
+    assert main([prompts, str(photos)]) == exits.BAD_INPUT
+    assert "KDPL_CACHE is '~nobody-of-this-name/x', and there is no such user" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- features

@@ -67,6 +67,9 @@ class ImageFeatureCache:
             print(f"The image features are not cached, because '{self._store.folder}' cannot be written: {error}")
             return
         shard = self._store.own_shard()
+        if len(shard) < first + len(keys):  # somebody has removed the cache
+            self._broken = True
+            return
         self._new.update(keys)
         self._row_of.update((key, (shard, first + i)) for i, key in enumerate(keys))
 

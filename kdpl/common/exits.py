@@ -24,6 +24,8 @@ def report(error: Exception, status: int) -> int:
     if os.environ.get("KDPL_DEBUG"):
         traceback.print_exc()
     message = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        message = f"'{error.filename}': {error.strerror}"
     if "Original Traceback" in message:  # raised in a data-loader worker: its own message is at the end
         message = message.strip().splitlines()[-1].partition(": ")[2]
     print(f"error: {message}", file=sys.stderr, flush=True)

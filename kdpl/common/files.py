@@ -112,7 +112,9 @@ def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno not in NO_ROOM:
-            raise
+            if error.strerror is None:
+                raise
+            raise type(error)(error.errno, f"{error.strerror}, so that it cannot be written", os.fspath(path)) from error
         raise NoRoomError(
             f"'{path}' cannot be written: {error.strerror}. The previous version is untouched. Make room on its disk, or "
             "raise the quota or the file-size limit."
@@ -136,4 +138,8 @@ def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:
 
 def cache_dir() -> Path:
     """Return the cache folder, which may not exist yet: $KDPL_CACHE if set, else ~/.cache/kdpl."""
-    return Path(os.environ.get("KDPL_CACHE") or "~/.cache/kdpl").expanduser()
+    path = Path(os.environ.get("KDPL_CACHE") or "~/.cache/kdpl")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"KDPL_CACHE is '{path}', and there is no such user or home: expected a folder.") from None

@@ -10,10 +10,12 @@ from pathlib import Path
 from kdpl.common.files import RECORD
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-SUFFIXES = HEIF_SUFFIXES | {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = HEIF_SUFFIXES.union(
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 MEDIA = frozenset(  # pictures and films that people have and that are not read
     (
-        ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jp2", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+        ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
         ".mts", ".nef", ".orf", ".pef", ".psd", ".raf", ".raw", ".rw2", ".srw", ".svg", ".webm", ".wmv",
     )
 )  # fmt: skip
@@ -31,7 +33,7 @@ class Listing:
     """What lies below a folder.
 
     Attributes:
-        images: regular files with the suffix of an image.
+        images: regular files with the suffix of an image, or without a suffix and with the first bytes of a JPEG or PNG.
         others: how many entries are passed over: hidden ones, files of other suffixes, links to folders listed already.
         media: how many of the others are pictures or films of a kind that is not read, by suffix.
         unreadable: entries that should be read and cannot be, each with the reason.
@@ -96,7 +98,7 @@ def _sort_in(entry: os.DirEntry, path: Path, listing: Listing, waiting: deque[Pa
         return
     if stat.S_ISDIR(mode):
         (links if entry.is_symlink() else waiting).append(path)
-    elif suffix in SUFFIXES and stat.S_ISREG(mode):
+    elif stat.S_ISREG(mode) and (suffix in SUFFIXES or (not suffix and _begins_like_an_image(path))):
         listing.images.append(path)
     elif suffix in SUFFIXES:
         listing.unreadable[path] = f"'{path}' cannot be read as an image: {kind_of(mode)}."
@@ -104,6 +106,14 @@ def _sort_in(entry: os.DirEntry, path: Path, listing: Listing, waiting: deque[Pa
         listing.others += 1
         if suffix in MEDIA:
             listing.media[suffix] += 1
+
+
+def _begins_like_an_image(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+    except OSError:
+        return False
 
 
 def _reason(entry: os.DirEntry, error: OSError) -> str:

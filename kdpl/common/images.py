@@ -204,7 +204,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
         missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
         return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
     # Pillow counts the bytes of a truncated file, which would make every one its own kind
-    return "the file is truncated." if "truncated" in str(error) else f"{short_reason(error)}."
+    return "the file is truncated." if "truncated" in str(error).lower() else f"{short_reason(error)}."
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from PIL import Image
 from kdpl.common.images import cut_extreme, refuse_special_files, to_rgb
 
 THUMBNAIL = 192  # longest side in pixels
-DATA_BEGINS = '<script type="application/json" id="data">\n'
 UNREAD = "@UNREAD@"
 _TEMPLATE = Path(__file__).with_name("page.html")
 _HARMLESS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}  # a JSON string may hold them escaped: nothing then ends the script
@@ -55,15 +54,6 @@ def row_line(
         raise ValueError(f"'{os.fspath(image)}' has no name: expected at least one with its probability.")
     rounded = [[name, None if p is None else round(float(p), 6)] for name, p in pairs]
     return _line([os.fspath(image), rounded, thumbnail, *([extras] if extras else [])])
-
-
-def read_rows(lines: Iterator[str]) -> Iterator[list[Any]]:
-    """Yield the rows of a page that is being written, from its lines."""
-    for line in lines:
-        if line == DATA_BEGINS:
-            break
-    next(lines, None)  # the facts
-    yield from map(json.loads, lines)
 
 
 def data_url(picture: bytes) -> str:

@@ -1,15 +1,15 @@
 """The gallery of `kdpl predict`: written image by image, with thumbnails inside the page or, of many images, beside it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
-from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_rows, read_thumbnail, row_line
-from kdpl.classifier.predictions.files import Output
+from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_thumbnail, row_line
 from kdpl.classifier.predictions.tables import Row, Writer, written
-from kdpl.common.outputs import GALLERY, check_folder, take_folder
+from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, check_folder, is_file, take_folder
 from kdpl.common.rows.digests import file_digest
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
@@ -20,7 +20,7 @@ class GalleryWriter(Writer):
     """Rows as a gallery.
 
     Args:
-        output: the page.
+        file, path: the page, open, and where it is given to be.
         title, names: of the page, and all class names.
         total: how many images there are; of more than `INSIDE` the thumbnails are files in a folder beside the page.
         unread: the images that cannot be read, with the reasons; it may grow until `finish`.
@@ -30,7 +30,8 @@ class GalleryWriter(Writer):
 
     def __init__(
         self,
-        output: Output,
+        file: IO[str],
+        path: str,
         title: str,
         names: Sequence[str],
         total: int,
@@ -39,22 +40,19 @@ class GalleryWriter(Writer):
         workers: int,
         teacher: Mapping[str, str] | None = None,
     ):
-        self.output, self.unread, self.top = output, unread, top
+        self.file, self.unread, self.top = file, unread, top
+        self._page = Path(os.path.realpath(path))
         self._teacher = {digest: name for digest, name in (teacher or {}).items() if name in set(names)}
         self._facts = {"title": title, "names": list(names), "order": "random", "seed": 1}
-        self._folder = output.path.with_name(f"{output.path.stem}_files") if total > INSIDE and output.is_file else None
-        if self._folder:
-            check_folder(self._folder, GALLERY)
+        self._folder = thumbnails_folder(path, total)
         self._pool = ThreadPoolExecutor(max(1, workers), "thumbnails")
         self._written = 0
-
-    def begin(self) -> None:
-        self.output.write(page_head(self._facts))
+        self.file.write(page_head(self._facts))
 
     def write(self, rows: Sequence[Row]) -> None:
         for row, picture in zip(rows, self._pool.map(_thumbnail, [row.path for row in rows]), strict=True):
             extras = {"full": self._address(row.path), **self._seen(row.path)}
-            self.output.write(row_line(written(row.path), row.shown(self.top), self._place(picture), extras))
+            self.file.write(row_line(written(row.path), row.shown(self.top), self._place(picture), extras))
 
     def _seen(self, path: str) -> dict[str, str]:
         """Return what the teacher sees on an image; empty if that is not known."""
@@ -81,21 +79,28 @@ class GalleryWriter(Writer):
     def _address(self, path: str) -> str:
         """Return the address of a picture, relative to the page if both are on one disk."""
         try:
-            relative = os.path.relpath(os.path.abspath(path), self.output.path.parent)
+            relative = os.path.relpath(os.path.abspath(path), self._page.parent)
         except ValueError:  # another drive
             return Path(path).absolute().as_uri()
         return quote(os.fsencode(relative.replace(os.sep, "/")))
 
-    def paths(self) -> Iterator[str]:
-        with open(self.output.part, encoding="utf-8", newline="") as file:
-            for path, *_ in read_rows(iter(file)):
-                self._written += 1
-                yield path
-
     def finish(self) -> None:
         self._pool.shutdown()
-        self.output.write(page_tail(self.unread))
-        super().finish()
+        self.file.write(page_tail(self.unread))
+
+
+def thumbnails_folder(path: str, total: int) -> Path | None:
+    """Return the folder of the thumbnails of a page of so many images; None: they are inside the page.
+
+    Raises:
+        OutputError: it has files of others.
+    """
+    page = Path(os.path.realpath(path))
+    if total <= INSIDE or path in STANDARD_OUTPUT or not is_file(page):
+        return None
+    folder = page.with_name(f"{page.stem}_files")
+    check_folder(folder, GALLERY)
+    return folder
 
 
 def _thumbnail(path: str) -> bytes:

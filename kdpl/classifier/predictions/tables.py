@@ -2,20 +2,18 @@
 
 import csv
 import filecmp
-import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from kdpl.bundle.decision import REJECTED
-from kdpl.classifier.predictions.files import Output
 from kdpl.common.files import PART
 from kdpl.common.outputs import SORTED, take_folder
-from kdpl.common.safe_text import from_cell, on_one_line, to_cell
+from kdpl.common.safe_text import on_one_line, to_cell
 
 _UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # characters that some file system does not take
 LONGEST = 100  # of a folder's name, in characters
@@ -36,21 +34,15 @@ class Row(NamedTuple):
 
 
 class Writer:
-    """Takes rows, and gives back the paths of those that an earlier run has written."""
+    """Writes rows into an open file, and what stands before and after them."""
 
-    output: Output
-
-    def begin(self) -> None:
-        """Write what stands before the rows."""
+    file: IO[str]
 
     def write(self, rows: Sequence[Row]) -> None:
         raise NotImplementedError
 
-    def paths(self) -> Iterator[str]:
-        raise NotImplementedError
-
     def finish(self) -> None:
-        self.output.finish()
+        """Write what stands after the rows."""
 
 
 class CsvWriter(Writer):
@@ -59,47 +51,30 @@ class CsvWriter(Writer):
     What begins like a formula gets a quote before it, which `kdpl.common.safe_text.from_cell` takes away.
     """
 
-    def __init__(self, output: Output, top: int):
-        self.output, self.top = output, top
-
-    def begin(self) -> None:
-        later = (column for k in range(2, self.top + 1) for column in (f"name_{k}", f"probability_{k}"))
-        self._write_fields(["path", "name", "probability", *later])
+    def __init__(self, file: IO[str], top: int):
+        self.file, self.top, self._table = file, top, csv.writer(file)
+        later = (column for k in range(2, top + 1) for column in (f"name_{k}", f"probability_{k}"))
+        self._table.writerow(["path", "name", "probability", *later])
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             pairs = row.shown(self.top)
             fields = [field for name, p in pairs for field in (name, "" if p is None else f"{p:.6f}")]
-            self._write_fields([row.path, *fields])
-
-    def _write_fields(self, fields: list[str]) -> None:
-        line = io.StringIO()
-        csv.writer(line).writerow(map(to_cell, fields))
-        self.output.write(line.getvalue())
-
-    def paths(self) -> Iterator[str]:
-        with open(self.output.part, encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            next(rows, None)
-            yield from (from_cell(row[0]) for row in rows if row)
+            self._table.writerow(map(to_cell, [row.path, *fields]))
 
 
 class JsonWriter(Writer):
     """One object a line: path, names, probabilities, and `rejected` if images may be."""
 
-    def __init__(self, output: Output, reject: bool):
-        self.output, self.reject = output, reject
+    def __init__(self, file: IO[str], reject: bool):
+        self.file, self.reject = file, reject
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             content = {"path": row.path, "names": row.names, "probabilities": [round(p, 6) for p in row.probabilities]}
             if self.reject:
                 content["rejected"] = row.rejected
-            self.output.write(json.dumps(content, ensure_ascii=False) + "\n")
-
-    def paths(self) -> Iterator[str]:
-        with open(self.output.part, encoding="utf-8", newline="\n") as file:
-            yield from (json.loads(line)["path"] for line in file)
+            self.file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def line_of(row: Row, top: int) -> str:

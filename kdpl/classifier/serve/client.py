@@ -30,11 +30,19 @@ def on_one_line(text: str) -> str:
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(HERE / "model.onnx")
     facts = json.loads((HERE / "names.json").read_text(encoding="utf-8"))
+    unread = 0
     for path in sys.argv[1:]:
-        probabilities, *rejected = session.run(None, {"image": read_rgb(path)})
+        try:
+            image = read_rgb(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow's decoders
+            print(f"left out: {on_one_line(path)}: {on_one_line(str(error))}", file=sys.stderr)
+            unread += 1
+            continue
+        probabilities, *rejected = session.run(None, {"image": image})
         if not np.isfinite(probabilities).all():
             sys.exit(f"error: the probabilities of {path!r} are not numbers: the model is damaged")
         best = int(probabilities[0].argmax())
         none = bool(rejected and rejected[0][0])
         name = facts["rejected"] if none else facts["names"][best]
         print(on_one_line(path), on_one_line(name), f"{probabilities[0, best]:.4f}", sep="\t")
+    sys.exit(5 if unread else 0)

@@ -113,6 +113,8 @@ class RowStore:
 
     def _read(self, path: Path) -> np.ndarray:
         try:
+            if not path.is_file():  # opening a FIFO would wait for ever
+                return np.zeros(0, self.row)
             return self._map(path) if os.path.getsize(path) > SMALL else np.fromfile(path, self.row)
         except OSError:  # deleted meanwhile, or not a file
             return np.zeros(0, self.row)
