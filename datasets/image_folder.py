@@ -133,7 +133,7 @@ class ImageFolder(ClassListDataset):
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
         if listing.others and distributed.is_main():
             print(f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}")
-        splits: dict[str, list[Path]] = {"train": [], **{name: [] for name in LABELLED}}
+        splits: dict[str, list[Path]] = {**{name: [] for name in LABELLED}, "train": []}
         for path in listing.images:
             top = path.relative_to(self.root).parts[0]
             splits[top if top in LABELLED else "train"].append(path)

@@ -11,7 +11,7 @@ from support import RATE, ROOT, emoji_args, image_file, run_train
 from support.trainings import assert_same, build, parameters
 
 from kdpl.common import exits
-from kdpl.config.manifest import Manifest, OtherRunError, differences, influence, read_manifest
+from kdpl.config.manifest import Manifest, OtherRunError, influence, read_manifest
 from kdpl.training.checkpoint import load_checkpoint
 
 QUICK = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "DATALOADER.NUM_WORKERS", 0)
@@ -120,13 +120,6 @@ def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(
 
 
 @pytest.mark.slow
-def test_a_finished_folder_is_refused_to_another_trainer(finished):
-    process = train(finished, trainer="CoOp")
-    assert process.returncode == exits.BAD_INPUT
-    assert "  TRAINER.NAME: KDPL_CoOp in the folder, CoOp now\nStart with" in process.stderr
-
-
-@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_passes(finished):
     (path,) = finished.rglob("model.pth.tar-2")
     before = path.read_bytes()
@@ -180,15 +173,6 @@ def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_pa
     manifest = read_manifest(tmp_path)
     assert manifest.changes == [{"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}] and manifest.config["OPTIM.MAX_EPOCH"] == 3
     assert json.loads((tmp_path / "results.json").read_text())["manifest"]["changes"] == manifest.changes
-
-
-@pytest.mark.slow
-def test_the_average_of_promptsrc_is_of_the_planned_epochs(tmp_path):
-    build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 1, *UNTESTED).train()
-    longer = build("KDPL_PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 2)
-    longer.allowed_changes = ("OPTIM.MAX_EPOCH",)
-    with pytest.raises(OtherRunError, match=r"OPTIM\.MAX_EPOCH: 1 in the folder, 2 now"):
-        longer.train()
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation
@@ -248,12 +232,6 @@ def test_a_foreign_checkpoint_says_that_nothing_is_verified(finished, tmp_path, 
         "has no manifest: that it fits this student, these options and class names is not verified" in capsys.readouterr().out
     )
     assert run.manifest is None
-
-
-def test_differences_name_the_key_and_both_values():
-    found = differences({"OPTIM.LR": 0.005, "A": 1}, {"OPTIM.LR": 0.5, "B": 2}, "in the folder")
-    assert found["OPTIM.LR"] == "OPTIM.LR: 0.005 in the folder, 0.5 now"
-    assert found["A"] == "A: 1 in the folder, not set now" and found["B"] == "B: not set in the folder, 2 now"
 
 
 def test_class_specific_contexts_are_not_tested_on_another_data_set_of_as_many_classes(tmp_path):

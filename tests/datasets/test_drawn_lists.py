@@ -75,15 +75,6 @@ def test_a_file_more_or_less_is_seen(imagenet):
     assert len(list((imagenet / "imagenet/split_fewshot").glob("lists_1-seed_*"))) == 1, "old lists are removed"
 
 
-def test_another_name_of_a_class_is_seen(imagenet):
-    lists(imagenet)
-    names = imagenet / "imagenet/classnames.txt"
-    line = names.read_text().splitlines()[0]
-    names.write_text(names.read_text().replace(line, f"{line.split()[0]} renamed thing"))
-    os.utime(names, ns=(1, 1))
-    assert "renamed thing" in {name for _, _, name in lists(imagenet)[2]}
-
-
 def test_a_damaged_file_of_lists_is_written_anew(imagenet):
     first = lists(imagenet)
     (path,) = (imagenet / "imagenet/split_fewshot").glob("lists_*")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import ROOT, mostly_slow
-from support.trainings import build
 
 import kdpl
 
@@ -57,29 +56,6 @@ def test_every_pixel_is_the_committed_one(name):
     assert hashlib.sha256(plans.draw(plans.scenes_of(name))).hexdigest() == plans.SHA256[name]
 
 
-def test_the_scenes_of_the_targets_are_those_of_the_source():
-    def listed(name: str) -> list[tuple]:
-        return [(s.split, s.style, s.thing, s.rendering, s.look) for s in plans.scenes_of(name)]
-
-    assert Counter(scene for name in plans.TARGETS for scene in listed(name)) == Counter(listed("all"))
-
-
-@pytest.mark.slow
-def test_a_scene_is_a_function_of_its_drawing_and_its_rendering_number():
-    """Whatever is drawn with it and whatever data set it belongs to; no other scene of any data set has both numbers."""
-    mixed = [scene for name in plans.PLANS for scene in plans.scenes_of(name)[::1501]]
-    mixed.sort(key=lambda scene: scene.style)
-    together = plans.draw(mixed)
-    reverse = plans.draw(mixed[::-1])[::-1]
-    alone = np.concatenate([plans.draw([scene]) for scene in mixed])
-    assert (together == alone).all() and (reverse == alone).all()
-    looks = {}
-    for name in plans.PLANS:
-        for scene in plans.scenes_of(name):
-            key = art.drawing_number(scene.style, scene.thing), scene.rendering
-            assert looks.setdefault(key, (scene.style, scene.thing, scene.look)) == (scene.style, scene.thing, scene.look)
-
-
 # ---------------------------------------------------------------- what belongs where
 
 
@@ -118,13 +94,6 @@ def test_a_class_has_16_4_8_and_16_images(name):
     sizes |= {("test", "noto"): 8, ("test", "fluent"): 8}
     assert names == sorted(names)
     assert counts == {(label, *key): n for label in range(len(names)) for key, n in sizes.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", plans.PLANS)
-def test_every_image_has_a_file_of_its_own(name):
-    listed = scenes.scenes_of(name)
-    assert len({scene.path for scene in listed}) == len(listed)
 
 
 def test_domains_have_the_labels_of_the_source():
@@ -197,20 +166,6 @@ def test_a_style_that_is_not_trained_on_may_be_the_target(few, tmp_path):
     assert Counter((d.domain, Path(d.impath).parts[-3]) for d in mixed.test) == {(0, "test"): 16, (2, "test"): 16}
     with pytest.raises(ValueError, match=r"TARGET_DOMAINS 'contrast'.*noto, fluent, twemoji"):
         build_dataset(config(tmp_path, "sky", TARGET_DOMAINS=("contrast",)))
-
-
-@pytest.mark.slow
-def test_a_style_that_prompts_were_learned_from_is_never_tested_on_as_left_out(tmp_path):
-    left_out = ("DATASET.SOURCE_DOMAINS", ("noto",), "DATASET.TARGET_DOMAINS", ("fluent",))
-    build("KDPL_CoOp", tmp_path / "both").train()
-    build("KDPL_CoOp", tmp_path / "noto", *left_out).train()
-    for folder in ("both", "noto"):
-        tested = build("KDPL_CoOp", tmp_path / f"test {folder}", *left_out)
-        if folder == "noto":
-            tested.load_model(str(tmp_path / folder), epoch=2)
-        else:
-            with pytest.raises(ValueError, match=r"SOURCE_DOMAINS: \[\] in the folder, \['noto'\] now"):
-                tested.load_model(str(tmp_path / folder), epoch=2)
 
 
 # ---------------------------------------------------------------- how the hard scenes are chosen

@@ -188,13 +188,6 @@ def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, run):
     assert os.listdir(tmp_path / "eurosat") == []
 
 
-def test_a_file_put_there_by_hand_with_another_checksum_is_refused(tmp_path, run):
-    (tmp_path / "eurosat").mkdir()
-    (tmp_path / "eurosat/EuroSAT.zip").write_bytes(b"something else")
-    status, out = run(eurosat_from("http://127.0.0.1:9/", "0" * 32))
-    assert status == 1 and "does not have the MD5 sum 00000000" in out
-
-
 def test_a_hostile_archive_is_refused_and_nothing_of_it_stays(tmp_path, run):
     folder = tmp_path / "eurosat"
     folder.mkdir()
@@ -215,12 +208,6 @@ def test_a_page_in_place_of_the_published_split_is_not_kept(server, tmp_path, ru
     status, out = run(replace(facts, sources=(source,)))
     assert status == 1 and f"Fetch it another way, from {source.by_hand}, put it into {tmp_path / 'eurosat'}" in out
     assert os.listdir(tmp_path / "eurosat") == []
-
-
-def test_the_next_data_set_is_prepared_though_one_failed(server, miniatures, tmp_path, run):
-    good = serve(CATALOG["DescribableTextures"], miniatures, *server)
-    status, _ = run(eurosat_from("http://127.0.0.1:9/"), good)
-    assert status == 1 and (tmp_path / "dtd/images/banded").is_dir()
 
 
 # --- the report ---

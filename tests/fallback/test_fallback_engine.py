@@ -104,22 +104,6 @@ def test_a_resumed_run_ends_exactly_where_an_unbroken_one_does(finished, root, t
     assert torch.equal(weights(tmp_path), weights(Path(finished[0].output_dir)))
 
 
-def test_the_seed_decides_the_result(finished, root, tmp_path, capsys):
-    run(root, tmp_path / "same")
-    run(root, tmp_path / "other", "SEED", 2)
-    reference = weights(Path(finished[0].output_dir))
-    assert torch.equal(weights(tmp_path / "same"), reference)
-    assert not torch.equal(weights(tmp_path / "other"), reference)
-
-
-def test_a_finished_run_that_is_started_again_is_only_tested(finished, root, capsys):
-    trainer = run(root, finished[0].output_dir)
-    printed = capsys.readouterr().out
-    assert trainer.start_epoch == 3
-    assert "* accuracy: " in printed
-    assert "epoch [" not in printed
-
-
 # The best model on the validation set
 
 
