@@ -1,7 +1,7 @@
 """Fetch the data sets that may be fetched freely, and print what must be fetched by hand and where to put it.
 
-python -m kdpl.datasets.prepare Caltech101 EuroSAT --root DATA    # fetch, unpack, lay out
-python -m kdpl.datasets.prepare --check --root DATA               # report what is there
+kdpl prepare Caltech101 EuroSAT --root DATA    # fetch, unpack, lay out
+kdpl prepare --check --root DATA               # report what is there
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Report(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 when every data set asked for is there."""
-    parser = argparse.ArgumentParser(prog="python -m kdpl.datasets.prepare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="kdpl prepare", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(CATALOG)}")
     parser.add_argument("--root", required=True, help="folder that holds all data sets (DATASET.ROOT)")
     parser.add_argument("--check", action="store_true", help="report what is there; fetch nothing (default: all names)")

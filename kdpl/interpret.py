@@ -1,96 +1,53 @@
-"""Interpret learned prompts as words: `python -m kdpl.interpret OUT` (kdpl/classifier/words.py)."""
+"""Interpret learned prompts as words: `kdpl interpret OUT` (kdpl/classifier/words.py)."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from kdpl.classifier import words as learned
+from tabulate import tabulate
+
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.command import run_command
-from kdpl.common.files import atomic_write
 from kdpl.config.command_line import add_learner_flag
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m kdpl.interpret",
-        description="Interpret learned prompts: the words nearest to their vectors, and the classes that they moved most.",
-    )
-    parser.add_argument("prompts", metavar="OUT", help="output folder of a training, or prompts.safetensors")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="words per vector (default: 5)")
-    parser.add_argument("--classes", type=int, default=20, metavar="N", help="number of printed classes (default: 20)")
-    parser.add_argument("--template", help='hand-written sentence, "an icon of a {}." (default: that of the teacher)')
-    parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
-    parser.add_argument("--csv", metavar="FILE", help="also write both whole tables as CSV")
-    parser.add_argument("--figure", metavar="FILE", help="also draw both as a figure, .png, .pdf or .svg (needs matplotlib)")
-    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
-    add_learner_flag(parser)
-    return parser.parse_args(argv)
-
-
-def check(args: argparse.Namespace) -> None:
-    """Check the arguments before anything is loaded."""
-    for name in ("top", "classes"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    if args.template is not None and args.template.count("{}") != 1:
-        raise ValueError(f"--template '{args.template}' must hold one '{{}}' for the class name, as in 'a photo of a {{}}.'.")
-    for path in filter(None, (args.csv, args.figure)):
-        if Path(path).is_dir():
-            raise ValueError(f"The output '{path}' is a folder: expected the path of a file.")
-    if args.figure:
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ModuleNotFoundError:
-            message = "--figure needs matplotlib, which is not installed: pip install 'kdpl[plot]', or leave --figure out."
-            raise ModuleNotFoundError(message) from None
-        suffix = Path(args.figure).suffix
-        if suffix not in learned.FORMATS:
-            formats = ", ".join(learned.FORMATS)
-            raise ValueError(f"--figure '{args.figure}': '{suffix}' is not a figure format, expected {formats}.")
+from kdpl.photos.prompts import classifier_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="kdpl interpret",
+        description="Print the words nearest to learned vectors, and the classes that moved most from a sentence.",
+    )
+    parser.add_argument("prompts", metavar="OUT", help="output folder of a training, or prompts.safetensors")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="words per vector (default: 5)")
+    parser.add_argument("--template", help='hand-written sentence, "an icon of a {}." (default: that of the teacher)')
+    parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
+    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
+    parser.set_defaults(reject=False, calibrated=False)
+    add_learner_flag(parser)
+    args = parser.parse_args(argv)
     try:
-        check(args)
-        names = read_class_names(args.classnames) if args.classnames else None
-        if args.learner:
-            from kdpl.trainers import load_learners
+        if args.template is not None and args.template.count("{}") != 1:
+            raise ValueError(
+                f"--template '{args.template}' must hold one '{{}}' for the class name, as in 'a photo of a {{}}.'."
+            )
+        classifier = classifier_of(args, "cpu")
+        from kdpl.classifier.words import context_words, moved_classes
 
-            load_learners(args.learner)
-
-        from kdpl.classifier.classifier import load
-
-        classifier = load(args.prompts, "cpu", args.backbone)
-        if names:
-            classifier.classnames = names
-        template = args.template or classifier.bundle.template
-        words = learned.word_rows(classifier, args.top)
-        apart = learned.words_apart(learned.embeddings(classifier)) if words else 0.0
-        has_text = learned.context(classifier) is not None or (
-            classifier.student.class_specific and classifier.encoder.compares_texts
-        )
-        fixed = not has_text or classifier.student.text_depends_on_images
-        moved = [] if fixed or not classifier.classnames else learned.moved_classes(classifier, template)
+        words = context_words(classifier, max(1, args.top))
+        student, template = classifier.student, args.template or classifier.bundle.template
+        has_text = words or (student.class_specific and classifier.encoder.compares_texts)
+        moved = moved_classes(classifier, template) if has_text and not student.text_depends_on_images else []
     except (ValueError, OSError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
-    for note in learned.notes(classifier):
-        print(f"Note: {note}", file=sys.stderr)
-    learned.print_tables(words, moved, apart, template, args.classes)
-    try:
-        if args.csv:
-            learned.write_csv(args.csv, words, moved)
-        if args.figure and not words and not moved:
-            print("Note: there is nothing to draw, so no figure is written.", file=sys.stderr)
-        elif args.figure:
-            with atomic_write(args.figure) as file:
-                learned.draw(words, moved, template).savefig(file, format=Path(args.figure).suffix[1:], dpi=150)
-    except (OSError, ValueError) as error:
-        return exits.report(error, exits.FAILED)
+    if words:
+        rows = [[i, *(f"{word.text} ({word.distance:.3f})" for word in found)] for i, found in enumerate(words, 1)]
+        print(tabulate(rows, ["vector", "nearest words, with their distances"], disable_numparse=True))
+    else:
+        print("No context vector of the first text layer is learned: there are no words to find.")
+    if moved:
+        print(f'\nCosine of the text features, learned against "{template}"\n')
+        print(tabulate(moved, ["class", "cosine"], floatfmt=".3f", disable_numparse=[0]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line of the report: `python -m kdpl.report output`."""
+"""The command line of the report: `kdpl report output`."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ from kdpl.experiments.report.tables import all_tables
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables that the runs under the given folders allow; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m kdpl.report",
+        prog="kdpl report",
         description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
         "folders, from their results.json or, if there is none, from the log.txt of Dassl and its forks.",
     )

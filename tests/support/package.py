@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -49,7 +48,8 @@ def environment(folder: Path, wheel: Path) -> Path:
         text=True,
         check=True,
     ).stdout.strip()
-    Path(site, "others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    others = [path for path in sys.path if Path(path).name == "site-packages"]
+    Path(site, "others.pth").write_text("\n".join(others) + "\n", encoding="utf-8")
     return python
 
 

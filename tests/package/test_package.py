@@ -1,5 +1,6 @@
 """The package as others get it: what is in sdist and wheel, that it works far from the clone, and what type checkers see."""
 
+import csv
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from support import ROOT
 from support.package import FILES, FOLDERS, LEFT_OUT, build, environment
 
+from kdpl.__main__ import COMMANDS
 from kdpl.common.environment import VERSION
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,7 @@ def python(built, tmp_path_factory):
 @pytest.fixture
 def run(python, tmp_path):
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env |= {"OMP_NUM_THREADS": "1", "KDPL_CACHE": str(tmp_path / "cache")}
+    env |= {"OMP_NUM_THREADS": "1", "KDPL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
     def run(*words):
         words = [str(python), *words] if words[0] == "-c" else [str(python.with_name("kdpl")), *words]
@@ -69,17 +71,61 @@ def test_sdist_and_wheel_hold_every_file_of_the_package_and_no_other(built):
     assert max(sdist.stat().st_size, wheel.stat().st_size) < 16e6
 
 
-def test_fit_and_predict_work_from_the_sdists_wheel_far_from_the_clone(run, python):
+TINY = ("--seeds", "1", "--shots", "1", "--cfg", "emoji", "--trainer", "CoOp")
+SHORT = ("OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1")
+
+
+def test_every_command_explains_itself_by_its_name(run):
+    for command in COMMANDS:
+        said = run(command, "--help")
+        assert said.returncode == 0 and said.stdout.startswith(f"usage: kdpl {command}"), f"{command}: {said.stdout[:200]}"
+        assert "python -m" not in said.stdout, command
+
+
+def test_every_command_works_from_the_sdists_wheel_far_from_the_clone(run, python, tmp_path):
     code = "import kdpl, kdpl.config.command_line as c; print(kdpl.__version__, kdpl.__file__, c.CONFIGS)"
     version, *where = run("-c", code).stdout.split()
     assert version == VERSION and all(Path(path).is_relative_to(python.parents[1]) for path in where)
-    fitted = run("fit", "--demo", "--quick", "--quiet", "-o", "demo")
-    assert fitted.returncode == 0, fitted.stderr
-    assert "Did it help?" in fitted.stdout and "kdpl predict demo/prompts demo/new_photos" in fitted.stdout
-    predicted = run("predict", "demo/prompts", "demo/new_photos", "--csv", "p.csv", "--quiet")
-    assert predicted.returncode == 0 and "480 images" in predicted.stderr, predicted.stderr
-    exported = run("export", "demo/prompts", "served", "--no-page")
-    assert exported.returncode == 0 or "pip install 'kdpl[onnx]'" in exported.stderr, exported.stderr
+    used = set()
+
+    def done(*words, status=0):
+        result = run(*words)
+        used.add(words[0])
+        assert result.returncode == status, f"{words}: {result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    fitted = done("fit", "--demo", "--quick", "--quiet", "-o", "demo")
+    assert "Did it help?" in fitted and "kdpl predict demo/prompts demo/new_photos" in fitted
+    assert "480 images" in done("predict", "demo/prompts", "demo/new_photos", "--csv", "p.csv", "--quiet")
+    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+        rows = [f"{row['path']},{row['name']}" for row in csv.DictReader(file)][:20]
+    (tmp_path / "checked.csv").write_text("\n".join(["path,label", *rows]))
+    assert "100.0 % of 20 photos" in done("eval", "demo/prompts", "--labels", "checked.csv")
+    done("export", "demo/prompts", "--head", "head.safetensors")
+    done("names", "demo/photos", "--teacher", "emoji_teacher", "--vocabulary", "demo/names.txt", "-o", "proposed.txt")
+    assert "ViT-B-32" in done("models", "vit-b-32")
+    assert "missing" in done("prepare", "--check", "--root", "data", "EuroSAT", status=1)
+    assert "offline" in done("push", "demo/prompts", "me/prompts", status=2).lower()
+
+    configs = Path(where[1])
+    files = [
+        "--config-file",
+        configs / "trainers/KDPL_CoOp/emoji.yaml",
+        "--dataset-config-file",
+        configs / "datasets/emoji_sky.yaml",
+    ]
+    files = ["--trainer", "KDPL_CoOp", "--seed", "1", *map(str, files)]
+    assert "of 1 views" in done("cache", *files, "TRAINER.KDPL.VIEWS", "1", "TRAINER.KDPL.CACHE_DIR", "views")
+    done("train", *files, "--output-dir", "run", "DATASET.NUM_SHOTS", "1", *SHORT)
+    assert "photo" in done("interpret", "run")
+    keys = "protocol: few_shot\ntrainers: CoOp\ndatasets: emoji_sky\nseeds: 1\nshots: 1\nconfig: emoji\noutput: out\n"
+    (tmp_path / "s.yaml").write_text(keys + "options: {OPTIM.MAX_EPOCH: 1, OPTIM.WARMUP_EPOCH: -1}\nexecutor: {gpus: 0}\n")
+    assert "EmojiSky" in done("sweep", "s.yaml") and "1 finished" in done("sweep", "status", "s.yaml")
+    flags = (*TINY, "--datasets", "emoji_sky", "--output", "out", "--", *SHORT)
+    assert "Base-to-new" in done("sweep", "--protocol", "base2new", *flags)
+    assert "Cross-dataset" in done("sweep", "--protocol", "xd", "--source", "emoji_office", *flags)
+    assert "Base-to-new" in done("report", "out")
+    assert used == set(COMMANDS)
 
 
 def mypy(*words, cwd, cache):
