@@ -355,7 +355,7 @@ def test_predictions_are_checked_by_keyboard_and_saved(predicted, browser, monke
     page.close()
 
 
-def test_the_page_fits_a_phone(predicted, browser, monkeypatch):
+def test_the_page_fits_a_phone_with_buttons_as_large_as_a_finger(predicted, browser, monkeypatch):
     page = browser.new_page(viewport={"width": 360, "height": 640}, has_touch=True)
     page.goto(predicted(monkeypatch=monkeypatch).as_uri())
     page.wait_for_selector(".card")
@@ -367,9 +367,19 @@ def test_the_page_fits_a_phone(predicted, browser, monkeypatch):
     for button in ("yes", "no", "name", "next", "close"):
         box = page.locator(f"#{button}").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["y"] + box["height"] <= 640, button
+    small = "[...document.querySelectorAll('button, input, select')].filter(b => b.checkVisibility() && b.offsetHeight < 44)"
+    assert page.evaluate(f"{small}.length") == 0
     page.tap("#no")
     assert page.locator("#save").text_content() == "Save labels.csv (1)"
     page.close()
+
+
+def test_no_row_of_names_is_cut_in_half(tmp_path, visit):
+    page = visit(write(tmp_path / "g.html", [(f"{i}.png", [f"a longer name {i}"], [0.9]) for i in range(60)]))
+    cut = """() => { const box = document.getElementById("chips").getBoundingClientRect();
+        return [...document.querySelectorAll(".chip")].map(c => c.getBoundingClientRect())
+            .filter(c => c.top < box.bottom && c.bottom > box.bottom).length }"""
+    assert page.locator(".chip").count() > 20 and page.evaluate(cut) == 0
 
 
 def test_a_hundred_thousand_images_are_shown(tmp_path, browser):
