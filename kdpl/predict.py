@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kdpl.classifier.predictions.files import Found, InputError, find
-from kdpl.classifier.predictions.run import Run
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.image_files import media_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.photos.labels import teacher_names
-from kdpl.photos.prompts import add_prompt_flags, classifier_of
+from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
@@ -64,6 +63,7 @@ def check(args: argparse.Namespace) -> Found:
     for name, least in _AT_LEAST.items():
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    check_prompts(args.prompts, args.images)
     found = find(args.images)
     check_files([args.csv, args.json, args.html], [*found.images, args.classnames, args.learner])
     for folder in filter(None, (args.copy_to, args.link_to)):
@@ -100,6 +100,9 @@ def predict(args: argparse.Namespace) -> int:
     try:
         found = check(args)
         classifier = classifier_of(args, args.device)
+
+        from kdpl.classifier.predictions.run import Run
+
         run = Run(classifier, args, found, teacher_names(args.prompts) if args.html else {})
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)

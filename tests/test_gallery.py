@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.gallery.page import THUMBNAIL, data_url, page_head, page_tail, row_line, thumbnail
+from kdpl.common.class_names import REJECTED
 
 pytestmark = pytest.mark.slow
 

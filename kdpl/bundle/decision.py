@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdpl.common.class_names import REJECTED  # noqa: F401
 from kdpl.common.messages import shorten
-
-REJECTED = "(none of these)"
 
 
 @dataclass(frozen=True)

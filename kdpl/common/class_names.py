@@ -6,6 +6,8 @@ from pathlib import Path
 
 from kdpl.common.messages import did_you_mean
 
+REJECTED = "(none of these)"  # stands for the class of an image that is none of the classes
+
 UTF16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 

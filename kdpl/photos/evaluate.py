@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tabulate import tabulate
 
-from kdpl.bundle.decision import REJECTED, Decision
-from kdpl.classifier.decoding import OnBad
 from kdpl.common import exits
-from kdpl.common.images import BadImageError
+from kdpl.common.class_names import REJECTED
 from kdpl.common.messages import signed
 from kdpl.common.outputs import check_files, open_output
 from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
-from kdpl.photos.prompts import add_prompt_flags, classifier_of
+from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
 from kdpl.photos.waiting import Doing
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
+    from kdpl.classifier.decoding import OnBad
+    from kdpl.common.images import BadImageError
 
 
 def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], str]:
@@ -67,7 +67,7 @@ class Judged(NamedTuple):
         return self.label == self.predicted
 
 
-def judge(classifier: "Classifier", labels: Sequence[Label], on_bad: OnBad, reject: bool = False) -> tuple[list[Judged], int]:
+def judge(classifier: "Classifier", labels: Sequence[Label], on_bad: "OnBad", reject: bool = False) -> tuple[list[Judged], int]:
     """Return the photos that can be judged, and how many cannot: their label is unknown, and the prediction is a new one."""
     judged, unknown, known = [], 0, {label.path: label for label in labels}
     for answer in classifier.answers(list(known), on_bad=on_bad, reject=reject):
@@ -83,6 +83,7 @@ def judge(classifier: "Classifier", labels: Sequence[Label], on_bad: OnBad, reje
 
 def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged]) -> list[Judged]:
     """Return what the same CLIP says of the photos that are known to be of a class, by a hand-written sentence."""
+    from kdpl.bundle.decision import Decision
     from kdpl.classifier.classifier import Classifier
 
     with Doing(f'Predicting with "{sentence}"'):
@@ -148,10 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     unread: list[str] = []
 
-    def on_bad(image: str, error: BadImageError) -> None:
+    def on_bad(image: str, error: "BadImageError") -> None:
         unread.append(str(error))
 
     try:
+        check_prompts(args.prompts)
+        if not os.path.isfile(args.labels):
+            raise FileNotFoundError(f"There is no file of labels '{args.labels}'.")
         check_files([args.csv], [args.labels, args.classnames, args.learner])
         classifier = classifier_of(args)
         given = read_labels(args.labels, classifier.classnames)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdpl.common import exits
 from kdpl.common.image_files import list_images
 from kdpl.common.outputs import EXPORT, check_files, check_folder, take_folder
-from kdpl.photos.prompts import add_prompt_flags, classifier_of
+from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)
     try:
+        check_prompts(args.prompts, [args.folder or ""])
         check_files([args.head], [args.classnames, args.learner])
         if args.folder:
             check_folder(args.folder, EXPORT, args.check)

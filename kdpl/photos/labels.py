@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdpl.bundle.decision import REJECTED
+from kdpl.common.class_names import REJECTED
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import from_cell, read_json
 

@@ -1,18 +1,23 @@
 """The prompts that a command uses: the flags of `kdpl predict`, `eval` and `export`, and the classifier they ask for."""
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.predictions.files import InputError
-from kdpl.common.class_names import read_class_names
+from kdpl.common.class_names import REJECTED, read_class_names
 from kdpl.common.messages import short_reason
+from kdpl.common.outputs import BUNDLE
 from kdpl.config.command_line import add_learner_flag
 from kdpl.photos.waiting import Doing
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
+
+HUB = "hf-hub:"
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,27 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
     add("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
     add_learner_flag(parser)
+
+
+def check_prompts(prompts: str, others: Sequence[str] = ()) -> None:
+    """Refuse prompts that are not there, before anything large is imported.
+
+    Args:
+        others: the other arguments: prompts among them were given in the wrong place.
+
+    Raises:
+        InputError: the message names the file that is expected.
+    """
+    if prompts.startswith(HUB) or _has_prompts(prompts):
+        return
+    swapped = next((other for other in others if _has_prompts(other)), None)
+    hint = f" '{swapped}' has prompts: it comes first." if swapped else " A fit or a training writes it when it ends."
+    file = Path(prompts, BUNDLE) if os.path.isdir(prompts) else prompts
+    raise InputError(f"There is no '{file}', expected OUT, the output folder of a fit or a training.{hint}")
+
+
+def _has_prompts(path: str) -> bool:
+    return os.path.isfile(Path(path, BUNDLE)) or (os.path.isfile(path) and path.endswith(".safetensors"))
 
 
 def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Classifier":

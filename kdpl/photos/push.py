@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.prompts import load_learner
+from kdpl.photos.prompts import check_prompts, load_learner
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)
     try:
+        check_prompts(args.prompts, [args.repository])
         load_learner(args)
 
         from kdpl.bundle.hub import FILE_NAME, PREFIX, push

@@ -1,6 +1,9 @@
 """Nothing of others is replaced: a command writes into a folder of its own, over no input, and through devices and links."""
 
 import os
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -102,6 +105,27 @@ def test_a_command_refuses_such_an_output_before_any_work_and_changes_nothing(co
     error = capsys.readouterr().err.strip().splitlines()
     assert (error[-1].startswith("error: ") and "output" in error[-1]) or "did not write" in error[-1]
     assert before == {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict photos OUT", "There is no 'photos/prompts.safetensors', .* 'OUT' has prompts: it comes first"),
+        ("predict nowhere photos", "There is no 'nowhere'"),
+        ("predict OUT nowhere.png", "There is no 'nowhere.png'"),
+        ("eval photos --labels labels.csv", "There is no 'photos/prompts.safetensors'"),
+        ("eval OUT --labels nowhere.csv", "There is no file of labels 'nowhere.csv'"),
+        ("export nowhere new", "There is no 'nowhere'"),
+        ("push nowhere someone/something", "There is no 'nowhere'"),
+    ],
+)
+def test_what_is_not_there_is_said_before_pytorch_is_imported(command, message, given):
+    code = f"import sys; from kdpl.__main__ import main; status = main({command.split()!r}); assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit(status)"], cwd=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_training_and_fit_refuse_each_others_folder(given, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from kdpl.bundle.decision import REJECTED
+from kdpl.common.class_names import REJECTED
 from kdpl.common.files import PART
 from kdpl.common.outputs import SORTED, take_folder
 from kdpl.common.safe_text import on_one_line, to_cell

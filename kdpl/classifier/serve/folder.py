@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kdpl.bundle.decision import REJECTED
 from kdpl.classifier.serve.onnx_file import export_with_preprocessing, require_onnx
+from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write
 from kdpl.common.images import open_image
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdpl.bundle.decision import REJECTED
+from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write
 from kdpl.common.image_files import list_images, media_line
 from kdpl.common.images import unreadable
