@@ -201,7 +201,7 @@ def commands(at: Setting) -> dict[str, list[str]]:
     tests = {"golden files": "test_golden", "half precision": "clip/test_precision", "runs": "test_gpu"}
     parts = {name: [*pytest, f"tests/{file}.py", *only] for name, file in tests.items() if not a_trial or name == "runs"}
     if not a_trial:
-        parts["determinism"] = [*pytest, "tests/test_determinism.py", "-k", "gpu"]
+        parts["determinism"] = [*pytest, "tests/training/test_determinism.py", "-k", "gpu"]
     own = [sys.executable, str(Path(__file__)), "--device", at.device, *["--small"] * at.small, "--part"]
     return parts | {name: [*own, name] for name in OWN}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the suite, or some of it, on a simulated CUDA card: bash scripts/simulated_card.sh [tests/test_views.py ...]
+# Run the suite, or some of it, on a simulated CUDA card: bash scripts/simulated_card.sh [tests/distill/test_views.py ...]
 # tests/simulated_card says what it can see and what not. The first run builds it with the machine's C++ compiler.
 # `bash scripts/simulated_card.sh --program train.py ...` runs any Python program on it, and what that starts.
 set -euo pipefail

@@ -38,7 +38,7 @@ def losses(output):
 @pytest.mark.parametrize(("trainer", "precision"), [("KDPL_CoOp", "fp32"), ("KDPL_CoOp", "fp16"), ("KDPL_VPT", "amp")])
 def test_a_killed_deterministic_run_ends_bit_identical(trainer, precision, device, tmp_path):
     if device == "cpu" and precision != "amp":
-        pytest.skip("tests/test_interruption.py does this on a CPU")
+        pytest.skip("tests/trainers/test_interruption.py does this on a CPU")
     node = trainer.removeprefix("KDPL_").upper()
     options = (*SMALL, *IN_PROCESS, "TRAIN.DETERMINISTIC", True, "OPTIM.MAX_EPOCH", 2, *on(device))
     options += (f"TRAINER.{node}.PREC", precision, "TRAINER.KDPL.PREC", "fp32" if device == "cpu" else precision)

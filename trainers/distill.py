@@ -68,7 +68,8 @@ class DistillTrainer(PromptTrainer):
             return self.class_names
         from kdpl.text.vocabulary import load_vocabulary
 
-        names = load_vocabulary(options.VOCABULARY, exclude=self.class_names if options.EXCLUDE_CLASSNAMES else ())
+        exclude = self.class_names if options.EXCLUDE_CLASSNAMES else ()
+        names = load_vocabulary(options.VOCABULARY, exclude, self.student.longest_name)
         print(f"Class-agnostic: {len(names):,} names, at most {options.K_MAX:,} selected for each batch")
         return names
 

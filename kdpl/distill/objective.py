@@ -27,6 +27,7 @@ from kdpl.students.base import Shard, prepare_names
 
 Terms = dict[str, Tensor]
 Step = Callable[..., tuple[Tensor, Terms]]
+LENGTH_TOLERANCE = 0.01  # features cached in half precision are within 0.001
 
 
 class Objective:
@@ -43,6 +44,11 @@ class Objective:
             raise ValueError(
                 f"Training needs at least 2 class names, got {len(names)}: {list(names)}. Set DATASET.SUBSAMPLE_CLASSES all, "
                 "or with TRAINER.KDPL.CLASS_AGNOSTIC a larger vocabulary."
+            )
+        if not student.closed_form and not any(p.requires_grad for p in student.learned.parameters()):
+            raise ValueError(
+                f"{type(student).__name__} has no learned parameter (requires_grad) in `student.learned`, so nothing would be "
+                "trained: register them there in `build`."
             )
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
         self._compiled: Step | None = None
@@ -91,6 +97,8 @@ class Objective:
 
     def _run(self, *batch: Any) -> tuple[Tensor, Terms]:
         self._calls += 1
+        if self._calls == 1:
+            _check_lengths(batch)
         if self._compiled is None or self._calls == 1:
             return self._step(*batch)
         torch.compiler.cudagraph_mark_step_begin()
@@ -104,6 +112,18 @@ class Objective:
         if frozen_features is not None or not self.student.reads_frozen_image_features:
             return frozen_features
         return self.student.frozen_image_features(images)
+
+
+def _check_lengths(batch: Sequence[Any]) -> None:
+    """Refuse given features `(B, d)` that are not of length one: their logits would be of another scale."""
+    for features in [x for given in batch for x in (given if isinstance(given, list | tuple) else [given])]:
+        if isinstance(features, Tensor) and features.dim() == 2:
+            lengths = features.detach().float().norm(dim=-1)
+            if ((lengths - 1).abs() > LENGTH_TOLERANCE).any():
+                raise ValueError(
+                    f"The features that were given have lengths from {lengths.min():.3g} to {lengths.max():.3g}, expected 1: "
+                    "normalise them, torch.nn.functional.normalize(features, dim=-1)."
+                )
 
 
 class Distillation(Objective):
@@ -126,8 +146,8 @@ class Distillation(Objective):
         selection: counts of the selected names; None without `k_max`.
 
     Raises:
-        ValueError: fewer than two names, class-specific prompts with `k_max`, no teacher, the same twice, or other names; or
-            `labelled` cannot be used (`Labelled.check`); or `loss`, `temperature` or `logit_scale` is none.
+        ValueError: fewer than two names, nothing to learn, class-specific prompts with `k_max`, no teacher, the same twice, or
+            other names; `labelled` cannot be used (`Labelled.check`); or `loss`, `temperature` or `logit_scale` is none.
     """
 
     def __init__(
@@ -199,9 +219,8 @@ class Distillation(Objective):
         """
         if self.student.closed_form:
             return self._collect(images, teacher_features, frozen_features)
-        if self.k_max:
-            return self._step(images, teacher_features, frozen_features, share)
-        return self._run(images, teacher_features, frozen_features)
+        batch = images, teacher_features, frozen_features
+        return self._run(*batch, share) if self.k_max else self._run(*batch)
 
     @torch.no_grad()
     def _collect(
@@ -233,9 +252,8 @@ class Distillation(Objective):
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
         frozen = self._frozen(images, frozen_features)
-        target = self.teacher.logits(
-            teacher_features, student.logit_scale
-        )  # (B, C), or (B, V) with k_max; of M teachers (M, B, ...)
+        # (B, C), or (B, V) with k_max; of M teachers (M, B, ...)
+        target = self.teacher.logits(teacher_features, student.logit_scale)
         with student.clip.autocast():
             if self.k_max:
                 chosen, probabilities = select_names(target, self.k_max, share)  # (K,)

@@ -20,6 +20,7 @@ from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
 
 ALWAYS = "always"  # of `learns_class_specific`
+RESERVE = 24  # tokens beside a name: start, end, full stop, and 16 context vectors or the longest sentence of an ensemble
 
 
 class Output(NamedTuple):
@@ -80,6 +81,7 @@ class Student(nn.Module):
         self.template = template
         self.learned = nn.Module()
         self._ensembles: dict[tuple[str, ...], TextFeatures] = {}
+        self._check_depths()
         self.build(names)
 
     def build(self, names: Sequence[str]) -> None:
@@ -100,6 +102,24 @@ class Student(nn.Module):
                 check_depth(f"TRAINER.{cls.node}", key, value, architecture, name)
             elif key.startswith("N_CTX"):
                 check_context(f"TRAINER.{cls.node}", key, value, architecture, name, bool(options.get("CTX_INIT")))
+
+    def _check_depths(self) -> None:
+        """Refuse more layers with prompts than the CLIP has, as `check` does by its name."""
+        for key in (key for key in self.options if key.startswith("PROMPT_DEPTH")):
+            towers = [] if key.endswith("TEXT") else [self.clip.vision]
+            towers += [] if key.endswith("VISION") else [self.clip.text]
+            layers = min(getattr(tower, "depth", self.options[key]) for tower in towers)
+            if not 1 <= self.options[key] <= layers:
+                raise ValueError(
+                    f"TRAINER.{self.node}.{key} is {self.options[key]}, but '{self.clip.name}' has {layers} layers: "
+                    f"expected 1 to {layers}."
+                )
+
+    @property
+    def longest_name(self) -> int:
+        """How many tokens a class name may have, so that every prompt and sentence about it fits."""
+        own = self.context.length_without_name if hasattr(self, "context") else 0
+        return self.clip.tokenizer.context_length - self.clip.tokenizer.stripped - max(RESERVE, own)
 
     @property
     def logit_scale(self) -> Tensor:

@@ -45,9 +45,18 @@ class TextContext:
         shape = (self.n_ctx, tower.width) if classes is None else (classes, self.n_ctx, tower.width)
         return random_prompts(*shape)
 
+    @property
+    def length_without_name(self) -> int:
+        """The tokens of a prompt beside those of the class name."""
+        (prompt,) = self._prompts(["cat"])
+        return len(prompt) - 1
+
+    def _prompts(self, names: Sequence[str]) -> list[tuple[int, ...]]:
+        return context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer, self.behind)
+
     def layout(self, names: Sequence[str], class_specific: bool = False) -> Layout:
         """Return the prompts of these class names, ready for the text pass."""
-        prompts = context_prompts(names, self.n_ctx, self.words, self.position, self.clip.tokenizer, self.behind)
+        prompts = self._prompts(names)
         longest = self.clip.text.context_length - self.clip.tokenizer.stripped
         for name, prompt in zip(names, prompts, strict=True):
             if len(prompt) > longest:

@@ -45,6 +45,7 @@ class PromptSRC(IVLP):
     def build(self, names: Sequence[str]) -> None:
         super().build(names)
         self.average: dict[str, Tensor] = {}
+        self._inside_epoch = False  # a loss was computed since the last `end_epoch`
 
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
@@ -54,6 +55,8 @@ class PromptSRC(IVLP):
 
     def regularisers(self, output: Output, frozen: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return `loss_text`, `loss_image` and `loss_logits`, with their weights."""
+        if torch.is_grad_enabled():
+            self._inside_epoch = True
         g0 = self.frozen_text_features(names, imagenet_templates(FROZEN_TEMPLATES))  # (C, d)
         log_s0 = F.log_softmax(similarity_logits(self.logit_scale, frozen, g0), dim=-1)  # (B, C)
         log_s = F.log_softmax(output.logits.float(), dim=-1)  # (B, C)
@@ -63,10 +66,22 @@ class PromptSRC(IVLP):
             "loss_logits": (log_s0.exp() * (log_s0 - log_s)).mean(),  # the sum over all entries, divided by B * C
         }
 
+    def forward(
+        self, images: Tensor | None, prepared: Any, text_features: Tensor | None = None, frozen: Tensor | None = None
+    ) -> Output:
+        if self._inside_epoch and not torch.is_grad_enabled():
+            print(
+                "Warning: PromptSRC is evaluated inside an epoch, but its prompts are an average over epochs: call "
+                "student.end_epoch(epoch, epochs) after each epoch, counted from 0."
+            )
+            self._inside_epoch = False
+        return super().forward(images, prepared, text_features, frozen)
+
     @torch.no_grad()
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
         """Add this epoch's parameters to the weighted sum, which becomes the model after the last epoch."""
         super().end_epoch(epoch, max_epoch)
+        self._inside_epoch = False
         weight = gaussian_weights(max_epoch, self.options.GPA_MEAN, self.options.GPA_STD)[epoch]
         for name, parameter in self.learned.named_parameters():
             previous = self.average.get(name, torch.zeros_like(parameter))

@@ -4,8 +4,9 @@ import csv
 import hashlib
 import http.client
 import importlib.util
+import io
 import os
-import unicodedata
+import re
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ VOCABULARIES = ("imagenet21k", "openimages")
 OPENIMAGES_URL = "https://storage.googleapis.com/openimages/v7/oidv7-class-descriptions.csv"
 COLUMNS = ("ClassName", "DisplayName")  # of a CSV file; Open Images uses the second
 MAX_NAMES = 200_000  # more than WordNet's nouns; a teacher would encode a longer list for hours
-RESERVE = 24  # tokens for start, end, full stop, and 16 context vectors or the longest sentence of an ensemble
+LONGEST = 53  # tokens of a name: of 77 the rest is for start, end, full stop, and 16 context vectors or a sentence
 _MAX_BYTES = 64 * 2**20  # of a file
 _TIMEOUT = 30  # seconds without a response
+_CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but the ends of lines
 
 
 class VocabularyError(ValueError):
@@ -44,7 +46,7 @@ def check_vocabulary(name: str) -> None:
         )
 
 
-def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int = 77, reserve: int = RESERVE) -> list[str]:
+def load_vocabulary(name: str, exclude: Sequence[str] = (), longest: int = LONGEST) -> list[str]:
     """Return the distinct names of a vocabulary, in its order.
 
     Underscores become spaces. Of names that the text towers cannot distinguish, because they differ only in case or have the
@@ -55,8 +57,7 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int 
             class descriptions of Open Images V7, downloaded once; or the path of a text file (one name per line) or of a
             CSV file (with a header and a column ClassName).
         exclude: names to leave out, compared by token ids: the data set's own class names.
-        context_length: of the text towers, in tokens.
-        reserve: tokens reserved for the rest of the prompt.
+        longest: tokens that a name may have, see `Student.longest_name`.
 
     Raises:
         VocabularyError: an unknown name, or a file without usable names or with more than `MAX_NAMES`; the message says
@@ -65,7 +66,7 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), context_length: int 
     check_vocabulary(name)
     names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(name, lambda: _read_file(Path(name).expanduser()))()
     by_ids: dict[tuple[int, ...], str] = {}
-    longest, too_long = context_length - reserve, []
+    too_long = []
     for n in _distinct(names, name):
         try:
             ids = tuple(encode(n))
@@ -154,7 +155,7 @@ def _openimages() -> list[str]:
                 f"{' '.join(expected[:1]) or 'nothing'}. Delete both files to download it again, or only {record.name} "
                 "to trust the file as it is."
             )
-    names = list(_read_file(path))
+    names = _read_file(path)
     if not record.is_file():
         with atomic_write(record, "w") as file:
             file.write(f"{digest}  {path.name}\n")
@@ -184,60 +185,51 @@ def _download(path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def _read_file(path: Path) -> Iterator[str]:
+def _read_file(path: Path) -> list[str]:
     """Read a text file, one name a line, or a CSV file with a column of names."""
+    text = _text_of(path)
     if path.suffix.lower() != ".csv":
-        yield from _lines(path)
-        return
-    rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
+        return text.splitlines()
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [column.strip() for column in next(rows, [])]
         column = next((header.index(c) for c in COLUMNS if c in header), None)
         if column is None:
-            if not header:
-                raise VocabularyError(f"Vocabulary '{path}' is empty: expected a header with a column {COLUMNS[0]}.")
             raise VocabularyError(
-                f"Vocabulary '{path}' has no column {COLUMNS[0]}: its header is {', '.join(header[:10])}. "
+                f"Vocabulary '{path}' has no column {COLUMNS[0]}: its header is '{', '.join(header[:10])}'. "
                 f"Rename the column of names to {COLUMNS[0]}."
             )
+        names = []
         for row in rows:
-            if not row:
-                continue
-            if column >= len(row):
+            if row and column >= len(row):
                 raise VocabularyError(
                     f"Vocabulary '{path}', line {rows.line_num}: {len(row)} fields, but the header has {len(header)}."
                 )
-            yield row[column]
+            names += row[column : column + 1]
     except csv.Error as error:
         raise VocabularyError(f"Vocabulary '{path}', line {rows.line_num}: not a CSV file ({error}).") from None
+    return names
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file without line ends; control characters are refused."""
+def _text_of(path: Path) -> str:
+    """Return the content of a UTF-8 text file; control characters are refused."""
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise VocabularyError(f"Vocabulary '{path}' cannot be read: {error.strerror}.") from None
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _MAX_BYTES:
-            raise VocabularyError(f"Vocabulary '{path}' has {size:,} bytes, too many for a list of {MAX_NAMES:,} names.")
-        offset = 0
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise VocabularyError(
-                    f"Vocabulary '{path}' is not UTF-8 text: line {number}, byte {offset + error.start} is "
-                    f"0x{error.object[error.start]:02x}. Save it as UTF-8."
-                ) from None
-            offset += len(line)
-            text = text.rstrip("\r\n")
-            if not text.isprintable():  # quick, and rarely true; it may also find a harmless format character
-                for character in text:
-                    if unicodedata.category(character) == "Cc":
-                        raise VocabularyError(
-                            f"Vocabulary '{path}', line {number}: control character U+{ord(character):04X} in "
-                            f"{text[:40]!r}. Expected only names, one per line, or a file that ends in .csv."
-                        )
-            yield text
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise VocabularyError(
+            f"Vocabulary '{path}' is not UTF-8 text: line {line} ({error.reason}). Save it as UTF-8."
+        ) from None
+    if len(content) > _MAX_BYTES:
+        raise VocabularyError(f"Vocabulary '{path}' has more than {_MAX_BYTES:,} bytes, too many for a list of names.")
+    if control := _CONTROL.search(text):
+        line = text.count("\n", 0, control.start()) + 1
+        raise VocabularyError(
+            f"Vocabulary '{path}', line {line}: control character U+{ord(control[0]):04X}. Expected only names, one per line, "
+            "or a file that ends in .csv."
+        )
+    return text

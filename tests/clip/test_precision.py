@@ -176,7 +176,7 @@ ON_A_CPU = ["CoOp-cpu", "PromptSRC-cpu"]  # a frozen and a prompted image tower
 )
 def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
     if (value, device) == ("amp", "cpu"):
-        pytest.skip("runs under amp on a CPU are those of tests/test_amp.py")
+        pytest.skip("runs under amp on a CPU are those of tests/trainers/test_amp.py")
     (loss, accuracy, way), (exact_loss, exact_accuracy, exact_way) = (two_epochs(learner, p, device) for p in (value, "fp32"))
     of_loss, of_way, points = AFTER_TWO_EPOCHS[value]
     assert loss == pytest.approx(exact_loss, rel=of_loss)

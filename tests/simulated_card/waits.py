@@ -1,5 +1,5 @@
 """Waits of the host for the simulated card, by the line that causes them, and launches of an optimiser:
-tests/test_synchronisation.py runs these tests on one."""
+tests/trainers/test_synchronisation.py runs these tests on one."""
 
 import re
 from collections import Counter

@@ -169,7 +169,7 @@ os.pwrite = lambda file, data, at: (pwrite(file, data[:300], at), os.kill(os.get
 cached_text_features(load_clip({weights!r}), {NAMES!r}, {TEMPLATE!r})
 """
     process = processes.run(
-        [sys.executable, "-c", script], check=False, env=os.environ, cwd=Path(__file__).parent.parent, timeout=120
+        [sys.executable, "-c", script], check=False, env=os.environ, cwd=Path(__file__).parents[2], timeout=120
     )
     assert process.returncode == -signal.SIGKILL
     assert files(cache)  # whose last row is cut off
