@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,6 @@ class TeacherLabels:
         self.names: Names = ()  # of the data set that was constructed first
         self._classes: dict[Names, dict[str, int]] = {}  # by the path of an image
         self._teachers: dict[Names, Teacher | Ensemble] = {}
-        self._towers: Any = None
         _hook()
 
     @contextmanager
@@ -77,16 +77,18 @@ class TeacherLabels:
             at_work.pop()
             self.tested = before
 
+    @cached_property
+    def _towers(self) -> list[Any]:
+        precision = effective_precision(self.cfg.TRAINER.KDPL.PREC, self.device.type, frozen=True)
+        print(f"Loading teacher CLIP (backbone: {self.cfg.TRAINER.KDPL.TEACHER}, precision: {precision})")
+        return load_towers(self.cfg, precision, self.device)
+
     def teacher(self, names: Names) -> Teacher | Ensemble:
         """Return the teacher over class names; its CLIPs are loaded once."""
         if names not in self._teachers:
             check_names(names)
             template = template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
             with seeded(0):  # the trainer's own random numbers stay the same
-                if self._towers is None:
-                    precision = effective_precision(self.cfg.TRAINER.KDPL.PREC, self.device.type, frozen=True)
-                    print(f"Loading teacher CLIP (backbone: {self.cfg.TRAINER.KDPL.TEACHER}, precision: {precision})")
-                    self._towers = load_towers(self.cfg, precision, self.device)
                 self._teachers[names] = load_teacher(self.cfg, names, template, self.device, loaded=self._towers)
         return self._teachers[names]
 
@@ -120,19 +122,6 @@ class TeacherLabels:
             known.update(zip(new, found, strict=True))
         return [known[path] for path in paths]
 
-    def read(self, item: Datum, attribute: str, record: Record | None) -> Any:
-        """Return the label or the class name of an item: the teacher's, or the truth where that may be read."""
-        if (at_work and at_work[-1].building) or (record and self.tested in record.splits):
-            return record.truth[attribute] if record else _RAW[attribute].__get__(item, Datum)
-        names = record.names if record else self.names
-        paths = [item.impath]
-        if record and item.impath not in self._classes[names]:  # ask for all of its split at once
-            paths += [
-                i.impath for i, r in _records.items() if (r.labels, r.splits) == (self, record.splits) and r.names == names
-            ]
-        label = self.classes(names, paths)[0]
-        return label if attribute == "label" else names[label]
-
     def take(self, dataset: DatasetBase) -> None:
         """Put the teacher's labels into a data set that was just constructed."""
         names = tuple(dataset.lab2cname[label] for label in sorted(dataset.lab2cname))
@@ -145,7 +134,7 @@ class TeacherLabels:
                     _records[item] = Record(self, {name: raw.__get__(item, Datum) for name, raw in _RAW.items()}, names)
                     for name in _RAW:
                         getattr(item, "__dict__", {}).pop(f"_{name}", None)
-                _records[item].names = names  # of the outermost data set that has it
+                _records[item].labels, _records[item].names = self, names  # of the outermost data set that has it
                 _records[item].splits.add(split)
         trained = list(dict.fromkeys([*splits["train_x"], *splits["train_u"]]))
         if trained and "--eval-only" not in sys.argv:
@@ -171,24 +160,20 @@ class _Renewal:
         self.classes = functools.partial(labels.classes, names)
         self.paths = {item.impath for items in splits.values() for item in items}
         self.truth = {split: [_records[item].truth["label"] for item in items] for split, items in splits.items()}
-        self.done: dict[int, tuple[Any, Any]] = {}  # by id: a value and the new one
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: Any, nested: bool = False) -> Any:
         """Return a value without truth: itself, if it is none of what is replaced."""
         is_array = isinstance(value, np.ndarray | Tensor)
         if not (value.ndim if is_array else isinstance(value, list | tuple | dict)) or not len(value):
             return value
-        if id(value) not in self.done:
-            self.done[id(value)] = value, value  # while it is looked at: it may hold itself
-            self.done[id(value)] = value, self._new(value)
-        return self.done[id(value)][1]
-
-    def _new(self, value: Any) -> Any:
         new = value
         if isinstance(value, dict):
-            new = self._regrouped(value) if self._is_grouped(value) else {key: self(x) for key, x in value.items()}
+            if self._is_grouped(value):
+                new = self._regrouped(value)
+            elif not nested:
+                new = {key: self(x, True) for key, x in value.items()}
             return new if any(new[key] is not value[key] for key in value) else value
-        if isinstance(value, np.ndarray | Tensor) or isinstance(value[0], int | np.integer):
+        if is_array or isinstance(value[0], int | np.integer):
             new = self._numbers(value)
         elif all(isinstance(x, Datum) for x in value):
             new = value if any(value == self.splits[split] for split in TESTED) else self._shuffled(value)
@@ -265,6 +250,13 @@ def _hook_class(cls: type, **kwargs: Any) -> None:
 
 
 def _read(attribute: str, item: Datum) -> Any:
-    record = _records.get(item)
-    labels = record.labels if record else at_work[-1] if at_work else None
-    return labels.read(item, attribute, record) if labels else _RAW[attribute].__get__(item, Datum)
+    """Return the label or the class name of an item: the teacher's, or the truth where that may be read."""
+    record, last = _records.get(item), at_work[-1] if at_work else None
+    labels = record.labels if record else last
+    if labels is None or (last and last.building) or (record and labels.tested in record.splits):
+        return record.truth[attribute] if record else _RAW[attribute].__get__(item, Datum)
+    names, paths = record.names if record else labels.names, [item.impath]
+    if record and item.impath not in labels._classes[names]:  # ask for all of its split at once
+        paths += [i.impath for i, r in _records.items() if (r.labels, r.names, r.splits) == (labels, names, record.splits)]
+    label = labels.classes(names, paths)[0]
+    return label if attribute == "label" else names[label]

@@ -6,8 +6,9 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class DistilledTrainer:
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
-        _say_overridden(cfg)
+        for key, given in pairwise(sys.argv):
+            if key == "OPTIM.MAX_EPOCH" and given != str(cfg.OPTIM.MAX_EPOCH):
+                print(f"{key} is {cfg.OPTIM.MAX_EPOCH}, which train.py sets itself, not {given} of the command line")
         self._kdpl_seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS)
         cfg = cfg.clone()
         cfg.defrost()
@@ -78,12 +81,9 @@ class DistilledTrainer:
     def build_model(self) -> None:
         with working_schedulers(type(self)):
             super().build_model()
-        parallel = [k for k, v in vars(self).items() if isinstance(v, nn.Module) and _is_parallel(v)]
-        if parallel and torch.cuda.device_count() > 1:
-            raise UnsupportedStepError(
-                f"{self.wrapped} spreads {', '.join(parallel)} over {torch.cuda.device_count()} GPUs (nn.DataParallel), which "
-                "takes labels apart: let it see one, CUDA_VISIBLE_DEVICES=0."
-            )
+        modules = [m for model in vars(self).values() if isinstance(model, nn.Module) for m in model.modules()]
+        if torch.cuda.device_count() > 1 and any(isinstance(m, nn.DataParallel) for m in modules):
+            raise ConfigError(f"{self.wrapped} spreads batches over several GPUs: let it see one, CUDA_VISIBLE_DEVICES=0.")
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -106,12 +106,12 @@ class DistilledTrainer:
         Raises:
             UnsupportedStepError: the batch has no images, or cross-entropy has class weights.
         """
-        options, given, logits = self.cfg.TRAINER.KDPL, list((batch, *others)), []
+        options, given = self.cfg.TRAINER.KDPL, [batch, *others]
         with_images = [i for i, b in enumerate(given) if isinstance(b, Mapping) and "img" in b and "label" in b]
         if not with_images:
             raise UnsupportedStepError(
-                f"{self.wrapped} trains on batches without 'img' and 'label', of which a teacher can say nothing: a trainer "
-                "that learns from sentences alone learns without labels already."
+                f"{self.wrapped} trains on batches without 'img' and 'label': a trainer that learns from sentences alone "
+                "learns without labels already."
             )
         logits = [self._kdpl_logits(given[i]["img"]) for i in with_images]
         step, first = DistilledStep(torch.cat(logits), options.LOSS, options.TEMPERATURE), 0
@@ -126,32 +126,29 @@ class DistilledTrainer:
         self._kdpl_distilled = self._kdpl_distilled or step.distilled
         if self._kdpl_said is None or not step.uses.keys() <= self._kdpl_said:
             self._kdpl_said = {*(self._kdpl_said or ()), *step.uses}
-            self._kdpl_say(step)
+            self._kdpl_say(str(step))
         return summary
 
     @torch.no_grad()
     def _kdpl_logits(self, images: Any) -> Tensor:
         """Return logits (B, C) of a batch's images, or of one of their views, whose softmax is the teacher's distribution."""
         if isinstance(images, list | tuple):
-            if self.teacher_view >= len(images):
-                raise UnsupportedStepError(f"Images have {len(images)} views, the teacher cannot see view {self.teacher_view}.")
             images = images[self.teacher_view]
         images = images.to(self._kdpl_labels.device, non_blocking=True)  # (B, 3, H, W)
         teacher, scale = self._kdpl_teacher, self._kdpl_log_scale.detach().float().exp().reshape(())
         logits = teacher.logits(teacher.image_features(images), scale.to(images.device))
         return mean_logits(logits, self.cfg.TRAINER.KDPL.TEMPERATURE)
 
-    def _kdpl_say(self, step: DistilledStep) -> None:
+    def _kdpl_say(self, used: str) -> None:
         """Print, and put into the record of the run, what the labels of a step were used for."""
-        print(f"KDPL in {self.wrapped}: labels were used for {step}")
+        print(f"KDPL in {self.wrapped}: labels were used for {used}")
         if not self._kdpl_distilled:
-            print(
-                f"KDPL in {self.wrapped}: no cross-entropy with the batch's labels in this step. If none comes, the training "
-                "ends with an error before its result is saved: its loss would not be KDPL's."
-            )
-        path = Path(self.output_dir, FILE)
-        if path.is_file():
-            _write(path, {**json.loads(path.read_text(encoding="utf-8")), "labels were used for": str(step)})
+            print("No cross-entropy with the batch's labels in this step: if none comes, the training ends with an error")
+        self._kdpl_write({**self._kdpl_facts(), "labels were used for": used})
+
+    def _kdpl_write(self, facts: dict[str, Any]) -> None:
+        with atomic_write(Path(self.output_dir, FILE)) as file:
+            file.write(json.dumps(facts, indent=1).encode())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._kdpl_learns = True
@@ -161,7 +158,7 @@ class DistilledTrainer:
     def before_train(self) -> None:
         self._kdpl_teacher  # noqa: B018  loads it
         super().before_train()
-        _write(Path(self.output_dir, FILE), self._kdpl_facts())
+        self._kdpl_write(self._kdpl_facts())
 
     def before_epoch(self) -> None:
         set_random_seed(epoch_seed(self._kdpl_seed, self.epoch))  # a resumed run draws what an unbroken one does
@@ -169,9 +166,7 @@ class DistilledTrainer:
         super().before_epoch()
 
     def after_epoch(self) -> None:
-        if not self._kdpl_steps:
-            raise UnsupportedStepError(f"{self.wrapped} trained an epoch without calling forward_backward(batch).")
-        if not self._kdpl_learns and not self._kdpl_distilled:
+        if not self._kdpl_steps or (not self._kdpl_learns and not self._kdpl_distilled):
             raise UnsupportedStepError(
                 f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is not "
                 "KDPL's: it learns without labels already, or by a loss of its own."
@@ -199,17 +194,14 @@ class DistilledTrainer:
         Raises:
             CheckpointError: they differ, or the run was none without labels.
         """
-        path, now = Path(directory, FILE), self._kdpl_facts()
         if any(Path(directory, name, "checkpoint").is_file() for name in self.get_model_names()):
-            try:
-                then = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                then = {"trainer": f"'{FILE}' missing or damaged, as of a training with labels"}
+            then, now = {"trainer": f"'{FILE}' missing or damaged, as of a training with labels"}, self._kdpl_facts()
+            with suppress(OSError, ValueError):
+                then = json.loads(Path(directory, FILE).read_text(encoding="utf-8"))
             different = [f"{key} {then.get(key)!r}, now {now[key]!r}" for key in now if then.get(key) != now[key]]
             if different:
                 raise CheckpointError(
-                    f"Cannot resume from '{directory}': it was written with {'; '.join(different)}. Resume with the settings "
-                    "that the run was started with, or choose another --output-dir."
+                    f"Cannot resume from '{directory}': written with {'; '.join(different)}. Choose another --output-dir."
                 )
         return super().resume_model_if_exist(directory)
 
@@ -218,13 +210,13 @@ class DistilledTrainer:
         teacher, cfg = self._kdpl_teacher, self.cfg
         settings = {f"TRAINER.KDPL.{k}": v for k, v in cfg.TRAINER.KDPL.items() if k not in RUNS_ONLY}
         settings |= {f"DATASET.{k}": cfg.DATASET.get(k, "") for k in OF_THE_DATA}
-        sentences = [text for m in teacher.members for text in m.templates]
+        texts = "\0".join([*teacher.names, *(text for m in teacher.members for text in m.templates)])
         return {
             "trainer": self.wrapped,
             "seed": self._kdpl_seed,
             "teacher's weights": " + ".join(m.clip.weights_digest[:16] for m in teacher.members),
             "teacher's prompts": " + ".join(m.prompts_digest[:16] for m in teacher.members),
-            "teacher's sentences": hashlib.sha256("\0".join([*sentences, *teacher.names]).encode()).hexdigest()[:16],
+            "teacher's sentences": hashlib.sha256(texts.encode()).hexdigest()[:16],
             **settings,
         }
 
@@ -250,9 +242,8 @@ def check_wrapped(cfg: CfgNode, wrapped: str) -> None:
         raise ConfigError(
             "TEST.FINAL_MODEL 'best_val' chooses the epoch by the labels of validation images: set it to 'last_step'."
         )
-    for key in ("VIEWS", "SHARD_CLASSES"):
-        if cfg.TRAINER.KDPL[key]:
-            print(f"TRAINER.KDPL.{key} {cfg.TRAINER.KDPL[key]} is for KDPL's own trainers, and has no effect on {wrapped}")
+    if cfg.TRAINER.KDPL.VIEWS:
+        print(f"TRAINER.KDPL.VIEWS {cfg.TRAINER.KDPL.VIEWS} is for KDPL's own trainers, and has no effect on {wrapped}")
 
 
 def log_scale_of(models: list[Any]) -> Tensor | None:
@@ -278,21 +269,3 @@ def working_schedulers(trainer_class: type) -> Iterator[None]:
     finally:
         for module, scheduler in theirs.items():
             module.build_lr_scheduler = scheduler
-
-
-def _is_parallel(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.DataParallel) for m in module.modules())
-
-
-def _say_overridden(cfg: CfgNode) -> None:
-    """Say it if a fork's train.py has replaced the number of epochs of the command line."""
-    words = sys.argv[1:]
-    given = words[words.index("OPTIM.MAX_EPOCH") + 1 :][:1] if "OPTIM.MAX_EPOCH" in words else []
-    if given and given[0] != str(cfg.OPTIM.MAX_EPOCH):
-        print(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}, which train.py sets itself, not {given[0]} of the command line")
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=1).encode())

@@ -117,9 +117,6 @@ class BatchLabels(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return _called(func, args, kwargs or {})
 
-    def __deepcopy__(self, memo: dict) -> "BatchLabels":
-        return self.clone()
-
     def __reduce_ex__(self, protocol: int) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
