@@ -31,7 +31,7 @@ RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 RESULT = "RESULT "
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
-IMAGES = {"train": 5, "val": 1, "test": 1}  # a class
+IMAGES = {"train": 2, "val": 1, "test": 1}  # a class
 BATCH, SECONDS = 4, 900
 
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 
-import clip.model
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from support.forks import NODES, SMALL, build, check_resumed, encode_few_sentenc
 
 import kdpl
 import kdpl.trainers
+from kdpl.clip.openai import openai_clip
 from kdpl.trainers.wrapped import FILE, DistilledTrainer
 
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
@@ -64,7 +64,7 @@ def double(monkeypatch):
     """Both trainers compute in double precision, where another order of sums does not show on any CPU."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch.nn.Module, "float", torch.nn.Module.double)
-    monkeypatch.setattr(clip.model.LayerNorm, "forward", torch.nn.LayerNorm.forward)  # without its cast to fp32
+    monkeypatch.setattr(openai_clip().model.LayerNorm, "forward", torch.nn.LayerNorm.forward)  # without its cast to fp32
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -353,7 +353,7 @@ def test_a_trainer_without_cross_entropy_or_images_is_refused(tmp_path, capsys):
     trainer.step = by_hand
     with pytest.raises(ValueError, match=r"StyleCoOp never called F\.cross_entropy or F\.nll_loss with the batch's labels"):
         trainer.train()
-    assert "no cross-entropy with the batch's labels in this step" in capsys.readouterr().out
+    assert "No cross-entropy with the batch's labels in this step" in capsys.readouterr().out
     assert not (tmp_path / "prompt_learner").exists()
     with pytest.raises(ValueError, match="trains on batches without 'img' and 'label'"):
         trainer.forward_backward({"text": torch.zeros(1)})

@@ -52,6 +52,7 @@ class StyleModel(nn.Module):
         self.clip, self.logit_scale = clip.model, clip.model.logit_scale
         self.register_buffer("tokens", clip.tokenizer([f"a photo of a {name.replace('_', ' ')}." for name in classnames]))
         self.learner = nn.Module()
+        self.names = [name.replace("_", " ") for name in classnames]
         self.build(cfg)
 
     def build(self, cfg):
@@ -171,9 +172,8 @@ class PromptSRCModel(StyleModel):
         self.learner.text = nn.ParameterList([self.words(4), *(torch.randn(4, w_t) * 0.02 for _ in range(depth - 1))])
         self.learner.visual = nn.ParameterList(torch.randn(4, w_v) * 0.02 for _ in range(depth))
         tokenize = load_clip(cfg.MODEL.BACKBONE.NAME).tokenizer
-        names = [text.removeprefix("a photo of a ").removesuffix(".") for text in cfg_names(self)]
         with torch.no_grad():
-            each = [self.clip.encode_text(tokenize([t.format(n) for t in imagenet_templates(60)])).mean(0) for n in names]
+            each = [self.clip.encode_text(tokenize([t.format(n) for t in imagenet_templates(60)])).mean(0) for n in self.names]
         self.register_buffer("frozen_text", F.normalize(torch.stack(each), dim=-1))
 
     def features(self, images):
@@ -189,12 +189,6 @@ class PromptSRCModel(StyleModel):
             f0 = image_features(self.clip.visual, images)
             logits0 = self.similarity(f0, self.frozen_text)
         return F.cross_entropy(logits, labels), logits, logits0, F.l1_loss(g, self.frozen_text), F.l1_loss(f, f0)
-
-
-def cfg_names(model):
-    from kdpl.clip.openai import bpe
-
-    return [bpe().decode(row[1 : row.argmax()].tolist()).replace(" .", ".").strip() for row in model.tokens]
 
 
 @TRAINER_REGISTRY.register()
