@@ -4,7 +4,7 @@
     python benchmarks/fit.py --towers         # seconds a photo of the towers that may teach, in fp32 and bf16
 
 The photos are JPEGs of 640 x 480 pixels. "pass" is the time that both towers need for all photos, their decoding included;
-"fit" is the whole command, from the loaded models on: pass, learning, comparison, calibration. Both are given in wall time, and
+"fit" is the whole command, with the loading of the models. Both are given in wall time, and
 in CPU seconds, which neighbours on the machine hardly change.
 """
 
@@ -65,9 +65,8 @@ def fit(photos: int, names: int, teacher: str) -> list[dict[str, object]]:
     """Run a fit in this process, and return its times."""
     from open_clip import IMAGENET_CLASSNAMES
 
+    from kdpl.photos import fitting
     from kdpl.photos.fit import main
-    from kdpl.photos.fitting import run
-    from kdpl.photos.fitting.features import Pass
 
     passing, whole = Clocks(), Clocks()
     with tempfile.TemporaryDirectory() as temporary:
@@ -76,10 +75,8 @@ def fit(photos: int, names: int, teacher: str) -> list[dict[str, object]]:
         write_photos(folder / "photos", photos, (640, 480))
         (folder / "names.txt").write_text("\n".join(sorted(IMAGENET_CLASSNAMES[:names])) + "\n", encoding="utf-8")
         models = [write_clip(folder / f"{n}.safetensors", name) for n, name in (("student", STUDENT), ("teacher", teacher))]
-        Pass.__call__ = passing.around(Pass.__call__)
-        for step in ("look", "learn", "finish"):
-            setattr(run.Fit, step, whole.around(getattr(run.Fit, step)))
-        flags = ["-o", str(folder / "out"), "--student", models[0], "--teacher", models[1], "--minutes", "600"]
+        fitting.look, fitting.fit = passing.around(fitting.look), whole.around(fitting.fit)
+        flags = ["-o", str(folder / "out"), "--student", models[0], "--teacher", models[1]]
         if main([str(folder / "photos"), str(folder / "names.txt"), *flags]):
             raise SystemExit("The fit failed, see above.")
     return [

@@ -20,7 +20,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("kdpl.photos.fit", "learn prompts from a folder of photos and a list of names"),
+    "fit": Command("kdpl.photos.fit", "learn from a folder of photos and a list of names"),
+    "refit": Command("kdpl.photos.refit", "other names for the photos of a fit, in seconds"),
     "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class"),
     "names": Command("kdpl.photos.names", "propose class names for a folder of photos"),
     "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked"),
@@ -46,7 +47,7 @@ def usage() -> str:
             *lines,
             "",
             "kdpl fit --demo                          see it work, without photos or weights",
-            "kdpl fit PHOTOS names.txt -o OUT         learn prompts from your photos",
+            "kdpl fit PHOTOS names.txt -o OUT         learn from your photos",
             "kdpl predict OUT PHOTOS --csv FILE       use them",
             "kdpl COMMAND --help                      all flags of a command",
         ]

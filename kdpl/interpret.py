@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", help='hand-written sentence, "an icon of a {}." (default: that of the teacher)')
     parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
     parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
-    parser.set_defaults(reject=False, calibrated=False)
+    parser.set_defaults(reject=False)
     add_learner_flag(parser)
     args = parser.parse_args(argv)
     try:

@@ -22,7 +22,7 @@ from kdpl.config.merging import literal
 from kdpl.datasets.emoji import plans, scenes
 from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.sweep.runs import runs_of
-from kdpl.photos.fitting import candidates
+from kdpl.photos import learn
 from kdpl.training.results import write_results
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
@@ -132,7 +132,7 @@ def test_the_epochs_of_many_photos_are_those_that_are_best_for_both_sides():
     found = {"KDPL_TaskRes": many(e3=60, e6=70, e12=71, e24=72), "TaskRes": many(e3=80, e6=82, e12=81, e24=80)}
     assert {point.epochs for point in search_photos.choose_many(found).values()} == {6}, "of equal means the fewest epochs"
     assert search_photos.least_epochs() in search_photos.MANY_EPOCHS
-    assert search_photos.least_epochs() == candidates.LEAST_EPOCHS, "kdpl fit has what the search has chosen"
+    assert search_photos.least_epochs() == learn.LEAST_EPOCHS, "kdpl fit has what the search has chosen"
 
 
 def test_views_are_compared_on_validation_scenes_with_the_chosen_settings(monkeypatch, tmp_path):

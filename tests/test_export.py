@@ -24,7 +24,7 @@ from support import untrained_bundle
 
 import kdpl
 from kdpl.bundle import read_bundle, write_bundle
-from kdpl.bundle.decision import REJECTED, Decision
+from kdpl.bundle.decision import Decision
 from kdpl.classifier.decoding import Decoder
 from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, agreement, read_runtime
 from kdpl.classifier.serve.head import write_head
@@ -33,6 +33,7 @@ from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
 from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import NotFiniteError
 from kdpl.common import exits
+from kdpl.common.class_names import REJECTED
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.export import main
@@ -86,14 +87,14 @@ def expected_of(prompts, photos, **options):
 @pytest.fixture(scope="module")
 def exported(prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "folder"
-    assert main([str(prompts), str(folder), "--reject", "--calibrated", "--no-page"]) == 0
-    assert main([str(prompts), str(folder.parent / "half"), "--reject", "--calibrated", "--half", "--no-page"]) == 0
+    assert main([str(prompts), str(folder), "--reject", "--no-page"]) == 0
+    assert main([str(prompts), str(folder.parent / "half"), "--reject", "--half", "--no-page"]) == 0
     return folder
 
 
 def test_the_model_prepares_images_as_predict_does(exported, prompts, photos):
     session = onnxruntime.InferenceSession(exported / "model.onnx")
-    for path, (probabilities, rejected) in expected_of(prompts, photos, calibrated=True).items():
+    for path, (probabilities, rejected) in expected_of(prompts, photos).items():
         found, out = session.run(["probabilities", "rejected"], {"image": np.asarray(open_image(path))})
         assert np.abs(found[0] - probabilities).max() < 1e-3, path
         assert bool(out[0]) == rejected
@@ -154,7 +155,7 @@ def test_of_a_line_the_middle_is_read(mode):
 @example(height=630, width=90, seed=0)
 def test_any_size_of_image_gives_the_probabilities_of_predict(height, width, seed, exported, prompts):
     session = SESSIONS.setdefault("session", onnxruntime.InferenceSession(exported / "model.onnx"))
-    clf = SESSIONS.setdefault("clf", kdpl.load(prompts, "cpu", calibrated=True))
+    clf = SESSIONS.setdefault("clf", kdpl.load(prompts, "cpu"))
     image = 255 * np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8)
     found = session.run(["probabilities"], {"image": image})[0]
     assert np.abs(found - clf(image).numpy()).max() < 1e-5
@@ -166,16 +167,16 @@ SESSIONS: dict = {}
 def test_half_precision_halves_the_file_and_its_loss_is_measured(exported, prompts, photos, tmp_path, capsys):
     whole, half = ((exported.parent / name / "model.onnx").stat().st_size for name in ("folder", "half"))
     assert half < 0.55 * whole
-    clf = kdpl.load(prompts, "cpu", calibrated=True)
+    clf = kdpl.load(prompts, "cpu")
     paths = sorted(str(p) for p in photos.iterdir())
     found = agreement(clf, exported.parent / "half" / "model.onnx", paths)
     assert found.photos == len(paths) == found.same and 0 < found.difference < 5e-3
-    assert main([str(prompts), str(tmp_path / "x"), "--half", "--calibrated", "--no-page", "--check", str(photos)]) == 0
+    assert main([str(prompts), str(tmp_path / "x"), "--half", "--no-page", "--check", str(photos)]) == 0
     assert f"No probability differs by more than {found.difference:.5f}" in capsys.readouterr().out
 
 
 def test_the_python_client_turns_composes_and_scales_as_predict_does(exported, prompts, photos):
-    expected = expected_of(prompts, photos, calibrated=True)
+    expected = expected_of(prompts, photos)
     command = [sys.executable, str(exported / "client.py"), *expected]
     process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
     lines = [line.split("\t") for line in process.stdout.splitlines()]
@@ -221,7 +222,6 @@ def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("a\nb\n")
     for argv, message in (
         ([plain, "--reject"], "no threshold to reject images by"),
-        ([plain, "--calibrated"], "no temperature"),
         ([conditional], "CoCoOp cannot be exported with a fixed list"),
         ([prompts, "--reject", "--classnames", tmp_path / "names.txt"], "calibrated for other class names"),
         ([plain, "--runtime", tmp_path], "lacks ort.wasm.min.mjs"),
@@ -277,7 +277,7 @@ def node_modules(request):
 def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_path, node_modules):
     if not (node := shutil.which("node")):
         pytest.skip("there is no Node")
-    expected = expected_of(prompts, photos, calibrated=True)
+    expected = expected_of(prompts, photos)
     images = []
     for i, path in enumerate(expected):
         pixels = np.asarray(open_image(path))
@@ -323,7 +323,7 @@ def test_the_page_classifies_pictures_in_the_browser_as_predict_does(served, pro
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.goto(served)
     page.evaluate("window.ready")
-    for path, (probabilities, rejected) in expected_of(prompts, photos, calibrated=True).items():
+    for path, (probabilities, rejected) in expected_of(prompts, photos).items():
         page.set_input_files("#file", path)
         answer = page.evaluate("classify(document.getElementById('file').files[0])")
         # the browser decodes JPEGs and blends transparency with roundings of its own

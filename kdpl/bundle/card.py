@@ -87,7 +87,7 @@ def _decision(decision: Decision) -> list[str]:
         shown = ", ".join(f"“{_plain(s)}”" for s in decision.sentences[:3]) + (", ..." if len(decision.sentences) > 3 else "")
         lines.append(f"- Used in place of the learned prompts: {len(decision.sentences)} hand-written sentences, {shown}")
     if decision.temperature is not None:
-        lines.append(f"- Temperature of calibrated probabilities: {decision.temperature:.3f}")
+        lines.append(f"- Probabilities: the softmax of the logits over {decision.temperature:.3f}, fitted to the teacher's")
     if decision.threshold is not None:
         lines.append(f"- Rejected: a score below {decision.threshold:.3f} against {len(decision.background)} other names")
     return ["## Use", "", *lines, ""] if lines else []

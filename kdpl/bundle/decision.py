@@ -22,7 +22,7 @@ class Decision:
     Attributes:
         sentences: hand-written sentences with `{}` for the name, whose mean takes the place of the learned prompts; empty: the
             learned prompts are used.
-        temperature: calibrated probabilities are the softmax of the logits divided by it; None: none was fitted.
+        temperature: probabilities are the softmax of the logits divided by it; None: none was fitted.
         background: names that are none of the classes; an image that is more like them is rejected.
         threshold: of `inside_score`; images below it are rejected. None: none was calibrated.
         classnames: the names that temperature and threshold were fitted for.
@@ -85,8 +85,7 @@ class Decision:
 def inside_score(logits: Tensor, background: Tensor) -> Tensor:
     """Return how much more an image is like the class names than like other names: the difference of their energies `(B)`.
 
-    It is the log of the odds that a softmax over both gives the class names. Measured against the maximum logit and the energy
-    alone by benchmarks/reject.py.
+    It is the log of the odds that a softmax over both gives the class names.
 
     Args:
         logits: `(B, C)` over the class names.

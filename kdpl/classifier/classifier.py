@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.bundle import Bundle, BundleError
+from kdpl.bundle import Bundle
 from kdpl.bundle.decision import inside_score
 from kdpl.bundle.hub import read
 from kdpl.bundle.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
@@ -37,7 +37,6 @@ def load(
     path: str | os.PathLike,
     device: str | torch.device | None = None,
     backbone: str | None = None,
-    calibrated: bool = False,
 ) -> "Classifier":
     """Return the classifier that a training has written.
 
@@ -47,13 +46,12 @@ def load(
         device: "cpu", "cuda", ...; None: a GPU where there is one.
         backbone: where the CLIP is found that the prompts were learned for, if its name or path is another here: anything
             that MODEL.BACKBONE.NAME takes. Its weights must be the same.
-        calibrated: divide the logits by the temperature that `kdpl fit` has fitted to the teacher.
 
     Raises:
-        BundleError: the file is missing, damaged, does not fit the CLIP, has no temperature, or the Hub does not give it.
+        BundleError: the file is missing, damaged, does not fit the CLIP, or the Hub does not give it.
         ModelNameError, WeightsError: see `kdpl.clip.load_clip`.
     """
-    return Classifier(read(path), device, backbone, calibrated)
+    return Classifier(read(path), device, backbone)
 
 
 class Classifier:
@@ -71,10 +69,10 @@ class Classifier:
 
     Args:
         bundle: from `read_bundle`.
-        device, backbone, calibrated: see `load`.
+        device, backbone: see `load`.
 
     Raises:
-        BundleError: the prompts do not fit the CLIP, or have no temperature and must be calibrated.
+        BundleError: the prompts do not fit the CLIP.
     """
 
     def __init__(
@@ -82,15 +80,9 @@ class Classifier:
         bundle: Bundle,
         device: str | torch.device | None = None,
         backbone: str | None = None,
-        calibrated: bool = False,
     ):
         self.bundle = bundle
-        if calibrated and bundle.decision.temperature is None:
-            raise BundleError(
-                "The prompts have no temperature for calibrated probabilities: `kdpl fit` finds one, train.py does not. Leave "
-                "`calibrated` (--calibrated) out."
-            )
-        self.temperature = bundle.decision.temperature if calibrated else 1.0
+        self.temperature = bundle.decision.temperature or 1.0  # fitted to the teacher by `kdpl fit`
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name = backbone or bundle.backbone
         try:

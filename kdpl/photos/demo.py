@@ -40,9 +40,10 @@ def write_demo(output: Path) -> tuple[Path, Path]:
     names, labels = output / "names.txt", output / "labels.csv"
     write_scenes(output / "photos", scenes_by_one_artist())
     truth = write_scenes(output / "new_photos", scenes_by_one_artist(split="test"))
-    with atomic_write(names, "w") as file:
-        file.write("\n".join([*class_names(DATASET), ""]))
-    if not labels.is_file():  # somebody may have corrected them
+    if not names.is_file():  # somebody may have changed them, or corrected labels
+        with atomic_write(names, "w") as file:
+            file.write("\n".join([*class_names(DATASET), ""]))
+    if not labels.is_file():
         with atomic_write(labels, "w", newline="") as file:
             csv.writer(file).writerows([("path", "label"), *truth.items()])
     return output / "photos", names

@@ -19,7 +19,7 @@ from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
-from kdpl.photos.waiting import Doing
+from kdpl.photos.waiting import doing
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from kdpl.common.images import BadImageError
 
 
-def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], str]:
-    """Leave out the photos that a fit was trained on, whatever their names are now, unless `keep`, and say how many.
+def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], list[Label], str]:
+    """Return the labels of photos that a fit has not seen, of those it has seen without a label, and a line about others.
+
+    Photos whose labels were learned are left out, whatever their names are now, unless `keep`; then all count as not seen.
 
     Raises:
         ValueError: none is left.
     """
     known = trained_on(prompts)
     if not known:
-        return labels, (
-            "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
-        )
+        about = "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
+        return labels, [], about
     train, labelled = (set(known[part].values()) for part in (TRAIN, LABELLED))
     there = [label.path for label in labels if os.path.isfile(label.path)]
     digest = {path: content.hex() for path, content in zip(there, file_digests(there), strict=True)}
-    seen = {path for path in there if digest[path] in train}
-    if not seen:
-        return labels, ""
-    with_labels = sum(digest[path] in labelled for path in seen)
-    what = f"{len(seen):,} of the {len(labels):,} photos were trained on, {with_labels:,} of them with their labels"
+    count = sum(digest[path] in labelled for path in there)
+    line = f"{count:,} of the {len(labels):,} photos were learned with their labels" if count else ""
     if keep:
-        return labels, f"{what}; they are counted."
-    left = [label for label in labels if label.path not in seen]
+        return labels, [], f"{line}; they are counted." if line else ""
+    left = [label for label in labels if digest.get(label.path) not in labelled]
     if not left:
-        raise ValueError(f"{what}: check others, such as new ones, or count these with --with-trained.")
-    return left, f"{what}; they are left out (--with-trained counts them)."
+        raise ValueError(f"{line}: check others, such as new ones, or count these with --with-trained.")
+    seen = [label for label in left if digest.get(label.path) in train]
+    new = [label for label in left if digest.get(label.path) not in train]
+    return new, seen, f"{line}; they are left out (--with-trained counts them)." if line else ""
 
 
 class Judged(NamedTuple):
@@ -86,7 +86,7 @@ def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged
     from kdpl.bundle.decision import Decision
     from kdpl.classifier.classifier import Classifier
 
-    with Doing(f'Predicting with "{sentence}"'):
+    with doing(f'Predicting with "{sentence}"'):
         decision = Decision(sentences=[sentence])
         bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
         plain = Classifier(bundle, classifier.device, classifier.clip.name)
@@ -160,26 +160,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         classifier = classifier_of(args)
         given = read_labels(args.labels, classifier.classnames)
         check_files([args.csv], [label.path for label in given])
-        labels, note = apart(args.prompts, given, args.with_trained)
-        with Doing(f"Predicting {len(labels):,} photos"):
-            judged, unknown = judge(classifier, labels, on_bad, args.reject)
+        new, seen, note = apart(args.prompts, given, args.with_trained)
+        with doing(f"Predicting {len(new) + len(seen):,} photos"):
+            judged, unknown = judge(classifier, [*new, *seen], on_bad, args.reject)
         if not judged:
-            raise ValueError(f"None of the {len(labels):,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
-        before = by_sentence(classifier, args.sentence, judged) if args.sentence else []
+            count = len(new) + len(seen)
+            raise ValueError(f"None of the {count:,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
+        paths = {label.path for label in seen}
+        judged_seen, judged_new = ([j for j in judged if (j.path in paths) == kind] for kind in (True, False))
+        before = by_sentence(classifier, args.sentence, judged_new or judged_seen) if args.sentence else []
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
     if note:
         print(note)
     if before:
         print(f'With "{args.sentence}": {_share(before)}')
-    print(f"Accuracy: {_share(judged)}")
+    if judged_new:
+        print(f"Accuracy: {_share(judged_new)}")
+    if judged_seen:
+        print(f"Accuracy on photos that the fit has seen, without a label: {_share(judged_seen)}")
+        print("That is nearer to the teacher's than the accuracy on new photos is.")
     print("It is that of the photos you checked: choose them at random for the accuracy on all photos.")
     if unknown:
         print(f"{unknown:,} photos are not judged: their label is not known, and the prediction is another than the marked one")
     for reason in unread[:10]:
         print(f"left out: {reason}", file=sys.stderr)
     if before:
-        print(f"Gain over the sentence: {_gain(before, judged)}")
+        print(f"Gain over the sentence: {_gain(before, judged_new or judged_seen)}")
     _print_mistakes(judged, args.mistakes)
     if args.csv:
         try:

@@ -16,7 +16,7 @@ from kdpl.common.image_files import list_images
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models
-from kdpl.photos.waiting import Doing
+from kdpl.photos.waiting import doing
 
 LOOKED_AT = 1000  # photos at most, drawn by the seed
 
@@ -53,20 +53,20 @@ def propose(
     from kdpl.clip.model import check_finite
     from kdpl.distill.teacher import Teacher
 
-    with Doing(f"Loading {models.size_of(teacher_name)}"):
+    with doing(f"Loading {models.size_of(teacher_name)}"):
         clip = load_clip(teacher_name, "fp32", models.device_type())
-    with Doing(f"Encoding {len(names):,} names"):
+    with doing(f"Encoding {len(names):,} names"):
         teacher = Teacher(clip, names, template, clip.mean, clip.std, "own", cached=True)
     decoder, normalize = Decoder(clip.preprocessing), Normalize(clip.mean, clip.std)
     counts, mass, seen = Counter(), torch.zeros(len(names)), 0
-    with Doing("Looking at photos", len(photos), "photo") as doing:
+    with doing("Looking at photos", len(photos), "photo") as bar:
         for batch in decoder.batches(photos, 32, on_bad=lambda image, error: print(f"left out: {error}", file=sys.stderr)):
             features = teacher.image_features(normalize(stacked_pixels(batch).to(clip.device)))
             p = check_finite(teacher.logits(features, torch.ones(())).softmax(1).cpu(), "probabilities")  # (B, V)
             counts.update(p.argmax(1).tolist())
             mass += p.sum(0)
             seen += len(batch)
-            doing.reached(seen)
+            bar.update(len(batch))
     found = [(names[i], n, float(mass[i]) / seen) for i, n in counts.items()]
     return sorted(found, key=lambda row: (-row[1], -row[2], row[0])), seen
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not Path(args.photos).is_dir():
             raise ConfigError(f"PHOTOS '{args.photos}' is not a folder: expected the folder with your photos.")
 
-        from kdpl.photos.fitting.candidates import vocabulary_for
+        from kdpl.photos.learn import vocabulary_for
         from kdpl.text.vocabulary import load_vocabulary
 
         names = load_vocabulary(args.vocabulary or vocabulary_for(teacher))

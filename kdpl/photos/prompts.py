@@ -12,7 +12,7 @@ from kdpl.common.class_names import REJECTED, read_class_names
 from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.waiting import Doing
+from kdpl.photos.waiting import doing
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -25,7 +25,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
     add("--reject", action="store_true", help=f"say '{REJECTED}' of images that are none of the classes")
-    add("--calibrated", action="store_true", help="probabilities by the temperature that kdpl fit has found")
     add("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
     add_learner_flag(parser)
 
@@ -58,13 +57,13 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
         ValueError, OSError: the prompts, the names or the device cannot be used.
     """
     names = read_class_names(args.classnames) if args.classnames else None
-    with Doing(f"Loading '{args.prompts}' and its CLIP", quiet=getattr(args, "quiet", False)):
+    with doing(f"Loading '{args.prompts}' and its CLIP", quiet=getattr(args, "quiet", False)):
         load_learner(args)
 
         from kdpl.classifier.classifier import load
 
         _check_device(device)
-        classifier = load(args.prompts, device, args.backbone, args.calibrated)
+        classifier = load(args.prompts, device, args.backbone)
         if names:
             classifier.classnames = names
     names = classifier.classnames

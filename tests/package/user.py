@@ -21,7 +21,7 @@ from kdpl.trainers import distilled
 
 
 def predict(folder: Path) -> list[str]:
-    clf: kdpl.Classifier = kdpl.load(folder, device="cpu", backbone=None, calibrated=False)
+    clf: kdpl.Classifier = kdpl.load(folder, device="cpu", backbone=None)
     clf = kdpl.load("hf-hub:owner/name@v1")
     clf.classnames = ["giraffe", "lion"]
     names: list[str] = clf.classnames

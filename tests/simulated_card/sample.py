@@ -1,7 +1,5 @@
 """A sample of all work on the simulated card beside the same on the CPU: tests/test_simulated_card.py runs it on one."""
 
-import dataclasses
-
 import pytest
 import torch
 from support import (
@@ -18,7 +16,6 @@ from kdpl import predict
 from kdpl.datasets.emoji.scenes import class_names, scenes_of
 from kdpl.photos import fit
 from kdpl.photos.demo import write_scenes
-from kdpl.photos.fitting import candidates
 from kdpl.students import promptsrc
 
 kdpl.trainers.offer_distilled()
@@ -104,9 +101,8 @@ def test_evaluation_and_prediction(tmp_path):
     assert predict.main([str(tmp_path / "cuda"), *photos, "--device", "cuda", "--json", str(tmp_path / "rows.json")]) == 0
 
 
-def test_fit(tmp_path, monkeypatch):
-    """The command for photos of one's own, which also times the steps of candidates."""
-    monkeypatch.setattr(candidates, "FOR_NAMES", tuple(dataclasses.replace(c, steps=4) for c in candidates.FOR_NAMES))
+def test_fit(tmp_path):
+    """The command for photos of one's own."""
     write_scenes(tmp_path / "photos", [s for s in scenes_of("leisure") if s.split == "train" and s.label < 4])
     (tmp_path / "names.txt").write_text("\n".join(class_names("leisure")[:4]), encoding="utf-8")
     paths = map(str, (tmp_path / "photos", tmp_path / "names.txt"))

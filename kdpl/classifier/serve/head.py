@@ -24,7 +24,7 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
     With x, the normalised image features of the plain CLIP, the probabilities are the softmax of `logit_scale * x @
     text_features.T`, in fp32; of a kernel head (the file has `centres`), in fp64, that of `factor * (exp(gamma * (x @ centres.T
     - 1)) @ coefficients + mean + x @ linear.T)`. The metadata are text: `classnames`, `preprocessing` (JSON), `clip`,
-    `clip_sha256`, and `temperature`, by which the logits are divided for calibrated probabilities, or nothing.
+    and `clip_sha256`.
 
     Args:
         classifier: with the class names asked for.
@@ -44,18 +44,16 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
     plain = in_fp32(classifier)
     if classifier.encoder.compares_texts:
         text = plain.text_features.float().contiguous()
-        tensors = {"text_features": text, "logit_scale": plain.student.logit_scale.float().cpu()}
+        tensors = {"text_features": text, "logit_scale": plain.student.logit_scale.float().cpu() / plain.temperature}
     else:
         tensors = plain.student.head_of(plain.classnames)
-    sentences, temperature = bundle.decision.sentences, bundle.decision.temperature
     facts = {
         "format": FORMAT,
         "classnames": json.dumps(classifier.classnames, ensure_ascii=False),
         "preprocessing": json.dumps(dataclasses.asdict(bundle.preprocessing)),
         "clip": bundle.backbone,
         "clip_sha256": bundle.backbone_sha256,
-        "temperature": "" if temperature is None else str(temperature),
-        "learned by": "hand-written sentences" if sentences else bundle.trainer,
+        "learned by": "hand-written sentences" if bundle.decision.sentences else bundle.trainer,
         "kdpl": bundle.kdpl_version,
     }
     with atomic_write(path) as file:

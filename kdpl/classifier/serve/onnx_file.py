@@ -129,7 +129,7 @@ def in_fp32(classifier: "Classifier") -> "Classifier":
     """Return the same classifier, with the class names as they are, on the CPU and in fp32."""
     options = {**classifier.bundle.options, **({"PREC": "fp32"} if "PREC" in classifier.bundle.options else {})}
     bundle = dataclasses.replace(classifier.bundle, options=options)
-    plain = type(classifier)(bundle, "cpu", classifier.clip.name, calibrated=classifier.temperature != 1.0)
+    plain = type(classifier)(bundle, "cpu", classifier.clip.name)
     if classifier.classnames != plain.classnames:  # those of a training stay as they are, also if two are the same to CLIP
         plain.classnames = classifier.classnames
     return plain

@@ -10,13 +10,7 @@ import pytest
 from support import ROOT, processes
 
 SHOWN = (ROOT / "docs/figures/demo.txt").read_text(encoding="utf-8")
-LONGEST_SILENCE = 10.0  # seconds
-COMMAND = """
-import runpy
-from kdpl.photos.fitting import run
-run.TRAINING_LEAST = 1e9  # whatever else this machine does
-runpy.run_module("kdpl", run_name="__main__", alter_sys=True)
-"""
+LONGEST_SILENCE = 20.0  # seconds, of a machine that others use too
 
 
 def test_the_first_line_comes_before_pytorch_is_imported():
@@ -40,7 +34,7 @@ def rows(text):
 @pytest.mark.slow
 def test_the_demo_ends_with_a_clear_gain_and_is_never_silent(tmp_path):
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-c", COMMAND, "fit", "--demo", "-o", str(tmp_path)]
+    command = [sys.executable, "-m", "kdpl", "fit", "--demo", "-o", str(tmp_path)]
     process = processes.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
     lines, gaps, last = [], [], time.monotonic()
     for line in process.stdout:
@@ -51,10 +45,10 @@ def test_the_demo_ends_with_a_clear_gain_and_is_never_silent(tmp_path):
     printed, names = "".join(lines), os.listdir(tmp_path / "photos")
     assert all(re.fullmatch(r"IMG_\d{4}\.png", name) for name in names) and len(names) == 1200
     found, shown = rows(printed), rows(SHOWN)
-    assert found.keys() == shown.keys() and len(found) == 6
+    assert found.keys() == shown.keys() and len(found) == 4
     for label, (agreement, error, divergence) in found.items():
         assert abs(agreement - shown[label][0]) < error and abs(divergence - shown[label][2]) < 0.3, label
     gain, within = map(float, re.search(r"\(([+-]\d+\.\d) ± (\d+\.\d) points\)", printed).groups())
     assert gain > 25 and gain > 3 * within
     right = [float(x) for x in re.findall(r"^(?:With|Accuracy).*?: (\d+\.\d) % of 480 photos", printed, re.M)]
-    assert len(right) == 2 and right[1] > right[0] + 25
+    assert len(right) == 2 and right[1] > right[0] + 35

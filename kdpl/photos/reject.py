@@ -1,45 +1,23 @@
-"""Probabilities and rejection fitted to the teacher, without labels: a temperature, and a threshold against other names."""
+"""Photos that are none of the names: how much more a photo is like the names than like others, and from where on it is none."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.text.prompts import encode
-from kdpl.text.vocabulary import load_vocabulary
+from kdpl.bundle.decision import Decision, inside_score
+from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN
+from kdpl.photos.pile import Pile
+from kdpl.students.kernel_head import fit_factor
 
-BACKGROUND = 500  # names that are none of the classes, drawn evenly from the vocabulary
 KEPT = 0.95  # of the photos that the teacher takes for one of the classes
-ENOUGH_INSIDE = 10  # photos that it takes for one, to fit by
+ENOUGH_INSIDE = 5  # photos that it takes for one, to fit by
 ENOUGH = 20  # others, to measure by
 GAIN = 0.25  # share of the others that are rejected, beyond that of the ones inside: with less it does not separate
-
-
-def fit_temperature(logits: Tensor, teacher_logits: Tensor) -> float:
-    """Return the temperature by which the student's probabilities are closest to the teacher's, by cross-entropy.
-
-    Both logits are `(N, C)`; the teacher's at its own scale, which it was trained with.
-    """
-    target = teacher_logits.softmax(1)
-
-    def loss(log_t: float) -> float:
-        return float(-(target * (logits / math.exp(log_t)).log_softmax(1)).sum(1).mean())
-
-    low, high = math.log(0.02), math.log(50.0)
-    for _ in range(60):  # the cross-entropy is convex in the inverse temperature, so that it has one minimum
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return math.exp((low + high) / 2)
-
-
-def background_names(vocabulary: str, classnames: Sequence[str]) -> list[str]:
-    """Return names that are none of the classes, spread over a vocabulary."""
-    own = {tuple(encode(name.replace("_", " "))) for name in classnames}
-    names = [name for name in load_vocabulary(vocabulary) if tuple(encode(name)) not in own]
-    step = max(1, len(names) / BACKGROUND)
-    return [names[int(i * step)] for i in range(min(BACKGROUND, len(names)))]
+MOST = 1000  # photos to fit by
+SAME = 0.999  # cosine of a class name and a name of the background that is the same
 
 
 class Threshold(NamedTuple):
@@ -64,12 +42,8 @@ class Threshold(NamedTuple):
             )
         return ""
 
-    @property
-    def separates(self) -> bool:
-        return not self.reason
-
     def words(self) -> str:
-        """Return what --reject does."""
+        """Return what --reject of the other commands does."""
         if self.reason:
             return f"None of these: --reject is refused, because {self.reason}."
         others = f"and rejects {self.rejected:.0%} of the {self.outside:,} others"
@@ -94,3 +68,35 @@ def fit_threshold(scores: Tensor, inside: Tensor, new_scores: Tensor, new_inside
     kept = float((new_scores[new_inside] >= value).float().mean()) if new_inside.any() else 1.0
     rejected = float((new_scores[~new_inside] < value).float().mean()) if (~new_inside).any() else 0.0
     return Threshold(value, int(inside.sum()), int(new_inside.sum()), int((~new_inside).sum()), kept, rejected)
+
+
+def decide(
+    pile: Pile, teacher_texts: Tensor, parts: Mapping[str, Sequence[int]], own: Callable[[list[int]], Tensor]
+) -> tuple[Decision, str]:
+    """Return the decision with threshold and background, without them if nothing separates, and a line about it.
+
+    Args:
+        teacher_texts: `(C, e)` of the class names.
+        own: returns the student's logits `(n, C)` of rows of the pile.
+    """
+    student, teacher, mine, theirs = (
+        F.normalize(getattr(pile, name).float(), dim=-1)
+        for name in ("student", "teacher", "student_background", "teacher_background")
+    )
+    other = (theirs @ teacher_texts.T).max(1).values < SAME
+    scores, inside = {}, {}
+    for part in (TRAIN, CHOSEN_BY, REPORTED):
+        rows = list(parts[part])[:MOST]
+        scores[part] = inside_score(own(rows), pile.facts["student_scale"] * student[rows] @ mine[other].T)
+        logits = (pile.facts["teacher_scale"] * teacher[rows] @ texts.T for texts in (teacher_texts, theirs[other]))
+        inside[part] = inside_score(*logits) > 0
+    fitted = [torch.cat([values[TRAIN], values[CHOSEN_BY]]) for values in (scores, inside)]
+    found = fit_threshold(*fitted, scores[REPORTED], inside[REPORTED])
+    background = [name for name, kept in zip(pile.background, other.tolist(), strict=True) if kept]
+    decision = Decision() if found.reason else Decision(background=background, threshold=found.value)
+    return decision, found.words()
+
+
+def fit_temperature(logits: Tensor, teacher: Tensor) -> float:
+    """Return the temperature by which the student's probabilities are closest to the teacher's `(N, C)`, by cross-entropy."""
+    return 1 / fit_factor(logits, teacher)

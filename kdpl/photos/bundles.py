@@ -1,0 +1,31 @@
+"""The bundle of a head: everything that `kdpl predict` needs, as trained prompts have it."""
+
+from kdpl.bundle import Bundle
+from kdpl.bundle.decision import Decision
+from kdpl.photos.answers import Fitted, Words
+from kdpl.photos.learn import Task
+from kdpl.students.kernel_head import KernelHead
+
+
+def head_bundle(task: Task, words: Words, fitted: Fitted, decision: Decision) -> Bundle:
+    """Return the bundle of a head, whose logits are its scores times the factor."""
+    clip = words.student
+    return Bundle(
+        parameters=KernelHead.parameters_of(fitted.solved, fitted.factor),
+        variant=KernelHead.__name__,
+        trainer=f"KDPL_{KernelHead.__name__}",
+        backbone=task.student,
+        backbone_sha256=clip.weights_digest,
+        options={**KernelHead.defaults, "PREC": words.precision},
+        preprocessing=clip.preprocessing,
+        dataset=f"{len(fitted.probabilities):,} photos",
+        template=task.template,
+        classnames=list(fitted.names),
+        teacher=task.teacher,
+        class_agnostic=False,
+        epoch=1,
+        results=[],
+        config="",
+        decision=decision,
+        backbone_design=clip.design,
+    )
