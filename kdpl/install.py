@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
@@ -22,14 +21,7 @@ from kdpl.common.files import atomic_write
 from kdpl.config.defaults import node_of
 
 MARK = "  # by kdpl.install"
-PACKAGES = {
-    "cv2": "opencv-python",
-    "ot": "pot",
-    "sklearn": "scikit-learn",
-    "yaml": "pyyaml",
-    "PIL": "pillow",
-    "clip": "rf-clip",
-}
+PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn"}
 REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
 
 
@@ -37,11 +29,7 @@ class EditError(ValueError):
     """A `train.py` is missing, is not Python, or has no place for a change."""
 
 
-class Change(NamedTuple):
-    """A line to insert."""
-
-    line: int  # behind this one of the file, counted from 1; 0: at its start
-    text: str  # with its indentation
+Change = tuple[int, str]  # behind which line, counted from 1, and what is inserted there, with its indentation
 
 
 # ------------------------------------------------------------------------------------------------- the three changes
@@ -75,10 +63,10 @@ def missing_changes(source: str, name: str = "train.py") -> list[Change]:
     before, behind = _import_lines(tree)
     changes = []
     if "kdpl.trainers" not in imported:
-        changes.append(Change(before, "import kdpl.trainers"))
+        changes.append((before, "import kdpl.trainers"))
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     if "kdpl.trainers.offer_distilled" not in called:
-        changes.append(Change(behind, "kdpl.trainers.offer_distilled()"))
+        changes.append((behind, "kdpl.trainers.offer_distilled()"))
     if "kdpl.extend_cfg" not in called:
         changes.append(_extension(tree, source, name))
     return changes
@@ -97,7 +85,7 @@ def _extension(tree: ast.Module, source: str, name: str) -> Change:
     lines = source.split("\n")
 
     def call(line: int, like: ast.stmt, argument: str) -> Change:
-        return Change(line, f"{lines[like.lineno - 1][: like.col_offset]}kdpl.extend_cfg({argument})")
+        return line, f"{lines[like.lineno - 1][: like.col_offset]}kdpl.extend_cfg({argument})"
 
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" and node.args.args:
@@ -123,8 +111,8 @@ def apply_changes(source: str, changes: list[Change]) -> str:
     """
     end = "\r" if "\r\n" in source else ""
     lines = source.split("\n")  # as `ast` counts them, unlike str.splitlines
-    for change in sorted(changes, key=lambda c: c.line, reverse=True):
-        lines.insert(change.line, f"{change.text}{MARK}{end}")
+    for line, text in sorted(changes, key=lambda change: change[0], reverse=True):
+        lines.insert(line, f"{text}{MARK}{end}")
     changed = "\n".join(lines)
     try:
         ast.parse(changed)
@@ -163,8 +151,8 @@ def report(folder: Path) -> Iterator[str]:
     top = [node for tree in trees for node in tree.body]
     imported = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level}
-    others = [name for name in imported if not (folder / name).is_dir() and not (folder / f"{name}.py").is_file()]
-    if lacking := sorted(PACKAGES.get(name, name) for name in others if _is_missing(name)):
+    others = imported - sys.stdlib_module_names - {path.stem for path in folder.iterdir()}
+    if lacking := sorted(PACKAGES.get(name, name) for name in others if find_spec(name) is None):
         yield f"Not installed, and imported by the fork: pip install {' '.join(lacking)}"
     yield dassl_in_use()
     classes = {node.name: node for node in top if isinstance(node, ast.ClassDef)}
@@ -185,10 +173,6 @@ def _has_step(name: str, classes: dict[str, ast.ClassDef], depth: int = 9) -> bo
     return own or any(_has_step(ast.unparse(base).split(".")[-1], classes, depth - 1) for base in node.bases)
 
 
-def _is_missing(name: str) -> bool:
-    return name not in sys.stdlib_module_names and find_spec(name) is None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
@@ -205,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         changes = missing_changes(source, str(path))
         changed = apply_changes(source, changes)
-        for change in changes:
-            print(f"{path}, behind line {change.line}: {change.text.strip()}")
+        for line, text in changes:
+            print(f"{path}, behind line {line}: {text.strip()}")
         if not changes:
             print(f"{path} has all three changes.")
         elif not args.dry_run:
@@ -216,9 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.report(error, exits.BAD_INPUT)
     for line in report(path.parent):
         print(line)
-    print(
-        "Train with the fork's own command and one of these names: the first step says what was replaced, or why it cannot be."
-    )
+    print("Train with the fork's own command: its first step says what was replaced, or why it cannot be.")
     return 0
 
 

@@ -320,7 +320,7 @@ def main() -> int:
             inside(args, result)
         except (Exception, SystemExit) as error:  # of the fork's own code, of any kind
             traceback.print_exc()
-            result["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            result["error"] = f"{type(error).__name__}: {str(error).strip()[:160]}"
         sys.__stdout__.write(f"\n{RESULT}{json.dumps(result)}\n")
         sys.__stdout__.flush()
         return 0
