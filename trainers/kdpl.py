@@ -150,3 +150,17 @@ class KernelHead(SupervisedTrainer):
     """Learns what `KDPL_KernelHead` does, from labels."""
 
     student_class = students.KernelHead
+
+
+@register
+class KDPL_MMA(DistillTrainer):
+    """Learns adapters beside the last blocks of both towers, without labels. Student: ViT."""
+
+    student_class = students.MMA
+
+
+@baseline
+class MMA(SupervisedTrainer):
+    """Learns what `KDPL_MMA` does, from labels."""
+
+    student_class = students.MMA

@@ -10,7 +10,7 @@ the suffixes' queries attend. On a card the number of launches counts: all suffi
 sizes, each of which is one attention call over whole prompts, under the causal mask that needs no tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
 
@@ -90,6 +90,27 @@ class Block:
             return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.t(), alpha=1 / _QUICK_GELU).view_as(x)
         out = F.linear(F.silu(hidden), self.c_proj.weight) * (1 / _QUICK_GELU)
         return (out + self.c_proj.bias).view_as(x)
+
+
+# Of a block's input and output `(..., w)`, in fp32 unless there is autocast, to what is added to the output. It works on every
+# row by itself: rows that nobody reads are left out, and rows that prompts share are computed once.
+Beside = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
+
+
+def add_beside(beside: Beside, layer: int, x: Tensor, out: Tensor) -> Tensor:
+    """Return the output of a layer with what its function adds, if it has one."""
+    if layer not in beside:
+        return out
+    given = (x, out) if torch.is_autocast_enabled(x.device.type) else (x.float(), out.float())
+    return out + beside[layer](*given).to(out.dtype)
+
+
+def check_beside(beside: Beside, depth: int, tower: str) -> None:
+    """Raise a ValueError if there is a function of a layer that a tower does not have."""
+    if wrong := [layer for layer in beside if not 0 <= layer < depth]:
+        raise ValueError(
+            f"'beside' has a function for layer {wrong[0]} of a {tower} of {depth} layers: expected 0 to {depth - 1}."
+        )
 
 
 def cast_together(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together
+from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside
 from kdpl.clip.prompt_layout import Layout, PromptLayout
 
 
@@ -31,7 +31,13 @@ class PromptedText:
     max_rows = 0
     depth: int
 
-    def __call__(self, layout: Layout, ctx: Tensor | None = None, deep: Mapping[int, Tensor] | Sequence[Tensor] = ()) -> Tensor:
+    def __call__(
+        self,
+        layout: Layout,
+        ctx: Tensor | None = None,
+        deep: Mapping[int, Tensor] | Sequence[Tensor] = (),
+        beside: Beside | None = None,
+    ) -> Tensor:
         """Return the text features of all prompts, not normalised.
 
         Args:
@@ -40,24 +46,28 @@ class PromptedText:
                 with a class-specific layout. None where the prompts have no slots.
             deep: prompts by the number of the layer at whose input they take the place of what has become of the learned
                 vectors, or a sequence of those of the layers 1, 2, ...: `(n, w)` the same for all, or `(C, n, w)` for each.
+            beside: functions by layer, counted from 0, of a block's input and output `(..., w)` to what is added to its output.
+                A function works on every row by itself, in fp32 unless there is autocast.
 
         Returns:
             `(C, d)`, or `(B, C, d)` for one context per image, in the order of the layout's prompts.
 
         Raises:
-            UnsupportedTowerError: the tower takes no prompts at later layers.
+            UnsupportedTowerError: the tower takes no prompts at later layers, and no functions beside them.
             ValueError: prompts of a wrong shape, or of a layer that the tower does not have.
         """
         deep = dict(deep) if isinstance(deep, Mapping) else dict(enumerate(deep, start=1))
-        if deep and self.no_deep:
+        beside = beside or {}
+        if (deep or beside) and self.no_deep:
             raise UnsupportedTowerError(self.no_deep)
+        check_beside(beside, self.depth, "text tower")
         for layer, vectors in deep.items():
             self._check_deep(layout, layer, vectors)
         per_image = ctx is not None and ctx.dim() == 3 and not layout.class_specific
         own = {layer for layer, vectors in deep.items() if vectors.dim() == 3}  # layers whose prompts differ between classes
         size = (layout.apart if own else layout).size
         if not self.max_rows or (len(ctx) if per_image else 1) * size <= self.max_rows:
-            features = self._encode(layout, ctx, deep)
+            features = self._encode(layout, ctx, deep, beside)
         else:
             parts = []
             for start, part in layout.parts(self.max_rows, bool(own)):
@@ -66,7 +76,7 @@ class PromptedText:
                 part_deep = {layer: vectors[some] if layer in own else vectors for layer, vectors in deep.items()}
                 part_size = (part.apart if own else part).size
                 pieces = part_ctx.split(max(1, self.max_rows // part_size)) if per_image else [part_ctx]
-                parts.append(torch.cat([self._encode_checkpointed(part, piece, part_deep) for piece in pieces]))
+                parts.append(torch.cat([self._encode_checkpointed(part, piece, part_deep, beside) for piece in pieces]))
             features = torch.cat(parts, dim=1)
         return features if per_image else features.squeeze(0)
 
@@ -83,13 +93,13 @@ class PromptedText:
             f"most {room} vectors, (n, {width}) for all prompts or ({len(layout)}, n, {width}) for each."
         )
 
-    def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
+    def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         """Encode, and recompute in the backward pass instead of storing activations."""
         if not torch.is_grad_enabled():
-            return self._encode(layout, ctx, deep)
-        return checkpoint(self._encode, layout, ctx, deep, use_reentrant=False, preserve_rng_state=False)
+            return self._encode(layout, ctx, deep, beside)
+        return checkpoint(self._encode, layout, ctx, deep, beside, use_reentrant=False, preserve_rng_state=False)
 
-    def _encode(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
+    def _encode(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         """Return the features `(P, C, d)`; P is 1, or B for one context per image."""
         raise NotImplementedError
 
@@ -158,6 +168,10 @@ class TransformerText(PromptedText):
             return self.width
         return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
+    def norm(self, layer: int, x: Tensor) -> Tensor:
+        """Return rows `(..., w)` behind the first layer norm of a block, which is what its attention sees."""
+        return self.blocks[layer].ln_1(x)
+
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `(..., w)` of token ids, without positions, in the precision of the tower."""
@@ -186,16 +200,18 @@ class TextTower(TransformerText):
         """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
         return PromptLayout(self, prompts, class_specific)
 
-    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
+    def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         x = layout.embed(ctx)  # (P, N, w)
         deep = dict(zip(deep, cast_together(tuple(deep.values()), x.dtype), strict=True))
         for l, block in enumerate(self.blocks):
             if l in deep:
                 layout, x = layout.replace(x, deep[l])
             if l < self.depth - 1:
-                x = block.finish(x, layout.attention.attend(block.qkv(x)))
+                out = block.finish(x, layout.attention.attend(block.qkv(x)))
             else:  # the feature is read at EOT: no other position of the last layer is needed
                 attended = layout.attention.attend_last(block, x, layout.eot)
-                x = block.finish(x.index_select(1, layout.eot), attended)  # (P, C, w)
+                x = x.index_select(1, layout.eot)
+                out = block.finish(x, attended)  # (P, C, w)
+            x = add_beside(beside, l, x, out)
         x = self._project(self._text.ln_final(x))
         return x if layout.sorted else x.index_select(1, layout.original_order)

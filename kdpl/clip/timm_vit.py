@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import UnsupportedTowerError
+from kdpl.clip.blocks import Beside, UnsupportedTowerError, add_beside
 from kdpl.clip.vision_tower import PromptedVision, put_behind
 
 _KNOWN = ("timm.models.vision_transformer.VisionTransformer", "timm.models.eva.Eva")
@@ -41,7 +41,11 @@ class TimmViT(PromptedVision):
     def width(self) -> int:
         return self._trunk.embed_dim
 
-    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def norm(self, layer: int, x: Tensor) -> Tensor:
+        norm = self.blocks[layer].norm1
+        return norm(x.to(next(norm.parameters()).dtype)).to(x.dtype)
+
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         trunk = self._trunk
         with torch.no_grad():  # nothing learned yet: no graph over the patches
             images = images.to(next(trunk.patch_embed.parameters()).dtype)
@@ -54,7 +58,7 @@ class TimmViT(PromptedVision):
         for l, block in enumerate(self.blocks):
             if 0 < l <= len(deep):
                 x = put_behind(x[:, :own], deep[l - 1])
-            x = block(x, **where)
+            x = add_beside(beside, l, x, block(x, **where))
         x = trunk.forward_head(trunk.norm(x[:, :own]))
         return self.visual.head(x)
 

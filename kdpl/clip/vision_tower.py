@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import Block, UnsupportedTowerError, cast_together, on_cpu
+from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside, on_cpu
 
 CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
 
@@ -26,13 +26,16 @@ class PromptedVision:
     def depth(self) -> int:
         return len(self.blocks)
 
-    def __call__(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = (), beside: Beside | None = None
+    ) -> Tensor:
         """Return the image features, not normalised.
 
         Args:
             images: `(B, 3, H, W)`, normalised, of the tower's resolution.
             prompts: learned tokens `(n, w)` at the input.
             deep: `(n, w)` for each of the layers 1, 2, ..., which takes the place of the tokens before it.
+            beside: functions by layer, as of `PromptedText`; they see learned tokens too.
 
         Returns:
             `(B, d)`.
@@ -42,9 +45,14 @@ class PromptedVision:
                 f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
                 "behind prompts at the input."
             )
-        return self._features(images, prompts, deep)
+        check_beside(beside or {}, self.depth, "vision tower")
+        return self._features(images, prompts, deep, beside or {})
 
-    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def norm(self, layer: int, x: Tensor) -> Tensor:
+        """Return rows `(..., w)` behind the first layer norm of a block, which is what its attention sees."""
+        return self.blocks[layer].ln_1(x)
+
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         raise NotImplementedError
 
 
@@ -81,12 +89,12 @@ class VisionTower(PromptedVision):
     def width(self) -> int:
         return self.visual.class_embedding.shape[0]
 
-    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # which would make the number of images a constant
         if not traced and on_cpu(images) and not torch.is_grad_enabled():
             size = self._at_once(len(images))
-            return torch.cat([self._encode(part, prompts, deep) for part in images.split(size)])
-        return self._encode(images, prompts, deep)
+            return torch.cat([self._encode(part, prompts, deep, beside) for part in images.split(size)])
+        return self._encode(images, prompts, deep, beside)
 
     def _at_once(self, images: int) -> int:
         """Return how many images fit a CPU's cache: a divisor of their number, so that all are computed the same way."""
@@ -94,7 +102,7 @@ class VisionTower(PromptedVision):
         fit = max(1, CACHE // (4 * 4 * width * tokens))
         return next(n for n in range(min(fit, images), 0, -1) if images % n == 0)
 
-    def _encode(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor]) -> Tensor:
+    def _encode(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         v = self.visual
         with torch.no_grad():  # nothing learned yet: no graph over the patches
             x = v.conv1(images.to(v.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, grid * grid, w)
@@ -106,12 +114,12 @@ class VisionTower(PromptedVision):
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1 and self._at_class_token:  # no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
-                x = block.finish(x[:, :1], _attend_one(q, *kv.unbind(2)))
+                x = add_beside(beside, l, x[:, :1], block.finish(x[:, :1], _attend_one(q, *kv.unbind(2))))
             else:
                 q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
                 if l < len(deep) or l == self.depth - 1:  # the prompts' outputs are replaced, or nobody reads them
                     x, q = x[:, :own] if rows is None else rows, q[:, :own]
-                x = block.finish(x, _attention(q, k, v_))
+                x = add_beside(beside, l, x, block.finish(x, _attention(q, k, v_)))
                 rows, x = (x, put_behind(x, deep[l])) if l < len(deep) else (None, x)
         x = v.ln_post(x[:, 0]) if self._at_class_token else v._pool(x)[0]  # (B, w)
         return x @ v.proj if v.proj is not None else x

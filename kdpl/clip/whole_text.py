@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdpl.clip.blocks import Beside, add_beside
 from kdpl.clip.prompt_layout import DenseLayout
 from kdpl.clip.text_tower import PromptedText, TransformerText
 
@@ -27,7 +28,7 @@ class WholeText(TransformerText):
         """Return the constants of a list of prompts, filled up with `pad`."""
         return DenseLayout(self, prompts, pad, self.context_length, class_specific)
 
-    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
+    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         rows = layout.embed(ctx)  # (P, U, w)
         index, mask, read = layout.index, self._mask(layout), self._read(layout)
         if self.has_class_token:
@@ -40,12 +41,14 @@ class WholeText(TransformerText):
                 x = _replace_at(x, deep[l], layout.first_slot)
             if l < self.depth - 1:
                 qkv = block.qkv(rows)[:, index] if l == 0 else block.qkv(x)  # (P, C, L, 3, heads, head_dim)
-                x = block.finish(x, _attend(*qkv.unbind(3), mask))
+                out = block.finish(x, _attend(*qkv.unbind(3), mask))
             else:  # the feature is read at one position: no other of the last layer is needed
                 q, k, v = block.qkv(x).unbind(3)
                 classes = torch.arange(len(read), device=read.device)
                 one = None if mask is None else mask[classes, :, read].unsqueeze(2)  # (C, 1, 1, L)
-                x = block.finish(x[:, classes, read].unsqueeze(2), _attend(q[:, classes, read].unsqueeze(2), k, v, one))
+                x = x[:, classes, read].unsqueeze(2)
+                out = block.finish(x, _attend(q[:, classes, read].unsqueeze(2), k, v, one))
+            x = add_beside(beside, l, x, out)
         return self._project(self._text.ln_final(x.squeeze(2)))  # (P, C, d)
 
     def _read(self, layout: DenseLayout) -> Tensor:
@@ -140,7 +143,7 @@ class HubText(PromptedText):
     def place(self, rows: Tensor, positions: Tensor) -> Tensor:
         return rows  # the model adds its positions itself
 
-    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor]) -> Tensor:
+    def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         x = layout.embed(ctx)[:, layout.index]  # (P, C, L, w)
         mask = ((layout.ids != self._text.config.pad_token_id) | layout.is_slot).long()  # (C, L)
         mask = mask.expand(len(x), -1, -1).flatten(0, 1)

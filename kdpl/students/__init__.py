@@ -7,6 +7,7 @@ from kdpl.students.ivlp import IVLP
 from kdpl.students.kernel_head import KernelHead
 from kdpl.students.kgcoop import KgCoOp
 from kdpl.students.maple import MaPLe
+from kdpl.students.mma import MMA
 from kdpl.students.promptsrc import PromptSRC
 from kdpl.students.taskres import TaskRes
 from kdpl.students.tcp import TCP
@@ -23,6 +24,7 @@ LEARNERS: tuple[type[Student], ...] = (
     TaskRes,
     TCP,
     KernelHead,
+    MMA,
 )
 STEPPED = tuple(learner for learner in LEARNERS if not learner.closed_form)  # those that are learned in steps along a gradient
 
@@ -30,6 +32,7 @@ __all__ = [
     "IVLP",
     "LEARNERS",
     "STEPPED",
+    "MMA",
     "TCP",
     "VPT",
     "CoCoOp",

@@ -25,6 +25,7 @@ def prompted_text(
     length: int,
     pad: int,
     ordinary: int,
+    beside: Mapping[int, Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> Tensor:
     """Return the features `(C, d)` of prompts, not normalised.
 
@@ -34,11 +35,12 @@ def prompted_text(
         deep: `(n, w)` or `(C, n, w)` by layer, or for each of the layers 1, 2, ...
         length: ids of a prompt; the id `pad` fills up.
         ordinary: an id that is neither padding nor an end, which stands in the slots for what looks at ids.
+        beside: by layer what is added to a block's output, of its input and output.
     """
     text = getattr(model, "text", model)
     filled = [[*prompt, *[pad] * (length - len(prompt))] for prompt in prompts]
     places = [(c, p, -1 - e) for c, entries in enumerate(filled) for p, e in enumerate(entries) if e < 0]
-    classes, positions, index = (torch.tensor(values) for values in zip(*places, strict=True))
+    classes, positions, index = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
 
     def put(x: Tensor, vectors: Tensor) -> Tensor:
         own = vectors[classes, index] if vectors.dim() == 3 else vectors[index]
@@ -47,12 +49,29 @@ def prompted_text(
     own = hasattr(text, "token_embedding")
     embedding = text.token_embedding if own else text.transformer.get_input_embeddings()
     with ExitStack() as stack:
-        stack.enter_context(embedding.register_forward_hook(lambda module, args, output: put(output, ctx)))
+        if ctx is not None:
+            stack.enter_context(embedding.register_forward_hook(lambda module, args, output: put(output, ctx)))
+        _add_beside(stack, getattr(getattr(text, "transformer", None), "resblocks", ()), beside)
         for layer, vectors in deep.items() if isinstance(deep, Mapping) else enumerate(deep, start=1):
             assert text.transformer.batch_first
             _before(stack, text.transformer.resblocks[layer], lambda x, vectors=vectors: put(x, vectors))
         ids = torch.tensor([[ordinary if e < 0 else e for e in entries] for entries in filled])
         return model.encode_text(ids, normalize=False)
+
+
+def _add_beside(stack: ExitStack, blocks: Sequence[nn.Module], beside: Mapping[int, Callable] | None) -> None:
+    """Add what functions give of a block's input and output to its output."""
+    for layer, function in (beside or {}).items():
+        hook = lambda module, args, output, function=function: output + function(args[0], output)  # noqa: E731
+        stack.enter_context(blocks[layer].register_forward_hook(hook))
+
+
+def image_beside(model: nn.Module, images: Tensor, beside: Mapping[int, Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+    """Return the features `(B, d)` of images, not normalised, with functions beside blocks."""
+    with ExitStack() as stack:
+        visual = model.visual
+        _add_beside(stack, visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks, beside)
+        return model.encode_image(images, normalize=False)
 
 
 def prompted_image(model: nn.Module, images: Tensor, prompts: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
@@ -144,19 +163,25 @@ class LibraryTowers:
 
     def __init__(self, clip: Any, model: nn.Module):
         self.clip, self.model = clip, model
-        self.text, self.vision = _Tower(clip.text, self._text), _Tower(clip, self._vision)
+        try:
+            vision = clip.vision
+        except ValueError:  # it takes no learned tokens
+            vision = clip
+        self.text, self.vision = _Tower(clip.text, self._text), _Tower(vision, self._vision)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.clip, name)
 
-    def _text(self, layout: Any, ctx: Tensor, deep: Mapping[int, Tensor] | Sequence[Tensor] = ()) -> Tensor:
+    def _text(self, layout: Any, ctx: Tensor | None = None, deep: Any = (), beside: Any = None) -> Tensor:
         tokenizer = self.clip.tokenizer
-        rest = deep, tokenizer.context_length, tokenizer.pad, tokenizer.encode("a")[-1]
-        if ctx.dim() == 3 and not layout.class_specific:  # one context for each image
+        rest = deep, tokenizer.context_length, tokenizer.pad, tokenizer.encode("a")[-1], beside
+        if ctx is not None and ctx.dim() == 3 and not layout.class_specific:  # one context for each image
             return torch.stack([prompted_text(self.model, layout.prompts, own, *rest) for own in ctx])
         return prompted_text(self.model, layout.prompts, ctx, *rest)
 
-    def _vision(self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+    def _vision(self, images: Tensor, prompts: Tensor | None = None, deep: Any = (), beside: Any = None) -> Tensor:
+        if beside:
+            return image_beside(self.model, images, beside)
         return self.image_features(images) if prompts is None else prompted_image(self.model, images, prompts, deep)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -167,8 +192,8 @@ class _Tower:
     def __init__(self, tower: Any, encode: Callable[..., Tensor]):
         self.tower, self.encode = tower, encode
 
-    def __call__(self, *args: Any) -> Tensor:
-        return self.encode(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.encode(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tower, name)

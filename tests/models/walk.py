@@ -81,7 +81,7 @@ FAMILIES = (  # by the beginning of the name, or a pattern
 def kind_of(learner: type[Student]) -> str:
     """Return the column of a learner: options tell in which towers it has prompts."""
     towers = {tower for tower in ("TEXT", "VISION") for option in learner.defaults if option.endswith(tower)}
-    return KINDS[("TEXT", "VISION") if "PROMPT_DEPTH" in learner.defaults else tuple(sorted(towers))]
+    return KINDS[("TEXT", "VISION") if {"PROMPT_DEPTH", "ADAPTER_DEPTH"} & {*learner.defaults} else tuple(sorted(towers))]
 
 
 LEARNERS = {learner.__name__: kind_of(learner) for learner in students.STEPPED}
