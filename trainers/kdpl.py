@@ -164,3 +164,17 @@ class MMA(SupervisedTrainer):
     """Learns what `KDPL_MMA` does, from labels."""
 
     student_class = students.MMA
+
+
+@register
+class KDPL_CLIPAdapter(DistillTrainer):
+    """Learns two layers over the frozen image feature, without labels. Student: any CLIP."""
+
+    student_class = students.CLIPAdapter
+
+
+@baseline
+class CLIPAdapter(SupervisedTrainer):
+    """Learns what `KDPL_CLIPAdapter` does, from labels."""
+
+    student_class = students.CLIPAdapter

@@ -104,7 +104,7 @@ class NameEncoder:
     @property
     def compares_texts(self) -> bool:
         """Whether logits are the scaled cosines of image and text features, and so a matrix of the latter is all there is."""
-        return bool(self.sentences) or not self.student.closed_form
+        return bool(self.sentences) or not self.student.has_own_logits()
 
     @property
     def images_are_frozen(self) -> bool:

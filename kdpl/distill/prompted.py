@@ -36,8 +36,10 @@ class PromptedTeacher(Teacher):
         input_std: tuple[float, ...],
         logit_scale: str | float = "student",
     ):
-        if prompts.closed_form:
-            raise ValueError(f"{type(prompts).__name__} has no text features to teach with: give prompts of another learner.")
+        if prompts.has_own_logits():
+            raise ValueError(
+                f"{type(prompts).__name__} does not teach: its logits are its own. Give prompts of another learner."
+            )
         self.prompts, clip = prompts.requires_grad_(False).eval(), prompts.clip
         self._prepared = prompts.prepare(names) if prompts.text_depends_on_images else None
         known = torch.empty(0, clip.embed_dim) if prompts.text_depends_on_images else self._encode(names)

@@ -1,6 +1,7 @@
 """Prompt learners: what each of them learns, and how it turns images and class names into logits."""
 
 from kdpl.students.base import Output, Student
+from kdpl.students.clip_adapter import CLIPAdapter
 from kdpl.students.cocoop import CoCoOp
 from kdpl.students.coop import CoOp
 from kdpl.students.ivlp import IVLP
@@ -25,16 +26,18 @@ LEARNERS: tuple[type[Student], ...] = (
     TCP,
     KernelHead,
     MMA,
+    CLIPAdapter,
 )
 STEPPED = tuple(learner for learner in LEARNERS if not learner.closed_form)  # those that are learned in steps along a gradient
 
 __all__ = [
     "IVLP",
     "LEARNERS",
-    "STEPPED",
     "MMA",
+    "STEPPED",
     "TCP",
     "VPT",
+    "CLIPAdapter",
     "CoCoOp",
     "CoOp",
     "KernelHead",

@@ -54,7 +54,7 @@ class Student(nn.Module):
     defaults: ClassVar[dict[str, Any]]  # the options, as a literal: kdpl.config.defaults reads it without importing PyTorch
     texts: ClassVar[dict[str, str]] = {}  # what its options do, for the reference, if kdpl/config/keys.py does not say it
     model_name: ClassVar[str] = "prompt_learner"  # the name under which the forks register and save it
-    image_features_are_frozen: ClassVar[bool] = False  # nothing learned affects the image tower
+    image_features_are_frozen: ClassVar[bool] = False  # nothing learned is in the image tower, and no step has to run it
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
     can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
@@ -65,6 +65,7 @@ class Student(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        cls.reads_frozen_image_features |= cls.image_features_are_frozen
         if cls.__name__ in Student.known and Student.known[cls.__name__].__module__.startswith("kdpl.students."):
             return
         if "defaults" in vars(cls):
@@ -193,6 +194,11 @@ class Student(nn.Module):
         f = self.image_features(images) if own else frozen  # (B, d)
         g = encode_names(self, prepared, f) if text_features is None else text_features
         return Output(self.logits(f, g, prepared), f, g)
+
+    @classmethod
+    def has_own_logits(cls) -> bool:
+        """Return whether logits are more than the scaled cosines of image and text features."""
+        return cls.logits is not Student.logits
 
     def logits(self, image_features: Tensor, text_features: Tensor, prepared: Any) -> Tensor:
         """Return logits `(B, C)`; by default the scaled cosines of the features."""

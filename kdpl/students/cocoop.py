@@ -17,7 +17,6 @@ class CoCoOp(Student):
     node = "COCOOP"
     defaults = {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"}
     image_features_are_frozen = True
-    reads_frozen_image_features = True
     text_depends_on_images = True
 
     def build(self, names: Sequence[str]) -> None:

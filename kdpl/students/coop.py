@@ -20,7 +20,6 @@ class CoOp(Student):
     node = "COOP"
     defaults = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"}
     image_features_are_frozen = True
-    reads_frozen_image_features = True
     learns_class_specific = "CSC"
 
     def build(self, names: Sequence[str]) -> None:

@@ -280,7 +280,6 @@ class KernelHead(Student):
     texts = {"NEIGHBOURS": "Photos whose answers each photo's answer agrees with, nearest in the teacher's features; 0: none."}
     closed_form = True
     image_features_are_frozen = True
-    reads_frozen_image_features = True
     learns_class_specific = ALWAYS
     learned_for_each = "scores"
     uses_template = True

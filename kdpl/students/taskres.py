@@ -35,7 +35,6 @@ class TaskRes(Student):
     defaults = {"RESIDUAL_SCALE": 0.5, "PREC": "fp16"}
     texts = {"RESIDUAL_SCALE": "Factor of the learned residuals before they are added to the text features; above 0."}
     image_features_are_frozen = True
-    reads_frozen_image_features = True
     learns_class_specific = ALWAYS
     learned_for_each = "a vector"
     uses_template = True

@@ -45,8 +45,13 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
     if classifier.encoder.compares_texts:
         text = plain.text_features.float().contiguous()
         tensors = {"text_features": text, "logit_scale": plain.student.logit_scale.float().cpu() / plain.temperature}
-    else:
+    elif plain.student.closed_form:
         tensors = plain.student.head_of(plain.classnames)
+    else:
+        raise ValueError(
+            f"{bundle.variant} learns layers over the image features, which no matrix is: export the whole model (kdpl export "
+            "OUT FOLDER), or train a learner such as CoOp or TaskRes."
+        )
     facts = {
         "format": FORMAT,
         "classnames": json.dumps(classifier.classnames, ensure_ascii=False),
