@@ -1,6 +1,7 @@
 """What the tests share: `dassl` made importable, small real CLIPs with random weights, and configurations."""
 
 import os
+import re
 import shutil
 import tempfile
 
@@ -20,12 +21,18 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the values that a suite's sample leaves out (`mostly_slow`), but for a test that the command line names."""
-    if config.option.whole:
-        return
-    left, left_out = [], []
+    """Leave out the values that a suite's sample leaves out (`mostly_slow`), but for a test that the command line names.
+
+    With `-k NAME` of a learner its own tests are left: not those of KgCoOp for CoOp, nor of commands for MMA.
+    """
+    from kdpl.students import Student
+
+    learner, left, left_out = config.option.keyword, [], []
     for item in items:
-        (left_out if item.get_closest_marker("whole") and item.nodeid not in config.args else left).append(item)
+        sampled = item.get_closest_marker("whole") and item.nodeid not in config.args and not config.option.whole
+        words = re.split(r"[^A-Za-z0-9]+|_", item.nodeid)
+        other = learner in Student.known and learner not in words and learner.lower() not in words
+        (left_out if sampled or other else left).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = left
