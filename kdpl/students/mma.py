@@ -40,11 +40,12 @@ class MMA(Student):
 
     def beside(self, tower: Any, adapters: nn.ModuleDict) -> dict[int, Callable[[Tensor, Tensor], Tensor]]:
         """Return by layer what is added to the output of a tower's block."""
-        scale, shared = self.options.ADAPTER_SCALE, self.learned.shared_adapter
+        scale = self.options.ADAPTER_SCALE
 
         def added(layer: int, x: Tensor) -> Tensor:
-            own, y = adapters[f"{layer + 1}"], tower.norm(layer, scale_gradient(x, scale))  # (..., w)
-            return scale_gradient(own["up"](shared[f"{layer + 1}"](own["down"](y))) * scale, 1 / scale)
+            own, middle = (modules[f"{layer + 1}"] for modules in (adapters, self.learned.shared_adapter))
+            y = own.down(tower.norm(layer, scale_gradient(x, scale)))  # (..., ADAPTER_DIM)
+            return scale_gradient(own.up(middle(y)) * scale, 1 / scale)
 
         return {layer: lambda x, out, layer=layer: added(layer, x) for layer in self.layers}
 
