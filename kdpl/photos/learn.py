@@ -27,7 +27,7 @@ from kdpl.bundle.learned import NameEncoder, fitting_options, learned_student
 from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, outline_clip
-from kdpl.clip.model import Clip, similarity_logits
+from kdpl.clip.model import Clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.common.files import atomic_write
 from kdpl.common.signals import Interrupted
@@ -338,7 +338,7 @@ class Learned:
         text = None if encoder.depends_on_images else encoder.features(prepared)
         for part in self._features(paths, frozen).to(clip.device).split(64):
             own = encoder.features(prepared, part) if text is None else text
-            rows.append(similarity_logits(clip.logit_scale, part, own).cpu())
+            rows.append(encoder.logits(prepared, own, part).cpu())
         return torch.cat(rows)
 
     def _features(self, paths: Sequence[str], frozen: Tensor) -> Tensor:
