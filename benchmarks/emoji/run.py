@@ -6,6 +6,7 @@ Writes tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
 
 import argparse
 import csv
+import io
 import re
 import shutil
 import sys
@@ -29,12 +30,6 @@ from kdpl.experiments.sweep.runs import Sweep
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "emoji"
-HEAD = """# Tables of the embedded benchmark
-
-What `python benchmarks/emoji/run.py --publish` measures; [the benchmark](benchmark.md) says what it is and what the tables
-show. A table stays until one with as many seeds and rows takes its place. Zero-shot trainers have one
-result; `ZeroshotCLIP2` is the mean of 80 sentences and the data set's own.
-"""
 CHART = (
     "Accuracy on new photos over the photos of each class, without labels and with them, between the sentence and the teacher"
 )
@@ -88,22 +83,28 @@ def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, s
     if own:
         write_csv(HERE / "photos.csv", own)
     write_blocks(blocks_of(rows, own or committed(HERE / "photos.csv")))
-    page = DOCS / "benchmark_tables.md"
-    sections = sections_of(page.read_text(encoding="utf-8")) if page.is_file() else {}
-    published = []
-    for table in tables:
-        new = render([table], "markdown", intervals=True)
-        if fullness(new) >= fullness(sections.get(table.title, "")):
-            sections[table.title] = new
-            published.append(table)
-    order = sorted(sections, key=lambda title: (title.split(":")[0], LEFT_OUT in title))
-    with atomic_write(page, "w") as file:
-        file.write("\n".join([HEAD, *(sections[title] for title in order)]))
-    averages = "\n".join(average_of(sections[title]) for title in order if title.startswith("Base-to-new"))
+    tables_now = {table.title: list(csv.DictReader(io.StringIO(render([table], "csv", intervals=True)))) for table in tables}
+    published = by_table(committed(HERE / "tables.csv"))
+    shown = [title for title in tables_now if fullness(tables_now[title]) >= fullness(published.get(title, []))]
+    published |= {title: tables_now[title] for title in shown}
+    write_csv(HERE / "tables.csv", [row for title in sorted(published) for row in published[title]])
     shutil.rmtree(output / "charts of pages", ignore_errors=True)
-    draw(published, output / "charts of pages", "svg")
+    draw([table for table in tables if table.title in shown], output / "charts of pages", "svg")
     charts = copy_charts(output / "charts of pages", DOCS / "figures/benchmark")
-    write_blocks({(DOCS / "benchmark.md", "averages"): averages, (DOCS / "benchmark.md", "charts"): pictures(charts)})
+    write_blocks({(DOCS / "benchmark.md", "charts"): pictures(charts)})
+
+
+def by_table(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    """Return the rows of the report's CSV by the titles of their tables."""
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(f"{row['protocol'].capitalize()}: {row['subject']}", []).append(row)
+    return found
+
+
+def fullness(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
+    """Return of a table the number of its seeds and of its cells."""
+    return int(rows[0]["expected_seeds"]) if rows else 0, len(rows)
 
 
 def committed(path: Path) -> list[dict[str, str]]:
@@ -125,32 +126,10 @@ def merged(before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
     return sorted(found.values(), key=lambda row: (claims.index(row["claim"]), row["images"].endswith(LEFT_OUT)))
 
 
-def sections_of(page: str) -> dict[str, str]:
-    """Return the tables of a page by their titles, each as it stands there."""
-    parts = re.split(r"(?m)^(?=### )", page)[1:]
-    return {part.splitlines()[0].removeprefix("### "): part.rstrip() + "\n" for part in parts}
-
-
-def fullness(section: str) -> tuple[int, int]:
-    """Return of a table the number of its seeds and of its rows."""
-    seeds = re.search(r"over seeds ([\d, ]+)", section)
-    return len(seeds[1].strip(" ,").split(",")) if seeds else 0, section.count("\n|")
-
-
-def average_of(section: str) -> str:
-    """Return a table with the rows of the average alone."""
-    lines = section.splitlines(keepends=True)
-    first = next(i for i, line in enumerate(lines) if line.startswith("| average"))
-    last = next(i for i, line in enumerate(lines[first + 1 :], first + 1) if not re.match(r"\|  +\|", line))
-    end = next(i for i, line in enumerate(lines) if i > last and not line.startswith("|"))
-    return "".join([*lines[:last], *lines[end:]])
-
-
 def blocks_of(rows: Sequence[Mapping[str, str]], own: Sequence[photos.Row]) -> dict[tuple[Path, str], str]:
     """Return what the pages show of the claims and of photos, by page and name of the block."""
     blocks = {
         (DOCS / "benchmark.md", "summary"): summary(rows),
-        (DOCS / "benchmark.md", "claims"): markdown(rows),
         (DOCS / "class_agnostic.md", "agnostic"): markdown([row for row in rows if row["claim"] == "d"]),
     }
     if own:
