@@ -14,6 +14,7 @@ from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
+from kdpl.distill.given import GivenTeacher
 from kdpl.distill.labelled import Labelled
 from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
@@ -138,7 +139,7 @@ class DistillTrainer(PromptTrainer):
         keys of the images.
         """
         images = self.parse_batch_train(batch) if "img" in batch else None
-        keys = self.keys(batch["impath"]) if given_file(self.cfg) else None
+        keys = self.keys(batch["impath"]) if isinstance(self.objective.teacher, GivenTeacher) else None
         if not self.train_loader_x.views:
             return images, keys, None
         known, teachers = [features(batch, images) for features in self.view_features], len(self.objective.teacher.members)

@@ -72,6 +72,7 @@ class PromptTrainer(EvaluatedTrainer):
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         distributed.start(cfg.USE_CUDA)
+        self.ranks = distributed.world()
         self.seed = distributed.from_main(cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(SEEDS))
         super().__init__(cfg)
 
@@ -99,9 +100,9 @@ class PromptTrainer(EvaluatedTrainer):
         if self.train_loader_x is not None:
             self.train_loader_x = EpochLoader(self.train_loader_x, self.seed)
             smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
-            if smallest < distributed.world():
+            if smallest < self.ranks:
                 raise ValueError(
-                    f"A batch of {smallest} images cannot be split among {distributed.world()} processes: raise "
+                    f"A batch of {smallest} images cannot be split among {self.ranks} processes: raise "
                     "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
 
@@ -215,7 +216,8 @@ class PromptTrainer(EvaluatedTrainer):
 
     def model_update(self, names: Any = None) -> None:
         """Step the optimizer along the sum of all ranks' gradients; if scaled ones are not finite, no step is taken."""
-        distributed.sum_gradients(self.student.learned.parameters())
+        if self.ranks > 1:
+            distributed.sum_gradients(self.student.learned.parameters())
         # All ranks have the same sums, so they agree. The scaler knows by reading a number from the device; no second is read.
         self._stepped = False
         self.scaler.step(self.optim)
@@ -231,7 +233,7 @@ class PromptTrainer(EvaluatedTrainer):
         Raises:
             RuntimeError: in a job of several ranks, it did not call `model_backward_and_update` or `model_update`.
         """
-        lr, updates, several = self.optim.param_groups[0]["lr"], self._updates, distributed.world() > 1
+        lr, updates, several = self.optim.param_groups[0]["lr"], self._updates, self.ranks > 1
         self.share = batch["counts"][distributed.rank()] / batch["size"] if several else 1.0
         terms = self.forward_backward(batch)
         if several and self._updates == updates:
@@ -285,7 +287,7 @@ class PromptTrainer(EvaluatedTrainer):
         if self.device.type == "cpu":
             return step % print_freq == 0
         # Clocks of ranks differ.
-        late = distributed.world() == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS
+        late = self.ranks == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS
         every = max(self.cfg.TRAIN.PRINT_FREQ, LEAST_STEPS)
         return step % every == 0 or step == self.num_batches or (late and self.progress.has_lines)
 
@@ -379,7 +381,7 @@ class PromptTrainer(EvaluatedTrainer):
         """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
         due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
-        return due if distributed.world() == 1 else steps_are_read and distributed.any_rank(due)
+        return due if self.ranks == 1 else steps_are_read and distributed.any_rank(due)
 
     def save_inside_epoch(self) -> None:
         """Write the state after the last batch, and end the run if a signal asked for it."""
