@@ -233,6 +233,8 @@ def look(request: Request, words: Words, unread: dict[str, str]) -> Pile:
         pile = complete(pile, task.photos, order, towers, task.output, leave_out, bar.update)
     if not len(pile):
         raise ValueError(f"PHOTOS '{task.photos}' has no photo that can be read.")
+    if before is None or (pile.facts, pile.paths) != (before.facts, before.paths):
+        pile.write(task.output)  # what this fit was of, which a refit reads
     return pile
 
 
