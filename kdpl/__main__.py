@@ -23,6 +23,7 @@ COMMANDS = {
     "fit": Command("kdpl.photos.fit", "learn from a folder of photos and a list of names"),
     "refit": Command("kdpl.photos.refit", "other names for the photos of a fit, in seconds"),
     "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class"),
+    "open": Command("kdpl.app.open", "sort photos in the browser, by names that you change while looking"),
     "names": Command("kdpl.photos.names", "propose class names for a folder of photos"),
     "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked"),
     "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself"),

@@ -67,47 +67,55 @@ class Decided:
         Raises:
             ChangeError: it names what is not there.
         """
-        kind, before = change["do"], [(each.id, each.words) for each in self.names]
-        if kind == "add":
-            for text in change["names"]:
-                self.add(text)
-            self.last = "add " + ", ".join(change["names"][:3])
-        elif kind == "rename":
-            each, other = self.of(change["name"]), self.find(change["to"])
-            if other and other is not each:
-                raise ChangeError(f"There is a name '{change['to']}' already: merge the two instead.")
-            self.last, each.name = f"rename {each.name}", change["to"]
-        elif kind == "merge":
-            each, into = self.of(change["name"]), self.of(change["into"])
-            if each is into:
-                raise ChangeError("A name cannot be merged into itself.")
-            into.also += each.words
-            self.names.remove(each)
-            self.labels = {photo: into.id if label == each.id else label for photo, label in self.labels.items()}
-            self.last = f"merge {each.name} into {into.name}"
-        elif kind == "delete":
-            each = self.of(change["name"])
-            self.names.remove(each)
-            self.labels = {photo: label for photo, label in self.labels.items() if label != each.id}
-            self.last = f"delete {each.name}"
-        elif kind == "label":
-            for photos, text in change["each"]:
-                label = None if text is None else self.add(text).id
-                self.labels |= dict.fromkeys(photos, label)
-            count = sum(len(photos) for photos, _ in change["each"])
-            self.last = f"label {count} photo{'s' if count > 1 else ''}"
-        elif kind == "unlabel":
-            for photo in change["photos"]:
-                self.labels.pop(photo, None)
-            self.last = "take labels away"
-        elif kind == "check":
-            self.checks.append((change["photo"], change["right"]))
-            self.checked.add(change["photo"])
-            if change.get("name"):
-                self.labels[change["photo"]] = self.add(change["name"]).id
-            self.last = "check of a photo"
+        before = [(each.id, each.words) for each in self.names]
+        self.last = getattr(self, f"_{change['do']}")(change)
         if before != [(each.id, each.words) for each in self.names]:
             self.checks = []  # they were of another classifier
+
+    def _add(self, change: dict[str, Any]) -> str:
+        for text in change["names"]:
+            self.add(text)
+        return "add " + ", ".join(change["names"][:3])
+
+    def _rename(self, change: dict[str, Any]) -> str:
+        each, other = self.of(change["name"]), self.find(change["to"])
+        if other and other is not each:
+            raise ChangeError(f"There is a name '{change['to']}' already: merge the two instead.")
+        before, each.name = each.name, change["to"]
+        return f"rename {before}"
+
+    def _merge(self, change: dict[str, Any]) -> str:
+        each, into = self.of(change["name"]), self.of(change["into"])
+        if each is into:
+            raise ChangeError("A name cannot be merged into itself.")
+        into.also += each.words
+        self.names.remove(each)
+        self.labels = {photo: into.id if label == each.id else label for photo, label in self.labels.items()}
+        return f"merge {each.name} into {into.name}"
+
+    def _delete(self, change: dict[str, Any]) -> str:
+        each = self.of(change["name"])
+        self.names.remove(each)
+        self.labels = {photo: label for photo, label in self.labels.items() if label != each.id}
+        return f"delete {each.name}"
+
+    def _label(self, change: dict[str, Any]) -> str:
+        for photos, text in change["each"]:
+            self.labels |= dict.fromkeys(photos, None if text is None else self.add(text).id)
+        count = sum(len(photos) for photos, _ in change["each"])
+        return f"label {count} photo{'s' if count > 1 else ''}"
+
+    def _unlabel(self, change: dict[str, Any]) -> str:
+        for photo in change["photos"]:
+            self.labels.pop(photo, None)
+        return "take labels away"
+
+    def _check(self, change: dict[str, Any]) -> str:
+        self.checks.append((change["photo"], change["right"]))
+        self.checked.add(change["photo"])
+        if change.get("name"):
+            self.labels[change["photo"]] = self.add(change["name"]).id
+        return "check of a photo"
 
 
 def replay(changes: Iterable[dict[str, Any]]) -> Decided:
@@ -138,7 +146,7 @@ class Journal:
         """Return all changes; a last line that a killed process has not finished is none."""
         if not self.path.exists():
             return []
-        *lines, rest = self.path.read_bytes().split(b"\n")
+        *lines, _ = self.path.read_bytes().split(b"\n")
         return [json.loads(line) for line in lines if line]
 
     def add(self, change: dict[str, Any]) -> None:

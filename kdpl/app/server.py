@@ -98,7 +98,9 @@ def make_app(session: Session, token: str, port: int) -> Starlette:
         Route("/api/{question:str}", ask),
         Route("/{size:str}/{number:int}", picture),
     ]
-    return Starlette(routes=[Route(f"/{token}{r.path}", r.endpoint, methods=r.methods) for r in routes], middleware=[_guard(port)])
+    return Starlette(
+        routes=[Route(f"/{token}{r.path}", r.endpoint, methods=r.methods) for r in routes], middleware=[_guard(port)]
+    )
 
 
 def _guard(port: int) -> Any:
@@ -128,7 +130,9 @@ def _number(text: str | None) -> int:
 
 
 async def _json(make: Callable[..., Any], *args: Any) -> Response:
-    return Response(await run_in_threadpool(lambda: json.dumps(make(*args), separators=(",", ":"))), media_type="application/json")
+    return Response(
+        await run_in_threadpool(lambda: json.dumps(make(*args), separators=(",", ":"))), media_type="application/json"
+    )
 
 
 def serve(session: Session, port: int, ready: Callable[[str], None]) -> None:

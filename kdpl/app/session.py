@@ -8,7 +8,6 @@ import io
 import os
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,17 @@ from PIL import Image
 from kdpl.app.groups import group, suggest
 from kdpl.app.journal import ChangeError, Decided, Journal, replay
 from kdpl.app.sorting import Sorted, Sorter
+from kdpl.bundle import write_bundle
+from kdpl.bundle.decision import Decision
+from kdpl.classifier.keywords import SidecarError, write_keywords
 from kdpl.common.files import cache_dir
 from kdpl.common.images import to_rgb
+from kdpl.photos.bundles import head_bundle
 from kdpl.photos.evaluate import wilson
+from kdpl.photos.fitting import write_names, write_records
+from kdpl.photos.labels import TRAIN
+from kdpl.photos.learn import Task
+from kdpl.photos.pile import Pile
 
 NONE, UNLABELLED = -1, -2  # in place of the number of a name
 SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -180,21 +187,38 @@ class Session:
             labels = {i: self._label(digest, place) for i, digest in enumerate(self.sorter.pile.contents)}
             known = {i: label for i, label in labels.items() if label != UNLABELLED}
             self._sorted = self.sorter.sort([each.words for each in decided.names], known)
-            self.sorter.write(self.out)
+            self._write()
             self.version += 1
 
-    def progressed(self, doing: str, total: int, sort: bool) -> None:
-        """Take note of where the pass over the photos is."""
+    def _write(self) -> None:
+        """Write what `kdpl predict` reads, once there are two names."""
+        shown, pile, words = self._sorted, self.sorter.pile, self.sorter.words
+        if shown.solved is None:
+            return
+        task = self._task()
+        decision = Decision(temperature=1.0, classnames=shown.names)
+        write_bundle(self.out, head_bundle(task, words, shown.names, shown.solved, shown.factor, len(pile), decision))
+        write_names(task)
+
+    def _task(self) -> Task:
+        words = self.sorter.words
+        return Task(self.folder, self._sorted.names, self.out, words.student_name, words.teacher_name, words.template, 1)
+
+    def grow(self, pile: Pile, doing: str, total: int) -> None:
+        """Take the photos that are ready, and sort them."""
         with self._lock:
+            self.sorter.grow(pile)
             self.doing, self.total = doing, total
-            if sort:
-                self.refresh()
-            self.version += 1
+            self.refresh()
+            write_records(self._task(), pile, {TRAIN: range(len(pile))}, {})  # `kdpl eval` leaves these out
+
+    def progressed(self, doing: str) -> None:
+        """Take note of where the pass over the photos is."""
+        self.doing = doing
+        self.version += 1
 
     def write_keywords(self) -> str:
         """Write each photo's name into its sidecar; return how many were written, in words."""
-        from kdpl.classifier.keywords import SidecarError, write_keywords
-
         state, failed, written = self.state(), [], 0
         for path, best, label in zip(self.sorter.pile.paths, state["best"], state["label"], strict=False):
             where = best if label == UNLABELLED else label
@@ -260,6 +284,3 @@ def _text(name: Any) -> str:
     if not 0 < len(text) <= 200 or not text.isprintable():
         raise ChangeError("A name is one line of 1 to 200 characters.")
     return text
-
-
-Progress = Callable[[str, int, bool], None]

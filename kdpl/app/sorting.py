@@ -4,7 +4,7 @@ What does not depend on the names is computed once for a pile: neighbours, and t
 which a fit is one small system. Ten thousand photos and a hundred names take about a second.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,16 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.photos.answers import WITHOUT_PHOTO, Words
+from kdpl.photos.answers import SENTENCE_SHARES, WITHOUT_PHOTO, Words
+from kdpl.photos.learn import vocabulary_for
 from kdpl.photos.pile import Pile
 from kdpl.photos.verdict import misfit
-from kdpl.students.kernel_head import Solved, agree, choose_gamma, choose_ridge, fit_factor, kernel, photo_weights, spread_rows
+from kdpl.students.kernel_head import (
+    Solved,
+    agree,
+    choose_gamma,
+    fit_factor,
+    kernel,
+    left_out,
+    neighbours,
+    photo_weights,
+    spread_rows,
+)
+from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.vocabulary import load_vocabulary
 
 LANDMARKS = 1_000
 JITTER = 1e-5  # of the landmarks' kernel: with less, coefficients are so large that their rounding shows
-LEFT_OUT = 500  # photos on which each fit is measured as if they had been left out
-SENTENCE_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1)  # of the sentence's logits, added to the scores
 
 
 @dataclass(frozen=True)
@@ -53,31 +63,22 @@ class Basis:
         parts = [kernel(self.centres, rows, self.gamma) for rows in self.student.split(2000)]
         solved = [torch.linalg.solve_triangular(self.factor, part, upper=False).float() for part in parts]
         self.coordinates = torch.cat(solved, dim=1).T.contiguous()  # (N, M), whose products are the kernel's
-        self.left_out = spread_rows(len(pile), LEFT_OUT)
         self.ridge: float | None = None
         self.background = F.normalize(pile.teacher_background.float(), dim=-1)
 
     @cached_property
     def near(self) -> tuple[Tensor, Tensor]:
-        from kdpl.students.kernel_head import neighbours
-
         return neighbours(self.teacher)
 
-    def solve(self, answers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return coefficients `(M, C)`, mean `(C)`, scores `(N, C)`, and scores `(S, C)` of photos as if each was left out."""
-        n, mean, weights = len(answers), answers.mean(0), photo_weights(answers.double()).float()
-        self.ridge = choose_ridge(self.student, answers, self.gamma) if self.ridge is None else self.ridge
-        x, y = self.coordinates, answers - mean
-        system = (x * weights[:, None]).T @ x  # (M, M)
-        system.diagonal().add_(self.ridge * n)
-        factor = torch.linalg.cholesky(system.double())
-        b = torch.cholesky_solve(((x * weights[:, None]).T @ y).double(), factor)  # (M, C)
-        scores = x @ b.float()
-        i = self.left_out
-        lever = torch.linalg.solve_triangular(factor, x[i].double().T, upper=False).square().sum(0) * weights[i]  # (S)
-        alone = (scores[i] - lever[:, None].float() * y[i]) / (1 - lever[:, None].float()).clamp_min(1e-3)
+    def solve(self, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return coefficients `(M, C)`, mean `(C)` and scores `(N, C)` of the kernel ridge regression to answers `(N, C)`."""
+        mean, weights = answers.mean(0), photo_weights(answers.double()).float()
+        weighted = self.coordinates * weights[:, None]
+        system = weighted.T @ self.coordinates  # (M, M)
+        system.diagonal().add_(self.ridge * len(answers))
+        b = torch.cholesky_solve((weighted.T @ (answers - mean)).double(), torch.linalg.cholesky(system.double()))  # (M, C)
         a = torch.linalg.solve_triangular(self.factor.T, b, upper=True)
-        return a.float(), mean, scores + mean, alone + mean
+        return a.float(), mean, self.coordinates @ b.float() + mean
 
 
 class Sorter:
@@ -86,11 +87,10 @@ class Sorter:
     Args:
         words: the text towers.
         pile: of different photos; it may grow.
-        vocabulary: of the names that are suggested for groups.
     """
 
-    def __init__(self, words: Words, pile: Pile, vocabulary: str):
-        self.words, self.pile, self._vocabulary = words, pile, vocabulary
+    def __init__(self, words: Words, pile: Pile):
+        self.words, self.pile = words, pile
         self._basis: Basis | None = None
 
     def grow(self, pile: Pile) -> None:
@@ -114,7 +114,9 @@ class Sorter:
         if not n or not names:
             return Sorted([-1] * n, [0.0] * n, [0.0] * n)
         if len(names) == 1:
-            return Sorted([0] * n, [1.0] * n, [1.0] * n, verdict=["One name alone: every photo is it. Add another."], names=first)
+            return Sorted(
+                [0] * n, [1.0] * n, [1.0] * n, verdict=["One name alone: every photo is it. Add another."], names=first
+            )
         basis, flat = self.basis, [word for words in names for word in words]
         place = torch.tensor([i for i, words in enumerate(names) for _ in words])
         texts = self.words.of_teacher(flat)
@@ -123,14 +125,16 @@ class Sorter:
         log_p, fixed = theirs.clamp_min(1e-30).log(), torch.zeros(n, dtype=torch.bool)
         for photo, label in labels.items():
             fixed[photo] = True
-            log_p[photo] = torch.full((len(names),), -float("inf")) if label >= 0 else -torch.log(torch.tensor(float(len(names))))
+            log_p[photo] = (
+                torch.full((len(names),), -float("inf")) if label >= 0 else -torch.log(torch.tensor(float(len(names))))
+            )
             if label >= 0:
                 log_p[photo, label] = 0.0
         answers = agree(basis.teacher, log_p, fixed=fixed, near=basis.near)
-        a, mean, scores, alone = basis.solve(answers)
+        basis.ridge, left, alone = left_out(basis.student, answers, basis.gamma, basis.ridge)  # chosen once
+        a, mean, scores = basis.solve(answers)
         sentence = basis.scales[0] * self.words.of_student(first, self.words.template)  # (C, d)
         without = [name for name, mass in zip(first, answers.sum(0).tolist(), strict=True) if mass < WITHOUT_PHOTO]
-        left = basis.left_out
         sure, logits = theirs[left], basis.student[left] @ sentence.T
         agreeing = [int(((alone + s * logits).argmax(1) == sure.argmax(1)).sum()) for s in SENTENCE_SHARES]
         best = max(range(1 if without else 0, len(SENTENCE_SHARES)), key=lambda i: (agreeing[i], -i))
@@ -141,13 +145,17 @@ class Sorter:
             scores = scores + basis.student @ linear.T
         top = (factor * scores).softmax(1).topk(2, dim=1)
         reason = misfit(theirs, self._inside(texts), len(names))
-        said = f"Named as by the teacher: {agreeing[best] / len(left):.0%} of photos that were left out of the fit. The teacher errs, too."
+        agreed = f"Named as by the teacher: {agreeing[best] / len(left):.0%} of photos that were left out of the fit"
         return Sorted(
             top.indices[:, 0].tolist(),
             [round(p, 4) for p in top.values[:, 0].tolist()],
             [round(p, 4) for p in (top.values[:, 0] - top.values[:, 1]).tolist()],
             dict.fromkeys(without, "no photo to learn from"),
-            [f"These names do not fit these photos: {reason}." if reason else said],
+            [
+                f"These names do not fit these photos: {reason}."
+                if reason
+                else f"Named as by the teacher, which errs, too: {agreed}."
+            ],
             not reason,
             Solved(basis.centres, a, mean, basis.gamma, basis.ridge, linear),
             factor,
@@ -165,10 +173,5 @@ class Sorter:
 
     def vocabulary(self) -> tuple[list[str], Tensor]:
         """Return the vocabulary's names and their unit features by the teacher; the first call encodes them."""
-        from kdpl.text.feature_cache import cached_text_features
-
-        names = load_vocabulary(self._vocabulary)
+        names = load_vocabulary(vocabulary_for(self.words.student_name))
         return names, cached_text_features(self.words.teacher, names, [self.words.template]).float().cpu()
-
-
-Write = Callable[[Sorted], None]

@@ -204,11 +204,7 @@ def look(request: Request, words: Words, unread: dict[str, str]) -> Pile:
         student,
         Teacher(teacher, task.names, task.template, student.mean, student.std, text_features=words.of_teacher(task.names)),
     )
-    facts = {
-        "folder": str(task.photos), "student": task.student, "teacher": task.teacher, "template": task.template,
-        "student_sha256": student.weights_digest, "teacher_sha256": teacher.weights_digest,
-        "student_scale": float(student.logit_scale), "teacher_scale": float(teacher.logit_scale), "seed": task.seed,
-    }  # fmt: skip
+    facts = facts_of(words, task.photos, task.seed)
     before = request.pile
     if before is not None and any(before.facts[name] != facts[name] for name in ("student_sha256", "teacher_sha256")):
         raise ConfigError(f"'{task.output}' has features of other weights with the same names: choose another folder (-o).")
@@ -218,7 +214,7 @@ def look(request: Request, words: Words, unread: dict[str, str]) -> Pile:
         if before is not None and before.facts["mirror"] == facts["mirror"]:
             pile = dataclasses.replace(before.unchanged(task.photos), facts=facts)
         else:
-            pile = _empty(facts, words, vocabulary_for(task.student))
+            pile = empty_pile(facts, words)
     order = request.order[: limits["photos"]]
     known = len(pile.of(order))
     if known:
@@ -238,9 +234,19 @@ def look(request: Request, words: Words, unread: dict[str, str]) -> Pile:
     return pile
 
 
-def _empty(facts: dict[str, Any], words: Words, vocabulary: str) -> Pile:
-    """Return a pile without photos, with names that are spread over a vocabulary."""
-    names = load_vocabulary(vocabulary)
+def facts_of(words: Words, photos: Path, seed: int) -> dict[str, Any]:
+    """Return what the features of a pile depend on, but for which photos are looked at and how."""
+    student, teacher = words.student, words.teacher
+    return {
+        "folder": str(photos), "student": words.student_name, "teacher": words.teacher_name, "template": words.template,
+        "student_sha256": student.weights_digest, "teacher_sha256": teacher.weights_digest,
+        "student_scale": float(student.logit_scale), "teacher_scale": float(teacher.logit_scale), "seed": seed,
+    }  # fmt: skip
+
+
+def empty_pile(facts: dict[str, Any], words: Words) -> Pile:
+    """Return a pile without photos, with names that are spread over the vocabulary of the student."""
+    names = load_vocabulary(vocabulary_for(words.student_name))
     step = max(1.0, len(names) / BACKGROUND)
     background = [names[int(i * step)] for i in range(min(BACKGROUND, len(names)))]
     plain = Words(words.student_name, words.teacher_name, DEFAULT)
@@ -372,7 +378,7 @@ def finish(
     temperature = reject.fit_temperature(logits, fitted.teacher[held])
     decision = dataclasses.replace(decision, sentences=used.sentences, temperature=temperature, classnames=list(names))
     if trained is None:
-        bundle = head_bundle(task, words, fitted, decision)
+        bundle = head_bundle(task, words, names, fitted.solved, fitted.factor, len(pile), decision)
     else:
         bundle = dataclasses.replace(trained.bundle, decision=decision)
     content = {"photos": len(fitted.parts[REPORTED]), "rows": comparison.table(), "verdict": comparison.verdict}

@@ -77,12 +77,23 @@ class Pile:
         pairs = [(path, first.setdefault(content, path)) for path, content in zip(self.paths, self.contents, strict=True)]
         return {path: original for path, original in pairs if path != original}
 
+    def distinct(self) -> "Pile":
+        """Return the photos of different content, each once."""
+        copies = self.copies()
+        return self.rows([i for i, path in enumerate(self.paths) if path not in copies]) if copies else self
+
     def write(self, folder: Path) -> None:
         """Write the file; what was there before stays whole until it is done."""
         lists = ("facts", "paths", "contents", "stamps", "background")
         text = json.dumps({name: getattr(self, name) for name in lists})
         with atomic_write(folder / FILE) as file:
             file.write(save({name: getattr(self, name).contiguous() for name in TENSORS}, {KEY: text}))
+
+
+def nothing() -> Pile:
+    """Return the pile of which no model has been asked yet."""
+    none = torch.empty(0, 0, dtype=torch.half)
+    return Pile({}, [], [], [], [], none, none, none, none)
 
 
 def read_pile(folder: Path) -> Pile | None:
