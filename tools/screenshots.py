@@ -13,7 +13,9 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,9 @@ from kdpl.__main__ import main as kdpl
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "kdpl/classifier/gallery/page.html"
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "kdpl/classifier/gallery/page.html"
+APP = [ROOT / "kdpl/app/page" / name for name in ("index.html", "style.css", "parts.js", "app.js")]
 LARGEST = 60_000  # bytes of a picture
 COLOURS = 96
 SIZE = {"width": 1000, "height": 560}
@@ -46,6 +50,30 @@ def gallery() -> Path:
     return Path("predictions.html")
 
 
+@contextlib.contextmanager
+def opened() -> Iterator[str]:
+    """Serve the photos of the demo by `kdpl open` and give the address, once all are sorted."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "kdpl",
+        "open",
+        "OUT/photos",
+        "OUT/names.txt",
+        "-o",
+        "OPENED",
+        "--no-browser",
+        "--quiet",
+    ]
+    flags = ["--student", "emoji_student", "--teacher", "emoji_teacher"]
+    with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
 def report(runs: str) -> str:
     """Return what `kdpl report` prints about the runs below a folder."""
     printed = io.StringIO()
@@ -65,20 +93,22 @@ def digests(folder: Path) -> dict[str, str]:
     """Return a digest of each page that is photographed; the gallery's is of the file that it is made from."""
     pages = {
         "gallery": TEMPLATE.read_text(encoding="utf-8"),
+        "open": "".join(file.read_text(encoding="utf-8") for file in APP),
         "report": report_page((folder / "report.txt").read_text(encoding="utf-8")),
     }
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in pages.items()}
 
 
-def take(browser: "Browser", page: Path, path: Path, theme: str, fit: str = "") -> None:
+def take(browser: "Browser", address: str, path: Path, theme: str, fit: str = "", wait: str = "body") -> None:
     """Write a screenshot of a page, or of the element `fit` in it.
 
     Raises:
         ValueError: the picture is larger than LARGEST.
     """
     tab = browser.new_page(viewport=SIZE, color_scheme=theme)
-    tab.goto(page.resolve().as_uri())
-    tab.wait_for_timeout(500)  # thumbnails are decoded
+    tab.goto(address)
+    tab.locator(wait).first.wait_for(state="attached", timeout=300_000)
+    tab.wait_for_timeout(1500)  # thumbnails are decoded
     data = tab.locator(fit).screenshot() if fit else tab.screenshot()
     tab.close()
     small = io.BytesIO()
@@ -103,12 +133,16 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)  # the paths in the gallery are short
     Path("report.html").write_text(report_page(text.read_text(encoding="utf-8")), encoding="utf-8")
-    pages = {"gallery": (gallery(), ""), "report": (Path("report.html"), "pre")}
-    with sync_playwright() as playwright:
+    pages = {
+        name: (page.resolve().as_uri(), fit)
+        for name, page, fit in (("gallery", gallery(), ""), ("report", Path("report.html"), "pre"))
+    }
+    with sync_playwright() as playwright, opened() as address:
         browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        for name, (page, fit) in pages.items():
-            for theme in THEMES:
+        for theme in THEMES:
+            for name, (page, fit) in pages.items():
                 take(browser, page, folder / f"{name}-{theme}.png", theme, fit)
+            take(browser, address, folder / f"open-{theme}.png", theme, wait="#progress[hidden]")
         browser.close()
     (folder / "screenshots.json").write_text(json.dumps(digests(folder), indent=1) + "\n")
     return 0

@@ -209,7 +209,7 @@ def test_names_are_changed_and_photos_dragged_in_chromium(demo, tmp_path, browse
         assert set(replay(Journal(out).read()).labels.values()) == {0}
 
         page.click("#check")
-        page.locator("#right").wait_for()
+        page.locator("#question b").wait_for()
         page.keyboard.press("y")
         page.locator("#accuracy", has_text="1 of 1 random photos").wait_for()
         page.click("#enough")
