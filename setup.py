@@ -7,7 +7,8 @@ from setuptools import find_namespace_packages, setup
 
 FOLDERS = {"kdpl": "kdpl", "trainers": "kdpl.trainers", "datasets": "kdpl.datasets", "configs": "kdpl.configs"}
 
-DATA = [f"*.{kind}" for kind in ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "yaml")] + ["LICENSE*"]
+KINDS = ("md", "txt", "csv", "json", "npz", "safetensors", "html", "css", "js", "svg", "yaml")
+DATA = [f"*.{kind}" for kind in KINDS] + ["LICENSE*"]
 
 
 def packages(folder: str, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from support import ROOT
 
 LAYERS = (
     "common", "config", "clip", "text", "students", "distill", "training", "bundle", "classifier", "experiments", "datasets",
-    "trainers", "photos",
+    "trainers", "photos", "app",
 )  # fmt: skip
 FILES = [p for folder in ("kdpl", "trainers", "datasets") for p in sorted((ROOT / folder).rglob("*.py"))]
 ENGINE = [p for p in FILES if "fallback" in p.parts]

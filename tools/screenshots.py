@@ -142,7 +142,7 @@ def main() -> int:
         for theme in THEMES:
             for name, (page, fit) in pages.items():
                 take(browser, page, folder / f"{name}-{theme}.png", theme, fit)
-            take(browser, address, folder / f"open-{theme}.png", theme, wait="#progress[hidden]")
+            take(browser, address, folder / f"open-{theme}.png", theme, wait="#progress[hidden] ~ #verdict:not(:empty)")
         browser.close()
     (folder / "screenshots.json").write_text(json.dumps(digests(folder), indent=1) + "\n")
     return 0

@@ -151,11 +151,7 @@ class Sorter:
             [round(p, 4) for p in top.values[:, 0].tolist()],
             [round(p, 4) for p in (top.values[:, 0] - top.values[:, 1]).tolist()],
             dict.fromkeys(without, "no photo to learn from"),
-            [
-                f"These names do not fit these photos: {reason}."
-                if reason
-                else f"Named as by the teacher, which errs, too: {agreed}."
-            ],
+            [f"These names do not fit these photos: {reason}." if reason else f"{agreed}. The teacher errs, too."],
             not reason,
             Solved(basis.centres, a, mean, basis.gamma, basis.ridge, linear),
             factor,

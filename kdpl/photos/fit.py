@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         show_accuracy(args.output, demo / "labels.csv", args.template)
     print("", f"Done in {(time.perf_counter() - start) / 60:.1f} min. Next:", "", sep="\n")
     print(f"  kdpl predict {args.output} {new} --csv predictions.csv --html predictions.html")
+    print(f"  kdpl open {args.output}                   sort them in the browser, and change names while looking")
     print(f"  kdpl refit {args.output} names.txt      other names for the same photos, in seconds")
     return exits.SOME_UNREAD if unread else 0
 
