@@ -181,8 +181,9 @@ class _Renewal:
             new = list(self._regrouped(groups).values())
         return type(value)(new) if type(value) in (list, tuple) and new is not value else new
 
-    def _shuffled(self, items: Sequence[Datum]) -> list[Datum]:
-        return random.Random(self.seed).sample(list(items), len(items))
+    def _shuffled(self, items: Sequence) -> list:
+        by_path = sorted(items, key=_path)  # the order that they come in may tell the truth
+        return random.Random(self.seed).sample(by_path, len(by_path))
 
     def _numbers(self, value: Any) -> Any:
         """Return labels of a split in a list, array or tensor as the teacher's, in the new order of the images."""
@@ -203,9 +204,9 @@ class _Renewal:
 
     def _regrouped(self, groups: Mapping) -> dict[int, list]:
         """Return images by the teacher's class; a class in which it finds none has them all."""
-        images = [x for some in groups.values() for x in some]
+        images = self._shuffled([x for some in groups.values() for x in some])
         found = self.classes([_path(x) for x in images])
-        new = {label: [x for x, c in zip(images, found, strict=True) if c == label] for label in groups}
+        new = {label: [x for x, c in zip(images, found, strict=True) if c == label] for label in sorted(groups)}
         return {label: some or images for label, some in new.items()}
 
 

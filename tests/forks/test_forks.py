@@ -135,7 +135,9 @@ def keeping():
             self.everything = [*train, *test]
             self.labels = [d.label for d in train]
             self.array = np.array(self.labels)
-            self.by_class = {c: [d.impath for d in train if d.label == c] for c in names}
+            self.by_class = {}
+            for d in train:
+                self.by_class.setdefault(d.label, []).append(d.impath)
             type(self).targets = torch.tensor(self.labels)
             self.file = os.path.join(cfg.OUTPUT_DIR, "items.pkl")
             with open(self.file, "wb") as file:
@@ -173,7 +175,9 @@ PLACES = {
     "numbers": lambda t: torch.tensor(t.dm.dataset.labels),
     "an array": lambda t: torch.tensor(t.dm.dataset.array),
     "a tensor of the class": lambda t: type(t.dm.dataset).targets,
-    "paths by class": lambda t: torch.tensor([sum(map(hash, paths)) % 997 for paths in t.dm.dataset.by_class.values()]),
+    "paths by class": lambda t: torch.tensor(
+        [c * hash(p) % 997 * n for c, paths in t.dm.dataset.by_class.items() for n, p in enumerate(paths)]
+    ),
     "a pickle": lambda t: _labels_of(_again(t)),
     "another manager": lambda t: torch.cat([b["label"] for b in _manager(t).train_loader_x]),
     "another data set": lambda t: _labels_of(type(t.dm.dataset)(t.cfg).train_x),
