@@ -84,7 +84,8 @@ def kind_of(learner: type[Student]) -> str:
     return KINDS[("TEXT", "VISION") if {"PROMPT_DEPTH", "ADAPTER_DEPTH"} & {*learner.defaults} else tuple(sorted(towers))]
 
 
-LEARNERS = {learner.__name__: kind_of(learner) for learner in students.STEPPED}
+PROMPTED = [learner for learner in students.STEPPED if not learner.has_own_logits()]  # the others are over frozen features
+LEARNERS = {learner.__name__: kind_of(learner) for learner in PROMPTED}
 
 
 @dataclass
