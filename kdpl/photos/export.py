@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_files([args.head], [args.classnames, args.learner])
         if args.folder:
             check_folder(args.folder, EXPORT, args.check)
+            from kdpl.classifier.serve.onnx_file import require_onnx
+
+            require_onnx()
         runtime = {}
         if args.folder and not args.no_page:
             from kdpl.classifier.serve.folder import read_runtime
