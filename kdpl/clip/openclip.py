@@ -154,7 +154,10 @@ def _create(recipe: Recipe, precision: str) -> nn.Module:
     logging.disable(logging.WARNING)  # that the model has no weights yet
     try:
         with _empty_parameters():
-            return create()
+            model = create()
+        if any(value.is_meta for name, value in model.named_buffers()):  # computed on the device of a parameter
+            raise RuntimeError("a buffer has no values")
+        return model
     except RuntimeError:  # some image towers run their stem once to learn its size, which needs values
         return create()
     finally:

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 from support import ROOT
 
-NAMES = ["ViT-B-32-quickgelu", "RN50", "EVA02-B-16", "ViTamin-L2-384"]
+NAMES = ["ViT-B-32-quickgelu", "RN50", "EVA02-B-16", "ViTamin-L2-384", "swin_base_patch4_window7_224"]
 NAMES += ["ViT-B-16-SigLIP", "roberta-ViT-B-32"]  # the tokenizer or the whole text tower is transformers'
 
 
