@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import image_file
 
+from kdpl.common import image_files
 from kdpl.common.image_files import list_images, media_line, natural_key
 from kdpl.common.images import LONGEST, ORIENTATION, BadImageError, as_image, cut_extreme, open_image, to_rgb
-from kdpl.common.images import files as image_files
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
