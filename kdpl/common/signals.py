@@ -86,12 +86,18 @@ def _ignores_hangup() -> bool:
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
 
 
+def end_if_stopped() -> None:
+    """Raise `Interrupted` if a signal has come; a library may have made another error of the first one."""
+    if _State.came is not None and _State.saving is None:
+        raise Interrupted(f"Stopped by {_State.came[0]}: the same command resumes or starts again")
+
+
 def _take(number: int, frame: FrameType | None) -> None:
     name, now = signal.Signals(number).name, time.monotonic()
     if _State.came is None:
         _State.came = name, now
         if _State.saving is None:
-            raise Interrupted(f"Stopped by {name}: the same command resumes or starts again")
+            end_if_stopped()
         _State.saving.signal = name
     elif now - _State.came[1] > REPEATED_S:
         signal.signal(number, signal.SIG_DFL)

@@ -315,7 +315,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], there: str) -> 
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(value) or "(empty)"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

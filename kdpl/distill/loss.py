@@ -106,6 +106,7 @@ def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperatu
     if kind == "argmax":
         return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
     check_loss(kind, temperature)
+    assert callable(kind)
     loss = kind(student_logits, teacher_logits)
     if not isinstance(loss, Tensor) or loss.shape not in ((), student_logits.shape[:1]):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

@@ -107,7 +107,7 @@ class Student(nn.Module):
     def _check_depths(self) -> None:
         """Refuse more layers with prompts than the CLIP has, as `check` does by its name."""
         for key in (key for key in self.options if key.startswith("PROMPT_DEPTH")):
-            towers = [] if key.endswith("TEXT") else [self.clip.vision]
+            towers: list[Any] = [] if key.endswith("TEXT") else [self.clip.vision]
             towers += [] if key.endswith("VISION") else [self.clip.text]
             layers = min(getattr(tower, "depth", self.options[key]) for tower in towers)
             if not 1 <= self.options[key] <= layers:
@@ -119,7 +119,7 @@ class Student(nn.Module):
     @property
     def longest_name(self) -> int:
         """How many tokens a class name may have, so that every prompt and sentence about it fits."""
-        own = self.context.length_without_name if hasattr(self, "context") else 0
+        own = int(self.context.length_without_name) if hasattr(self, "context") else 0
         return self.clip.tokenizer.context_length - self.clip.tokenizer.stripped - max(RESERVE, own)
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from support import ROOT, processes, release
 
 from kdpl.common import lock
-from kdpl.trainers import records
+from kdpl.trainers.run import move_aside
 
 
 @pytest.mark.slow
@@ -77,10 +77,10 @@ def test_a_folder_is_not_moved_aside_while_a_run_below_it_is_at_work(tmp_path):
             with pytest.raises(
                 lock.OccupiedError, match=rf"{child}' is in use by process {process.pid} .*cannot be moved aside"
             ):
-                records.move_aside(out)
+                move_aside(out)
             assert (out / "results.json").exists() and (child / "results.json").exists()
             process.communicate("\n")
-    records.move_aside(out)
+    move_aside(out)
     assert {p.name for p in out.iterdir()} == {"before-1", "before-2"}
     assert (out / "before-2" / "a" / "child" / "results.json").exists()
 

@@ -33,6 +33,6 @@ def test_the_sample_is_collected_unless_the_whole_is_asked_for_or_a_test_is_name
         marker = None if name == "a" else pytest.mark.whole
         items.append(SimpleNamespace(nodeid=name, get_closest_marker=lambda _, marker=marker: marker))
     hook = SimpleNamespace(pytest_deselected=deselected)
-    config = SimpleNamespace(option=SimpleNamespace(whole=whole), args=["tests", *named], hook=hook)
+    config = SimpleNamespace(option=SimpleNamespace(whole=whole, keyword=""), args=["tests", *named], hook=hook)
     pytest_collection_modifyitems(config, items)
     assert "".join(item.nodeid for item in items) == left and len(items) + len(gone) == 3

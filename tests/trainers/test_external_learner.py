@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from support import ROOT, emoji_args, image_file, processes, run_train
 
-from kdpl import cache, estimate, interpret, train
+from kdpl import cache, interpret, train
 from kdpl.common import exits
 
 GUIDE = (ROOT / "docs/new_student.md").read_text(encoding="utf-8")
@@ -105,17 +105,14 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
 
 
 @pytest.mark.slow
-def test_interpret_cache_and_estimate_take_it(folder, trained, capsys):
+def test_interpret_and_cache_take_it(folder, trained, capsys):
     learner = ("--learner", folder / "my_learner.py")
     views = ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.CACHE_DIR", folder / "views")
-    settings = ("--config-file", f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml")
     for command, *args in (
         (interpret, *learner, trained),
         (cache, *learner, *emoji_args(TRAINER, ""), *TINY, *views),
-        (estimate, *learner, "--trainer", TRAINER, "--gpu", "t4", "--classes", 3, *settings),
     ):
         assert command.main(list(map(str, args))) == 0, capsys.readouterr().err
-    assert f"ESTIMATE for {TRAINER}" in capsys.readouterr().out
 
 
 BROKEN = {
@@ -153,11 +150,10 @@ def test_a_missing_file_is_refused_with_the_closest(tmp_path, capsys):
     (tmp_path / "no.yaml").write_text("")
     for main, args in (
         (train.main, ["--trainer", "KDPL_CoOp"]),
-        (estimate.main, []),
         (interpret.main, [str(tmp_path)]),
     ):
         assert main([*args, "--learner", str(tmp_path / "naer.py")]) == exits.BAD_INPUT
-        (line,) = capsys.readouterr().err.strip().splitlines()
+        *_, line = capsys.readouterr().err.strip().splitlines()
         assert "naer.py' does not exist: expected a Python file. Did you mean 'near.py'?" in line
     assert train.main(["--trainer", "KDPL_CoOp", "--learner", str(tmp_path)]) == exits.BAD_INPUT
     assert "is a folder" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from support import ROOT, config
 
 import kdpl
-from kdpl.bundle import KEY, read_bundle
+from kdpl.bundle import read_bundle
 from kdpl.config.keys import ConfigError
 
 MOBILE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "interpolation": "bilinear", "resize_mode": "shortest"}
@@ -152,17 +152,6 @@ def test_a_squashed_students_evaluation_and_bundle_see_the_whole_image(models, p
     classifier = kdpl.load(tmp_path, "cpu")
     theirs = trainer.model_inference(normalised(trainer))
     torch.testing.assert_close(classifier.logits(image)[0], theirs[0].cpu(), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_bundle_that_an_older_version_would_misread_has_a_newer_format(models, photos, silent, tmp_path):
-    from safetensors import safe_open
-
-    for name, number in (("mobile", 1), ("squashed", 2)):
-        trainer, _ = build("KDPL_CoOp", tmp_path / name, photos, models[name], silent, "TEST.NO_TEST", True)
-        trainer.train()
-        with safe_open(tmp_path / name / "prompts.safetensors", "pt") as file:
-            assert json.loads(file.metadata()[KEY])["format"] == number
 
 
 def test_the_zero_shot_teacher_prepares_images_its_own_way(models, photos, tmp_path, capsys):
