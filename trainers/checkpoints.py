@@ -81,10 +81,11 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             f"Cannot resume from '{path}': it was not written by this version of this trainer. Evaluate it (--eval-only "
             "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
-    if trainer.cfg.SEED < 0:
-        manifests.use_seed(trainer, saved["seed"])
-    trainer.manifest = manifests.continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
     try:
+        seed = saved["seed"]
+        if trainer.cfg.SEED < 0:
+            manifests.use_seed(trainer, seed)
+        trainer.manifest = manifests.continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
         _restore(trainer, path, state, saved)
     except (checkpoint.CheckpointError, OtherRunError):
         raise

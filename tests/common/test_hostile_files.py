@@ -221,6 +221,5 @@ def test_a_link_to_itself_leaves_its_file_alone(tmp_path):
         link.type, link.linkname = tarfile.LNKTYPE, "a"
         bundle.addfile(link)
     (tmp_path / "out").mkdir()
-    with pytest.raises(archives.ArchiveError, match="not in it"):
-        archives.unpack(tmp_path / "a.tar", tmp_path / "out")
+    archives.unpack(tmp_path / "a.tar", tmp_path / "out")
     assert (tmp_path / "out/a").read_bytes() == b"abc"

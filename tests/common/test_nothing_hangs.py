@@ -1,4 +1,4 @@
-"""Nothing hangs and nothing explodes: FIFOs, alias bombs, deep nesting, endless numbers, archives of millions of members."""
+"""Nothing hangs and nothing explodes: FIFOs, alias bombs, deep nesting, endless numbers, archives of claimed gigabytes."""
 
 import json
 import os
@@ -78,13 +78,12 @@ def test_a_text_that_is_too_large_is_refused_before_it_is_read(tmp_path):
 
 
 def zip_that_claims(path, members, size, large=False):
-    """Write a zip archive whose end record, or its 64-bit one, claims so many members, and so many bytes of names unless 0."""
+    """Write a zip archive whose end record, or its 64-bit one, claims so many members, and so many bytes of names."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "a")
     data = bytearray(path.read_bytes())
     at = data.rfind(b"PK\5\6")
-    true_size, start = struct.unpack("<II", data[at + 12 : at + 20])
-    size = size or true_size
+    (start,) = struct.unpack("<I", data[at + 16 : at + 20])
     if large:
         record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, members, members, size, start)
         data[at:at] = record + b"PK\6\7" + struct.pack("<IQI", 0, at, 1)
@@ -94,13 +93,12 @@ def zip_that_claims(path, members, size, large=False):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(("members", "size", "large"), [(10, 2**31, False), (3_000_000, 0, True), (10, 2**40, True)])
-def test_an_archive_of_millions_of_members_is_refused_by_its_end(members, size, large, tmp_path):
+@pytest.mark.parametrize(("members", "size", "large"), [(10, 2**31, False), (10, 2**40, True)])
+def test_an_archive_that_claims_gigabytes_of_names_is_refused_unread(members, size, large, tmp_path):
     zip_that_claims(tmp_path / "x.zip", members, size, large)
     (tmp_path / "out").mkdir()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    newer = "|x.zip is neither a zip" if large and size else ""  # as Python says since it compares these sizes
-    with pytest.raises(ArchiveError, match=rf"x.zip has more than 500,000 members, or{newer}"):
+    with pytest.raises(ArchiveError, match=r"x.zip is (damaged|neither a zip)"):  # releases of Python differ
         unpack(tmp_path / "x.zip", tmp_path / "out")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000 and not list((tmp_path / "out").iterdir())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kdpl.common.files import RECORD
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.report.cells import Cell, average, combine, difference, harmonic_mean
 from kdpl.experiments.report.formats import render
@@ -469,12 +470,13 @@ def test_figures_are_drawn_for_every_protocol(tmp_path, capsys):
     assert main([str(tmp_path / "runs"), "--plot", str(tmp_path / "figures")]) == 0
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == [
+        RECORD,
         "base-to-new-student-ViT-B-32-16-shots-bars.png",
         "cross-dataset-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
         "domain-generalisation-student-ViT-B-32-source-ImageNet-16-shots-bars.png",
         "few-shot-student-ViT-B-32-all-classes-by-training-images-of-each-class-Food101.png",
     ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").glob("*.png"))
 
 
 def test_without_matplotlib_the_way_out_is_named(tmp_path, capsys, monkeypatch):

@@ -101,11 +101,13 @@ def test_every_command_works_from_the_sdists_wheel_far_from_the_clone(run, pytho
         rows = [f"{row['path']},{row['name']}" for row in csv.DictReader(file)][:20]
     (tmp_path / "checked.csv").write_text("\n".join(["path,label", *rows]))
     assert "100.0 % of 20 photos" in done("eval", "demo/prompts", "--labels", "checked.csv")
+    done("refit", "demo/prompts", "demo/names.txt", "--quiet", "-o", "again")
     done("export", "demo/prompts", "--head", "head.safetensors")
     done("names", "demo/photos", "--teacher", "emoji_teacher", "--vocabulary", "demo/names.txt", "-o", "proposed.txt")
     assert "ViT-B-32" in done("models", "vit-b-32")
     assert "missing" in done("prepare", "--check", "--root", "data", "EuroSAT", status=1)
-    assert "offline" in done("push", "demo/prompts", "me/prompts", status=2).lower()
+    assert "Hub" in done("push", "demo/prompts", "me/prompts", status=2)
+    assert "usage: kdpl open" in done("open", "--help")  # it serves until it is stopped
 
     configs = Path(where[1])
     files = [
