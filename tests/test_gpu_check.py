@@ -84,7 +84,7 @@ def test_tests_that_fail_or_are_all_skipped_are_no_success(body, error, figures,
 def test_on_a_card_all_that_is_promised_is_run(gpu_check):
     parts = gpu_check.commands(gpu_check.Setting("cuda", small=False))
     named = " ".join(word for command in parts.values() for word in command)
-    for file in ("test_golden", "clip/test_precision", "test_gpu", "test_determinism"):
+    for file in ("test_golden", "clip/test_precision", "test_gpu", "training/test_determinism"):
         assert f"tests/{file}.py" in named and (ROOT / f"tests/{file}.py").is_file()
     assert {"learners", "precisions", "class-agnostic", "views", "timings"} <= parts.keys()
     assert set(gpu_check.learner_names()) == set(STEPPED)

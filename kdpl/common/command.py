@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from kdpl.common import exits
 from kdpl.common.safe_text import printable
-from kdpl.common.signals import Interrupted, handled_signals
+from kdpl.common.signals import Interrupted, end_if_stopped, handled_signals
 
 
 class _PrintableStream:
@@ -43,7 +43,10 @@ def run_command(main: Callable[[], int]) -> int:
     escape_streams()
     try:
         with handled_signals():
-            return main()
+            status = main()
+            if status:
+                end_if_stopped()  # a library may have made another error of a signal
+            return status
     except Interrupted as stop:
         if not stop.printed:
             print(stop, file=sys.stderr, flush=True)

@@ -17,14 +17,8 @@ INTERRUPTED = 75  # stopped by SIGTERM or SIGUSR1 after saving: the same command
 def report(error: Exception, status: int) -> int:
     """Print an error as one message, with the traceback if KDPL_DEBUG is set, and return the exit status.
 
-    That is `status`, or `FAILED` for a disk without room. An error that a library has made of a signal is none.
-
-    Raises:
-        Interrupted: a signal has stopped the command.
+    That is `status`, or `FAILED` for a disk without room.
     """
-    from kdpl.common import signals  # which knows the codes above
-
-    signals.end_if_stopped()
     if isinstance(error, files.NoRoomError) or getattr(error, "errno", None) in files.NO_ROOM:  # the command was right
         status = FAILED
     if os.environ.get("KDPL_DEBUG"):

@@ -13,6 +13,7 @@ from kdpl.students import STEPPED
 
 TEXT = (650, 800)  # kernels and other operations at most, forward and backward, whatever the number of names
 TEXT_ALONE, PROMPTED_IMAGES = (750, 1000), (950, 1150)  # of a whole step, whose image tower is frozen or has prompts
+BESIDE_BLOCKS = {"KDPL_MMA": (1200, 1500)}  # three small products more in each layer of both towers
 
 
 def page_table(name):
@@ -34,6 +35,7 @@ def test_a_step_launches_few_kernels_and_the_page_has_the_counts():
     bounds = {what: TEXT for what in found if what.startswith("text pass")}
     assert len(bounds) == 3
     bounds |= {f"KDPL_{l.__name__}": TEXT_ALONE if l.image_features_are_frozen else PROMPTED_IMAGES for l in STEPPED}
+    bounds |= BESIDE_BLOCKS
     assert bounds.keys() == found.keys()
     above = {what: counts for what, counts in found.items() if any(a > b for a, b in zip(counts, bounds[what], strict=True))}
     assert not above, above

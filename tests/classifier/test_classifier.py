@@ -64,7 +64,11 @@ def test_the_logits_are_those_of_the_evaluation_in_other_precisions(precision, l
     run, output = learned("KDPL_CoOp", "TRAINER.COOP.PREC", precision)
     batch = next(iter(run.test_loader))
     expected = run.model_inference(run.parse_batch_test(batch)[0]).cpu()
-    assert torch.equal(kdpl.load(output).logits(batch["impath"], batch_size=len(batch["impath"])), expected)
+    found = kdpl.load(output).logits(batch["impath"], batch_size=len(batch["impath"]))
+    if precision == "bf16":
+        assert torch.equal(found, expected)
+    else:  # on a CPU a classifier is in fp32, where the evaluation may have a frozen tower in bf16
+        assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_new_class_names_give_the_logits_of_an_evaluation_on_them(coop):

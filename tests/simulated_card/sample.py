@@ -54,7 +54,9 @@ def assert_agree(card, cpu, folder):
     losses = [[float(row["loss"]) for row in history(folder / device)] for device in ("cuda", "cpu")]
     torch.testing.assert_close(*map(torch.tensor, losses), **BOUND)
     found, expected = parameters(card), parameters(cpu)
-    torch.testing.assert_close({name: value.cpu() for name, value in found.items()}, expected, **BOUND)
+    # Adam divides a gradient by its size, so that the rounding of one near 0 is a share of the rate.
+    bound = {"atol": 0.1 * cpu.cfg.OPTIM.LR, "rtol": 0} if cpu.cfg.OPTIM.NAME == "adam" else BOUND
+    torch.testing.assert_close({name: value.cpu() for name, value in found.items()}, expected, **bound)
 
 
 def both(trainer, folder, *options, resumed=True):
