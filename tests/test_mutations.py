@@ -7,8 +7,7 @@ import pytest
 from support import ROOT, processes
 
 sys.path.insert(0, str(ROOT / "tests/mutations"))
-from catalogue import MUTATIONS
-from run import located
+from catalogue import MUTATIONS, located
 
 sys.path.pop(0)
 

@@ -114,7 +114,7 @@ def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(
     process = train(finished, key, OTHER[key])
     assert process.returncode == exits.BAD_INPUT
     then = read_manifest(finished).config[key]
-    assert f"  {key}: {then or '(empty)'} in the folder, {OTHER[key]} now" in process.stderr
+    assert f"  {key}: {'(empty)' if then == '' else then} in the folder, {OTHER[key]} now" in process.stderr
     assert "--fresh" in process.stderr and "Loading dataset" not in process.stdout
     assert {p: p.read_bytes() for p in before} == before
 

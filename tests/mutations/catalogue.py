@@ -4,7 +4,10 @@ A mutation names a function, method or constant and what takes its place, as an 
 one. Tests are named by their file, which may lie in any folder of tests/.
 """
 
+from pathlib import Path
 from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Mutation(NamedTuple):
@@ -15,6 +18,17 @@ class Mutation(NamedTuple):
     target: str  # in the module: a name, or Class.name
     wrong: str  # an expression: a function from the right one to what takes its place
     tests: tuple[str, ...]
+
+
+def located(test: str) -> str:
+    """Return a test of the catalogue, `file::name`, as pytest takes it.
+
+    Raises:
+        LookupError: there is not one file of that name.
+    """
+    file, _, name = test.partition("::")
+    (path,) = (ROOT / "tests").rglob(f"{file}.py")
+    return f"{path.relative_to(ROOT).as_posix()}::{name}"
 
 
 LABELS = "test_labels::test_labels_never_reach_the_gradient"

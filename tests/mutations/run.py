@@ -16,22 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from catalogue import MUTATIONS, Mutation
+from catalogue import MUTATIONS, Mutation, located
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("benchmarks", "configs", "datasets", "docs", "kdpl", "scripts", "tests", "tools", "trainers")
 FILES = ("pyproject.toml", "setup.py", "train.py", "predict.py", "README.md", "CHANGELOG.md")
-
-
-def located(test: str) -> str:
-    """Return a test of the catalogue, `file::name`, as pytest takes it.
-
-    Raises:
-        LookupError: there is not one file of that name.
-    """
-    file, _, name = test.partition("::")
-    (path,) = (ROOT / "tests").rglob(f"{file}.py")
-    return f"{path.relative_to(ROOT).as_posix()}::{name}"
 
 
 def copy_tree(target: Path) -> None:
