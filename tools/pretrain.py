@@ -32,8 +32,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD
-from kdpl.clip.openai import EOT, SOT, VOCABULARY
+from kdpl.clip.preprocessing import EOT, OPENAI_MEAN, OPENAI_STD, SOT, VOCABULARY
 from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji.generator import LEVEL, SIZE, backgrounds, scene_draws
 from kdpl.datasets.emoji.scenes import class_names, draw, scenes_of

@@ -8,7 +8,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TrainerX
 from yacs.config import CfgNode
 
-from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common.images import write_bad_images
 from kdpl.config.keys import ConfigError
 from kdpl.config.merging import is_given

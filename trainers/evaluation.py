@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe
 from kdpl.clip.model import NotFiniteError, effective_precision
+from kdpl.clip.preprocessing import Normalize
 from kdpl.common import distributed
 from kdpl.common.rows import key_of
 from kdpl.common.rows.digests import Content

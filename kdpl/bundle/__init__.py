@@ -22,8 +22,8 @@ from torch import Tensor
 
 from kdpl.bundle.card import CARD_NAME, FILE_NAME, model_card
 from kdpl.bundle.decision import Decision
-from kdpl.clip.inputs import Preprocessing, checked_preprocessing
 from kdpl.clip.model import check_finite
+from kdpl.clip.preprocessing import Preprocessing, checked_preprocessing
 from kdpl.common.environment import VERSION
 from kdpl.common.files import atomic_write
 from kdpl.common.messages import did_you_mean, short_reason, shorten

@@ -9,9 +9,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle, BundleError
-from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
+from kdpl.clip.preprocessing import Tokenizer
 from kdpl.config.manifest import differences
 from kdpl.config.merging import learner_options
 from kdpl.students import Student

@@ -15,10 +15,10 @@ from kdpl.bundle.decision import inside_score
 from kdpl.bundle.hub import read
 from kdpl.bundle.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
-from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import check_finite, effective_precision, similarity_logits
 from kdpl.clip.names import ModelNameError
+from kdpl.clip.preprocessing import Normalize
 from kdpl.config.defaults import KDPL
 from kdpl.text.same import same_features, words_of
 

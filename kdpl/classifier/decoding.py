@@ -16,7 +16,7 @@ import torchvision.transforms as T
 from PIL import Image
 from torch import Tensor
 
-from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line

@@ -15,8 +15,8 @@ import PIL
 import torch
 from torch import Tensor
 
-from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import KEY_BYTES, RowStore, store_folder
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kdpl.clip.inputs import index_on
+from kdpl.clip.preprocessing import index_on
 
 
 class UnsupportedTowerError(ValueError):

@@ -33,8 +33,8 @@ def named(words: Sequence[str] = ()) -> dict[str, list[str]]:
 
 def facts_of(name: str) -> list[str]:
     """Return pixels, parameters in millions, the learners that a model takes as the student, and its file if it is here."""
-    from kdpl.clip.files import WeightsError
     from kdpl.clip.loading import describe, find_weights, outline_clip
+    from kdpl.clip.weights import WeightsError
 
     try:
         a, file = describe(name), find_weights(name, verify=False)

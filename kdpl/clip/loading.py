@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdpl.clip.files import WeightsError, file_sha256, read_shapes, read_state_dict
 from kdpl.clip.model import AUTOCAST, Clip
 from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
 from kdpl.clip.openai import architecture_of, build_openai, empty_openai, openai_clip, openai_file, openai_weights
 from kdpl.clip.openclip import describe_open_clip, find_open_clip, load_open_clip, outline_open_clip
+from kdpl.clip.weights import WeightsError, file_sha256, read_shapes, read_state_dict
 from kdpl.config.keys import PRECISIONS, check_choice
 
 

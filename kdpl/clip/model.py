@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
-from kdpl.clip.inputs import Preprocessing, Tokenizer
+from kdpl.clip.preprocessing import Preprocessing, Tokenizer
 from kdpl.clip.prompt_layout import Layout
-from kdpl.clip.text_tower import TextTower
-from kdpl.clip.timm_vit import TimmViT
-from kdpl.clip.vision_tower import VisionTower
-from kdpl.clip.whole_text import HubText, WholeText
+from kdpl.clip.text_tower import HubText, TextTower, WholeText
+from kdpl.clip.vision_tower import TimmViT, VisionTower
 
 AT_ONCE = 2**28  # bytes that are copied from a GPU together
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC

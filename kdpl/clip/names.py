@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
+from kdpl.clip.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import UnsafeTextError, read_json
 

@@ -2,24 +2,21 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdpl.clip.files import WeightsError
-from kdpl.clip.inputs import Preprocessing, Tokenizer
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
+from kdpl.clip.preprocessing import VOCABULARY, BytePairs, Preprocessing
+from kdpl.clip.weights import WeightsError
 
 COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
 LONGEST_CONTEXT = 8192
-VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 RESNET_LAYERS = {  # of each stage
     "RN50": (3, 4, 6, 3),
     "RN101": (3, 4, 23, 3),
@@ -102,31 +99,6 @@ def empty_openai(name: str, a: Architecture, layers: int | tuple[int, ...] = 0, 
         )  # fmt: skip
     config = {"quick_gelu": True, "vision_cfg": {}, "text_cfg": {} if heads == 8 else {"heads": heads}}  # without defaults
     return Clip(model, name, Preprocessing((a.resolution, a.resolution)), BytePairs(a.context_length), config=config)
-
-
-class BytePairs(Tokenizer):
-    """CLIP's byte-pair encoding.
-
-    Args:
-        simple: a `SimpleTokenizer` of OpenAI's package, by default, or of open_clip.
-    """
-
-    def __init__(self, context_length: int = 77, simple: Any = None):
-        self.context_length, self._simple = context_length, simple
-        self.sot, self.eot, self.special = (SOT,), (EOT,), frozenset(getattr(simple, "all_special_ids", (SOT, EOT)))
-
-    @property
-    def simple(self) -> Any:
-        return self._simple or openai_clip().clip._tokenizer  # late: `kdpl` is imported without OpenAI's package
-
-    def encode(self, text: str) -> list[int]:
-        return self.simple.encode(text)
-
-    def decode(self, token: int) -> str:
-        return self.simple.decode([token]).strip()
-
-    def vocabulary(self) -> Mapping[str, int]:
-        return self.simple.encoder
 
 
 def _expand_compact(state: dict[str, Tensor]) -> dict[str, Tensor]:

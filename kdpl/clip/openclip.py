@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import UnsupportedTowerError
-from kdpl.clip.files import WeightsError, read_state_dict
-from kdpl.clip.inputs import Preprocessing, checked_preprocessing
 from kdpl.clip.model import Clip
 from kdpl.clip.names import HUB_CONFIG, LOCAL, WEIGHTS_FILES, Architecture, ModelNameError, Source, weights_in
-from kdpl.clip.tokenizers import hub_help, needs_transformers, tokenizer_of
+from kdpl.clip.preprocessing import Preprocessing, checked_preprocessing, hub_help, needs_transformers, tokenizer_of
 from kdpl.clip.transformers_format import from_transformers, is_transformers, read_transformers
+from kdpl.clip.weights import WeightsError, read_state_dict
 from kdpl.common.messages import short_reason, shorten
 from kdpl.common.safe_text import UnsafeTextError, read_json
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdpl.clip.blocks import GroupedAttention, PackedAttention, PaddedAttention, on_cpu
-from kdpl.clip.inputs import index_on
+from kdpl.clip.preprocessing import index_on
 
 
 def slot(index: int) -> int:

@@ -12,8 +12,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from kdpl.clip.inputs import moved
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import moved
 from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.common.rows import RowStore, key_of, store_folder

@@ -25,10 +25,10 @@ from kdpl.bundle import Bundle, read_bundle
 from kdpl.bundle.decision import Decision
 from kdpl.bundle.learned import NameEncoder, fitting_options, learned_student
 from kdpl.classifier.decoding import Decoder, stacked_pixels
-from kdpl.clip.inputs import Normalize
 from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.names import EMBEDDED
+from kdpl.clip.preprocessing import Normalize
 from kdpl.common.files import atomic_write
 from kdpl.common.signals import Interrupted
 from kdpl.config.checks import check_values

@@ -48,9 +48,9 @@ def propose(
     Beside a name stand how many photos it is the likeliest of, and its mean probability over all photos.
     """
     from kdpl.classifier.decoding import Decoder, stacked_pixels
-    from kdpl.clip.inputs import Normalize
     from kdpl.clip.loading import load_clip
     from kdpl.clip.model import check_finite
+    from kdpl.clip.preprocessing import Normalize
     from kdpl.distill.teacher import Teacher
 
     with doing(f"Loading {models.size_of(teacher_name)}"):

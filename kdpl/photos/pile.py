@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdpl.classifier.decoding import Decoder, stacked_pixels
-from kdpl.clip.inputs import Normalize
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import Normalize
 from kdpl.common.files import atomic_write
 from kdpl.common.images import BadImageError
 from kdpl.common.rows.digests import file_digests

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kdpl.clip.inputs import index_on
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import index_on
 from kdpl.common.files import cache_dir
 from kdpl.common.rows import RowStore, key_of, store_folder
 from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.blocks import UnsupportedTowerError
-from kdpl.clip.inputs import Tokenizer
 from kdpl.clip.model import Clip
-from kdpl.clip.openai import BytePairs
+from kdpl.clip.preprocessing import BytePairs, Tokenizer
 from kdpl.clip.prompt_layout import slot
 from kdpl.clip.text_tower import TextTower
 from kdpl.config.keys import CLASS_TOKEN_POSITIONS, check_choice

@@ -30,8 +30,8 @@ from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, agreement, re
 from kdpl.classifier.serve.head import write_head
 from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
-from kdpl.clip.inputs import RESIZE_MODES, Preprocessing
 from kdpl.clip.model import NotFiniteError
+from kdpl.clip.preprocessing import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
 from kdpl.common.images import ORIENTATION, open_image

@@ -16,8 +16,7 @@ import kdpl
 from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
-from kdpl.clip.openai import BytePairs
-from kdpl.clip.tokenizers import tokenizer_of
+from kdpl.clip.preprocessing import BytePairs, tokenizer_of
 from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
 from kdpl.config.merging import merge_options
 from kdpl.trainers.teachers import load_towers

@@ -11,9 +11,8 @@ from models.reference import prompted_image, prompted_text
 from support import mostly_slow
 from torch import nn
 
-from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.model import Clip
-from kdpl.clip.openai import BytePairs
+from kdpl.clip.preprocessing import BytePairs, Preprocessing
 from kdpl.clip.prompt_layout import slot
 
 SOT, EOT, ORDINARY, LENGTH = 998, 999, 5, 24

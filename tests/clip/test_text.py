@@ -13,7 +13,7 @@ from support import ROOT, random_clip
 from kdpl.clip import blocks, prompt_layout
 from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.loading import load_clip
-from kdpl.clip.openai import EOT, SOT
+from kdpl.clip.preprocessing import EOT, SOT
 from kdpl.clip.prompt_layout import PromptLayout, slot
 from kdpl.clip.text_tower import TextTower
 from kdpl.text.prompts import context_prompts

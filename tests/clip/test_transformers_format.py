@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from kdpl.clip import ModelNameError, WeightsError, describe, load_clip
-from kdpl.clip.files import file_sha256
-from kdpl.clip.inputs import OPENAI_MEAN
 from kdpl.clip.loading import find_weights
+from kdpl.clip.preprocessing import OPENAI_MEAN
+from kdpl.clip.weights import file_sha256
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8}

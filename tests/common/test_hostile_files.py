@@ -15,8 +15,8 @@ from support import random_clip
 from support.files import Evil, learned
 from support.trainings import EVERY_STEP, SMALL, Killed, build, die_at
 
-from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.weights import WeightsError
 from kdpl.common.files import NoRoomError
 from kdpl.common.tensor_files import TensorFileError, load_torch, load_torchscript
 from kdpl.datasets.coop import archives

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import random_clip
 
-from kdpl.clip.inputs import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.config.keys import ConfigError
 from kdpl.distill.loss import decoupled, distillation_loss, divergences
 from kdpl.distill.objective import Distillation

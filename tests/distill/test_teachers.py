@@ -10,9 +10,9 @@ from support import ROOT, mostly_slow, random_clip, untrained_bundle
 from support.trainings import NOUNS, assert_same, build, parameters
 
 import kdpl
-from kdpl.clip.inputs import Preprocessing
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.config import teachers as settings
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError, config_of

@@ -14,7 +14,7 @@ from PIL import Image
 from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
-from kdpl.clip.inputs import Normalize
+from kdpl.clip.preprocessing import Normalize
 from kdpl.common.rows import RowStore
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import kdpl  # noqa: F401  it makes `dassl` importable
 from kdpl import students
-from kdpl.clip.files import WeightsError
+from kdpl.clip.weights import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture

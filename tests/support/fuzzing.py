@@ -26,8 +26,8 @@ from torch import nn
 
 from kdpl import bundle
 from kdpl.bundle import read_bundle
-from kdpl.clip.files import WeightsError
 from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.weights import WeightsError
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BadImageError, open_image
 from kdpl.common.rows import RowStore, key_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from kdpl.clip.inputs import Preprocessing
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common.images import LONGEST
 
 CHOOSES_ORDER = int(PIL.__version__.partition(".")[0]) >= 13  # whether Pillow may resize the height first

@@ -1,0 +1,317 @@
+"""The inputs of a CLIP: how an image becomes pixels, how a sentence becomes token ids, and how tensors get to its device."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.clip.weights import WeightsError
+from kdpl.common.messages import short_reason, shorten
+from kdpl.config.keys import INTERPOLATIONS
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+RESIZE_MODES = ("shortest", "squash")
+LARGEST_SIDE = 4096  # of an image tower's input
+PROBES = (  # texts that tokenizers prepare in different ways
+    "a photo of a Golden Retriever, a type of dog.",
+    "IT'S  42\n&amp; 3,000!",
+    "cr\u00e8me br\u00fbl\u00e9e \u2014 \u0130stanbul",
+    "don't; (x) [y] #z snow-man_1 \u2603 \u72ac",
+)
+VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
+_PROBE = "a"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of an image tower: resized, RGB in 0..1 normalised.
+
+    The resize mode "shortest" resizes the shorter edge and cuts out the centre, "squash" resizes both edges to `size`.
+    """
+
+    size: tuple[int, int]  # height and width
+    interpolation: str = "bicubic"  # "bicubic", "bilinear" or "nearest"
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    resize_mode: str = "shortest"
+
+    def resize_steps(self) -> list[Callable]:
+        """Return the transforms from a PIL image of any size to a PIL image of `size`."""
+        import torchvision.transforms as T
+
+        mode = T.InterpolationMode(self.interpolation)
+        if self.resize_mode == "squash":
+            return [T.Resize(self.size, mode)]
+        return [T.Resize(max(self.size), mode), T.CenterCrop(self.size)]
+
+
+def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that a file describes; what it leaves out is OpenAI's.
+
+    Args:
+        content: `size`, one side or height and width, and the other attributes of `Preprocessing`.
+
+    Raises:
+        ValueError: no image can be prepared so; the message names the key, the value and what was expected.
+    """
+
+    size = content.get("size")
+    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in pair):
+        raise ValueError(f"'size' of the preprocessing is {shorten(size)}, expected sides of 1 to {LARGEST_SIDE} pixels")
+    defaults = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "mean": OPENAI_MEAN, "std": OPENAI_STD}
+    given = {key: value if content.get(key) is None else content[key] for key, value in defaults.items()}
+    for key, choices in (("mode", ("RGB",)), ("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
+        if given[key] not in choices:
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(given[key])}, expected {' or '.join(choices)}")
+    for key, low in (("mean", -10), ("std", 0.001)):
+        numbers = given[key]
+        sound = isinstance(numbers, (list, tuple)) and len(numbers) == 3
+        if not sound or not all(type(x) in (int, float) and low <= x <= 10 for x in numbers):
+            raise ValueError(
+                f"'{key}' of the preprocessing is {shorten(numbers)}, expected three numbers of {low} to 10, of red, green and "
+                "blue between 0 and 1"
+            )
+    mean, std = (tuple(map(float, given[key])) for key in ("mean", "std"))
+    return Preprocessing(pair, given["interpolation"], mean, std, given["resize_mode"])
+
+
+class Normalize:
+    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
+
+    Args:
+        mean, std: of RGB in 0..1.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
+        if images.dtype != torch.uint8:
+            return images
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it: to a GPU it is copied from pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def index_on(device: torch.device, values: Sequence) -> Tensor:
+    """Return whole numbers, or nested lists of them, as an index on a device, without waiting for it."""
+    return moved(torch.tensor(values, dtype=torch.long), device)
+
+
+class Tokenizer:
+    """Sentences to token ids `[*sot, ..., *eot, pad, pad, ...]` of one length.
+
+    Subclasses give `encode`, `decode` and, if the ids of a whole sentence are more than that, `__call__`.
+
+    Attributes:
+        context_length: ids of a sentence.
+        sot, eot: ids before and behind those of the text; either may be empty.
+        pad: the id that fills up.
+        stripped: ids that the model's own tokenizer counts, then replaces by padding.
+        special: ids that no text may contain.
+    """
+
+    context_length: int
+    sot: tuple[int, ...]
+    eot: tuple[int, ...]
+    pad: int = 0
+    stripped: int = 0
+    special: frozenset[int] = frozenset()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without `sot` and `eot`."""
+        raise NotImplementedError
+
+    def decode(self, token: int) -> str:
+        """Return the text of one id."""
+        raise NotImplementedError
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Return the ids of its pieces of text, as far as they are known."""
+        return {}
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the ids that it gives: those of all pieces it knows, and of texts that show how it prepares them."""
+        special = {*self.sot, *self.eot, *self.special}
+        pieces = sorted((piece, number) for piece, number in self.vocabulary().items() if number not in special)
+        texts = [self.encode(text) for text in PROBES]
+        facts = [self.context_length, self.sot, self.eot, self.pad, self.stripped, texts, pieces]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def check_length(self, text: str, tokens: int) -> None:
+        """Raise a ValueError if a text of so many ids, `sot` and `eot` among them, is longer than the context."""
+        tokens += self.stripped
+        if tokens > self.context_length:
+            raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {self.context_length}: shorten it.")
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Return the ids `(N, context_length)` of sentences.
+
+        Raises:
+            ValueError: a sentence is longer than the context.
+        """
+        ids = torch.full((len(texts), self.context_length), self.pad, dtype=torch.long)
+        for i, text in enumerate(texts):
+            tokens = [*self.sot, *self.encode(text), *self.eot]
+            self.check_length(text, len(tokens))
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
+class BytePairs(Tokenizer):
+    """CLIP's byte-pair encoding.
+
+    Args:
+        simple: a `SimpleTokenizer` of OpenAI's package, by default, or of open_clip.
+    """
+
+    def __init__(self, context_length: int = 77, simple: Any = None):
+        self.context_length, self._simple = context_length, simple
+        self.sot, self.eot, self.special = (SOT,), (EOT,), frozenset(getattr(simple, "all_special_ids", (SOT, EOT)))
+
+    @property
+    def simple(self) -> Any:
+        from kdpl.clip.openai import openai_clip  # late: `kdpl` is imported without OpenAI's package
+
+        return self._simple or openai_clip().clip._tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.simple.encode(text)
+
+    def decode(self, token: int) -> str:
+        return self.simple.decode([token]).strip()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return self.simple.encoder
+
+
+def needs_transformers(name: str, what: str, repository: str) -> None:
+    """Refuse a CLIP that needs the package transformers where it is not installed.
+
+    Raises:
+        WeightsError: it is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise WeightsError(
+            f"The {what} of '{name}', '{repository}' on the Hugging Face hub, needs the package transformers: "
+            "pip install 'kdpl[hf]'."
+        )
+
+
+def hub_help(name: str, what: str, repository: str, error: BaseException) -> str:
+    """Return that files of a hub's repository are missing, and how they get here."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    return (
+        f"The {what} of '{name}', '{repository}' on the Hugging Face hub, is not here and cannot be downloaded "
+        f"({short_reason(error)}). Where there is a network run \"hf download {repository} --exclude '*.bin' '*.safetensors' "
+        f"'*.h5' '*.msgpack' '*.onnx'\" and copy the folder '{folder.name}' of its cache to '{folder}'."
+    )
+
+
+def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
+    """Return the tokenizer of a text tower's configuration.
+
+    Args:
+        folder: of the model, which may have the files of its tokenizer; empty: they are in the hub's cache.
+
+    Raises:
+        WeightsError: it needs a package or files that are not here; the message says which.
+    """
+    options = dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", 77)
+    repository = text.get("hf_tokenizer_name") or ""
+    if not repository:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return BytePairs(length, SimpleTokenizer(context_length=length, **options))
+    needs_transformers(name, "tokenizer", repository)
+    settings = length, text.get("tokenizer_mode") or "", tuple(options.items())
+    in_folder = folder if any(Path(folder, file).is_file() for file in _FILES) else ""
+    if here := in_folder or _cached(repository):
+        with suppress(Exception):  # of many kinds, if some of the files are missing
+            return _hub_tokenizer(here, *settings)
+    try:
+        return _hub_tokenizer(repository, *settings)
+    except Exception as error:  # of many kinds, from inside transformers
+        raise WeightsError(hub_help(name, "tokenizer", repository, error)) from error
+
+
+def _cached(repository: str) -> str:
+    """Return the folder of the hub's cache that has a repository's tokenizer, or nothing.
+
+    By the repository's name transformers asks for files that a tokenizer need not have, and fails without a network.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, file) for file in _FILES)
+    return next((str(Path(path).parent) for path in found if isinstance(path, str)), "")
+
+
+@lru_cache(maxsize=8)
+def _hub_tokenizer(source: str, context_length: int, mode: str, options: tuple) -> "HubTokenizer":
+    return HubTokenizer(source, context_length, mode, dict(options))
+
+
+class HubTokenizer(Tokenizer):
+    """A tokenizer of the Hugging Face hub, as open_clip prepares its texts and ids.
+
+    Args:
+        source: repository or folder.
+        mode: open_clip's tokenizer_mode.
+
+    Raises:
+        ValueError: it pads in front, or the ids of a text are not those of the text between fixed ones.
+    """
+
+    def __init__(self, source: str, context_length: int, mode: str, options: dict[str, Any]):
+        from open_clip.tokenizer import HFTokenizer
+
+        self._tokenizer = HFTokenizer(source, context_length=context_length, tokenizer_mode=mode, **options)
+        self._inner = self._tokenizer.tokenizer
+        self.context_length = context_length
+        self.special = frozenset(self._inner.all_special_ids) - {self._inner.unk_token_id}
+        self.pad = 0 if self._inner.pad_token_id is None else self._inner.pad_token_id
+        plain, ids = self.encode(_PROBE), self._tokenizer([_PROBE])[0].tolist()
+        whole = self._inner(_PROBE).input_ids
+        start = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), None)
+        end = len(ids) - next((i for i, token in enumerate(reversed(ids)) if token != self.pad), 0)
+        if start is None or mode:
+            raise ValueError(f"the tokenizer '{source}' (mode '{mode}') puts '{_PROBE}' at no fixed place in {ids}")
+        self.sot, self.eot = tuple(ids[:start]), tuple(ids[start + len(plain) : end])
+        if self.pad in self.sot:
+            raise ValueError(f"the tokenizer '{source}' pads in front of the text: {ids}")
+        self.stripped = len(whole) - len(self.sot) - len(plain) - len(self.eot)
+
+    def encode(self, text: str) -> list[int]:
+        return self._inner(self._tokenizer.clean_fn(text), add_special_tokens=False).input_ids
+
+    def decode(self, token: int) -> str:
+        return self._inner.decode([token]).strip()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return self._inner.get_vocab()
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        for text in texts:
+            self.check_length(text, len(self.sot) + len(self.encode(text)) + len(self.eot))
+        return torch.as_tensor(self._tokenizer(texts))
