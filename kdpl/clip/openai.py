@@ -1,11 +1,6 @@
 """CLIPs of OpenAI's architecture: the `clip` package, its tokenizer and weights, and models built around a state dict."""
 
-import importlib.util
-import sys
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,7 +8,7 @@ from torch import Tensor
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 from kdpl.clip.preprocessing import VOCABULARY, BytePairs, Preprocessing
-from kdpl.clip.weights import WeightsError
+from kdpl.clip.weights import WeightsError, openai_clip
 
 COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
 LONGEST_CONTEXT = 8192
@@ -24,26 +19,6 @@ RESNET_LAYERS = {  # of each stage
     "RN50x16": (6, 8, 18, 8),
     "RN50x64": (3, 15, 36, 10),
 }
-
-
-@lru_cache(maxsize=1)
-def openai_clip() -> ModuleType:
-    """Return OpenAI's `clip` package as the distribution rf-clip has installed it.
-
-    Inside a fork `import clip` finds the fork's changed copy, which may build another model from the same weights. So the
-    files of the distribution are imported, under a name of their own.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        file = distribution("rf-clip").locate_file("clip/__init__.py")
-    except PackageNotFoundError:
-        raise ImportError("OpenAI's CLIP is not installed: pip install rf-clip.") from None
-    spec = importlib.util.spec_from_file_location("_kdpl_openai_clip", file, submodule_search_locations=[str(file.parent)])
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def openai_file(name: str) -> tuple[str, Path]:

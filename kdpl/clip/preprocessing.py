@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpl.clip.weights import WeightsError
+from kdpl.clip.weights import WeightsError, openai_clip
 from kdpl.common.messages import short_reason, shorten
 from kdpl.config.keys import INTERPOLATIONS
 
@@ -189,9 +189,7 @@ class BytePairs(Tokenizer):
 
     @property
     def simple(self) -> Any:
-        from kdpl.clip.openai import openai_clip  # late: `kdpl` is imported without OpenAI's package
-
-        return self._simple or openai_clip().clip._tokenizer
+        return self._simple or openai_clip().clip._tokenizer  # late: `kdpl` is imported without OpenAI's package
 
     def encode(self, text: str) -> list[int]:
         return self.simple.encode(text)

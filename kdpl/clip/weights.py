@@ -1,7 +1,12 @@
 """Reading the tensors of a CLIP checkpoint. Only tensors are unpickled, and nothing in a JIT archive is run."""
 
 import hashlib
+import importlib.util
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import ModuleType
 
 from torch import Tensor
 
@@ -85,3 +90,23 @@ def _tensors(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
     return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+@lru_cache(maxsize=1)
+def openai_clip() -> ModuleType:
+    """Return OpenAI's `clip` package as the distribution rf-clip has installed it.
+
+    Inside a fork `import clip` finds the fork's changed copy, which may build another model from the same weights. So the
+    files of the distribution are imported, under a name of their own.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        file = distribution("rf-clip").locate_file("clip/__init__.py")
+    except PackageNotFoundError:
+        raise ImportError("OpenAI's CLIP is not installed: pip install rf-clip.") from None
+    spec = importlib.util.spec_from_file_location("_kdpl_openai_clip", file, submodule_search_locations=[str(file.parent)])
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
