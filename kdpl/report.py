@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kdpl report",
         description="Base-to-new, cross-dataset, domain generalisation and few-shot tables of all runs under the "
-        "folders, from their results.json or, if there is none, from the log.txt of Dassl and its forks.",
+        "folders, from their results.json.",
     )
     parser.add_argument("folders", nargs="+", help="output folders, of one run or of many")
     parser.add_argument("--format", choices=FORMATS, default="terminal")

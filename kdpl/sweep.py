@@ -17,7 +17,7 @@ from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.messages import did_you_mean
 from kdpl.experiments.sweep import slurm, status
-from kdpl.experiments.sweep.local import dry_run, run_local
+from kdpl.experiments.sweep.many import do_here, dry_run, planned, run_sweep
 from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
 
 DESCRIBED = ("protocol", "steps", "trainers", "datasets", "source", "seeds", "shots", "config", "class_agnostic", "options")
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = {key: value for key in (*DESCRIBED, "data", "output") if (value := getattr(args, key))}
             sweep = sweep_of(content, f"flags-{args.protocol}", "the flags")
         if args.status:
-            return status.show(sweep)
+            return status.show(sweep, planned(sweep))
         if args.dry_run:
             dry_run(sweep, slurm.parameters(sweep) if args.executor == "slurm" else {}, args.redo)
             return 0
         if args.executor == "slurm":
             return slurm.run_on_slurm(sweep, args.wait, args.redo)
-        return run_local(sweep, args.jobs, CTRL_C if args.script else 0, args.redo)
+        return run_sweep(sweep, do_here(args.jobs), CTRL_C if args.script else 0, args.redo)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
 

@@ -79,7 +79,7 @@ def test_photos_are_trained_on_and_tested_on_by_default(tmp_path, monkeypatch):
 
 def test_the_search_sees_data_sets_that_no_table_of_photos_shows_and_no_test_image(monkeypatch, tmp_path):
     swept, read = [], []
-    monkeypatch.setattr(search_photos, "run_local", lambda sweep: swept.append(sweep) and 0)
+    monkeypatch.setattr(search_photos, "run_sweep", lambda sweep, do: swept.append(sweep) or 0)
     monkeypatch.setattr(search_photos, "read_scores", lambda folders, split: read.append(split) or ([], []))
     for learner in search_photos.LEARNERS.values():
         trainers = [prefix + learner.trainer for prefix in search_photos.LABELS.values()]
@@ -198,11 +198,12 @@ def test_the_protocol_has_the_chosen_settings_and_the_updates_of_the_search(tmp_
 
 def add(output: Path, dataset: str, trainer: str, right: int, shots: int = 16, seed: int = 1, config: str = "photos") -> None:
     """Write the result of a run in which of 8 images of each of 4 classes so many were right."""
+    of = {"DATASET": {"NAME": dataset}}
     accuracy = 100 * right / 8
     write_results(
         output / f"photos/{dataset}/{trainer}/{config}_{shots}shots/seed{seed}",
         {"trainer": trainer, "backbone": "emoji_student", "teacher": "emoji_teacher" if trainer.startswith("KDPL") else None,
-         "class_agnostic": False, "seed": seed, "shots": shots, "config": "", "config_name": config},
+         "class_agnostic": False, "seed": seed, "shots": shots, "config": of, "config_name": config},
         {"dataset": dataset, "split": "test", "classes": "all", "source_domains": [], "target_domains": [], "num_classes": 4,
          "num_images": 32, "accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": accuracy, "class_names": dataset,
          "right_by_class": " ".join([f"{right}/8"] * 4)},

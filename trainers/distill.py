@@ -7,6 +7,7 @@ from typing import Any
 
 from dassl.engine import TrainerX
 from torch import Tensor
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
@@ -14,8 +15,10 @@ from kdpl.common import distributed
 from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
+from kdpl.config.keys import BY_TEACHER, ConfigError
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.labelled import Labelled
+from kdpl.distill.loss import mean_logits
 from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
@@ -43,6 +46,10 @@ class DistillTrainer(PromptTrainer):
         super().check_cfg(cfg)
         check_config(cfg, "KDPL")
         check_teacher(cfg)
+        if cfg.TEST.LABELS == "teacher" and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+            raise ConfigError(
+                "TEST.LABELS teacher: class-agnostic, the teacher knows other names than the test's, expected own."
+            )
         if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
             from kdpl.text.vocabulary import check_vocabulary
 
@@ -127,6 +134,23 @@ class DistillTrainer(PromptTrainer):
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.images(batch)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        images, labels = super().parse_batch_test(batch)
+        return images, self.teacher_labels(batch, images) if self.cfg.TEST.LABELS == "teacher" else labels
+
+    def teacher_labels(self, batch: dict[str, Any], images: Tensor) -> Tensor:
+        """Return the teacher's most probable class `(B,)` of images `(B, 3, H, W)`."""
+        teacher = self.objective.teacher
+        seen = self.keys(batch["impath"]) if isinstance(teacher, GivenTeacher) else teacher.image_features(images)
+        return mean_logits(teacher.logits(seen, self.student.logit_scale), self.objective.temperature).argmax(1)
+
+    def _result(self, split: str, loader: DataLoader) -> dict[str, Any]:
+        result = super()._result(split, loader)
+        if self.cfg.TEST.LABELS == "teacher":
+            print("Right is what the teacher says: the accuracy below is agreement with it")
+            result["split"] += BY_TEACHER
+        return result
 
     def keys(self, paths: Sequence[str]) -> list[str]:
         """Return the names by which a table of probabilities knows images: their paths below the data set's folder."""

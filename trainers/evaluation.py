@@ -29,7 +29,7 @@ from kdpl.common.rows.digests import Content
 from kdpl.common.signals import StopRequest
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
-from kdpl.config.keys import check_choice
+from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.manifest import Manifest, read_manifest
 from kdpl.distill.views import ImageFile, contents_of, images_digest
 from kdpl.text.prompts import check_names
@@ -46,6 +46,7 @@ AT_ONCE = 10_000  # images whose predictions an evaluator takes in together
 class EvaluatedTrainer(TrainerX):
     """A trainer whose model is tested on images with class names."""
 
+    distilled = False  # whether it learns from a teacher
     epoch = 0  # the current one, from 0
     finished_epochs = 0  # of the evaluated prompts
     learned_parameters = 0
@@ -75,6 +76,8 @@ class EvaluatedTrainer(TrainerX):
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, known)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        if cfg.TEST.LABELS == "teacher" and not self.distilled:
+            raise ConfigError(f"TEST.LABELS teacher: '{cfg.TRAINER.NAME}' has no teacher, expected own.")
 
     def follow_model(self, cfg: CfgNode) -> CfgNode:
         """Return the configuration whose INPUT is as the evaluated CLIP takes its images, and remember how.

@@ -23,7 +23,7 @@ from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.plots import draw
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Table, all_tables
-from kdpl.experiments.sweep.local import run_local
+from kdpl.experiments.sweep.many import do_here, run_sweep
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Sweep
 
@@ -211,7 +211,7 @@ def main() -> int:
         sweep = sweep_in(name, args.output)
         if args.seeds:
             sweep = replace(sweep, seeds=tuple(s for s in sweep.seeds if s in args.seeds) or sweep.seeds[:1])
-        if status := run_local(sweep, args.jobs):
+        if status := run_sweep(sweep, do_here(args.jobs)):
             print(f"{name} has not finished. The same command resumes it.", file=sys.stderr)
             return status
 

@@ -24,7 +24,7 @@ from claims import write_csv
 
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.runs import read_scores
-from kdpl.experiments.sweep.local import run_local
+from kdpl.experiments.sweep.many import do_here, run_sweep
 from kdpl.experiments.sweep.plan import sweep_of
 
 HERE = Path(__file__).resolve().parent
@@ -117,7 +117,7 @@ def content(
         "config": learner.config,
         "output": str(output / folder),
         "options": settings(output, point.epochs) | dict(options or {}) | {"OPTIM.LR": f"{point.rate:g}", "TEST.SPLIT": "val"},
-        "executor": {"warm": "true", "gpus": "0", "jobs": str(jobs)},
+        "executor": {"gpus": "0", "jobs": str(jobs)},
     }
 
 
@@ -126,7 +126,7 @@ def measure(
 ) -> dict[str, Accuracies]:
     """Return by trainer the accuracies on validation images; `options` are further settings."""
     sweep = sweep_of(content(learner, trainers, point, output, jobs, options), "search", "the search")
-    if run_local(sweep):
+    if run_sweep(sweep, do_here()):
         raise SystemExit("Some runs have not finished. The same command resumes them.")
     scores, _ = read_scores([sweep.output], "val")
     found = {}

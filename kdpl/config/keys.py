@@ -67,6 +67,8 @@ OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 SUBSAMPLES = ("all", "base", "new")
 SPLITS = ("test", "val")
+LABELS = ("own", "teacher")
+BY_TEACHER = " by the teacher"  # after the split of a result that is agreement with the teacher, never an accuracy
 FINAL_MODELS = ("last_step", "best_val")
 LOSSES = ("symmetric", "forward", "reverse", "dkd", "argmax")
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
@@ -178,6 +180,7 @@ OWN = {
     "DATASET.CLASSNAMES": Key("", HARMLESS, "For `ImageFolder`, a file of class names, one per line."),
     "DATASET.IMAGE_LIST": Key("", HARMLESS, "For `ImageFolder`, a JSON list of the images to train on."),
     "DATASET.ON_BAD_IMAGE": Key("skip", MATTERS, "Leave out unreadable images and list them, or stop.", ("skip", "error")),
+    "TEST.LABELS": Key("own", HARMLESS, "What a test takes for right: the data set's labels, or the teacher's.", LABELS),
     "TRAIN.CHECKPOINT_EVERY_MINUTES": Key(10.0, HARMLESS, "Minutes between saved states inside an epoch; 0 is none.", FROM_0),
     "TRAIN.DETERMINISTIC": Key(False, ROUNDS, "Deterministic algorithms of PyTorch, so that a run on a GPU is repeatable."),
     "TRAINER.KDPL.TEACHER": Key(

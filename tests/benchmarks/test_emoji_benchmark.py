@@ -94,7 +94,7 @@ def add(
     write_results(
         folder / f"base2new/{'train_base' if classes == 'base' else 'test_new'}/{dataset}/shots_16/{method}/emoji/seed{seed}",
         {"trainer": trainer, "backbone": "emoji_student", "teacher": teacher, "class_agnostic": ca, "seed": seed, "shots": 16,
-         "config": ""},
+         "config": {"DATASET": {"NAME": dataset, "SUBSAMPLE_CLASSES": "base"}}},
         {"dataset": dataset, "split": "test", "classes": classes, "source_domains": [], "target_domains": list(domains),
          "num_classes": len(right), "num_images": 8 * len(right), "accuracy": accuracy, "error_rate": 100 - accuracy,
          "macro_f1": accuracy, "class_names": classes, "right_by_class": " ".join(f"{n}/8" for n in right)},
@@ -212,9 +212,7 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(run, "DOCS", docs)
     monkeypatch.setattr(run, "HERE", tmp_path)
     ended, seeds = {"base2new": 75}, {}
-    monkeypatch.setattr(
-        run, "run_local", lambda sweep, jobs: seeds.update({sweep.name: sweep.seeds}) or ended.get(sweep.name, 0)
-    )
+    monkeypatch.setattr(run, "run_sweep", lambda sweep, do: seeds.update({sweep.name: sweep.seeds}) or ended.get(sweep.name, 0))
     monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), "--publish"])
     assert run.main() == 75 and "base2new has not finished" in capsys.readouterr().err
     ended.clear()

@@ -1,6 +1,5 @@
 """Intervals over seeds and classes: what they are made of, and that they are refused rather than wrong."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +76,7 @@ def add(folder: Path, right: str, accuracy: float, trainer: str = "CoOp", seed: 
         "num_images": 8, "accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": accuracy, "class_names": "ab",
         "right_by_class": right,
     }  # fmt: skip
-    write_results(folder, {**run, "config": ""}, result)
+    write_results(folder, {**run, "config": {"DATASET": {"NAME": "EmojiSky"}}}, result)
 
 
 def test_the_report_prints_and_writes_intervals(tmp_path, capsys):
@@ -93,16 +92,11 @@ def test_the_report_prints_and_writes_intervals(tmp_path, capsys):
     assert "+37.50 ± 0.00" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("right", ["4/4 3/4", "1/4", "1/4 2", "a/4 2/4", "0/0"])
-def test_counts_that_contradict_the_accuracy_are_refused(right, tmp_path, capsys):
-    add(tmp_path / "CoOp/seed1", "1/4 2/4", 37.5)
-    path = tmp_path / "CoOp/seed1" / FILE_NAME
-    content = json.loads(path.read_text())
-    content["results"][0]["right_by_class"] = right
-    path.write_text(json.dumps(content))
+def test_damaged_counts_are_refused(tmp_path, capsys):
+    add(tmp_path / "CoOp/seed1", "a/4 2/4", 37.5)
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "right_by_class of EmojiSky" in error and str(path.parent) in error and "Test again" in error
+    assert "right_by_class of EmojiSky" in error and str(tmp_path / "CoOp/seed1") in error and "Test again" in error
 
 
 def test_runs_on_other_classes_have_no_interval_together(tmp_path):

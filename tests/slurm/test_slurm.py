@@ -12,7 +12,7 @@ from support import ROOT
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits
-from kdpl.experiments.sweep import status
+from kdpl.experiments.sweep import status, work
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Run, runs_of
 
@@ -69,7 +69,7 @@ def test_eight_jobs_one_of_them_preempted_end_in_the_complete_report(tmp_path):
     preempted = runs[1]
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(preempted))
-    job = status.read_record(plan, preempted)["job"]
+    job = work.read_record(plan, preempted)["job"]
     subprocess.run(["scancel", "--signal=USR1", f"{job}.0"], check=True)
     wait_until(lambda: " after saving: the same command" in console(preempted))
 
@@ -95,11 +95,11 @@ def test_a_job_that_is_cancelled_stays_so_and_one_that_fails_is_named(tmp_path):
     broken.write_text("a file where a folder belongs")
     waiting = sweep(file, "--executor", "slurm", "--wait")
     wait_until(lambda: "epoch [1/1]" in console(cancelled))
-    subprocess.run(["scancel", status.read_record(plan, cancelled)["job"]], check=True)
+    subprocess.run(["scancel", work.read_record(plan, cancelled)["job"]], check=True)
     printed = output_of(waiting, exits.FAILED)
     assert f"  {failed.label}: " in printed and f"(all of it: {failed.steps[0].folder}/console.txt)" in printed
     assert [state.name for state in status.states(plan, runs)] == ["waiting", "failed"]
-    assert "Stopped by SIG" in console(cancelled) and status.read_record(plan, cancelled)["state"] == "interrupted"
+    assert "Stopped by SIG" in console(cancelled) and work.read_record(plan, cancelled)["state"] == "interrupted"
 
     broken.unlink()
     output_of(sweep(file, "--executor", "slurm", "--wait"))

@@ -10,11 +10,9 @@ from typing import Any
 
 import yaml
 
-from kdpl.training.results import FILE_NAME, ResultsError, read_results, same_dataset
+from kdpl.training.results import FILE_NAME, ResultsError, read_results
 
 BEFORE = re.compile(r"before-\d+")  # folders of runs that were started over
-# Settings that a configuration's name stands for; data set, seed, shots and folders differ between runs as they should.
-_SHARED = ("INPUT.", "OPTIM.", "TRAINER.", "DATALOADER.TRAIN_X.")
 
 
 @dataclass(frozen=True)
@@ -91,22 +89,7 @@ class _Run:
 
     @property
     def name(self) -> str:
-        agnostic = self.facts["class_agnostic"] or any(part.endswith("-CA") for part in self.path.parts)
-        return f"{self.facts['trainer']}-CA" if agnostic else self.facts["trainer"]
-
-    @property
-    def shots(self) -> int:
-        shots = int(self.facts["shots"])
-        found = (re.fullmatch(r"shots_(\d+)|.*_(\d+)shots", part) for part in reversed(self.path.parts))
-        return shots if shots > 0 else next((int(m[1] or m[2]) for m in found if m), shots)
-
-    @property
-    def config_name(self) -> str:
-        """The stem of the trainer's configuration file, if need be by the name of the folder."""
-        parts = self.path.parts
-        seeds = [i for i, part in enumerate(parts) if re.fullmatch(r"seed-?\d+", part)]
-        by_folder = re.sub(r"_\d+shots$", "", parts[seeds[-1] - 1]) if seeds and seeds[-1] else ""
-        return self.facts["config_name"] or by_folder
+        return f"{self.facts['trainer']}-CA" if self.facts["class_agnostic"] else self.facts["trainer"]
 
 
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
@@ -142,7 +125,7 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
             notes.append(f"Two results for the same: '{score.path}' and '{other.path}'. The newer one is used.")
         if other is None or score.time >= other.time:
             scores[key] = score
-    return list(scores.values()), notes + _changed_settings(runs, {score.path for score in scores.values()})
+    return list(scores.values()), notes
 
 
 def _in_cells(scores: Iterable[Score], notes: list[str], split: str) -> list[Score]:
@@ -168,22 +151,6 @@ def _in_cells(scores: Iterable[Score], notes: list[str], split: str) -> list[Sco
     return separated
 
 
-def _changed_settings(runs: Iterable[_Run], used: set[Path]) -> list[str]:
-    """Return notes about runs of one row that were trained with different settings under one configuration's name."""
-    values: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for run in runs:
-        if run.path in used and not run.facts["model_dir"] and not run.facts["trainer"].startswith("Zeroshot"):
-            student = f"{run.config_name or 'configuration not known'}, student {run.facts['backbone']}"
-            for key, value in run.config.items():
-                if key.startswith(_SHARED):
-                    values[f"{run.name} ({student})", key].add(value)
-    return [
-        f"{method}: runs differ in {key}, which is {' or '.join(sorted(found))}."
-        for (method, key), found in values.items()
-        if len(found) > 1
-    ]
-
-
 def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -192,7 +159,8 @@ def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
         if not path.is_dir():
             raise FileNotFoundError(f"There is no folder '{folder}'. Give output folders, such as output/base2new.")
         for root, directories, files in os.walk(path):
-            directories[:] = sorted(name for name in directories if not BEFORE.fullmatch(name))
+            of_sweep = Path(root).parent.name == "sweeps"  # whose trials are of other settings than its runs
+            directories[:] = sorted(n for n in directories if not (BEFORE.fullmatch(n) or (of_sweep and n == "trials")))
             if FILE_NAME in files:
                 found[Path(root).resolve()] = Path(root)
     return list(found.values())
@@ -221,12 +189,12 @@ def _scores(run: _Run, trainings: dict[str, _Run], split: str, notes: list[str])
     model_dir = facts["model_dir"] and os.path.abspath(facts["model_dir"])
     origin = trainings.get(model_dir, run) if model_dir else run
     name = origin.name if origin.name == f"{run.name}-CA" else run.name  # a test need not say how its prompts were learned
-    method = Method(name, run.config_name, facts["teacher"] or "", run.config.get("DATASET.TEMPLATE", ""))
+    method = Method(name, run.facts["config_name"], facts["teacher"] or "", run.config.get("DATASET.TEMPLATE", ""))
     for entry in [e for e in facts["results"] if e["split"] == split]:
         tested = Data(entry["dataset"], entry["classes"], " ".join(entry["target_domains"]))
         trained = None
         if not method.is_zero_shot:
-            trained = _trained_on(run, origin, replace(tested, domains=" ".join(entry["source_domains"])))
+            trained = _trained_on(origin)
             if trained is None:
                 notes.append(
                     f"'{run.path}' tests prompts of '{facts['model_dir']}', and what these were trained on is not known: give "
@@ -236,7 +204,7 @@ def _scores(run: _Run, trainings: dict[str, _Run], split: str, notes: list[str])
         yield Score(
             method,
             facts["backbone"],
-            shots=0 if method.is_zero_shot else origin.shots,
+            shots=0 if method.is_zero_shot else origin.facts["shots"],
             seed=facts["seed"],
             trained=trained,
             tested=tested,
@@ -254,36 +222,20 @@ def _right_by_class(entry: dict[str, Any], path: Path) -> tuple[tuple[int, int],
     """Return of each class the images predicted right and all of them; nothing for results that lack these.
 
     Raises:
-        ResultsError: they contradict the accuracy.
+        ResultsError: they are damaged.
     """
     pairs = [part.split("/") for part in str(entry.get("right_by_class", "")).split()]
     try:
-        counts = tuple((int(right), int(images)) for right, images in pairs)
-        of_all = 100 * sum(right for right, _ in counts) / sum(images for _, images in counts) if counts else None
-    except (ValueError, ZeroDivisionError):
+        return tuple((int(right), int(images)) for right, images in pairs)
+    except ValueError:
         problem = "is damaged: expected counts such as '3/4 2/4'"
         raise ResultsError(f"right_by_class of {entry['dataset']} in '{path}' {problem}. Test again.") from None
-    if counts and abs(of_all - entry["accuracy"]) > 1e-3:
-        raise ResultsError(
-            f"right_by_class of {entry['dataset']} in '{path}' gives {of_all:.3f} %, expected the accuracy of "
-            f"{entry['accuracy']:.3f} % that stands beside it: the file was changed. Test again."
-        )
-    return counts
 
 
-def _trained_on(run: _Run, origin: _Run, tested: Data) -> Data | None:
-    """Return what the model was trained on: by the training run, else by the folders' names; None if neither says it."""
-    if not origin.facts["model_dir"] and (name := origin.config.get("DATASET.NAME")):
-        domains = yaml.safe_load(origin.config.get("DATASET.SOURCE_DOMAINS", "")) or ()
-        return Data(name, origin.config.get("DATASET.SUBSAMPLE_CLASSES") or "all", " ".join(domains))
-    for part in (*Path(run.facts["model_dir"] or "").parts, *reversed(run.path.parts)):
-        if part in ("train_base", "test_base", "test_new"):
-            return replace(tested, classes="base")
-        if part == "evaluation" or same_dataset(part.removeprefix("train_"), "ImageNet"):
-            return Data("ImageNet")
-        if part.startswith("evaluation_"):
-            stem = part.removeprefix("evaluation_")
-            return Data("".join(word.capitalize() for word in stem.split("_")))  # emoji_meals is EmojiMeals
-    if run.facts["model_dir"]:
+def _trained_on(origin: _Run) -> Data | None:
+    """Return what a training run learned from; None if it is not known, as that run is missing."""
+    name = origin.config.get("DATASET.NAME")
+    if origin.facts["model_dir"] or not name:
         return None
-    return replace(tested, classes="base") if tested.classes == "new" else tested
+    domains = yaml.safe_load(origin.config.get("DATASET.SOURCE_DOMAINS", "")) or ()
+    return Data(name, origin.config.get("DATASET.SUBSAMPLE_CLASSES") or "all", " ".join(domains))

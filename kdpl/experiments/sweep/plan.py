@@ -4,14 +4,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.merging import literal, read_mapping
-from kdpl.experiments.sweep.runs import STEPS, Resources, Sweep, runs_of
+from kdpl.experiments.sweep.runs import STEPS, Range, Resources, Search, Sweep, runs_of
 
 PROTOCOLS = ("base2new", "xd", "few_shot")
 
@@ -66,16 +66,49 @@ def _check(sweep: Sweep) -> None:
         for name in names:
             check_choice(key, name, known)
     for trainer in sweep.trainers:
+        if sweep.search and sweep.search.by == "agreement" and not trainer.startswith("KDPL_"):
+            raise ConfigError(f"search.by: '{trainer}' has no teacher to agree with, expected only KDPL trainers, or accuracy.")
         if sweep.class_agnostic and not trainer.startswith("KDPL_"):
             raise ConfigError(f"class_agnostic: '{trainer}' has no class-agnostic mode, expected only KDPL trainers.")
-    if sweep.executor.warm and sweep.executor.gpus:
-        raise ConfigError("executor.warm: runs fork from one Python, expected 'gpus: 0' with it. Leave one of the two out.")
     steps = [step for run in runs_of(sweep) for step in run.steps]
     for step in {(step.config_file, step.datasets[0]): step for step in steps}.values():
-        args = parse_args(step.arguments(step.datasets))
-        build_cfg(args, args.dataset_config_file)
+        for tried in ((), *_values_of(sweep.search)):
+            args = parse_args(replace(step, options=(*step.options, *tried)).arguments(step.datasets))
+            build_cfg(args, args.dataset_config_file)
     if len({step.folder for step in steps}) < len(steps):
         raise ConfigError("A trainer, data set, seed or number of shots is given twice: expected each once.")
+
+
+def _values_of(search: Search | None) -> list[tuple[str, str]]:
+    """Return every single setting that a search may try, of a range its ends."""
+    space = search.space if search else {}
+    ends = {key: (str(s.low), str(s.high)) if isinstance(s, Range) else s for key, s in space.items()}
+    return [(key, value) for key, values in ends.items() for value in values]
+
+
+def _read_search(given: Any, where: str) -> Search:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"search in {where} is {given!r}, expected 'by' and settings, such as 'OPTIM.LR: [0.002, 0.02]'.")
+    space = {str(key): value for key, value in given.items() if key not in ("by", "trials")}
+    check_choice("search.by:", str(given.get("by")), ("accuracy", "agreement"))
+    for key, value in space.items():
+        if key.startswith(("TEST.", "DATASET.")):
+            raise ConfigError(f"search.{key}: data and test are no setting to choose, expected one of the training.")
+        space[key] = _read_range(key, value) if isinstance(value, Mapping) else _list_of(_text)(value)
+    trials, ranges = given.get("trials", "0"), [key for key, value in space.items() if isinstance(value, Range)]
+    if not space or not str(trials).isdecimal() or bool(int(trials)) != bool(ranges):
+        expected = f"how often to try, as {ranges[0]} is a range" if ranges else "lists of values, and no 'trials'"
+        raise ConfigError(f"search in {where} has trials {trials!r} and settings {sorted(space)}, expected {expected}.")
+    return Search(str(given["by"]), space, int(trials))
+
+
+def _read_range(key: str, given: Mapping[str, Any]) -> Range:
+    low, high = (literal(given.get(end)) for end in ("low", "high"))
+    log = _BOOLEANS.get(str(given.get("log", "false")).lower())
+    numbers = all(isinstance(value, int | float) for value in (low, high))
+    if {*given} - {"low", "high", "log"} or log is None or not numbers or (log and low <= 0) or not low < high:
+        raise ConfigError(f"search.{key} is {dict(given)}, expected such as {{low: 0.001, high: 0.1, log: true}}.")
+    return Range(low, high, log)
 
 
 def _read(given: Any, described: type, where: str, prefix: str = "") -> dict[str, Any]:
@@ -87,6 +120,8 @@ def _read(given: Any, described: type, where: str, prefix: str = "") -> dict[str
         check_choice(f"{prefix}KEY in {where}:", str(key), list(types))
         if key == "executor":
             values[key] = Resources(**_read(value or {}, Resources, where, "executor."))
+        elif key == "search":
+            values[key] = _read_search(value, where)
         elif key == "options":
             values[key] = value if isinstance(value, tuple) else tuple(_pairs(value or {}, key))
         else:

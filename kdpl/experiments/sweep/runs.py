@@ -1,8 +1,8 @@
 """A sweep and its runs: the commands, and the output folders of CoOp and its forks."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -16,10 +16,12 @@ from kdpl.config import manifest
 from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
-from kdpl.config.keys import SPLITS, ConfigError, check_choice
+from kdpl.config.keys import BY_TEACHER, SPLITS, ConfigError, check_choice
 from kdpl.training.results import are_of_other_prompts, missing_datasets, results_or_none
 
 STEPS = ("train", "test", "test_base")
+TRIALS = "trials"  # the folder of a search in that of its sweep
+Cell = tuple[str, str, int]  # trainer, data set that it learns from, shots
 ZERO_SHOT = {"ZeroshotCLIP": "CoOp", "ZeroshotCLIP2": "CoOp", "ZeroshotTeacher": "KDPL_CoOp"}  # whose configuration they use
 # The script of a checkout, which reads well in a log; an installed package has none.
 TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.parent / "train.py")]
@@ -27,11 +29,10 @@ TRAIN = ["-m", "kdpl.train"] if CONFIGS.parent == PACKAGE else [str(CONFIGS.pare
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may use; only `jobs`, `warm`, `gpus` and `restarts` matter on this machine.
+    """What a run may use; only `jobs`, `gpus` and `restarts` matter on this machine.
 
     Attributes:
         jobs: runs at once on this machine; 0: one for each GPU, or one.
-        warm: on this machine, without GPUs, fork runs from a Python that has imported PyTorch: saves three seconds each.
         max_parallel: runs at once on the cluster.
         restarts: how often a run is restarted that was interrupted (on this machine) or ran out of time (on the cluster).
         time: minutes.
@@ -39,7 +40,6 @@ class Resources:
     """
 
     jobs: int = 0
-    warm: bool = False
     max_parallel: int = 256
     restarts: int = 10
     time: int = 240
@@ -51,6 +51,30 @@ class Resources:
     cpus: int = 4
     gpus: int = 1
     setup: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high` that Optuna draws from: whole ones if both are; `log`: even on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings that are chosen for each trainer, data set and number of shots, by validation images, before the sweep's runs.
+
+    Attributes:
+        by: "accuracy" on the validation images, or "agreement" with the teacher on them, which needs no label.
+        space: by the name of a setting its values, as text, or their range. Values alone are a grid, of which all is tried.
+        trials: how many Optuna tries where there is a range; 0 for a grid.
+    """
+
+    by: str
+    space: Mapping[str, tuple[str, ...] | Range]
+    trials: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Sweep:
     data: str = ""
     output: Path = Path("output")
     options: tuple[str, ...] = ()  # KEY VALUE KEY VALUE ...
+    search: Search | None = None
     executor: Resources = field(default_factory=Resources)
 
     @property
@@ -106,9 +131,9 @@ class Step:
 
     @property
     def split(self) -> str:
-        """The images that are tested on: TEST.SPLIT of the options."""
+        """The images that are tested on, and whose labels if not their own: as results have it."""
         given = dict(zip(self.options[::2], self.options[1::2], strict=True))
-        return given.get("TEST.SPLIT", "test")
+        return given.get("TEST.SPLIT", "test") + (BY_TEACHER if given.get("TEST.LABELS") == "teacher" else "")
 
     @cached_property
     def _cfg(self) -> CfgNode | None:
@@ -205,17 +230,34 @@ class Run:
         return list(dict.fromkeys(text for step in self.steps for text in step.stale()))
 
 
-def runs_of(sweep: Sweep) -> list[Run]:
-    """Return all runs of a sweep: the seeds of a number of shots, a data set and a trainer one after the other."""
+def cells_of(sweep: Sweep) -> list[Cell]:
+    """Return what has settings of its own: every trainer, data set that it learns from, and number of shots."""
     trained_on = sweep.source if sweep.protocol == "xd" else sweep.datasets
-    return [_run(sweep, *point) for point in product(sweep.trainers, trained_on, sweep.shots, sweep.seeds)]
+    return list(product(sweep.trainers, trained_on, sweep.shots))
 
 
-def _run(sweep: Sweep, trainer: str, dataset: str, shots: int, seed: int) -> Run:
+def runs_of(sweep: Sweep, chosen: Mapping[Cell, tuple[str, ...]] | None = None) -> list[Run]:
+    """Return all runs of a sweep, seed after seed of a cell; `chosen`: the options that a search found for each."""
+    return [_run(sweep, cell, seed, (chosen or {}).get(cell, ())) for cell in cells_of(sweep) for seed in sweep.seeds]
+
+
+def runs_of_trial(sweep: Sweep, cell: Cell, number: int, options: tuple[str, ...]) -> list[Run]:
+    """Return the trainings of one trial of a search, tested on the validation images, in folders of the sweep's own."""
+    folder = sweep.folder / TRIALS / "_".join(map(str, cell)) / f"{number:03d}"
+    apart = replace(sweep, output=folder, steps=STEPS[:1])
+    tested = ("TEST.SPLIT", "val", *(("TEST.LABELS", "teacher") if sweep.search and sweep.search.by == "agreement" else ()))
+    runs = [_run(apart, cell, seed, (*options, *tested)) for seed in sweep.seeds]
+    return [
+        replace(run, label=f"{run.label}, trial {number}", key=f"{folder.parent.name}_{folder.name}_{run.key}") for run in runs
+    ]
+
+
+def _run(sweep: Sweep, cell: Cell, seed: int, chosen: tuple[str, ...]) -> Run:
+    trainer, dataset, shots = cell
     config_file = config_of(trainer, sweep.config, sweep.protocol)
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", "True") if sweep.class_agnostic else ()
     step = partial(Step, trainer=trainer, config_file=config_file, seed=seed, shots=shots, data=sweep.data,
-                   options=agnostic + sweep.options)  # fmt: skip
+                   options=agnostic + sweep.options + chosen)  # fmt: skip
     method = f"{trainer}-CA" if sweep.class_agnostic else trainer
     if sweep.protocol == "base2new":
         end, of = Path(dataset, f"shots_{shots}", method, config_file.stem, f"seed{seed}"), (dataset,)

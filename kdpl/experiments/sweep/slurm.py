@@ -1,4 +1,4 @@
-"""A sweep on a Slurm cluster: one job array through submitit; each of its jobs does one run."""
+"""A sweep on a Slurm cluster: job arrays through submitit; each of their jobs does one run."""
 
 import os
 import shlex
@@ -14,10 +14,10 @@ from kdpl.common import exits
 from kdpl.common.environment import PACKAGE
 from kdpl.common.signals import SIGNALS
 from kdpl.config.keys import ConfigError
-from kdpl.experiments.sweep.local import finish, sorted_out, write_report
+from kdpl.experiments.sweep.many import run_sweep, sorted_out, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
-from kdpl.experiments.sweep.status import State, read_record, slurm_queue, states, write_record
-from kdpl.experiments.sweep.work import Stop, do, environment, exit_status
+from kdpl.experiments.sweep.status import slurm_queue, states
+from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, read_record, write_record
 
 WARNING_S = 120  # how long before the end of its time a job is asked to save
 
@@ -28,25 +28,22 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     Args:
         wait: wait for all runs, then print the report and which failed.
         redo: submit runs again whose results were made with other settings.
+
+    Raises:
+        ConfigError: without submitit or Slurm, or for a search that is not waited for.
     """
     check()
+    if wait:
+        return run_sweep(sweep, submit_and_wait, redo=redo)
+    if sweep.search:
+        raise ConfigError("The runs of a search depend on its trials: --executor slurm needs --wait for it.")
     runs = runs_of(sweep)
-    queued = {run.label for run, state in zip(runs, states(sweep, runs), strict=True) if state.active}
     todo, finished, stale = sorted_out(runs, redo)
-    todo = [run for run in todo if run.label not in queued]
-    if todo:
-        job = submit(sweep, todo)
-        print(f"Submitted {len(todo)} runs as job {job}; their logs are in {sweep.folder / 'jobs'}")
-    print(f"{len(queued)} in the queue before, {len(finished)} finished before")
-    for label, found in stale.items():
-        print(f"{label} was made with other settings ({found}): --redo does it again", file=sys.stderr)
-    if not wait:
-        return exits.FAILED if stale else 0
-    now = dict(zip(runs, wait_for(sweep, runs), strict=True))
-    failed = {run.label: state.note for run, state in now.items() if state.name == "failed"}
-    finish(sweep, runs, f"{len(todo)} submitted, {len(failed)} failed, {len(finished)} finished before", failed, stale)
-    ends = {"finished": "finished", "failed": "failed", "stale": "failed"}
-    return exit_status([ends.get(state.name) or read_record(sweep, run).get("state", "") for run, state in now.items()])
+    before = submit(sweep, todo)
+    print(f"{before} in the queue before, {len(finished)} finished before")
+    for label, changes in stale.items():
+        print(f"{label} was made with other settings ({changes}): --redo does it again", file=sys.stderr)
+    return exits.FAILED if stale else 0
 
 
 def check() -> None:
@@ -89,14 +86,18 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value}  # the rest is the cluster's
 
 
-def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
-    """Submit the runs as one job array; return its number.
+def submit(sweep: Sweep, runs: Sequence[Run]) -> int:
+    """Submit the runs that are not in the queue as one job array; return how many are in it already.
 
     Raises:
         ConfigError: Slurm does not take them.
     """
     import submitit
 
+    active = {run.label for run, state in zip(runs, states(sweep, runs), strict=True) if state.active}
+    runs = [run for run in runs if run.label not in active]
+    if not runs:
+        return len(active)
     (sweep.folder / "jobs").mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(sweep.folder / "jobs", max_num_timeout=sweep.executor.restarts)
     executor.update_parameters(**parameters(sweep))
@@ -108,19 +109,23 @@ def submit(sweep: Sweep, runs: Sequence[Run]) -> str:
     for run, job in zip(runs, jobs, strict=True):
         if read_record(sweep, run).get("job") != job.job_id:  # it has not begun
             write_record(sweep, run, "submitted", job=job.job_id)
-    return jobs[0].job_id.partition("_")[0]
+    number = jobs[0].job_id.partition("_")[0]
+    print(f"Submitted {len(runs)} runs as job {number}; their logs are in {sweep.folder / 'jobs'}", flush=True)
+    return len(active)
 
 
-def wait_for(sweep: Sweep, runs: Sequence[Run]) -> list[State]:
-    """Wait until no run of the sweep waits or runs any more; print each change, and return how they ended."""
+def submit_and_wait(sweep: Sweep, runs: Sequence[Run], stop: Stop) -> dict[str, Outcome]:
+    """Submit runs and wait until none waits or runs any more, or for a signal; print each change, and return how they ended."""
+    submit(sweep, runs)
     now, pause = states(sweep, runs), 1.0
-    while any(state.active for state in now):
+    while any(state.active for state in now) and stop.signal is None:
         time.sleep(pause)
         last, now, pause = now, states(sweep, runs), min(30, 1.2 * pause)
         for run, state, before in zip(runs, now, last, strict=True):
             if state.name != before.name:
                 print(f"{run.label}: {state.name} {state.note}".rstrip(), flush=True)
-    return now
+    ends = {"finished": 0, "failed": exits.FAILED, "stale": exits.FAILED}
+    return {run.label: Outcome(ends.get(s.name, exits.INTERRUPTED), s.note) for run, s in zip(runs, now, strict=True)}
 
 
 class Job:
@@ -147,8 +152,8 @@ class Job:
             self._put_back(stop.signal, environ.job_id, handlers[signal.SIGUSR1])
         if outcome.status:
             raise RuntimeError(f"{self.run.label}: {outcome.reason}")  # Slurm shows its job as failed
-        runs = runs_of(self.sweep)
-        if all(run.done() for run in runs):  # this was the last one
+        runs = [] if self.sweep.search else runs_of(self.sweep)
+        if runs and all(run.done() for run in runs):  # this was the last one
             write_report(self.sweep, runs)
         return self.run.label
 

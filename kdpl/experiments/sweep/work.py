@@ -1,7 +1,9 @@
-"""Do a run: its steps as processes, how they ended, and stopping on request."""
+"""Do a run: its steps as processes, how they ended, stopping on request, and the record of it."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -9,16 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any
 
 from kdpl.common import exits
+from kdpl.common.files import atomic_write
 from kdpl.common.outputs import TRAINING, OutputError, take_folder
+from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import Run, Step, Sweep
-from kdpl.experiments.sweep.status import write_record
-
-if TYPE_CHECKING:
-    from kdpl.experiments.sweep.warm import WarmProcess
 
 OCCUPIED_S = 60  # how long to wait for a folder that another process uses: after a requeue the old one may linger
 RETRY_S = 5
@@ -76,12 +76,12 @@ def do(sweep: Sweep, run: Run, stop: Stop, env: Mapping[str, str], job: str = ""
     """Do what is missing of a run, and record how it goes; `job` is the Slurm job that does it."""
     if stop.signal is None:
         write_record(sweep, run, "running", job=job)
-    outcome = work(run, stop, env, sweep.executor.restarts, sweep.executor.warm and not job)
+    outcome = work(run, stop, env, sweep.executor.restarts)
     write_record(sweep, run, outcome.state, outcome.reason, job)
     return outcome
 
 
-def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: bool = False) -> Outcome:
+def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0) -> Outcome:
     """Do what is missing of a run.
 
     A step that is interrupted, though this process was not asked to stop, is restarted, `restarts` times at most. If another
@@ -92,12 +92,12 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: 
         while step.missing():
             if stop.signal is not None:
                 return Outcome(exits.INTERRUPTED, "stopped before it was started")
-            if step.training and (found := step.training.stale()):
-                why = f"its prompts were learned with other settings: give the same ({'; '.join(found)})"
+            if step.training and (changes := step.training.stale()):
+                why = f"its prompts were learned with other settings: give the same ({'; '.join(changes)})"
                 return Outcome(exits.FAILED, why)
             if step.training and not step.training.ended():
                 return Outcome(exits.FAILED, f"its training has not finished: do that step first ({step.model_dir})")
-            outcome = _process(step, stop, env, warm)
+            outcome = _process(step, stop, env)
             if outcome.status == exits.OCCUPIED and waits < OCCUPIED_S / RETRY_S:
                 waits += 1
                 time.sleep(RETRY_S)
@@ -108,11 +108,12 @@ def work(run: Run, stop: Stop, env: Mapping[str, str], restarts: int = 0, warm: 
             elif outcome.status:
                 return outcome
             elif missing := step.missing():
-                return Outcome(exits.FAILED, f"it ended without a result on {', '.join(missing)} in {step.folder}")
+                no_images = " Are there validation images?" if step.split.startswith("val") else ""
+                return Outcome(exits.FAILED, f"it ended without a result on {', '.join(missing)} in {step.folder}.{no_images}")
     return Outcome()
 
 
-def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False) -> Outcome:
+def _process(step: Step, stop: Stop, env: Mapping[str, str]) -> Outcome:
     """Run a step to its end; its output is appended to console.txt in its folder."""
     path = step.folder / "console.txt"
     try:
@@ -122,7 +123,10 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False)
         return Outcome(exits.FAILED, str(error))
     with console:
         begin = console.seek(0, os.SEEK_END)
-        process = _started(step.command(), console, env, warm)
+        # Its own session: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
+        process = subprocess.Popen(
+            step.command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
+        )
         status, asked = None, False
         while status is None:
             if stop.again:
@@ -143,18 +147,34 @@ def _process(step: Step, stop: Stop, env: Mapping[str, str], warm: bool = False)
     return Outcome(status, f"{reason} (all of it: {path})")
 
 
-def _started(command: list[str], console: BinaryIO, env: Mapping[str, str], warm: bool) -> "subprocess.Popen | WarmProcess":
-    if warm:
-        from kdpl.experiments.sweep.warm import WarmProcess
-
-        return WarmProcess(command, Path(console.name), env)
-    # Its own session: Ctrl-C in the terminal is for the sweep, which then makes the step save and stop.
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=dict(env), start_new_session=True
-    )
-
-
 def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
     """Return the environment of a run: that number of threads, unless the user has set it, and that GPU."""
     env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **os.environ}
     return env if gpu is None else {**env, "CUDA_VISIBLE_DEVICES": gpu}
+
+
+# ---------------------------------------------------------------------------------------------------------- the record
+
+
+def record_file(sweep: Sweep, run: Run) -> Path:
+    """Return the file that records how a run goes."""
+    return sweep.folder / "runs" / f"{run.key}.json"
+
+
+def write_record(sweep: Sweep, run: Run, state: str, reason: str = "", job: str = "") -> None:
+    """Record how a run goes, with the Slurm job that does it, if any.
+
+    Args:
+        state: "submitted" or "running", or "finished", "failed", "interrupted" or "occupied" and why.
+    """
+    process = {"host": socket.gethostname(), "pid": os.getpid()}
+    with atomic_write(record_file(sweep, run), "w") as file:
+        json.dump({"run": run.label, "state": state, "reason": reason, "job": job, **process}, file, indent=2)
+
+
+def read_record(sweep: Sweep, run: Run) -> dict[str, Any]:
+    """Return what `write_record` wrote last, or nothing."""
+    try:
+        return read_json(record_file(sweep, run))
+    except (OSError, UnsafeTextError):
+        return {}

@@ -1,11 +1,11 @@
-"""A sweep on this machine, several runs at once, and the end of any: its report, and the list of runs that failed."""
+"""A sweep from its search to its report: here, several runs at once, or by Slurm."""
 
 import os
 import queue
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from typing import Any
@@ -14,51 +14,94 @@ from kdpl.common.files import atomic_write
 from kdpl.experiments.report.formats import render
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import all_tables
+from kdpl.experiments.sweep import search
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
 from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, exit_status, stopping
+
+DoAll = Callable[[Sweep, Sequence[Run], Stop], dict[str, Outcome]]  # do runs; how each ended, by its label
+
+
+def planned(sweep: Sweep) -> list[Run]:
+    """Return the runs of a sweep as far as they are known: of a search that is not over, its trials too."""
+    if not sweep.search:
+        return runs_of(sweep)
+    trials = search.read_trials(sweep)
+    runs = [run for of_cell in trials.values() for trial in of_cell for run in trial.runs]
+    best = search.best_of(sweep, trials)
+    over = best and all(run.done() for run in runs)
+    return runs + (runs_of(sweep, {cell: trial.options for cell, trial in best.items()}) if over else [])
 
 
 def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> None:
     """Print the commands of what is missing, below the parameters that Slurm would get."""
     for key, value in parameters.items():
         print(f"# {key}: {value}")
-    todo, finished, stale = sorted_out(runs_of(sweep), redo)
-    for label, found in stale.items():
-        print(f"# {label}: made with other settings ({found}), see --redo")
+    todo, finished, stale = sorted_out(planned(sweep), redo)
+    for label, changes in stale.items():
+        print(f"# {label}: made with other settings ({changes}), see --redo")
     for run in todo:
         print(f"# {run.label}", *(shlex.join(step.command()) for step in run.steps if step.missing()), sep="\n")
-    print(f"# {len(todo)} to do, {len(finished)} finished before")
+    later = "; a search comes first, and chooses the options of the runs" if sweep.search else ""
+    print(f"# {len(todo)} to do, {len(finished)} finished before{later}")
 
 
-def run_local(sweep: Sweep, jobs: int = 0, stopped: int = 0, redo: bool = False) -> int:
-    """Do the runs that are not finished, then print the report and which failed; return the exit status.
+def run_sweep(sweep: Sweep, do_all: DoAll, stopped: int = 0, redo: bool = False) -> int:
+    """Search if there is a search, do the runs that are not finished, print the report; return the exit status.
 
     Args:
-        jobs: runs at once; 0: the sweep's, else one for each GPU, else one. More than there are GPUs share them.
         stopped: the exit status after a request to stop; 0: that of how the runs ended.
         redo: do runs again whose results were made with other settings.
     """
-    runs = runs_of(sweep)
-    todo, finished, stale = sorted_out(runs, redo)
-    for run in finished:
-        print(f"skipped {run.label}: finished before", flush=True)
+    outcomes: dict[str, Outcome] = {}
+    skipped: dict[str, Run] = {}
+    changed: dict[str, str] = {}
+
+    def do_missing(runs: Sequence[Run]) -> bool:
+        todo, finished, stale = sorted_out([run for run in runs if run.label not in outcomes], redo)
+        for run in finished:
+            if run.label not in skipped:
+                print(f"skipped {run.label}: finished before", flush=True)
+        skipped.update({run.label: run for run in finished})
+        changed.update(stale)
+        outcomes.update(do_all(sweep, todo, stop))
+        return stop.signal is not None
+
     with stopping() as stop:
-        outcomes = _do_all(sweep, todo, stop, jobs or sweep.executor.jobs)
-    ends = [outcome.state for outcome in outcomes.values()]
-    counts = [f"{ends.count(name)} {name}" for name in ("occupied", "interrupted") if name in ends]
-    summary = ", ".join([f"{len(todo)} tried", f"{ends.count('failed')} failed", *counts, f"{len(finished)} skipped"])
+        if sweep.search and search.choose(sweep, do_missing):
+            runs = []
+        else:
+            best = search.best_of(sweep, search.read_trials(sweep)) if sweep.search else {}
+            runs = runs_of(sweep, {cell: trial.options for cell, trial in best.items()})
+            runs = [run for run in runs if not sweep.search or _cell_of(run) in best]
+            do_missing(runs)
+    states = [outcome.state for outcome in outcomes.values()]
+    counts = [f"{states.count(name)} {name}" for name in ("occupied", "interrupted") if name in states]
+    summary = ", ".join([f"{len(outcomes)} tried", f"{states.count('failed')} failed", *counts, f"{len(skipped)} skipped"])
     failed = {label: outcome.reason for label, outcome in outcomes.items() if outcome.state == "failed"}
-    finish(sweep, runs, summary, failed, stale)
-    return stopped if stopped and stop.signal is not None else exit_status([*ends, *["failed" for _ in stale]])
+    finish(sweep, runs, summary, failed, changed)
+    if sweep.search and not runs:
+        states.append("interrupted" if stop.signal is not None else "failed")
+    return stopped if stopped and stop.signal is not None else exit_status([*states, *["failed" for _ in changed]])
 
 
-def _do_all(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
-    """Do the runs, several at once; return how each ended, by its label."""
+def _cell_of(run: Run) -> tuple[str, str, int]:
+    training = run.steps[0].training or run.steps[0]
+    return training.trainer, training.datasets[0], training.shots
+
+
+def do_here(jobs: int = 0) -> DoAll:
+    """Return what does runs on this machine, that many at once.
+
+    Args:
+        jobs: 0: the sweep's, else one for each GPU, else one. More than there are GPUs share them.
+    """
+    return lambda sweep, runs, stop: _do_here(sweep, runs, stop, jobs or sweep.executor.jobs)
+
+
+def _do_here(sweep: Sweep, runs: Sequence[Run], stop: Stop, jobs: int) -> dict[str, Outcome]:
     devices = gpus() if sweep.executor.gpus and runs else []
     jobs = jobs or len(devices) or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    if sweep.executor.warm:
-        os.environ.update(environment(threads))  # PyTorch, imported once for all runs, reads these
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for i in range(jobs):
         free.put(devices[i % len(devices)] if devices else None)
@@ -95,17 +138,14 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-# ---------------------------------------------------------------------------------- the ending, on this machine or a cluster
-
-
 def sorted_out(runs: Sequence[Run], redo: bool = False) -> tuple[list[Run], list[Run], dict[str, str]]:
     """Return the runs to do, the finished ones, and in what those differ, by label, that are of other settings, data or images.
 
     Args:
         redo: do these again.
     """
-    stale = {run.label: "; ".join(run.stale()) for run in runs}
-    stale = {label: found for label, found in stale.items() if found}
+    changes = {run.label: "; ".join(run.stale()) for run in runs}
+    stale = {label: change for label, change in changes.items() if change}
     finished = [run for run in runs if run.label not in stale and run.done()]
     left = {} if redo else stale
     return [run for run in runs if run not in finished and run.label not in left], finished, left
@@ -117,20 +157,21 @@ def finish(sweep: Sweep, runs: Sequence[Run], summary: str, failed: Mapping[str,
     if report:
         print("", report, f"The report is in {sweep.folder}", sep="\n")
     print(f"{summary}; results are in {sweep.output}")
-    for title, found in (
+    for title, labelled in (
         ("Made with other settings, so neither counted nor reported (--redo does them again, and moves these aside):", stale),
         ("Failed (the same command tries these again):", failed),
     ):
-        if found:
-            print(title, *(f"  {label}: {why}" for label, why in found.items()), sep="\n")
+        if labelled:
+            print(title, *(f"  {label}: {why}" for label, why in labelled.items()), sep="\n")
 
 
 def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
-    """Write the tables of a sweep's runs as report.txt, .md and .csv into its folder, and return them as text."""
+    """Write the tables of a sweep's runs and of its search into its folder, and return them as text."""
+    text = search.write_choice(sweep) if sweep.search else ""
     steps = [part for run in runs for step in run.steps for part in (step.training or step, step) if not part.stale()]
     folders = [folder for folder in dict.fromkeys(s.folder for s in steps) if (folder / "results.json").is_file()]
     if not folders:
-        return ""
+        return text
     scores, notes = read_scores(folders, steps[0].split)
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
@@ -138,4 +179,4 @@ def write_report(sweep: Sweep, runs: Sequence[Run]) -> str:
     for style, suffix in (("terminal", "txt"), ("markdown", "md"), ("csv", "csv")):
         with atomic_write(sweep.folder / f"report.{suffix}", "w") as file:
             file.write(render(tables, style))
-    return render(tables, "terminal")
+    return "\n".join(filter(None, [text, render(tables, "terminal")]))
