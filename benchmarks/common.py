@@ -14,10 +14,11 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 import kdpl  # noqa: F401  first, it makes `dassl` importable
-from kdpl.clip.loading import _set_precision
+from kdpl.clip.loading import build_openai, set_precision
 from kdpl.clip.model import Clip
-from kdpl.clip.names import OPENAI_MODELS, Architecture
-from kdpl.clip.openai import build_openai, empty_openai
+from kdpl.clip.names import Architecture
+from kdpl.clip.preprocessing import Preprocessing
+from kdpl.clip.weights import openai_clip
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.merging import merge_file
 from kdpl.students import Student
@@ -26,10 +27,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # ViTs by name: OpenAI's, the paper's teacher, with heads of 64 as all of OpenAI's, and one for trials of a benchmark itself.
-SIZES = {name: a for name, a in OPENAI_MODELS.items() if a.is_vit} | {
-    "ViT-H/14": Architecture(224, 14, 1280, 32, 1024, 24, 77, 1024),
-    "small": Architecture(64, 16, 128, 12, 128, 12, 77, 128),
+SIZES = {  # embed_dim, resolution, layers, width, patch; context, vocabulary, width, heads, layers
+    "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
+    "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
+    "ViT-L/14": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12),
+    "ViT-L/14@336px": (768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12),
+    "ViT-H/14": (1024, 224, 32, 1280, 14, 77, 49408, 1024, 16, 24),
+    "small": (128, 64, 12, 128, 16, 77, 49408, 128, 2, 12),
 }
+
+
+def architecture(name: str) -> Architecture:
+    """Return what `describe` would of one of `SIZES`."""
+    return Architecture(Preprocessing((SIZES[name][1],) * 2), SIZES[name][2], SIZES[name][-1])
 
 
 def random_clip(
@@ -40,12 +50,12 @@ def random_clip(
     Args:
         precision, frozen_precision: as of `load_clip`.
     """
-    a = SIZES[name]
     torch.manual_seed(seed)
-    shapes = {key: value.shape for key, value in empty_openai(name, a).model.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in openai_clip().model.CLIP(*SIZES[name]).state_dict().items()}
     clip = build_openai(f"random {name}", {key: 0.02 * torch.randn(shape) + ("ln_" in key) for key, shape in shapes.items()})
-    _set_precision(clip, precision, frozen_precision or precision)
-    clip.model.requires_grad_(False).eval().to(device)
+    set_precision(clip, precision, frozen_precision)
+    clip.model.to(device)
     return clip
 
 

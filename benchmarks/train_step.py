@@ -15,7 +15,18 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from common import SIZES, device_seconds, in_own_process, machine, now, peak_memory, print_rows, random_clip, settings_of
+from common import (
+    SIZES,
+    architecture,
+    device_seconds,
+    in_own_process,
+    machine,
+    now,
+    peak_memory,
+    print_rows,
+    random_clip,
+    settings_of,
+)
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from published import full_image_features, take_the_published_way
@@ -128,7 +139,7 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *optio
 
     kdpl.trainers.prompts.load_clip = kdpl.trainers.teachers.load_clip = load
     for module in (kdpl.trainers.prompts, kdpl.trainers.teachers, kdpl.trainers.evaluation):
-        module.describe = lambda name: SIZES[getattr(args, name)]
+        module.describe = lambda name: architecture(getattr(args, name))
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -140,7 +151,7 @@ def build(args: argparse.Namespace, kind: str, folder: Path, images: int, *optio
             *("MODEL.BACKBONE.NAME", "student", "TRAINER.KDPL.TEACHER", "teacher", "DATALOADER.NUM_WORKERS", 0),
             *("DATALOADER.TRAIN_X.BATCH_SIZE", args.batch, "USE_CUDA", args.device == "cuda", "VERBOSE", False),
             *("TRAINER.KDPL.PREC", args.precision, f"TRAINER.{learner}.PREC", args.precision),
-            *("INPUT.SIZE", (SIZES[args.student].resolution,) * 2),
+            *("INPUT.SIZE", (architecture(args.student).resolution,) * 2),
             *("TRAINER.KDPL.VIEWS", args.views if kind == "views warm" else 0),
             *options,
         ]

@@ -12,7 +12,7 @@ sizes, each of which is one attention call over whole prompts, under the causal 
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,21 +123,6 @@ def cast_together(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
 PAYS = 8192  # padded rows that a second size must save on a card: its launches take as long
 
 
-class PackedAttention(Protocol):
-    """Attention of packed rows `(P, N, ...)`, N rows of which the first are the prefix; C prompts, shortest first."""
-
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Return what all rows attend to: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
-
-    def attend_last(self, block: Block, x: Tensor, last: Tensor) -> Tensor:
-        """Return what each prompt's last row attends to, `(P, C, heads, head_dim)`.
-
-        Args:
-            x: a layer's input `(P, N, w)`.
-            last: these rows, `(C,)`.
-        """
-
-
 def padded_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Return the padded sizes of suffixes in ascending order of length, `(count, size)` for each: one, or two if it pays."""
     longest, count = lengths[-1], len(lengths)
@@ -149,7 +134,12 @@ def padded_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class GroupedAttention:
-    """One attention call for the prefix, and one for each length of suffixes."""
+    """Attention of packed rows: one call for the prefix, and one for each length of suffixes.
+
+    Args:
+        prefix: rows that all prompts share, the first ones.
+        lengths: of the suffixes of the C prompts, ascending.
+    """
 
     def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
         self.groups = [(len(list(same)), length) for length, same in groupby(lengths)]
@@ -158,6 +148,7 @@ class GroupedAttention:
         self.masks = [torch.ones(m, prefix + m, dtype=torch.bool, device=device).tril(prefix) for _, m in self.groups]
 
     def attend(self, qkv: Tensor) -> Tensor:
+        """Return what all rows attend to: `(P, N, 3, heads, head_dim)` to `(P, N, heads, head_dim)`."""
         prefix, *groups = qkv.split(self.split, dim=1)  # one split, so that the backward pass is one concatenation
         q, k, v = prefix.transpose(1, 3).unbind(2)  # (P, heads, n, head_dim)
         attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)]
@@ -167,6 +158,7 @@ class GroupedAttention:
         return torch.cat(attended, dim=1)
 
     def attend_last(self, block: Block, x: Tensor, last: Tensor) -> Tensor:
+        """Return what each prompt's last row attends to, `(P, C, heads, head_dim)`, in a layer with input `x (P, N, w)`."""
         q, kv = block.q_kv(x, last)  # (P, C, heads, head_dim), (P, N, 2, heads, head_dim)
         prefix, *groups = kv.split(self.split, dim=1)
         attended = []
@@ -189,7 +181,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) ->
 
 
 class PaddedAttention:
-    """One attention call for each padded size, over whole prompts: the prefix before each of them.
+    """The same as `GroupedAttention` by one call for each padded size, over whole prompts: the prefix before each of them.
 
     Padding is a copy of the prompt's last row. It stands behind what is read, so that under the causal mask nothing depends
     on it and its gradient is zero.

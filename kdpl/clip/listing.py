@@ -1,17 +1,19 @@
 """The CLIPs that can be named, `kdpl models [WORD ...]`: what they are, and which weights are on this machine.
 
-kdpl models                 all models with their tags, and what is in the caches
+kdpl models                 all models with their tags
 kdpl models vit-b-16        those of this name, with parameters and the prompt learners that they take
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tabulate import tabulate
 
-from kdpl.clip.names import EMBEDDED, OPENAI_MODELS, ModelNameError, in_folder
+from kdpl.clip.loading import describe, find_weights, outline_clip
+from kdpl.clip.names import EMBEDDED, OPENAI_MODELS, ModelNameError
+from kdpl.clip.weights import WeightsError
+from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.config.defaults import text_learners
 
@@ -22,22 +24,19 @@ def named(words: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the names of models whose name or tag has all words, each with its tags; OpenAI's and the embedded have none."""
     import open_clip
 
-    pairs = [(name, "") for name in (*OPENAI_MODELS, *EMBEDDED)] + open_clip.list_pretrained()
-    pairs += [(name, "") for name in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(name)]
-    found: dict[str, list[str]] = {}
-    for name, tag in pairs:
-        if all(word.casefold() in f"{name}:{tag}".casefold() for word in words):
-            found.setdefault(name, []).extend([tag] if tag else [])
-    return found
+    tags = {name: open_clip.list_pretrained_tags_by_model(name) for name in open_clip.list_models()}
+    tags = {**dict.fromkeys((*OPENAI_MODELS, *EMBEDDED), ()), **tags}
+    fitting = {
+        name: [tag for tag in some or [""] if all(word.casefold() in f"{name}:{tag}".casefold() for word in words)]
+        for name, some in tags.items()
+    }
+    return {name: [tag for tag in some if tag] for name, some in fitting.items() if some}
 
 
 def facts_of(name: str) -> list[str]:
     """Return pixels, parameters in millions, the learners that a model takes as the student, and its file if it is here."""
-    from kdpl.clip.loading import describe, find_weights, outline_clip
-    from kdpl.clip.weights import WeightsError
-
     try:
-        a, file = describe(name), find_weights(name, verify=False)
+        a, file = describe(name), find_weights(name)
         count = sum(value.numel() for value in outline_clip(name).model.parameters())
     except ModelNameError:  # no weights are published
         return ["", "", "write MODEL:FILE", ""]
@@ -49,32 +48,17 @@ def facts_of(name: str) -> list[str]:
     return [str(a.resolution), f"{count / 1e6:,.0f}", "teacher only" if a.no_text_context else learners, here]
 
 
-def folders_here() -> list[str]:
-    """Return the folders of the hub's cache that are CLIPs by themselves."""
-    from huggingface_hub import constants
-
-    found = []
-    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
-        try:
-            found.append(f"in the Hugging Face cache, {in_folder(folder).kind}: {folder}")
-        except (ModelNameError, OSError):  # something else
-            continue
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    from kdpl.common import exits
-
     parser = argparse.ArgumentParser(
         prog="kdpl models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="part of the name of a model or of a tag; all must fit")
-    args = parser.parse_args(argv)
+    words = parser.parse_args(argv).words
     try:
-        found = named(args.words)
+        found = named(words)
         if not found:
-            return exits.report(ValueError(f"No model or tag has {' and '.join(args.words)} in its name."), exits.BAD_INPUT)
+            return exits.report(ValueError(f"No model or tag has {' and '.join(words)} in its name."), exits.BAD_INPUT)
         if len(found) <= MOST_BUILT:
             names = [name for model, tags in found.items() for name in ([f"{model}:{tag}" for tag in tags] or [model])]
             heads = ["name", "pixels", "million parameters", "student of", "weights"]
@@ -83,8 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = [[model, ", ".join(tags)] for model, tags in found.items()]
             print(tabulate(rows, ["model", "tags"], disable_numparse=True, maxcolwidths=[None, 80]))
             print("", f"{len(found)} models. Write MODEL:TAG. kdpl models WORD shows a few with their sizes.", sep="\n")
-        for line in folders_here():
-            print(line)
     except (ValueError, OSError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
     return 0

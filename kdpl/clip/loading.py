@@ -1,16 +1,23 @@
 """Load a frozen CLIP, student or teacher, from a name or a file (kdpl/clip/names.py lists them)."""
 
+import os
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.model import AUTOCAST, Clip
-from kdpl.clip.names import OPENAI_MODELS, Architecture, resolve
-from kdpl.clip.openai import architecture_of, build_openai, empty_openai, openai_clip, openai_file, openai_weights
-from kdpl.clip.openclip import describe_open_clip, find_open_clip, load_open_clip, outline_open_clip
-from kdpl.clip.weights import WeightsError, file_sha256, read_shapes, read_state_dict
+from kdpl.clip.names import OPENAI_MODELS, Architecture, Source, resolve
+from kdpl.clip.openclip import find_open_clip, load_open_clip
+from kdpl.clip.preprocessing import VOCABULARY, BytePairs, Preprocessing
+from kdpl.clip.weights import WeightsError, openai_clip, openai_file, openai_weights, read_state_dict
 from kdpl.config.keys import PRECISIONS, check_choice
+
+COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
+LONGEST_CONTEXT = 8192  # the mask of a longer one would fill the memory
 
 
 def load_clip(
@@ -28,37 +35,19 @@ def load_clip(
         ModelNameError: no such model; the message names the closest.
         WeightsError: no weights; the message names the file, its address and how to use it.
     """
-    frozen_precision = frozen_precision or precision
-    for value in (precision, frozen_precision):
-        check_choice("precision", value, PRECISIONS)
-    source = resolve(name)
-    if source.kind not in ("openai", "file"):
-        clip = load_open_clip(name, source, precision == "fp16")
-    else:
-        file = openai_weights(name) if source.kind == "openai" else Path(source.path)
-        clip = build_openai(name, read_state_dict(file))
-    _check_finite(clip)
-    _set_precision(clip, precision, frozen_precision)
-    if torch.device(device).type != "cpu":
-        _ = clip.weights_digest  # read while they are here: each weight would be copied back
-    clip.model.requires_grad_(False).eval().to(device)
-    return clip
-
-
-def find_weights(name: str, verify: bool = True) -> Path | None:
-    """Return the file of a CLIP's weights if it is here; nothing is downloaded.
-
-    Args:
-        verify: a download of OpenAI's whose SHA-256 is not the published one is not here.
-
-    Raises:
-        ModelNameError: as `load_clip`.
-    """
     source = resolve(name)
     if source.kind == "openai":
-        url, file = openai_file(name)
-        return file if file.is_file() and (not verify or file_sha256(file) in url) else None
-    return Path(source.path) if source.kind == "file" else find_open_clip(name, source)
+        clip = build_openai(name, read_state_dict(openai_weights(name)))
+    elif source.kind == "file":
+        clip = build_openai(name, read_state_dict(Path(source.path)))
+    else:
+        clip = load_open_clip(name, source, precision == "fp16")
+    _check_finite(clip)
+    set_precision(clip, precision, frozen_precision)
+    if torch.device(device).type != "cpu":
+        _ = clip.weights_digest  # read while they are here: each weight would be copied back
+    clip.model.to(device)
+    return clip
 
 
 def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | None = None) -> Clip:
@@ -68,16 +57,28 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
         ModelNameError, WeightsError: as `describe`.
     """
     source = resolve(name)
-    if source.kind not in ("openai", "file"):
-        clip = outline_open_clip(name, source, precision == "fp16")
-    elif source.kind == "openai":
-        clip = empty_openai(name, OPENAI_MODELS[name])
+    if source.kind == "file":
+        state = {key: torch.empty_like(value, device="meta") for key, value in read_state_dict(Path(source.path)).items()}
+        clip = build_openai(name, state)
     else:
-        shapes = read_shapes(Path(source.path))
-        clip = build_openai(name, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
-    _set_precision(clip, precision, frozen_precision or precision)
-    clip.model.requires_grad_(False).eval()
+        if source.kind == "openai":  # open_clip has the same models
+            source = Source("open_clip", name.removesuffix("px").translate(str.maketrans("/@", "--")), "openai")
+        clip = load_open_clip(name, source, precision == "fp16", weights=False)
+    set_precision(clip, precision, frozen_precision)
     return clip
+
+
+def find_weights(name: str) -> Path | None:
+    """Return the file of a CLIP's weights if it is here; nothing is downloaded.
+
+    Raises:
+        ModelNameError: as `load_clip`.
+    """
+    source = resolve(name)
+    if source.kind == "openai":
+        file = openai_file(name)[1]
+        return file if file.is_file() else None
+    return Path(source.path) if source.kind == "file" else find_open_clip(name, source)
 
 
 def describe(name: str) -> Architecture:
@@ -90,18 +91,71 @@ def describe(name: str) -> Architecture:
     source = resolve(name)
     if source.kind == "openai":
         return OPENAI_MODELS[name]
-    if source.kind == "file":
-        return architecture_of(read_shapes(Path(source.path)), source.path)
-    return describe_open_clip(name, source)
+    folder = source.path if os.path.isdir(source.path) else ""
+    files = sorted(Path(folder).iterdir()) if folder else [Path(source.path)] if source.path else []
+    return _described(name, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
-def _set_precision(clip: Clip, precision: str, frozen_precision: str) -> None:
-    """Set the types of the weights, and what the passes compute in."""
-    autocast = dict(AUTOCAST)
+@lru_cache(maxsize=32)  # asked for by every part of a run that checks something
+def _described(name: str, files: tuple) -> Architecture:
+    clip = outline_clip(name)
+    no_context = no_deep = ""
+    text_depth = vision_depth = 0
+    try:
+        text_depth, no_deep = clip.text.depth, clip.text.no_deep
+    except UnsupportedTowerError as error:
+        no_context = str(error)
+    with suppress(UnsupportedTowerError):  # then it takes no learned tokens
+        vision_depth = clip.vision.depth
+    return Architecture(clip.preprocessing, vision_depth, text_depth, clip.tokenizer.context_length, no_context, no_deep)
+
+
+def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
+    """Build OpenAI's model around a state dict by its `build_model`, whose fp16 is replaced by the precision of the tensors.
+
+    Raises:
+        WeightsError: it is not that of an OpenAI CLIP.
+    """
+    try:
+        state = _unpacked({k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")})
+        if len(state["positional_embedding"]) > LONGEST_CONTEXT:
+            raise ValueError(f"{len(state['positional_embedding'])} positions of texts")
+        with torch.device("meta"):
+            model = openai_clip().model.build_model({k: torch.empty_like(v, device="meta") for k, v in state.items()})
+        model.float().requires_grad_(False).load_state_dict(state, assign=True)
+        mask = model.build_attention_mask()
+        for block in model.transformer.resblocks:
+            block.attn_mask = mask
+    except Exception as error:  # of many kinds: a tensor is missing or of another shape
+        raise WeightsError(
+            f"'{name}' is not a checkpoint of an OpenAI CLIP ({type(error).__name__}: {' '.join(str(error).split())[:300]}). "
+            "For an open_clip model of another design write 'MODEL:TAG:FILE'."
+        ) from error
+    heads, side = model.transformer.width // 64, model.visual.input_resolution
+    config = {"quick_gelu": True, "vision_cfg": {}, "text_cfg": {} if heads == 8 else {"heads": heads}}  # without defaults
+    return Clip(model, name, Preprocessing((side, side)), BytePairs(model.context_length), config=config)
+
+
+def _unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the packing of the embedded models: the rows of used tokens alone, and the first positions alone."""
+    used = state.pop(COMPACT, None)
+    if used is None:
+        return state
+    rows, positions = state["token_embedding.weight"], state["positional_embedding"]
+    state["token_embedding.weight"] = rows.new_zeros(VOCABULARY, rows.shape[1]).index_copy(0, used.long(), rows)
+    state["positional_embedding"] = torch.cat([positions, positions.new_zeros(77 - len(positions), positions.shape[1])])
+    return state
+
+
+def set_precision(clip: Clip, precision: str, frozen_precision: str | None = None) -> None:
+    """Set the types of the weights, and what the passes compute in; values as of `load_clip`."""
+    frozen_precision, autocast = frozen_precision or precision, dict(AUTOCAST)
+    for value in (precision, frozen_precision):
+        check_choice("precision", value, PRECISIONS)
     if not type(clip.model).__module__.startswith("open_clip"):
         clip.model.float()
         if precision == "fp16":
-            _to_fp16(clip.model)
+            openai_clip().model.convert_weights(clip.model)
     elif precision == "fp16" and clip.dtype != torch.float16:  # open_clip has no half weights for it
         print(f"PREC fp16 of '{clip.name}' is autocast over fp32 weights: some of its layers do not take half weights")
         autocast["fp16"] = torch.float16
@@ -117,8 +171,3 @@ def _check_finite(clip: Clip) -> None:
     if broken:
         shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise WeightsError(f"'{clip.name}' holds NaN or infinite weights in {shown}: fetch it again, or choose another file.")
-
-
-def _to_fp16(model: nn.Module) -> None:
-    """Halve the weights of projections and convolutions, as OpenAI's own fp16 does."""
-    openai_clip().model.convert_weights(model)

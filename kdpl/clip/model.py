@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,7 +19,6 @@ from kdpl.clip.prompt_layout import Layout
 from kdpl.clip.text_tower import HubText, TextTower, WholeText
 from kdpl.clip.vision_tower import TimmViT, VisionTower
 
-AT_ONCE = 2**28  # bytes that are copied from a GPU together
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
 SHOWN_BY_WEIGHTS = frozenset(  # and by tokenizer and preprocessing; of a configuration
     (
@@ -180,26 +179,15 @@ class Clip:
             if name.startswith("visual") == image:  # activations and heads change the features and have no weights
                 digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())
         weights = [*self.model.named_parameters(), *(self.model.visual.named_buffers("visual") if image else ())]
-        weights = [(n, v) for n, v in weights if n.startswith("visual") == image and not n.startswith("logit_")]
-        for (name, value), content in zip(weights, _contents([value for _, value in weights]), strict=True):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(memoryview(content.numpy()))
+        for name, value in weights:
+            if name.startswith("visual") == image and not name.startswith("logit_"):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def compile(self) -> None:
         """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
         self._encode_image = torch.compile(self._encode_image)
-
-
-def _contents(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the bytes of tensors, on the CPU; from a GPU many are copied at once."""
-    waiting: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
-        waiting.append(tensor.detach().contiguous().view(-1).view(torch.uint8))
-        if i + 1 == len(tensors) or tensor.device.type == "cpu" or sum(map(len, waiting)) >= AT_ONCE:
-            joined = torch.cat(waiting).cpu() if len(waiting) > 1 else waiting[0].cpu()
-            yield from joined.split([len(each) for each in waiting])
-            waiting = []
 
 
 def _plain(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
@@ -221,15 +209,7 @@ def similarity_logits(scale: Tensor | float, image_features: Tensor, text_featur
 
     Returns:
         Logits `(B, C)`.
-
-    Raises:
-        ValueError: features of other shapes, as a changed CLIP may give.
     """
-    if image_features.dim() != 2 or text_features.dim() not in (2, 3):
-        raise ValueError(
-            f"Features {tuple(image_features.shape)} of images and {tuple(text_features.shape)} of texts do not give logits "
-            "(B, C): expected (B, d), and (C, d) or (B, C, d)."
-        )
     with torch.autocast(image_features.device.type, enabled=False):
         if text_features.dim() == 2:
             return scale * image_features.float() @ text_features.float().T

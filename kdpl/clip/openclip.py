@@ -1,31 +1,36 @@
 """CLIPs of open_clip: what belongs to a name beside the numbers, the model without weights, and the weights put into it."""
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.model import Clip
-from kdpl.clip.names import HUB_CONFIG, LOCAL, WEIGHTS_FILES, Architecture, ModelNameError, Source, weights_in
-from kdpl.clip.preprocessing import Preprocessing, checked_preprocessing, hub_help, needs_transformers, tokenizer_of
+from kdpl.clip.names import HUB_CONFIG, LOCAL, ModelNameError, Source
+from kdpl.clip.preprocessing import Preprocessing, checked_preprocessing, missing_part, tokenizer_of
 from kdpl.clip.transformers_format import from_transformers, is_transformers, read_transformers
 from kdpl.clip.weights import WeightsError, read_state_dict
-from kdpl.common.messages import short_reason, shorten
-from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.messages import short_reason
+from kdpl.common.safe_text import read_json
 
-_PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")  # of open_clip
-_POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 PLAIN = "ViT-B-32"  # an architecture of the class that transformers' CLIPs are of, whose sizes are replaced
+WEIGHTS_FILES = (  # of a folder, and of a repository on the hub
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,12 @@ class Recipe:
         base: what `open_clip.create_model` calls it.
         config: of the model, as open_clip's model_configs have it, quick_gelu included.
         preprocessing: of its images.
-        folder: with the files of its tokenizer, if it has any; empty: they are in the hub's cache.
         published: open_clip's entry of the weights to download; empty if there is none.
     """
 
     base: str
     config: dict[str, Any]
     preprocessing: Preprocessing
-    folder: str
     published: dict[str, Any]
 
 
@@ -51,87 +54,76 @@ def recipe_of(name: str, source: Source) -> Recipe:
     """Return the recipe of the CLIP `name`.
 
     Raises:
-        ModelNameError: a file without a tag could be of several tags that differ, or the configuration is unknown here.
+        ModelNameError: its configuration is none that open_clip or this package can use.
     """
     import open_clip
 
-    if source.kind != "open_clip":
+    try:
         published = {"hf_hub": f"{source.repository}/"} if source.repository else {}
         if source.kind == "transformers":
-            return _recipe(name, PLAIN, *read_transformers(name, Path(source.path)), source.path, published)
-        read = _read_hub_config(Path(source.path, HUB_CONFIG))
-        return _recipe(name, LOCAL + source.path, *read, source.path, published)
-    tags = open_clip.list_pretrained_tags_by_model(source.architecture)
-    recipes = {}
-    for tag in [source.tag] if source.tag else tags or [""]:
-        published = open_clip.get_pretrained_cfg(source.architecture, tag) if tag else {}
-        config = open_clip.get_model_config(source.architecture)
-        recipes[tag] = _recipe(name, source.architecture, config, published, "", published)
-    first, *others = recipes.values()
-    if any((r.config, r.preprocessing) != (first.config, first.preprocessing) for r in others):
-        raise ModelNameError(
-            f"'{name}' does not say which weights of {source.architecture} the file holds, and they differ in activation or "
-            f"preprocessing. Write '{source.architecture}:TAG:{source.path}' with the file's tag: {', '.join(tags)}."
-        )
-    return first
+            base, (config, preprocess) = PLAIN, read_transformers(name, Path(source.path))
+        elif source.kind == "folder":
+            content = read_json(Path(source.path, HUB_CONFIG))
+            base, config, preprocess = LOCAL + source.path, content["model_cfg"], content.get("preprocess_cfg") or {}
+        else:
+            base, config = source.architecture, open_clip.get_model_config(source.architecture)
+            preprocess = published = open_clip.get_pretrained_cfg(base, source.tag) if source.tag else {}
+        config["quick_gelu"] = bool(config.get("quick_gelu") or preprocess.get("quick_gelu"))
+        side = config["vision_cfg"].get("image_size", 224)
+        preprocessing = checked_preprocessing({**preprocess, "size": side})  # that of the model counts, as in open_clip
+        if not isinstance(config["text_cfg"], dict):
+            raise TypeError("'text_cfg' is not an object")
+    except ModelNameError:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelNameError(f"'{name}' has no usable configuration of a CLIP ({short_reason(error)}).") from error
+    if preprocessing.size[0] != preprocessing.size[1]:
+        raise ModelNameError(f"'{name}' takes images of {preprocessing.size} pixels: expected a CLIP with square input.")
+    return Recipe(base, config, preprocessing, published)
 
 
-def _recipe(name: str, base: str, config: dict, preprocess: dict, folder: str, published: dict) -> Recipe:
-    config["quick_gelu"] = bool(config.get("quick_gelu") or preprocess.get("quick_gelu"))
-    size = config["vision_cfg"].get("image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ModelNameError(f"'{name}' takes images of {height} x {width} pixels: expected a CLIP with square input.")
-    try:
-        preprocessing = checked_preprocessing({"size": size, **preprocess})
-    except ValueError as error:
-        raise ModelNameError(f"'{name}' cannot be used: {error}.") from None
-    if preprocessing.size != (height, width):
-        raise ModelNameError(
-            f"'{name}' takes images of {height} x {width} pixels by its 'model_cfg', and of {preprocessing.size} by its "
-            "'preprocess_cfg': correct its open_clip_config.json."
-        )
-    return Recipe(base, config, preprocessing, folder, published)
-
-
-def _read_hub_config(path: Path) -> tuple[dict, dict]:
-    """Return the model's configuration and the preprocessing of an open_clip_config.json."""
-    try:
-        content = read_json(path)
-        config, preprocess = content["model_cfg"], content.get("preprocess_cfg") or {}
-        sound = all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg"))
-    except (OSError, UnsafeTextError, KeyError, TypeError):
-        sound = False
-    if not sound or not isinstance(config.get("embed_dim"), int) or not isinstance(preprocess, dict):
-        raise ModelNameError(f"'{path}' is not the configuration of an open_clip model: expected JSON with 'model_cfg'.")
-    if unknown := preprocess.keys() - _PREPROCESS_KEYS:
-        raise ModelNameError(
-            f"'{path}': 'preprocess_cfg' has {', '.join(map(shorten, sorted(unknown)))}, and what that does to images is not "
-            f"known here: expected {', '.join(_PREPROCESS_KEYS)}."
-        )
-    return config, preprocess
-
-
-def build(name: str, recipe: Recipe, half: bool = False) -> nn.Module:
-    """Return the model of a recipe with parameters on the meta device, or with random ones if they cannot be there.
+def load_open_clip(name: str, source: Source, half: bool, weights: bool = True) -> Clip:
+    """Load a CLIP that open_clip knows; what can be refused without its weights is refused before they are read.
 
     Args:
-        half: in open_clip's own fp16 if that works for the model; else in fp32.
+        half: in open_clip's own fp16 if the model has it, else in fp32.
+        weights: False: on the meta device, without them.
+    """
+    recipe = recipe_of(name, source)
+    model = _build(name, recipe, half)
+    tokenizer = tokenizer_of(name, recipe.config["text_cfg"], "" if source.kind == "open_clip" else source.path)
+    if weights:
+        _load_weights(model, find_open_clip(name, source) or _download(name, source, recipe.published), source)
+    else:
+        model = model.to("meta")
+    return Clip(model, name, recipe.preprocessing, tokenizer, config=_without_defaults(recipe.config))
+
+
+def _without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what open_clip has by default, so that equal models have equal ones."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    kept = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
+    for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
+        kept[part] = {key: value for key, value in config[part].items() if value != getattr(defaults, key, None)}
+    return kept
+
+
+def _build(name: str, recipe: Recipe, half: bool) -> nn.Module:
+    """Return the model of a recipe with parameters on the meta device, or with random ones if they cannot be there.
 
     Raises:
         WeightsError: its text tower needs a package or a configuration that is not here.
         ModelNameError: open_clip cannot build it.
     """
     hub_text = recipe.config["text_cfg"].get("hf_model_name") or ""
-    if hub_text:
-        needs_transformers(name, "text tower", hub_text)
     try:
         model = _create(recipe, "fp32")
         if half and _has_own_half(model):
             model = _create(recipe, "fp16")
     except Exception as error:  # of many kinds, from deep inside
-        if hub_text and isinstance(error, OSError):
-            raise WeightsError(hub_help(name, "text tower", hub_text, error)) from error
+        if hub_text and (isinstance(error, OSError) or find_spec("transformers") is None):
+            raise missing_part(name, "text tower", hub_text, error) from error
         raise ModelNameError(f"open_clip cannot build '{name}' ({short_reason(error)}): choose another CLIP.") from error
     for scalar in (model.logit_scale, model.logit_bias):
         if scalar is not None:
@@ -163,19 +155,6 @@ def _create(recipe: Recipe, precision: str) -> nn.Module:
         logging.disable(logging.NOTSET)
 
 
-def _has_own_half(model: nn.Module) -> bool:
-    """Whether open_clip's fp16 weights work: for image towers of timm, and for plain CLIPs.
-
-    A layer scale, a class token, a text projection with bias or a Hugging Face text tower stay in fp32 there and meet halves.
-    """
-    text = getattr(model, "text", model)
-    if hasattr(model.visual, "trunk"):
-        return getattr(text, "cls_emb", None) is None
-    plain = hasattr(text, "token_embedding") and getattr(text, "cls_emb", None) is None
-    scaled = any(type(module).__name__ == "LayerScale" for module in model.modules())
-    return plain and not scaled and not isinstance(text.text_projection, nn.Module)
-
-
 @contextmanager
 def _empty_parameters() -> Iterator[None]:
     """Put every parameter on the meta device as soon as a module registers it; buffers keep their values."""
@@ -193,12 +172,30 @@ def _empty_parameters() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
+def _has_own_half(model: nn.Module) -> bool:
+    """Whether open_clip's fp16 weights work: for image towers of timm, and for plain CLIPs.
+
+    A layer scale, a class token, a text projection with bias or a Hugging Face text tower stay in fp32 there and meet halves.
+    """
+    text = getattr(model, "text", model)
+    if hasattr(model.visual, "trunk"):
+        return getattr(text, "cls_emb", None) is None
+    plain = hasattr(text, "token_embedding") and getattr(text, "cls_emb", None) is None
+    scaled = any(type(module).__name__ == "LayerScale" for module in model.modules())
+    return plain and not scaled and not isinstance(text.text_projection, nn.Module)
+
+
 def find_open_clip(name: str, source: Source) -> Path | None:
     """Return the file of a CLIP's weights if it is here; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
+    if source.kind == "open_clip" and source.path:
+        return Path(source.path)
     if source.path and not source.repository:
-        return Path(source.path) if source.kind == "open_clip" else weights_in(Path(source.path))
+        here = [Path(source.path, file) for file in WEIGHTS_FILES if Path(source.path, file).is_file()]
+        if not here:
+            raise ModelNameError(f"'{source.path}' has no weights: expected a file such as {' or '.join(WEIGHTS_FILES[:3])}.")
+        return here[0]
     published = recipe_of(name, source).published
     if "hf_hub" not in published:
         file = Path("~/.cache/clip", os.path.basename(published["url"])).expanduser()  # open_clip's own place
@@ -242,27 +239,33 @@ def _download(name: str, source: Source, published: dict) -> Path:
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path, name: str, source: Source) -> None:
+def _load_weights(model: nn.Module, path: Path, source: Source) -> None:
     """Put the tensors of a checkpoint in place of a model's parameters, each in the type of the parameter.
+
+    Positions of another resolution or context length are interpolated as open_clip does it, in a folder or a download, whose
+    configuration says so; of a file that a name was given to they are refused.
 
     Raises:
         WeightsError: they do not fit the architecture, or the file cannot be read.
     """
-    state, architecture = read_state_dict(path), source.architecture or name
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    state = read_state_dict(path)
     try:
         state = _adapt(state, model)
-        _fit_positions(state, model, path, name, source)
+        if not (source.kind == "open_clip" and source.path):
+            if not hasattr(model, "text") or hasattr(model.text, "positional_embedding"):
+                resize_text_pos_embed(state, model)
+            resize_pos_embed(state, model)
         wanted = {key: value.dtype for key, value in model.state_dict().items()}
         for key in state:  # one at a time, so that no second copy of all is there at any moment
             if key in wanted and state[key].is_floating_point():
                 state[key] = state[key].to(wanted[key])
         model.load_state_dict(state, assign=True)
-    except WeightsError:
-        raise
     except Exception as error:  # of many kinds: a tensor is missing or of another shape
         raise WeightsError(
-            f"'{path}' cannot be loaded as {architecture} ({short_reason(error)}: {' '.join(str(error).split())[-200:]}). "
-            "Expected a checkpoint of this open_clip architecture that holds tensors alone."
+            f"'{path}' cannot be loaded as {source.architecture or 'its configuration says'} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[-300:]}). Expected a checkpoint of this architecture that holds tensors alone."
         ) from error
     model.requires_grad_(False)
 
@@ -285,105 +288,3 @@ def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
     return state
-
-
-def _fit_positions(state: dict[str, Tensor], model: nn.Module, path: Path, name: str, source: Source) -> None:
-    """Interpolate the positions of a folder or a download as open_clip does, and print it.
-
-    Raises:
-        WeightsError: an architecture was named with a file, which holds weights of another resolution or context length.
-    """
-    from open_clip.model import resize_pos_embed, resize_text_pos_embed
-
-    own = {key: value for key, value in model.named_parameters() if key in _POSITIONS and key in state}
-    for key, value in own.items():
-        there, here = tuple(state[key].shape), tuple(value.shape)
-        if there == here or there[1:] != here[1:]:
-            continue
-        what = "images" if key.startswith("visual") else "texts"
-        if source.kind == "open_clip" and source.path:
-            raise WeightsError(
-                f"'{path}' has positions {there} of {what}, {source.architecture} has {here}: they are not the weights that "
-                f"'{name}' names. Give the architecture that they were trained as, or a folder with their {HUB_CONFIG}."
-            )
-        print(f"'{name}' has positions {here} of {what}, its weights have {there}: they are interpolated, as open_clip does")
-    if not hasattr(model, "text") or hasattr(model.text, "positional_embedding"):
-        resize_text_pos_embed(state, model)
-    resize_pos_embed(state, model)
-
-
-def load_open_clip(name: str, source: Source, half: bool) -> Clip:
-    """Load a CLIP that open_clip knows; what can be refused without its weights is refused before they are read.
-
-    Args:
-        half: in open_clip's own fp16 if the model has it, else in fp32.
-    """
-    recipe = recipe_of(name, source)
-    clip = _clip(build(name, recipe, half), name, recipe)
-    file = find_open_clip(name, source) or _download(name, source, recipe.published)
-    load_weights(clip.model, file, name, source)
-    return clip
-
-
-def outline_open_clip(name: str, source: Source, half: bool) -> Clip:
-    """Build the same on the meta device, without weights."""
-    recipe = recipe_of(name, source)
-    return _clip(build(name, recipe, half).to("meta"), name, recipe)
-
-
-def _clip(model: nn.Module, name: str, recipe: Recipe) -> Clip:
-    tokenizer = tokenizer_of(name, recipe.config["text_cfg"], recipe.folder)
-    return Clip(model, name, recipe.preprocessing, tokenizer, config=without_defaults(recipe.config))
-
-
-def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what open_clip has by default, so that equal models have equal ones."""
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
-    kept = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
-    for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
-        kept[part] = {key: value for key, value in config[part].items() if value != getattr(defaults, key, None)}
-    return kept
-
-
-def describe_open_clip(name: str, source: Source) -> Architecture:
-    """Return what is known of a CLIP without its weights.
-
-    Raises:
-        ModelNameError: open_clip cannot build it, or a file does not say which weights it holds.
-        WeightsError: its tokenizer or its text tower needs a package or files that are not here.
-    """
-    recipe = recipe_of(name, source)
-    return _describe(name, recipe.base, json.dumps(recipe.config), recipe.preprocessing, recipe.folder)
-
-
-@lru_cache(maxsize=32)  # asked for by every part of a run that checks something
-def _describe(name: str, base: str, config: str, p: Preprocessing, folder: str) -> Architecture:
-    recipe = Recipe(base, json.loads(config), p, folder, {})
-    clip, vision = _clip(build(name, recipe), name, recipe), recipe.config["vision_cfg"]
-    no_context = no_deep = ""
-    text_width = text_depth = 0
-    try:
-        text_width, text_depth, no_deep = clip.text.width, clip.text.depth, clip.text.no_deep
-    except UnsupportedTowerError as error:
-        no_context = str(error)
-    try:
-        vision_width, vision_depth = clip.vision.width, clip.vision.depth
-    except UnsupportedTowerError:
-        vision_width, vision_depth = vision.get("width", 0), 0
-    return Architecture(
-        resolution=p.size[0],
-        patch_size=vision.get("patch_size", 16) if vision_depth else 0,
-        vision_width=vision_width,
-        vision_depth=vision_depth,
-        text_width=text_width,
-        text_depth=text_depth,
-        context_length=clip.tokenizer.context_length,
-        embed_dim=recipe.config["embed_dim"],
-        interpolation=p.interpolation,
-        mean=p.mean,
-        std=p.std,
-        resize_mode=p.resize_mode,
-        no_text_context=no_context,
-        no_deep_text=no_deep,
-    )

@@ -29,7 +29,6 @@ PROBES = (  # texts that tokenizers prepare in different ways
 )
 VOCABULARY, SOT, EOT = 49408, 49406, 49407  # of CLIP's byte-pair encoding
 _PROBE = "a"
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -65,23 +64,24 @@ def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
         ValueError: no image can be prepared so; the message names the key, the value and what was expected.
     """
 
-    size = content.get("size")
-    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if len(pair) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in pair):
-        raise ValueError(f"'size' of the preprocessing is {shorten(size)}, expected sides of 1 to {LARGEST_SIDE} pixels")
+    def numbers(values: Any, count: int, kind: type | tuple[type, ...], low: float, high: float) -> bool:
+        sequence = isinstance(values, (list, tuple)) and len(values) == count
+        return sequence and all(type(x) in kind and low <= x <= high for x in values)
+
     defaults = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "mean": OPENAI_MEAN, "std": OPENAI_STD}
-    given = {key: value if content.get(key) is None else content[key] for key, value in defaults.items()}
-    for key, choices in (("mode", ("RGB",)), ("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
-        if given[key] not in choices:
-            raise ValueError(f"'{key}' of the preprocessing is {shorten(given[key])}, expected {' or '.join(choices)}")
-    for key, low in (("mean", -10), ("std", 0.001)):
-        numbers = given[key]
-        sound = isinstance(numbers, (list, tuple)) and len(numbers) == 3
-        if not sound or not all(type(x) in (int, float) and low <= x <= 10 for x in numbers):
-            raise ValueError(
-                f"'{key}' of the preprocessing is {shorten(numbers)}, expected three numbers of {low} to 10, of red, green and "
-                "blue between 0 and 1"
-            )
+    given = {**defaults, **{key: value for key, value in content.items() if value is not None}}
+    size = given.get("size")
+    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    for key, sound, expected in (
+        ("size", numbers(pair, 2, (int,), 1, LARGEST_SIDE), f"sides of 1 to {LARGEST_SIDE} pixels"),
+        ("mode", given["mode"] == "RGB", "RGB"),
+        ("interpolation", given["interpolation"] in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
+        ("resize_mode", given["resize_mode"] in RESIZE_MODES, " or ".join(RESIZE_MODES)),
+        ("mean", numbers(given["mean"], 3, (int, float), -10, 10), "three numbers, of red, green and blue between 0 and 1"),
+        ("std", numbers(given["std"], 3, (int, float), 0.001, 10), "three numbers of 0.001 to 10"),
+    ):
+        if not sound:
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(given.get(key))}, expected {expected}")
     mean, std = (tuple(map(float, given[key])) for key in ("mean", "std"))
     return Preprocessing(pair, given["interpolation"], mean, std, given["resize_mode"])
 
@@ -201,90 +201,21 @@ class BytePairs(Tokenizer):
         return self.simple.encoder
 
 
-def needs_transformers(name: str, what: str, repository: str) -> None:
-    """Refuse a CLIP that needs the package transformers where it is not installed.
-
-    Raises:
-        WeightsError: it is not.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise WeightsError(
-            f"The {what} of '{name}', '{repository}' on the Hugging Face hub, needs the package transformers: "
-            "pip install 'kdpl[hf]'."
-        )
-
-
-def hub_help(name: str, what: str, repository: str, error: BaseException) -> str:
-    """Return that files of a hub's repository are missing, and how they get here."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
-    return (
-        f"The {what} of '{name}', '{repository}' on the Hugging Face hub, is not here and cannot be downloaded "
-        f"({short_reason(error)}). Where there is a network run \"hf download {repository} --exclude '*.bin' '*.safetensors' "
-        f"'*.h5' '*.msgpack' '*.onnx'\" and copy the folder '{folder.name}' of its cache to '{folder}'."
-    )
-
-
-def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
-    """Return the tokenizer of a text tower's configuration.
-
-    Args:
-        folder: of the model, which may have the files of its tokenizer; empty: they are in the hub's cache.
-
-    Raises:
-        WeightsError: it needs a package or files that are not here; the message says which.
-    """
-    options = dict(text.get("tokenizer_kwargs") or {})
-    length = text.get("context_length", 77)
-    repository = text.get("hf_tokenizer_name") or ""
-    if not repository:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        return BytePairs(length, SimpleTokenizer(context_length=length, **options))
-    needs_transformers(name, "tokenizer", repository)
-    settings = length, text.get("tokenizer_mode") or "", tuple(options.items())
-    in_folder = folder if any(Path(folder, file).is_file() for file in _FILES) else ""
-    if here := in_folder or _cached(repository):
-        with suppress(Exception):  # of many kinds, if some of the files are missing
-            return _hub_tokenizer(here, *settings)
-    try:
-        return _hub_tokenizer(repository, *settings)
-    except Exception as error:  # of many kinds, from inside transformers
-        raise WeightsError(hub_help(name, "tokenizer", repository, error)) from error
-
-
-def _cached(repository: str) -> str:
-    """Return the folder of the hub's cache that has a repository's tokenizer, or nothing.
-
-    By the repository's name transformers asks for files that a tokenizer need not have, and fails without a network.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    found = (try_to_load_from_cache(repository, file) for file in _FILES)
-    return next((str(Path(path).parent) for path in found if isinstance(path, str)), "")
-
-
-@lru_cache(maxsize=8)
-def _hub_tokenizer(source: str, context_length: int, mode: str, options: tuple) -> "HubTokenizer":
-    return HubTokenizer(source, context_length, mode, dict(options))
-
-
 class HubTokenizer(Tokenizer):
     """A tokenizer of the Hugging Face hub, as open_clip prepares its texts and ids.
 
     Args:
         source: repository or folder.
-        mode: open_clip's tokenizer_mode.
+        mode, options: open_clip's tokenizer_mode and tokenizer_kwargs.
 
     Raises:
         ValueError: it pads in front, or the ids of a text are not those of the text between fixed ones.
     """
 
-    def __init__(self, source: str, context_length: int, mode: str, options: dict[str, Any]):
+    def __init__(self, source: str, context_length: int, mode: str, options: Sequence[tuple[str, Any]]):
         from open_clip.tokenizer import HFTokenizer
 
-        self._tokenizer = HFTokenizer(source, context_length=context_length, tokenizer_mode=mode, **options)
+        self._tokenizer = HFTokenizer(source, context_length=context_length, tokenizer_mode=mode, **dict(options))
         self._inner = self._tokenizer.tokenizer
         self.context_length = context_length
         self.special = frozenset(self._inner.all_special_ids) - {self._inner.unk_token_id}
@@ -313,3 +244,53 @@ class HubTokenizer(Tokenizer):
         for text in texts:
             self.check_length(text, len(self.sot) + len(self.encode(text)) + len(self.eot))
         return torch.as_tensor(self._tokenizer(texts))
+
+
+_hub_tokenizer = lru_cache(maxsize=8)(HubTokenizer)
+
+
+def missing_part(name: str, what: str, repository: str, error: BaseException) -> WeightsError:
+    """Return the error that a part of a CLIP on the Hugging Face hub is not here, with what to do."""
+    from huggingface_hub import constants
+
+    what = f"The {what} of '{name}', '{repository}' on the Hugging Face hub,"
+    if importlib.util.find_spec("transformers") is None:
+        return WeightsError(f"{what} needs the package transformers: pip install 'kdpl[hf]'.")
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    return WeightsError(
+        f'{what} is not here and cannot be downloaded ({short_reason(error)}). Where there is a network run "hf download '
+        f"{repository} --exclude '*.bin' '*.safetensors' '*.h5' '*.msgpack' '*.onnx'\" and copy the folder '{folder.name}' of "
+        f"its cache to '{folder}'."
+    )
+
+
+def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
+    """Return the tokenizer of a text tower's configuration.
+
+    Args:
+        folder: of the model, which may have the files of its tokenizer; empty: they are in the hub's cache.
+
+    Raises:
+        WeightsError: it needs a package or files that are not here; the message says which.
+    """
+    options = dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", 77)
+    repository = text.get("hf_tokenizer_name") or ""
+    if not repository:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return BytePairs(length, SimpleTokenizer(context_length=length, **options))
+    from huggingface_hub import snapshot_download
+
+    sources = [repository]
+    with suppress(Exception):  # it is not in the cache. By its name transformers asks for files that it need not have
+        sources.insert(0, snapshot_download(repository, local_files_only=True))
+    if any(Path(folder, file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")):
+        sources.insert(0, folder)
+    problem: Exception
+    for source in sources:
+        try:
+            return _hub_tokenizer(source, length, text.get("tokenizer_mode") or "", tuple(options.items()))
+        except Exception as error:  # of many kinds, from inside transformers, if some of the files are missing
+            problem = error
+    raise missing_part(name, "tokenizer", repository, problem) from problem

@@ -6,30 +6,18 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdpl.clip.blocks import GroupedAttention, PackedAttention, PaddedAttention, on_cpu
+from kdpl.clip.blocks import GroupedAttention, PaddedAttention, on_cpu
 from kdpl.clip.preprocessing import index_on
 
 
 def slot(index: int) -> int:
     """Return the entry that stands in a prompt for the learned context vector `index`, where others are token ids."""
     return -1 - index
-
-
-class Embedding(Protocol):
-    """What a layout asks of the text tower that will read its prompts."""
-
-    context_length: int
-    device: torch.device
-
-    def embed(self, ids: Tensor) -> Tensor: ...
-
-    def place(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Return embeddings `(U, w)` with their positions `(U,)` added."""
 
 
 class Layout:
@@ -53,7 +41,7 @@ class Layout:
     prefix: int
     size: int
 
-    def __init__(self, tower: Embedding, prompts: Sequence[Sequence[int]], length: int, class_specific: bool):
+    def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], length: int, class_specific: bool):
         if not prompts:
             raise ValueError("The list of prompts is empty: expected at least one class name.")
         longest = max(map(len, prompts))
@@ -141,7 +129,7 @@ class Layout:
 class PromptLayout(Layout):
     """Prompts for a causal tower: the shared prefix, then every prompt's own suffix, shortest first, up to its end."""
 
-    def __init__(self, tower: Embedding, prompts: Sequence[Sequence[int]], class_specific: bool = False):
+    def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], class_specific: bool = False):
         super().__init__(tower, prompts, tower.context_length, class_specific)
         self.prefix = n = _shared_prefix(prompts, class_specific)
         self.order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
@@ -154,7 +142,7 @@ class PromptLayout(Layout):
         self.sorted = self.order == list(range(len(self.order)))
         shared = [(prompts[0][p], p, 0) for p in range(n)]
         self._embed_entries(shared + [(prompts[c][p], p, c) for c in self.order for p in range(n, len(prompts[c]))])
-        self.attention: PackedAttention = (GroupedAttention if on_cpu(self.rows) else PaddedAttention)(n, lengths, tower.device)
+        self.attention = (GroupedAttention if on_cpu(self.rows) else PaddedAttention)(n, lengths, tower.device)
 
     def replace(self, x: Tensor, vectors: Tensor) -> tuple["PromptLayout", Tensor]:
         """Put vectors `(n, w)`, or `(C, n, w)` for each prompt, in place of the first n at the slots in the rows `x (P, N, w)`.
@@ -222,7 +210,7 @@ class DenseLayout(Layout):
 
     prefix = 0
 
-    def __init__(self, tower: Embedding, prompts: Sequence[Sequence[int]], pad: int, length: int, class_specific: bool = False):
+    def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], pad: int, length: int, class_specific: bool = False):
         super().__init__(tower, prompts, length, class_specific)
         self.pad, self.length, self.size = pad, length, length * len(prompts)
         filled = [[*prompt, *[pad] * (length - len(prompt))] for prompt in prompts]

@@ -12,16 +12,21 @@ from torch import Tensor
 
 from kdpl.clip.names import TRANSFORMERS_CONFIG, ModelNameError
 from kdpl.common.messages import shorten
-from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.safe_text import read_json
 
-_TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}  # what CLIPConfig has by default
-_TEXT = {
-    **_TOWER, "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
-    "max_position_embeddings": 77, "eos_token_id": 49407,
+_TOWERS = {  # what CLIPConfig has by default
+    "text_config": {
+        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12, "vocab_size": 49408, "hidden_size": 512,
+        "intermediate_size": 2048, "num_attention_heads": 8, "max_position_embeddings": 77, "eos_token_id": 49407,
+    },
+    "vision_config": {
+        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12, "hidden_size": 768,
+        "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 32,
+    },
 }  # fmt: skip
-_VISION = {
-    **_TOWER, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224,
-    "patch_size": 32,
+_EXPECTED = {  # of keys that are not any number above 0
+    "hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,), "vocab_size": (49408,), "eos_token_id": (2, 49407),
+    "num_channels": (3,),
 }  # fmt: skip
 _PROCESSOR = {
     "do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True, "crop_size": 224,
@@ -53,66 +58,45 @@ def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str
 
     Raises:
         ModelNameError: it is not a CLIP, or one that would have other features here; the message says why.
+        OSError, ValueError, TypeError, KeyError, AttributeError: a file is missing or damaged.
     """
-    config = _read(name, folder / TRANSFORMERS_CONFIG)
-    if config.get("model_type") != "clip":
+    config = read_json(folder / TRANSFORMERS_CONFIG)
+    if config["model_type"] != "clip":
         raise ModelNameError(
-            f"'{name}' is a {shorten(config.get('model_type'))} of transformers, of whose formats only CLIP ('clip') is read. "
+            f"'{name}' is a {shorten(config['model_type'])} of transformers, of whose formats only CLIP ('clip') is read. "
             "Of siglip and siglip2 open_clip has the same weights: kdpl models siglip lists them."
         )
-    towers = []
-    for part, defaults in (("text_config", _TEXT), ("vision_config", _VISION)):
-        given = [config.get(key) or {} for key in (part, f"{part}_dict")]  # older files have a second one, whose values count
-        tower = {
-            **defaults,
-            **(given[0] if isinstance(given[0], dict) else {}),
-            **(given[1] if isinstance(given[1], dict) else {}),
-        }
-        wrong = [key for key, default in defaults.items() if type(tower[key]) is not type(default)]
-        fixed = {"layer_norm_eps": (1e-5,), "vocab_size": (49408,), "eos_token_id": (2, 49407), "num_channels": (3,)}
-        fixed["hidden_act"] = (towers[0]["hidden_act"],) if towers else ("quick_gelu", "gelu")
-        wrong += [key for key, values in fixed.items() if key in defaults and tower[key] not in values]
-        wrong += [key for key, default in defaults.items() if isinstance(default, int) and not wrong and tower[key] < 1]
-        if not wrong and tower["hidden_size"] % tower["num_attention_heads"]:
-            wrong = ["num_attention_heads"]
-        if wrong:
-            raise ModelNameError(
-                f"'{name}': '{wrong[0]}' is {shorten(tower[wrong[0]])} in its {part}, which cannot be built here: expected "
-                f"{' or '.join(map(str, fixed.get(wrong[0], [f'a value such as {defaults[wrong[0]]!r}'])))}."
-            )
-        towers.append(tower)
-    if not _has_clips_vocabulary(folder):
-        raise ModelNameError(f"'{name}' has another tokenizer than CLIP's byte-pair encoding: its vocabulary differs.")
-    text, vision = towers
-    text_cfg = {"context_length": text["max_position_embeddings"], "heads": text["num_attention_heads"], **_sizes(text)}
-    vision_cfg = {"image_size": vision["image_size"], "patch_size": vision["patch_size"], **_sizes(vision)}
-    vision_cfg["head_width"] = vision["hidden_size"] // vision["num_attention_heads"]
-    quick, embed_dim = text["hidden_act"] == "quick_gelu", config.get("projection_dim", 512)
-    model = {"embed_dim": embed_dim, "quick_gelu": quick, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    text, vision = (_tower(name, config, part) for part in _TOWERS)
+    if text["hidden_act"] != vision["hidden_act"]:
+        raise ModelNameError(f"'{name}' has another activation ('hidden_act') in its text_config than in its vision_config.")
+    model = {"embed_dim": config.get("projection_dim", 512), "quick_gelu": text["hidden_act"] == "quick_gelu"}
+    for part, tower in (("text_cfg", text), ("vision_cfg", vision)):
+        width = tower["hidden_size"]
+        model[part] = {"layers": tower["num_hidden_layers"], "width": width, "mlp_ratio": tower["intermediate_size"] / width}
+    model["text_cfg"] |= {"context_length": text["max_position_embeddings"], "heads": text["num_attention_heads"]}
+    head_width = vision["hidden_size"] // vision["num_attention_heads"]
+    model["vision_cfg"] |= {"image_size": vision["image_size"], "patch_size": vision["patch_size"], "head_width": head_width}
     return model, _preprocess(name, folder, vision["image_size"])
 
 
-def _sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
-    width = tower["hidden_size"]
-    return {"layers": tower["num_hidden_layers"], "width": width, "mlp_ratio": tower["intermediate_size"] / width}
-
-
-def _read(name: str, path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, UnsafeTextError) as error:
-        raise ModelNameError(f"'{name}': {error}") from None
-    if not isinstance(content, dict):
-        raise ModelNameError(f"'{name}': '{path}' holds {shorten(content)}, expected an object.")
-    return content
+def _tower(name: str, config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    tower = {**_TOWERS[part], **(config.get(part) or {}), **(config.get(f"{part}_dict") or {})}  # older files have the second
+    for key in _TOWERS[part]:
+        value, expected = tower[key], _EXPECTED.get(key)
+        if value not in expected if expected else type(value) is not int or value < 1:
+            raise ModelNameError(
+                f"'{name}': '{key}' is {shorten(value)} in its {part}, which cannot be built here: expected "
+                f"{' or '.join(map(str, expected)) if expected else 'a number above 0'}."
+            )
+    return tower
 
 
 def _preprocess(name: str, folder: Path, side: int) -> dict[str, Any]:
     """Return how images are prepared, as open_clip says it; without a processor, as that of transformers does by default."""
     if (folder / "preprocessor_config.json").is_file():
-        given = _read(name, folder / "preprocessor_config.json")
+        given = read_json(folder / "preprocessor_config.json")
     elif (folder / "processor_config.json").is_file():
-        given = _read(name, folder / "processor_config.json").get("image_processor") or {}
+        given = read_json(folder / "processor_config.json").get("image_processor") or {}
     else:
         print(f"'{name}' has no preprocessor_config.json: its images are prepared as CLIP's are by default")
         given = {"size": side, "crop_size": side}
@@ -126,35 +110,15 @@ def _preprocess(name: str, folder: Path, side: int) -> dict[str, Any]:
             f"'{name}' prepares images in another way than resizing to {side} pixels, the centre or the whole, and normalising "
             f"(size {shorten(p['size'])}, crop {shorten(p['crop_size'])}, Pillow's filter {shorten(p['resample'])})."
         )
-    mode = "shortest" if shortest else "squash"
-    return {
-        "size": side, "interpolation": _INTERPOLATIONS[p["resample"]], "resize_mode": mode, "mean": p["image_mean"],
-        "std": p["image_std"],
-    }  # fmt: skip
+    mode, interpolation = "shortest" if shortest else "squash", _INTERPOLATIONS[p["resample"]]
+    return {"interpolation": interpolation, "resize_mode": mode, "mean": p["image_mean"], "std": p["image_std"]}
 
 
-def _side(size: object) -> object:
+def _side(size: Any) -> Any:
     """Return the one side of a size; None if it has none."""
     if not isinstance(size, dict):
         return size
     return size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
-
-
-def _has_clips_vocabulary(folder: Path) -> bool:
-    """Whether the vocabulary in a folder is that of CLIP's own tokenizer; without one there is nothing to compare."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    try:
-        if (folder / "vocab.json").is_file():
-            vocabulary = read_json(folder / "vocab.json")
-        elif (folder / "tokenizer.json").is_file():
-            vocabulary = read_json(folder / "tokenizer.json")["model"]["vocab"]
-        else:
-            return True
-        words = ({token: i for token, i in some.items() if i < 49406} for some in (vocabulary, SimpleTokenizer().encoder))
-        return next(words) == next(words)
-    except (OSError, UnsafeTextError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def is_transformers(state: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
-"""Reading the tensors of a CLIP checkpoint. Only tensors are unpickled, and nothing in a JIT archive is run."""
+"""The tensors of checkpoints, of which only tensors are unpickled and no JIT archive is run, and OpenAI's package."""
 
-import hashlib
 import importlib.util
 import sys
 from functools import lru_cache
@@ -11,7 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.safe_text import read_json
 from kdpl.common.tensor_files import check_tensors, is_torchscript, load_torch, load_torchscript
 
 
@@ -19,31 +18,26 @@ class WeightsError(OSError):
     """The weights of a CLIP are missing, cannot be fetched or are not those of a CLIP."""
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file of weights, as `sha256sum` prints it; of an index, of it and all its files in a row."""
-    digest = hashlib.sha256()
-    for part in (path, *(_parts(path) if path.suffix == ".json" else ())):
-        with part.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive.
 
-    An index of transformers, `*.index.json`, stands for the files that it names.
+    An index of transformers, `*.index.json`, stands for the files beside it that it names.
     """
-    if path.suffix == ".json":
-        return {key: value for part in _parts(path) for key, value in read_state_dict(part).items()}
     try:
+        if path.suffix == ".json":
+            parts = sorted({Path(str(part)).name for part in read_json(path)["weight_map"].values()} - {path.name})
+            return {key: value for part in parts for key, value in read_state_dict(path.parent / part).items()}
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = _tensors(load_torchscript(path) if is_torchscript(path) else load_torch(path), path)
+        state = load_torchscript(path) if is_torchscript(path) else load_torch(path)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"it holds a {type(state).__name__}, not a state dict of tensors")
         check_tensors(state.items())
-        return state
+        return {str(key).removeprefix("module."): value for key, value in state.items()}
     except WeightsError:
         raise
     except Exception as error:  # of many kinds, from inside the unpickler
@@ -52,44 +46,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "Expected a safetensors file, a PyTorch state dict of tensors alone, or OpenAI's JIT archive; "
             "if it was downloaded, delete it and download it again."
         ) from error
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of a checkpoint's tensors, without their values where the format allows it."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"'{path}' is not a readable safetensors file: {error}") from error
-    return {key: tuple(value.shape) for key, value in read_state_dict(path).items()}
-
-
-def _parts(index: Path) -> list[Path]:
-    """Return the files of a checkpoint in parts, which lie beside its index.
-
-    Raises:
-        WeightsError: it is no index, or a part is missing or elsewhere.
-    """
-    try:
-        content = read_json(index)
-        names = sorted({*content["weight_map"].values()})
-    except (UnsafeTextError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"'{index}' is not the index of a checkpoint in parts ({short_reason(error)}).") from None
-    parts = [index.parent / str(name) for name in names]
-    if wrong := [part.name for part in parts if part.parent != index.parent or part.suffix == ".json" or not part.is_file()]:
-        raise WeightsError(f"'{index}' names {wrong[0]!r}, which is not a file of weights beside it: copy all parts.")
-    return parts
-
-
-def _tensors(state: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
 @lru_cache(maxsize=1)
@@ -110,3 +66,21 @@ def openai_clip() -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def openai_file(name: str) -> tuple[str, Path]:
+    """Return the address of OpenAI's weights, and the file that they are downloaded to."""
+    url = openai_clip().clip._MODELS[name]
+    return url, Path("~/.cache/clip").expanduser() / Path(url).name
+
+
+def openai_weights(name: str) -> Path:
+    """Return the file of OpenAI's weights, downloaded if it is not here or has not the published SHA-256."""
+    url, file = openai_file(name)
+    try:
+        return Path(openai_clip().clip._download(url, str(file.parent)))
+    except (OSError, RuntimeError) as error:  # no network, no room, or a wrong checksum
+        raise WeightsError(
+            f"The weights of '{name}' are not here and cannot be downloaded ({error}). Get the file '{file.name}' from "
+            f"{url} and put it into {file.parent}, or write 'openai:FILE' with a file of these weights."
+        ) from error

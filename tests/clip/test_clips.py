@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from support import random_clip
 from support.elsewhere import run_elsewhere
 
 from kdpl.__main__ import main
-from kdpl.clip import ModelNameError, WeightsError, describe, load_clip
+from kdpl.clip import ModelNameError, WeightsError, describe, load_clip, outline_clip
 from kdpl.clip.listing import named
 from kdpl.clip.names import OPENAI_MODELS, Source, resolve
 from kdpl.clip.openclip import recipe_of
@@ -67,10 +66,7 @@ def assert_is(clip, model):
     assert not clip.model.training and not any(p.requires_grad for p in clip.model.parameters())
 
 
-# ---------------------------------------------------------------------------------------------------------- OpenAI's design
-
-
-@pytest.mark.parametrize("suffix", ["state.pt", "wrapped.pt", "state.safetensors", "archive.pt", "resnet.pt"])
+@pytest.mark.parametrize("suffix", ["wrapped.pt", "state.safetensors", "archive.pt", "resnet.pt"])
 def test_a_file_of_openais_architecture_loads_without_loss_of_precision(small, suffix, tmp_path):
     path, model = tmp_path / suffix, small
     if suffix == "archive.pt":
@@ -88,10 +84,14 @@ def test_a_file_of_openais_architecture_loads_without_loss_of_precision(small, s
 
 
 def test_published_and_embedded_architectures_are_known_without_weights():
-    assert describe("ViT-B/32").vision_depth == 12 and describe("ViT-H-14-quickgelu").vision_depth == 32
+    for name, known in OPENAI_MODELS.items():
+        assert describe(name) == known and outline_clip(name).preprocessing == known.preprocessing
+        vision = outline_clip(name).vision if known.is_vit else None
+        assert known.vision_depth == (vision.depth if vision else 0) and outline_clip(name).text.depth == known.text_depth
+    assert describe("ViT-H-14-quickgelu").vision_depth == 32 and not describe("emoji_teacher").is_vit
     student = describe("emoji_student")
     assert (student.resolution, student.vision_depth, student.text_depth, student.context_length) == (64, 4, 4, 77)
-    assert describe(f"openai:{resolve('emoji_student').path}") == student and not describe("emoji_teacher").is_vit
+    assert describe(f"openai:{resolve('emoji_student').path}") == student
     assert load_clip("emoji_student").logit_scale.item() == pytest.approx(48, abs=0.1)
 
 
@@ -126,27 +126,25 @@ print(clip.__file__, sys.modules[type(loaded.model).__module__].__file__, loaded
     assert shape == ["torch.Size([1, 48])\n"]
 
 
-# ------------------------------------------------------------------------------------------------------- names of open_clip
-
-
-@pytest.mark.parametrize("name", sorted({name for name, _ in open_clip.list_pretrained() if name in open_clip.list_models()}))
-def test_a_file_of_any_published_weights_has_the_recipe_of_its_tag_or_is_refused(name, tmp_path):
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    file = str(tmp_path / "weights.bin")
-    published = [recipe_of(name, Source("open_clip", name, tag)) for tag in tags]
-    for tag, recipe in zip(tags, published, strict=True):
-        entry, p = open_clip.get_pretrained_cfg(name, tag), recipe.preprocessing
-        assert recipe.config["quick_gelu"] or not entry.get("quick_gelu")
-        assert (p.mean, p.std) == (tuple(entry["mean"]), tuple(entry["std"]))
-        assert (p.interpolation, p.resize_mode) == (entry["interpolation"], entry["resize_mode"])
-        assert recipe_of(name, Source("open_clip", name, tag, file)) == recipe
-    differ = len({(r.config["quick_gelu"], r.preprocessing) for r in published}) > 1
-    try:
-        bare = recipe_of(name, Source("open_clip", name, "", file))
-    except ModelNameError as error:
-        assert differ and all(tag in str(error) for tag in tags) and f"'{name}:TAG:{file}'" in str(error)
-    else:
-        assert not differ and (bare.config, bare.preprocessing) == (published[0].config, published[0].preprocessing)
+def test_every_published_tag_has_its_recipe_and_an_architecture_with_several_is_not_guessed(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    for name in sorted({*dict(open_clip.list_pretrained())}.intersection(open_clip.list_models())):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        for tag in tags:
+            recipe, entry = (
+                recipe_of(name, resolve(f"{name}:{tag}:{tmp_path}/weights.bin")),
+                open_clip.get_pretrained_cfg(name, tag),
+            )
+            p = recipe.preprocessing
+            assert recipe.config["quick_gelu"] or not entry.get("quick_gelu")
+            assert (p.mean, p.std) == (tuple(entry["mean"]), tuple(entry["std"]))
+            assert (p.interpolation, p.resize_mode) == (entry["interpolation"], entry["resize_mode"])
+            assert recipe == recipe_of(name, resolve(f"{name}:{tag}"))
+        if len(tags) > 1:
+            with pytest.raises(
+                ModelNameError, match=f"does not say which weights it is, .*'{name}:TAG:FILE' with one of {tags[0]}, "
+            ):
+                resolve(f"{name}:{tmp_path}/weights.bin")
 
 
 @pytest.mark.parametrize(("tag", "quick"), [("openai", True), (TAG, False)])
@@ -155,8 +153,6 @@ def test_the_tag_of_a_file_decides_the_activation(tag, quick, tiny, tmp_path):
     model = open_clip.create_model(MODEL, force_quick_gelu=quick).eval()
     model.load_state_dict(tiny.state_dict())
     assert_is(load_clip(f"{MODEL}:{tag}:{file}"), model)
-    with pytest.raises(ModelNameError, match=r"does not say which weights of ViT-B-32 the file holds"):
-        load_clip(f"{MODEL}:{file}")
 
 
 def test_an_architecture_of_ones_own_loads_from_a_file_and_counts_tokens(tmp_path):
@@ -171,16 +167,14 @@ def test_an_architecture_of_ones_own_loads_from_a_file_and_counts_tokens(tmp_pat
         clip.tokenizer([long, f"{long} blue"])
 
 
-def test_a_file_of_another_resolution_is_refused_under_a_name_and_interpolated_in_a_folder(tiny, tmp_path, monkeypatch, capsys):
+def test_a_file_of_another_resolution_is_refused_under_a_name_and_interpolated_in_a_folder(tiny, tmp_path, monkeypatch):
     larger = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "image_size": 96}}
     file = saved(tiny, tmp_path / "weights.safetensors")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, MODEL, larger)
-    with pytest.raises(WeightsError, match=r"has positions \(17, 160\) of images, ViT-B-32 has \(37, 160\)"):
+    with pytest.raises(WeightsError, match=r"size mismatch for visual.positional_embedding"):
         load_clip(f"{MODEL}:{TAG}:{file}")
     folder = hub_folder(tiny, tmp_path / "hub", larger)
-    clip = load_clip(str(folder))
-    assert "they are interpolated, as open_clip does" in capsys.readouterr().out
-    assert_is(clip, open_clip.create_model(MODEL, pretrained=str(file)).eval())
+    assert_is(load_clip(str(folder)), open_clip.create_model(MODEL, pretrained=str(file)).eval())
 
 
 @pytest.mark.parametrize(("layer_scale", "autocast"), [(None, False), (0.1, True)])
@@ -191,35 +185,20 @@ def test_a_model_whose_half_weights_do_not_work_says_that_fp16_is_autocast(
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, MODEL, config)
     name = f"{MODEL}:{TAG}:{saved(open_clip.create_model(MODEL), tmp_path / 'w.safetensors')}"
     clip = load_clip(name, "fp16")
-    line = f"PREC fp16 of '{name}' is autocast over fp32 weights: some of its layers do not take half weights\n"
-    assert capsys.readouterr().out == line * autocast
+    assert ("is autocast over fp32 weights" in capsys.readouterr().out) == autocast
     assert (clip.autocast_dtype, clip.dtype) == ((torch.float16, torch.float32) if autocast else (None, torch.float16))
 
 
-# ------------------------------------------------------------------------------------------------------------ folders
-
-
-@pytest.mark.parametrize("way", ["{}", "local-dir:{}", "cache"])
+@pytest.mark.parametrize("way", ["{}", "local-dir:{}"])
 def test_a_folder_of_the_hub_is_a_model_with_its_own_recipe(way, tiny, tmp_path):
-    folder = tmp_path / "models--me--tiny"
-    files = hub_folder(tiny, folder / "snapshots" / "abc" if way == "cache" else folder)
-    if way == "cache":
-        (folder / "snapshots" / "old").mkdir()
-        (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text("abc")
-    name = str(folder) if way == "cache" else way.format(folder)
+    name = way.format(hub_folder(tiny, tmp_path / "tiny"))
     clip = load_clip(name)
     assert_is(clip, tiny)
     p = clip.preprocessing
     assert (p.size, p.mean, p.std, p.interpolation, p.resize_mode) == ((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
     assert describe(name).preprocessing == p
-    for file_name in (f"{MODEL}:{TAG}:{files}/open_clip_model.safetensors", f"{files}/open_clip_model.safetensors"):
-        with pytest.raises(ModelNameError, match=f"[Ww]rite .*{files}'"):
-            describe(file_name)
-    if way == "cache":
-        (folder / "refs" / "main").unlink()
-        with pytest.raises(ModelNameError, match="has 2 snapshots"):
-            describe(name)
+    hub_folder(tiny, tmp_path / "tiny", preprocess={**PREPROCESS, "resize_mode": "shortest"})
+    assert describe(name).preprocessing.resize_mode == "shortest", "a changed file is read again"
 
 
 def test_the_name_of_a_model_is_the_model_and_not_a_folder_of_that_name(tiny, tmp_path, monkeypatch):
@@ -234,11 +213,12 @@ def test_the_name_of_a_model_is_the_model_and_not_a_folder_of_that_name(tiny, tm
 def test_a_folder_that_is_not_a_model_says_what_is_missing(tmp_path):
     with pytest.raises(ModelNameError, match=r"has no open_clip_config\.json, and no config.json of transformers"):
         describe(str(tmp_path))
-    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": 3}')
-    with pytest.raises(ModelNameError, match="is not the configuration of an open_clip model"):
-        describe(str(tmp_path))
+    for config in ('{"model_cfg": 3}', "[]", '{"model_cfg": {"embed_dim": 3, "vision_cfg": {}, "text_cfg": 1}}'):
+        (tmp_path / "open_clip_config.json").write_text(config)
+        with pytest.raises(ModelNameError, match="has no usable configuration of a CLIP"):
+            describe(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
-    with pytest.raises(ModelNameError, match="should hold one file of weights"):
+    with pytest.raises(ModelNameError, match="has no weights: expected a file such as open_clip_model"):
         load_clip(str(tmp_path))
 
 
@@ -246,42 +226,34 @@ def test_a_folder_that_is_not_a_model_says_what_is_missing(tmp_path):
     ("key", "value"),
     [
         ("mean", [0.5]), ("mean", [0.5, 0.5, float("nan")]), ("mean", [124, 116, 104]), ("std", [0, 0, 0]), ("std", 0.5),
-        ("interpolation", "random"), ("resize_mode", "longest"), ("mode", "L"), ("size", 32), ("size", [64, 32]), ("gamma", 2),
+        ("interpolation", "random"), ("resize_mode", "longest"), ("mode", "L"),
     ],
 )  # fmt: skip
 def test_a_preprocessing_that_no_image_can_be_prepared_with_is_refused(tiny, tmp_path, key, value):
-    with pytest.raises(ModelNameError, match=f"{key}|pixels by its"):
+    with pytest.raises(ModelNameError, match=f"'{key}' of the preprocessing is"):
         load_clip(str(hub_folder(tiny, tmp_path, preprocess={**PREPROCESS, key: value})))
-
-
-# --------------------------------------------------------------------------------------------- what cannot be loaded says why
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("ViT-B/33", "The closest names: .*ViT-B/32"),
-        ("emoji_studnet", "The closest names: emoji_student"),
-        ("ViT-H-14-quikgelu", "The closest names: ViT-H-14-quickgelu"),
-        ("ViT-L-14", "has no single set of weights: write 'ViT-L-14:TAG'"),
-        ("ViT-L-14:laion2b_s32b_b82", "The closest names: laion2b_s32b_b82k"),
+        ("ViT-B/33", "Did you mean 'ViT-B/32'"),
+        ("emoji_studnet", "Did you mean 'emoji_student'"),
+        ("ViT-H-14-quikgelu", "Did you mean 'ViT-H-14-quickgelu'"),
+        ("ViT-L-14", "does not say which weights it is"),
+        ("ViT-L-14:laion2b_s32b_b82", "Did you mean 'laion2b_s32b_b82k'"),
         ("/nowhere/clip.pt", "is not an OpenAI CLIP model, an open_clip model, a folder or a file"),
         ("openai:/gone.pt", "There is no file '/gone.pt', which 'openai:/gone.pt' names"),
+        (__file__, f"is weights alone, .* 'MODEL:TAG:FILE' .* 'openai:{__file__}'"),
     ],
 )
 def test_a_name_that_is_not_a_clip_is_refused_with_the_closest(name, hint):
-    with pytest.raises(ModelNameError, match=hint):
-        describe(name)
-
-
-def test_weights_alone_are_refused_with_what_to_write(small, tmp_path):
-    file = saved(small, tmp_path / "weights.pt")
     for function in (load_clip, describe):
-        with pytest.raises(ModelNameError, match=f"is weights alone, .* 'MODEL:TAG:FILE' .* 'openai:{file}'"):
-            function(str(file))
+        with pytest.raises(ModelNameError, match=hint):
+            function(name)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_named(content, suffix, tmp_path):
     path = tmp_path / f"damaged{suffix}"
@@ -308,9 +280,6 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
         with pytest.raises(WeightsError, match="cannot be read"):
             load_clip(f"{name}:{tmp_path}/evil.pt")
     assert not (tmp_path / "was here").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------ downloads
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -381,8 +350,7 @@ def test_weights_are_downloaded_or_the_message_names_a_way_that_works(name, tiny
     else:
         assert "its configuration cannot be downloaded" in refused
     assert loaded(name, "here", hub) == pytest.approx(expected, rel=1e-4)
-    shutil.copytree(tmp_path / "here" / "hf", tmp_path / "there" / "hf")
-    assert loaded(name, "there", "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == pytest.approx(expected, rel=1e-4)
+    assert loaded(name, "here", "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -394,28 +362,12 @@ def test_a_missing_tokenizer_of_the_hub_names_the_folder_that_it_belongs_into(tm
     assert "The tokenizer of 'ViT-B-16-SigLIP2:webli'" in message and f"of its cache to '{folder}'" in message, message
 
 
-# ----------------------------------------------------------------------------------------------------------- kdpl models
-
-
-def test_all_models_are_listed_and_words_choose(capsys):
+def test_all_models_are_listed_words_choose_and_a_few_have_their_facts(capsys):
     assert set(named()) >= {*OPENAI_MODELS, "emoji_student", *open_clip.list_models()}
-    found = named(["h-14", "DFN5B"])
-    assert {"ViT-H-14-quickgelu", "ViT-H-14-378-quickgelu"} <= {*found} and all("H-14" in model for model in found)
     assert all("dfn5b" in tag for tags in named(["dfn5b"]).values() for tag in tags)
-    assert main(["models"]) == 0
-    assert "ViT-H-14-quickgelu" in capsys.readouterr().out
+    assert main(["models"]) == 0 and "ViT-H-14-quickgelu" in capsys.readouterr().out
     assert main(["models", "no-such-model"]) == 2
-
-
-def test_a_few_models_have_their_facts_and_the_cache_its_folders(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "models--me--mine" / "snapshots" / "abc"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
     assert main(["models", "rn50:openai"]) == 0
-    out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.startswith("RN50:openai"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("RN50:openai"))
     assert " 224 " in line and " 102 " in line and "those of text: " in line and "TCP" in line and "VPT" not in line
-    assert "in the Hugging Face cache, transformers: " in out and "models--me--mine" in out
-    assert main(["models", "emoji_student"]) == 0
-    assert "here" in capsys.readouterr().out
+    assert main(["models", "emoji_student"]) == 0 and "here" in capsys.readouterr().out

@@ -117,7 +117,7 @@ def random_clip(folder: Path, name: str) -> Path:
     """Return a file with random weights of one of OpenAI's CLIPs, at its full size, as OpenAI's state dict."""
     import torch
 
-    from kdpl.clip.openai import openai_clip
+    from kdpl.clip.weights import openai_clip
 
     path = folder / f"{name.replace('/', '-')}.pt"
     if not path.is_file():

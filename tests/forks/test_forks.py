@@ -16,7 +16,7 @@ from support.forks import NODES, SMALL, build, check_resumed, encode_few_sentenc
 
 import kdpl
 import kdpl.trainers
-from kdpl.clip.openai import openai_clip
+from kdpl.clip.weights import openai_clip
 from kdpl.trainers.wrapped import FILE, DistilledTrainer
 
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
