@@ -210,6 +210,11 @@ def similarity_logits(scale: Tensor | float, image_features: Tensor, text_featur
     Returns:
         Logits `(B, C)`.
     """
+    if image_features.dim() != 2 or text_features.dim() not in (2, 3):
+        raise ValueError(
+            f"Features {tuple(image_features.shape)} of images and {tuple(text_features.shape)} of texts do not give logits "
+            "(B, C): expected (B, d), and (C, d) or (B, C, d)."
+        )
     with torch.autocast(image_features.device.type, enabled=False):
         if text_features.dim() == 2:
             return scale * image_features.float() @ text_features.float().T
