@@ -18,7 +18,7 @@ from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.image_files import media_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
-from kdpl.photos.labels import teacher_names
+from kdpl.photos.labels import given_names, teacher_names
 from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
@@ -103,7 +103,7 @@ def predict(args: argparse.Namespace) -> int:
 
         from kdpl.classifier.predictions.run import Run
 
-        run = Run(classifier, args, found, teacher_names(args.prompts) if args.html else {})
+        run = Run(classifier, args, found, teacher_names(args.prompts) if args.html else {}, given_names(args.prompts))
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     for reason in found.unreadable.values():

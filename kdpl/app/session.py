@@ -23,8 +23,8 @@ from kdpl.common.files import cache_dir
 from kdpl.common.images import to_rgb
 from kdpl.photos.bundles import head_bundle
 from kdpl.photos.evaluate import wilson
-from kdpl.photos.fitting import write_names, write_records
-from kdpl.photos.labels import TRAIN
+from kdpl.photos.fitting import write_json, write_names, write_records
+from kdpl.photos.labels import GIVEN, TRAIN
 from kdpl.photos.learn import Task
 from kdpl.photos.pile import Pile
 
@@ -187,10 +187,10 @@ class Session:
             labels = {i: self._label(digest, place) for i, digest in enumerate(self.sorter.pile.contents)}
             known = {i: label for i, label in labels.items() if label != UNLABELLED}
             self._sorted = self.sorter.sort([each.words for each in decided.names], known)
-            self._write()
+            self._write(place)
             self.version += 1
 
-    def _write(self) -> None:
+    def _write(self, place: dict[int, int]) -> None:
         """Write what `kdpl predict` reads, once there are two names."""
         shown, pile, words = self._sorted, self.sorter.pile, self.sorter.words
         if shown.solved is None:
@@ -199,6 +199,10 @@ class Session:
         decision = Decision(temperature=1.0, classnames=shown.names)
         write_bundle(self.out, head_bundle(task, words, shown.names, shown.solved, shown.factor, len(pile), decision))
         write_names(task)
+        given = {digest: self._label(digest, place) for digest in self._decided.labels}
+        write_json(self.out / GIVEN, {digest: shown.names[i] if i >= 0 else "" for digest, i in given.items()})
+        labels = {path: "" for path, digest in zip(pile.paths, pile.contents, strict=True) if digest in given}
+        write_records(task, pile, {TRAIN: range(len(pile))}, labels)  # `kdpl eval` leaves these out
 
     def _task(self) -> Task:
         words = self.sorter.words
@@ -210,7 +214,6 @@ class Session:
             self.sorter.grow(pile)
             self.doing, self.total = doing, total
             self.refresh()
-            write_records(self._task(), pile, {TRAIN: range(len(pile))}, {})  # `kdpl eval` leaves these out
 
     def progressed(self, doing: str) -> None:
         """Take note of where the pass over the photos is."""

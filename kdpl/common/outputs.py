@@ -23,7 +23,7 @@ GALLERY, SORTED, FIGURES = "kdpl predict --html", "kdpl predict --copy-to or --l
 SHOWN_RECORDS = {"fit.json": FIT, "manifest.json": TRAINING}  # of a folder that was copied without its hidden files
 BUNDLE = "prompts.safetensors"
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
-_JSON = frozenset({"fit.json", "photos.json", "teacher.json", "manifest.json", "results.json"})
+_JSON = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "changes.jsonl", "manifest.json", "results.json"})
 _NOBODYS = frozenset({RECORD, ".run.lock", ".run.json", ".DS_Store", "Thumbs.db", "desktop.ini"})
 
 

@@ -12,6 +12,9 @@ from kdpl.common.safe_text import from_cell, read_json
 
 PHOTOS = "photos.json"  # in the folder of a fit: which photos were for what, with the digests of their contents
 TEACHER = "teacher.json"  # beside it: the name that the teacher sees on each photo, by the digest of its content
+GIVEN = (
+    "labels.json"  # of `kdpl open`: the name that a person gave a photo, by the digest of its content; "": none of the names
+)
 TRAIN, CHOSEN_BY, REPORTED = "train", "chosen by", "reported"  # the parts of it: the last two are held out
 LABELLED = "labelled"  # a part of the first
 LARGEST_RECORD = 2**31  # bytes
@@ -71,6 +74,15 @@ def teacher_names(prompts: str | os.PathLike) -> dict[str, str]:
         ValueError: the record of a fit cannot be read.
     """
     return _record(prompts, TEACHER, lambda found: all(isinstance(name, str) for name in found.values()))
+
+
+def given_names(prompts: str | os.PathLike) -> dict[str, str]:
+    """Return the names that a person gave photos in `kdpl open`, by the digests of their contents; "": none of the names.
+
+    Raises:
+        ValueError: the record cannot be read.
+    """
+    return _record(prompts, GIVEN, lambda found: all(isinstance(name, str) for name in found.values()))
 
 
 def _record(prompts: str | os.PathLike, name: str, is_whole: Callable[[dict], bool]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 from support import ROOT, processes
 
 from kdpl.app.journal import Journal, replay
+from kdpl.common.class_names import REJECTED
 from kdpl.photos.demo import write_demo
 
 CHANGE = {"Content-Type": "application/json"}
@@ -89,6 +90,9 @@ def test_what_was_answered_is_kept_by_a_killed_server_and_predicted_by_kdpl_pred
         assert status == 200 and [found["label"][i] for i in (3, 4, 5)] == [1, -2, 1]
         assert change(address, do="label", photos=[7], name=None)[1]["label"][7] == -1
         assert change(address, do="undo")[1]["label"][7] == -2
+        other = next(i for i, best in enumerate(found["best"]) if best != 2 and i not in (3, 5))  # a label against the head
+        assert change(address, do="label", photos=[other], name=words[2])[0] == 200
+        status, found = change(address, do="label", photos=[9], name=None)
         process.send_signal(signal.SIGKILL)
     with opened(out) as (process, address):
         again = state(address, 150)
@@ -104,9 +108,11 @@ def test_what_was_answered_is_kept_by_a_killed_server_and_predicted_by_kdpl_pred
     assert processes.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False).returncode == 0
     with open(table, newline="", encoding="utf-8") as file:
         predicted = {Path(row["path"]).name: row["name"] for row in csv.DictReader(file)}
-    shown = {path: again["names"][best]["name"] for path, best in zip(paths, again["best"], strict=True)}
-    sure = {path for path, margin in zip(paths, again["margin"], strict=True) if margin > 0.001}
-    assert len(sure) > 100 and all(predicted[path] == shown[path] for path in sure)
+    given = [path for path, label in zip(paths, again["label"], strict=True) if label >= -1]
+    place = [best if label == -2 else label for best, label in zip(again["best"], again["label"], strict=True)]
+    shown = {path: again["names"][i]["name"] if i >= 0 else REJECTED for path, i in zip(paths, place, strict=True)}
+    sure = {path for path, margin in zip(paths, again["margin"], strict=True) if margin > 0.001}.union(given)
+    assert len(given) == 4 and len(sure) > 100 and all(predicted[path] == shown[path] for path in sure)
 
 
 def test_nothing_is_sent_to_others_and_no_file_outside_the_photos(demo, tmp_path):

@@ -17,6 +17,7 @@ from kdpl.classifier.predictions.files import Found
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of
 from kdpl.common.images import BadImageError
 from kdpl.common.outputs import STANDARD_OUTPUT, open_output
+from kdpl.common.rows.digests import file_digest
 from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Run:
         args: of the command line (kdpl/predict.py).
         found: the images.
         teacher: what a fit's teacher sees, for the gallery: names by the digests of the images' contents.
+        given: what a person said, by digest as well: it counts for more than a prediction; "": none of the classes.
 
     Attributes:
         unread: reasons by image.
@@ -46,10 +48,16 @@ class Run:
     """
 
     def __init__(
-        self, classifier: "Classifier", args: argparse.Namespace, found: Found, teacher: Mapping[str, str] | None = None
+        self,
+        classifier: "Classifier",
+        args: argparse.Namespace,
+        found: Found,
+        teacher: Mapping[str, str] | None = None,
+        given: Mapping[str, str] | None = None,
     ):
         self.classifier, self.args, self.found, self.teacher = classifier, args, found, teacher
         self.names = classifier.classnames
+        self.given = {digest: name for digest, name in (given or {}).items() if name in {"", *self.names}}
         self.top = min(args.top, len(self.names))
         self.unread: dict[str, str] = dict(found.unreadable)
         self.counts: Counter[str] = Counter()
@@ -148,7 +156,16 @@ class Run:
         for answer in self.classifier.answers(images, args.batch_size, args.workers, on_bad, args.reject):
             values, indices = answer.probabilities.topk(self.top)  # (B, top)
             likeliest = [[self.names[i] for i in row] for row in indices.tolist()]
-            yield [Row(*row) for row in zip(answer.images, likeliest, values.tolist(), answer.rejected.tolist(), strict=True)]
+            rows = zip(answer.images, likeliest, values.tolist(), answer.rejected.tolist(), strict=True)
+            yield [self._as_given(Row(*row)) for row in rows]
+
+    def _as_given(self, row: Row) -> Row:
+        """Return a row, or what a person said of its image: that name is certain."""
+        name = self.given.get(file_digest(row.path).hex()) if self.given else None
+        if not name:
+            return row if name is None else row._replace(rejected=True)
+        others = [other for other in row.names if other != name]
+        return Row(row.path, [name, *others][: self.top], [1.0, *[0.0] * len(others)][: self.top])
 
 
 def print_line(line: str) -> None:

@@ -72,7 +72,7 @@ class JsonWriter(Writer):
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             content = {"path": row.path, "names": row.names, "probabilities": [round(p, 6) for p in row.probabilities]}
-            if self.reject:
+            if self.reject or row.rejected:  # a person may have said so
                 content["rejected"] = row.rejected
             self.file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
