@@ -1,6 +1,6 @@
 """Write docs/configuration.md, and what training.md and api.md list: `python docs/configuration.py`.
 
-Both are made from the table of keys (kdpl/config/keys.py), the learners (kdpl/students) and the trainers (trainers/kdpl.py).
+Both are made from the table of keys (kdpl/config/keys.py) and the learners (kdpl/students).
 """
 
 import re
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdpl.clip.loading import describe
 from kdpl.config.keys import KEYS, MATTERS, OPTIONS, Key, Range
 from kdpl.students import LEARNERS, Student
-from kdpl.trainers import kdpl as trainers
 
 HERE = Path(__file__).resolve().parent
 HEAD = """# Configuration reference
@@ -86,14 +86,22 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def needs_vit(learner: type[Student]) -> bool:
+    """Whether a learner refuses a ResNet."""
+    try:
+        learner.check(learner.defaults, describe("RN50"), "RN50")
+    except ValueError:
+        return True
+    return False
+
+
 def training_page() -> str:
-    """Return docs/training.md with the table of trainers as their docstrings have it."""
+    """Return docs/training.md with the table of trainers, as the first lines of the learners' files have it."""
     lines = ["| trainer | learns | student |", "| --- | --- | --- |"]
     for learner in LEARNERS:
         name = learner.__name__
-        text = " ".join(getattr(trainers, f"KDPL_{name}").__doc__.split())
-        learned, clip = re.fullmatch(r"Learns (.*), without labels\. Student: (.*)\.", text).groups()
-        lines.append(f"| `KDPL_{name}`, `{name}` | {learned} | {clip} |")
+        about = sys.modules[learner.__module__].__doc__.splitlines()[0].partition(": ")[2].removesuffix(".")
+        lines.append(f"| `KDPL_{name}`, `{name}` | {about} | {'ViT' if needs_vit(learner) else 'any CLIP'} |")
     nothing = "nothing: one sentence, the mean over 80 and the data set's own, the teacher"
     lines.append(f"| `ZeroshotCLIP`, `ZeroshotCLIP2`, `ZeroshotTeacher` | {nothing} | any CLIP |\n")
     return filled("training.md", "trainers", "\n".join(lines))

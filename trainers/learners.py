@@ -1,4 +1,8 @@
-"""Prompt learners from outside this package: the decorator that registers them, and the files of `--learner`."""
+"""The trainers of the prompt learners: `KDPL_<Name>` learns from a teacher without labels (arXiv:2407.03056).
+
+Importing this module registers these. `kdpl.trainers.baselines` registers their twins `<Name>`, which learn from labels and which a
+fork may have itself. A learner from outside this package has the decorator `prompt_learner`; `--learner` names its file.
+"""
 
 import importlib.util
 import os
@@ -10,14 +14,47 @@ from pathlib import Path
 
 from dassl.engine import TRAINER_REGISTRY
 
+from kdpl import students
 from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.config.keys import ConfigError
 from kdpl.students import Student
 from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.registry import trainer_of
 from kdpl.trainers.supervised import SupervisedTrainer
 
+PREFIX = "KDPL_"
 _loaded: dict[Path, str] = {}  # module name by file
+
+
+def register(trainer: type) -> type:
+    """Register a trainer class under its name, as a decorator, unless another module has registered that name.
+
+    A class that is defined again in the same module (in a notebook) replaces its earlier version.
+    """
+    name = trainer.__name__
+    if name not in TRAINER_REGISTRY.registered_names() or TRAINER_REGISTRY.get(name).__module__ == trainer.__module__:
+        TRAINER_REGISTRY.register(trainer, force=True)
+    return trainer
+
+
+def trainers_of(student: type[Student], module: str = __name__) -> tuple[type[DistillTrainer], type[SupervisedTrainer]]:
+    """Register `KDPL_<Name>` of a learner, and return it and its twin `<Name>`, which is not registered."""
+    members = {"student_class": student, "__module__": module, "__doc__": student.__doc__}
+    distilled = type(f"{PREFIX}{student.__name__}", (DistillTrainer,), members)
+    return register(distilled), type(student.__name__, (SupervisedTrainer,), members)
+
+
+KDPL_CoOp, CoOp = trainers_of(students.CoOp)
+KDPL_CoCoOp, CoCoOp = trainers_of(students.CoCoOp)
+KDPL_VPT, VPT = trainers_of(students.VPT)
+KDPL_MaPLe, MaPLe = trainers_of(students.MaPLe)
+KDPL_PromptSRC, PromptSRC = trainers_of(students.PromptSRC)
+KDPL_IVLP, IVLP = trainers_of(students.IVLP)
+KDPL_KgCoOp, KgCoOp = trainers_of(students.KgCoOp)
+KDPL_TaskRes, TaskRes = trainers_of(students.TaskRes)
+KDPL_TCP, TCP = trainers_of(students.TCP)
+KDPL_KernelHead, KernelHead = trainers_of(students.KernelHead)
+KDPL_MMA, MMA = trainers_of(students.MMA)
+KDPL_CLIPAdapter, CLIPAdapter = trainers_of(students.CLIPAdapter)
 
 
 def prompt_learner(student: type[Student]) -> type[Student]:
@@ -28,13 +65,12 @@ def prompt_learner(student: type[Student]) -> type[Student]:
     Raises:
         ConfigError: a learner of this name exists already.
     """
-    name = student.__name__
-    if Student.known.get(name) is student:
-        trainer_of(student, DistillTrainer, "KDPL_", student.__module__)
-        if getattr(TRAINER_REGISTRY.get(f"KDPL_{name}"), "student_class", None) is student:
-            trainer_of(student, SupervisedTrainer, "", student.__module__)
+    if Student.known.get(student.__name__) is student:
+        distilled, supervised = trainers_of(student, student.__module__)
+        if TRAINER_REGISTRY.get(distilled.__name__) is distilled:
+            register(supervised)
             return student
-    raise ConfigError(f"A prompt learner '{name}' exists already: choose another class name.")
+    raise ConfigError(f"A prompt learner '{student.__name__}' exists already: choose another class name.")
 
 
 def load_learners(paths: Iterable[str]) -> None:

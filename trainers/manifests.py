@@ -30,8 +30,8 @@ from kdpl.distill.views import images_digest, pool_facts
 from kdpl.trainers.data import dataset_root
 
 if TYPE_CHECKING:
+    from kdpl.trainers.baselines import ZeroshotTrainer
     from kdpl.trainers.prompts import PromptTrainer
-    from kdpl.trainers.zeroshot import ZeroshotTrainer
 
 EPOCHS = "OPTIM.MAX_EPOCH"
 PIXELS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")

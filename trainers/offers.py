@@ -6,7 +6,8 @@ from typing import Any, overload
 
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer
 
-from kdpl.trainers.registry import PREFIX, is_ours
+from kdpl.trainers.learners import PREFIX
+from kdpl.trainers.prompts import is_ours
 from kdpl.trainers.wrapped import DistilledTrainer
 
 OF_THE_FORK = "Wrapped_"  # before the name of a fork's trainer that KDPL has one of, too

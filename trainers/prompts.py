@@ -30,7 +30,6 @@ from kdpl.text.same import warn_of_same_names
 from kdpl.text.templates import fill
 from kdpl.trainers import checkpoints, manifests
 from kdpl.trainers.evaluation import EvaluatedTrainer
-from kdpl.trainers.registry import is_ours
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
 from kdpl.training.progress import DivergenceError, Progress
@@ -413,6 +412,11 @@ class PromptTrainer(EvaluatedTrainer):
         self.manifest = manifests.check_evaluated(self, path, state)
         self.finished_epochs, self.train_seconds = state["epoch"], state["kdpl"].get("train_seconds", 0.0)
         print(f'Loading weights to {name} from "{path}" (epoch = {self.finished_epochs})')
+
+
+def is_ours(trainer: Any) -> bool:
+    """Whether a trainer class, or a method of one, is defined in this package."""
+    return trainer.__module__.startswith("kdpl.trainers.")
 
 
 def has_own_step(trainer: type[PromptTrainer]) -> bool:

@@ -51,7 +51,7 @@ def train(step: Step, labels: int) -> str:
     import torch
 
     import kdpl.datasets
-    import kdpl.trainers.kdpl  # noqa: F401  registers the trainers
+    import kdpl.trainers  # noqa: F401  registers the trainers
     from dassl.engine import build_trainer  # isort: skip
     from dassl.utils import set_random_seed  # isort: skip
 

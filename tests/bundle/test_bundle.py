@@ -83,7 +83,7 @@ def test_the_best_epoch_is_bundled_where_it_is_deployed(tmp_path):
 
 
 def test_a_test_that_fails_does_not_cost_the_prompts(tmp_path, monkeypatch):
-    from kdpl.trainers.kdpl import KDPL_CoOp
+    from kdpl.trainers import KDPL_CoOp
 
     def fail(*_):
         raise OSError("an image is broken")

@@ -15,7 +15,7 @@ import kdpl.datasets  # noqa: F401  first: it makes `dassl` importable
 from dassl.engine import TRAINER_REGISTRY
 
 from kdpl.common import distributed
-from kdpl.trainers.kdpl import KDPL_CoOp
+from kdpl.trainers import KDPL_CoOp
 
 
 @TRAINER_REGISTRY.register()
