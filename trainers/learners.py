@@ -1,7 +1,8 @@
 """The trainers of the prompt learners: `KDPL_<Name>` learns from a teacher without labels (arXiv:2407.03056).
 
-Importing this module registers these. `kdpl.trainers.baselines` registers their twins `<Name>`, which learn from labels and which a
-fork may have itself. A learner from outside this package has the decorator `prompt_learner`; `--learner` names its file.
+Importing this module registers these. Their twins `<Name>`, which learn from labels and which a fork may have itself, are
+registered by `kdpl.trainers.baselines`. A learner from outside this package has the decorator `prompt_learner`; `--learner`
+names its file.
 """
 
 import importlib.util
