@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 # isort: split
-from dassl.data import DataManager, DatasetWrapper
+from dassl.data import DataManager
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 
@@ -154,21 +154,6 @@ def test_training_leaves_out_the_last_short_batch_only_if_there_is_a_full_one(cf
     assert [len(b["label"]) for b in DataManager(cfg).test_loader] == [7, 7, 7, 3]
 
 
-def test_own_transforms_and_an_own_wrapper_take_the_place_of_the_built_ones(cfg, capsys):
-    class Indexed(DatasetWrapper):
-        def __getitem__(self, idx):
-            return super().__getitem__(idx) | {"train": self.is_train}
-
-    dm = DataManager(
-        cfg, custom_tfm_train=lambda _: torch.zeros(1), custom_tfm_test=lambda _: torch.ones(1), dataset_wrapper=Indexed
-    )
-    train, test = next(iter(dm.train_loader_x)), next(iter(dm.test_loader))
-    assert train["img"].eq(0).all()
-    assert train["train"].all()
-    assert test["img"].eq(1).all()
-    assert not test["train"].any()
-
-
 def epochs(cfg, workers: int, seed: int = 5, count: int = 2) -> list[torch.Tensor]:
     """Return the training images as a trainer sees them."""
     cfg.DATALOADER.NUM_WORKERS = workers
@@ -185,10 +170,3 @@ def test_a_seed_gives_the_same_batches_with_any_number_of_workers(cfg, capsys):
     here = epochs(cfg, workers=0)
     assert torch.equal(torch.stack(here), torch.stack(epochs(cfg, workers=0)))
     assert torch.equal(torch.stack(here), torch.stack(epochs(cfg, workers=2)))
-
-
-def test_every_epoch_and_every_seed_augments_anew(cfg, capsys):
-    cfg.DATALOADER.TRAIN_X.SAMPLER = "SequentialSampler"
-    batches = epochs(cfg, workers=0)
-    assert not torch.equal(batches[0], batches[4])
-    assert not torch.equal(epochs(cfg, workers=0, seed=6)[0], batches[0])

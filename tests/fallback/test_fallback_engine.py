@@ -6,13 +6,10 @@ from pathlib import Path
 import fallback_pieces as pieces
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # isort: split
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import load_checkpoint, set_random_seed
-
-from kdpl.training.schedule import rate
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +67,6 @@ def test_a_checkpoint_holds_all_that_resuming_needs_and_loads_safely(finished):
     assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
     assert checkpoint["epoch"] == 3
     assert checkpoint["scheduler"]["last_epoch"] == 3
-
-
-def test_curves_are_logged_to_tensorboard(finished):
-    trainer, _ = finished
-    events = EventAccumulator(str(Path(trainer.output_dir, "tensorboard")))
-    events.Reload()
-    rates = [event.value for event in events.Scalars("train/lr")]
-    optim = trainer.cfg.OPTIM
-    # The trainer steps the schedule in the last batch of an epoch, before that batch is logged.
-    assert rates[::4] == pytest.approx([rate(epoch, optim) for epoch in range(3)])
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
-    assert events.Scalars("test/accuracy")[0].value == pytest.approx(trainer.test())
 
 
 def test_a_resumed_run_ends_exactly_where_an_unbroken_one_does(finished, root, tmp_path, capsys):
@@ -164,18 +149,6 @@ def pair() -> TrainerBase:
         trainer.register_model(name, model, torch.optim.SGD(model.parameters(), lr=0.1))
     trainer.register_model("frozen", torch.nn.Linear(2, 1))
     return trainer
-
-
-def test_named_models_are_updated_and_switched_alone():
-    trainer = pair()
-    before = {name: model.weight.clone() for name, model in trainer._models.items()}
-    loss = sum(model(torch.ones(1, 2)).sum() for model in trainer._models.values())
-    trainer.model_backward_and_update(loss, names="text")
-    moved = {name for name, model in trainer._models.items() if not torch.equal(model.weight, before[name])}
-    assert moved == {"text"}
-    trainer.set_model_mode("eval", names=["vision"])
-    assert [model.training for model in trainer._models.values()] == [True, False, True]
-    assert trainer.get_current_lr() == 0.1
 
 
 def test_checkpoints_of_several_models_resume_together(tmp_path, capsys):

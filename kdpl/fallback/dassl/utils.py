@@ -1,13 +1,10 @@
-"""Registries, files, random seeds, logging, meters and checkpoints."""
-# ruff: noqa: F401 - others import read_json and read_image from here
+"""Registries, random seeds, logging and checkpoints."""
 
-import json
 import os
 import random
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +16,9 @@ from yacs.config import CfgNode
 
 from kdpl.common.files import atomic_write, write_torch
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import read_json
 from kdpl.common.tensor_files import load_torch
 from kdpl.config.keys import check_choice
 from kdpl.training.checkpoint import BEST, NEWEST, newest_checkpoint
-from kdpl.training.pixels import read_image
 
 
 class Registry:
@@ -72,34 +67,6 @@ def build_registered(registry: Registry, key: str, cfg: CfgNode, **kwargs: Any) 
     return registry.get(name)(cfg, **kwargs)
 
 
-def check_availability(requested: str, available: Iterable[str]) -> None:
-    """Raise a ValueError that suggests the closest name unless `requested` is one of `available`."""
-    check_choice("The requested name", requested, list(available))
-
-
-# ------------------------------------------------------------------------------------------------------- small tools
-
-
-def mkdir_if_missing(dirname: str | os.PathLike) -> None:
-    Path(dirname).mkdir(parents=True, exist_ok=True)
-
-
-def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
-    """Return the names in a folder that do not start with a dot, sorted if `sort`."""
-    names = [name for name in os.listdir(path) if not name.startswith(".")]
-    return sorted(names) if sort else names
-
-
-def write_json(obj: Any, fpath: str | os.PathLike) -> None:
-    """Write `obj` to a JSON file, making its folder if missing."""
-    with atomic_write(fpath, "w") as file:
-        json.dump(obj, file, indent=4)
-
-
-def tolist_if_not(x: Any) -> list:
-    return x if isinstance(x, list) else [x]
-
-
 def set_random_seed(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators, those of all GPUs included."""
     random.seed(seed)
@@ -110,14 +77,6 @@ def set_random_seed(seed: int) -> None:
 def collect_env_info() -> str:
     """Return PyTorch's report of versions and devices."""
     return collect_env.get_pretty_env_info()
-
-
-def count_num_param(model: nn.Module | None = None, params: Iterable[torch.Tensor] | None = None) -> int:
-    """Count the numbers in a model's parameters, or in `params`."""
-    return sum(p.numel() for p in (model.parameters() if model is not None else params))
-
-
-# --------------------------------------------------------------------------------------------------- logs and meters
 
 
 class Logger:
@@ -164,46 +123,10 @@ def setup_logger(output: str | os.PathLike | None = None) -> None:
     sys.stdout = Logger(path)
 
 
-class AverageMeter:
-    """The latest value and the mean of all values so far."""
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self) -> None:
-        self.val = self.avg = self.sum = 0.0
-        self.count = 0
-
-    def update(self, val: float | torch.Tensor, n: int = 1) -> None:
-        self.val = float(val)
-        self.sum += self.val * n
-        self.count += n
-        self.avg = self.sum / self.count
-
-
-class MetricMeter:
-    """An `AverageMeter` for each of several named values; as text, "loss 1.2000 (1.3000)" for each."""
-
-    def __init__(self, delimiter: str = " "):
-        self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
-        self.delimiter = delimiter
-
-    def update(self, values: dict[str, float | torch.Tensor] | None) -> None:
-        for name, value in (values or {}).items():
-            self.meters[name].update(value)
-
-    def __str__(self) -> str:
-        return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
-
-
-# -------------------------------------------------------------------------------------------------------- checkpoints
-
-
 def save_checkpoint(
     state: dict[str, Any],
     save_dir: str | os.PathLike,
     is_best: bool = False,
-    remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
     """Write a checkpoint, by default as `model.pth.tar-<epoch>`, and then the file `checkpoint` that names it as the newest.
@@ -211,10 +134,7 @@ def save_checkpoint(
     Args:
         state: a dictionary with at least "state_dict" and "epoch" (the number of finished epochs).
         is_best: write a second copy as `model-best.pth.tar`.
-        remove_module_from_keys: drop the prefix "module." that `DataParallel` gives to the names of parameters.
     """
-    if remove_module_from_keys:
-        state = state | {"state_dict": {n.removeprefix("module."): value for n, value in state["state_dict"].items()}}
     name = model_name or f"model.pth.tar-{state['epoch']}"
     for target in [name, BEST] if is_best else [name]:
         path = Path(save_dir, target)
@@ -262,8 +182,3 @@ def resume_from_checkpoint(
             part.load_state_dict(checkpoint[name])
     print(f"Finished epochs: {checkpoint['epoch']}")
     return checkpoint["epoch"]
-
-
-def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the weights of a checkpoint of the same model."""
-    model.load_state_dict(load_checkpoint(weight_path)["state_dict"])

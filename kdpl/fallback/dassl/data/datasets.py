@@ -119,15 +119,7 @@ class DatasetBase:
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each label, the labels in the order of their first image."""
-        return _grouped(data_source, "label")
-
-    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each domain, the domains in the order of their first image."""
-        return _grouped(data_source, "domain")
-
-
-def _grouped(items: Sequence[Datum], key: str) -> dict[int, list[Datum]]:
-    groups = defaultdict(list)
-    for item in items:
-        groups[getattr(item, key)].append(item)
-    return groups
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups

@@ -9,60 +9,42 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision.transforms as T
 from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import read_image
+from dassl.data.transforms import build_transform
 from kdpl.config.keys import check_choice
+from kdpl.training.pixels import read_image
 
 Transform = Callable[[Image.Image], Any]
 SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
 
 
 class DatasetWrapper(Dataset):
-    """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`.
-
-    Several transforms give `img`, `img2`, `img3`, ...; none leaves PIL images. With DATALOADER.RETURN_IMG0, `img0` is the image
-    without augmentation.
-    """
+    """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`."""
 
     def __init__(
         self,
         cfg: CfgNode,
         data_source: Sequence[Datum],
-        transform: Transform | Sequence[Transform] | None = None,
+        transform: Transform,
         is_train: bool = False,
     ):
         self.cfg = cfg
         self.data_source = data_source
         self.transform = transform
         self.is_train = is_train
-        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        size = T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
-        normalize = [T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)] * ("normalize" in cfg.INPUT.TRANSFORMS)
-        self.to_tensor = T.Compose([size, T.ToTensor(), *normalize])
 
     def __len__(self) -> int:
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
-        image = read_image(item.impath)
-        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx), **self._views(image)}
-        if self.return_img0:
-            output["img0"] = self.to_tensor(image)
-        return output
-
-    def _views(self, image: Image.Image) -> dict[str, Any]:
-        if self.transform is None:
-            return {"img": image}
-        transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
-        return {f"img{i}" if i > 1 else "img": transform(image) for i, transform in enumerate(transforms, 1)}
+        image = self.transform(read_image(item.impath))
+        return {"img": image, "label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
 
 
 class DataManager:
@@ -70,26 +52,20 @@ class DataManager:
 
     Args:
         cfg: the whole configuration.
-        custom_tfm_train: a transform, or several, in place of the configured one.
-        custom_tfm_test: the same, for validation and test.
         dataset_wrapper: a class in place of `DatasetWrapper`, called with the same arguments.
     """
 
     def __init__(
         self,
         cfg: CfgNode,
-        custom_tfm_train: Transform | Sequence[Transform] | None = None,
-        custom_tfm_test: Transform | Sequence[Transform] | None = None,
         dataset_wrapper: Callable[..., Dataset] | None = None,
     ):
         self.dataset = dataset = build_dataset(cfg)
-        tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
-        tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
         loaders = cfg.DATALOADER
         node_u = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
         wrapper = dataset_wrapper or DatasetWrapper
-        train = partial(build_data_loader, cfg, wrapper, tfm_train, True)
-        test = partial(build_data_loader, cfg, wrapper, tfm_test, False)
+        train = partial(build_data_loader, cfg, wrapper, build_transform(cfg, is_train=True), True)
+        test = partial(build_data_loader, cfg, wrapper, build_transform(cfg, is_train=False), False)
         self.train_loader_x = train(dataset.train_x, loaders.TRAIN_X)
         self.train_loader_u = train(dataset.train_u, node_u) if dataset.train_u else None
         self.val_loader = test(dataset.val, loaders.TEST) if dataset.val else None
@@ -116,7 +92,7 @@ class DataManager:
 def build_data_loader(
     cfg: CfgNode,
     wrapper: Callable[..., Dataset],
-    transform: Transform | Sequence[Transform] | None,
+    transform: Transform,
     is_train: bool,
     data_source: Sequence[Datum] | None,
     node: CfgNode,

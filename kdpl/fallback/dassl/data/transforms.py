@@ -11,8 +11,8 @@ INTERPOLATION_MODES = {name: T.InterpolationMode(name) for name in INTERPOLATION
 AVAILABLE = ("random_resized_crop", "random_flip", "normalize", "center_crop")  # the last is part of every test transform
 
 
-def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
-    """Return the transform from a PIL image to a tensor (3, H, W) of INPUT.SIZE, or None if INPUT.NO_TRANSFORM.
+def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose:
+    """Return the transform from a PIL image to a tensor (3, H, W) of INPUT.SIZE.
 
     Training applies the chosen augmentations. Test resizes the smaller edge to the larger of SIZE and crops the centre.
     Both normalise only if "normalize" is chosen.
@@ -23,9 +23,6 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] 
     Raises:
         ValueError: a transform or the interpolation is unknown, or only Dassl has it.
     """
-    if cfg.INPUT.NO_TRANSFORM:
-        print("Note: no transform is applied")
-        return None
     chosen = cfg.INPUT.TRANSFORMS if choices is None else choices
     for name in chosen:
         check_choice("INPUT.TRANSFORMS", name, AVAILABLE)

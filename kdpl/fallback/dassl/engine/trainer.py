@@ -1,7 +1,6 @@
 """The trainers that variants derive from: models, data, tests and checkpoints of a configured run, and its training epochs."""
 
 import os
-import random
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,33 +15,19 @@ from yacs.config import CfgNode
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
-    AverageMeter,  # noqa: F401  forks import the meters from here
-    MetricMeter,  # noqa: F401
     Registry,
     build_registered,
-    check_availability,
     load_checkpoint,
     resume_from_checkpoint,
     save_checkpoint,
     set_random_seed,
-    tolist_if_not,
 )
 from kdpl.config.keys import SPLITS, check_choice, check_key
-from kdpl.training.batches import EpochLoader
 from kdpl.training.checkpoint import BEST, NEWEST
-from kdpl.training.progress import Progress
-from kdpl.training.seeding import SEEDS, epoch_seed
+from kdpl.training.seeding import epoch_seed
 
 TRAINER_REGISTRY = Registry("TRAINER")
 Names = str | list[str] | None
-
-
-def __getattr__(name: str) -> Any:
-    if name == "SummaryWriter":  # forks import it from here; TensorBoard is slow to import
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def build_trainer(cfg: CfgNode) -> "TrainerBase":
@@ -74,7 +59,7 @@ class TrainerBase:
 
     def get_model_names(self, names: Names = None) -> list[str]:
         """Return `names` as a list, or the names of all registered models."""
-        return list(self._models) if names is None else tolist_if_not(names)
+        return list(self._models) if names is None else [names] if isinstance(names, str) else names
 
     def save_model(
         self,
@@ -138,7 +123,7 @@ class TrainerBase:
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        check_availability(mode, ["train", "eval", "test"])
+        check_choice("The mode", mode, ("train", "eval", "test"))
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
 
@@ -333,35 +318,18 @@ class TrainerX(SimpleTrainer):
     """A trainer on labelled images: an epoch is one pass over `train_loader_x`, a step `forward_backward(batch)`."""
 
     def run_epoch(self) -> None:
-        """Train for one epoch; print every TRAIN.PRINT_FREQ batches and log to TensorBoard.
-
-        With a SEED, an epoch draws the same whatever ran before and however many workers load.
-        """
-        seed = self.cfg.SEED if self.cfg.SEED >= 0 else random.randrange(SEEDS)
+        """Train for one epoch; print every TRAIN.PRINT_FREQ batches and log to TensorBoard."""
         if self.cfg.SEED >= 0:
-            set_random_seed(epoch_seed(seed, self.epoch))
+            set_random_seed(epoch_seed(self.cfg.SEED, self.epoch))  # an epoch draws the same whatever ran before
         self.set_model_mode("train")
-        loader, progress = self.train_loader_x, Progress()
-        if not isinstance(loader, EpochLoader):
-            loader = EpochLoader(loader, seed)
-        loader.epoch, self.num_batches = self.epoch, len(loader)
-        # A set with fewer batches than that prints each of them.
-        print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
-        end = time.perf_counter()
-        for batch_idx, batch in enumerate(loader):
-            self.batch_idx = batch_idx
-            data = time.perf_counter() - end
-            terms = self.forward_backward(batch)
-            progress.add(batch_idx, self.get_current_lr(), batch.get("impath", ()), terms)
-            progress.time(data, time.perf_counter() - end)
-            (step,) = progress.read()
-            if (batch_idx + 1) % print_freq == 0:
-                left = (self.max_epoch - self.epoch) * self.num_batches - batch_idx - 1
-                where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch_idx + 1}/{self.num_batches}]"
-                print(where, progress.line(step.lr, left))
-            for name, mean in {**step.means, "lr": step.lr}.items():
-                self.write_scalar(f"train/{name}", mean, self.epoch * self.num_batches + batch_idx)
-            end = time.perf_counter()
+        loader, self.num_batches = self.train_loader_x, len(self.train_loader_x)
+        for self.batch_idx, batch in enumerate(loader):
+            terms = {**self.forward_backward(batch), "lr": self.get_current_lr()}
+            if (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0 or self.batch_idx + 1 == self.num_batches:
+                where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}]"
+                print(where, *(f"{name} {float(value):.4g}" for name, value in terms.items()))
+            for name, value in terms.items():
+                self.write_scalar(f"train/{name}", float(value), self.epoch * self.num_batches + self.batch_idx)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the images, labels and domains of a batch, on the device."""
