@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tabulate import tabulate
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import download_url
 
 from kdpl.common.command import run_command
 from kdpl.common.files import atomic_write, rename_folder, replace
@@ -93,11 +93,6 @@ def provide(source: Source, data: DataFolder) -> bool:
         if not source.url:
             return False
         fetch(source, data)
-    elif source.md5 and not check_integrity(file, source.md5):
-        raise PrepareError(
-            f"{file} does not have the MD5 sum {source.md5} of the published file. Delete it and fetch it again, or "
-            f"unpack it there yourself if you trust it."
-        )
     if source.is_archive:
         print(f"  unpacking {file.name}")
         lay_out(file, source, data)

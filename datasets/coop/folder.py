@@ -1,6 +1,5 @@
 """A data set's folder on disk: read its files, list its images, and report what is wrong with it."""
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdpl.common.image_files import SUFFIXES
+from kdpl.common.messages import did_you_mean
 
 if TYPE_CHECKING:
     from kdpl.datasets.coop.catalog import Facts
@@ -137,6 +137,4 @@ def _wrong_root(data: DataFolder) -> str:
     folder = data.facts.folder
     if data.root.name == folder:
         return f" DATASET.ROOT must be the folder above {folder}; try --root {data.root.parent}."
-    folders = {entry.name.lower(): entry.name for entry in data.root.iterdir() if entry.is_dir()}
-    closest = difflib.get_close_matches(folder.lower(), folders, n=1, cutoff=0.7)
-    return f" There is a folder '{folders[closest[0]]}': is it this one, misnamed?" if closest else ""
+    return did_you_mean(folder, (entry.name for entry in data.root.iterdir() if entry.is_dir()), 0.7)

@@ -1,6 +1,5 @@
 """Odd images, odd numbers of them and odd class names end in the right result or in an error that names them."""
 
-import importlib
 import json
 import multiprocessing
 import struct
@@ -13,12 +12,11 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from support import ROOT, config, emoji_args, image_file, processes
 from support.trainings import parameters
-from torch.utils.data import DataLoader
 
 from kdpl import train
 from kdpl.common import exits
 from kdpl.datasets.base import ClassListDataset, fewshot
-from kdpl.training.pixels import ReadableImages, read_image
+from kdpl.training.pixels import read_image
 
 ODD_NAMES = ['"quoted", with a comma', "it's {} %s \\", "🦊 fox", "ثعلب أحمر", "extraordinarily " * 18 + "long", "<b>&amp;</b>"]
 
@@ -119,30 +117,6 @@ def test_an_image_that_vanishes_during_training_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reader_that_never_gives_up_is_not_used(tmp_path, monkeypatch):
-    """Dassl's own tries a damaged file again and again; here it fails at once, so that the test ends."""
-    (tmp_path / "installed_reader.py").write_text(
-        "from torch.utils.data import Dataset\n"
-        "def read_image(path):\n    raise RuntimeError('tried for ever')\n"
-        "class DatasetWrapper(Dataset):\n"
-        "    def __init__(self, paths):\n        self.paths = paths\n"
-        "    def __len__(self):\n        return len(self.paths)\n"
-        "    def __getitem__(self, i):\n        return read_image(self.paths[i]).size\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    wrapper = importlib.import_module("installed_reader").DatasetWrapper
-    good, bad = image_file(tmp_path / "good.png"), tmp_path / "bad.png"
-    bad.write_bytes(good.read_bytes()[:2000])
-    images = ReadableImages(wrapper([str(good), str(bad)]))
-    assert len(images) == 2
-    for workers in (1, 0):
-        loaded = iter(DataLoader(images, batch_size=None, num_workers=workers))
-        assert next(loaded) == [64, 64]
-        with pytest.raises(OSError, match=f"'{bad}' cannot be read as an image"):
-            next(loaded)
-
-
-@pytest.mark.slow
 def test_workers_that_leave_signals_to_the_parent_end_with_it():
     """An error may hold on to a loader until the process ends."""
     program = (
@@ -169,15 +143,6 @@ def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
     assert sorted(item.label for item in run.dm.dataset.train_x) == [0, 1, 1, 2, 2]
     run.train()
     assert (results(tmp_path / "out")["num_images"], run.finished_epochs) == (8, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "CoOp"])
-def test_a_single_image_is_a_batch(trainer, tmp_path):
-    run = build(photos(tmp_path / "photos", ["fox", "owl"], [1]), tmp_path / "out", trainer=trainer)
-    before = parameters(run)
-    run.train()
-    assert len(run.progress.rows) == 2 and not torch.equal(before["ctx"], parameters(run)["ctx"])
 
 
 # ------------------------------------------------------------------------------------------------------ class names
@@ -219,12 +184,3 @@ def test_a_class_name_that_no_prompt_holds_is_refused_not_cut(trainer, name, mes
     with pytest.raises(ValueError) as refused:
         build(root, tmp_path / "out", trainer=trainer)
     assert message in str(refused.value)
-
-
-@pytest.mark.slow
-def test_classes_of_the_same_name_are_told(tmp_path, capsys):
-    root = photos(tmp_path / "photos", ["red fox", "owl", "Red_fox"], [1, 1, 1])
-    run = build(root, tmp_path / "out")
-    assert "Labels 0 and 2 have the same class name, 'Red_fox': no prompt can distinguish them" in capsys.readouterr().out
-    run.train()
-    assert results(tmp_path / "out")["num_classes"] == 3

@@ -7,7 +7,7 @@ import pytest
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
 from support import ROOT
-from support.miniatures import BUILDERS, config, load, publish
+from support.miniatures import BUILDERS, load
 from yacs.config import CfgNode
 
 import kdpl.datasets
@@ -94,14 +94,6 @@ def test_the_few_shot_draw_is_that_of_random_right_after_seeding(shared):
     assert contents(few.test, root) == contents(whole.test, root)
 
 
-def test_validation_takes_at_most_four_shots(tmp_path):
-    BUILDERS["EuroSAT"](tmp_path)
-    rows = [[f"River/image_{i:04d}.jpg", 0, "River"] for i in range(1, 11)]
-    publish(tmp_path, "EuroSAT", {"train": rows, "val": rows, "test": rows})
-    few = load(tmp_path, "EuroSAT", NUM_SHOTS=8)
-    assert (len(few.train_x), len(few.val), len(few.test)) == (8, 4, 10)
-
-
 def test_drawing_a_subset_leaves_the_state_of_random_alone(eurosat):
     random.seed(5)
     expected = random.random()
@@ -145,27 +137,15 @@ def test_a_missing_data_set_shows_the_expected_tree_and_the_command_that_fetches
         assert all(path in message for path in source.gives)
 
 
-def test_a_missing_data_set_is_found_out_before_anything_else_is_done(eurosat):
-    kdpl.datasets.dataset_dir_check(config(eurosat, "EuroSAT"))
-    kdpl.datasets.dataset_dir_check(config(eurosat, "SomebodyElses"))
-    with pytest.raises(MissingDataError, match=r"Food101: split_zhou_Food101.json, images not found"):
-        kdpl.datasets.dataset_dir_check(config(eurosat, "Food101"))
-
-
 def test_a_root_that_is_the_data_set_itself_is_told_so(eurosat):
     with pytest.raises(MissingDataError, match=f"must be the folder above eurosat; try --root {eurosat}"):
         load(eurosat / "eurosat", "EuroSAT")
 
 
-def test_a_root_that_does_not_exist_is_told_so(tmp_path):
-    with pytest.raises(MissingDataError, match="nowhere is not a folder"):
-        load(tmp_path / "nowhere", "EuroSAT")
-
-
 def test_a_folder_of_a_similar_name_is_pointed_out(eurosat):
     (eurosat / "eurosat").rename(eurosat / "EuroSAT_RGB")
     (eurosat / "caltech101").mkdir()
-    with pytest.raises(MissingDataError, match="There is a folder 'caltech101': is it this one, misnamed"):
+    with pytest.raises(MissingDataError, match="Did you mean 'caltech101'"):
         load(eurosat, "Caltech101")
 
 

@@ -7,7 +7,6 @@ import pytest
 from dassl.data.datasets import build_dataset
 from support.miniatures import BUILDERS, config, load
 
-from kdpl.datasets.base import blind_draw
 from kdpl.datasets.coop.folder import DataFolder
 
 
@@ -46,20 +45,6 @@ def test_the_second_start_reads_the_lists_and_gives_the_same(imagenet, monkeypat
     forbid_listing(monkeypatch)
     assert lists(imagenet) == first
     assert "Reading lists from" in capsys.readouterr().out
-
-
-def test_the_second_start_of_a_draw_without_labels_reads_the_lists_too(imagenet, monkeypatch):
-    first = {}
-    lists(imagenet)  # drawn by class, in its own file
-    for subsample in ("all", "base", "new"):
-        whole = load(imagenet, "ImageNet", NUM_SHOTS=-1, SUBSAMPLE_CLASSES=subsample)
-        (train, val, test), names = first[subsample] = blind_lists(imagenet, subsample)
-        assert train == triples(blind_draw(whole.train_x, 1, seed=1))
-        assert (test, val, names) == (triples(whole.test), triples(whole.val), whole.lab2cname)
-    assert any(len({label for _, label, _ in train}) < len(names) for (train, _, _), names in first.values())
-    forbid_listing(monkeypatch)
-    for subsample, found in first.items():
-        assert blind_lists(imagenet, subsample) == found
 
 
 def test_a_file_more_or_less_is_seen(imagenet):

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.files import tar_of
 from support.miniatures import BUILDERS, load
 
 from kdpl.datasets import prepare
@@ -138,15 +139,6 @@ def test_an_archive_put_there_by_hand_is_laid_out_and_kept(miniatures, tmp_path,
     assert (folder / source.gives[0]).is_dir() and (folder / source.file).is_file()
 
 
-def test_the_folder_of_imagenet_sketch_is_renamed(miniatures, tmp_path, run):
-    facts = CATALOG["ImageNetSketch"]
-    folder, original = tmp_path / facts.folder, miniatures / facts.folder / "images"
-    folder.mkdir()
-    pack(folder / "ImageNet-Sketch.zip", original, tuple(os.listdir(original)), "sketch")
-    run(facts)
-    assert sorted(os.listdir(folder / "images")) == sorted(os.listdir(original))
-
-
 def test_class_names_are_copied_from_imagenet_once_they_are_there(miniatures, tmp_path, run):
     facts = replace(CATALOG["ImageNetR"], sources=CATALOG["ImageNetR"].sources[1:])
     status, out = run(facts)
@@ -180,22 +172,12 @@ def test_a_failed_download_ends_in_one_message_with_address_file_and_folder(serv
     assert os.listdir(tmp_path / "eurosat") == []
 
 
-def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, run):
-    served, address = server
-    (served / "other.zip").write_bytes(b"something else")
-    status, out = run(eurosat_from(f"{address}/other.zip", "0" * 32))
-    assert status == 1 and f"fetching {address}/other.zip failed" in out
-    assert os.listdir(tmp_path / "eurosat") == []
-
-
 def test_a_hostile_archive_is_refused_and_nothing_of_it_stays(tmp_path, run):
     folder = tmp_path / "eurosat"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "EuroSAT.zip", "w") as bundle:
-        bundle.writestr("2750/River/a.jpg", b"1")
-        bundle.writestr("../../evil", b"2")
+    (folder / "EuroSAT.zip").write_bytes(tar_of({"2750/River/a.jpg": b"1", "../../evil": b"2"}))
     status, out = run(eurosat_from("http://127.0.0.1:9/"))
-    assert status == 1 and "'../../evil' would be written outside" in out
+    assert status == 1 and "outside" in out and "refused" in out
     assert os.listdir(folder) == ["EuroSAT.zip"] and os.listdir(tmp_path) == ["eurosat"]
 
 
@@ -245,10 +227,3 @@ def test_the_report_covers_all_data_sets_and_makes_no_file(tmp_path, run, capsys
     assert " partial " in rows["OxfordPets"] and "1 of the 30 images" in rows["OxfordPets"]
     assert " damaged " in rows["SUN397"]
     assert {path for path in tmp_path.rglob("*") if "/SUN397/" not in str(path)} == before
-
-
-def test_an_unknown_name_is_answered_with_the_closest(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        prepare.main(["Eurosat", "--root", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "Eurosat" in (err := capsys.readouterr().err) and "EuroSAT" in err
