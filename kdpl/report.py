@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"There is no result on the {args.split} images among these runs yet.", file=sys.stderr)
             return exits.FAILED
         print(render(tables, args.format, args.intervals), end="")
+        choices = [path for folder in args.folders for path in sorted(Path(folder).glob("sweeps/*/search.txt"))]
+        for path in choices if args.format == "terminal" else ():
+            print(f"\n{path.parent.name}: {path.read_text(encoding='utf-8')}", end="")
         if args.plot:
             from kdpl.experiments.report.plots import draw
 

@@ -12,6 +12,7 @@ from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.sweep import search
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import cells_of
+from kdpl.report import main as report
 from kdpl.sweep import main
 from kdpl.training.results import read_results, write_results
 
@@ -62,6 +63,7 @@ def test_what_is_best_in_validation_is_trained_and_tested(by, tmp_path, monkeypa
     results = read_results(trials[0].runs[0].steps[0].folder)["results"]
     assert [entry["split"] for entry in results] == [tested_on], "a trial never sees the test images"
     assert main([str(file)]) == 0 and "0 tried, 0 failed, 3 skipped" in capsys.readouterr().out
+    assert report([str(tmp_path / "out")]) == 0 and line in capsys.readouterr().out
 
 
 def test_a_grid_is_tried_whole_and_the_test_images_do_not_count(tmp_path):

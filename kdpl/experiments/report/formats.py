@@ -68,10 +68,8 @@ def _caption(table: Table, draws: Draws | None) -> str:
     caption = ", ".join(parts) + "."
     if draws and any(cell and cell.replicates for row in table.rows for cell in row.cells if row.kind == "difference"):
         caption += f" Differences with {LEVEL:.0%} intervals over seeds and classes (bootstrap of {REPLICATES:,} replicates)."
-    if any(cell and cell.missing(table.seeds) for row in table.rows for cell in row.cells if row.kind != "published"):
+    if any(cell and cell.missing(table.seeds) for row in table.rows for cell in row.cells):
         caption += f" Seeds are missing in cells with (n/{len(table.seeds)} seeds)."
-    if any(row.kind == "published" for row in table.rows):
-        caption += " As published: arXiv:2407.03056."
     return caption
 
 

@@ -74,45 +74,31 @@ def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
 
 
 def _bars(title: str, groups: Sequence[str], methods: Series) -> "Figure":
-    figure, plot = _new(title, figsize=(max(5, 1.2 * len(groups) + len(methods) / 2), 4))
+    figure, plot = _new(title, (max(5, 1.2 * len(groups) + len(methods) / 2), 4))
     width = 0.8 / len(methods)
     for i, ((method, cells), style) in enumerate(zip(methods.items(), _styles(methods), strict=True)):
         places = [group + (i - (len(methods) - 1) / 2) * width for group in range(len(groups))]
-        hatch = None if style["linestyle"] == "-" else "//"
-        plot.bar(
-            places,
-            _means(cells),
-            width,
-            yerr=_spread(cells),
-            label=method,
-            color=style["color"],
-            hatch=hatch,
-            edgecolor="white",
-        )
+        bars = {"color": style["color"], "hatch": None if style["linestyle"] == "-" else "//", "edgecolor": "white"}
+        plot.bar(places, _means(cells), width, yerr=_spread(cells), label=method, **bars)
     plot.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
-    plot.set_ylabel("accuracy (%)")
     plot.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def _curves(title: str, columns: Sequence[str], methods: Series) -> "Figure":
-    figure, plot = _new(title, figsize=(5.5, 4))
+    figure, plot = _new(title, (5.5, 4))
     shots = [int(column) for column in columns]
     for (method, of_shots), style in zip(methods.items(), _styles(methods), strict=True):
         points = [(n, cell) for n, cell in zip(shots, of_shots, strict=True) if cell is not None]
-        if not points:
-            continue
-        if points[0][0] == 0:  # not trained: a level
+        if points and points[0][0] == 0:  # not trained: a level
             plot.axhline(points[0][1].mean, label=method, **style)
-        else:
+        elif points:
             x, cells = zip(*points, strict=True)
             plot.errorbar(x, _means(cells), _spread(cells), marker="o", label=method, **style)
-    trained = [n for n in shots if n > 0]
-    if trained:
+    if trained := [n for n in shots if n > 0]:
         plot.set_xscale("log", base=2)
         plot.set_xticks(trained, map(str, trained))
     plot.set_xlabel("training images of each class")
-    plot.set_ylabel("accuracy (%)")
     plot.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -123,6 +109,7 @@ def _new(title: str, figsize: tuple[float, float]) -> "tuple[Figure, Axes]":
     figure = matplotlib.figure.Figure(figsize=figsize)
     plot = figure.add_subplot()
     plot.set_title(title, fontsize=9)
+    plot.set_ylabel("accuracy (%)")
     return figure, plot
 
 

@@ -1,11 +1,8 @@
 """The tables of the four protocols, made of scores: base-to-new, cross-dataset, domain generalisation, few-shot."""
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
 from kdpl.config.keys import is_distilled
 from kdpl.experiments.report.cells import ANY_SEED, Cell, Replicates, average, difference, harmonic_mean, replicates_of
@@ -16,8 +13,6 @@ SHIFTED = {  # data sets of a source's classes under other distributions
     SOURCE: ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"),
     "EmojiAll": ("EmojiV2", "EmojiSketch", "EmojiA", "EmojiR"),
 }
-PAPER_SHOTS = 16
-PAPER_TEACHER = "ViT-H-14-quickgelu"
 AVERAGE = "average"
 SHIFT = "domain generalisation"
 
@@ -33,7 +28,7 @@ Block = dict[Method, Cells]  # the rows of a data set, or of a whole table
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its labels, then its cells; `kind` is "method", "difference" or "published"."""
+    """A row: its labels, then its cells; `kind` is "method" or "difference"."""
 
     labels: tuple[str, ...]
     cells: Cells
@@ -128,17 +123,15 @@ def _transfers(scores: list[Score], student: str) -> Iterator[Table]:
             if tested or (protocol == SHIFT and source == Data(SOURCE)):
                 columns = [source, *sorted(tested, key=lambda data: _dataset_key(str(data)))]
                 chosen = [s for s in of if s.tested in columns]
-                rows = _transfer_rows(chosen, columns, protocol == SHIFT and shots == PAPER_SHOTS)
+                rows = _transfer_rows(chosen, columns)
                 headings = (f"{source} (source)", *columns[1:], AVERAGE)
                 yield _table(protocol, f"{student}, source {source}{_shots(shots)}", headings, chosen, rows, "method")
 
 
-def _transfer_rows(scores: list[Score], columns: Sequence[Data], as_published: bool) -> list[Row]:
+def _transfer_rows(scores: list[Score], columns: Sequence[Data]) -> list[Row]:
     """Return the rows of prompts trained on the first of the columns."""
-    source, *targets = columns
     block = {m: (*cells, average(cells[1:])) for m, cells in _block(scores, lambda s: s.tested, columns).items()}
-    compared = as_published and source == Data(SOURCE)
-    return _rows(block, published={m: _published_row(scores[0].backbone, m, targets) for m in block if compared})
+    return _rows(block)
 
 
 def _shots(shots: int) -> str:
@@ -172,16 +165,14 @@ def _dataset_rows(
     return [row for name, block in blocks.items() for row in _rows({m: finish(c) for m, c in block.items()}, (name,))]
 
 
-def _rows(block: Block, labels: tuple[str, ...] = (), published: dict[Method, Cells | None] | None = None) -> list[Row]:
-    """Return the rows of methods; a method's difference to its supervised twin and its published values follow it."""
+def _rows(block: Block, labels: tuple[str, ...] = ()) -> list[Row]:
+    """Return the rows of methods; a method's difference to its supervised twin follows it."""
     rows, names = [], _labels_of(block)
     for method, cells in block.items():
         rows.append(Row((*labels, names[method]), cells))
         if twin := _twin(method, block):
             deltas = tuple(map(difference, cells, block[twin]))
             rows.append(Row((*labels, f"minus {names[twin]}"), deltas, "difference"))
-        if values := (published or {}).get(method):
-            rows.append(Row((*labels, "as published"), values, "published"))
     return rows
 
 
@@ -204,24 +195,6 @@ def _labels_of(methods: Collection[Method]) -> dict[Method, str]:
         parts += [getattr(method, key) or "unknown" for key in differing]
         labels[method] = f"{method.name} ({', '.join(parts)})" if parts else method.name
     return labels
-
-
-@lru_cache
-def published() -> dict[tuple[str, str], dict[str, float]]:
-    """Return the values of the paper (arXiv:2407.03056) by student and method: accuracy by data set, and "mean"."""
-    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
-        return {(r.pop("student"), r.pop("method")): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
-
-
-def _published_row(backbone: str, method: Method, targets: list[Data]) -> Cells | None:
-    if method.template or (method.teacher and method.teacher != PAPER_TEACHER):
-        return None
-    values = published().get(("any" if method.name == "ZeroshotTeacher" else backbone, method.name))
-    if values is None:
-        return None
-    names = [target.dataset for target in targets]
-    columns = [SOURCE, *names, "mean" if {*names} == {*SHIFTED[SOURCE]} else ""]
-    return tuple(Cell({ANY_SEED: values[name]}) if name in values else None for name in columns)
 
 
 def cell_of(scores: Iterable[Score]) -> Cell | None:
