@@ -61,13 +61,13 @@ def fill(trainer) -> tuple[int, int]:
                 trainer.features(batch)
                 progress.update(missing - sum(f.table.missing for f in features) - progress.n)
             for f in features:
-                f.table.sync()
+                f.table.save()
     left = sum(f.table.missing for f in features)
     if left:
         raise FloatingPointError(
             f"{left:,} of {total:,} features are NaN or infinite and were not stored: set TRAINER.KDPL.PREC fp32."
         )
-    lost = [f.table.store.folder for f in features if distributed.is_main() and not f.table.writable]
+    lost = [f.table.store.path for f in features if distributed.is_main() and not f.table.store.writable]
     if distributed.any_rank(bool(lost)):
         raise OSError(
             f"The features could not be stored in {', '.join(map(str, lost))}: see above. Make room, and start again."

@@ -180,7 +180,7 @@ class DistillTrainer(PromptTrainer):
             for batch in self.train_loader_x.rest():  # so that all features are known after one pass over the views
                 self.features(batch)
             for features in self.view_features:
-                features.table.sync()
+                features.table.save()
 
     def after_epoch(self) -> None:
         super().after_epoch()

@@ -24,14 +24,13 @@ from kdpl.clip.loading import describe
 from kdpl.clip.model import NotFiniteError, effective_precision
 from kdpl.clip.preprocessing import Normalize
 from kdpl.common import distributed
-from kdpl.common.rows import key_of
-from kdpl.common.rows.digests import Content
+from kdpl.common.files import key_of
 from kdpl.common.signals import StopRequest
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.manifest import Manifest, read_manifest
-from kdpl.distill.views import ImageFile, contents_of, images_digest
+from kdpl.distill.views import ImageFile, images_digest
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.data import as_model_takes, build_loaders, identified, report_unreadable, resized_as, transform_names
@@ -92,7 +91,7 @@ class EvaluatedTrainer(TrainerX):
 
     def build_data_loader(self) -> None:
         build_loaders(self, super().build_data_loader)
-        self._tested_images: dict[DataLoader, tuple[str, dict[str, Content]]] = {}
+        self._tested_images: dict[DataLoader, str] = {}  # their digests
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
         for loader in {self.val_loader, self.test_loader} - {None}:
@@ -209,7 +208,7 @@ class EvaluatedTrainer(TrainerX):
         """Yield the logits `(B, C)` and labels `(B,)` of all batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
-        readable = ReadableImages(loader.dataset, self._tested_images[loader][1])
+        readable = ReadableImages(loader.dataset)
         with loaded(readable, batches[rank::n], loader) as shares:
             for start in bar:
                 # After the last epoch all is saved; before, the next step saves.
@@ -229,13 +228,8 @@ class EvaluatedTrainer(TrainerX):
     def _result(self, split: str, loader: DataLoader) -> dict[str, Any]:
         """Return what a result is of; the digests of the images are the main rank's on all ranks."""
         items = loader.dataset.data_source
-
-        def read() -> tuple[str, dict[str, Content]]:
-            files = identified(self, items)
-            return images_digest(items, files, True), contents_of(items, files)
-
         if loader not in self._tested_images:
-            self._tested_images[loader] = on_main(read)
+            self._tested_images[loader] = on_main(lambda: images_digest(items, identified(self, items), True))
         dataset = self.cfg.DATASET
         return {
             "dataset": dataset.NAME,
@@ -243,7 +237,7 @@ class EvaluatedTrainer(TrainerX):
             "classes": dataset.SUBSAMPLE_CLASSES,
             "source_domains": list(dataset.SOURCE_DOMAINS),
             "target_domains": list(dataset.TARGET_DOMAINS),
-            "images": self._tested_images[loader][0],
+            "images": self._tested_images[loader],
         }
 
     def _write_result(self, result: dict[str, Any], counts: Tensor, metrics: Mapping[str, float]) -> None:

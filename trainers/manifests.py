@@ -12,8 +12,7 @@ from kdpl.bundle import Bundle
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.environment import git_state, libraries, processor, versions
-from kdpl.common.rows import key_of
-from kdpl.common.rows.digests import file_digests
+from kdpl.common.files import file_digest, key_of
 from kdpl.config.manifest import (
     Manifest,
     as_json,
@@ -64,7 +63,7 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
         **({"teacher's design": teacher_design(trainer.objective.teacher)} if distilled else {}),
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
-        "initial weights": file_digests([init])[0].hex() if init else None,
+        "initial weights": file_digest(init).hex() if init else None,
         **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
         **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
         **learner_file(trainer.student_class),

@@ -22,7 +22,6 @@ from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
-from kdpl.distill.views import contents_of
 from kdpl.students import Student
 from kdpl.students.base import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features
@@ -329,8 +328,6 @@ class PromptTrainer(EvaluatedTrainer):
             return
         if self.manifest is None:
             self.manifest = manifests.manifest_of(self)
-        # After the main rank, whose digests are remembered.
-        self.train_loader_x.contents = contents_of(self.train_loader_x.dataset.data_source, self.training_images)
         if not self.cfg.TRAINER.KDPL.COMPILE:
             return
         # The scaler may ask for a second backward pass, which a compiled step does not have.

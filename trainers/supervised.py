@@ -56,7 +56,7 @@ class SupervisedTrainer(PromptTrainer):
 
     def after_train(self) -> None:
         if self.train_loader_x.views:
-            self.view_features.table.sync()
+            self.view_features.table.save()
         super().after_train()
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

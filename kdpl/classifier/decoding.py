@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from kdpl.clip.preprocessing import Preprocessing
-from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image, refuse_special_files
+from kdpl.common.files import file_key
+from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
-    from kdpl.classifier.known import ImageFeatureCache
+    from kdpl.common.features import FeatureFile
 
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
 
@@ -58,7 +58,7 @@ class Decoder:
         seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
             images that were not decoded yet) and "model", which the classifier adds.
         least: JPEG files may be decoded at a fraction of their size if the shorter edge keeps this many pixels; 0: never.
-        known: features by content; an image file that is among them is read and not decoded.
+        known: features by `file_key`; an image file that is among them is not read.
     """
 
     def __init__(self, preprocessing: Preprocessing):
@@ -66,7 +66,7 @@ class Decoder:
         self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
         self.least = 0
-        self.known: ImageFeatureCache | None = None
+        self.known: FeatureFile | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -140,15 +140,12 @@ class Decoder:
         return result
 
     def _decode_file(self, path: str | os.PathLike, result: Decoded) -> None:
-        data = None
         if self.known is not None:
             with _missing_as_bad(path):
-                refuse_special_files(path)
-                data = Path(path).read_bytes()
-            result.key = self.known.key(data)
+                result.key = file_key(path)
             if result.key in self.known:
                 return
-        result.pixels = self._transform(open_image(path, self.least, data))
+        result.pixels = self._transform(open_image(path, self.least))
 
 
 @contextmanager
@@ -184,9 +181,7 @@ class Chosen(NamedTuple):
         )
 
 
-def choose_size(
-    classifier: "Classifier", paths: Sequence[str], cache: "Callable[[int], ImageFeatureCache] | None" = None
-) -> Chosen:
+def choose_size(classifier: "Classifier", paths: Sequence[str], cache: "Callable[[int], FeatureFile] | None" = None) -> Chosen:
     """Return at which size JPEGs among these images should be decoded.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size in a fraction of the time. What that does to the

@@ -1,8 +1,10 @@
-"""Atomic writing: a crash or a full disk leaves the old file or the new one, never a part of it."""
+"""Atomic writing (a crash or a full disk leaves the old file or the new one, never a part of it), and digests."""
 
 import contextlib
 import errno
+import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import IO, Any
 
 RECORD = ".kdpl.json"  # in a folder that a command has written: see outputs.py
 PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
+KEY_BYTES = 16  # of digests
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -143,3 +146,31 @@ def cache_dir() -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"KDPL_CACHE is '{path}', and there is no such user or home: expected a folder.") from None
+
+
+def key_of(*facts: Any) -> bytes:
+    """Return the key that identifies these facts, which JSON can hold."""
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).digest()
+
+
+def file_key(path: str | os.PathLike) -> bytes:
+    """Return a key of a file's path, size and times of modification and change; that of change cannot be set back.
+
+    Raises:
+        OSError: it is missing.
+    """
+    status = os.stat(path)
+    return key_of(os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def file_digest(path: str | os.PathLike) -> bytes:
+    """Return the digest of a file's content.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.digest()

@@ -19,8 +19,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from kdpl.common.environment import PACKAGE
-from kdpl.common.files import atomic_write
-from kdpl.common.rows.digests import file_digest
+from kdpl.common.files import atomic_write, file_digest
 from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.config.defaults import learners
 from kdpl.config.keys import KEYS

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.common.rows import key_of
+from kdpl.common.files import key_of
 from kdpl.students import Student
 from kdpl.students.base import Output
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import PIL
 import torch
 import torchvision
@@ -15,15 +14,13 @@ from torch import Tensor
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import moved
 from kdpl.common import distributed
-from kdpl.common.files import name_below
-from kdpl.common.rows import RowStore, key_of, store_folder
-from kdpl.common.rows.digests import Content, file_contents
+from kdpl.common.features import FeatureFile, file_digests
+from kdpl.common.files import file_key, key_of, name_below
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader
 
 POOL = 5000  # of so many images, from which few are drawn, the contents are compared; of more the names and sizes
-_IN_MEMORY, _OWN_SHARD = 0, 1  # segments of a table; 2, 3, ... are the shards found at the start
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,15 @@ class ImageFile:
 
     name: str
     content: str
-    found: Content | None = field(default=None, compare=False, repr=False)  # to see later that the file has not changed
+    path: str = field(default="", compare=False)
+    file: bytes | None = field(default=None, compare=False, repr=False)  # its `file_key` before the digest was taken
 
     def key(self, view: int) -> bytes:
         return key_of(self.name, self.content, view)
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is the one that the digest was taken of."""
+        return self.file is None or (os.path.isfile(self.path) and file_key(self.path) == self.file)
 
 
 def image_files(paths: Sequence[str], root: str | os.PathLike, by_size: bool = False) -> list[ImageFile]:
@@ -47,15 +49,14 @@ def image_files(paths: Sequence[str], root: str | os.PathLike, by_size: bool = F
     Raises:
         OSError: one is missing or cannot be read.
     """
-    if by_size:
-        return [ImageFile(name_below(path, root), f"{os.path.getsize(path)} bytes") for path in paths]
-    contents = file_contents(paths)
-    return [ImageFile(name_below(p, root), c.digest.hex(), c) for p, c in zip(paths, contents, strict=True)]
-
-
-def contents_of(items: Sequence[Any], images: Sequence[ImageFile]) -> dict[str, Content]:
-    """Return the contents of a data set's items by their paths, for `ReadableImages`."""
-    return {os.fspath(item.impath): image.found for item, image in zip(items, images, strict=True) if image.found}
+    try:
+        if by_size:
+            return [ImageFile(name_below(path, root), f"{os.path.getsize(path)} bytes") for path in paths]
+        keys = [file_key(path) for path in paths]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"No image at '{error.filename}'. Check DATASET.ROOT.") from None
+    digests = file_digests(paths, keys)
+    return [ImageFile(name_below(p, root), d.hex(), p, k) for p, d, k in zip(paths, digests, keys, strict=True)]
 
 
 def images_digest(items: Sequence[Any], files: Sequence[ImageFile], labelled: bool) -> str:
@@ -73,7 +74,7 @@ def pool_facts(dataset: Any, root: str | os.PathLike) -> dict[str, str]:
 
 
 class FeatureTable:
-    """Features `(d,)` by image and view: those found in a store, and those added since.
+    """Features `(d,)` by image and view: those found in a file, and those added since.
 
     Args:
         images: the training set (N).
@@ -83,18 +84,18 @@ class FeatureTable:
         store: the cache on disk; None: memory only.
     """
 
-    def __init__(self, images: Sequence[ImageFile], views: int, width: int, dtype: torch.dtype, store: RowStore | None = None):
-        self.images, self.width, self.dtype, self.store = images, width, dtype, store
-        shape = (len(images), views)
-        self.known = torch.zeros(shape, dtype=torch.bool)
-        self._segment, self._row = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.long)
-        self._memory: Tensor | None = None  # (N * V, d), allocated at once: pages without features take no memory
-        self._own: np.ndarray | None = None
-        self.writable = store is not None
-        self._shards: list[np.ndarray] = []
+    def __init__(
+        self, images: Sequence[ImageFile], views: int, width: int, dtype: torch.dtype, store: FeatureFile | None = None
+    ):
+        self.images, self.views, self.dtype, self.store = images, views, dtype, store
+        self.known = torch.zeros(len(images), views, dtype=torch.bool)
+        self.values = torch.empty(len(images) * views, width, dtype=dtype)  # (N * V, d); pages not written take no memory
         self._later: list[tuple[Tensor, Tensor, Tensor, bool, torch.cuda.Event]] = []
         if store is not None:
-            self._find()
+            keys = [image.key(view) for image in images for view in range(views)]
+            found = [row for row, key in enumerate(keys) if key in store]
+            self.values[found] = store.get([keys[row] for row in found])
+            self.known.view(-1)[found] = True
 
     @property
     def missing(self) -> int:
@@ -105,23 +106,20 @@ class FeatureTable:
     def get(self, index: Tensor, view: Tensor) -> Tensor:
         """Return the features `(B, d)` on the CPU; those that are not known are NaN."""
         self.settle()
-        features = torch.full((len(index), self.width), torch.nan, dtype=self.dtype)
-        known, segments, rows = self.known[index, view], self._segment[index, view], self._row[index, view]
-        for segment in segments[known].unique().tolist():
-            here = known & (segments == segment)
-            features[here] = self._values(segment, rows[here])
+        features = self.values[index * self.views + view]
+        features[~self.known[index, view]] = torch.nan
         return features
 
     def put(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool = True) -> None:
         """Add features `(B, d)`; those that are not finite are left out. Not `on_disk`: in memory alone."""
         finite = torch.isfinite(features).all(1)
         index, view, features = index[finite], view[finite], features[finite].to(self.dtype)
-        if not len(index):
-            return
-        segment, rows = self._write(index, view, features, on_disk)
-        self._segment[index, view] = segment
-        self._row[index, view] = rows
+        self.values[index * self.views + view] = features
         self.known[index, view] = True
+        if self.store is not None and on_disk:
+            pairs = zip(index.tolist(), view.tolist(), strict=True)
+            keys = [(row, self.images[i].key(v)) for row, (i, v) in enumerate(pairs) if self.images[i].is_unchanged()]
+            self.store.add([key for _, key in keys], features[[row for row, _ in keys]])
 
     def put_later(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool = True) -> None:
         """As `put`, with features of a GPU: they are copied while it works on, and in the table when it is next asked."""
@@ -139,44 +137,11 @@ class FeatureTable:
                 copied.synchronize()
             self.put(*features)
 
-    def sync(self) -> None:
-        """Sync all added features to disk, if there is a store."""
+    def save(self) -> None:
+        """Write all added features to disk, if there is a store."""
         self.settle()
         if self.store is not None:
-            self.store.sync()
-
-    def _write(self, index: Tensor, view: Tensor, features: Tensor, on_disk: bool) -> tuple[int, Tensor]:
-        if self.writable and on_disk:
-            keys = [self.images[i].key(v) for i, v in zip(index.tolist(), view.tolist(), strict=True)]
-            try:
-                first = self.store.append(keys, features.numpy())
-                return _OWN_SHARD, torch.arange(first, first + len(keys))
-            except OSError as error:
-                print(f"Features of views are cached in memory only from now on: '{self.store.folder}' ({error})")
-                self.writable = False
-        if self._memory is None:
-            self._memory = torch.empty(self.known.numel(), self.width, dtype=self.dtype)
-        rows = index * self.known.shape[1] + view
-        self._memory[rows] = features
-        return _IN_MEMORY, rows
-
-    def _values(self, segment: int, rows: Tensor) -> Tensor:
-        if segment == _IN_MEMORY:
-            return self._memory[rows]
-        if segment == _OWN_SHARD:
-            if self._own is None or int(rows.max()) >= len(self._own):
-                self._own = self.store.own_shard()
-            return torch.from_numpy(self._own["value"][rows.numpy()])
-        return torch.from_numpy(self._shards[segment - 2]["value"][rows.numpy()])
-
-    def _find(self) -> None:
-        wanted = {image.key(v): (i, v) for i, image in enumerate(self.images) for v in range(self.known.shape[1])}
-        for shard, found in self.store.find(wanted):
-            index, view, rows = torch.tensor([(*wanted[key], row) for key, row in found]).T
-            self._segment[index, view] = len(self._shards) + 2
-            self._row[index, view] = rows
-            self.known[index, view] = True
-            self._shards.append(shard)
+            self.store.save()
 
 
 class ViewFeatures:
@@ -202,7 +167,8 @@ class ViewFeatures:
         """Forget features that not every rank has found, so that all ranks know the same; only rank 0 writes to disk."""
         if distributed.world() > 1:
             self.table.known &= distributed.total(self.table.known.int()) == distributed.world()
-            self.table.writable &= distributed.is_main()
+            if not distributed.is_main():
+                self.table.store = None
 
     def __call__(self, batch: dict[str, Any], pixels: Tensor | None) -> Tensor:
         """Return the features `(B, d)` in fp32.
@@ -225,7 +191,7 @@ class ViewFeatures:
 
     def _computed(self, pixels: Tensor | None, rows: Tensor) -> Tensor:
         """Return the features `(n, d)` of the images in some rows of `pixels`, in fp32, on the device."""
-        found = [torch.empty(0, self.table.width, device=self.device)]
+        found = [torch.empty(0, self.table.values.shape[1], device=self.device)]
         for some in rows.split(self.chunk) if len(rows) else ():
             images = pixels[moved(some, self.device)]
             blank = images.new_zeros(self.chunk - len(images), *images.shape[1:])
@@ -281,7 +247,7 @@ def view_features(
             "versions": [PIL.__version__, torchvision.__version__],
         }
         meaning |= {"prompts": prompts} if prompts else {}
-        store = RowStore(store_folder(Path(folder, "views"), meaning), clip.embed_dim, "float16" if halved else "float32")
+        store = FeatureFile(Path(folder, "views"), meaning, clip.embed_dim, dtype)
     table = FeatureTable(images, loader.views, clip.embed_dim, dtype, store)
     if store is not None:
         print(f"Features of {int(table.known.sum()):,} of {table.known.numel():,} views found for {clip.name}")

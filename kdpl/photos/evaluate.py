@@ -13,9 +13,9 @@ from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
+from kdpl.common.features import file_digests
 from kdpl.common.messages import signed
 from kdpl.common.outputs import check_files, open_output
-from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import to_cell
 from kdpl.photos.labels import LABELLED, TRAIN, Label, read_labels, trained_on
 from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of

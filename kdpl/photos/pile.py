@@ -21,9 +21,8 @@ from torch import Tensor
 from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import Normalize
-from kdpl.common.files import atomic_write
+from kdpl.common.files import atomic_write, file_digest
 from kdpl.common.images import BadImageError
-from kdpl.common.rows.digests import file_digests
 from kdpl.common.safe_text import parse_json
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
@@ -67,7 +66,7 @@ class Pile:
         kept = []
         for i, path in enumerate(self.paths):
             file = folder / path
-            if file.is_file() and (_stamp(file) == self.stamps[i] or file_digests([file])[0].hex() == self.contents[i]):
+            if file.is_file() and (_stamp(file) == self.stamps[i] or file_digest(file).hex() == self.contents[i]):
                 kept.append(i)
         return self.rows(kept)
 
@@ -196,7 +195,7 @@ def complete(
     try:
         for batch in towers.decoder.batches(list(files), towers.chunk, on_bad=report):
             here = [item.image for item in batch]
-            digests = [digest.hex() for digest in file_digests(here)]
+            digests = [file_digest(file).hex() for file in here]
             features = towers(stacked_pixels(batch), pile.facts["mirror"])
             seen.append(([files[file] for file in here], digests, [_stamp(Path(file)) for file in here], *features))
             on_seen(len(batch))

@@ -1,7 +1,7 @@
 """The batches of a training set, a function of only the run's seed and the epoch."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl.common import distributed
-from kdpl.common.rows.digests import Content
 from kdpl.common.signals import leave_signals_to_the_parent, starting_workers
 from kdpl.training.pixels import ReadableImages
 from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
@@ -42,7 +41,6 @@ class EpochLoader:
         self.seed, self.views, self.seed_of_views, self.images = seed, views, seed_of_views, images
         self.epoch = self.start = 0
         self.wanted: Wanted | None = None  # maps index and view (B,) to a mask of needed pixels; None: all
-        self.contents: Mapping[str, Content] = {}  # by path, see `ReadableImages`
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -113,7 +111,7 @@ class EpochLoader:
 
     def _loaded(self, batches: list[list[SeededIndex]]) -> contextlib.AbstractContextManager[Iterator[dict[str, Any]]]:
         return loaded(
-            _SeededImages(self.dataset, self.contents),
+            _SeededImages(self.dataset),
             batches,
             self.loader,
             generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torchvision.transforms as T
@@ -11,7 +11,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from kdpl.common.messages import short_reason
-from kdpl.common.rows.digests import Content, refuse_changed
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -40,11 +39,10 @@ class ReadableImages(Dataset):
 
     Args:
         dataset: a `DatasetWrapper`, or an object like it.
-        contents: by path the contents that images must have, those of the digests that stand for them; none: not compared.
     """
 
-    def __init__(self, dataset: Dataset, contents: Mapping[str, Content] | None = None):
-        self.dataset, self.contents = dataset, contents or {}
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -53,12 +51,7 @@ class ReadableImages(Dataset):
         module = sys.modules[type(self.dataset).__module__]
         if getattr(module, "read_image", read_image) is not read_image:
             module.read_image = read_image
-        item = self.dataset[index]
-        if self.contents and (content := self.contents.get(os.fspath(item["impath"]))):
-            refuse_changed(
-                os.fspath(item["impath"]), content
-            )  # after it was read, so that no feature is of other bytes than its digest
-        return item
+        return self.dataset[index]
 
 
 def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable | None:

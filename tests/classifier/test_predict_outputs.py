@@ -176,23 +176,22 @@ def test_a_run_that_is_stopped_leaves_no_part_of_a_file_and_the_same_command_fin
 
 
 def test_a_cache_that_is_removed_or_holds_a_fifo_stops_nothing(prompts, photos, tmp_path, monkeypatch, capsys):
-    from kdpl.common import rows
+    from kdpl.common.features import FeatureFile
 
     cache = tmp_path / "cache"
     monkeypatch.setenv("KDPL_CACHE", str(cache))
-    append = rows.RowStore.append
+    add = FeatureFile.add
 
-    def append_and_remove(store, *args):
-        first = append(store, *args)
+    def add_and_remove(file, *args):
+        add(file, *args)
+        file.save()
         shutil.rmtree(cache)
-        return first
 
     with monkeypatch.context() as context:
-        context.setattr(rows.RowStore, "append", append_and_remove)
+        context.setattr(FeatureFile, "add", add_and_remove)
         assert main([prompts, str(photos), "--batch-size", "4"]) == 0
     assert main([prompts, str(photos)]) == 0
-    (folder,) = {path.parent for path in (cache / "image_features").rglob("*.rows")}
-    os.mkfifo(folder / "a.rows")
+    os.mkfifo(cache / "image_features" / "a.safetensors")
     assert main([prompts, str(photos)]) == 0 and "12 of them were known" in capsys.readouterr().err
     monkeypatch.setenv("KDPL_CACHE", "~nobody-of-this-name/x")
     assert main([prompts, str(photos)]) == exits.BAD_INPUT
@@ -208,7 +207,6 @@ def test_other_names_on_the_same_photos_decode_nothing(prompts, photos, tmp_path
     assert main(command) == 0
     (tmp_path / "names.txt").write_text("apple\nroll\n")
     monkeypatch.setattr("kdpl.classifier.decoding.open_image", None)  # a call would fail
-    (photos / "img_3.png").rename(photos / "renamed.png")  # found by content
     capsys.readouterr()
     assert main([*command, "--classnames", str(tmp_path / "names.txt")]) == 0
     assert "12 of them were known" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Fixed views and the features kept of them: the same to the last bit as computing them afresh, and found again."""
 
-import errno
-
 import numpy as np
 import PIL
 import pytest
@@ -15,7 +13,7 @@ from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
 from kdpl.clip.preprocessing import Normalize
-from kdpl.common.rows import RowStore
+from kdpl.common.features import FeatureFile
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import FeatureTable, ImageFile
@@ -113,21 +111,6 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     assert all(features.table.known.all() for features in other.view_features)
 
 
-@pytest.mark.parametrize("damage", mostly_slow(["rotten", "cut off", "empty"], sample=("rotten", "cut off")))
-def test_damaged_rows_are_computed_again(damage, tmp_path, capsys):
-    kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
-    cold = run("KDPL_CoOp", tmp_path / "cold", *kept)
-    for shard in (tmp_path / "cache").rglob("*.rows"):
-        data = bytearray(shard.read_bytes())
-        if damage == "rotten":
-            data[40] ^= 1
-        shard.write_bytes(data if damage == "rotten" else data[:-7] if damage == "cut off" else b"")
-    capsys.readouterr()
-    warm = run("KDPL_CoOp", tmp_path / "warm", *kept)
-    assert ("1 rows in" in capsys.readouterr().out) == (damage == "rotten")
-    assert losses(warm) == losses(cold)
-
-
 @pytest.mark.slow
 def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, monkeypatch):
     kept = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
@@ -151,19 +134,6 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, 
     assert ImageFile("a", "2").key(0) != ImageFile("a", "3").key(0) != ImageFile("a", "3").key(1)
 
 
-@pytest.mark.slow
-def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, monkeypatch, capsys):
-    memory = run("KDPL_CoOp", tmp_path / "memory")
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.pwrite", full)
-    kept = run("KDPL_CoOp", tmp_path / "full", "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
-    assert losses(kept) == losses(memory)
-    assert "cached in memory only from now on" in capsys.readouterr().out
-
-
 def test_a_cache_folder_without_views_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has nothing to store with VIEWS 0"):
         build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.CACHE_DIR", tmp_path)
@@ -182,12 +152,13 @@ def test_a_store_gives_back_what_was_put_in_whoever_wrote_it(tmp_path_factory, d
     pairs = [(i, v) for i in range(images) for v in range(views)]
     written = set()
     for _ in range(data.draw(st.integers(1, 3))):  # processes, one after the other
-        table = FeatureTable(files, views, width, dtype, RowStore(folder, width, str(dtype).removeprefix("torch.")))
+        table = FeatureTable(files, views, width, dtype, FeatureFile(folder, {}, width, dtype))
         assert {(i, v) for i, v in pairs if table.known[i, v]} == written
         new = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=4))
         if new:
             index, view = torch.tensor(new).T
             table.put(index, view, values[index, view].float())
+            table.save()
         written |= set(new)
         if written:
             index, view = torch.tensor(sorted(written)).T
@@ -195,7 +166,7 @@ def test_a_store_gives_back_what_was_put_in_whoever_wrote_it(tmp_path_factory, d
 
 
 def test_a_feature_that_is_not_finite_is_not_kept(tmp_path):
-    table = FeatureTable([ImageFile("a", "1")], 2, 3, torch.float32, RowStore(tmp_path, 3, "float32"))
+    table = FeatureTable([ImageFile("a", "1")], 2, 3, torch.float32, FeatureFile(tmp_path, {}, 3))
     table.put(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]))
     assert table.known.tolist() == [[True, False]]
     kept = table.get(torch.tensor([0, 0]), torch.tensor([0, 1]))

@@ -26,7 +26,7 @@ from kdpl.bundle import BundleError, read_bundle
 from kdpl.bundle.decision import Decision, inside_score
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
-from kdpl.common.rows.digests import file_digest
+from kdpl.common.files import file_digest
 from kdpl.datasets.emoji.scenes import class_names, scenes_of
 from kdpl.photos.answers import split
 from kdpl.photos.demo import write_scenes

@@ -29,8 +29,9 @@ from kdpl.bundle import read_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.weights import WeightsError
 from kdpl.common.class_names import read_class_names
+from kdpl.common.features import FeatureFile
+from kdpl.common.files import key_of
 from kdpl.common.images import BadImageError, open_image
-from kdpl.common.rows import RowStore, key_of
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.keys import ConfigError
@@ -39,7 +40,6 @@ from kdpl.datasets.coop.archives import ArchiveError, unpack
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.coop.splits import load_split
-from kdpl.distill.views import FeatureTable, ImageFile
 from kdpl.experiments.sweep.plan import read_sweep, runs_of
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
 from kdpl.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
@@ -192,11 +192,12 @@ def script_bytes() -> bytes:
 
 
 @cache
-def rows_of_features() -> bytes:
+def features_bytes() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        store = RowStore(folder, 4, "float32")
-        store.append([key_of("cat"), key_of("dog")], np.ones((2, 4), np.float32))
-        return next(Path(folder).glob("*.rows")).read_bytes()
+        store = FeatureFile(folder, {}, 4)
+        store.add([key_of("cat"), key_of("dog")], torch.ones(2, 4))
+        store.save()
+        return store.path.read_bytes()
 
 
 def bundle_bytes(metadata: bytes) -> bytes:
@@ -284,9 +285,10 @@ def check_clip(name: str) -> Callable[[bytes, Path], None]:
 
 
 def check_features(content: bytes, folder: Path) -> None:
-    (folder / "f.rows").write_bytes(content)
-    for shard, found in RowStore(folder, 4, "float32").find():
-        assert all(np.isfinite(shard[row]["value"]).all() for _, row in found)
+    path = FeatureFile(folder, {}, 4).path
+    path.write_bytes(content)
+    store = FeatureFile(folder, {}, 4)
+    assert torch.isfinite(store.get([*store._place])).all()
 
 
 def check_bundle(content: bytes, folder: Path) -> None:
@@ -356,20 +358,6 @@ def check_results_are_added(content: bytes, folder: Path) -> None:
         assert any(entry["dataset"] == "EmojiMeals" for entry in read_results(folder)["results"])
 
 
-def check_rows(content: bytes, folder: Path) -> None:
-    (folder / "a.rows").write_bytes(content)
-    table = FeatureTable([ImageFile("a", "2"), ImageFile("b", "2")], 2, 4, torch.float32, RowStore(folder, 4, "f4"))
-    table.get(torch.tensor([0, 1]), torch.tensor([0, 1]))
-
-
-@cache
-def rows_bytes() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        store = RowStore(folder, 4, "f4")
-        store.append([ImageFile(name, "2").key(view) for name in "ab" for view in (0, 1)], np.ones((4, 4), "f4"))
-        return next(Path(folder).glob("*.rows")).read_bytes()
-
-
 def check_sweep(content: bytes, folder: Path) -> None:
     (folder / "sweep.yaml").write_bytes(content)
     runs_of(read_sweep(folder / "sweep.yaml", str(folder), str(folder / "out")))
@@ -427,7 +415,7 @@ TARGETS = {
     "CLIP, TorchScript": Target(
         st.one_of(as_bytes(script_bytes), damaged_members(script_bytes, "data.pkl")), check_clip("clip.pt"), WeightsError
     ),
-    "text features": Target(as_bytes(rows_of_features), check_features, ()),
+    "text features": Target(as_bytes(features_bytes), check_features, ()),
     "bundle": Target(
         st.one_of(
             as_bytes(lambda: bundle_bytes(json.dumps(bundle_facts()).encode())), changed_json(bundle_facts).map(bundle_bytes)
@@ -435,7 +423,6 @@ TARGETS = {
         check_bundle,
         bundle.BundleError,
     ),
-    "features of views": Target(as_bytes(rows_bytes), check_rows),
     "split": Target(
         st.one_of(as_bytes(lambda: json.dumps(SPLIT).encode()), changed_json(lambda: SPLIT)),
         check_split,
@@ -495,9 +482,8 @@ SOUND = {
     "checkpoint": checkpoint_bytes,
     "CLIP, safetensors": lambda: save(clip_tensors()),
     "CLIP, PyTorch": lambda: as_torch(clip_tensors()),
-    "text features": rows_of_features,
+    "text features": features_bytes,
     "bundle": lambda: bundle_bytes(json.dumps(bundle_facts()).encode()),
-    "features of views": rows_bytes,
     "split": lambda: json.dumps(SPLIT).encode(),
     "results": results_bytes,
     "image": lambda: image_bytes("JPEG"),

@@ -5,11 +5,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import ROOT, SHARED, config, emoji_args, mostly_slow, run_train
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
-from kdpl.common.rows import RowStore, key_of
+from kdpl.common.files import key_of
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import COLUMNS, SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
@@ -116,14 +117,14 @@ def test_promptsrcs_frozen_features_survive_the_run(clips, vocabulary, cache):
     again = build_student("PromptSRC", clips[0])
     assert torch.equal(again.frozen_text_features(names, TEMPLATES), features)
     again.end_epoch(0, 2)
-    assert len(list(cache.rglob("*.rows"))) == 1
+    assert len(list(cache.rglob("*.safetensors"))) == 1
 
 
 def names_on_disk(cache, names):
     """Return those of the names that have a row in the cache, as many times as they have."""
     by_key = {key_of(name): name for name in names}
-    found = [key for folder in cache.iterdir() for _, rows in RowStore(folder, 128, "float32").find() for key, _ in rows]
-    return sorted(by_key[key] for key in found)
+    found = [row for file in cache.glob("*.safetensors") for row in load_file(file)["keys"].tolist()]
+    return sorted(by_key[bytes(row)] for row in found)
 
 
 def test_asking_a_thousand_names_of_a_filled_store_reads_no_name_twice(clips, vocabulary):

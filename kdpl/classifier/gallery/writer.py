@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_thumbnail, row_line
 from kdpl.classifier.predictions.tables import Row, Writer, written
+from kdpl.common.files import file_digest
 from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, check_folder, is_file, take_folder
-from kdpl.common.rows.digests import file_digest
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
 IN_A_FOLDER = 1000

@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from kdpl.classifier.decoding import choose_size
-from kdpl.classifier.known import FeatureCaches
+from kdpl.classifier.known import known_features
 from kdpl.classifier.predictions.files import Found
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of
 from kdpl.common.images import BadImageError
@@ -78,6 +79,8 @@ class Run:
         images = self.found.images
         self._prepare(images)
         with ExitStack() as stack:
+            if self.classifier.decoder.known is not None:
+                stack.callback(self.classifier.decoder.known.save)  # also if the run is stopped
             writers = self._writers(stack)
             bar = stack.enter_context(
                 tqdm(total=len(images), unit="image", smoothing=0.05, disable=True if self.args.quiet else None)
@@ -143,13 +146,11 @@ class Run:
 
     def _prepare(self, images: list[str]) -> None:
         """Choose at which size large JPEGs are decoded, and find the features that are known."""
-        decoder, cache = self.classifier.decoder, None if self.args.no_cache else FeatureCaches(self.classifier)
+        decoder, cache = self.classifier.decoder, None if self.args.no_cache else partial(known_features, self.classifier)
         if not self.args.full_size:
             chosen = choose_size(self.classifier, images, cache)
             decoder.least, self.reduction = chosen.least, chosen.words()
         decoder.known = cache(decoder.least) if cache else None
-        if decoder.known is not None:
-            decoder.known.hits = 0
 
     def _rows(self, images: list[str], on_bad: Any) -> Iterator[list[Row]]:
         args = self.args
