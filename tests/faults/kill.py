@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import ROOT, emoji_args
@@ -71,13 +72,11 @@ def end_state(output: Path) -> dict[str, object]:
     state = load_checkpoint(path)
     state["kdpl"].pop("train_seconds")
     results = [{k: v for k, v in entry.items() if k != "time"} for entry in read_results(output)["results"]]
-    rows = sorted({row for shard in output.rglob("*.rows") for row in sound_rows(shard.read_bytes())})
-    return {"state": state, "results": results, "history": (output / "history.csv").read_bytes(), "views": rows}
-
-
-def sound_rows(shard: bytes, size: int = 16 + 4 * 128 + 4) -> list[bytes]:
-    """Return the whole rows of a shard of the embedded models' features: key, 128 floats, checksum."""
-    return [shard[i : i + size] for i in range(0, len(shard) - size + 1, size)]
+    views = {}
+    for file in sorted((output / "views").rglob("*.safetensors")):
+        content = load_file(file)
+        views |= {bytes(key): value for key, value in zip(content["keys"].tolist(), content["values"], strict=True)}
+    return {"state": state, "results": results, "history": (output / "history.csv").read_bytes(), "views": views}
 
 
 def differences(a: object, b: object, where: str = "") -> list[str]:

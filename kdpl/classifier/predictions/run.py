@@ -16,9 +16,9 @@ from kdpl.classifier.decoding import choose_size
 from kdpl.classifier.known import known_features
 from kdpl.classifier.predictions.files import Found
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of
+from kdpl.common.files import file_digest
 from kdpl.common.images import BadImageError
 from kdpl.common.outputs import STANDARD_OUTPUT, open_output
-from kdpl.common.rows.digests import file_digest
 from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
