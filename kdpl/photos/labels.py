@@ -12,9 +12,7 @@ from kdpl.common.safe_text import from_cell, read_json
 
 PHOTOS = "photos.json"  # in the folder of a fit: which photos were for what, with the digests of their contents
 TEACHER = "teacher.json"  # beside it: the name that the teacher sees on each photo, by the digest of its content
-GIVEN = (
-    "labels.json"  # of `kdpl open`: the name that a person gave a photo, by the digest of its content; "": none of the names
-)
+GIVEN = "labels.json"  # of `kdpl open`: names that a person gave, by the digest of the content; "": none of the names
 TRAIN, CHOSEN_BY, REPORTED = "train", "chosen by", "reported"  # the parts of it: the last two are held out
 LABELLED = "labelled"  # a part of the first
 LARGEST_RECORD = 2**31  # bytes
