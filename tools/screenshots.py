@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "kdpl/classifier/gallery/page.html"
-APP = [ROOT / "kdpl/app/page" / name for name in ("index.html", "style.css", "parts.js", "app.js")]
+PARTS = [ROOT / "kdpl/classifier/gallery" / name for name in ("parts.css", "parts.js")]
+GALLERY = [*PARTS, ROOT / "kdpl/classifier/gallery/page.html"]
+APP = [*PARTS, *(ROOT / "kdpl/app/page" / name for name in ("index.html", "app.css", "app.js"))]
 LARGEST = 60_000  # bytes of a picture
 COLOURS = 96
 SIZE = {"width": 1000, "height": 560}
@@ -92,7 +93,7 @@ def report_page(printed: str) -> str:
 def digests(folder: Path) -> dict[str, str]:
     """Return a digest of each page that is photographed; the gallery's is of the file that it is made from."""
     pages = {
-        "gallery": TEMPLATE.read_text(encoding="utf-8"),
+        "gallery": "".join(file.read_text(encoding="utf-8") for file in GALLERY),
         "open": "".join(file.read_text(encoding="utf-8") for file in APP),
         "report": report_page((folder / "report.txt").read_text(encoding="utf-8")),
     }

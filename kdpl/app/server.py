@@ -22,8 +22,10 @@ from starlette.routing import Route
 
 from kdpl.app.session import ChangeError, Session
 
-PAGE = files("kdpl.app") / "page"
-PARTS = ("app.js", "parts.js", "style.css", "icon.svg")
+PAGE, SHARED = files("kdpl.app") / "page", files("kdpl.classifier.gallery")
+PARTS = {name: PAGE / name for name in ("app.js", "app.css", "icon.svg")} | {
+    name: SHARED / name for name in ("parts.js", "parts.css")
+}
 LARGEST = 32 * 2**20  # bytes of a request: a label for each of some hundred thousand photos
 WAITS = 20.0  # seconds that a question for news waits for some
 HEADERS = {
@@ -51,7 +53,7 @@ def make_app(session: Session, token: str, port: int) -> Starlette:
         if name not in PARTS:
             return _nothing()
         kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
-        return Response((PAGE / name).read_bytes(), media_type=kind)
+        return Response(PARTS[name].read_bytes(), media_type=kind)
 
     async def state(request: Request) -> Response:
         since, waited = _number(request.query_params.get("since")), 0.0

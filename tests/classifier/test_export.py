@@ -26,7 +26,7 @@ import kdpl
 from kdpl.bundle import read_bundle, write_bundle
 from kdpl.bundle.decision import Decision
 from kdpl.classifier.decoding import Decoder
-from kdpl.classifier.serve.folder import RUNTIME, RUNTIME_VERSION, agreement, read_runtime
+from kdpl.classifier.serve.folder import PAGE, RUNTIME, RUNTIME_VERSION, agreement, read_runtime
 from kdpl.classifier.serve.head import write_head
 from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
 from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
@@ -306,8 +306,8 @@ def served(exported, node_modules):
     """The address of the folder's own server, with the page's runtime from npm."""
     for name, content in read_runtime(str(node_modules / "onnxruntime-web")).items():
         (exported / name).write_bytes(content)
-    for name in ("index.html", "page.css", "page.js", "serve.py"):
-        shutil.copy(os.path.join(os.path.dirname(kdpl.__file__), "classifier", "serve", name), exported / name)
+    for name, path in PAGE.items():
+        shutil.copy(path, exported / name)
     command = [sys.executable, str(exported / "serve.py"), "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
     yield server.stdout.readline().strip()

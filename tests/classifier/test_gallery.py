@@ -173,14 +173,14 @@ def test_images_are_drawn_at_random_to_check_and_those_worth_a_label_come_first_
     assert set(first[:2]) == {"photos/img_4.jpg", "photos/img_7.jpg"} and sure[first[0]] < sure[first[1]]
     assert first[2:] == [p for p in reversed(by_certainty) if p not in first[:2]][: len(first) - 2]
     page.click("#card0")
-    assert page.locator("#teacher").text_content() == f"The teacher sees: {seen[int(re.search('[0-9]+', first[0])[0])]}"
+    assert page.locator("#note").text_content() == f"The teacher sees: {seen[int(re.search('[0-9]+', first[0])[0])]}"
 
 
 def test_the_keyboard_does_everything(tmp_path, visit):
     rows = ordinary_rows(30)
     order = [path for path, *_ in sorted(rows, key=lambda row: -row[2][0])]
     page = visit(write(tmp_path / "g.html", rows))
-    columns = page.evaluate("columns")
+    columns = page.evaluate("grid.columns")
     assert selected(page) == order[0]
     for key, index in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("End", 29)):
         page.keyboard.press(key)
@@ -196,7 +196,7 @@ def test_the_keyboard_does_everything(tmp_path, visit):
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0 and selected(page) == order[1]
     page.keyboard.press("Enter")
-    page.evaluate("() => { dialog.close(); filter.focus(); }")  # as by Escape and / in quick succession
+    page.evaluate("() => { viewer.dialog.close(); filter.focus(); }")  # as by Escape and / in quick succession
     page.wait_for_timeout(100)
     assert page.evaluate("document.activeElement === filter"), "what is typed must not mark pictures"
     page.keyboard.press("Escape")

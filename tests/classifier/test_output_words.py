@@ -12,7 +12,7 @@ from support.trainings import build
 
 from kdpl.bundle import read_bundle, write_bundle
 from kdpl.bundle.decision import Decision
-from kdpl.classifier.serve.folder import HERE
+from kdpl.classifier.serve.folder import SHARED
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.messages import signed
@@ -65,21 +65,16 @@ def test_a_difference_of_nothing_has_no_minus(value, text):
     assert Cell({1: float(value)}).text([1], signed=True) == text
 
 
-def test_the_exported_page_has_name_and_figure_apart(browser):
+def test_a_name_and_its_probability_stand_apart(browser):
     page = browser.new_page()
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    (loop,) = [part for part in script.split("for (const i of order") if "TOP" in part[:20]]
-    loop = "for (const i of order" + loop.split('$("picture")')[0]
-    page.set_content(f"<style>{style}</style><ol id='names' style='width: 20rem'></ol>")
-    page.evaluate(
-        "() => { const $ = id => document.getElementById(id), TOP = 2, facts = {names: ['apple', 'pear']},"
-        f" probabilities = [0.75, 0.25], order = [0, 1]; {loop} }}"
-    )
+    style, script = (SHARED.joinpath(name).read_text(encoding="utf-8") for name in ("parts.css", "parts.js"))
+    page.set_content(f"<style>{style}</style><ol class='names' style='width: 20rem'></ol>")
+    page.add_script_tag(content=f"{script}; document.querySelector('ol').append(...ranked([['apple', .75]]))", type="module")
     left, right = page.evaluate(
         "[...document.querySelector('li').children].map(e => e.getBoundingClientRect()).map(r => [r.left, r.right])"
     )
     assert right[0] - left[1] > 8, "pixels between the name and its probability"
-    assert page.locator("li").first.text_content() == "apple75.0 %"
+    assert page.locator("li").first.text_content() == "apple75.0%"
     page.close()
 
 

@@ -1,9 +1,8 @@
 // Photos in groups by name. The state is the server's: each change is sent, written there, and comes back sorted.
-import {Grid, counted, element, percent} from "./parts.js";
+import {Grid, Viewer, byText, counted, element, percent, photoCard} from "./parts.js";
 
 const $ = id => document.getElementById(id);
 const NONE = -1, UNLABELLED = -2;
-const byText = new Intl.Collator(undefined, {numeric: true}).compare;
 let state = {version: -1, names: [], best: [], p: [], margin: [], label: []}, paths = [], groups = null, asked = null, renaming = null;
 const chosen = new Set(); // ids of the names that are shown alone
 
@@ -67,7 +66,7 @@ function take(news) {
   $("undo").textContent = state.undo ? `Undo: ${state.undo}` : "Undo";
   $("known").replaceChildren(...state.names.map(name => element("option", {value: name.name})));
   showNames();
-  show();
+  show().then(() => viewer.dialog.open && viewer.fill());
 }
 
 function showNames() {
@@ -105,21 +104,28 @@ function dropTarget(line, drop) {
 
 // ------------------------------------------------------------------------------------------------------------------- the grid
 
-const grid = new Grid($("grid"), {card, head, open});
-const placeOf = i => state.label[i] !== UNLABELLED ? state.label[i] : state.best[i]; // a label counts for more than a guess
+const grid = new Grid($("grid"), {card, head, open: i => viewer.open(i)});
+const viewer = new Viewer(grid, {describe, key: byKey});
+const labelled = i => state.label[i] !== UNLABELLED;
+const placeOf = i => labelled(i) ? state.label[i] : state.best[i]; // a label counts for more than a guess
 const nameOf = place => place === NONE ? "(none of these)" : state.names[place]?.name ?? "";
 
+function describe(i) {
+  const name = labelled(i) || state.names.length ? nameOf(placeOf(i)) : "";
+  const names = !name ? [] : labelled(i) ? [[`✓ ${name}`, null]] : [[name, state.p[i]]];
+  const note = labelled(i) && state.best[i] >= 0 ? ["Your label. Without it: ", element("bdi", {}, nameOf(state.best[i])), `, ${percent(state.p[i])}`] : [];
+  return {name, full: `photo/${i}`, image: `thumb/${i}`, path: paths[i] ?? "", names, note};
+}
+
 function card(i) {
-  const mine = state.label[i] !== UNLABELLED, name = mine || state.names.length ? nameOf(placeOf(i)) : "";
-  const node = element("div", {className: "card", draggable: true, title: paths[i]},
-    element("img", {src: `thumb/${i}`, alt: "", decoding: "async", draggable: false}), element("span", {className: "tick"}),
-    element("p", {}, element("bdi", {className: mine ? "mine" : ""}, mine ? `✓ ${name}` : name), element("data", {}, mine || !name ? "" : percent(state.p[i]))),
-    element("p", {className: "path"}, element("bdi", {}, paths[i] ?? "")));
+  const about = describe(i), node = photoCard(about, element("span", {className: "tick"}));
+  node.classList.toggle("mine", labelled(i));
+  node.draggable = true;
   node.ondragstart = event => { // drag what is selected, or this one
     if (!grid.selected.has(i)) grid.select([i]);
     event.dataTransfer.setData("text/x-photos", grid.selected.size);
   };
-  return {node, label: `${name}, ${mine ? "your label" : percent(state.p[i])}, ${paths[i]}`};
+  return {node, label: `${about.name}, ${labelled(i) ? "your label" : percent(state.p[i])}, ${about.path}`};
 }
 
 function head(section) {
@@ -180,16 +186,6 @@ async function confirmed() { // as they are named now
 
 // --------------------------------------------------------------------------------------------------------- dialogs and buttons
 
-function open(i) {
-  grid.move(i);
-  $("picture").src = `photo/${i}`;
-  $("path").textContent = paths[i];
-  $("seen").textContent = state.label[i] !== UNLABELLED ? `${nameOf(state.label[i])} (your label)` : `${nameOf(state.best[i])}, ${percent(state.p[i])}`;
-  if (!$("viewer").open) $("viewer").showModal();
-}
-
-function turn(key) { const i = grid.step(key); if (i !== undefined) open(i); }
-
 function openRename(name) {
   renaming = name;
   $("renaming").replaceChildren("Rename ", element("bdi", {}, name.name), ", or merge it into a name that there is:");
@@ -232,11 +228,6 @@ $("wrong").onclick = () => judge(undefined);
 $("righter").onkeydown = event => { event.stopPropagation(); if (event.key === "Enter" && $("righter").value.trim()) judge($("righter").value.trim()); };
 $("enough").onclick = () => $("checking").close();
 $("checking").onkeydown = event => { if (event.key === "y") $("right").click(); else if (event.key === "n") $("wrong").click(); };
-$("previous").onclick = () => turn("ArrowLeft");
-$("next").onclick = () => turn("ArrowRight");
-$("close").onclick = () => $("viewer").close();
-$("viewer").onkeydown = event => { if (/^Arrow(Left|Right)$/.test(event.key)) turn(event.key); else byKey(event); };
-$("viewer").onclose = () => $("grid").focus();
 $("add").onsubmit = async event => { event.preventDefault(); const name = $("new").value.trim(); if (name && await send({do: "add", names: [name]})) $("new").value = ""; };
 $("undo").onclick = () => send({do: "undo"});
 $("keywords").onclick = async () => { if (await send({do: "keywords"})) complain(state.told ?? ""); };

@@ -89,6 +89,9 @@ def thumbnail(image: Image.Image) -> bytes:
 def _page() -> tuple[str, str]:
     """Return what stands before and after the data; the policy names the page's own script and style by their hashes."""
     page = _TEMPLATE.read_text(encoding="utf-8")
+    for part in ("parts.css", "parts.js"):  # one file that needs no other
+        text = _TEMPLATE.with_name(part).read_text(encoding="utf-8")
+        page = page.replace(f"@{part.upper()}@", re.sub("^export ", "", text, flags=re.M))
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.S)
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
     policy = (

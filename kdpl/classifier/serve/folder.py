@@ -19,8 +19,9 @@ from kdpl.common.images import open_image
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
 
-HERE = Path(__file__).parent
-PAGE = ("serve.py", "index.html", "page.css", "page.js")
+HERE, SHARED = Path(__file__).parent, Path(__file__).parent.parent / "gallery"
+PAGE = {name: HERE / name for name in ("serve.py", "index.html", "page.css", "page.js")}
+PAGE |= {name: SHARED / name for name in ("parts.css", "parts.js")}
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web
 RUNTIME_VERSION = "1.30.0"
 
@@ -51,7 +52,8 @@ def write_folder(
     path = export_with_preprocessing(classifier, folder / "model.onnx", reject, half)
     with atomic_write(folder / "names.json", "w") as file:
         json.dump({"names": classifier.classnames, "rejected": REJECTED}, file, ensure_ascii=False)
-    parts = {part: (HERE / part).read_bytes() for part in ("client.py", *(PAGE if runtime else ()))}
+    sources = {"client.py": HERE / "client.py", **(PAGE if runtime else {})}
+    parts = {name: path.read_bytes() for name, path in sources.items()}
     for name, content in {**parts, **(runtime or {})}.items():
         with atomic_write(folder / name) as file:
             file.write(content)

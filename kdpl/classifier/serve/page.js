@@ -1,5 +1,6 @@
 // Classifies a picture in the browser. The model holds resizing and normalisation: it is given upright RGB of any size.
 import * as ort from "./ort.wasm.min.mjs";
+import {ranked} from "./parts.js";
 
 const $ = id => document.getElementById(id);
 const TOP = 5;
@@ -34,12 +35,7 @@ async function classify(file) {
     if (!probabilities.every(Number.isFinite)) throw new Error("the model's answer is not a number");
     const rejected = Boolean(answer.rejected?.data[0]);
     const order = probabilities.map((p, i) => i).sort((a, b) => probabilities[b] - probabilities[a]);
-    for (const i of order.slice(0, TOP)) {
-      const line = document.createElement("li");
-      for (const text of [facts.names[i], `${(100 * probabilities[i]).toFixed(1)} %`])
-        line.append(Object.assign(document.createElement("span"), {textContent: text})); // texts alone would be one flex item
-      $("names").append(line);
-    }
+    $("names").replaceChildren(...ranked(order.slice(0, TOP).map(i => [facts.names[i], probabilities[i]])));
     $("picture").src = URL.createObjectURL(file);
     $("picture").hidden = false;
     $("state").textContent = rejected ? facts.rejected : facts.names[order[0]];
