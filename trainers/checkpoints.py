@@ -49,7 +49,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
             "scaler": trainer.scaler.state_dict(),
             "random": checkpoint.random_state(),
             "train_seconds": trainer.train_seconds,
-            "trainer": trainer.objective.extra_state_dict(),
+            "selection": selection.state_dict() if (selection := trainer.objective.selection) else None,
             "manifest": trainer.manifest and trainer.manifest.to_dict(),
             "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
         },
@@ -121,7 +121,8 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved:
     trainer.optim.load_state_dict(state["optimizer"])
     trainer.sched.load_state_dict(state["scheduler"])
     trainer.student.load_extra_state_dict(saved["student"])
-    trainer.objective.load_extra_state_dict(saved["trainer"])
+    if trainer.objective.selection:
+        trainer.objective.selection.load_state_dict(saved["selection"])
     trainer.progress.load_state_dict(saved["history"])
     trainer.scaler.load_state_dict(saved["scaler"])
     checkpoint.set_random_state(saved["random"])

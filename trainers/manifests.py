@@ -9,7 +9,6 @@ import torch
 from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle
-from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.environment import git_state, libraries, processor, versions
 from kdpl.common.files import file_digest, key_of
@@ -58,10 +57,8 @@ def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
         "template": trainer.template(),
         "training images": images_digest(images, trainer.training_images, labelled=not distilled),
         **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
-        "student": weights(trainer.clip),
-        "student's design": trainer.clip.design,
-        "teacher": teacher_weights(trainer.objective.teacher) if distilled else None,
-        **({"teacher's design": teacher_design(trainer.objective.teacher)} if distilled else {}),
+        "student": trainer.clip.identity[:16],
+        "teacher": teacher_identity(trainer.objective.teacher) if distilled else None,
         "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
         "initial weights": file_digest(init).hex() if init else None,
         **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
@@ -107,10 +104,9 @@ def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
     distilled = trainer.teacher_name() is not None
     config = config_of(trainer.cfg, "", distilled)
-    facts = {"clip": weights(trainer.clip), "clip's design": trainer.clip.design}
+    facts: dict[str, Any] = {"clip": trainer.clip.identity[:16]}
     if distilled:
-        clips = {"clip": teacher_weights(trainer.teacher), "clip's design": teacher_design(trainer.teacher)}
-        facts = {**clips, **teacher_texts(trainer.cfg, trainer.teacher)}
+        facts = {"clip": teacher_identity(trainer.teacher), **teacher_texts(trainer.cfg, trainer.teacher)}
     return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
@@ -126,23 +122,11 @@ def on_main(compute: Callable[[], Any]) -> Any:
     return found
 
 
-def weights(clip: Clip) -> str:
-    """Return a CLIP's name in a manifest: a digest of all its weights, the same in any precision."""
-    return clip.weights_digest[:16]
-
-
-def teacher_weights(teacher: Teacher | Ensemble | GivenTeacher) -> str:
-    """Return the weights of all members, in their order, or the digest of a table of probabilities."""
+def teacher_identity(teacher: Teacher | Ensemble | GivenTeacher) -> str:
+    """Return the digests of all members, in their order, or that of a table of probabilities."""
     if isinstance(teacher, GivenTeacher):
         return teacher.teacher.digest[:16]
-    return " + ".join(weights(member.clip) for member in teacher.members)
-
-
-def teacher_design(teacher: Teacher | Ensemble | GivenTeacher) -> dict[str, str]:
-    """Return the designs of all members, in their order."""
-    if len(teacher.members) == 1:
-        return teacher.members[0].clip.design
-    return {f"{n}: {key}": value for n, m in enumerate(teacher.members, 1) for key, value in m.clip.design.items()}
+    return " + ".join(member.clip.identity[:16] for member in teacher.members)
 
 
 def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
@@ -186,7 +170,7 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     cfg, node = trainer.cfg, trainer.student_class.node
     now = config_of(cfg, node, trainer.distilled)
     own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    facts: dict[str, Any] = {"student": weights(trainer.clip), "student's design": trainer.clip.design}
+    facts: dict[str, Any] = {"student": trainer.clip.identity[:16]}
     backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
     same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
     sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out

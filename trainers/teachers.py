@@ -14,8 +14,7 @@ from kdpl.clip.model import Clip, effective_precision
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names
 from kdpl.distill.given import PREFIX, GivenTeacher, read_probabilities
-from kdpl.distill.prompted import PromptedTeacher
-from kdpl.distill.teacher import Ensemble, Teacher
+from kdpl.distill.teacher import Ensemble, PromptedTeacher, Teacher
 from kdpl.students import Student
 from kdpl.text.templates import teacher_templates, template_for
 
@@ -26,6 +25,7 @@ def check_teacher(cfg: CfgNode) -> None:
     Raises:
         ConfigError: the message names the key, its value and what to do.
         ModelNameError, WeightsError: as `describe`.
+        ValueError, OSError: as `read_probabilities`.
     """
     options = cfg.TRAINER.KDPL
     if file := given_file(cfg):
@@ -34,21 +34,13 @@ def check_teacher(cfg: CfgNode) -> None:
                 f"TRAINER.KDPL.TEACHER '{options.TEACHER}' is a table, which has neither sentences nor prompts: "
                 "leave TEACHER_TEMPLATES and TEACHER_PROMPTS empty."
             )
-        try:
-            read_probabilities(file)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"TRAINER.KDPL.TEACHER: {error}") from error
+        read_probabilities(file)
         return
     check_teachers(options)
-    names = teacher_names(options.TEACHER)
-    architectures = [describe(name) for name in names]
-    for source, bundle, name, architecture in zip(*_bundles(options), names, architectures, strict=False):
-        where = f"TRAINER.KDPL.TEACHER_PROMPTS '{source}'"
-        try:
-            learner = bundle.student_class
-            values = fitting_options(bundle, architecture, name)
-        except BundleError as error:
-            raise ConfigError(f"{where}: {error}") from error
+    for name in teacher_names(options.TEACHER):
+        describe(name)
+    for source, bundle, values in _learned_prompts(options):
+        where, learner = f"TRAINER.KDPL.TEACHER_PROMPTS '{source}'", bundle.student_class
         if bundle.decision.sentences:
             raise ConfigError(
                 f"{where} uses hand-written sentences, which `kdpl fit` found to be better than its learned prompts: write "
@@ -76,42 +68,31 @@ def clip_teacher(cfg: CfgNode, trainer: str) -> None:
         raise ConfigError(f"{trainer} needs a CLIP as the teacher, TRAINER.KDPL.TEACHER is '{cfg.TRAINER.KDPL.TEACHER}'.")
 
 
-def _bundles(options: CfgNode) -> tuple[list[str], list[Bundle]]:
-    """Return the sources of the teachers' prompts, and what they hold; empty without."""
-    sources, bundles = prompt_sources(options.TEACHER_PROMPTS, teacher_names(options.TEACHER)), []
-    for source in sources:
+def _learned_prompts(options: CfgNode) -> list[tuple[str, Bundle, CfgNode]]:
+    """Return the folders of the teachers' prompts, what they hold, and its options; empty without."""
+    names, found = teacher_names(options.TEACHER), []
+    for source, name in zip(prompt_sources(options.TEACHER_PROMPTS, names), names, strict=False):
         try:
-            bundles.append(read(source))
+            bundle = read(source)
+            found.append((source, bundle, fitting_options(bundle, describe(name), name)))
         except BundleError as error:
             raise ConfigError(f"TRAINER.KDPL.TEACHER_PROMPTS '{source}': {error}") from error
-    return sources, bundles
+    return found
 
 
 def load_towers(cfg: CfgNode, precision: str, device: torch.device) -> list[Clip | Student]:
     """Load the CLIPs of TRAINER.KDPL.TEACHER, each with its learned prompts if it has some.
 
     Raises:
-        ConfigError: two have the same weights, or prompts were learned for another CLIP.
+        BundleError: prompts were learned for another CLIP.
     """
-    options, loaded = cfg.TRAINER.KDPL, []
-    names, (sources, bundles) = teacher_names(options.TEACHER), _bundles(options)
-    clips = [load_clip(name, precision, device) for name in names]
-    for i, clip in enumerate(clips):
-        for other in clips[:i]:
-            if clip.weights_digest == other.weights_digest:
-                raise ConfigError(
-                    f"TRAINER.KDPL.TEACHER '{options.TEACHER}': '{other.name}' and '{clip.name}' have the same weights, and a "
-                    "teacher counts once. Remove one."
-                )
-    for source, bundle, clip in zip(sources, bundles, clips, strict=False):
+    options, prompts = cfg.TRAINER.KDPL, _learned_prompts(cfg.TRAINER.KDPL)
+    clips = [load_clip(name, precision, device) for name in teacher_names(options.TEACHER)]
+    way_out = "Set TRAINER.KDPL.TEACHER to that CLIP, or choose TEACHER_PROMPTS that were learned for this one."
+    for clip in clips if prompts else ():
         clip.bound_text(options.MAX_TEXT_ROWS)
-        way_out = "Set TRAINER.KDPL.TEACHER to that CLIP, or choose prompts that were learned for this one."
-        try:
-            values = fitting_options(bundle, describe(clip.name), clip.name)
-            loaded.append(learned_student(bundle, clip, values, clip.name, way_out))
-        except BundleError as error:
-            raise ConfigError(f"TRAINER.KDPL.TEACHER_PROMPTS '{source}': {error}") from error
-    return loaded or clips
+    pairs = zip(prompts, clips, strict=False)
+    return [learned_student(bundle, clip, values, clip.name, way_out) for (_, bundle, values), clip in pairs] or clips
 
 
 def teacher_over(

@@ -188,8 +188,7 @@ def _names_of(one: Manifest, other: Manifest) -> dict[str, Any]:
 
     same = {}
     for key, fact in CLIPS.items():
-        ours, theirs = ([m.facts.get(fact), m.facts.get(f"{fact}'s design")] for m in (one, other))
-        if ours[0] is not None and ours == theirs:
+        if one.facts.get(fact) is not None and one.facts[fact] == other.facts.get(fact):
             same[key] = one.config.get(key)
     return {key: name for key, name in same.items() if key in one.config and key in other.config}
 

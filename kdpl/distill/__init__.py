@@ -2,7 +2,6 @@
 
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.objective import CrossEntropy, Distillation
-from kdpl.distill.prompted import PromptedTeacher
-from kdpl.distill.teacher import Ensemble, Teacher
+from kdpl.distill.teacher import Ensemble, PromptedTeacher, Teacher
 
 __all__ = ["CrossEntropy", "Distillation", "Ensemble", "PromptedTeacher", "Teacher", "distillation_loss"]

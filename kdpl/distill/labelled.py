@@ -31,22 +31,18 @@ class Labelled:
         Raises:
             ValueError: the message says why.
         """
-        name = type(student).__name__
-        if class_agnostic:
-            raise ValueError("Labels are of class names, and class-agnostic training has none: leave one of the two out.")
-        if student.closed_form:
-            raise ValueError(f"{name} takes labels as answers of its own photos (`agree`, `fixed`): leave the labels out.")
-        if not student.image_features_are_frozen or student.text_depends_on_images:
-            why = "its image tower" if not student.image_features_are_frozen else "a text for every image"
+        if class_agnostic or student.closed_form or student.text_depends_on_images or not student.image_features_are_frozen:
             raise ValueError(
-                f"{name} learns {why}, and labelled images are known by their frozen features alone: leave the labels out, or "
-                "choose a learner such as TaskRes or CoOp."
+                f"Labels cannot be learned beside {type(student).__name__}{', class-agnostic' if class_agnostic else ''}: they "
+                "are of class names, and their images are known by frozen features alone. Leave the labels out, or choose a "
+                "learner such as TaskRes or CoOp."
             )
-        if len(self.features) != len(self.labels) or not len(self.labels):
-            raise ValueError(f"There are {len(self.features)} labelled images and {len(self.labels)} labels.")
-        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(student.names):
-            found = sorted(set(self.labels.tolist()))
-            raise ValueError(f"Labels are places in the list of {len(student.names)} class names, got {found}.")
+        places = range(len(student.names))
+        if len(self.features) != len(self.labels) or not {*self.labels.tolist()} <= {*places}:
+            raise ValueError(
+                f"{len(self.features)} labelled images have the labels {self.labels.tolist()}, expected one place in the list "
+                f"of {len(places)} class names for each."
+            )
 
     @property
     def digest(self) -> str:

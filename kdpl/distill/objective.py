@@ -39,6 +39,8 @@ class Objective:
         shard_classes: in a job of several ranks, each encodes a share of the names.
     """
 
+    selection: SelectionReport | None = None  # counts of the selected names, in class-agnostic training
+
     def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
         if len(names) < 2:
             raise ValueError(
@@ -88,13 +90,6 @@ class Objective:
             return "every image has prompts of its own"
         return "processes share the class names" if isinstance(self.prepared, Shard) else ""
 
-    def extra_state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beyond the learned parameters."""
-        return {}
-
-    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state_dict` returned."""
-
     def _run(self, *batch: Any) -> tuple[Tensor, Terms]:
         self._calls += 1
         if self._calls == 1:
@@ -107,11 +102,6 @@ class Objective:
 
     def _prepare(self, names: Sequence[str]) -> Any:
         return prepare_names(self.student, names, self.shard_classes)
-
-    def _frozen(self, images: Tensor | None, frozen_features: Tensor | None) -> Tensor | None:
-        if frozen_features is not None or not self.student.reads_frozen_image_features:
-            return frozen_features
-        return self.student.frozen_image_features(images)
 
 
 def _check_lengths(batch: Sequence[Any]) -> None:
@@ -141,9 +131,6 @@ class Distillation(Objective):
         logit_scale: the factor of the teacher's logits: "student" (as published), "own" or a number.
         shard_classes: in a job of several ranks, each encodes a share of the names.
         labelled: images whose labels are learned, too, by cross-entropy; None: no label is.
-
-    Attributes:
-        selection: counts of the selected names; None without `k_max`.
 
     Raises:
         ValueError: fewer than two names, nothing to learn, class-specific prompts with `k_max`, no teacher, the same twice, or
@@ -189,13 +176,6 @@ class Distillation(Objective):
         if labelled is not None:
             labelled.check(student, bool(k_max))
 
-    def extra_state_dict(self) -> dict[str, Any]:
-        return {"selection": self.selection.state_dict()} if self.selection else {}
-
-    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
-        if self.selection and "selection" in state:
-            self.selection.load_state_dict(state["selection"])
-
     def __call__(
         self,
         images: Tensor | None = None,
@@ -224,12 +204,12 @@ class Distillation(Objective):
 
     @torch.no_grad()
     def _collect(
-        self, images: Tensor | None, teacher_features: Tensor | Sequence[Tensor] | None, frozen_features: Tensor | None
+        self, images: Tensor | None, teacher_features: Tensor | Sequence[Tensor] | None, frozen: Tensor | None
     ) -> tuple[Tensor, Terms]:
         """Give a batch to a student that is solved for after the pass; until then there is no loss."""
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
-        frozen = self._frozen(images, frozen_features)
+        frozen = self.student.frozen_image_features(images) if frozen is None else frozen
         target = self.teacher.logits(teacher_features, self.student.logit_scale)
         target = mean_logits(target, self.temperature)  # (B, C)
         each = [teacher_features] if isinstance(teacher_features, Tensor) else list(teacher_features)
@@ -245,13 +225,14 @@ class Distillation(Objective):
         self,
         images: Tensor | None,
         teacher_features: Tensor | Sequence[Tensor] | None,
-        frozen_features: Tensor | None,
+        frozen: Tensor | None,
         share: float = 1.0,
     ) -> tuple[Tensor, Terms]:
         student, names, prepared = self.student, self.names, self.prepared
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
-        frozen = self._frozen(images, frozen_features)
+        if frozen is None and student.reads_frozen_image_features:
+            frozen = student.frozen_image_features(images)
         # (B, C), or (B, V) with k_max; of M teachers (M, B, ...)
         target = self.teacher.logits(teacher_features, student.logit_scale)
         with student.clip.autocast():
@@ -288,13 +269,15 @@ class CrossEntropy(Objective):
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
         """
         if self.student.closed_form:
-            frozen = self._frozen(images, frozen_features)
+            frozen = self.student.frozen_image_features(images) if frozen_features is None else frozen_features
             self.student.collect(frozen, F.one_hot(labels, len(self.names)).float().log())
             return frozen.new_zeros(()), {}
         return self._run(images, labels, frozen_features)
 
-    def _step(self, images: Tensor | None, labels: Tensor, frozen_features: Tensor | None) -> tuple[Tensor, Terms]:
-        student, frozen = self.student, self._frozen(images, frozen_features)
+    def _step(self, images: Tensor | None, labels: Tensor, frozen: Tensor | None) -> tuple[Tensor, Terms]:
+        student = self.student
+        if frozen is None and student.reads_frozen_image_features:
+            frozen = student.frozen_image_features(images)
         with student.clip.autocast():
             output = student(images, self.prepared, frozen=frozen)
             own = student.regularisers(output, frozen, self.names)

@@ -1,18 +1,24 @@
 """The frozen teacher: a large CLIP, or several, whose distribution over class names is the target for the student.
 
-`Teacher` and `Ensemble` have the same methods; `kdpl.distill.prompted` has a teacher with learned prompts.
+`Teacher`, `PromptedTeacher` with learned prompts and `Ensemble` have the same methods.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip, similarity_logits
+from kdpl.common.tensor_files import update_digest
 from kdpl.config.keys import check_key
+from kdpl.config.manifest import learner_file
+from kdpl.students import Student
 from kdpl.text.feature_cache import cached_text_features
-from kdpl.text.prompts import template_features
+from kdpl.text.prompts import SENTENCES_AT_ONCE, template_features
 
 
 class Teacher:
@@ -101,7 +107,72 @@ class Teacher:
         """Return the factor of the logits."""
         if self.logit_scale == "student":
             return student_scale
-        return self.clip.logit_scale if self.logit_scale == "own" else float(self.logit_scale)
+        return self.clip.logit_scale if self.logit_scale == "own" else self.logit_scale
+
+
+class PromptedTeacher(Teacher):
+    """A frozen CLIP with learned prompts in place of sentences, the setting of PromptKD (arXiv:2403.02781).
+
+    Its text features are computed once, at construction, unless every image has its own (CoCoOp).
+
+    Args:
+        prompts: a prompt learner with the teacher's CLIP and what was learned for it.
+        names, input_mean, input_std, logit_scale: as of `Teacher`.
+
+    Raises:
+        ValueError: the prompts are class-specific and were not learned for these names, or no text is learned.
+    """
+
+    def __init__(
+        self,
+        prompts: Student,
+        names: Sequence[str],
+        input_mean: tuple[float, ...],
+        input_std: tuple[float, ...],
+        logit_scale: str | float = "student",
+    ):
+        if prompts.has_own_logits():
+            raise ValueError(
+                f"{type(prompts).__name__} does not teach: its logits are its own. Give prompts of another learner."
+            )
+        self.prompts, clip = prompts.requires_grad_(False).eval(), prompts.clip
+        self._prepared = prompts.prepare(names) if prompts.text_depends_on_images else None
+        known = torch.empty(0, clip.embed_dim) if prompts.text_depends_on_images else self._encode(names)
+        super().__init__(clip, names, (), input_mean, input_std, logit_scale, text_features=known)
+
+    @torch.no_grad()
+    def _encode(self, names: Sequence[str]) -> Tensor:
+        step = len(names) if self.prompts.class_specific else SENTENCES_AT_ONCE  # bounds the memory for long lists
+        with self.prompts.clip.autocast(frozen=True):
+            parts = [self.prompts.prepare(names[i : i + step]) for i in range(0, len(names), step)]
+            return torch.cat([self.prompts.text_features(part).float() for part in parts])
+
+    @cached_property
+    def prompts_digest(self) -> str:
+        learner = self.prompts
+        options = {key: value for key, value in learner.options.items() if key != "PREC"}
+        facts = [type(learner).__name__, options, learner_file(type(learner))]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        update_digest(digest, learner.learned.state_dict())
+        return digest.hexdigest()
+
+    @property
+    def image_prompts(self) -> str:
+        return "" if self.prompts.image_features_are_frozen else self.prompts_digest
+
+    def image_features(self, images: Tensor) -> Tensor:
+        if self.prompts.image_features_are_frozen:
+            return super().image_features(images)
+        with torch.inference_mode(), self.clip.autocast(frozen=True):
+            features = self.prompts.image_features(self.adapt(images))
+        return features.clone()  # as in `Teacher`
+
+    @torch.no_grad()
+    def texts_of(self, features: Tensor) -> Tensor:
+        if self._prepared is None:
+            return self.text_features
+        with self.clip.autocast(frozen=True):
+            return self.prompts.text_features(self._prepared, features)
 
 
 class Ensemble:
@@ -111,15 +182,16 @@ class Ensemble:
         members: M of them, at least two.
 
     Raises:
-        ValueError: their names differ, or two have the same `Clip` with the same sentences or prompts.
+        ValueError: their names differ, or two have the same weights with the same sentences or prompts.
     """
 
     def __init__(self, members: Sequence[Teacher]):
         self.members, self.names = tuple(members), members[0].names
-        for i, member in enumerate(self.members):
+        kinds = [(m.clip.weights_digest, m.templates, m.prompts_digest) for m in members]
+        for i, member in enumerate(members):
             if member.names != self.names:
                 raise ValueError(f"The teachers' names differ: {len(self.names)} and {len(member.names)}.")
-            if any(_same(member, other) for other in self.members[:i]):
+            if kinds[i] in kinds[:i]:
                 raise ValueError(f"'{member.clip.name}' is a teacher twice: its distribution counts once. Remove one.")
 
     def image_features(self, images: Tensor) -> list[Tensor]:
@@ -129,7 +201,3 @@ class Ensemble:
     def logits(self, features: Sequence[Tensor], student_scale: Tensor) -> Tensor:
         """Return each member's logits, `(M, B, C)` in fp32, of its image features; see `Teacher.logits`."""
         return torch.stack([m.logits(f, student_scale) for m, f in zip(self.members, features, strict=True)])
-
-
-def _same(a: Teacher, b: Teacher) -> bool:
-    return a.clip is b.clip and (a.templates, a.prompts_digest) == (b.templates, b.prompts_digest)

@@ -15,12 +15,11 @@ from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import Preprocessing
 from kdpl.config import teachers as settings
 from kdpl.config.keys import ConfigError
-from kdpl.config.manifest import OtherRunError, config_of
+from kdpl.config.manifest import OtherRunError
 from kdpl.distill import Distillation, Ensemble, PromptedTeacher, Teacher, distillation_loss
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.selection import select_names
 from kdpl.students import CoOp
-from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.teachers import check_teacher
@@ -90,36 +89,13 @@ def test_several_sentences_are_the_normalised_mean_of_normalised_features(clips)
     assert (expected - other).abs().max() > 1e-4, "the mean of features that are not normalised is another"
 
 
-def test_a_list_of_one_sentence_is_that_sentence(clips):
-    direct = sentence_features(clips["emoji_teacher"], fill(THREE[0], NOUNS))
-    for given in (THREE[0], THREE[:1]):
-        assert torch.equal(teacher_of(clips["emoji_teacher"], given, NOUNS).text_features, direct)
-
-
-def test_cached_features_of_several_sentences_are_the_same_and_stand_apart(clips, monkeypatch):
-    clip = clips["emoji_teacher"]
-    cold = cached_text_features(clip, NAMES, THREE)
-    torch.testing.assert_close(cold, teacher_of(clip, THREE).text_features, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr("kdpl.text.feature_cache.ensemble_features", None)
-    assert torch.equal(cached_text_features(clip, NAMES, THREE), cold)
-    monkeypatch.undo()
-    from kdpl.text.feature_cache import TextFeatures
-
-    unnormalised = TextFeatures(clip, THREE, NAMES)  # as PromptSRC has them
-    assert unnormalised.missing(NAMES) == len(NAMES), "their mean is another, in its own folder"
-
-
 @pytest.mark.parametrize(
     ("value", "expected"),
-    mostly_slow(
-        [
-            pytest.param("", [THREE[0]], id="nothing"),
-            pytest.param("dataset", [THREE[0]], id="dataset"),
-            pytest.param("imagenet", imagenet_templates(), id="imagenet"),
-            pytest.param("file", THREE, id="file"),
-        ],
-        *("nothing", "dataset", "file"),
-    ),
+    [
+        pytest.param("dataset", [THREE[0]], id="dataset"),
+        pytest.param("imagenet", imagenet_templates(), id="imagenet", marks=pytest.mark.slow),
+        pytest.param("file", THREE, id="file"),
+    ],
 )
 def test_the_trainers_teacher_has_the_sentences_of_its_setting(value, expected, tmp_path, sentences):
     run = build("KDPL_CoOp", tmp_path, TEMPLATES, sentences if value == "file" else value, *FP32)
@@ -144,10 +120,8 @@ def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabular
 BAD_FILES = {
     "no place for the name": (b"a photo of a {}.\n\na photo.\n", r"line 3: 'a photo\.' has 0 '\{\}', expected one"),
     "two places": (b"{} or {}\n", r"line 1: .* has 2 '\{\}'"),
-    "empty": (b"\n  \n", "has 0 sentences, expected 1 to 1,000"),
     "not UTF-8": (b"a {}.\n\xff {}.\n", "not UTF-8"),
     "too many": (b"".join(b"%d {}\n" % i for i in range(1001)), "has 1,001 sentences, expected 1 to 1,000"),
-    "too large": (b"a {} " + b"x" * 2**20, "more than"),
 }
 
 
@@ -157,13 +131,6 @@ def test_a_bad_file_of_sentences_is_refused_with_its_line(kind, tmp_path):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"TRAINER.KDPL.TEACHER_TEMPLATES '.*bad.txt'.*{message}"):
         settings.check_templates(str(tmp_path / "bad.txt"))
-
-
-def test_an_unknown_word_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"'imagenett' is neither 'dataset', 'imagenet' nor a file.* Did you mean 'imagenet'"):
-        settings.check_templates("imagenett")
-    with pytest.raises(ConfigError, match=r"cannot be read: .*not a regular file"):
-        settings.check_templates(str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------ several teachers
@@ -223,8 +190,11 @@ def test_one_member_is_bit_identical_to_a_teacher_alone(clips, student, images):
     assert all(torch.equal(objective(images)[0], expected) for objective in objectives)
 
 
-def test_members_must_differ_and_share_their_names(clips, student):
+def test_members_must_differ_and_share_their_names(clips, student, tmp_path):
     clip = clips["emoji_teacher"]
+    shutil.copy(ROOT / "datasets/embedded/emoji_teacher.safetensors", tmp_path / "copy.safetensors")
+    with pytest.raises(ValueError, match=r"copy.safetensors' is a teacher twice"):
+        Distillation(student, [clip, load_clip(f"openai:{tmp_path / 'copy.safetensors'}")], NAMES)
     with pytest.raises(ValueError, match="'emoji_teacher' is a teacher twice"):
         Distillation(student, [clip, clip], NAMES)
     assert len(Ensemble([teacher_of(clip), teacher_of(clip, THREE)]).members) == 2
@@ -246,14 +216,6 @@ def test_several_names_are_separated_by_a_plus_between_spaces(tmp_path):
             settings.teacher_names(value)
     with pytest.raises(ConfigError, match="empty name"):
         settings.teacher_names("RN50 +  + RN101")
-
-
-def test_the_same_weights_under_two_names_are_refused(tmp_path):
-    copy = tmp_path / "copy.safetensors"
-    shutil.copy(ROOT / "datasets/embedded/emoji_teacher.safetensors", copy)
-    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, f"emoji_teacher + openai:{copy}", *FP32)
-    with pytest.raises(ConfigError, match=r"'emoji_teacher' and '.*copy.safetensors' have the same weights"):
-        run.load_for_training()
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -291,7 +253,7 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("variant", ["CoCoOp", "IVLP"])
+@pytest.mark.parametrize("variant", ["IVLP"])
 def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, precision, tmp_path, images, monkeypatch):
     monkeypatch.setattr("kdpl.clip.model.FP32_ON_CPU", ())
     folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
@@ -307,9 +269,7 @@ def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, preci
 def test_prompts_of_another_clip_are_refused_by_name(tmp_path):
     folder = moved(tmp_path / "prompts", "CoOp")
     run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_teacher", PROMPTS, folder, *FP32)
-    with pytest.raises(
-        ConfigError, match=r"TEACHER_PROMPTS '.*prompts'.*weights of 'emoji_teacher' are not those.*'emoji_student'"
-    ):
+    with pytest.raises(ValueError, match=r"weights of 'emoji_teacher' are not those.*'emoji_student'.*TEACHER_PROMPTS"):
         run.load_for_training()
 
 
@@ -343,19 +303,6 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
             check(tmp_path, *one, folder, *agnostic)
 
 
-def test_prompts_where_fit_kept_sentences_are_refused(tmp_path):
-    import dataclasses
-
-    from kdpl.bundle import read_bundle, write_bundle
-    from kdpl.bundle.decision import Decision
-
-    folder = moved(tmp_path / "prompts", "CoOp")
-    bundle = read_bundle(folder)
-    write_bundle(folder, dataclasses.replace(bundle, decision=Decision(sentences=["a {}."], classnames=bundle.classnames)))
-    with pytest.raises(ConfigError, match=r"uses hand-written sentences, .* TEACHER_TEMPLATES"):
-        check(tmp_path, TEACHER, "emoji_student", PROMPTS, folder)
-
-
 def test_class_specific_prompts_are_for_their_names_alone(tmp_path, clips):
     folder = moved(tmp_path / "prompts", "CoOp", CSC=True)
     prompts = kdpl.load(folder, "cpu").student
@@ -365,18 +312,6 @@ def test_class_specific_prompts_are_for_their_names_alone(tmp_path, clips):
     torch.testing.assert_close(turned.flip(0), PromptedTeacher(prompts, ["cat", "dog"], *pixels).text_features)
     with pytest.raises(ValueError, match=r"class-specific.* for each of 2 names \(cat, dog\); 'cow' is not one of them"):
         PromptedTeacher(prompts, ["cat", "cow"], *pixels)
-
-
-@pytest.mark.slow
-def test_prompts_learn_from_a_vocabulary(tmp_path):
-    (tmp_path / "nouns.txt").write_text("\n".join(NOUNS))
-    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
-    folder = moved(tmp_path / "prompts", "IVLP", PROMPT_DEPTH_VISION=2, PROMPT_DEPTH_TEXT=2)
-    run = build("KDPL_CoOp", tmp_path / "out", TEACHER, "emoji_student", PROMPTS, folder, *agnostic, *FP32)
-    teacher, classifier = run.objective.teacher, kdpl.load(folder, run.device)
-    classifier.classnames = NOUNS
-    torch.testing.assert_close(teacher.text_features.cpu(), classifier.text_features)
-    assert run.objective(torch.randn(3, 3, 64, 64, device=run.device))[0].isfinite()
 
 
 # ------------------------------------------------------------------------------------------------------------ the caches
@@ -440,21 +375,17 @@ def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without
     assert_same(parameters(several), parameters(bare))
 
 
-@pytest.mark.slow
-def test_kdpl_cache_fills_the_caches_of_all_teachers(tmp_path):
-    from kdpl.cache import fill
-
-    run = build("KDPL_CoOp", tmp_path / "out", *VIEWS, TEACHER, BOTH, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
-    run.load_for_training()
-    missing, total = fill(run)
-    assert missing == total == 3 * run.view_features[0].table.known.numel()
-
-
 # ------------------------------------------------------------------------------------- manifest, resuming, reports
 
 
 @pytest.mark.slow
 def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
+    prompts = moved(tmp_path / "prompts", "CoOp")
+    prompted = (*FP32, "OPTIM.MAX_EPOCH", 1, TEACHER, "emoji_student", PROMPTS, prompts)
+    build("KDPL_CoOp", tmp_path / "prompted", *prompted).train()
+    moved(prompts, "CoOp", CTX_INIT="an icon of a")
+    with pytest.raises(OtherRunError, match="teacher's prompts: "):
+        build("KDPL_CoOp", tmp_path / "prompted", *prompted).train()
     one = (*FP32, "OPTIM.MAX_EPOCH", 1, TEMPLATES, sentences)
     build("KDPL_CoOp", tmp_path / "out", *one).train()
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -462,12 +393,8 @@ def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
     copy = sentences.with_name("copy.txt")
     shutil.copy(sentences, copy)
     build("KDPL_CoOp", tmp_path / "out", *one[:-1], copy).train()  # the same sentences elsewhere
-    for other, message in (
-        (("imagenet",), "TRAINER.KDPL.TEACHER_TEMPLATES: a file in the folder, imagenet now"),
-        (("",), r"TRAINER.KDPL.TEACHER_TEMPLATES: a file in the folder, \(empty\) now"),
-    ):
-        with pytest.raises(OtherRunError, match=message):
-            build("KDPL_CoOp", tmp_path / "out", *one[:-1], *other).train()
+    with pytest.raises(OtherRunError, match=r"TRAINER.KDPL.TEACHER_TEMPLATES: a file in the folder, imagenet now"):
+        build("KDPL_CoOp", tmp_path / "out", *one[:-1], "imagenet").train()
     sentences.write_text("\n".join(THREE[::-1]))
     with pytest.raises(OtherRunError, match=r"teacher's sentences: 3 \(.*\) in the folder, 3 \(.*\) now"):
         build("KDPL_CoOp", tmp_path / "out", *one).train()
@@ -477,50 +404,7 @@ def test_a_folder_is_not_resumed_with_another_teacher(tmp_path, sentences):
         build("KDPL_CoOp", tmp_path / "out", *one[:-1], copy, TEACHER, BOTH).train()
 
 
-@pytest.mark.slow
-def test_a_folder_is_not_resumed_with_other_prompts(tmp_path):
-    folder = moved(tmp_path / "prompts", "CoOp")
-    options = (*FP32, "OPTIM.MAX_EPOCH", 1, TEACHER, "emoji_student", PROMPTS, folder)
-    build("KDPL_CoOp", tmp_path / "out", *options).train()
-    build("KDPL_CoOp", tmp_path / "out", *options).train()
-    moved(folder, "CoOp", CTX_INIT="an icon of a")
-    with pytest.raises(OtherRunError, match="teacher's prompts: "):
-        build("KDPL_CoOp", tmp_path / "out", *options).train()
-
-
-def test_a_manifest_names_files_of_teachers_without_their_paths(tmp_path):
-    run = build("KDPL_CoOp", tmp_path, *FP32)
-    run.load_for_training()
-    assert [key for key in run.manifest.facts if key.startswith("teacher's")] == ["teacher's design"]
-    files = f"openai:{ROOT}/datasets/embedded/emoji_teacher.safetensors + emoji_student"
-    assert config_of(build("KDPL_CoOp", tmp_path, TEACHER, files).cfg, "COOP", True)[TEACHER] == "openai:a file + emoji_student"
-
-
-@pytest.mark.slow
-def test_results_card_and_report_name_the_whole_teacher(tmp_path):
-    from kdpl.experiments.report.runs import read_scores
-
-    quick = ("OPTIM.MAX_EPOCH", 1, "TRAINER.KDPL.PREC", "fp32")
-    runs = {"one": (), "several": (TEACHER, BOTH), "sentences": (TEMPLATES, "imagenet")}
-    for name, options in runs.items():
-        run = build("KDPL_CoOp", tmp_path / name, *quick, *options)
-        run.train()
-    scores, notes = read_scores([tmp_path])
-    found = {score.path.name: score.method.teacher for score in scores}
-    assert found == {"one": "emoji_teacher", "several": BOTH, "sentences": "emoji_teacher, sentences imagenet"}
-    assert not [note for note in notes if "manifests" in note]
-    cards = [(tmp_path / name / "MODEL_CARD.md").read_text().splitlines() for name in runs]
-    one, several, sentences = (next(x for x in lines if x.startswith("| Teacher |")) for lines in cards)
-    assert "with the sentence “a photo of a" in one and "with the sentence “a photo of a" in several
-    assert sentences.endswith(", sentences imagenet |")
-
-
 # ------------------------------------------------------------------------------------------------------ the other commands
-
-
-def predicted(run):
-    images, _ = run.parse_batch_test(next(iter(run.test_loader)))
-    return images, run.logits(images)
 
 
 @pytest.mark.parametrize("kind", mostly_slow(["several", "sentences", "prompts"], sample=("several", "prompts")))
@@ -532,7 +416,8 @@ def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
         "prompts": (TEACHER, "emoji_student", PROMPTS, folder),
     }[kind]
     run = build("ZeroshotTeacher", tmp_path / "out", *FP32, *options)
-    images, logits = predicted(run)
+    images, _ = run.parse_batch_test(next(iter(run.test_loader)))
+    logits = run.logits(images)
     trained = build("KDPL_CoOp", tmp_path / "trained", *FP32, *options)
     teacher = trained.objective.teacher
     target = mean_logits(teacher.logits(teacher.image_features(images), trained.student.logit_scale), 3.0)
@@ -542,17 +427,6 @@ def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
         torch.testing.assert_close(logits / teacher.clip.logit_scale, target / trained.student.logit_scale)
     assert run.teacher_name() == trained.teacher_name()
     trained.load_for_training()
-    shared = [key for key in trained.manifest.facts if key.startswith("teacher's") and key != "teacher's design"]
+    shared = [key for key in trained.manifest.facts if key.startswith("teacher's")]
     assert {key: run.manifest.facts[key] for key in shared} == {key: trained.manifest.facts[key] for key in shared}
     assert run.manifest.facts["clip"] == trained.manifest.facts["teacher"] and len(shared) == (kind != "several")
-    assert run.manifest.facts["clip's design"] == trained.manifest.facts["teacher's design"]
-
-
-def test_fit_and_names_take_one_teacher(tmp_path, capsys):
-    from kdpl.photos import fit, names
-
-    (tmp_path / "names.txt").write_text("cat\ndog\n")
-    photos = [str(tmp_path), str(tmp_path / "names.txt"), "-o", str(tmp_path.parent / "out"), "--teacher", BOTH]
-    assert fit.main(photos) == 2 and "--teacher 'emoji_teacher + emoji_student' names several" in capsys.readouterr().err
-    assert names.main([str(tmp_path), "--teacher", BOTH]) == 2
-    assert "names several teachers, this command takes one" in capsys.readouterr().err

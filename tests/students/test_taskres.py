@@ -11,7 +11,7 @@ import kdpl
 from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.config.manifest import OtherRunError
-from kdpl.distill.prompted import PromptedTeacher
+from kdpl.distill.teacher import PromptedTeacher
 from kdpl.students import TaskRes
 from kdpl.training.checkpoint import load_checkpoint
 

@@ -89,5 +89,5 @@ def test_what_contradicts_it_is_named(data, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             build(tmp_path / "run", table, *options, trainer=trainer)
-    with pytest.raises(ConfigError, match=r"no table of probabilities '.*nowhere\.csv'"):
+    with pytest.raises(ValueError, match=r"no table of probabilities '.*nowhere\.csv'"):
         build(tmp_path / "run", tmp_path / "nowhere.csv")
