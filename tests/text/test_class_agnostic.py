@@ -182,11 +182,6 @@ def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
     assert (tmp_path / f"{id(whole)}.csv").read_bytes() == (tmp_path / f"{id(second)}.csv").read_bytes()
 
 
-def test_a_report_of_another_vocabulary_is_refused():
-    with pytest.raises(ValueError, match=r"3 names.*2.*VOCABULARY"):
-        SelectionReport(["a", "b"]).load_state_dict(SelectionReport(["a", "b", "c"]).state_dict())
-
-
 # ------------------------------------------------------------------------------------------------------- whole trainers
 
 
