@@ -13,8 +13,7 @@ from kdpl.config.checks import check_config
 from kdpl.config.teachers import teacher_names
 from kdpl.distill.loss import mean_logits
 from kdpl.students import LEARNERS
-from kdpl.text.prompts import ensemble_features, sentence_features
-from kdpl.text.same import warn_of_same_names
+from kdpl.text.prompts import ensemble_features, sentence_features, warn_of_same_names
 from kdpl.text.templates import fill, imagenet_templates
 from kdpl.trainers.data import as_model_takes
 from kdpl.trainers.evaluation import EvaluatedTrainer

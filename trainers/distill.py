@@ -23,7 +23,7 @@ from kdpl.distill.objective import Distillation
 from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
 from kdpl.students.base import ALWAYS
-from kdpl.text.same import warn_of_same_names
+from kdpl.text.prompts import warn_of_same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.data import dataset_root
 from kdpl.trainers.prompts import PromptTrainer, has_own_step

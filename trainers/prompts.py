@@ -24,8 +24,7 @@ from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
 from kdpl.students import Student
 from kdpl.students.base import encode_names, prepare_names
-from kdpl.text.prompts import sentence_features
-from kdpl.text.same import warn_of_same_names
+from kdpl.text.prompts import sentence_features, warn_of_same_names
 from kdpl.text.templates import fill
 from kdpl.trainers import checkpoints, manifests
 from kdpl.trainers.evaluation import EvaluatedTrainer

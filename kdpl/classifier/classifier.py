@@ -20,7 +20,7 @@ from kdpl.clip.model import check_finite, effective_precision, similarity_logits
 from kdpl.clip.names import ModelNameError
 from kdpl.clip.preprocessing import Normalize
 from kdpl.config.defaults import KDPL
-from kdpl.text.same import same_features, words_of
+from kdpl.text.prompts import same_names
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
@@ -131,7 +131,7 @@ class Classifier:
     def same_names(self) -> str:
         """Return a sentence about class names that have the same text features; empty if there are none."""
         features = self._texts.features
-        return "" if features is None else words_of(same_features(self.classnames, features), self.clip.name)
+        return "" if features is None else same_names(self.classnames, features, self.clip.name)
 
     @property
     def text_features(self) -> Tensor:

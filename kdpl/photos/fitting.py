@@ -35,7 +35,7 @@ from kdpl.photos.models import downloads, size_of
 from kdpl.photos.pile import FILE, Pile, Towers, complete, read_pile
 from kdpl.photos.verdict import Row, measured, paragraph
 from kdpl.photos.waiting import doing
-from kdpl.text.same import same_features, words_of
+from kdpl.text.prompts import same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.text.vocabulary import load_vocabulary
 
@@ -190,9 +190,9 @@ def fit(request: Request) -> dict[str, str]:
 
 def refuse_same(words: Words, names: list[str]) -> None:
     """Refuse names that are the same to the teacher; say which are to the student, whose head can still part them."""
-    if line := words_of(same_features(names, words.of_teacher(names)), words.teacher_name):
+    if line := same_names(names, words.of_teacher(names), words.teacher_name):
         raise ValueError(line)
-    if line := words_of(same_features(names, words.of_student(names, words.template)), words.student_name):
+    if line := same_names(names, words.of_student(names, words.template), words.student_name):
         print(f"Warning: {line}", file=sys.stderr)
 
 

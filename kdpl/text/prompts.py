@@ -12,10 +12,12 @@ from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import BytePairs, Tokenizer
 from kdpl.clip.prompt_layout import slot
 from kdpl.clip.text_tower import TextTower
+from kdpl.common import distributed
 from kdpl.config.keys import CLASS_TOKEN_POSITIONS, check_choice
 from kdpl.text.templates import fill
 
 SENTENCES_AT_ONCE = 1024  # bounds the memory for long lists
+SAME = 1 - 1e-5  # the least cosine of names that are the same; those of a word and its plural are below 0.999
 CACHED_PROMPTS = 2**17  # class-agnostic steps need the same names again; vocabularies rarely have more
 CLIPS_OWN = BytePairs()
 
@@ -73,18 +75,14 @@ def _context_prompt(name: str, n_ctx: int, words: str, position: str, tokenizer:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse class names that no prompt can hold, and say which cannot be told apart by CLIP's own tokenizer.
+    """Refuse class names that no prompt can hold.
 
     Raises:
         ValueError: a name is empty, or contains CLIP's own start or end token.
     """
-    labels: dict[tuple[int, ...], int] = {}
     for label, name in enumerate(names):
-        ids = tuple(encode(name.replace("_", " ")))
-        if not ids:
+        if not encode(name.replace("_", " ")):
             raise ValueError(f"The class name of label {label}, '{name}', is empty: give every class a name.")
-        if labels.setdefault(ids, label) != label:
-            print(f"Labels {labels[ids]} and {label} have the same class name, '{name}': no prompt can distinguish them")
 
 
 @torch.no_grad()
@@ -130,3 +128,32 @@ def ensemble_features(clip: Clip, names: Sequence[str], templates: Sequence[str]
     """
     total = sum(sentence_features(clip, fill(template, names), normalize) for template in templates)
     return F.normalize(total / len(templates), dim=-1)
+
+
+@torch.no_grad()
+def same_names(names: Sequence[str], features: Tensor, clip: str) -> str:
+    """Return a sentence about names that a CLIP cannot tell apart by their text features `(C, d)`; empty if there are none.
+
+    A packed CLIP knows some words alone, and any text tower cuts or drops something. Comparing tokens does not show that.
+    """
+    groups: dict[int, list[str]] = {}
+    for start in range(0, len(names), SENTENCES_AT_ONCE):
+        same = features[start : start + SENTENCES_AT_ONCE].float() @ features.float().T > SAME  # (n, C)
+        for row, first in enumerate(same.byte().argmax(1).tolist(), start):  # of equal values the first
+            groups.setdefault(first, []).append(names[row])
+    lists = [
+        ", ".join(f"'{name}'" for name in some[:5]) + ", ..." * (len(some) > 5) for some in groups.values() if len(some) > 1
+    ]
+    more = f"; and {len(lists) - 3} more groups" if len(lists) > 3 else ""
+    if not lists:
+        return ""
+    return (
+        f"To '{clip}' these names are the same, so that nothing can tell them apart (it may not know their words): "
+        f"{'; '.join(lists[:3])}{more}. Use other words for them, or another CLIP."
+    )
+
+
+def warn_of_same_names(names: Sequence[str], features: Tensor, clip: str) -> None:
+    """Print, on the main rank, which class names have the same text features `(C, d)` in a CLIP."""
+    if distributed.is_main() and (line := same_names(names, features, clip)):
+        print(f"Warning: {line}")

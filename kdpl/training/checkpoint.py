@@ -46,11 +46,10 @@ def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | Non
         path = newest_checkpoint(folder) or path
     if not os.path.isfile(path):  # also False for an impossible file name, for which Path.is_file raises
         present = sorted(p.name for p in folder.glob("model*")) if folder.is_dir() else []
-        raise CheckpointError(
-            f"No model at '{str(path)[:1000]}'. "
-            + (f"Its folder has {', '.join(present)}: choose one with --load-epoch." if present else
-               f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it.")
-        )  # fmt: skip
+        what = f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it."
+        if present:
+            what = f"Its folder has {', '.join(present)}: choose one with --load-epoch."
+        raise CheckpointError(f"No model at '{str(path)[:1000]}'. {what}")
     return path
 
 
@@ -83,38 +82,28 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or holds objects that could run code.
     """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"No checkpoint at '{path}'.")
     try:
-        state = load_torch(path, _stand_in)
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            check_tensors((k, v) for k, v in state["state_dict"].items() if isinstance(v, Tensor))
+        state = load_torch(Path(path), _stand_in)
+        for key, kind in (("state_dict", dict), ("epoch", int), ("kdpl", dict)):
+            if not isinstance(state.get(key) if key == "state_dict" else state.setdefault(key, kind()), kind):
+                raise ValueError(f"'{key}' is no {kind.__name__}")
+        check_tensors((k, v) for k, v in state["state_dict"].items() if isinstance(v, Tensor))
+        return state
     except TensorFileError as error:
         raise CheckpointError(
             f"'{path}' is refused: {error}. A checkpoint of prompts holds only tensors and numbers."
         ) from error
     except Exception as error:  # many kinds, from inside the unpickler
         raise CheckpointError(
-            f"'{path}' is not a readable checkpoint ({short_reason(error)}): "
-            "it is damaged, or was not written by torch.save. Delete it, or choose another with --load-epoch."
+            f"'{path}' is not a readable checkpoint of prompts ({short_reason(error)}): it is missing, damaged, or was not "
+            "written by torch.save. Delete it, or choose another with --load-epoch."
         ) from error
-    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
-        raise CheckpointError(f"'{path}' has no 'state_dict': it is not a checkpoint of prompts.")
-    for key, kind in (("epoch", int), ("kdpl", dict)):
-        if not isinstance(state.setdefault(key, kind()), kind):
-            raise CheckpointError(f"'{path}' has {str(state[key])[:80]!r} as '{key}': it is not a checkpoint of prompts.")
-    return state
 
 
 def _stand_in(name: str) -> type | Callable | None:
     if name in _PLAIN_DICTS:
-        return _empty_dict
+        return lambda *args: {}
     return _Ignored if name.startswith(_IGNORED_OBJECTS) else None
-
-
-def _empty_dict(*args: Any) -> dict:
-    return {}
 
 
 class _Ignored:
@@ -140,30 +129,25 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
     """
     if hasattr(module, "fit_shapes"):
         module.fit_shapes(state_dict)
-    own = dict(module.named_parameters())
-    found = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
-    problems = [f"{k} {tuple(p.shape)} is missing" for k, p in own.items() if k not in found]
-    problems += [
-        f"{k} is {tuple(found[k].shape)} in the checkpoint, {tuple(p.shape)} in this model"
-        for k, p in own.items()
-        if k in found and found[k].shape != p.shape
-    ]
-    problems += [f"{k} holds {found[k].dtype}" for k in own if k in found and found[k].dtype not in _FLOATS]
-    problems += [
-        f"{k} {tuple(v.shape)} has no place in this model" for k, v in found.items() if k not in own and _LEARNED.search(k)
-    ]
+    wanted = dict(module.named_parameters())
+    there = {k: v for k, v in state_dict.items() if isinstance(v, Tensor) and (k in wanted or _LEARNED.search(k))}
+    problems = [f"{k} {tuple(p.shape)} is missing" for k, p in wanted.items() if k not in there]
+    for k, v in there.items():
+        if k not in wanted:
+            problems.append(f"{k} {tuple(v.shape)} has no place in this model")
+        elif v.shape != wanted[k].shape or v.dtype not in _FLOATS:
+            problems.append(f"{k} is {tuple(v.shape)} in {v.dtype}, {tuple(wanted[k].shape)} in this model")
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise CheckpointError(
             f"'{source}' does not fit: {shown}. Choose the trainer, MODEL.BACKBONE.NAME, context length and prompt depth "
             "that it was trained with."
         )
-    broken = [k for k in own if not torch.isfinite(found[k]).all()]
-    if broken:
+    if broken := [k for k in wanted if not torch.isfinite(there[k]).all()]:
         raise CheckpointError(f"'{source}' holds NaN or infinite values in {', '.join(broken)}: choose an earlier epoch.")
     with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(found[key])
+        for key, parameter in wanted.items():
+            parameter.copy_(there[key])
 
 
 def random_state() -> dict[str, Any]:

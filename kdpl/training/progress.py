@@ -24,32 +24,12 @@ class DivergenceError(FloatingPointError):
 
 
 class Step(NamedTuple):
-    """The terms of a training step, and their means over the epoch so far."""
+    """A training step that was read, with the means of its terms over the epoch so far."""
 
     batch: int  # in the epoch, from 0
     lr: float  # learning rate of this step
-    values: dict[str, float]
     means: dict[str, float]
-    line: str | None = None  # to be printed
-
-
-class _Times(NamedTuple):
-    """Seconds of the steps since the start of the epoch, or of the process if that was later."""
-
-    last_data: float = 0.0
-    last: float = 0.0
-    all_data: float = 0.0
-    all: float = 0.0
-    steps: int = 0
-
-
-class _Line(NamedTuple):
-    """What a line to be printed holds beside the terms of its step."""
-
-    where: str
-    times: _Times
-    lr: float
-    steps_left: int
+    line: str = ""  # to be printed
 
 
 class _Waiting(NamedTuple):
@@ -57,8 +37,8 @@ class _Waiting(NamedTuple):
     lr: float
     paths: Sequence[str]
     names: tuple[str, ...]
-    values: Tensor
-    line: _Line | None = None
+    values: Tensor  # on the device
+    line: str = ""  # to be printed, with {} for the terms
 
 
 class Progress:
@@ -73,8 +53,7 @@ class Progress:
         self._waiting: list[_Waiting] = []
         self._count = 0  # steps of the current epoch that were read
         self._sums: dict[str, float] = {}
-        self._last: Step | None = None
-        self._times = _Times()
+        self._times: list[tuple[float, float]] = []  # seconds of data and of whole steps since the epoch or the process began
 
     def add(self, batch: int, lr: float, paths: Sequence[str], terms: dict[str, Any] | None, share: float = 1.0) -> None:
         """Add a step.
@@ -98,11 +77,21 @@ class Progress:
 
     def time(self, data: float, whole: float) -> None:
         """Add the seconds that a step took, and the part of them spent waiting for data."""
-        self._times = _Times(data, whole, self._times.all_data + data, self._times.all + whole, self._times.steps + 1)
+        self._times.append((data, whole))
 
     def print_later(self, where: str, lr: float, steps_left: int) -> None:
-        """Let the last step have a line when it is read: `where`, and as `line` has it."""
-        self._waiting[-1] = self._waiting[-1]._replace(line=_Line(where, self._times, lr, steps_left))
+        """Let the last step have a line when it is read, in the format that the forks' parsers read.
+
+        Args:
+            where: epoch and batch.
+            lr: the learning rate of the next step.
+            steps_left: until the end of the training.
+        """
+        (data, whole), count = self._times[-1], len(self._times)
+        mean_data, mean = (sum(times) / count for times in zip(*self._times, strict=True))
+        eta = timedelta(seconds=int(mean * steps_left))
+        line = f"{where} time {whole:.3f} ({mean:.3f}) data {data:.3f} ({mean_data:.3f}) {{}} lr {lr:.4e} eta {eta}"
+        self._waiting[-1] = self._waiting[-1]._replace(line=line)
 
     @property
     def has_lines(self) -> bool:
@@ -125,33 +114,24 @@ class Progress:
             broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
             if broken:
                 about = f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}."
-                way_out = "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
-                raise DivergenceError(
-                    "\n".join([f"{about} Images of the batch:", *(f"  {path}" for path in step.paths), way_out])
+                what_to_do = (
+                    "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
                 )
+                paths = [f"  {path}" for path in step.paths]
+                raise DivergenceError("\n".join([f"{about} Images of the batch:", *paths, what_to_do]))
             self._count += 1
             for name, value in {"lr": step.lr, **values}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             means = {name: self._sums[name] / self._count for name in values}
-            self._last = Step(step.batch, step.lr, values, means)
-            line = step.line and f"{step.line.where} {_line(*step.line[1:], self._last)}"
-            steps.append(self._last._replace(line=line))
+            terms = " ".join(f"{name} {value:.4f} ({means[name]:.4f})" for name, value in values.items())
+            steps.append(Step(step.batch, step.lr, means, step.line.format(terms)))
         return steps
-
-    def line(self, lr: float, steps_left: int) -> str:
-        """Return times, terms and learning rate of the last step, in the format that the forks' parsers read.
-
-        Args:
-            lr: the learning rate of the next step.
-            steps_left: until the end of the training.
-        """
-        return _line(self._times, lr, steps_left, self._last)
 
     def end_epoch(self, epoch: int) -> None:
         """Close the epoch, counted from 1."""
         if self._count:
             self.rows.append({"epoch": epoch, **{name: value / self._count for name, value in self._sums.items()}})
-        self._count, self._sums, self._last, self._times = 0, {}, None, _Times()
+        self._count, self._sums, self._times = 0, {}, []
 
     def write(self, folder: str | os.PathLike) -> None:
         """Write all epochs to `history.csv` in the folder.
@@ -172,12 +152,3 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.rows, self._count, self._sums = [dict(row) for row in state["rows"]], state["count"], dict(state["sums"])
-
-
-def _line(times: _Times, lr: float, steps_left: int, last: Step | None) -> str:
-    mean, mean_data = (total / max(1, times.steps) for total in (times.all, times.all_data))
-    terms = [f"{name} {value:.4f} ({last.means[name]:.4f})" for name, value in last.values.items()] if last else []
-    return (
-        f"time {times.last:.3f} ({mean:.3f}) data {times.last_data:.3f} ({mean_data:.3f}) "
-        f"{' '.join(terms)} lr {lr:.4e} eta {timedelta(seconds=int(mean * steps_left))}"
-    )

@@ -20,9 +20,9 @@ _RUN = {  # the facts of a run, with the value of one that is not given
     "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0, "prompts": "", "config": "", "manifest": None,
 }  # fmt: skip
 _IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
-_ENTRY = ("dataset", "split", "classes", "source_domains", "target_domains")
-_RESULT = (*_ENTRY, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1")
-_WAYS_OUT = "Choose another --output-dir, or start over with --fresh, which moves what is there aside."
+_TEST = ("dataset", "split", "classes", "source_domains", "target_domains")  # what a result is of
+_RESULT = (*_TEST, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1", "time")
+_WHAT_TO_DO = "Choose another --output-dir, or start over with --fresh, which moves what is there aside."
 
 
 class ResultsError(ValueError):
@@ -48,8 +48,7 @@ def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: di
     Raises:
         ResultsError, OtherRunError: as `check_result`.
     """
-    path = Path(output_dir, FILE_NAME)
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path, now = Path(output_dir, FILE_NAME), datetime.now(timezone.utc).isoformat(timespec="seconds")
     made = {"output_dir": os.path.abspath(output_dir), "versions": versions(), "git": git_state(), "time": now}
     header = {"schema": SCHEMA, **_RUN, **run, **made}
     if header["model_dir"]:
@@ -77,7 +76,7 @@ def check_result(output_dir: str | os.PathLike, run: dict[str, Any], result: dic
         if _test_of(entry) == _test_of(result) and then and then != now:
             raise OtherRunError(
                 f"'{path}' has a result on {entry['dataset']} ({entry['split']}, {entry['classes']} classes) that was measured "
-                f"on other images: {then} there, {now} now. Put the images back. {_WAYS_OUT}"
+                f"on other images: {then} there, {now} now. Put the images back. {_WHAT_TO_DO}"
             )
 
 
@@ -97,18 +96,26 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
     try:
         content = read_json(path)
+        if content["schema"] != SCHEMA or not isinstance(content["trainer"], str):
+            raise ValueError(f"'schema' is {content['schema']!r}, 'trainer' {content['trainer']!r}")
+        for entry in content["results"]:
+            if lacking := [key for key in _RESULT if key not in entry]:
+                raise ValueError(f"a result lacks {', '.join(lacking)}")
+            if not 0 <= entry["accuracy"] <= 100:  # NaN is not either
+                raise ValueError(f"an accuracy is {entry['accuracy']!r}, expected a number in percent")
+        return {**_RUN, **content}
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None
-    except (UnsafeTextError, IsADirectoryError) as error:
-        raise ResultsError(f"'{path}' is damaged: it is not JSON ({error}). Move it away and test again.") from None
-    if problem := _problem(content):
-        raise ResultsError(f"'{path}' is damaged: {problem}. Move it away and test again.")
-    return {**_RUN, **content}
+    except (UnsafeTextError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"'{path}' is damaged ({type(error).__name__}: {error}). Move it away and test again.") from None
 
 
-def same_dataset(a: str, b: str) -> bool:
-    """Return whether two names mean the same data set: DATASET.NAME ("EmojiSky") or the stem of its config ("emoji_sky")."""
-    return _plain(a) == _plain(b)
+def results_or_none(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return the results in a folder; None if there are none that can be read."""
+    try:
+        return read_results(Path(folder, FILE_NAME))
+    except (FileNotFoundError, ResultsError):
+        return None
 
 
 def missing_datasets(
@@ -123,38 +130,30 @@ def missing_datasets(
     """Return which of the data sets have no result in a run's folder.
 
     Args:
-        datasets: names (see `same_dataset`).
+        datasets: DATASET.NAME ("EmojiSky") or the stem of its configuration file ("emoji_sky").
         classes, split: which result.
         model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
         settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
         domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
     """
     run = results_or_none(folder)
-    if run is None:
+    if run is None or (model_dir is not None and are_of_other_prompts(folder, model_dir)):
         return list(datasets)
-    recorded = (run["manifest"] or {}).get("config") or {}
-    if settings is not None and compare_settings(recorded, settings):
+    if settings is not None and compare_settings((run["manifest"] or {}).get("config") or {}, settings):
         return list(datasets)
-    if model_dir is not None and are_of_other_prompts(folder, model_dir):
-        return list(datasets)
-    entries = [e for e in run["results"] if (e["classes"], e["split"]) == (classes, split)]
-    if domains is not None:
-        entries = [entry for entry in entries if list(entry["target_domains"]) == list(domains)]
-    return [name for name in datasets if not any(same_dataset(name, entry["dataset"]) for entry in entries)]
+    there = {
+        _plain(entry["dataset"])
+        for entry in run["results"]
+        if (entry["classes"], entry["split"]) == (classes, split)
+        and (domains is None or list(entry["target_domains"]) == list(domains))
+    }
+    return [name for name in datasets if _plain(name) not in there]
 
 
 def are_of_other_prompts(folder: str | os.PathLike, model_dir: str | os.PathLike) -> bool:
     """Return whether the results in a folder are of other prompts than the training in `model_dir` has now."""
     tested, trained = results_or_none(folder), results_or_none(model_dir)
     return bool(tested and trained) and _prompts(tested) != _prompts(trained)
-
-
-def results_or_none(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return the results in a folder; None if there are none that can be read."""
-    try:
-        return read_results(Path(folder, FILE_NAME))
-    except (FileNotFoundError, ResultsError):
-        return None
 
 
 def _prompts(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -174,43 +173,19 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     except FileNotFoundError:
         return []
     then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
-    if then and now:
-        # A manifest knows CLIPs by what they are, not by their names.
-        compared = [key for key in _IDENTITY if key not in ("backbone", "teacher")]
-        same = is_continued(then, now)
-    else:
-        compared, same = _IDENTITY, then is now
+    # A manifest knows CLIPs by what they are, not by their names.
+    compared = [key for key in _IDENTITY if not (then and now and key in ("backbone", "teacher"))]
     pairs = {key: (earlier[key], header[key]) for key in compared}
-    if not same:
+    if not (is_continued(then, now) if then and now else then is now):
         pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
     if changes := ", ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b):
-        raise OtherRunError(f"'{path}' is from another run ({changes}). {_WAYS_OUT}")
+        raise OtherRunError(f"'{path}' is from another run ({changes}). {_WHAT_TO_DO}")
     return [] if then and now and len(now.changes) > len(then.changes) else earlier["results"]
-
-
-def _problem(content: Any) -> str | None:
-    """Return what is wrong with the content of a results file, or None."""
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        return f"'schema' is {schema!r}, expected {SCHEMA}"
-    if not isinstance(content.get("trainer"), str):
-        return f"'trainer' is {content.get('trainer')!r}, expected a name"
-    results = content.get("results")
-    if not isinstance(results, list):
-        return f"'results' is {results!r}, expected a list"
-    for i, entry in enumerate(results):
-        lacking = [key for key in (*_RESULT, "time") if key not in entry] if isinstance(entry, dict) else ["everything"]
-        if lacking:
-            return f"result {i} lacks {', '.join(lacking)}"
-        accuracy = entry["accuracy"]
-        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 100:  # NaN is not either
-            return f"the accuracy of result {i} is {accuracy!r}, expected a number in percent"
-    return None
 
 
 def _test_of(entry: Mapping[str, Any]) -> list[Any]:
     """Return what a result is of: data set, split, classes and domains."""
-    return [list(value) if isinstance(value := entry[key], tuple) else value for key in _ENTRY]
+    return [list(value) if isinstance(value := entry[key], tuple) else value for key in _TEST]
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from kdpl.config.keys import check_choice
+from kdpl.config.keys import SCHEDULES, WARMUPS, check_choice
 
 
 def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
@@ -52,11 +52,13 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
 def _rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
     warmup = max(optim_cfg.WARMUP_EPOCH, 0)
     if epoch < warmup:
-        return WARMUPS[optim_cfg.WARMUP_TYPE](epoch, optim_cfg, base_lr)
-    return base_lr * SCHEDULES[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
+        return _warmup(epoch, optim_cfg, base_lr)
+    return base_lr * _FACTORS[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
 
 
 class _EpochSchedule(LRScheduler):
+    """Not a `LambdaLR`: it multiplies, and a constant warm-up is not the base rate times anything, to the last bit."""
+
     def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
         check_schedule(optim_cfg)
         self.optim_cfg = optim_cfg.clone()
@@ -70,11 +72,9 @@ class _EpochSchedule(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
 
 
-def _constant(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
-    return optim_cfg.WARMUP_CONS_LR
-
-
-def _linear(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
+def _warmup(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
+    if optim_cfg.WARMUP_TYPE == "constant":
+        return optim_cfg.WARMUP_CONS_LR
     return base_lr * epoch / optim_cfg.WARMUP_EPOCH if epoch else optim_cfg.WARMUP_MIN_LR
 
 
@@ -96,27 +96,20 @@ def _steps(optim_cfg: CfgNode) -> list[int]:
     return list(steps) if isinstance(steps, list | tuple) else [steps]
 
 
-WARMUPS: dict[str, Callable] = {"constant": _constant, "linear": _linear}
-SCHEDULES: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
+_FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
 
 
 def check_schedule(optim_cfg: CfgNode) -> None:
     """Raise a ValueError that names the key if a key of the schedule has an invalid value."""
     check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULES)
-    if optim_cfg.MAX_EPOCH < 1:
-        raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, expected at least 1 epoch.")
-    steps = _steps(optim_cfg)
-    if not steps or not all(isinstance(step, int) for step in steps):
-        raise ValueError(f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, expected whole epochs such as (30,) or (30, 60).")
-    if optim_cfg.LR_SCHEDULER == "multi_step" and min(steps) < 1:
+    check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
+    steps, least = _steps(optim_cfg), 1 if optim_cfg.LR_SCHEDULER == "multi_step" else -math.inf
+    if not steps or not all(isinstance(step, int) and step >= least for step in steps):
         raise ValueError(
-            f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, but OPTIM.LR_SCHEDULER multi_step needs the epochs after which "
-            "the rate falls, such as (30, 60)."
+            f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, expected epochs after which the rate falls, such as (30,) or (30, 60)."
         )
-    if optim_cfg.WARMUP_EPOCH > 0:
-        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
-        if optim_cfg.WARMUP_EPOCH > optim_cfg.MAX_EPOCH:
-            raise ValueError(
-                f"OPTIM.WARMUP_EPOCH {optim_cfg.WARMUP_EPOCH} is more than OPTIM.MAX_EPOCH {optim_cfg.MAX_EPOCH}: "
-                "the warm-up would outlast the training. Shorten it, or set WARMUP_EPOCH to -1 for none."
-            )
+    if not max(1, optim_cfg.WARMUP_EPOCH) <= optim_cfg.MAX_EPOCH:
+        raise ValueError(
+            f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}, expected at least 1 epoch and the {optim_cfg.WARMUP_EPOCH} of "
+            "OPTIM.WARMUP_EPOCH (-1 for none)."
+        )

@@ -116,8 +116,8 @@ def test_sizes_that_a_file_does_not_have_are_not_believed(tmp_path):
     [
         (torch.zeros(4, 8).to_sparse(), "is not a plain dense tensor"),
         (torch.zeros(4, 8, device="meta"), "is not a plain dense tensor"),
-        (torch.zeros(4, 8, dtype=torch.long), "holds torch.int64"),
-        (torch.zeros(4, 8, dtype=torch.complex64), "holds torch.complex64"),
+        (torch.zeros(4, 8, dtype=torch.long), "in torch.int64"),
+        (torch.zeros(4, 8, dtype=torch.complex64), "in torch.complex64"),
     ],
 )
 def test_tensors_of_odd_kinds_are_refused_as_prompts(tensor, message, tmp_path):
@@ -129,7 +129,7 @@ def test_tensors_of_odd_kinds_are_refused_as_prompts(tensor, message, tmp_path):
 @pytest.mark.parametrize(("key", "value"), [("epoch", "3"), ("epoch", None), ("kdpl", [1])])
 def test_a_checkpoint_whose_facts_are_of_another_kind_is_refused(key, value, tmp_path):
     torch.save({"state_dict": {}, key: value}, tmp_path / "c")
-    with pytest.raises(CheckpointError, match=f"as '{key}': it is not a checkpoint of prompts"):
+    with pytest.raises(CheckpointError, match=f"'{key}' is no "):
         load_checkpoint(tmp_path / "c")
 
 

@@ -68,25 +68,9 @@ def open_images(tmp_path, monkeypatch):
 
 
 def test_openimages_is_downloaded_once(open_images):
-    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
-    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
+    for _ in range(2):
+        assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
     assert open_images.asked == 1
-
-
-def test_openimages_put_there_by_hand_needs_no_download(open_images):
-    open_images.cached.parent.mkdir()
-    open_images.cached.write_bytes(TABLE)
-    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw"]
-    assert open_images.asked == 0
-
-
-def test_openimages_that_changed_since_its_first_use_is_refused(open_images):
-    load_vocabulary("openimages")
-    open_images.cached.write_bytes(TABLE + b"/m/04,Impostor\r\n")
-    message = error_of("openimages")
-    assert "has changed" in message and "Delete" in message
-    open_images.cached.with_name(open_images.cached.name + ".sha256").unlink()
-    assert load_vocabulary("openimages") == ["Tulip", "Hat, straw", "Impostor"]
 
 
 @pytest.mark.parametrize(
@@ -125,11 +109,6 @@ def test_a_csv_file_gives_its_column_of_names(tmp_path):
     assert load_vocabulary(names_file(tmp_path, content, "v.CSV")) == ["red fox", 'Hat, "straw"', "two lines"]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
-    assert load_vocabulary(names_file(tmp_path, b"\xef\xbb\xbffox\ndog\n")) == ["fox", "dog"]
-    assert load_vocabulary(names_file(tmp_path, b"\xef\xbb\xbfClassName\nfox\n", "v.csv")) == ["fox"]
-
-
 def test_names_the_towers_cannot_tell_apart_are_merged_and_the_first_spelling_wins(tmp_path):
     assert load_vocabulary(names_file(tmp_path, "Red Fox\nred_fox\nRED  FOX\nred fox.\nR&amp;B\nR&B\n")) == [
         "Red Fox",
@@ -154,54 +133,40 @@ def test_names_too_long_for_a_prompt_are_left_out_and_counted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "parts"),
+    ("content", "name", "part"),
     [
-        ("", "v.txt", ["empty"]),
-        ("\n \n", "v.txt", ["empty"]),
-        ("", "v.csv", ["no column ClassName"]),
-        ("ClassName\n", "v.csv", ["empty"]),
-        ("id,label\n1,fox\n", "v.csv", ["no column ClassName", "id, label"]),
-        ("id,ClassName\n1,fox\n2\n", "v.csv", ["line 3", "1 fields"]),
-        ('ClassName\nfox\n"open\n', "v.csv", ["line 3", "not a CSV file"]),
-        (b"fox\ncaf\xe9\n", "v.txt", ["not UTF-8", "line 2"]),
-        ("fox\n".encode("utf-16"), "v.txt", ["not UTF-8", "line 1"]),
-        ("n01440764\ttench\n", "v.txt", ["line 1", "U+0009"]),
-        (b"ClassName\nPK\x03\x04\x00\n", "v.csv", ["line 2", "U+0003"]),
-        ("fox\n<|endoftext|>\n", "v.txt", ["<|endoftext|>", "end token"]),
+        ("\n \n", "v.txt", "holds no name"),
+        ("", "v.csv", "no column ClassName"),
+        ("ClassName\n", "v.csv", "holds no name"),
+        ("id,label\n1,fox\n", "v.csv", "no column ClassName in its header 'id, label'"),
+        ("id,ClassName\n1,fox\n2\n", "v.csv", "row 2 has fewer fields than the header"),
+        ('ClassName\nfox\n"open\n', "v.csv", "unexpected end of data"),
+        (b"fox\ncaf\xe9\n", "v.txt", "not UTF-8"),
+        ("fox\n".encode("utf-16"), "v.txt", "not UTF-8"),
+        ("n01440764\ttench\n", "v.txt", "tabs or binary data"),
+        ("fox\n<|endoftext|>\n", "v.txt", "'<|endoftext|>' contains CLIP's start or end token"),
     ],
 )
-def test_a_file_that_is_no_list_of_names_is_told_where_and_why(tmp_path, content, name, parts):
+def test_a_file_that_is_no_list_of_names_is_told_why(tmp_path, content, name, part):
     message = error_of(names_file(tmp_path, content, name))
-    assert name in message
-    for part in parts:
-        assert part in message
+    assert name in message and part in message
 
 
-def test_a_name_close_to_a_built_in_vocabulary_gets_that_suggestion():
+def test_an_unknown_vocabulary_is_refused_with_the_closest_before_anything_is_read(tmp_path):
     with pytest.raises(VocabularyError, match="Did you mean 'imagenet21k'"):
         check_vocabulary("ImageNet-21k")
-    with pytest.raises(VocabularyError, match="Did you mean 'openimages'"):
-        check_vocabulary("open_images")
-
-
-def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(VocabularyError, match="neither a vocabulary nor a file"):
-        check_vocabulary(str(tmp_path / "missing.txt"))
-    with pytest.raises(VocabularyError, match="folder"):
-        check_vocabulary(str(tmp_path))
+    for name in (tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(VocabularyError, match="neither a vocabulary nor a file"):
+            check_vocabulary(str(name))
     check_vocabulary("openimages")
     check_vocabulary(names_file(tmp_path, b"\xff"))
 
 
 @pytest.mark.slow
-def test_more_names_than_the_limit_are_refused_but_repetitions_are_not_counted(tmp_path):
-    many = "\n".join(map(str, range(1_000_000)))
+def test_lists_that_no_teacher_would_encode_are_refused_but_repetitions_are_not_counted(tmp_path):
+    many = "\n".join(map(str, range(300_000)))
     assert f"{vocabulary.MAX_NAMES:,}" in error_of(names_file(tmp_path, many))
     assert len(load_vocabulary(names_file(tmp_path, "fox\nFOX\ndog\n" * 300_000))) == 2
-
-
-def test_a_file_larger_than_any_list_is_not_read(tmp_path):
-    path = tmp_path / "huge.txt"
-    with path.open("wb") as file:
+    with (tmp_path / "huge.txt").open("wb") as file:
         file.truncate(2**30)  # a sparse gigabyte of zeros in one line
-    assert "bytes" in error_of(str(path))
+    assert "bytes" in error_of(str(tmp_path / "huge.txt"))

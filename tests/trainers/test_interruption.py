@@ -218,7 +218,7 @@ def test_steps_are_read_in_one_transfer_and_the_first_broken_one_is_named():
     with pytest.raises(DivergenceError, match=r"at batch 3 of the epoch: loss is inf. Images of the batch:\n  image 2\n"):
         steps.read()
     steps.add(4, 0.1, [], {"loss": torch.tensor(3.0)})
-    assert [(s.batch, s.lr, s.values) for s in steps.read()] == [(4, 0.1, {"loss": 3.0})]
+    assert [(s.batch, s.lr) for s in steps.read()] == [(4, 0.1)]
     assert steps.read() == []
 
 

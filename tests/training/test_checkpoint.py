@@ -28,11 +28,7 @@ def test_a_checkpoint_is_read_back_and_named_as_the_newest(tmp_path):
     assert (tmp_path / "p" / "checkpoint").read_text().strip() == "model.pth.tar-2"
     (tmp_path / "p" / "model-best.pth.tar").unlink()
     assert load_checkpoint(checkpoint_path(tmp_path, "p", None))["epoch"] == 2
-
-
-def test_a_missing_epoch_is_answered_with_those_that_there_are(tmp_path):
-    save_checkpoint({"state_dict": {}}, tmp_path / "p", "model.pth.tar-5")
-    with pytest.raises(CheckpointError, match=r"Its folder has model.pth.tar-5: choose one with --load-epoch"):
+    with pytest.raises(CheckpointError, match=r"Its folder has model.pth.tar-1, .*: choose one with --load-epoch"):
         checkpoint_path(tmp_path, "p", 7)
     with pytest.raises(CheckpointError, match="Expected the output folder of a run in --model-dir"):
         checkpoint_path(tmp_path / "nowhere", "p", None)
@@ -96,16 +92,9 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"ctx": torch.zeros(16, 8)}, r"ctx is \(16, 8\) in the checkpoint, \(4, 8\) in this model"),
-        ({"ctx": torch.zeros(4, 512)}, r"ctx is \(4, 512\) in the checkpoint, \(4, 8\) in this model"),
-        (
-            {"prompt_learner.ctx": torch.zeros(2, 8)},
-            r"ctx \(4, 8\) is missing; prompt_learner.ctx \(2, 8\) has no place",
-        ),
-        (
-            {"ctx": torch.zeros(4, 8), "meta_net.linear1.weight": torch.zeros(2, 8)},
-            r"meta_net.linear1.weight \(2, 8\) has no place",
-        ),
+        ({"ctx": torch.zeros(16, 8)}, r"ctx is \(16, 8\) in torch.float32, \(4, 8\) in this model"),
+        ({"prompt_learner.ctx": torch.zeros(2, 8)}, r"ctx \(4, 8\) is missing; prompt_learner.ctx \(2, 8\) has no place"),
+        ({"ctx": torch.zeros(4, 8), "meta_net.x.weight": torch.zeros(2, 8)}, r"meta_net.x.weight \(2, 8\) has no place"),
         ({"ctx": torch.full((4, 8), float("nan"))}, "holds NaN or infinite values in ctx"),
     ],
 )
@@ -115,20 +104,9 @@ def test_prompts_that_do_not_fit_are_refused_with_both_shapes(state, message):
     with pytest.raises(CheckpointError, match=message):
         load_learned(module, state, "some.pth")
     assert torch.equal(module.ctx, before)
-
-
-def test_frozen_weights_and_class_dependent_buffers_are_passed_over():
-    module = learned()
-    state = {
-        "ctx": torch.ones(4, 8),
-        "token_prefix": torch.zeros(9, 1, 8),
-        "image_encoder.proj": torch.zeros(3),
-        "image_encoder.transformer.resblocks.0.mlp.c_proj.weight": torch.zeros(3),
-        "text_encoder.positional_embedding": torch.zeros(3),
-        "logit_scale": torch.zeros(()),
-    }
-    load_learned(module, state, "x")
-    assert torch.equal(module.ctx, torch.ones(4, 8))
+    frozen = {"token_prefix": 9, "image_encoder.proj": 3, "image_encoder.resblocks.0.mlp.c_proj.weight": 3, "logit_scale": 1}
+    load_learned(module, {"ctx": torch.ones(4, 8), **{key: torch.zeros(n) for key, n in frozen.items()}}, "x")
+    assert torch.equal(module.ctx, torch.ones(4, 8)), "frozen weights and buffers of class names are passed over"
 
 
 def test_random_generators_go_on_where_they_were(tmp_path):

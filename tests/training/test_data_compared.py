@@ -28,21 +28,11 @@ def photos(tmp_path):
     return root
 
 
-def run_on(photos, output, *options, trainer="KDPL_CoOp", seed=1):
+def run_on(photos, output, trainer="KDPL_CoOp", seed=1):
     names = photos.parent / "names.txt"
-    settings = (
-        "DATASET.CLASSNAMES",
-        names,
-        "OPTIM.MAX_EPOCH",
-        1,
-        "DATALOADER.TRAIN_X.BATCH_SIZE",
-        2,
-        "DATALOADER.NUM_WORKERS",
-        0,
-    )
-    cfg = config(
-        trainer, "image_folder", output, "--root", photos, "--seed", seed, "DATASET.CLASSNAMES", names, *settings, *options
-    )
+    settings = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "DATALOADER.NUM_WORKERS", 0)
+    where = ("--root", photos, "--seed", seed, "DATASET.CLASSNAMES", names)
+    cfg = config(trainer, "image_folder", output, *where, *settings)
     cfg.freeze()
     return build_trainer(cfg)
 
@@ -79,7 +69,11 @@ def finished(folder, seed, images="6 (a)", accuracy=40.0, shots=1, split="test",
     recipe = {"DATASET.NUM_SHOTS": shots, "SEED": seed}
     content = Manifest(recipe, {"training images": f"1 ({seed})", **facts}).to_dict()
     shutil.rmtree(folder, ignore_errors=True)
-    write_results(folder, RUN | {"seed": seed, "manifest": content}, result(accuracy=accuracy, images=images, split=split))
+    write_results(
+        folder,
+        RUN | {"seed": seed, "manifest": content, "config": "DATASET: {NAME: EmojiMeals}"},
+        result(accuracy=accuracy, images=images, split=split),
+    )
 
 
 def test_old_and_new_images_do_not_stand_in_one_cell(tmp_path):
