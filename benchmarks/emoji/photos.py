@@ -1,200 +1,341 @@
 """Photos of one's own: what a classifier of fixed names gains from photos of one source, without labels and with them.
 
-    python benchmarks/emoji/run.py --only photos --publish
+    python benchmarks/emoji/photos.py --publish && python docs/figures/draw.py
 
-Six data sets of one artist (configs/datasets/emoji_photos_*.yaml): scenes to learn from, 1, 4, 16 or 64 a class, and new scenes
-to test. The gap is that between the student's sentence and the teacher; intervals are the 95 % bootstrap over seeds and
-classes. Rates and epochs are those of search_photos.py.
+Six targets of the embedded benchmark by one artist. Of 128 scenes a class 1, 4, 16 or 64 are drawn to learn from, for each
+seed; 16 others test. No data set, search or trial has these scenes, and nothing was chosen by them. Features are computed
+once, and every cell is saved as it is done, so that the same command resumes. Compared are class vectors (`KDPL_TaskRes` with
+photos.yaml), `KernelHead`, and what `kdpl fit` makes of the same photos: the head, the sentence's scores where held-out
+agreement asks for them, and the photos' mirror images. Other piles than as many photos of each class have a table of their
+own. The gap is that between the student's sentence and the teacher; intervals are the 95 % bootstrap over seeds and classes.
 """
 
+import argparse
 import csv
+import json
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from search_photos import LABELS, LEARNERS, chosen, epochs_for
+import run
+import torch
+import torch.nn.functional as F
 from tabulate import tabulate
+from torch import Tensor
 
-from kdpl.experiments.report.cells import Cell, Draws, average, combine
-from kdpl.experiments.report.runs import Score, read_scores
-from kdpl.experiments.report.tables import cell_of
-from kdpl.experiments.sweep.plan import read_sweep
-from kdpl.experiments.sweep.runs import Sweep
+from kdpl.clip import load_clip
+from kdpl.common.files import atomic_write
+from kdpl.datasets.emoji.generator import SCENES
+from kdpl.datasets.emoji.plans import STYLES, Scene, _class_rows, draw
+from kdpl.experiments.report.cells import Cell, Draws, average, combine, replicates_of
+from kdpl.photos.answers import Words, refit
+from kdpl.photos.pile import Pile
+from kdpl.students.kernel_head import agree, solve
 
 HERE = Path(__file__).resolve().parent
-SWEEP = HERE.parents[1] / "configs" / "sweeps" / "emoji" / "photos.yaml"
+OUTPUT = HERE.parents[1] / "output" / "benchmark" / "own_photos"
 MEASURED = HERE / "photos.csv"
-SHOTS = (1, 4, 16, 64)
-SENTENCE, TEACHER = '"a photo of a {}."', "teacher"
-ZERO_SHOT = {"ZeroshotCLIP": SENTENCE, "ZeroshotTeacher": TEACHER}
-MEAN = "mean"
-VECTORS, SPECIFIC = list(LEARNERS)[:2]
-SPECIFIC_SHOTS, SPECIFIC_SEEDS = 16, 2  # a text pass in every step: at one number of photos alone, with fewer seeds
-# Sweeps: what is learned, and from how many photos a class; "zero-shot" learns nothing.
-SWEEPS = {"photos_zeroshot": ("", SPECIFIC_SHOTS), **{f"photos_{n}": (VECTORS, n) for n in SHOTS},
-          "photos_specific": (SPECIFIC, SPECIFIC_SHOTS)}  # fmt: skip
-FIELDS = ("data set", "learner", "labels", "photos", "accuracy", "low", "high", "share", "share low", "share high", "seeds")
-
-Key = tuple[str, str, str, str]  # data set, learner, labels and photos
-Row = Mapping[str, str]
-
-
-def sweep_in(name: str, output: Path) -> Sweep:
-    """Return a sweep of the protocol whose folders lie in `output` in place of output/benchmark."""
-    sweep, (learner, shots) = read_sweep(SWEEP), SWEEPS[name]
-    settings = dict(zip(sweep.options[::2], sweep.options[1::2], strict=True))
-    settings["TRAINER.KDPL.CACHE_DIR"] = str(output / "features")
-    trainers, seeds = tuple(ZERO_SHOT), sweep.seeds[:1]
-    if learner:
-        trainers = tuple(prefix + LEARNERS[learner].trainer for prefix in LABELS.values())
-        seeds = sweep.seeds[:SPECIFIC_SEEDS] if learner == SPECIFIC else sweep.seeds
-        (epochs,) = {point.epochs for (each, _), point in chosen().items() if each == learner}
-        settings["OPTIM.MAX_EPOCH"] = str(epochs_for(shots, epochs))
-    options = tuple(text for pair in settings.items() for text in pair)
-    folder = (output / sweep.output.name).absolute()
-    return replace(sweep, name=name, trainers=trainers, seeds=seeds, shots=(shots,), output=folder, options=options)
+TARGETS = ("household", "leisure", "mammals", "meals", "plants", "vehicles")
+ARTIST, OTHER_ARTIST = "twemoji", "fluent"
+FIRST, POOL, TESTS = 70_000, 128, 16  # numbers of the scenes to learn from; those to test are 500 later
+SHOTS, SEEDS = (1, 4, 16, 64), (1, 2, 3, 4, 5)
+EACH = "{} of each"
+RANDOM, TAIL, TWO, STRANGERS, MISSING, UNSEEN = PILES = (
+    "random draw", "long tail, 64 to 2", "two artists, 8 of each", "half are strangers", "half of the names without a photo",
+    "tested on an artist without a photo",
+)  # fmt: skip
+SENTENCE, TEACHER, VECTORS, HEAD, FIT, MEAN = (
+    '"a photo of a {}."',
+    "teacher",
+    "class vectors",
+    "kernel head",
+    "kdpl fit",
+    "mean",
+)
+NO_LABELS, LABELS = "no labels", "labels"
+LEARNED = ((VECTORS, NO_LABELS), (HEAD, NO_LABELS), (FIT, NO_LABELS), (VECTORS, LABELS), (HEAD, LABELS))
+KINDS = ((SENTENCE, ""), *LEARNED, (TEACHER, ""))
+FIELDS = ("data set", "pile", "learner", "labels", "accuracy", "low", "high", "share", "share low", "share high", "seeds")
+CHART = (
+    "Accuracy on new photos over the photos of each class, without labels and with them, between the sentence and the teacher"
+)
+SCALE, RATE, EPOCHS, BATCH = 48.0, 0.54, 12, 32  # of configs/trainers/KDPL_TaskRes/photos.yaml, with 16 and more photos a class
 
 
-def read(output: Path) -> dict[Key, Cell]:
-    """Return the accuracies of the runs that are there, of seeds that all data sets have which have any."""
-    try:
-        scores, _ = read_scores([output / "photos"])
-    except FileNotFoundError:
-        return {}
-    grouped: dict[Key, list[Score]] = {}
-    names = {prefix + LEARNERS[name].trainer: (name, of) for of, prefix in LABELS.items() for name in (VECTORS, SPECIFIC)}
-    for score in scores:
-        trainer = score.method.name
-        kind = (ZERO_SHOT[trainer], "", "") if trainer in ZERO_SHOT else (*names[trainer], str(score.shots))
-        grouped.setdefault((score.tested.dataset.removeprefix("EmojiPhotos").lower(), *kind), []).append(score)
-    common: dict[tuple[str, ...], set[int]] = {}
-    for (_, *kind), group in grouped.items():
-        seeds = {score.seed for score in group}
-        common[tuple(kind)] = common.get(tuple(kind), seeds) & seeds
-    kept = {key: [score for score in group if score.seed in common[key[1:]]] for key, group in grouped.items()}
-    return {key: cell_of(group) for key, group in kept.items() if group}
+class Photos(NamedTuple):
+    """Unit features and classes of photos."""
+
+    student: Tensor  # (N, d)
+    teacher: Tensor  # (N, e)
+    mirrored: Tensor  # (N, e), the teacher's of photo and mirror image
+    label: Tensor  # (N), for tests and for what learns from labels
+
+    def at(self, rows: Tensor) -> "Photos":
+        return Photos(*(part[rows] for part in self))
 
 
-def with_means(cells: Mapping[Key, Cell]) -> dict[Key, Cell]:
-    """Return the cells, and their mean over the data sets where all have them."""
-    datasets = sorted({dataset for dataset, *_ in cells})
-    kinds = list(dict.fromkeys(tuple(kind) for _, *kind in cells))
-    means = {(MEAN, *kind): average([cells.get((dataset, *kind)) for dataset in datasets]) for kind in kinds}
-    return dict(cells) | {key: cell for key, cell in means.items() if cell is not None}
+def joined(*parts: Photos) -> Photos:
+    return Photos(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def share(cell: Cell, sentence: Cell, teacher: Cell) -> Cell:
-    """Return how much of the gap between the sentence and the teacher is closed, in percent."""
-    return combine([cell, sentence, teacher], lambda v: 100 * (v[0] - v[1]) / (v[2] - v[1]))
+class Pool(NamedTuple):
+    """A target's photos by one artist, and the text features of its names."""
+
+    learn: Photos
+    test: Photos
+    text: Tensor  # (C, d), as the student has them
+    taught: Tensor  # (C, e), the teacher's unit features
 
 
-def rows_of(cells: Mapping[Key, Cell], draws: Draws) -> list[dict[str, str]]:
-    """Return the rows of photos.csv: accuracies and shares of the gap, with their intervals."""
-    cells, rows = with_means(cells), []
-    order = [SENTENCE, *LEARNERS, TEACHER]
-    for key in sorted(cells, key=lambda k: (k[0] == MEAN, k[0], order.index(k[1]), k[2] == "labels", int(k[3] or 0))):
-        dataset, learner, labels, photos = key
-        numbers = numbers_of(cells[key], draws)
-        ends = cells.get((dataset, SENTENCE, "", "")), cells.get((dataset, TEACHER, "", ""))
-        shares = numbers_of(share(cells[key], *ends), draws) if photos and all(ends) else ("", "", "")
-        seeds = str(len(cells[key].values)) if photos else ""
-        rows.append(dict(zip(FIELDS, (dataset, learner, labels, photos, *numbers, *shares, seeds), strict=True)))
+@lru_cache(maxsize=3)
+@torch.inference_mode()
+def pool(target: str, artist: str, count: int = POOL) -> Pool:
+    """Return a target's photos, encoded once and cached."""
+    path = OUTPUT / f"{target}_{artist}_{FIRST}_{count}.pt"
+    if path.is_file():
+        found = torch.load(path, weights_only=True)
+        return Pool(Photos(*found[:4]), Photos(*found[4:8]), *found[8:])
+    clips, rows = [load_clip("emoji_student"), load_clip("emoji_teacher")], _class_rows(target)
+
+    def seen(clip, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+        return F.normalize(clip.image_features((pixels - mean) / std).float(), dim=-1)
+
+    def encoded(first: int, count: int) -> Photos:
+        parts = []
+        for label, (name, row) in enumerate(rows.items()):
+            scenes = [Scene("x", label, name, STYLES.index(artist), row, k, k, SCENES) for k in range(first, first + count)]
+            pixels = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float() / 255
+            teacher = seen(clips[1], pixels)
+            both = F.normalize(teacher + seen(clips[1], pixels.flip(-1)), dim=-1)
+            parts.append(Photos(seen(clips[0], pixels), teacher, both, torch.full((count,), label)))
+        return joined(*parts)
+
+    texts = [clip.model.encode_text(clip.tokenizer([f"a photo of a {name}." for name in rows])).float() for clip in clips]
+    found = Pool(encoded(FIRST, count), encoded(FIRST + 500, TESTS), texts[0], F.normalize(texts[1], dim=-1))
+    with atomic_write(path) as file:
+        torch.save([*found.learn, *found.test, *found[2:]], file)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ what is learned
+
+
+def vectors(photos: Photos, log_p: Tensor, base: Tensor, labels: bool, epochs: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return the scores of TaskRes, learned by KDPL's symmetric divergence or by cross-entropy."""
+    torch.manual_seed(seed)
+    r = torch.zeros_like(base, requires_grad=True)
+    optimizer = torch.optim.Adam([r], RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for i in torch.randperm(len(log_p)).split(BATCH):
+            z = SCALE * photos.student[i] @ F.normalize(base + 0.5 * r, dim=-1).T
+            s, t = z.log_softmax(-1), log_p[i]
+            loss = F.cross_entropy(z, photos.label[i]) if labels else 0.5 * ((t.exp() - s.exp()) * (t - s)).sum(-1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    learned = F.normalize(base + 0.5 * r.detach(), dim=-1)
+    return lambda x: x @ learned.T
+
+
+@lru_cache(maxsize=1)
+def words(target: str) -> tuple[Words, list[str]]:
+    return Words("emoji_student", "emoji_teacher", "a photo of a {}."), list(_class_rows(target))
+
+
+def fitted(pile: Photos, target: str, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return the scores of `kdpl fit`."""
+    towers, names = words(target)
+    paths = [f"{i}.png" for i in range(len(pile.label))]
+    scales = {f"{which}_scale": float(getattr(towers, which).logit_scale) for which in ("student", "teacher")}
+    background = [part[:0].half() for part in (pile.student, pile.mirrored)]
+    features = [part.half() for part in (pile.student, pile.mirrored)]
+    return refit(Pile(scales, paths, paths, [], [], *features, *background), towers, names, seed=seed).scores
+
+
+def right(pile: Photos, target: str, asked: Pool, test: Photos, photos: int, seed: int) -> dict[str, list[int]]:
+    """Return for each learner how many test photos of each class it names right; labels past the names are of strangers."""
+    names = len(asked.text)
+    log_p = (SCALE * pile.teacher @ asked.taught.T).log_softmax(-1)
+    ours = pile.label < names
+    known, epochs = pile.at(ours), max(EPOCHS, EPOCHS * 16 // photos)
+    learned = {
+        (SENTENCE, ""): lambda x: x @ F.normalize(asked.text, dim=-1).T,
+        (VECTORS, NO_LABELS): vectors(pile, log_p, asked.text, False, epochs, seed),
+        (HEAD, NO_LABELS): solve(pile.student, agree(pile.teacher, log_p)).scores,
+        (FIT, NO_LABELS): fitted(pile, target, seed),
+        (VECTORS, LABELS): vectors(known, log_p[ours], asked.text, True, epochs, seed),
+        (HEAD, LABELS): solve(known.student, F.one_hot(known.label, names).float()).scores,
+    }
+    guesses = {kind: scores(test.student).argmax(-1) for kind, scores in learned.items()}
+    guesses[TEACHER, ""] = (test.teacher @ asked.taught.T).argmax(-1)
+    return {
+        "|".join(kind): torch.bincount(test.label[guess == test.label], minlength=names).tolist()
+        for kind, guess in guesses.items()
+    }
+
+
+def drawn(counts: Sequence[int], per_class: int, g: torch.Generator) -> Tensor:
+    """Return rows of a pool with `per_class` photos of each class, so many of each at random."""
+    return torch.cat([torch.randperm(per_class, generator=g)[:n] + c * per_class for c, n in enumerate(counts)])
+
+
+def cell(target: str, pile: str, seed: int) -> dict:
+    """Return what is right by learner, and the test photos of each class; computed once and saved."""
+    path = OUTPUT / "cells" / f"{target}, {pile}, {seed}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    asked = pool(target, ARTIST)
+    names, test, g = len(asked.text), asked.test, torch.Generator().manual_seed(seed)
+    photos = int(pile.split(maxsplit=1)[0]) if pile.endswith("of each") and pile != TWO else 16
+    some = asked.learn.at(drawn([photos] * names, POOL, g))
+    if pile == RANDOM:
+        some = asked.learn.at(torch.randperm(names * POOL, generator=g)[: len(some.label)])
+    elif pile == TAIL:
+        counts = [round(64 * (2 / 64) ** (c / (names - 1))) for c in torch.randperm(names, generator=g).tolist()]
+        some = asked.learn.at(drawn(counts, POOL, g))
+    elif pile == TWO:
+        second = pool(target, OTHER_ARTIST, 16)
+        some = joined(asked.learn.at(drawn([8] * names, POOL, g)), second.learn.at(drawn([8] * names, 16, g)))
+        test = joined(test, second.test)
+    elif pile == STRANGERS:
+        others = pool(TARGETS[(TARGETS.index(target) + 1) % len(TARGETS)], ARTIST).learn
+        others = others.at(torch.randperm(len(others.label), generator=g)[: len(some.label)])
+        some = joined(some, others._replace(label=torch.full_like(others.label, names)))
+    elif pile == MISSING:  # every other name, which is tested alone
+        some, test = some.at(some.label % 2 == 0), test.at(test.label % 2 == 0)
+    elif pile == UNSEEN:
+        test = pool(target, OTHER_ARTIST, 16).test
+    found = {"images": torch.bincount(test.label, minlength=names).tolist()}
+    found["right"] = right(some, target, asked, test, photos, seed)
+    with atomic_write(path, "w") as file:
+        json.dump(found, file)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def cells_of(target: str, pile: str) -> dict[tuple[str, str], Cell]:
+    """Return the accuracies of all learners, over all seeds."""
+    found, cells = {seed: cell(target, pile, seed) for seed in SEEDS}, {}
+    images = found[SEEDS[0]]["images"]
+    for kind in KINDS:
+        counts = {seed: each["right"]["|".join(kind)] for seed, each in found.items()}
+        values = {seed: 100 * sum(r) / sum(images) for seed, r in counts.items()}
+        cells[kind] = Cell(values, replicates=replicates_of(counts, images, target, target))
+    return cells
+
+
+def rows_of(name: str, pile: str, cells: Mapping[tuple[str, str], Cell], draws: Draws) -> list[dict[str, object]]:
+    """Return the rows of a data set and a pile: accuracies and shares of the gap, with their intervals."""
+    rows, ends = [], (cells[SENTENCE, ""], cells[TEACHER, ""])
+    for (learner, labels), each in cells.items():
+        gap = combine([each, *ends], lambda v: 100 * (v[0] - v[1]) / (v[2] - v[1]))
+        numbers = [f"{value:.2f}" for part in (each, gap) for value in (part.mean, *part.interval(draws))]
+        rows.append(dict(zip(FIELDS, (name, pile, learner, labels, *numbers, len(each.values)), strict=True)))
     return rows
 
 
-def numbers_of(cell: Cell, draws: Draws) -> tuple[str, str, str]:
-    bounds = cell.interval(draws)
-    if bounds is None:
-        raise SystemExit("Results lack the counts by class. Test these runs again.")
-    return tuple(f"{value:.2f}" for value in (cell.mean, *bounds))
+def measure() -> list[dict[str, object]]:
+    """Return the rows of all piles, measured where they are not yet."""
+    draws, rows, start = Draws(), [], time.perf_counter()
+    for pile in (*(EACH.format(n) for n in SHOTS), *PILES):
+        of = {target: cells_of(target, pile) for target in TARGETS}
+        mean = {kind: average([cells[kind] for cells in of.values()]) for kind in KINDS}
+        for name, cells in (*of.items(), (MEAN, mean)):
+            rows += rows_of(name, pile, cells, draws)
+        print(
+            f"{time.perf_counter() - start:.0f} s, {pile}:",
+            *(f"{' '.join(k)} {c.mean:.1f}" for k, c in mean.items()),
+            flush=True,
+        )
+    return rows
 
 
-def read_csv() -> list[dict[str, str]]:
-    with open(MEASURED, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# ------------------------------------------------------------------------------------------------------ what the pages show
+# ------------------------------------------------------------------------------------------------- what the pages show
 
 
 class Measured:
     """The rows of photos.csv by what they are of."""
 
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = {(row["data set"], row["learner"], row["labels"], row["photos"]): row for row in rows}
-        self.datasets = list(dict.fromkeys(row["data set"] for row in rows))
+    def __init__(self, rows: Sequence[Mapping[str, str]]):
+        self.rows = {(row["data set"], row["pile"], row["learner"], row["labels"]): row for row in rows}
 
-    def number(self, dataset: str, learner: str, labels: str = "", photos: object = "", field: str = "accuracy") -> float:
-        return float(self.rows[dataset, learner, labels, str(photos)][field])
+    def number(self, name: str, pile: str, kind: tuple[str, str], field: str = "accuracy") -> float:
+        return float(self.rows[(name, pile, *kind)][field])
 
-    def share(self, dataset: str, learner: str, labels: str, photos: int) -> str:
-        row = self.rows.get((dataset, learner, labels, str(photos)))
-        return "{:.0f} ({:.0f} to {:.0f})".format(*(float(row[f]) for f in FIELDS[7:10])) if row else ""
+    def table(self, first: str, body: Mapping[str, tuple[str, str]]) -> str:
+        """Return accuracies of all learners: a row for each of `body`, with the data set and pile that it shows."""
+        head = [first, *(", ".join(filter(None, kind)) for kind in KINDS)]
+        rows = [[words, *(f"{self.number(*of, kind):.1f}" for kind in KINDS)] for words, of in body.items()]
+        return tabulate(rows, head, "github", disable_numparse=True)
+
+    def shares(self) -> str:
+        """Return the shares of the gap on the mean, with intervals."""
+        fields = ("share", "share low", "share high")
+        piles = [EACH.format(n) for n in SHOTS]
+        rows = [
+            [
+                ", ".join(kind),
+                *("{:.0f} ({:.0f} to {:.0f})".format(*(self.number(MEAN, p, kind, f) for f in fields)) for p in piles),
+            ]
+            for kind in LEARNED
+        ]
+        return tabulate(rows, ["of the gap", *piles], "github", disable_numparse=True)
+
+    def words(self) -> str:
+        """Return the result in a few sentences."""
+        at = {(kind, n): self.number(MEAN, EACH.format(n), kind) for kind in KINDS for n in SHOTS}
+        head, vectors, labelled = (HEAD, NO_LABELS), (VECTORS, NO_LABELS), (HEAD, LABELS)
+        gap = {n: self.number(MEAN, EACH.format(n), head, "share") for n in SHOTS}
+        text = (
+            f"From 16 photos a class without a label the head goes from the sentence's {at[(SENTENCE, ''), 16]:.1f} to "
+            f"{at[head, 16]:.1f} % on new photos of the same source, and from 64 to {at[head, 64]:.1f} %; class vectors reach "
+            f"{at[vectors, 16]:.1f} and {at[vectors, 64]:.1f} %, the teacher {at[(TEACHER, ''), 16]:.1f} % (mean over "
+            f"{len(TARGETS)} data sets, scenes by which nothing was chosen). That closes {gap[16]:.0f} and {gap[64]:.0f} % of "
+            f"the gap. With a label for each of the 16 photos the head gets {at[labelled, 16]:.1f} %. With one photo a class "
+            f"it has {at[head, 1]:.1f} %, and `kdpl fit`, which lets the sentence help, {at[(FIT, NO_LABELS), 1]:.1f} %. On an "
+            f"artist of whom it saw no photo it has {self.number(MEAN, UNSEEN, head):.1f} % where the sentence has "
+            f"{self.number(MEAN, UNSEEN, (SENTENCE, '')):.1f} %."
+        )
+        return textwrap.fill(text, 128, break_long_words=False) + "\n"
 
 
-def accuracies(measured: Measured) -> str:
-    """Return the table of accuracies."""
-    kinds = [(SENTENCE, "", ""), *((VECTORS, words, str(n)) for words in LABELS for n in SHOTS), (TEACHER, "", "")]
-    head = ["data set", SENTENCE, *(f"{n}, {words}" for words in LABELS for n in SHOTS), TEACHER]
-    body = [[name, *(f"{measured.number(name, *kind):.1f}" for kind in kinds)] for name in measured.datasets]
-    return tabulate(body, head, "github", disable_numparse=True)
-
-
-def shares(measured: Measured) -> str:
-    """Return the table of the share of the gap that is closed."""
-    kinds = [(VECTORS, "no labels", n) for n in SHOTS] + [(SPECIFIC, "no labels", SPECIFIC_SHOTS)]
-    kinds += [(learner, "labels", SPECIFIC_SHOTS) for learner in (VECTORS, SPECIFIC)]
-    head = ["data set", *(f"{learner}, {n}, {words}" for learner, words, n in kinds)]
-    body = [[name, *(measured.share(name, learner, words, n) for learner, words, n in kinds)] for name in measured.datasets]
-    return tabulate(body, head, "github", disable_numparse=True)
-
-
-def words(rows: Sequence[Row]) -> str:
-    """Return the result in two sentences."""
-    m = Measured(rows)
-    sentence, teacher = (m.number(MEAN, kind) for kind in (SENTENCE, TEACHER))
-    at = {n: m.number(MEAN, VECTORS, "no labels", n) for n in SHOTS}
-    gap = {n: m.number(MEAN, VECTORS, "no labels", n, "share") for n in SHOTS}
-    return paragraph(
-        f"From 16 photos a class without a label the student goes from {sentence:.1f} to {at[16]:.1f} % on new photos of "
-        f"the same source, and from 64 to {at[64]:.1f} %; the teacher reaches {teacher:.1f} % (mean over {len(m.datasets) - 1} "
-        f"data sets of the embedded benchmark). That closes {gap[16]:.0f} and {gap[64]:.0f} % of the gap. With a label for "
-        f"each of the 16 photos the same learner gets {m.number(MEAN, VECTORS, 'labels', 16):.1f} %."
+def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
+    """Return what the pages show, by page and name of the block."""
+    docs, m = HERE.parents[1] / "docs", Measured(rows)
+    chart = run.pictures([docs / f"figures/photos-{theme}.svg" for theme in ("light", "dark")], CHART)
+    shots = {f"{n} a class": (MEAN, EACH.format(n)) for n in SHOTS}
+    piles = {pile: (MEAN, pile) for pile in (EACH.format(16), *PILES)}
+    shown = (
+        f"{chart}\n{m.words()}\n"
+        f"Accuracy in percent, mean of the six:\n\n{m.table('photos', shots)}\n\n"
+        f"Share of the gap between sentence and teacher that is closed, in percent, with 95 % intervals:\n\n{m.shares()}\n\n"
+        f"Other piles, of about 16 photos a class, mean of the six:\n\n{m.table('pile', piles)}\n"
     )
+    readme = f"{chart.replace('figures/', 'docs/figures/')}\n{m.words()}"
+    return {(docs / "benchmark.md", "photos"): shown, (docs.parent / "README.md", "photos"): readme}
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """Return whether the shares are what was asked for before they were measured, and where they are not."""
-    m = Measured(rows)
-    sets = [name for name in m.datasets if name != MEAN]
-    at_16, at_1 = ({name: m.number(name, VECTORS, "no labels", n, "share") for name in sets} for n in (16, 1))
-    below = [f"{name} ({value:.0f} %)" for name, value in at_16.items() if value < 50]
-    half = f"not on {', '.join(below)}" if below else f"on each of the {len(sets)}, least on {least(at_16)}"
-    whole, one = (m.number(MEAN, VECTORS, "no labels", n, "share") for n in (64, 1))
-    return paragraph(
-        f"Asked for before the runs: at 16 photos a class at least half of the gap on every data set, reached {half}; at 64 "
-        f"three quarters on the mean, which is {whole:.1f} %: {'reached' if whole >= 75 else 'not reached'}. With a single "
-        f"photo a class the share is {one:.0f} %, least on {least(at_1)}."
-    )
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--publish", action="store_true", help="write photos.csv and the pages")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure()
+    if args.publish:
+        with open(MEASURED, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        run.write_blocks(blocks_of(run.committed(MEASURED)))
 
 
-def paragraph(text: str) -> str:
-    return textwrap.fill(text, 128, break_long_words=False) + "\n"
-
-
-def least(values: Mapping[str, float]) -> str:
-    name = min(values, key=values.get)
-    return f"{name} ({values[name]:.0f} %)"
-
-
-def tables(rows: Sequence[Row]) -> str:
-    """Return what the benchmark's page shows: sentences and both tables."""
-    m = Measured(rows)
-    return (
-        f"{words(rows)}\n{verdict(rows)}\n"
-        f"Top-1 accuracy in percent of {VECTORS} (TaskRes), by photos a class, without labels and with them:\n\n"
-        f"{accuracies(m)}\n\n"
-        "Share of the gap between sentence and teacher that is closed, in percent, with 95 % intervals:\n\n"
-        f"{shares(m)}\n"
-    )
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import photos
 from claims import ARTISTS, CLAIMS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains, rows_of, summary, write_csv
 
 from kdpl.common.files import atomic_write
@@ -30,9 +29,6 @@ from kdpl.experiments.sweep.runs import Sweep
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "emoji"
-CHART = (
-    "Accuracy on new photos over the photos of each class, without labels and with them, between the sentence and the teacher"
-)
 ON_NEW_SCENES = {  # sweeps whose prompts are tested again, as the paper does: on new images of the distribution of the training
     "zeroshot_new_scenes": "zeroshot",
     "sentence_new_scenes": "sentence",
@@ -48,17 +44,14 @@ VARIANTS = {  # of the sweep "variant": what is changed
     "depth_1": {"TRAINER.VPT.PROMPT_DEPTH_VISION": "1"},
 }
 ORDER = (
-    *photos.SWEEPS,
     "zeroshot", "sentence", "base2new", *ON_NEW_SCENES, "base2new_agnostic", "transfer_zeroshot", "transfer",
     "transfer_agnostic", *VARIANTS, "few_shot", "cocoop_agnostic",
 )  # fmt: skip
-GROUPS = {"photos": tuple(photos.SWEEPS), "base_to_new": ("zeroshot", "sentence", "base2new", *ON_NEW_SCENES)}  # of --only
+GROUPS = {"base_to_new": ("zeroshot", "sentence", "base2new", *ON_NEW_SCENES)}  # of --only
 
 
 def sweep_in(name: str, output: Path) -> Sweep:
     """Return a sweep of the benchmark whose folders lie in `output` in place of output/benchmark."""
-    if name in photos.SWEEPS:
-        return photos.sweep_in(name, output)
     sweep = read_sweep(SWEEPS / f"{'variant' if name in VARIANTS else ON_NEW_SCENES.get(name, name)}.yaml")
     options = [str(output / "features") if text == "output/benchmark/features" else text for text in sweep.options]
     settings = dict(zip(options[::2], options[1::2], strict=True)) | VARIANTS.get(name, {})
@@ -73,16 +66,14 @@ def sweep_in(name: str, output: Path) -> Sweep:
     return replace(sweep, name=name, trainers=trainers, output=(output / folder).absolute(), options=tuple(options))
 
 
-def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]], own: Sequence[photos.Row]) -> None:
+def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
     """Write what was measured into the committed tables, and a block into each page that shows a part.
 
     What was not run now, or with fewer seeds, stays as it was measured before; the column "date" of claims.csv says when.
     """
     rows = merged(committed(HERE / "claims.csv"), rows)
     write_csv(HERE / "claims.csv", rows)
-    if own:
-        write_csv(HERE / "photos.csv", own)
-    write_blocks(blocks_of(rows, own or committed(HERE / "photos.csv")))
+    write_blocks(blocks_of(rows))
     tables_now = {table.title: list(csv.DictReader(io.StringIO(render([table], "csv", intervals=True)))) for table in tables}
     published = by_table(committed(HERE / "tables.csv"))
     shown = [title for title in tables_now if fullness(tables_now[title]) >= fullness(published.get(title, []))]
@@ -126,17 +117,12 @@ def merged(before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
     return sorted(found.values(), key=lambda row: (claims.index(row["claim"]), row["images"].endswith(LEFT_OUT)))
 
 
-def blocks_of(rows: Sequence[Mapping[str, str]], own: Sequence[photos.Row]) -> dict[tuple[Path, str], str]:
-    """Return what the pages show of the claims and of photos, by page and name of the block."""
-    blocks = {
+def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
+    """Return what the pages show of the claims, by page and name of the block."""
+    return {
         (DOCS / "benchmark.md", "summary"): summary(rows),
         (DOCS / "class_agnostic.md", "agnostic"): markdown([row for row in rows if row["claim"] == "d"]),
     }
-    if own:
-        chart = pictures([DOCS / f"figures/photos-{theme}.svg" for theme in ("light", "dark")], CHART)
-        blocks[DOCS.parent / "README.md", "photos"] = f"{chart.replace('figures/', 'docs/figures/')}\n{photos.words(own)}"
-        blocks[DOCS / "benchmark.md", "photos"] = f"{chart}\n{photos.tables(own)}"
-    return blocks
 
 
 def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
@@ -147,9 +133,13 @@ def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
 
 
 def copy_charts(charts: Path, folder: Path) -> list[Path]:
-    """Copy the charts of the page, the bars and the mean of the few-shot curves, into `folder`; return all that are there."""
+    """Copy the page's charts, bars of base-to-new and means of few-shot curves, into `folder`; return all that are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = [p for p in sorted(charts.glob("*.svg")) if "-bars-" in p.name or re.match("few-shot.*-average-", p.name)]
+    chosen = [
+        p
+        for p in sorted(charts.glob("*.svg"))
+        if re.match("base-to-new.*-bars-", p.name) or re.match("few-shot.*-average-", p.name)
+    ]
     for path in chosen:
         shutil.copy(path, folder)
     return sorted(folder.glob("*.svg"))
@@ -216,18 +206,15 @@ def main() -> int:
             return status
 
     tables, rows = tables_of(args.output), rows_of(findings(args.output), Draws())
-    own = photos.rows_of(photos.read(args.output), Draws())
     with atomic_write(args.output / "tables.md", "w") as file:
         file.write(render(tables, "markdown", intervals=True))
     if rows:
         write_csv(args.output / "claims.csv", rows)
-    if own:
-        write_csv(args.output / "photos.csv", own)
     shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
     draw(tables, args.output / "charts", "svg")
     print("", markdown(rows), summary(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
     if args.publish:
-        publish(args.output, tables, rows, own)
+        publish(args.output, tables, rows)
     return 0
 
 

@@ -291,17 +291,9 @@ def photos(palette: dict[str, str]) -> str:
     return d.svg()
 
 
-def photos_labels(palette: dict[str, str]) -> str:
-    """What labels for a few photos add beside distillation on all of them."""
-    d = Drawing(980, 390, "Accuracy with labels for some of the photos, distilled on all of them", palette)
-    photos_chart.labels(d, photos_chart.read_rows("photos_labels.csv"))
-    return d.svg()
-
-
 FIGURES = {
     "method": method,
     "photos": photos,
-    "photos_labels": photos_labels,
     "results": results,
     "claims": claims,
     "text_pass": text_pass,

@@ -1,4 +1,4 @@
-"""The charts of photos of one's own, drawn from the tables that benchmarks/emoji/run.py writes."""
+"""The chart of photos of one's own, drawn from the table that benchmarks/emoji/photos.py writes."""
 
 import csv
 import math
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "emoji"
+PILES = {f"{n} of each": n for n in (1, 4, 16, 64)}
 SENTENCE, TEACHER, MEAN = '"a photo of a {}."', "teacher", "mean"
 BOLD, SMALL = ' font-weight="600"', ' font-size="13"'
 
@@ -22,10 +23,10 @@ class Series(NamedTuple):
 
 
 SERIES = (
-    Series("KDPL, no labels: class vectors", "class vectors", "no labels", "accent"),
-    Series("labels: class vectors", "class vectors", "labels", "learned_line"),
-    Series("no labels: class-specific prompts", "class-specific prompts", "no labels", "accent", "diamond"),
-    Series("labels: class-specific prompts", "class-specific prompts", "labels", "learned_line", "diamond"),
+    Series("KDPL, no labels: kernel head", "kernel head", "no labels", "accent"),
+    Series("labels: kernel head", "kernel head", "labels", "learned_line"),
+    Series("KDPL, no labels: class vectors", "class vectors", "no labels", "accent", "diamond"),
+    Series("labels: class vectors", "class vectors", "labels", "learned_line", "diamond"),
 )
 
 
@@ -47,48 +48,6 @@ class Panel(NamedTuple):
         return self.y + self.height * (1 - accuracy / self.most)
 
 
-def labels(d, rows: Sequence[dict[str, str]]) -> None:
-    """Draw what labels for a few of the photos add: the mean over the data sets, and each of them."""
-    sets = [name for name in dict.fromkeys(row["data set"] for row in rows) if name != MEAN]
-    kinds = list(dict.fromkeys(row["labels a class"] for row in rows))
-    title = f"Distilled on 16 photos a class, with labels for some of them: accuracy in percent (mean of {len(sets)} data sets)"
-    d.text(10, 24, title, anchor="start", extra=BOLD)
-    d.line([(10, 50), (40, 50)], "learned_line", "7 4")
-    d.text(48, 55, "labels for all 16, no distillation", anchor="start", extra=SMALL)
-    d.text(320, 55, "across: labels of each class", "muted", "start", SMALL)
-    _labels_panel(d, (40, 98, 400, 258), [row for row in rows if row["data set"] == MEAN], kinds, True)
-    for i, name in enumerate(sets):
-        place = (490 + 162 * (i % 3), 98 + 150 * (i // 3), 140, 106)
-        _labels_panel(d, place, [row for row in rows if row["data set"] == name], kinds, False)
-
-
-def _labels_panel(d, place: tuple[float, float, float, float], rows: Sequence[dict], kinds: Sequence[str], large: bool) -> None:
-    x, y, width, height = place
-    least, most = 50, 90
-
-    def up(accuracy: float) -> float:
-        return y + height * (most - accuracy) / (most - least)
-
-    found = {row["labels a class"]: row for row in rows}
-    d.rect(x, y, width, height, "panel", "panel")
-    d.text(x + width / 2, y - 6, rows[0]["data set"], extra="" if large else SMALL)
-    for value in range(least, most + 1, 10 if large else 20):
-        d.rect(x, up(value) - 0.25, width, 0.5, "line", "line", 0)
-        d.text(x - 6, up(value) + 4, str(value), "muted", "end", SMALL)
-    *few, whole = kinds
-    level = up(float(found[whole]["accuracy"]))
-    d.line([(x, level), (x + width, level)], "learned_line", "7 4")
-    where = [(x + width * (i + 0.5) / len(few), up(float(found[kind]["accuracy"]))) for i, kind in enumerate(few)]
-    d.line(where, "accent")
-    for (across, top), kind in zip(where, few, strict=True):
-        row = found[kind]
-        d.line([(across, up(float(row["low"]))), (across, up(float(row["high"])))], "accent")
-        d.rect(across - 4.5, top - 4.5, 9, 9, "accent", "accent", 5)
-        d.text(across, y + height + 17, kind, "muted", extra=SMALL)
-        if large:
-            d.text(across + 10, top + 20, f"{float(row['accuracy']):.1f}", "accent", "start", SMALL)
-
-
 def read_rows(name: str) -> list[dict[str, str]]:
     with open(BENCHMARKS / name, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -97,15 +56,15 @@ def read_rows(name: str) -> list[dict[str, str]]:
 def photos(d, rows: Sequence[dict[str, str]]) -> None:
     """Draw accuracy over photos a class: the mean over the data sets, and each of them."""
     sets = [name for name in dict.fromkeys(row["data set"] for row in rows) if name != MEAN]
-    shots = sorted({int(row["photos"]) for row in rows if row["photos"]})
+    rows = [row for row in rows if row["pile"] in PILES]
     title = (
         f"Top-1 accuracy in percent on new photos of the same source, by photos of each class (mean of {len(sets)} data sets)"
     )
     d.text(10, 24, title, anchor="start", extra=BOLD)
     legend(d, 40)
-    _panel(d, Panel(40, 108, 400, 318, shots), [row for row in rows if row["data set"] == MEAN], MEAN, True)
+    _panel(d, Panel(40, 108, 400, 318, list(PILES.values())), [row for row in rows if row["data set"] == MEAN], MEAN, True)
     for i, name in enumerate(sets):
-        place = Panel(490 + 162 * (i % 3), 108 + 190 * (i // 3), 140, 128, shots)
+        place = Panel(490 + 162 * (i % 3), 108 + 190 * (i // 3), 140, 128, list(PILES.values()))
         _panel(d, place, [row for row in rows if row["data set"] == name], name, False)
 
 
@@ -127,7 +86,7 @@ def _mark(d, x: float, y: float, series: Series) -> None:
 
 
 def _panel(d, place: Panel, rows: Sequence[dict[str, str]], title: str, large: bool) -> None:
-    found = {(row["learner"], row["labels"], row["photos"]): row for row in rows}
+    found = {(row["learner"], row["labels"], PILES[row["pile"]]): row for row in rows}
     d.rect(place.x, place.y, place.width, place.height, "panel", "panel")
     d.text(place.x + place.width / 2, place.y - 6, title, extra="" if large else SMALL)
     for value in range(0, 101, 20 if large else 50):
@@ -137,13 +96,13 @@ def _panel(d, place: Panel, rows: Sequence[dict[str, str]], title: str, large: b
     for photos in place.shots:
         d.text(place.across(photos), place.y + place.height + 17, str(photos), "muted", extra=SMALL)
     for name, dash in ((TEACHER, "7 4"), (SENTENCE, "2 4")):
-        level = place.up(float(found[name, "", ""]["accuracy"]))
+        accuracy = float(found[name, "", place.shots[0]]["accuracy"])
+        level = place.up(accuracy)
         d.line([(place.x, level), (place.x + place.width, level)], "muted", dash)
         if large:
-            d.text(place.x + place.width - 4, level - 6, f"{float(found[name, '', '']['accuracy']):.1f}", "muted", "end", SMALL)
+            d.text(place.x + place.width - 4, level - 6, f"{accuracy:.1f}", "muted", "end", SMALL)
     for series in SERIES:
-        points = [(n, found.get((series.learner, series.labels, str(n)))) for n in place.shots]
-        points = [(n, row) for n, row in points if row]
+        points = [(n, found[series.learner, series.labels, n]) for n in place.shots]
         where = [(place.across(n), place.up(float(row["accuracy"]))) for n, row in points]
         if series.mark == "line":
             d.line(where, series.colour)

@@ -167,7 +167,7 @@ def refit(
     comparison = compare([*rows, *others], theirs, _inside(pile, scales[1], seen, words.of_teacher(names)), len(names))
 
     solved = replace(solve(student, every, first.gamma, first.ridge), linear=linear)
-    probabilities = (factor * solved.scores(student)).softmax(1)
+    probabilities = (factor * solved.fitted(student, every)).softmax(1)
     doubtful = _doubtful(pile.paths, names, probabilities, theirs, fixed)
     return Fitted(names, solved, factor, probabilities, theirs, comparison, parts, without, doubtful)
 

@@ -35,6 +35,7 @@ from kdpl.photos.models import downloads, size_of
 from kdpl.photos.pile import FILE, Pile, Towers, complete, read_pile
 from kdpl.photos.verdict import Row, measured, paragraph
 from kdpl.photos.waiting import doing
+from kdpl.students.kernel_head import fit_factor
 from kdpl.text.prompts import same_names
 from kdpl.text.templates import DEFAULT
 from kdpl.text.vocabulary import load_vocabulary
@@ -374,7 +375,7 @@ def finish(
     print("", paragraph(line), sep="\n")
     held = fitted.parts[CHOSEN_BY] + fitted.parts[REPORTED]
     logits = torch.cat([used.on[part].logits for part in (CHOSEN_BY, REPORTED)])
-    temperature = reject.fit_temperature(logits, fitted.teacher[held])
+    temperature = 1 / fit_factor(logits, fitted.teacher[held])
     decision = dataclasses.replace(decision, sentences=used.sentences, temperature=temperature, classnames=list(names))
     if trained is None:
         bundle = head_bundle(task, words, names, fitted.solved, fitted.factor, len(pile), decision)

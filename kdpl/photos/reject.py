@@ -10,7 +10,6 @@ from torch import Tensor
 from kdpl.bundle.decision import Decision, inside_score
 from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN
 from kdpl.photos.pile import Pile
-from kdpl.students.kernel_head import fit_factor
 
 KEPT = 0.95  # of the photos that the teacher takes for one of the classes
 ENOUGH_INSIDE = 5  # photos that it takes for one, to fit by
@@ -95,8 +94,3 @@ def decide(
     background = [name for name, kept in zip(pile.background, other.tolist(), strict=True) if kept]
     decision = Decision() if found.reason else Decision(background=background, threshold=found.value)
     return decision, found.words()
-
-
-def fit_temperature(logits: Tensor, teacher: Tensor) -> float:
-    """Return the temperature by which the student's probabilities are closest to the teacher's `(N, C)`, by cross-entropy."""
-    return 1 / fit_factor(logits, teacher)

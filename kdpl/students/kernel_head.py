@@ -24,6 +24,7 @@ LANDMARKS = 5_000  # centres for more photos
 SAMPLE = 1_000  # photos by which gamma and ridge are chosen
 BLOCK = 10_000  # photos among which neighbours are searched
 ROWS = 2_000  # photos of a sum that are in memory at once
+PANEL = 500  # rows of a symmetric matrix of which the other half is not computed
 SHARPNESS = 20.0  # of the neighbours' weights, softmax(SHARPNESS cos)
 
 
@@ -42,11 +43,44 @@ class Solved:
         """Return the scores `(B, C)` of unit features `(B, d)` in fp32; without `linear` they are near probabilities."""
         return kernel_scores(features, self.centres, self.coefficients, self.mean, self.gamma, self.linear)
 
+    def fitted(self, features: Tensor, answers: Tensor) -> Tensor:
+        """Return the scores `(N, C)` of the photos that were solved for, with their answers.
+
+        If each is a centre no kernel is needed: (K + ridge N / w) a = answers - mean gives K a + mean.
+        """
+        n = len(features)
+        if len(self.centres) < n:
+            return self.scores(features)
+        q = answers.double()
+        scores = (q - self.ridge * n / photo_weights(q)[:, None] * self.coefficients).float()
+        return scores if self.linear is None else scores + features @ self.linear.T
+
 
 def kernel(x: Tensor, centres: Tensor, gamma: float | Tensor) -> Tensor:
     """Return exp(gamma (cos - 1)) of features `(B, d)` and `(M, d)`, `(B, M)`; in fp64, as gamma multiplies rounding."""
     x, centres = F.normalize(x.double(), dim=-1), F.normalize(centres.double(), dim=-1)
     return (x @ centres.T).sub_(1).mul_(gamma).exp_()
+
+
+def lower_kernel(x: Tensor, gamma: float) -> Tensor:
+    """Return the lower triangle of the kernel `(N, N)` of features with themselves, in the layout of Cholesky; above is 0."""
+    x = F.normalize(x.double(), dim=-1)
+    k = x.new_zeros(len(x), len(x))
+    for start in range(0, len(x), PANEL):
+        end = start + PANEL
+        torch.mm(x[start:end], x[start:].T, out=k[start:end, start:]).sub_(1).mul_(gamma).exp_()
+    return k.T
+
+
+def cholesky_(k: Tensor) -> Tensor:
+    """Replace the lower triangle of a symmetric matrix by its Cholesky factor."""
+    return torch.linalg.cholesky(k, out=k)
+
+
+def solve_by(factor: Tensor, y: Tensor) -> Tensor:
+    """Return (L L^T)^-1 y."""
+    half = torch.linalg.solve_triangular(factor, y, upper=False)
+    return torch.linalg.solve_triangular(factor.T, half, upper=True)
 
 
 def kernel_scores(
@@ -136,9 +170,9 @@ def solve(
     q = answers.double()
     w, mean = photo_weights(q), q.mean(0)
     if landmarks is None and n <= EXACT:
-        centres, k = features, kernel(features, features, gamma)
+        centres, k = features, lower_kernel(features, gamma)
         k.diagonal().add_(ridge * n / w)
-        a = torch.cholesky_solve(q - mean, torch.linalg.cholesky(k))
+        a = solve_by(cholesky_(k), q - mean)
     else:
         chosen = spread_rows(n, LANDMARKS if landmarks is None else landmarks).to(features.device)
         centres = features[chosen]
@@ -153,7 +187,7 @@ def _solve_for_landmarks(x: Tensor, centres: Tensor, y: Tensor, w: Tensor, gamma
     """
     m, n = len(centres), len(x)
     gram, target = y.new_zeros(m, m), y.new_zeros(m, y.shape[1])
-    panels = [slice(start, min(start + 1000, m)) for start in range(0, m, 1000)]
+    panels = [slice(start, start + PANEL) for start in range(0, m, PANEL)]
     for start in range(0, n, ROWS):
         rows = slice(start, start + ROWS)
         k = kernel(x[rows], centres, gamma).mul_(w[rows].sqrt()[:, None])  # (ROWS, M)
@@ -161,13 +195,13 @@ def _solve_for_landmarks(x: Tensor, centres: Tensor, y: Tensor, w: Tensor, gamma
             gram[panel, panel.start :].addmm_(k[:, panel].T, k[:, panel.start :])
         target.addmm_(k.T, y[rows] * w[rows].sqrt()[:, None])
     gram = gram.triu_().add_(gram.triu(1).T)
-    own = kernel(centres, centres, gamma)
+    own = lower_kernel(centres, gamma)
     own.diagonal().add_(1e-8)  # photos that are the same make it singular
-    factor = torch.linalg.cholesky(own)  # L
+    factor = cholesky_(own)  # L
     half = torch.linalg.solve_triangular(factor, gram, upper=False)  # L^-1 gram
     system = torch.linalg.solve_triangular(factor, half.T, upper=False)  # L^-1 gram L^-T, as gram is symmetric
     system.diagonal().add_(ridge * n)
-    b = torch.cholesky_solve(torch.linalg.solve_triangular(factor, target, upper=False), torch.linalg.cholesky(system))
+    b = solve_by(cholesky_(system), torch.linalg.solve_triangular(factor, target, upper=False))
     return torch.linalg.solve_triangular(factor.T, b, upper=True)
 
 

@@ -39,13 +39,11 @@ def sweeps() -> list[run.Sweep]:
 
 @pytest.mark.slow
 def test_the_command_runs_all_sweeps_with_the_settings_of_the_configurations():
-    made = {*run.VARIANTS, *run.ON_NEW_SCENES, *run.photos.SWEEPS}
-    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant", "photos"} - made
+    made = {*run.VARIANTS, *run.ON_NEW_SCENES}
+    assert {path.stem for path in run.SWEEPS.glob("*.yaml")} == {*run.ORDER, "variant"} - made
     assert len({sweep.folder for sweep in sweeps()}) == len(run.ORDER)
     assert {name for group in run.GROUPS.values() for name in group} <= {*run.ORDER}
     for sweep in sweeps():
-        if sweep.name in run.photos.SWEEPS:  # tests/test_emoji_photos.py
-            continue
         keys = {
             key.rpartition(".")[2]: literal(value) for key, value in zip(sweep.options[::2], sweep.options[1::2], strict=True)
         }
@@ -178,8 +176,8 @@ def test_the_page_shows_the_claims_that_are_drawn():
     with open(ROOT / "benchmarks/emoji/claims.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     page = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
-    blocks = run.blocks_of(rows, run.committed(ROOT / "benchmarks/emoji/photos.csv"))
-    assert {path.name for path, _ in blocks} == {"README.md", "benchmark.md", "class_agnostic.md"}
+    blocks = run.blocks_of(rows)
+    assert {path.name for path, _ in blocks} == {"benchmark.md", "class_agnostic.md"}
     for (path, name), block in blocks.items():
         text = path.read_text(encoding="utf-8")
         assert run.with_block(text, name, block) == text, "python benchmarks/emoji/run.py --publish"
@@ -238,12 +236,14 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     assert {docs / name for name in pictures} == set((docs / "figures/benchmark").iterdir()) and len(pictures) == 4
     assert run.main() == 0 and (docs / "benchmark.md").read_text() == once
 
-    # with a seed less, and nothing but photos: what was published stays
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:2], str(tmp_path / "other"), "--publish", "--only", "photos", "--seeds", "2"])
+    # with a seed less, and one sweep alone: what was published stays
+    monkeypatch.setattr(
+        sys, "argv", [*sys.argv[:2], str(tmp_path / "other"), "--publish", "--only", "zeroshot", "--seeds", "2"]
+    )
     add(tmp_path / "other/main", "KDPL_CoOp", "new", [1, 1, 1], seed=2, dataset="EmojiSky")
     add(tmp_path / "other/main", "CoOp", "new", [4, 5, 5], seed=2, dataset="EmojiSky")
     seeds.clear()
-    assert run.main() == 0 and set(seeds) == {*run.photos.SWEEPS} and set(seeds.values()) == {(2,), (1,)}
+    assert run.main() == 0 and seeds == {"zeroshot": (1,)}
     assert (docs / "benchmark.md").read_text() == once and (tmp_path / "tables.csv").read_text() == tables
 
 

@@ -1,5 +1,7 @@
 """KernelHead: the solve, the neighbours' agreement and the factor by independent computations, and the learner in use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,8 @@ def test_scores_are_those_of_the_formula(n, names):
     x, log_p, new = pile(n, names)
     solved = solve(x, log_p.exp())
     closest(solved.scores(new), in_numpy(x, log_p.exp(), new, solved.gamma, solved.ridge))
+    solved = replace(solved, linear=torch.randn(names, x.shape[1], generator=torch.Generator().manual_seed(1)))
+    closest(solved.fitted(x, log_p.exp()), solved.scores(x))
 
 
 def test_names_without_a_photo_and_repeated_photos_have_scores():
@@ -58,8 +62,11 @@ def test_landmarks_in_chunks_are_exact_where_each_photo_is_one(monkeypatch):
     x, log_p, new = pile()
     exact = solve(x, log_p.exp(), ridge=1e-3)
     monkeypatch.setattr(kernel_head, "ROWS", 70)
+    monkeypatch.setattr(kernel_head, "PANEL", 90)
+    closest(solve(x, log_p.exp(), ridge=1e-3).coefficients, exact.coefficients)
     closest(solve(x, log_p.exp(), ridge=1e-3, landmarks=len(x)).scores(new), exact.scores(new))
     few = solve(x, log_p.exp(), ridge=1e-3, landmarks=100)
+    assert torch.equal(few.fitted(x, log_p.exp()), few.scores(x))
     assert few.centres.shape == (100, 32) and 1e-5 < (few.scores(new) - exact.scores(new)).abs().max() < 0.3
     monkeypatch.setattr(kernel_head, "EXACT", 200)
     monkeypatch.setattr(kernel_head, "LANDMARKS", 100)
