@@ -41,8 +41,8 @@ HEADERS = {
 }
 
 
-def make_app(session: Session, token: str, port: int) -> Starlette:
-    """Return the application that shows a session below `/TOKEN/` on a port."""
+def make_app(session: Session, token: str, port: int, stopping: Callable[[], bool]) -> Starlette:
+    """Return the application that shows a session below `/TOKEN/` on a port; it ends its answers when the server is stopping."""
 
     async def page(request: Request) -> Response:
         text = (PAGE / "index.html").read_text(encoding="utf-8").replace("@TITLE@", html.escape(session.title))
@@ -57,7 +57,7 @@ def make_app(session: Session, token: str, port: int) -> Starlette:
 
     async def state(request: Request) -> Response:
         since, waited = _number(request.query_params.get("since")), 0.0
-        while session.version == since and waited < WAITS and not await request.is_disconnected():
+        while session.version == since and waited < WAITS and not stopping() and not await request.is_disconnected():
             await asyncio.sleep(0.1)
             waited += 0.1
         return await _json(session.state)
@@ -151,7 +151,8 @@ def serve(session: Session, port: int, ready: Callable[[str], None]) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(make_app(session, token, port), log_level="warning", timeout_graceful_shutdown=1)
+        app = make_app(session, token, port, lambda: server.should_exit)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
 
         async def run() -> None:

@@ -94,7 +94,8 @@ class Sorter:
         self._basis: Basis | None = None
 
     def grow(self, pile: Pile) -> None:
-        self.pile, self._basis = pile, None
+        self._basis = self._basis if pile.contents == self.pile.contents else None
+        self.pile = pile
 
     @property
     def basis(self) -> Basis:
