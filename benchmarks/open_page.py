@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -56,9 +55,8 @@ def make(root: Path, count: int, names: int) -> list[str]:
     features = around(words.of_student(chosen, words.template)), around(words.of_teacher(chosen))
     contents = [f"{i:032x}" for i in range(count)]
     take_folder(out, FIT)
-    Pile(facts, paths, contents, stamps, none.background, *features, none.student_background, none.teacher_background).write(
-        out
-    )
+    texts = none.student_background, none.teacher_background
+    Pile(facts, paths, contents, stamps, none.background, *features, *texts).write(out)
     (out / "names.txt").write_text("\n".join(chosen[:names]) + "\n", encoding="utf-8")
     return chosen
 
@@ -93,9 +91,9 @@ def measure(page, names: list[str]) -> dict[str, list[float]]:
     """Return the seconds of each kind of change, twice or more, as the page is used."""
     took: dict[str, list[float]] = {}
 
-    def timed(what: str, act, undone: str) -> None:
+    def timed(what: str, undone: str, act, *args: str) -> None:
         start = time.perf_counter()
-        act()
+        act(*args)
         page.locator("#undo", has_text=undone).wait_for()
         page.evaluate(CALM)
         took.setdefault(what, []).append(time.perf_counter() - start)
@@ -108,16 +106,16 @@ def measure(page, names: list[str]) -> dict[str, list[float]]:
 
     for turn in range(3):
         first, second, third = names[5 + 3 * turn : 8 + 3 * turn]
-        timed("rename", lambda: dialog(first, "yes", f"{first} {turn}"), f"Undo: rename {first}")
-        timed("merge", lambda: dialog(second, "merge", third), f"Undo: merge {second}")
-        timed("delete", lambda: dialog(third, "delete"), f"Undo: delete {third}")
+        timed("rename", f"Undo: rename {first}", dialog, first, "yes", f"{first} {turn}")
+        timed("merge", f"Undo: merge {second}", dialog, second, "merge", third)
+        timed("delete", f"Undo: delete {third}", dialog, third, "delete")
         page.fill("#new", f"{names[-1]} {turn}" if turn else names[-1])
-        timed("add", lambda: page.press("#new", "Enter"), f"Undo: add {names[-1]}")
+        timed("add", f"Undo: add {names[-1]}", page.press, "#new", "Enter")
         page.locator(".card .path").nth(turn).click()
         for _ in range(49):
             page.keyboard.press("Shift+ArrowRight")
-        timed("label 50 photos", lambda: page.keyboard.press("2"), "Undo: label 50 photos")
-        timed("undo", lambda: page.keyboard.press("u"), "Undo: add")
+        timed("label 50 photos", "Undo: label 50 photos", page.keyboard.press, "2")
+        timed("undo", "Undo: add", page.keyboard.press, "u")
     return took
 
 
@@ -143,20 +141,12 @@ def main() -> int:
             for what, seconds in measure(page, names).items():
                 print(f"{what:24} {statistics.median(seconds):6.2f} s, at most {max(seconds):.2f}")
             gaps = page.evaluate(SCROLL)
-            print(
-                f"scroll                   {gaps[len(gaps) // 2]:6.1f} ms a frame, 95 % below {gaps[len(gaps) * 95 // 100]:.1f}, at most {gaps[-1]:.1f}"
-            )
-            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            of_server = sum(each.memory_info().rss for each in tree)
-            peak = next(
-                int(line.split()[1]) * 1024
-                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                if line.startswith("VmHWM")
-            )
-            heap = page.evaluate("performance.memory.usedJSHeapSize")
-            print(
-                f"memory of the server     {of_server / 1e9:6.2f} GB, at most {peak / 1e9:.2f}; the page's objects {heap / 1e6:.0f} MB"
-            )
+            usual, most = gaps[len(gaps) // 2], gaps[len(gaps) * 95 // 100]
+            print(f"scroll                   {usual:6.1f} ms a frame, 95 % below {most:.1f}, at most {gaps[-1]:.1f}")
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = int(status.partition("VmHWM:")[2].split()[0]) / 1e6
+            heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
+            print(f"memory of the server     {peak:6.2f} GB at most; the page's objects {heap:.0f} MB")
         browser.close()
     return 0
 
