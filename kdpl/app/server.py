@@ -42,7 +42,7 @@ HEADERS = {
 
 
 def make_app(session: Session, token: str, port: int, stopping: Callable[[], bool]) -> Starlette:
-    """Return the application that shows a session below `/TOKEN/` on a port; none of its answers waits once it is `stopping`."""
+    """Return the application that shows a session below `/TOKEN/` on a port; no answer waits once it is `stopping`."""
 
     async def page(request: Request) -> Response:
         text = (PAGE / "index.html").read_text(encoding="utf-8").replace("@TITLE@", html.escape(session.title))
