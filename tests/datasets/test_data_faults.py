@@ -8,10 +8,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-import torch
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from support import ROOT, config, emoji_args, image_file, processes
-from support.trainings import parameters
 
 from kdpl import train
 from kdpl.common import exits
@@ -148,39 +146,4 @@ def test_classes_with_fewer_images_than_shots_give_all_they_have(tmp_path):
 # ------------------------------------------------------------------------------------------------------ class names
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["KDPL_CoOp", "KDPL_VPT"])
-def test_class_names_may_be_of_any_text(trainer, tmp_path, capsys):
-    root = photos(tmp_path / "photos", ODD_NAMES, [1] * len(ODD_NAMES))
-    assert max(map(len, ODD_NAMES)) > 290
-    run = build(root, tmp_path / "out", "TEST.PER_CLASS_RESULT", True, trainer=trainer)
-    run.train()
-    assert results(tmp_path / "out")["num_classes"] == len(ODD_NAMES)
-    printed = capsys.readouterr().out
-    assert all(f"({name})" in printed for name in ODD_NAMES)
-    assert all(torch.isfinite(value).all() for value in parameters(run).values())
-
-
 LONG = "red and " * 40 + "blue"
-
-
-@pytest.mark.parametrize(
-    ("trainer", "name", "message"),
-    [
-        (
-            "KDPL_CoOp",
-            LONG,
-            f"'{LONG}' has 88 tokens, 4 of them context; the text tower takes at most 77: shorten the name",
-        ),
-        ("KDPL_VPT", LONG, f"'a photo of a {LONG}.' has 88 tokens, the text tower takes 77: shorten it"),
-        ("ZeroshotTeacher", LONG, "has 88 tokens, the text tower takes 77: shorten it"),
-        ("KDPL_VPT", "", "The class name of label 1, '', is empty: give every class a name"),
-        ("ZeroshotCLIP", " _ ", "The class name of label 1, ' _ ', is empty: give every class a name"),
-        ("KDPL_CoOp", "fox<|endoftext|>", "contains CLIP's start or end token: remove it from the class name"),
-    ],
-)
-def test_a_class_name_that_no_prompt_holds_is_refused_not_cut(trainer, name, message, tmp_path):
-    root = photos(tmp_path / "photos", ["fox", name, "owl"], [1, 1, 1])
-    with pytest.raises(ValueError) as refused:
-        build(root, tmp_path / "out", trainer=trainer)
-    assert message in str(refused.value)

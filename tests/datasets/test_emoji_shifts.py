@@ -86,16 +86,6 @@ def test_the_ten_targets_divide_the_things():
         assert about.startswith(f"{len(scenes.class_names(name))} ")
 
 
-@pytest.mark.parametrize("name", UNSEEN)
-def test_a_class_has_16_4_8_and_16_images(name):
-    names, listed = scenes.class_names(name), scenes.scenes_of(name)
-    counts = Counter((scene.label, scene.split, scene.style_name) for scene in listed)
-    sizes = {("train", "noto"): 8, ("train", "fluent"): 8, ("val", "noto"): 2, ("val", "fluent"): 2, ("test", "twemoji"): 8}
-    sizes |= {("test", "noto"): 8, ("test", "fluent"): 8}
-    assert names == sorted(names)
-    assert counts == {(label, *key): n for label in range(len(names)) for key, n in sizes.items()}
-
-
 def test_hard_scenes_are_in_no_other_split():
     hard = {(scene.style, scene.thing, scene.rendering) for scene in plans.scenes_of("a")}
     others = {(s.style, s.thing, s.rendering) for name in plans.PLANS if name != "a" for s in plans.scenes_of(name)}

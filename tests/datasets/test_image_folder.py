@@ -134,18 +134,6 @@ def test_a_training_without_names_or_test_images_measures_nothing(photos, tmp_pa
         dataset_of(photos, tmp_path / "out", *agnostic, "DATASET.NUM_SHOTS", 4)
 
 
-def test_a_folder_with_nothing_but_test_images_is_evaluated(photos, tmp_path):
-    for path in [*photos.iterdir()]:
-        if path.name not in ("test", ".DS_Store"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run = trainer_of(cfg_of(photos, tmp_path / "out", names=NAMES))
-    with pytest.raises(ValueError, match="no training images"):
-        run.train()
-    run.test()
-    result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
-    assert (result["dataset"], result["num_images"], result["num_classes"]) == ("ImageFolder", 3, 3)
-
-
 def cut_off(path, seed=3):
     image_file(path, 128, seed)
     path.write_bytes(path.read_bytes()[:-3000])

@@ -126,30 +126,6 @@ def test_what_must_be_fetched_by_hand_is_said_with_where_from_and_where_to(tmp_p
     assert f"into {tmp_path / facts.folder}" in out
 
 
-@pytest.mark.parametrize("name", ["ImageNetV2", "ImageNetA"])
-def test_an_archive_put_there_by_hand_is_laid_out_and_kept(miniatures, tmp_path, run, name):
-    facts = CATALOG[name]
-    folder = tmp_path / facts.folder
-    folder.mkdir()
-    source = facts.sources[0]
-    pack(folder / source.file, miniatures / facts.folder, source.gives)
-    facts = replace(facts, sources=(replace(source, md5=""),))
-    status, _ = run(facts)
-    assert status == 0
-    assert (folder / source.gives[0]).is_dir() and (folder / source.file).is_file()
-
-
-def test_class_names_are_copied_from_imagenet_once_they_are_there(miniatures, tmp_path, run):
-    facts = replace(CATALOG["ImageNetR"], sources=CATALOG["ImageNetR"].sources[1:])
-    status, out = run(facts)
-    assert status == 1 and f"copy {tmp_path}/imagenet/classnames.txt into" in out
-    (tmp_path / "imagenet").mkdir()
-    (tmp_path / "imagenet/classnames.txt").write_bytes((miniatures / "imagenet/classnames.txt").read_bytes())
-    status, _ = run(facts)
-    assert status == 0
-    assert (tmp_path / "imagenet-rendition/classnames.txt").read_text().startswith("n01440764 tench\n")
-
-
 def test_what_is_there_already_is_not_fetched_again(server, miniatures, tmp_path, run):
     facts = serve(CATALOG["EuroSAT"], miniatures, *server)
     run(facts)
@@ -210,20 +186,3 @@ def test_a_data_set_with_all_its_images_is_complete(miniatures, name):
     assert report.state == "complete"
     total = sum(facts.sizes)
     assert report.images == f"{total:,} of {total:,}"
-
-
-def test_the_report_covers_all_data_sets_and_makes_no_file(tmp_path, run, capsys):
-    BUILDERS["EuroSAT"](tmp_path)
-    BUILDERS["OxfordPets"](tmp_path)
-    (tmp_path / "oxford_pets/images/abyssinian_1.jpg").unlink()
-    BUILDERS["SUN397"](tmp_path)
-    (tmp_path / "sun397/split_zhou_SUN397.json").write_text("[]")
-    before = {path for path in tmp_path.rglob("*") if "/SUN397/" not in str(path)}
-    assert run(replace(CATALOG["EuroSAT"], sizes=(25, 10, 15)), check=True)[0] == 0
-    assert prepare.main(["--check", "--root", str(tmp_path)]) == 1
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert all(name in rows for name in CATALOG)
-    assert " complete " in rows["EuroSAT"] and " missing " in rows["Food101"]
-    assert " partial " in rows["OxfordPets"] and "1 of the 30 images" in rows["OxfordPets"]
-    assert " damaged " in rows["SUN397"]
-    assert {path for path in tmp_path.rglob("*") if "/SUN397/" not in str(path)} == before

@@ -9,9 +9,7 @@ from kdpl.experiments.report.cells import (
     REPLICATES,
     Cell,
     Draws,
-    average,
     difference,
-    harmonic_mean,
     interval,
     replicates_of,
 )
@@ -57,16 +55,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         low, high = cell(right, [8] * 60).interval(Draws())
         covered += low <= 50 <= high
     assert 88 <= covered <= 100
-
-
-def test_means_and_harmonic_means_are_of_the_replicates():
-    base, new = cell({1: [4, 1]}, [4, 4], classes="base"), cell({1: [2, 2]}, [4, 4], classes="new")
-    draws = Draws()
-    b, n = base.replicates(draws, [1]), new.replicates(draws, [1])
-    assert np.allclose(average([base, new]).replicates(draws, [1]), (b + n) / 2)
-    assert np.allclose(harmonic_mean(base, new).replicates(draws, [1]), 2 * b * n / (b + n))
-    assert harmonic_mean(base, new).mean == pytest.approx(2 * 62.5 * 50 / 112.5)
-    assert average([base, Cell({1: 50.0})]).interval(draws) is None, "one has no counts"
 
 
 def add(folder: Path, right: str, accuracy: float, trainer: str = "CoOp", seed: int = 1) -> None:

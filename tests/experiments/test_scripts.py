@@ -144,26 +144,6 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
     assert {score.trained.dataset for score in scores} == {"EmojiMeals"}
 
 
-@pytest.mark.parametrize(
-    ("args", "complaint"),
-    [
-        (["--trianer", "CoOp"], "unrecognized arguments: --trianer. Did you mean '--trainer'?"),
-        (["CoOp"], "expected a sweep's file, or --protocol, --trainer and --datasets, and not both: got 'CoOp'"),
-        (["--seeds", "one"], "seeds is ['one'], expected numbers"),
-        (["--jobs", "0"], "argument --jobs: 0 is not a whole number of at least 1"),
-        (["--datasets", "pets"], "datasets: 'pets' is not one of"),
-        (["--", "OPTIM.MAX_EPOCHS", "1"], "'OPTIM.MAX_EPOCHS' is not a configuration key"),
-    ],
-)
-def test_a_wrong_setting_is_named_before_anything_runs(tmp_path, sweep, args, complaint):
-    """With the flags that the scripts pass on before the user's."""
-    passed = ["--trainer", "KDPL_CoOp", "--cfg", "vit_b32", "--shots", "16", "--seeds", "1", "--datasets", "caltech101"]
-    status, output = sweep("base2new/all.sh", *passed, "--class-agnostic", "0", "--data", "", "--extra=", *args)
-    assert status == 2
-    assert complaint in output
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
 def test_a_script_without_its_python_or_with_a_wrong_variable_starts_nothing(tmp_path, protocol):
     status, output = run(f"{protocol}/all.sh", "--python", "no-such-python", cwd=tmp_path, OUTPUT="o")

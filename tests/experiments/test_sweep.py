@@ -20,7 +20,7 @@ from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.sweep import plan, status, work
 from kdpl.experiments.sweep.plan import minutes, read_sweep
-from kdpl.experiments.sweep.runs import ZERO_SHOT, Resources, Run, Step, Sweep, config_of, runs_of
+from kdpl.experiments.sweep.runs import Resources, Run, Step, Sweep, config_of, runs_of
 from kdpl.sweep import main
 from kdpl.training.results import write_results
 
@@ -95,14 +95,6 @@ def test_a_wrong_key_or_value_is_named_with_the_closest(tmp_path, changes, messa
         read_sweep(sweep_file(tmp_path, **changes))
 
 
-def test_settings_that_contradict_each_other_are_refused_before_anything_starts(tmp_path, capsys):
-    output = tmp_path / "out"
-    changes = {"trainers": "[CoOp, KDPL_CoOp]", "output": str(output), "options": "{TRAINER.KDPL.CACHE_DIR: features}"}
-    assert main([str(sweep_file(tmp_path, **changes))]) == exits.BAD_INPUT
-    assert "CACHE_DIR 'features' has nothing to store with VIEWS 0" in capsys.readouterr().err
-    assert not list(output.rglob("log.txt"))
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("90", 90), ("1:30:00", 90), ("5:30", 6), ("0:00:30", 1), ("2-0", 2880), ("1-01:30", 1530), ("1-00:00:01", 1441)],
@@ -110,14 +102,6 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_starts(
 def test_times_are_read_as_slurm_reads_them(text, expected, tmp_path):
     assert minutes(text) == expected
     assert read_sweep(sweep_file(tmp_path, executor=f"{{time: {text}}}")).executor.time == expected
-
-
-def test_zero_shot_trainers_are_those_that_are_registered():
-    from dassl.engine import TRAINER_REGISTRY
-
-    import kdpl.trainers.baselines  # noqa: F401
-
-    assert set(ZERO_SHOT) == {n for n in TRAINER_REGISTRY.registered_names() if n.startswith("Zeroshot")}
 
 
 def test_values_of_options_reach_the_command_line_as_they_are_written(tmp_path):
@@ -200,39 +184,6 @@ def test_a_sweep_of_flags_is_that_of_the_file_but_for_its_name(tmp_path, monkeyp
     main([*flags, "--extra", "OPTIM.LR", "1e-5", "--", "OPTIM.MAX_EPOCH", "3"])
     assert replace(sweeps[1], name="some") == sweeps[0]
     assert sweeps[1].folder == tmp_path / "sweeps/flags-base2new"
-
-
-@pytest.mark.parametrize("words", [[], ["some.yaml", "--seeds", "1"], ["some.yaml", "--", "OPTIM.LR", "1"]])
-def test_a_sweep_comes_from_a_file_or_from_flags(words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
-    assert "expected a sweep's file, or --protocol" in capsys.readouterr().err
-
-
-def test_the_test_alone_waits_for_no_training_and_says_which_is_missing(tmp_path):
-    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, steps="test", output=str(tmp_path / "out"))))
-    assert [step.classes for step in run.steps] == ["new"]
-    outcome = work.work(run, work.Stop(), os.environ)
-    training = run.steps[0].training
-    assert outcome.state == "failed" and outcome.reason.endswith(f"do that step first ({training.folder})")
-    assert not run.steps[0].folder.exists()
-
-
-def test_learned_prompts_are_tested_again_on_validation_images(tmp_path, monkeypatch):
-    """A training that was tested on the other images has ended, and its test on the new ones is still to be done."""
-    keys = {"steps": "test", "options": "{TEST.SPLIT: val}", "output": str(tmp_path / "out")}
-    (run, *_) = runs_of(read_sweep(sweep_file(tmp_path, **keys)))
-    (trained, *_) = runs_of(read_sweep(sweep_file(tmp_path, steps="train", output=keys["output"])))
-    training = run.steps[0].training
-    assert not training.ended()
-    finish(trained.steps[0])
-    assert trained.steps[0].folder == training.folder and training.ended() and training.missing() and run.steps[0].missing()
-    started = []
-    process = lambda step, *rest: started.append(step.command()) or finish(step) or work.Outcome()  # noqa: E731
-    monkeypatch.setattr(work, "_process", process)
-    assert work.work(run, work.Stop(), os.environ).state == "finished"
-    (command,) = started
-    assert "--eval-only" in command and command[-2:] == ["TEST.SPLIT", "val"]
 
 
 def test_learned_prompts_are_tested_again_on_other_domains_and_on_base_classes(tmp_path, monkeypatch):

@@ -42,16 +42,6 @@ def test_a_datum_needs_an_image_file(tmp_path):
         Datum(str(tmp_path / "gone.jpg"))
 
 
-def test_class_names_are_in_the_order_of_the_labels(images):
-    dataset = DatasetBase(train_x=images[::-1], test=images)
-    assert dataset.classnames == ["red", "green", "blue"]
-    assert dataset.lab2cname == {0: "red", 1: "green", 2: "blue"}
-    assert dataset.num_classes == 3
-    assert dataset.train_u is None
-    assert dataset.val is None
-    assert dataset.test is images
-
-
 def test_an_empty_or_contradictory_training_set_is_refused(images):
     with pytest.raises(ValueError, match="train_x is empty"):
         DatasetBase(train_x=[])
@@ -110,14 +100,6 @@ def test_test_images_are_resized_at_the_smaller_edge_cropped_and_normalised(cfg,
     expected = (pixels - cfg.INPUT.PIXEL_MEAN) / cfg.INPUT.PIXEL_STD
     tensor = build_transform(cfg, is_train=False)(image)
     assert np.allclose(tensor.permute(1, 2, 0), expected, atol=1e-6)
-
-
-def test_unknown_transforms_and_interpolations_are_named(cfg, capsys):
-    with pytest.raises(ValueError, match=r"INPUT\.TRANSFORMS 'random_flp' .* 'random_flip'"):
-        build_transform(cfg, choices=("random_flp",))
-    cfg.INPUT.INTERPOLATION = "bicubik"
-    with pytest.raises(ValueError, match=r"INPUT\.INTERPOLATION 'bicubik' .* 'bicubic'"):
-        build_transform(cfg, is_train=False)
 
 
 # Samplers

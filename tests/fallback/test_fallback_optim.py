@@ -46,27 +46,6 @@ def test_every_optimizer_moves_all_parameters_and_lowers_the_loss(name):
     assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("adam", {"betas": (0.8, 0.9), "weight_decay": 0.25, "amsgrad": False}),
-        ("amsgrad", {"betas": (0.8, 0.9), "amsgrad": True}),
-        ("adamw", {"betas": (0.8, 0.9), "weight_decay": 0.25}),
-        ("radam", {"betas": (0.8, 0.9), "weight_decay": 0.25}),
-        ("rmsprop", {"alpha": 0.7, "momentum": 0.6, "weight_decay": 0.25}),
-        ("sgd", {"momentum": 0.6, "weight_decay": 0.25, "nesterov": True, "dampening": 0}),
-    ],
-)
-def test_settings_reach_the_optimizer(name, expected):
-    cfg = optim(
-        "NAME", name, "LR", 0.5, "WEIGHT_DECAY", 0.25, "MOMENTUM", 0.6, "SGD_NESTEROV", True, "RMSPROP_ALPHA", 0.7,
-        "ADAM_BETA1", 0.8, "ADAM_BETA2", 0.9,
-    )  # fmt: skip
-    group = build_optimizer(TwoParts(), cfg).param_groups[0]
-    assert group["lr"] == 0.5
-    assert {key: group[key] for key in expected} == expected
-
-
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match=r"OPTIM\.NAME 'SDG' .* 'sgd'"):
         build_optimizer(TwoParts(), optim("NAME", "SDG"))

@@ -23,19 +23,6 @@ class CoOp:
 # Registry
 
 
-def test_what_is_registered_is_found_by_its_name():
-    registry = Registry("TRAINER")
-
-    @registry.register()
-    class KDPL:
-        pass
-
-    registry.register(CoOp)
-    assert registry.registered_names() == ["KDPL", "CoOp"]
-    assert registry.get("KDPL") is KDPL
-    assert registry.get("CoOp") is CoOp
-
-
 def test_a_name_is_registered_once_unless_forced():
     registry = Registry("TRAINER")
     registry.register(CoOp)
