@@ -6,7 +6,7 @@ A name that is registered already, by a fork that brings its own data sets, is l
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Registry
 
-from kdpl.datasets.coop.benchmarks import DATASETS, dataset_dir_check
+from kdpl.datasets.coop.catalog import DATASETS, dataset_dir_check
 from kdpl.datasets.emoji.scenes import DATASETS as EMOJI_DATASETS
 from kdpl.datasets.image_folder import ImageFolder
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji.art import STYLES, drawings, things
-from kdpl.datasets.emoji.draws import SIZE
+from kdpl.datasets.emoji.generator import SIZE
 
 PACKS = {  # style: npm package, version; packs under share-alike licences are left out on purpose
     "twemoji": ("twemoji", "1.2.5"),  # CC BY 4.0

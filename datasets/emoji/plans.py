@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdpl.datasets.emoji.art import STYLES, drawing_number, drawings, things
-from kdpl.datasets.emoji.draws import SIZE
-from kdpl.datasets.emoji.generator import OTHER_SCENES, SCENES, SKETCHES, Look, draw_scenes
+from kdpl.datasets.emoji.generator import OTHER_SCENES, SCENES, SIZE, SKETCHES, Look, draw_scenes
 
 
 class Part(NamedTuple):

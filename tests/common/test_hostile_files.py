@@ -19,7 +19,7 @@ from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.weights import WeightsError
 from kdpl.common.files import NoRoomError
 from kdpl.common.tensor_files import TensorFileError, load_torch, load_torchscript
-from kdpl.datasets.coop import archives
+from kdpl.datasets import prepare as archives
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint, load_learned
 
 TERABYTES = 2**42

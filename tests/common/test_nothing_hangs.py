@@ -17,7 +17,7 @@ from kdpl.common.safe_text import UnsafeTextError, parse_yaml, read_json, read_t
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import read_manifest
 from kdpl.config.merging import merge_file, merged_cfg
-from kdpl.datasets.coop.archives import ArchiveError, unpack
+from kdpl.datasets.prepare import ArchiveError, unpack
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.training.pixels import read_image
 from kdpl.training.results import ResultsError, read_results

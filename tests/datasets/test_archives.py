@@ -6,8 +6,8 @@ import tarfile
 import pytest
 from support.files import FILES, HONEST, member, tar_of, zip_of
 
-from kdpl.datasets.coop import archives
-from kdpl.datasets.coop.archives import ArchiveError, is_archive, unpack
+from kdpl.datasets import prepare as archives
+from kdpl.datasets.prepare import ArchiveError, is_archive, unpack
 
 
 def unpacked(tmp_path, content: bytes) -> dict[str, bytes]:

@@ -36,10 +36,10 @@ from kdpl.config.checks import check_config
 from kdpl.config.defaults import extend_cfg
 from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merge_file, merge_options
-from kdpl.datasets.coop.archives import ArchiveError, unpack
 from kdpl.datasets.coop.catalog import CATALOG
 from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, MissingDataError
 from kdpl.datasets.coop.splits import load_split
+from kdpl.datasets.prepare import ArchiveError, unpack
 from kdpl.experiments.sweep.plan import read_sweep, runs_of
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
 from kdpl.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, load_learned, random_state
