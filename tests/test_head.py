@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from support import ROOT, untrained_bundle
 
 import kdpl
-from kdpl.bundle import read_bundle, write_bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.datasets.emoji.scenes import draw, scenes_of

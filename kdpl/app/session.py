@@ -16,8 +16,7 @@ from PIL import Image
 from kdpl.app.groups import group, suggest
 from kdpl.app.journal import ChangeError, Decided, Journal, replay
 from kdpl.app.sorting import Sorted, Sorter
-from kdpl.bundle import write_bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Decision, write_bundle
 from kdpl.classifier.keywords import SidecarError, write_keywords
 from kdpl.common.files import cache_dir
 from kdpl.common.images import to_rgb

@@ -1,10 +1,9 @@
 """The card of a bundle, in Markdown: what was learned from what, how well it does, and how it is used."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdpl.bundle.decision import Decision
+from kdpl.common.outputs import BUNDLE
 from kdpl.common.safe_text import on_one_line
 from kdpl.config.teachers import names_its_texts
 from kdpl.students import Student
@@ -12,64 +11,74 @@ from kdpl.students import Student
 if TYPE_CHECKING:
     from kdpl.bundle import Bundle
 
-FILE_NAME = "prompts.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 HEADER = "---\nlibrary_name: kdpl\npipeline_tag: image-classification\ntags: [clip, prompt-learning]\n---"
+HEAD = (
+    "It is a head, no prompts: the image tower of the CLIP stays as it is, and each name's score is computed from the image "
+    "features by kernel ridge regression, which was solved in closed form to agree with the teacher on {photos}. "
+    "Scores times a factor, through a softmax, are the probabilities."
+)
 
 
-def model_card(bundle: "Bundle", header: str = HEADER, address: str = FILE_NAME) -> str:
+def model_card(bundle: "Bundle", header: str = HEADER, address: str = BUNDLE) -> str:
     """Return the card of a bundle, in Markdown: a YAML header, and how the bundle is loaded from its address."""
-    learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
-    teacher = bundle.teacher or "none: from labels"
-    if bundle.teacher and not names_its_texts(teacher):
-        teacher += f", with the sentence “{bundle.template}”"
-    facts = {
-        "Learned by": f"{bundle.trainer} in {bundle.epoch} epochs, kdpl {bundle.kdpl_version}",
-        "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
-        "Teacher": teacher,
-        "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
-        "Run": f"{bundle.manifest['digest']}, a digest of all that determines these prompts"
-        if bundle.manifest
-        else "not recorded",
-        "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
-        "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
-    }
-    learner = Student.known.get(bundle.variant)
-    specific = learner and learner.is_class_specific(bundle.options) and not bundle.decision.sentences
-    others = "These prompts are class-specific: others cannot be set." if specific else "Other class names may be set."
-    if bundle.decision.sentences:
-        others += " `kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below."
+    learner, backbone, decision = Student.known.get(bundle.variant), _plain(bundle.backbone), bundle.decision
+    head = learner is not None and learner.closed_form
+    about = [f"`{BUNDLE}` makes the CLIP model {backbone} a classifier of images over the class names below."]
+    if head:
+        about.append(HEAD.format(photos=_plain(bundle.dataset)))
+    if learner and learner.is_class_specific(bundle.options) and not decision.sentences:
+        about.append("It knows these class names alone: others cannot be set.")
+    else:
+        about.append("Other class names may be set.")
+    if decision.sentences:
+        about.append("`kdpl fit` found hand-written sentences that agree better with the teacher: they are used, see below.")
     if learner and learner.__module__.partition(".")[0] != "kdpl":
-        others += f" {_plain(bundle.variant)} is not a learner of kdpl: import its file first, or name it in `--learner`."
+        about.append(f"{_plain(bundle.variant)} is not a learner of kdpl: import its file first, or name it in `--learner`.")
     lines = [
         header,
-        f"# Prompts for {_plain(bundle.backbone)}", "",
-        f"`{FILE_NAME}` makes the CLIP model {_plain(bundle.backbone)} a classifier of images over the class names below. "
-        f"{others}", "",
+        f"# {'Head' if head else 'Prompts'} for {backbone}", "", " ".join(about), "",
         "```python", "import kdpl", "", f'clf = kdpl.load("{address}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
         "print(clf.classnames)", "```", "",
-        "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in facts.items()), "",
-        "## Accuracy", "", *_accuracy(bundle.results), "",
-        *_comparison(bundle.comparison), *_decision(bundle.decision),
+        "| | |", "| --- | --- |", *(f"| {key} | {_plain(value)} |" for key, value in _facts(bundle, head).items()), "",
+        "## Accuracy", "", *_accuracy(bundle), "",
+        *_comparison(bundle), *_decision(bundle),
         "## Class names", "", *([f"- {_plain(name)}" for name in bundle.classnames] or ["None were known in training."]), "",
         "## Configuration", "", *(f"    {on_one_line(line)}" for line in bundle.config.splitlines()), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _accuracy(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not results:
+def _facts(bundle: "Bundle", head: bool) -> dict[str, str]:
+    teacher = bundle.teacher or "none: from labels"
+    if bundle.teacher and not names_its_texts(teacher):
+        teacher += f", with the sentence “{bundle.template}”"
+    run = f"{bundle.manifest['digest']}, a digest of all that determines these prompts" if bundle.manifest else "not recorded"
+    learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())
+    return {
+        "Learned by": f"{bundle.trainer}{'' if head else f' in {bundle.epoch} epochs'}, kdpl {bundle.kdpl_version}",
+        "Student": f"{bundle.backbone}, frozen; SHA-256 of its weights in fp16: {bundle.backbone_sha256}",
+        "Teacher": teacher,
+        "Trained on": bundle.dataset + (", without class names" if bundle.class_agnostic else ""),
+        "Run": run,
+        "Options": ", ".join(f"{key} {value!r}" for key, value in bundle.options.items()),
+        "Learned parameters": f"{sum(v.numel() for v in bundle.parameters.values()):,}: {learned}",
+    }
+
+
+def _accuracy(bundle: "Bundle") -> list[str]:
+    if not bundle.results:
         return ["Not measured: there were no labelled test images, or no test was asked for."]
     head = ["| data set | split | classes | images | accuracy (%) | macro F1 (%) |", "| --- | --- | --- | --- | --- | --- |"]
     return head + [
         f"| {_plain(r['dataset'])} | {_plain(r['split'])} | {_plain(r['classes'])} ({r['num_classes']}) | {r['num_images']:,} "
         f"| {r['accuracy']:.2f} | {r['macro_f1']:.2f} |"
-        for r in results
+        for r in bundle.results
     ]
 
 
-def _comparison(comparison: Mapping[str, Any]) -> list[str]:
-    if not comparison:
+def _comparison(bundle: "Bundle") -> list[str]:
+    if not (comparison := bundle.comparison):
         return []
     rows = [
         f"| {_plain(row['prompts'])} | {row['agreement']:.1f} ± {row['error']:.1f} | {row['divergence']:.3f} |"
@@ -81,8 +90,8 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     return ["## Agreement with the teacher", "", about, "", *head, *rows, "", _plain(comparison["verdict"]), ""]
 
 
-def _decision(decision: Decision) -> list[str]:
-    lines = []
+def _decision(bundle: "Bundle") -> list[str]:
+    decision, lines = bundle.decision, []
     if decision.sentences:
         shown = ", ".join(f"“{_plain(s)}”" for s in decision.sentences[:3]) + (", ..." if len(decision.sentences) > 3 else "")
         lines.append(f"- Used in place of the learned prompts: {len(decision.sentences)} hand-written sentences, {shown}")

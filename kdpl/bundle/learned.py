@@ -37,13 +37,13 @@ def fitting_options(bundle: Bundle, architecture: Architecture, name: str) -> Cf
     return options
 
 
-def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way_out: str) -> Student:
+def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, what_to_do: str) -> Student:
     """Return the prompt learner of a bundle on its CLIP, with what was learned, frozen.
 
     Args:
         options: of `fitting_options`.
         name: of the CLIP, for errors.
-        way_out: the end of the message if it is another CLIP than that of the prompts.
+        what_to_do: the end of the message if it is another CLIP than that of the prompts.
 
     Raises:
         BundleError: the CLIP is not the one that the prompts were learned for, by its weights and, as far as the bundle has it,
@@ -52,28 +52,22 @@ def learned_student(bundle: Bundle, clip: Clip, options: CfgNode, name: str, way
     if clip.weights_digest != bundle.backbone_sha256:
         raise BundleError(
             f"The weights of '{name}' are not those that the prompts were learned for ('{bundle.backbone}', SHA-256 "
-            f"{bundle.backbone_sha256[:12]}...). {way_out}"
+            f"{bundle.backbone_sha256[:12]}...). {what_to_do}"
         )
-    _refuse_other_design(bundle, clip, name, way_out)
+    other = list(differences(bundle.backbone_design, clip.design, "in the bundle").values()) if bundle.backbone_design else []
+    if not other and clip.preprocessing != bundle.preprocessing:
+        other = [f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"]
+    if other:
+        raise BundleError(
+            f"'{name}' has the weights that the prompts were learned for, but computes something else: {'; '.join(other)}. "
+            f"{what_to_do}"
+        )
     student = bundle.student_class(clip, options, bundle.classnames, bundle.template or DEFAULT)
     try:
         load_learned(student.learned.float(), bundle.parameters, "the bundle")
     except CheckpointError as error:
         raise _misfit(bundle, name, error) from error
     return student.requires_grad_(False).eval().to(clip.device)
-
-
-def _refuse_other_design(bundle: Bundle, clip: Clip, name: str, way_out: str) -> None:
-    """Refuse a CLIP with the right weights that computes something else; a bundle need not have its design."""
-    then, now = bundle.backbone_design, clip.design
-    found = differences(then, now, "in the bundle") if then else {}
-    if not found and clip.preprocessing != bundle.preprocessing:
-        found = {"": f"preprocessing: {bundle.preprocessing} in the bundle, {clip.preprocessing} now"}
-    if found:
-        raise BundleError(
-            f"'{name}' has the weights that the prompts were learned for, but computes something else: "
-            f"{'; '.join(found.values())}. {way_out}"
-        )
 
 
 def _misfit(bundle: Bundle, name: str, error: Exception) -> BundleError:

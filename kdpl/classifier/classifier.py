@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdpl.bundle import Bundle
-from kdpl.bundle.decision import inside_score
+from kdpl.bundle import Bundle, inside_score
 from kdpl.bundle.hub import read
 from kdpl.bundle.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdpl.bundle import Bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Bundle, Decision
 from kdpl.photos.answers import Words
 from kdpl.photos.learn import Task
 from kdpl.students.kernel_head import KernelHead, Solved

@@ -83,7 +83,7 @@ def judge(classifier: "Classifier", labels: Sequence[Label], on_bad: "OnBad", re
 
 def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged]) -> list[Judged]:
     """Return what the same CLIP says of the photos that are known to be of a class, by a hand-written sentence."""
-    from kdpl.bundle.decision import Decision
+    from kdpl.bundle import Decision
     from kdpl.classifier.classifier import Classifier
 
     with doing(f'Predicting with "{sentence}"'):

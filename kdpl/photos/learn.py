@@ -21,8 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from kdpl.bundle import Bundle, read_bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Bundle, Decision, read_bundle
 from kdpl.bundle.learned import NameEncoder, fitting_options, learned_student
 from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.clip.loading import describe, outline_clip

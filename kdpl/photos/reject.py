@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.bundle.decision import Decision, inside_score
+from kdpl.bundle import Decision, inside_score
 from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN
 from kdpl.photos.pile import Pile
 

@@ -88,8 +88,7 @@ def test_the_card_has_what_the_hub_shows_and_nothing_invented(server, bundle, tm
     assert about["library_name"] == "kdpl" and about["license"] == "mit" and about["pipeline_tag"] == "image-classification"
     assert about["base_model"] == "openai/clip-vit-base-patch32" and {"clip", "coop"} <= set(about["tags"])
     ((result,),) = (entry["results"] for entry in about["model-index"])
-    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
-    assert result["dataset"]["name"] == "pets: [all]" and values == {"accuracy": 71.25, "f1": 70.0}
+    assert result["dataset"]["name"] == "pets: [all]" and [m["value"] for m in result["metrics"]] == [71.25]
     assert 'kdpl.load("hf-hub:me/pets")' in text and "| 71.25 | 70.00 |" in text
     hub.push(bundle, "me/plain")
     (files,) = server.repositories["me/plain"].commits.values()
@@ -118,7 +117,7 @@ def test_prompts_of_a_learner_of_ones_own_are_pushed_with_its_file_which_stays_h
 
 @pytest.mark.parametrize(
     ("backbone", "expected"),
-    [("ViT-B/16", "openai/clip-vit-base-patch16"), ("emoji_student", None), ("/gone/clip.pt", None), ("RN50", None),
+    [("ViT-B/16", "openai/clip-vit-base-patch16"), ("emoji_student", None), ("/gone/clip.pt", None),
      ("ViT-B-32:laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")],
 )  # fmt: skip
 def test_the_base_model_is_a_repository_of_the_hub_or_left_out(backbone, expected):
@@ -127,45 +126,35 @@ def test_the_base_model_is_a_repository_of_the_hub_or_left_out(backbone, expecte
 
 def test_a_revision_is_what_it_was(server, bundle, tmp_path):
     old = put(server, bundle, "me/prompts", "v1")
-    other = untrained_bundle(tmp_path / "other", "CoOp", ["one", "two", "three"])
-    put(server, other)
+    put(server, untrained_bundle(tmp_path / "other", "CoOp", ["one", "two", "three"]))
     assert kdpl.load("hf-hub:me/prompts").classnames == ["one", "two", "three"]
     for revision in ("v1", old):
         assert kdpl.load(f"hf-hub:me/prompts@{revision}").classnames == NAMES
-    assert "has no revision 'v2'" in refused(kdpl.load, "hf-hub:me/prompts@v2")
+    assert "'hf-hub:me/prompts@v2' at http" in (message := refused(kdpl.load, "hf-hub:me/prompts@v2"))
+    assert "it has no such revision" in message
 
 
 def test_only_the_bundle_is_ever_downloaded(server, bundle, tmp_path):
     put(server, bundle, "me/prompts", **{"pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"1/0", "config.json": b"{}"})
     kdpl.load("hf-hub:me/prompts")
     assert {path.rpartition("/")[2] for _, path in server.asked if path != AGENTS} == {FILE_NAME}
-    assert {path.name for path in (tmp_path / "hub").rglob("*.*") if path.is_symlink()} == {FILE_NAME}
     assert not [p for p in (tmp_path / "hub").rglob("*") if p.is_file() and b"system" in p.read_bytes()]
     server.repositories["me/code"] = Repository()
     server.repositories["me/code"].commit({"pytorch_model.bin": b"cos\nsystem\n"})
-    assert f"'me/code' has no {FILE_NAME}" in refused(kdpl.load, "hf-hub:me/code")
+    assert f"it has no {FILE_NAME}, so it holds no prompts" in refused(kdpl.load, "hf-hub:me/code")
     server.repositories["me/code"].commit({FILE_NAME: b"cos\nsystem\n"})
     assert "truncated or not of safetensors" in refused(kdpl.load, "hf-hub:me/code")
 
 
-def test_a_download_that_differs_from_its_digest_is_refused(server, bundle):
+def test_a_damaged_download_is_refused_and_which_file_to_delete_is_said(server, bundle, tmp_path):
     put(server, bundle)
     server.damaged = True
-    assert "its content differs from its digest" in refused(kdpl.load, "hf-hub:me/prompts")
-
-
-def test_a_download_of_another_length_is_not_called_unreachable(server, bundle):
-    put(server, bundle)
-    server.longer = b"more" * 100
     message = refused(kdpl.load, "hf-hub:me/prompts")
-    assert "was reached, but 'hf-hub:me/prompts' did not arrive whole" in message and "cannot be reached" not in message
-
-
-@pytest.mark.parametrize("name", ["me/p.", "me/p-", "-me/p", "me/p--q", "me/p.git", "me/" + "p" * 200])
-def test_a_name_that_the_hub_has_for_no_repository_is_refused(server, name):
-    with pytest.raises(hub.HubError, match=r"names no repository of the Hub: expected hf-hub:OWNER/NAME"):
-        kdpl.load(f"hf-hub:{name}")
-    assert not server.asked
+    assert "are not those that were written" in message
+    server.damaged = False
+    (file,) = [path for path in (tmp_path / "hub").rglob(FILE_NAME) if f"Delete '{path}'" in message]
+    os.remove(os.path.realpath(file))
+    assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
 
 
 def test_a_full_disk_names_the_cache_and_not_the_network(server, bundle, monkeypatch, tmp_path):
@@ -181,34 +170,33 @@ def test_a_full_disk_names_the_cache_and_not_the_network(server, bundle, monkeyp
 def test_a_bundle_of_gigabytes_is_not_downloaded(server, bundle, monkeypatch):
     put(server, bundle)
     monkeypatch.setattr(hub, "LARGEST", 1000)
-    assert "not downloaded" in refused(kdpl.load, "hf-hub:me/prompts")
+    assert "bytes, prompts at most 1,000" in refused(kdpl.load, "hf-hub:me/prompts")
     assert {method for method, path in server.asked if path != AGENTS} == {"HEAD"}
 
 
-def test_what_is_not_there_or_not_given_is_one_line_with_the_way_out(server, bundle, monkeypatch):
+def test_what_is_not_there_or_not_given_is_one_line_with_what_to_do(server, bundle, monkeypatch):
     assert "check the name" in refused(kdpl.load, "hf-hub:me/gone")
     put(server, bundle, "me/hidden")
     server.repositories["me/hidden"].private = True
     assert kdpl.load("hf-hub:me/hidden").classnames == NAMES
     monkeypatch.delenv("HF_TOKEN")
-    assert "or it is private" in refused(kdpl.load, "hf-hub:me/hidden")
+    assert "or private" in refused(kdpl.load, "hf-hub:me/hidden")
     put(server, bundle, "me/asked")
     server.repositories["me/asked"].gated = True
-    assert "ask at" in refused(kdpl.load, "hf-hub:me/asked")
-    for name in ("prompts", "a/b/c", "../b", "a/..", "", "a/b@", "a/b@../../x", "a b/c"):
-        asked = len(server.asked)
-        assert "expected" in refused(kdpl.load, f"hf-hub:{name}")
-        assert len(server.asked) == asked
+    assert "ask on its page" in refused(kdpl.load, "hf-hub:me/asked")
+    asked = len(server.asked)
+    for name in ("prompts", "a/b/c", "../b", "a/..", "", "a b/c", "me/p-", "me/p--q"):
+        refused(kdpl.load, f"hf-hub:{name}")
+        assert len(server.asked) == asked, name
 
 
-def test_without_network_the_cached_bundle_is_used_and_said_to_be(server, bundle, monkeypatch, capsys):
-    commit = put(server, bundle)
+def test_without_network_the_cached_bundle_is_used_and_a_line_says_so(server, bundle, monkeypatch, capsys):
+    put(server, bundle)
     kdpl.load("hf-hub:me/prompts")
     server.status = 503
     capsys.readouterr()
     assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
-    said = capsys.readouterr().err
-    assert "cannot be reached" in said and f"is the cached one, {commit[:12]}" in said
+    assert "cannot be reached" in (err := capsys.readouterr().err) and "looking in the cache" in err
     assert "check the network" in refused(kdpl.load, "hf-hub:me/prompts@other")
     with monkeypatch.context() as elsewhere:
         use_endpoint(elsewhere, "http://127.0.0.1:9")
@@ -218,8 +206,7 @@ def test_without_network_the_cached_bundle_is_used_and_said_to_be(server, bundle
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(server.asked)
     assert kdpl.load("hf-hub:me/prompts").classnames == NAMES
-    assert "HF_HUB_OFFLINE is set: unset it" in refused(kdpl.load, "hf-hub:me/new")
-    assert "HF_HUB_OFFLINE is set" in refused(hub.push, bundle, "me/new")
+    assert "unset HF_HUB_OFFLINE" in refused(kdpl.load, "hf-hub:me/new")
     assert not capsys.readouterr().err and len(server.asked) == asked
 
 
@@ -227,9 +214,9 @@ def test_nothing_is_uploaded_without_permission_or_by_mistake(server, bundle, mo
     (tmp_path / "photos").mkdir()
     assert "There is no" in refused(hub.push, tmp_path / "photos", "me/new") and not server.asked
     assert "expected OWNER/NAME" in refused(hub.push, bundle, "new")
-    assert "The token may not write to 'you/new'" in refused(hub.push, bundle, "you/new")
+    assert "the token may not write there" in refused(hub.push, bundle, "you/new")
     monkeypatch.setenv("HF_TOKEN", READER)
-    assert "The token may not write to 'me/new'" in refused(hub.push, bundle, "me/new")
+    assert "the token may not write there" in refused(hub.push, bundle, "me/new")
     monkeypatch.setenv("HF_TOKEN", "hf_\x01secret")
     message = refused(hub.push, bundle, "me/new")
     assert "control characters" in message and "secret" not in message
@@ -248,12 +235,6 @@ def test_a_repository_of_something_else_or_a_public_one_is_left_alone(server, bu
     assert len(server.repositories["me/open"].commits) == 1
     hub.push(bundle, "me/closed", True)
     assert server.repositories["me/closed"].private and server.repositories["me/closed"].commits
-
-
-def test_the_token_of_the_login_file_is_used(server, bundle, monkeypatch, tmp_path):
-    monkeypatch.delenv("HF_TOKEN")
-    (tmp_path / "token").write_text(f"{WRITER}\n")
-    assert hub.push(bundle, "me/prompts").endswith("/me/prompts")
 
 
 @pytest.mark.slow

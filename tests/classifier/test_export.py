@@ -23,8 +23,7 @@ from PIL import Image
 from support import untrained_bundle
 
 import kdpl
-from kdpl.bundle import read_bundle, write_bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.classifier.decoding import Decoder
 from kdpl.classifier.serve.folder import PAGE, RUNTIME, RUNTIME_VERSION, agreement, read_runtime
 from kdpl.classifier.serve.head import write_head

@@ -10,8 +10,7 @@ from PIL import Image
 from support import untrained_bundle
 from support.trainings import build
 
-from kdpl.bundle import read_bundle, write_bundle
-from kdpl.bundle.decision import Decision
+from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.classifier.serve.folder import SHARED
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits

@@ -22,8 +22,7 @@ from PIL import Image
 from support import ROOT, image_file, processes
 
 import kdpl
-from kdpl.bundle import BundleError, read_bundle
-from kdpl.bundle.decision import Decision, inside_score
+from kdpl.bundle import BundleError, Decision, inside_score, read_bundle
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
 from kdpl.common.files import file_digest

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.bundle.decision import inside_score
+from kdpl.bundle import inside_score
 from kdpl.clip.model import check_finite
 from kdpl.common.files import atomic_write
 
