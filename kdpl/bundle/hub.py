@@ -177,14 +177,15 @@ def _metadata(bundle: Bundle, repository: str, license: str) -> str:
     """Return what the Hub shows and searches by, in YAML: licence, CLIP, and the measured accuracies in percent."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    about = {"task_type": "image-classification", "metric_type": "accuracy", "metric_name": "accuracy (%)"}
     measured = [
         EvalResult(
-            **about,
+            task_type="image-classification",
             dataset_type=re.sub(r"\W+", "_", result["dataset"]).strip("_") or "images",
             dataset_name=result["dataset"] or "images",
             dataset_config=f"{result['classes']} classes ({result['num_classes']})",
             dataset_split=result["split"],
+            metric_type="accuracy",
+            metric_name="accuracy (%)",
             metric_value=round(result["accuracy"], 2),
         )
         for result in bundle.results
