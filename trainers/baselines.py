@@ -15,11 +15,10 @@ from kdpl.distill.loss import mean_logits
 from kdpl.students import LEARNERS
 from kdpl.text.prompts import ensemble_features, sentence_features, warn_of_same_names
 from kdpl.text.templates import fill, imagenet_templates
-from kdpl.trainers.data import as_model_takes
-from kdpl.trainers.evaluation import EvaluatedTrainer
+from kdpl.trainers.checkpoints import zero_shot_manifest
+from kdpl.trainers.evaluation import EvaluatedTrainer, as_model_takes
 from kdpl.trainers.learners import *  # noqa: F403  kdpl.trainers.baselines.CoOp, ...
 from kdpl.trainers.learners import register
-from kdpl.trainers.manifests import zero_shot_manifest
 from kdpl.trainers.teachers import check_teacher, clip_teacher, label_of, load_towers, teacher_over
 
 for _learner in LEARNERS:

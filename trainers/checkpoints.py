@@ -1,20 +1,45 @@
-"""The state of a training, after or inside an epoch, and the exact resume from it."""
+"""What a run is made of, its state after or inside an epoch, and the exact resume from it: manifest, checkpoint, bundle."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from yacs.config import CfgNode
 
+from kdpl.bundle import Bundle
+from kdpl.common import distributed
+from kdpl.common.environment import git_state, libraries, processor, versions
+from kdpl.common.files import file_digest, key_of
 from kdpl.common.messages import short_reason
-from kdpl.config.manifest import Manifest, OtherRunError
-from kdpl.trainers import manifests
+from kdpl.config.manifest import (
+    Manifest,
+    OtherRunError,
+    as_json,
+    compare,
+    config_of,
+    continue_from,
+    learner_file,
+    section,
+)
+from kdpl.distill.given import GivenTeacher
+from kdpl.distill.teacher import Ensemble, Teacher
+from kdpl.distill.views import images_digest, pool_facts
+from kdpl.trainers.evaluation import dataset_root, on_main
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
+    from kdpl.trainers.baselines import ZeroshotTrainer
     from kdpl.trainers.prompts import PromptTrainer
 
 INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
+EPOCHS = "OPTIM.MAX_EPOCH"
+PIXELS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
+WAYS_OUT = (
+    "Start with the settings of that run, choose another --output-dir, or start over with --fresh, which moves what is there "
+    "aside."
+)
 
 
 def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: float | None = None) -> dict[str, Any]:
@@ -84,8 +109,8 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
     try:
         seed = saved["seed"]
         if trainer.cfg.SEED < 0:
-            manifests.use_seed(trainer, seed)
-        trainer.manifest = manifests.continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
+            use_seed(trainer, seed)
+        trainer.manifest = continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
         _restore(trainer, path, state, saved)
     except (checkpoint.CheckpointError, OtherRunError):
         raise
@@ -129,3 +154,152 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved:
     trainer.train_seconds, trainer.first_batch = saved["train_seconds"], saved["batch"]
     if saved["best_result"] is not None:
         trainer.best_result = saved["best_result"]
+
+
+def manifest_of(trainer: "PromptTrainer") -> Manifest:
+    """Return the manifest of a training that is about to start; all ranks get the main rank's."""
+    cfg, node = trainer.cfg, trainer.student_class.node
+    distilled = trainer.distilled
+    facts = on_main(lambda: _facts(trainer, distilled))
+    config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
+    return Manifest(config, facts, environment_of(cfg, node, distilled, trainer.device))
+
+
+def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
+    cfg = trainer.cfg
+    agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+    init, images = cfg.MODEL.INIT_WEIGHTS, trainer.train_loader_x.dataset.data_source
+    return {
+        "class names": trainer.class_names,
+        "template": trainer.template(),
+        "training images": images_digest(images, trainer.training_images, labelled=not distilled),
+        **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
+        "student": trainer.clip.identity[:16],
+        "teacher": teacher_identity(trainer.objective.teacher) if distilled else None,
+        "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
+        "initial weights": file_digest(init).hex() if init else None,
+        **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
+        **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
+        **learner_file(trainer.student_class),
+    }
+
+
+def use_seed(trainer: "PromptTrainer", seed: int) -> None:
+    """Give a trainer the seed that an unseeded run drew."""
+    trainer.seed = trainer.train_loader_x.seed = seed
+    if trainer.manifest is not None:
+        trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": seed})
+
+
+def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
+    """Return where a run computes."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return as_json(
+        {
+            **versions(),
+            **libraries(),
+            "commit": git_state(),
+            "device": where,
+            "processor": processor(),
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **section(cfg, "rounds", node, distilled),
+        }
+    )
+
+
+def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
+    """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
+    distilled = trainer.teacher_name() is not None
+    config = config_of(trainer.cfg, "", distilled)
+    facts: dict[str, Any] = {"clip": trainer.clip.identity[:16]}
+    if distilled:
+        facts = {"clip": teacher_identity(trainer.teacher), **teacher_texts(trainer.cfg, trainer.teacher)}
+    return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
+
+
+def teacher_identity(teacher: Teacher | Ensemble | GivenTeacher) -> str:
+    """Return the digests of all members, in their order, or that of a table of probabilities."""
+    if isinstance(teacher, GivenTeacher):
+        return teacher.teacher.digest[:16]
+    return " + ".join(member.clip.identity[:16] for member in teacher.members)
+
+
+def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
+    """Return digests of the teacher's sentences and prompts, as far as they are not the default ones."""
+    options, members, found = cfg.TRAINER.KDPL, teacher.members, {}
+    if options.TEACHER_TEMPLATES:
+        found["teacher's sentences"] = f"{len(members[0].templates)} ({key_of(*members[0].templates).hex()})"
+    if options.TEACHER_PROMPTS:
+        found["teacher's prompts"] = " + ".join(member.prompts_digest[:16] for member in members)
+    return found
+
+
+def continued(trainer: "PromptTrainer", then: Manifest, there: str, epoch: int) -> Manifest:
+    """Return the manifest of a run that continues another one: with the changes that were made on purpose.
+
+    Args:
+        then: the other run's.
+        there: where that is from, for messages.
+        epoch: how many epochs are finished.
+
+    Raises:
+        OtherRunError: they differ in anything else.
+    """
+    now, allowed = trainer.manifest, trainer.allowed_changes
+    if EPOCHS in allowed and not (trainer.student.can_train_longer and now.config[EPOCHS] > then.config.get(EPOCHS, 0)):
+        allowed = ()
+    return continue_from(then, now, there, WAYS_OUT, allowed, epoch)
+
+
+def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any]) -> Manifest | None:
+    """Return the manifest of prompts that were loaded for an evaluation; None for those of another program.
+
+    Raises:
+        OtherRunError: they were learned by another trainer, for another CLIP, with other options or other pixels, or have a
+            context for each of other classes.
+    """
+    then = Manifest.from_dict(state["kdpl"].get("manifest"))
+    if then is None:
+        print(f"Note: '{path}' has no manifest: that it fits this student, these options and class names is not verified")
+        return None
+    cfg, node = trainer.cfg, trainer.student_class.node
+    now = config_of(cfg, node, trainer.distilled)
+    own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
+    facts: dict[str, Any] = {"student": trainer.clip.identity[:16]}
+    backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
+    same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
+    sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
+    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
+    if trainer.student.class_specific:
+        facts["class names"] = trainer.class_names
+    if trainer.student.uses_template:
+        facts["template"] = trainer.template()
+    asked = Manifest({k: now[k] for k in keys if k in now}, facts)
+    learned = Manifest({k: then.config[k] for k in keys if k in then.config}, {k: then.facts.get(k) for k in facts})
+    compare(learned, asked, f"'{path.parent.parent}'", "Evaluate the prompts with the settings that they were learned with.")
+    return then
+
+
+def bundle_of(trainer: "PromptTrainer") -> Bundle:
+    """Return a trainer's current prompts with everything needed to use them."""
+    cfg, teacher = trainer.cfg, trainer.teacher_name()
+    return Bundle(
+        parameters=trainer.student.learned.state_dict(),
+        variant=trainer.student_class.__name__,
+        trainer=cfg.TRAINER.NAME,
+        backbone=cfg.MODEL.BACKBONE.NAME,
+        backbone_sha256=trainer.clip.weights_digest,
+        backbone_design=trainer.clip.design,
+        options=dict(trainer.student.options),
+        preprocessing=trainer.clip.preprocessing,
+        dataset=cfg.DATASET.NAME,
+        template=trainer.template(),
+        classnames=trainer.class_names,
+        teacher=teacher,
+        class_agnostic=teacher is not None and cfg.TRAINER.KDPL.CLASS_AGNOSTIC,
+        epoch=trainer.finished_epochs,
+        results=[] if trainer.last_result is None else [dict(trainer.last_result)],
+        config=cfg.dump(),
+        manifest=trainer.manifest and trainer.manifest.to_dict(),
+    )

@@ -1,10 +1,11 @@
-"""KDPL as a Dassl trainer: a frozen teacher's distribution over names takes the place of labels."""
+"""What a training learns from, as Dassl trainers: a frozen teacher's distribution over names (KDPL), or labels."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from dassl.engine import TrainerX
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,23 +13,19 @@ from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
-from kdpl.common.files import name_below
 from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
 from kdpl.config.keys import BY_TEACHER, ConfigError
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.labelled import Labelled
 from kdpl.distill.loss import mean_logits
-from kdpl.distill.objective import Distillation
-from kdpl.distill.views import ViewFeatures, view_features
-from kdpl.students import Student
-from kdpl.students.base import ALWAYS
+from kdpl.distill.objective import CrossEntropy, Distillation
 from kdpl.text.prompts import warn_of_same_names
 from kdpl.text.templates import DEFAULT
-from kdpl.trainers.data import dataset_root
-from kdpl.trainers.prompts import PromptTrainer, has_own_step
+from kdpl.trainers.prompts import PromptTrainer, Tower, has_own_step
 from kdpl.trainers.teachers import check_teacher, given_file, label_of, load_teacher
-from kdpl.training.batches import EpochLoader
+
+FIXED = {"center_crop", "normalize"}  # of INPUT.TRANSFORMS: with these alone an image is the same in every epoch
 
 
 class DistillTrainer(PromptTrainer):
@@ -46,15 +43,22 @@ class DistillTrainer(PromptTrainer):
         super().check_cfg(cfg)
         check_config(cfg, "KDPL")
         check_teacher(cfg)
-        if cfg.TEST.LABELS == "teacher" and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if not cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+            return
+        from kdpl.text.vocabulary import check_vocabulary
+
+        learner = self.student_class
+        check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
+        if learner.is_class_specific(student_options(cfg, learner.node)):
+            raise ValueError(
+                f"TRAINER.KDPL.CLASS_AGNOSTIC True: {learner.__name__} learns {learner.learned_for_each} for each class, and "
+                "the classes are unknown. Set it to False, or choose a learner whose prompts work for any name, such as CoOp "
+                "with CSC False."
+            )
+        if cfg.TEST.LABELS == "teacher":
             raise ConfigError(
                 "TEST.LABELS teacher: class-agnostic, the teacher knows other names than the test's, expected own."
             )
-        if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
-            from kdpl.text.vocabulary import check_vocabulary
-
-            check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
-            _refuse_class_specific(self.student_class, student_options(cfg, self.student_class.node))
 
     def teacher_name(self) -> str:
         return label_of(self.cfg)
@@ -67,6 +71,14 @@ class DistillTrainer(PromptTrainer):
         return f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
 
     # ------------------------------------------------------------------------------------------------------- loading
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        check_shots(self)
+
+    @property
+    def fixed_views(self) -> int:
+        return self.cfg.TRAINER.KDPL.VIEWS
 
     @cached_property
     def training_names(self) -> list[str]:
@@ -102,59 +114,15 @@ class DistillTrainer(PromptTrainer):
             labelled=self.labelled,
         )
 
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        options = self.cfg.TRAINER.KDPL
-        check_shots(self)
-        if options.VIEWS and self.train_loader_x is not None:
-            loader = self.train_loader_x.loader
-            names = [name_below(item.impath, dataset_root(self)) for item in loader.dataset.data_source]
-            self.train_loader_x = EpochLoader(loader, self.seed, options.VIEWS, options.VIEW_SEED, names)
+    def frozen_towers(self) -> list[Tower]:
+        """Return each teacher's tower, and behind them the frozen student's if it is read."""
+        members = self.objective.teacher.members
+        return [*((m.clip, m.image_features, m.image_prompts) for m in members), *super().frozen_towers()]
 
-    @cached_property
-    def view_features(self) -> list[ViewFeatures]:
-        """With fixed views, each teacher's features of them, and the frozen student's if it reads them."""
-        towers = [(member.clip, member.image_features, member.image_prompts) for member in self.objective.teacher.members]
-        if self.student.reads_frozen_image_features:
-            towers.append((self.clip, self.student.frozen_image_features, ""))
-        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
-        folder = self.cfg.TRAINER.KDPL.CACHE_DIR
-        loader, images = self.train_loader_x, self.training_images
-        return [view_features(*tower, loader, images, folder, pixels, prompts) for *tower, prompts in towers]
-
-    def load_for_training(self) -> None:
-        super().load_for_training()
-        if self.train_loader_x is not None and self.train_loader_x.views:
-            features = self.view_features
-            # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
-            if self.student.image_features_are_frozen and not has_own_step(type(self)):
-                self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
-
-    # ------------------------------------------------------------------------------------------------------ training
+    # ------------------------------------------------------------------------------------------------ training, tests
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
         return self.images(batch)
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        images, labels = super().parse_batch_test(batch)
-        return images, self.teacher_labels(batch, images) if self.cfg.TEST.LABELS == "teacher" else labels
-
-    def teacher_labels(self, batch: dict[str, Any], images: Tensor) -> Tensor:
-        """Return the teacher's most probable class `(B,)` of images `(B, 3, H, W)`."""
-        teacher = self.objective.teacher
-        seen = self.keys(batch["impath"]) if isinstance(teacher, GivenTeacher) else teacher.image_features(images)
-        return mean_logits(teacher.logits(seen, self.student.logit_scale), self.objective.temperature).argmax(1)
-
-    def _result(self, split: str, loader: DataLoader) -> dict[str, Any]:
-        result = super()._result(split, loader)
-        if self.cfg.TEST.LABELS == "teacher":
-            print("Right is what the teacher says: the accuracy below is agreement with it")
-            result["split"] += BY_TEACHER
-        return result
-
-    def keys(self, paths: Sequence[str]) -> list[str]:
-        """Return the names by which a table of probabilities knows images: their paths below the data set's folder."""
-        return [name_below(path, dataset_root(self)) for path in paths]
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Any, Tensor | None]:
         """Return a batch's images `(B, 3, H, W)`, and the teacher's and the frozen student's features `(B, d)` of its views.
@@ -174,18 +142,65 @@ class DistillTrainer(PromptTrainer):
         images, teacher, frozen = self.features(batch)
         return self.objective(images, teacher_features=teacher, frozen_features=frozen, share=self.share)
 
-    def run_epoch(self) -> None:
-        super().run_epoch()
-        if self.train_loader_x.views:
-            for batch in self.train_loader_x.rest():  # so that all features are known after one pass over the views
-                self.features(batch)
-            for features in self.view_features:
-                features.table.save()
-
     def after_epoch(self) -> None:
         super().after_epoch()
         if self.objective.selection and distributed.is_main():
             self.objective.selection.write(Path(self.cfg.OUTPUT_DIR, "selected_classes.csv"))
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        images, labels = super().parse_batch_test(batch)
+        return images, self.teacher_labels(batch, images) if self.cfg.TEST.LABELS == "teacher" else labels
+
+    def teacher_labels(self, batch: dict[str, Any], images: Tensor) -> Tensor:
+        """Return the teacher's most probable class `(B,)` of images `(B, 3, H, W)`."""
+        teacher = self.objective.teacher
+        seen = self.keys(batch["impath"]) if isinstance(teacher, GivenTeacher) else teacher.image_features(images)
+        return mean_logits(teacher.logits(seen, self.student.logit_scale), self.objective.temperature).argmax(1)
+
+    def _result(self, split: str, loader: DataLoader) -> dict[str, Any]:
+        result = super()._result(split, loader)
+        if self.cfg.TEST.LABELS == "teacher":
+            print("Right is what the teacher says: the accuracy below is agreement with it")
+            result["split"] += BY_TEACHER
+        return result
+
+
+class SupervisedTrainer(PromptTrainer):
+    """Cross-entropy on labels, for the baselines. `loss` is the whole loss, including the learner's own terms."""
+
+    @cached_property
+    def objective(self) -> CrossEntropy:
+        return CrossEntropy(self.student, self.class_names, self.cfg.TRAINER.KDPL.SHARD_CLASSES)
+
+    @property
+    def fixed_views(self) -> int:
+        """One, if an image has the same features in every epoch: its transform is not random, and the image tower is frozen."""
+        cfg = self.cfg
+        if distributed.world() > 1 and cfg.DATASET.ON_BAD_IMAGE != "error":
+            return 0  # another rank does not know the label of an image that takes the place of an unreadable one
+        fixed = {*cfg.INPUT.TRANSFORMS} <= FIXED
+        return int(fixed and not has_own_step(type(self)) and self.student_class.image_features_are_frozen)
+
+    @cached_property
+    def training_labels(self) -> Tensor:
+        return torch.tensor([item.label for item in self.train_loader_x.dataset.data_source])
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.images(batch), batch["label"].to(self.device, non_blocking=True)
+
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Return a batch's images `(B, 3, H, W)` if it has some, labels `(B,)`, and with views their features `(B, d)`."""
+        if not self.train_loader_x.views:
+            return *self.parse_batch_train(batch), None
+        images = self.images(batch) if "img" in batch else None
+        if images is not None:  # an unreadable image has another one's features, and its label
+            self.training_labels[batch["index"][batch["rows"]]] = batch["label"]
+        labels = self.training_labels[batch["index"]].to(self.device, non_blocking=True)
+        return images, labels, self.view_features[0](batch, images)
+
+    def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels, frozen = self.features(batch)
+        return self.objective(None if frozen is not None else images, labels, frozen_features=frozen)
 
 
 def check_shots(trainer: TrainerX) -> None:
@@ -203,19 +218,3 @@ def check_shots(trainer: TrainerX) -> None:
             f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
             "one of kdpl.datasets: set SHOTS to 'class'."
         )
-
-
-def _refuse_class_specific(learner: type[Student], options: CfgNode) -> None:
-    """Refuse class-agnostic training of a learner that has parameters of its own for each class."""
-    if not learner.is_class_specific(options):
-        return
-    option, what = learner.learns_class_specific, f"{learner.learned_for_each} for each class"
-    if option == ALWAYS:
-        raise ValueError(
-            f"TRAINER.KDPL.CLASS_AGNOSTIC True: {learner.__name__} learns {what}, and the classes are unknown. Set it "
-            "to False, or choose a learner whose prompts work for any name, such as CoOp."
-        )
-    raise ValueError(
-        f"TRAINER.{learner.node}.{option} True and TRAINER.KDPL.CLASS_AGNOSTIC True contradict each other: {what} cannot be "
-        "learned if the classes are unknown. Set one of them to False."
-    )

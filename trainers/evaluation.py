@@ -1,18 +1,21 @@
-"""Evaluation on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names.
+"""Images and tests on a Dassl engine, shared by all trainers whose model gives logits over the data set's class names.
 
-The result of a test is added to `results.json`, never in place of one on other images.
+Loaders prepare images as the CLIP takes them. The result of a test is added to `results.json`, never in place of one on other
+images.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision.transforms as T
+from dassl.data import transforms
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TrainerX
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from torch import Tensor
@@ -22,21 +25,21 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
 from kdpl.clip.model import NotFiniteError, effective_precision
-from kdpl.clip.preprocessing import Normalize
+from kdpl.clip.preprocessing import Normalize, Preprocessing
 from kdpl.common import distributed
-from kdpl.common.files import key_of
+from kdpl.common.files import key_of, name_below
+from kdpl.common.images import write_bad_images
 from kdpl.common.signals import StopRequest
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.keys import ConfigError, check_choice
-from kdpl.config.manifest import Manifest, read_manifest
-from kdpl.distill.views import ImageFile, images_digest
+from kdpl.config.manifest import Manifest
+from kdpl.config.merging import is_given
+from kdpl.distill.views import ImageFile, image_files, images_digest
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.trainers.data import as_model_takes, build_loaders, identified, report_unreadable, resized_as, transform_names
-from kdpl.trainers.manifests import on_main
 from kdpl.training.batches import loaded
-from kdpl.training.pixels import ReadableImages, bytes_transform
+from kdpl.training.pixels import ReadableImages, apply_crop_scale, bytes_transform
 from kdpl.training.results import check_result, write_results
 
 AT_ONCE = 10_000  # images whose predictions an evaluator takes in together
@@ -71,9 +74,9 @@ class EvaluatedTrainer(TrainerX):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
         check_choice("TEST.EVALUATOR", cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
-        known = transform_names()
+        engine = transforms if hasattr(transforms, "AVAILABLE") else transforms.transforms  # bundled, or an installed Dassl
         for name in cfg.INPUT.TRANSFORMS:
-            check_choice("INPUT.TRANSFORMS", name, known)
+            check_choice("INPUT.TRANSFORMS", name, getattr(engine, "AVAILABLE", None) or engine.AVAI_CHOICES)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         if cfg.TEST.LABELS == "teacher" and not self.distilled:
             raise ConfigError(f"TEST.LABELS teacher: '{cfg.TRAINER.NAME}' has no teacher, expected own.")
@@ -91,7 +94,7 @@ class EvaluatedTrainer(TrainerX):
 
     def build_data_loader(self) -> None:
         build_loaders(self, super().build_data_loader)
-        self._tested_images: dict[DataLoader, str] = {}  # their digests
+        self._tested_images: dict[str, str] = {}  # digests by split
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
         for loader in {self.val_loader, self.test_loader} - {None}:
@@ -104,7 +107,11 @@ class EvaluatedTrainer(TrainerX):
     @cached_property
     def training_images(self) -> list[ImageFile]:
         """Names and contents of the training images."""
-        return identified(self, self.train_loader_x.dataset.data_source)
+        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], dataset_root(self))
+
+    def keys(self, paths: Sequence[str]) -> list[str]:
+        """Return the names of images: their paths below the data set's folder."""
+        return [name_below(path, dataset_root(self)) for path in paths]
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Switch to another data set, with its images and class names, for evaluation of the same model."""
@@ -139,8 +146,10 @@ class EvaluatedTrainer(TrainerX):
 
     def images(self, batch: dict[str, Any]) -> Tensor:
         """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
-        if "unreadable" in batch:
-            report_unreadable(self, batch)
+        if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
+            self.reported_unreadable |= {*new}
+            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
+            print("Unreadable images, replaced by the next readable one:", *new, sep="\n")
         return self.normalize(batch["img"].to(self.device, non_blocking=True))
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -199,9 +208,9 @@ class EvaluatedTrainer(TrainerX):
         metrics = self.evaluator.evaluate()
         for name, value in metrics.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        counts = torch.zeros(2, classes, dtype=torch.long)  # right ones, all
-        counts.index_add_(1, labels, torch.stack([predicted == labels, torch.ones_like(labels)]).long())
-        self._write_result(result, counts, metrics)
+        self.last_result = {**result, **self._measured(predicted == labels, labels, metrics)}
+        if distributed.is_main():
+            write_results(self.cfg.OUTPUT_DIR, {**self._run(), "prompts": self._prompts_digest()}, self.last_result)
         return next(iter(metrics.values()))
 
     def _predictions(self, split: str, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -227,44 +236,30 @@ class EvaluatedTrainer(TrainerX):
 
     def _result(self, split: str, loader: DataLoader) -> dict[str, Any]:
         """Return what a result is of; the digests of the images are the main rank's on all ranks."""
-        items = loader.dataset.data_source
-        if loader not in self._tested_images:
-            self._tested_images[loader] = on_main(lambda: images_digest(items, identified(self, items), True))
-        dataset = self.cfg.DATASET
+        dataset, items = self.cfg.DATASET, loader.dataset.data_source
+        if split not in self._tested_images:
+            files = [item.impath for item in items]
+            self._tested_images[split] = on_main(lambda: images_digest(items, image_files(files, dataset_root(self)), True))
         return {
             "dataset": dataset.NAME,
             "split": split,
             "classes": dataset.SUBSAMPLE_CLASSES,
             "source_domains": list(dataset.SOURCE_DOMAINS),
             "target_domains": list(dataset.TARGET_DOMAINS),
-            "images": self._tested_images[loader],
+            "images": self._tested_images[split],
         }
 
-    def _write_result(self, result: dict[str, Any], counts: Tensor, metrics: Mapping[str, float]) -> None:
-        """Add a result to `results.json` in the output folder, on the main rank.
-
-        Args:
-            counts: by class the images that were predicted right, and all `(2, C)`.
-            metrics: accuracy, error_rate and macro_f1 in percent.
-        """
-        if not distributed.is_main():
-            self.last_result = None
-            return
-        self.last_result = {
-            **result,
-            "num_classes": len(self.class_names),
-            "num_images": int(counts[1].sum()),
+    def _measured(self, right: Tensor, labels: Tensor, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Return what a test has measured: of each class how many images were predicted right, and the metrics in percent."""
+        classes = range(len(self.class_names))
+        right, images = (torch.bincount(some, minlength=len(classes)).tolist() for some in (labels[right], labels))
+        return {
+            "num_classes": len(classes),
+            "num_images": len(labels),
             "class_names": key_of(*self.class_names).hex(),
-            "right_by_class": " ".join(f"{right}/{images}" for right, images in counts.T.tolist()),
+            "right_by_class": " ".join(f"{right[c]}/{images[c]}" for c in classes),
             **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
         }
-        folder, where = self.cfg.OUTPUT_DIR, [result["dataset"], result["split"], result["classes"], *result["target_domains"]]
-        if self.manifest is not None:
-            self.manifest = replace(self.manifest, tests={**self.manifest.tests, " ".join(where): result["images"]})
-        write_results(folder, {**self._run(), "prompts": self._prompts_digest()}, self.last_result)
-        written = read_manifest(folder)
-        if self.manifest is not None and written is not None and written.digest == self.manifest.digest:
-            self.manifest.write(folder)
 
     def _run(self) -> dict[str, Any]:
         """Return the facts of the run for `results.json`."""
@@ -286,31 +281,114 @@ class EvaluatedTrainer(TrainerX):
 
     def _prompts_digest(self) -> str:
         """Return a digest of the learned prompts; empty for a zero-shot CLIP, which has none."""
+        content = hashlib.sha256()
         if not hasattr(self, "student"):
             return ""
-        content = hashlib.sha256()
         update_digest(content, self.student.learned.state_dict())
         return content.hexdigest()[:16]
 
-    # ---------------------------------------------------------------------------------------------------- TensorBoard
-
     def init_writer(self, log_dir: str | os.PathLike) -> None:
-        """Open the TensorBoard log, on the main rank, unless it is open."""
-        if distributed.is_main() and self._writer is None:
-            self._log(super().init_writer, log_dir)
+        """Open the TensorBoard log, on the main rank."""
+        if distributed.is_main():
+            super().init_writer(log_dir)
 
-    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a value to the TensorBoard log if it is open."""
-        if self._writer is not None:
-            self._log(super().write_scalar, tag, scalar_value, global_step)
 
-    def close_writer(self) -> None:
-        self._log(super().close_writer)
+def on_main(compute: Callable[[], Any]) -> Any:
+    """Return what the main rank computes, on all ranks; its error is raised on all."""
+    try:
+        found = compute() if distributed.is_main() else None
+    except (OSError, ValueError) as error:  # every rank ends
+        found = error
+    found = distributed.from_main(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
-    def _log(self, write: Callable[..., None], *args: Any) -> None:
-        """Call a method of the log; an error of writing ends the log, not the run."""
-        try:
-            write(*args)
-        except OSError as error:
-            print(f"The TensorBoard curves end here, because they cannot be written: {error}")
-            self._writer = None
+
+def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str, override: bool = False) -> CfgNode:
+    """Return the configuration with INPUT.SIZE, INTERPOLATION, PIXEL_MEAN and PIXEL_STD of a CLIP where they were not given.
+
+    Args:
+        key, name: of the CLIP, for errors: "MODEL.BACKBONE.NAME", "ViT-B/32".
+        override: given values are of another CLIP, the student: they are replaced, and how images are prepared is printed.
+
+    Raises:
+        ConfigError: a given value is not the CLIP's; both are named, and what to do.
+    """
+    p = preprocessing
+    expected = {"SIZE": p.size, "INTERPOLATION": p.interpolation, "PIXEL_MEAN": list(p.mean), "PIXEL_STD": list(p.std)}
+    different = {k: value for k, value in expected.items() if not _same(cfg.INPUT[k], value)}
+    given = {k: value for k, value in different.items() if is_given(cfg, f"INPUT.{k}")}
+    if given and not override:
+        both = "; ".join(f"INPUT.{k} {cfg.INPUT[k]} is not what {key} '{name}' takes: expected {v}" for k, v in given.items())
+        pairs = " ".join(f'INPUT.{k} "{value}"' for k, value in given.items())
+        raise ConfigError(
+            f"{both}. Without these lines in the configuration file INPUT follows the model; or set them on the command line: "
+            f"{pairs}"
+        )
+    if override:
+        values = ", ".join(f"INPUT.{k} {value}" for k, value in expected.items())
+        print(f"Images are prepared as '{name}' takes them: {values}, resize mode {p.resize_mode}")
+    return changed(cfg, "INPUT", **{k: type(cfg.INPUT[k])(value) for k, value in different.items()})
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, str):
+        return value == expected
+    return len(value) == len(expected) and all(abs(a - b) < 1e-6 for a, b in zip(value, expected, strict=True))
+
+
+def changed(cfg: CfgNode, node: str, **values: Any) -> CfgNode:
+    """Return a configuration with other values of a node, as frozen as before."""
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg[node].update(values)
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def resized_as(transform: object, preprocessing: Preprocessing) -> object:
+    """Return a test transform of the engine's with the resizing of a CLIP that does not cut out the centre.
+
+    Raises:
+        ValueError: the transform does not begin with a resizing and a centre crop.
+    """
+    if preprocessing.resize_mode == "shortest":
+        return transform
+    steps = getattr(transform, "transforms", ())
+    if [type(step) for step in steps[:2]] != [T.Resize, T.CenterCrop]:
+        raise ValueError(
+            f"The test transform {transform} does not begin with Resize and CenterCrop, which this CLIP replaces by resizing "
+            f"to {preprocessing.size}: use the engine's own transform."
+        )
+    return T.Compose([*preprocessing.resize_steps(), *steps[2:]])
+
+
+def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
+    """Set a trainer's loaders, by the manager of a data set that reads images its own way, else by `build`, the engine's."""
+    name = trainer.cfg.DATASET.NAME
+    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    manager = getattr(dataset, "data_manager", None)
+    if manager is None:
+        build()
+    else:
+        trainer.dm = dm = manager(trainer.cfg)
+        trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
+        trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
+        trainer.lab2cname = dm.lab2cname
+    if trainer.test_loader is None:
+        if trainer.cfg.TEST.FINAL_MODEL == "best_val":
+            raise ValueError(
+                f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{name}' has none: set it to 'last_step'."
+            )
+        print("There are no labelled test images: no accuracy will be measured")
+        trainer.cfg = changed(trainer.cfg, "TEST", NO_TEST=True)
+    if trainer.train_loader_x is not None:
+        apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)
+
+
+def dataset_root(trainer: TrainerX) -> str:
+    """Return the folder below which images are named."""
+    return trainer.cfg.DATASET.ROOT or getattr(trainer.dm.dataset, "dataset_dir", "")

@@ -19,8 +19,7 @@ from kdpl import students
 from kdpl.common.messages import did_you_mean, short_reason
 from kdpl.config.keys import ConfigError
 from kdpl.students import Student
-from kdpl.trainers.distill import DistillTrainer
-from kdpl.trainers.supervised import SupervisedTrainer
+from kdpl.trainers.distill import DistillTrainer, SupervisedTrainer
 
 PREFIX = "KDPL_"
 _loaded: dict[Path, str] = {}  # module name by file

@@ -7,6 +7,8 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 import os
 import random
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,18 @@ from yacs.config import CfgNode
 
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
+from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
 from kdpl.common.signals import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
+from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
 from kdpl.students.base import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features, warn_of_same_names
 from kdpl.text.templates import fill
-from kdpl.trainers import checkpoints, manifests
+from kdpl.trainers import checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
@@ -35,6 +39,7 @@ from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS
 
 STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
+Tower = tuple[Clip, Callable[[Tensor], Tensor], str]  # a CLIP, its image features, and a digest of what is learned in them
 LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
 LEAST_STEPS, MOST_SECONDS = 10, 10.0  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more steps
 
@@ -94,14 +99,21 @@ class PromptTrainer(EvaluatedTrainer):
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
-        if self.train_loader_x is not None:
-            self.train_loader_x = EpochLoader(self.train_loader_x, self.seed)
-            smallest = min(self.train_loader_x.loader.batch_size, len(self.train_loader_x.dataset))
+        if (loader := self.train_loader_x) is not None:
+            views = self.fixed_views
+            names = self.keys([item.impath for item in loader.dataset.data_source]) if views else ()
+            self.train_loader_x = EpochLoader(loader, self.seed, views, self.cfg.TRAINER.KDPL.VIEW_SEED, names)
+            smallest = min(loader.batch_size, len(loader.dataset))
             if smallest < self.ranks:
                 raise ValueError(
                     f"A batch of {smallest} images cannot be split among {self.ranks} processes: raise "
                     "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
+
+    @property
+    def fixed_views(self) -> int:
+        """How many fixed views an image has; 0: a new one in every epoch."""
+        return 0
 
     def build_model(self) -> None:
         cfg, student_class = self.cfg, self.student_class
@@ -185,26 +197,22 @@ class PromptTrainer(EvaluatedTrainer):
         If gradients overflow because amp scales them, the backward pass is repeated with half the scale until they do not, so
         that no step is lost. Gradients that are not finite at any scale change nothing but the scale, which is halved once.
         """
-        self._update_once(loss)
-        if self._stepped:
-            return
-        halved = scale = self.scaler.get_scale()  # waits for the device, which a step that is not repeated never does
-        while not self._stepped and scale >= LEAST_LOSS_SCALE:
-            self._update_once(loss)
-            scale = self.scaler.get_scale()
-        if not self._stepped:
-            self.scaler.update(halved)
-        elif not self._reported_repeat:
+        scales: list[float] = []  # after each pass whose gradients were not finite
+        while not scales or scales[-1] >= LEAST_LOSS_SCALE:
+            self.optim.zero_grad()
+            self.model_backward(loss)
+            self.model_update()
+            if self._stepped:
+                break
+            scales.append(self.scaler.get_scale())  # waits for the device, which a step that is not repeated never does
+        else:
+            self.scaler.update(scales[0])
+        if scales and self._stepped and not self._reported_repeat:
             self._reported_repeat = True
             print(
                 f"amp: scaled gradients overflowed, so the backward pass was repeated with smaller loss scales, down to "
-                f"{scale:g}; no step is lost (printed once)"
+                f"{scales[-1]:g}; no step is lost (printed once)"
             )
-
-    def _update_once(self, loss: Tensor) -> None:
-        self.optim.zero_grad()
-        self.model_backward(loss)
-        self.model_update()
 
     def model_backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
@@ -271,6 +279,10 @@ class PromptTrainer(EvaluatedTrainer):
         for batch in loader.last() if self.student.closed_form else ():  # no photo is left out
             self.compute_loss(batch)
         self.read_terms()
+        for batch in loader.rest() if loader.views else ():  # so that all features are known after one pass over the views
+            self.features(batch)
+        for features in self.view_features if loader.views else ():
+            features.table.save()
         self.first_batch = 0
         self.train_seconds += time.perf_counter() - started
 
@@ -321,12 +333,28 @@ class PromptTrainer(EvaluatedTrainer):
 
     # --------------------------------------------------------------------------------------------------------- a run
 
+    def frozen_towers(self) -> list[Tower]:
+        """Return the towers whose features of fixed views are computed once."""
+        return [(self.clip, self.student.frozen_image_features, "")] if self.student.reads_frozen_image_features else []
+
+    @cached_property
+    def view_features(self) -> list[ViewFeatures]:
+        """The features of fixed views by each of `frozen_towers`."""
+        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
+        where = self.train_loader_x, self.training_images, self.cfg.TRAINER.KDPL.CACHE_DIR, pixels
+        return [view_features(clip, compute, *where, prompts) for clip, compute, prompts in self.frozen_towers()]
+
     def load_for_training(self) -> None:
         _ = self.objective
         if self.train_loader_x is None:
             return
         if self.manifest is None:
-            self.manifest = manifests.manifest_of(self)
+            self.manifest = checkpoints.manifest_of(self)
+        # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
+        if self.train_loader_x.views:
+            features = self.view_features
+            if self.student.image_features_are_frozen and not has_own_step(type(self)):
+                self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
         if not self.cfg.TRAINER.KDPL.COMPILE:
             return
         # The scaler may ask for a second backward pass, which a compiled step does not have.
@@ -355,7 +383,7 @@ class PromptTrainer(EvaluatedTrainer):
             super().after_train()
         finally:  # a failing test, for example on a damaged image, must not lose the prompts
             if distributed.is_main():
-                print(f"Prompts written to {write_bundle(self.output_dir, manifests.bundle_of(self))}")
+                print(f"Prompts written to {write_bundle(self.output_dir, checkpoints.bundle_of(self))}")
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -393,7 +421,8 @@ class PromptTrainer(EvaluatedTrainer):
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""
         epochs = checkpoints.resume(self, Path(directory))
-        manifests.write_manifest(self)
+        if distributed.is_main() and self.manifest is not None:
+            self.manifest.write(self.output_dir)
         return epochs
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
@@ -405,7 +434,7 @@ class PromptTrainer(EvaluatedTrainer):
         path = checkpoint.checkpoint_path(directory, name, epoch)
         state = checkpoint.load_checkpoint(path)
         checkpoint.load_learned(self.student.learned, state["state_dict"], path)
-        self.manifest = manifests.check_evaluated(self, path, state)
+        self.manifest = checkpoints.check_evaluated(self, path, state)
         self.finished_epochs, self.train_seconds = state["epoch"], state["kdpl"].get("train_seconds", 0.0)
         print(f'Loading weights to {name} from "{path}" (epoch = {self.finished_epochs})')
 

@@ -23,8 +23,7 @@ from kdpl.common.files import RECORD, remove_parts
 from kdpl.common.outputs import TRAINING, check_folder, take_folder
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.manifest import compare_settings, config_of, read_manifest, refuse_differences
-from kdpl.trainers.checkpoints import saved_states
-from kdpl.trainers.manifests import WAYS_OUT
+from kdpl.trainers.checkpoints import WAYS_OUT, saved_states
 from kdpl.trainers.prompts import PromptTrainer
 from kdpl.training.checkpoint import checkpoint_path
 

@@ -26,8 +26,8 @@ from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.templates import template_for
-from kdpl.trainers.data import build_loaders
 from kdpl.trainers.distill import check_shots
+from kdpl.trainers.evaluation import build_loaders
 from kdpl.trainers.teacher_labels import TeacherLabels
 from kdpl.trainers.teachers import check_teacher, clip_teacher
 from kdpl.training.checkpoint import CheckpointError

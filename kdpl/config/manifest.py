@@ -57,7 +57,6 @@ class Manifest:
             and vocabulary.
         environment: versions, code of KDPL, device, processor, processes and threads, and the keys that move results by
             rounding alone.
-        tests: digests of the images that it was tested on, by data set and split; not a part of what makes a run.
         changes: settings that were changed on purpose between two parts of the run, `{key: [then, now], "epoch": n}` each.
     """
 
@@ -65,7 +64,6 @@ class Manifest:
     facts: Mapping[str, Any]
     environment: Mapping[str, Any] = field(default_factory=dict)
     changes: Sequence[Mapping[str, Any]] = ()
-    tests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -91,7 +89,6 @@ class Manifest:
             "facts": dict(self.facts),
             "environment": dict(self.environment),
             "changes": [dict(change) for change in self.changes],
-            "test images": dict(self.tests),
         }
 
     @classmethod
@@ -103,8 +100,7 @@ class Manifest:
         changes = content.get("changes")
         if not all(isinstance(part, Mapping) for part in parts) or not isinstance(changes, list):
             return None
-        tests = content.get("test images")
-        return cls(*parts, changes, tests if isinstance(tests, Mapping) else {})
+        return cls(*parts, changes)
 
     def write(self, folder: str | os.PathLike) -> None:
         """Write `manifest.json` into a run's folder.
@@ -162,7 +158,7 @@ def continue_from(
     if moved or earlier:
         environment[EARLIER] = [*earlier, *([{**{k: before.get(k) for k in moved}, "epoch": epoch}] if moved else ())]
     changes = [*then.changes, *([{**changed, "epoch": epoch}] if changed else ())]
-    return Manifest({**now.config, **_names_of(then, now)}, now.facts, environment, changes, then.tests)
+    return Manifest({**now.config, **_names_of(then, now)}, now.facts, environment, changes)
 
 
 def compare(then: Manifest, now: Manifest, there: str, ways_out: str, allowed: Sequence[str] = ()) -> None:

@@ -12,7 +12,7 @@ from support import LEARNERS, config, image_file, mostly_slow
 import kdpl
 from kdpl.bundle import write_bundle
 from kdpl.common.images import BadImageError
-from kdpl.trainers.manifests import bundle_of
+from kdpl.trainers.checkpoints import bundle_of
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,15 @@
 """A full disk, or a limit on the size of files: the previous version stays, and the message names the file and what to do."""
 
-import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from itertools import count
 
 import pytest
 import torch
 from support import ROOT, emoji_args, processes, save_clip
 from support.files import RUN, result
-from support.trainings import build
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
@@ -156,26 +151,3 @@ def test_another_error_keeps_its_own_kind_and_the_file(tmp_path):
         raise PermissionError("another")
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("when", ["when they are opened", "later, in TensorBoard's thread"])
-def test_curves_that_cannot_be_written_do_not_end_the_run(when, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(threading, "excepthook", lambda args: None)  # TensorBoard's thread prints its own traceback
-    curves = tmp_path / "out" / "tensorboard"
-    if when == "when they are opened":
-        curves.parent.mkdir()
-        curves.write_text("a file in the place of the folder")
-    else:
-        write, calls = RecordWriter.write, count()
-
-        def fail(self, data):
-            if next(calls) > 1:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write(self, data)
-
-        monkeypatch.setattr(RecordWriter, "write", fail)
-    run = build("KDPL_CoOp", tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
-    run.train()
-    printed = capsys.readouterr()
-    assert printed.out.count("The TensorBoard curves end here, because they cannot be written") == 1
-    assert (tmp_path / "out" / "prompts.safetensors").is_file()

@@ -212,7 +212,7 @@ MISTAKES = [
     (["INPUT.SIZE", "(224, 224)"], "INPUT.SIZE (224, 224) is not what MODEL.BACKBONE.NAME 'emoji_student' takes", "(64, 64)"),
     (["TRAINER.COOP.N_CTX", "0", "TRAINER.COOP.CTX_INIT", ""], "TRAINER.COOP.N_CTX is 0", "expected at least 1 token"),
     (["OPTIM.WARMUP_EPOCH", "30"], "OPTIM.MAX_EPOCH is 5, expected", "the 30 of OPTIM.WARMUP_EPOCH"),
-    (["TRAINER.COOP.CSC", "True", "TRAINER.KDPL.CLASS_AGNOSTIC", "True"], "contradict each other", "Set one of them to False"),
+    (["TRAINER.COOP.CSC", "True", "TRAINER.KDPL.CLASS_AGNOSTIC", "True"], "learns a context for each class", "Set it to False"),
     (["TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", "True"], "but TEST.NO_TEST is True", "Set it to False"),
     (["TRAINER.KDPL.CACHE_DIR", "there"], "has nothing to store with VIEWS 0", "set TRAINER.KDPL.VIEWS"),
     (["--eval-only"], "--eval-only with KDPL_CoOp needs the prompts to evaluate", "--model-dir"),

@@ -145,7 +145,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
          "test_frozen::test_nothing_but_the_learned_prompts_has_a_gradient_or_moves[VPT]"),
         ("a schedule an epoch ahead", "kdpl/training/schedule.py", "_cosine", "lambda f: lambda n, o: f(n + 1, o)",
          "test_schedule::test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_rate"),
-        ("labels of other images", "trainers/supervised.py", "SupervisedTrainer.parse_batch_train",
+        ("labels of other images", "trainers/distill.py", "SupervisedTrainer.parse_batch_train",
          "lambda f: lambda self, batch: (lambda x, y: (x, y.roll(1)))(*f(self, batch))", f"{GOLDEN}[CoOp-cpu]"),
         ("the class order of evaluation permuted", "trainers/evaluation.py", "EvaluatedTrainer.model_inference",
          "lambda f: lambda self, images: f(self, images).flip(1)", f"{GOLDEN}[CoOp_KDPL-cpu]"),

@@ -167,7 +167,7 @@ ONE_PASS = (*SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1)
 def test_the_trainer_solves_for_all_photos_and_its_bundle_gives_the_formulas_probabilities(tmp_path):
     run = build("KernelHead", tmp_path, *ONE_PASS, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
     run.train()
-    x, labels = run.view_features.table.get(torch.arange(30), torch.zeros(30, dtype=torch.long)), run.training_labels
+    x, labels = run.view_features[0].table.get(torch.arange(30), torch.zeros(30, dtype=torch.long)), run.training_labels
     assert len(parameters(run)["centres"]) == 30 and len(run.train_loader_x) * 8 < 30, "the epoch leaves photos out"
     names, learned = run.class_names, parameters(run)
     gamma, factor = float(learned["gamma"]), float(learned["factor"])

@@ -129,7 +129,7 @@ def test_a_forks_configuration_follows_where_it_has_the_engines_defaults(models)
     from dassl.config import get_cfg_default
 
     from kdpl.clip.loading import describe
-    from kdpl.trainers.data import as_model_takes
+    from kdpl.trainers.evaluation import as_model_takes
 
     cfg, preprocessing = get_cfg_default(), describe(models["mobile"]).preprocessing
     cfg = as_model_takes(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")

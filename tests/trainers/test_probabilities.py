@@ -11,7 +11,7 @@ import kdpl.trainers  # noqa: F401
 from kdpl.common.files import name_below
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
-from kdpl.trainers.data import dataset_root
+from kdpl.trainers.evaluation import dataset_root
 
 SMALL = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 SMALL += ("TEST.NO_TEST", True)

@@ -2,9 +2,9 @@
 
 import pytest
 from support import mostly_slow
-from support.trainings import SMALL, Killed, assert_same, build, die_at, parameters, train
+from support.trainings import SMALL, assert_same, build, train
 
-from kdpl.trainers.supervised import SupervisedTrainer
+from kdpl.trainers.distill import SupervisedTrainer
 
 SAME = ("INPUT.TRANSFORMS", ("center_crop", "normalize"), "DATALOADER.NUM_WORKERS", 0)
 
@@ -23,7 +23,7 @@ def test_features_are_computed_once_and_the_prompts_are_the_same(learner, tmp_pa
     counts = encoded(monkeypatch)
     once, learned = train(learner, tmp_path / "once", *SMALL, *SAME)
     assert 0 < sum(counts) <= 5 * 6, "30 images in batches of 6, in three epochs"
-    monkeypatch.setattr(SupervisedTrainer, "sees_the_same_features", False)
+    monkeypatch.setattr(SupervisedTrainer, "fixed_views", 0)
     always, expected = train(learner, tmp_path / "always", *SMALL, *SAME)
     assert_same(learned, expected)
     assert once.manifest.config == always.manifest.config
@@ -45,7 +45,7 @@ def test_an_overridden_step_sees_the_images(tmp_path, monkeypatch):
     assert run.train_loader_x.views == 1
     monkeypatch.setattr(type(run), "compute_loss", lambda self, batch: None)
     monkeypatch.setattr(type(run), "parse_batch_train", lambda self, batch: None, raising=False)
-    assert not run.sees_the_same_features
+    assert not run.fixed_views
 
 
 def test_an_image_in_place_of_an_unreadable_one_has_its_own_label(tmp_path, monkeypatch):
@@ -56,15 +56,3 @@ def test_an_image_in_place_of_an_unreadable_one_has_its_own_label(tmp_path, monk
     run.train()
     assert run.training_labels[3] == items[4].label != items[3].label
     assert [int(n) for i, n in enumerate(run.training_labels) if i != 3] == [d.label for i, d in enumerate(items) if i != 3]
-
-
-@pytest.mark.slow
-def test_it_resumes_bit_identically(tmp_path):
-    _, expected = train("TaskRes", tmp_path / "whole", *SMALL, *SAME)
-    run = build("TaskRes", tmp_path / "cut", *SMALL, *SAME, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
-    die_at(run, 8)
-    with pytest.raises(Killed):
-        run.train()
-    again = build("TaskRes", tmp_path / "cut", *SMALL, *SAME, "TRAIN.CHECKPOINT_EVERY_MINUTES", 1e-9)
-    again.train()
-    assert_same(parameters(again), expected)

@@ -9,7 +9,7 @@ from support import config, image_file
 from support.files import RUN, result
 
 import kdpl.trainers  # noqa: F401  registers them
-from kdpl.config.manifest import Manifest, OtherRunError, read_manifest
+from kdpl.config.manifest import Manifest, OtherRunError
 from kdpl.experiments.report.runs import read_scores
 from kdpl.training.results import read_results, write_results
 
@@ -46,7 +46,7 @@ def replace_images(folder, seed=1000):
 def test_a_result_is_not_replaced_by_one_on_other_images(photos, tmp_path):
     run_on(photos, tmp_path / "out").train()
     (entry,) = read_results(tmp_path / "out")["results"]
-    assert entry["images"].startswith("6 (") and entry["images"] in read_manifest(tmp_path / "out").tests.values()
+    assert entry["images"].startswith("6 (")
     run_on(photos, tmp_path / "out").train()
     before = read_results(tmp_path / "out")["results"]
     assert len(before) == 1, "the same images"
