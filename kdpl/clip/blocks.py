@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from kdpl.clip.preprocessing import index_on
 
@@ -30,8 +29,8 @@ _QUICK_GELU = 1.702  # x * sigmoid(1.702 x), the activation of OpenAI's models
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Return whether to take a CPU's way. A tensor without values, which the calculator counts, stands for a card's."""
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
+    """Return whether to take a CPU's way, where arithmetic counts and launches do not."""
+    return x.device.type == "cpu"
 
 
 class Block:
@@ -107,10 +106,8 @@ def add_beside(beside: Beside, layer: int, x: Tensor, out: Tensor) -> Tensor:
 
 def check_beside(beside: Beside, depth: int, tower: str) -> None:
     """Raise a ValueError if there is a function of a layer that a tower does not have."""
-    if wrong := [layer for layer in beside if not 0 <= layer < depth]:
-        raise ValueError(
-            f"'beside' has a function for layer {wrong[0]} of a {tower} of {depth} layers: expected 0 to {depth - 1}."
-        )
+    if wrong := set(beside).difference(range(depth)):
+        raise ValueError(f"'beside' has functions for layers {wrong}, which a {tower} of {depth} layers does not have.")
 
 
 def cast_together(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -175,9 +175,6 @@ class Clip:
         """Return a digest of the "text" or the "image" tower: its design, and types, shapes and values of its parameters."""
         design = {name: value for name, value in self.design.items() if name.startswith(tower)}
         image, digest = tower == "image", hashlib.sha256(json.dumps(design).encode())
-        for name, module in self.model.named_modules():
-            if name.startswith("visual") == image:  # activations and heads change the features and have no weights
-                digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', '')}\n".encode())
         weights = [*self.model.named_parameters(), *(self.model.visual.named_buffers("visual") if image else ())]
         for name, value in weights:
             if name.startswith("visual") == image and not name.startswith("logit_"):

@@ -5,10 +5,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,21 +32,13 @@ WEIGHTS_FILES = (  # of a folder, and of a repository on the hub
 )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """An open_clip model without its weights.
+class Recipe(NamedTuple):
+    """An open_clip model without its weights."""
 
-    Attributes:
-        base: what `open_clip.create_model` calls it.
-        config: of the model, as open_clip's model_configs have it, quick_gelu included.
-        preprocessing: of its images.
-        published: open_clip's entry of the weights to download; empty if there is none.
-    """
-
-    base: str
-    config: dict[str, Any]
+    base: str  # what `open_clip.create_model` calls it
+    config: dict[str, Any]  # of the model, as open_clip's model_configs have it, quick_gelu included
     preprocessing: Preprocessing
-    published: dict[str, Any]
+    published: dict[str, Any]  # open_clip's entry of the weights to download; empty if there is none
 
 
 def recipe_of(name: str, source: Source) -> Recipe:
@@ -200,9 +191,9 @@ def find_open_clip(name: str, source: Source) -> Path | None:
     if "hf_hub" not in published:
         file = Path("~/.cache/clip", os.path.basename(published["url"])).expanduser()  # open_clip's own place
         return file if file.is_file() else None
-    repository, revision, candidates = _on_hub(published)
-    found = (try_to_load_from_cache(repository, file, revision=revision) for file in candidates)
-    return next((Path(path) for path in found if isinstance(path, str)), None)
+    repository, revision, files = _on_hub(published)
+    cached = (try_to_load_from_cache(repository, file, revision=revision) for file in files)
+    return next((Path(path) for path in cached if isinstance(path, str)), None)
 
 
 def _on_hub(published: dict) -> tuple[str, str | None, list[str]]:
@@ -220,14 +211,13 @@ def _download(name: str, source: Source, published: dict) -> Path:
     try:
         if "hf_hub" not in published:
             return Path(open_clip.download_pretrained(published))
-        repository, revision, candidates = _on_hub(published)
-        likely = "open_clip_pytorch_model.bin"  # the one that repositories have had from the beginning
-        url = hf_hub_url(repository, likely if likely in candidates else candidates[0])
-        for candidate in candidates:
-            file = Path(snapshot_download(repository, revision=revision, allow_patterns=[candidate]), candidate)
-            if file.is_file():
-                return file
-        raise FileNotFoundError(f"'{repository}' has none of {', '.join(candidates)}")
+        repository, revision, files = _on_hub(published)
+        url = hf_hub_url(repository, files[0] if len(files) == 1 else "open_clip_pytorch_model.bin")
+        for file in files:
+            path = Path(snapshot_download(repository, revision=revision, allow_patterns=[file]), file)
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"'{repository}' has none of {', '.join(files)}")
     except (OSError, RuntimeError, ValueError) as error:
         file = url.rpartition("/")[2]
         way = f"put it anywhere, and write '{source.architecture}:{source.tag}:/path/{file}' in place of the name."

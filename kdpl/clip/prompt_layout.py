@@ -71,14 +71,12 @@ class Layout:
 
     def embed(self, ctx: Tensor | None) -> Tensor:
         """Return the rows of the first layer's input, `(P, U, w)`; P is 1, or B for one context per image."""
+        shape = (0,) if ctx is None else tuple(ctx.shape[:-1])
+        if shape[-1] != self.slot_count or (self.class_specific and ctx is not None and shape[:-1] != (len(self),)):
+            each = f" for each of {len(self)} prompts" if self.class_specific else ""
+            raise ValueError(f"ctx has {shape} vectors: the prompts have {self.slot_count} context slots{each}.")
         if ctx is None:
-            if self.slot_count:
-                raise ValueError(f"The prompts have {self.slot_count} context slots: expected ctx, got None.")
             return self.rows.unsqueeze(0)
-        if ctx.shape[-2] != self.slot_count:
-            raise ValueError(f"ctx has {ctx.shape[-2]} vectors {tuple(ctx.shape)}: the prompts have {self.slot_count} slots.")
-        if self.class_specific and ctx.shape[:-2] != (len(self),):
-            raise ValueError(f"ctx is {tuple(ctx.shape)}: expected {(len(self), *ctx.shape[-2:])}, vectors for each prompt.")
         if self.class_specific:
             vectors = ctx[self.slot_owners, self.slot_index].unsqueeze(0)  # (1, S, w)
         else:

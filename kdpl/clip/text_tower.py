@@ -88,16 +88,13 @@ class PromptedText:
 
     def _check_deep(self, layout: Layout, layer: int, vectors: Tensor) -> None:
         """Refuse prompts of a layer that do not fit."""
-        room, shape, width = layout.deep_room, tuple(vectors.shape), self.width
-        if 0 < layer < self.depth and shape in [
-            (*classes, n, width) for classes in ((), (len(layout),)) for n in range(room + 1)
-        ]:
-            return
-        raise ValueError(
-            f"Prompts {shape} for layer {layer} do not fit a text tower of {self.depth} layers and width {width}, and "
-            f"{len(layout)} prompts with {room} slots at the same places: expected a layer from 1 to {self.depth - 1}, and at "
-            f"most {room} vectors, (n, {width}) for all prompts or ({len(layout)}, n, {width}) for each."
-        )
+        shape, room, width = tuple(vectors.shape), layout.deep_room, self.width
+        of_all_or_each = shape[:-2] in ((), (len(layout),)) and len(shape) > 1
+        if not (0 < layer < self.depth and of_all_or_each and shape[-2] <= room and shape[-1] == width):
+            raise ValueError(
+                f"Prompts {shape} for layer {layer} do not fit: expected a layer from 1 to {self.depth - 1}, and (n, {width}) "
+                f"for all or ({len(layout)}, n, {width}) for each, n at most the {room} slots at the same places in all prompts."
+            )
 
     def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         """Encode, and recompute in the backward pass instead of storing activations."""

@@ -26,8 +26,8 @@ def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
     return _EpochSchedule(optimizer, optim_cfg)
 
 
-def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
-    """Return the learning rate of an epoch.
+def rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
+    """Return the learning rate of an epoch, counted from 0, of a base rate.
 
     The warm-up lasts WARMUP_EPOCH epochs. "constant": WARMUP_CONS_LR in all of them. "linear": WARMUP_MIN_LR in
     epoch 0, base_lr * epoch / WARMUP_EPOCH after it. With n = epoch - WARMUP_EPOCH (n = epoch if WARMUP_RECOUNT is
@@ -36,24 +36,13 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float | None = None) -> float:
     - cosine: base_lr * (1 + cos(pi * n / MAX_EPOCH)) / 2,
     - single_step: base_lr * GAMMA ** (n // STEPSIZE), the last STEPSIZE if there are several, MAX_EPOCH if below 1,
     - multi_step: base_lr * GAMMA ** (how many of STEPSIZE are at most n).
-
-    Args:
-        epoch: counted from 0.
-        optim_cfg: the OPTIM node of a configuration.
-        base_lr: the rate that the schedule scales; by default OPTIM.LR.
-
-    Raises:
-        ValueError: a key of the schedule has an invalid value.
     """
-    check_schedule(optim_cfg)
-    return _rate(epoch, optim_cfg, optim_cfg.LR if base_lr is None else base_lr)
-
-
-def _rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
     warmup = max(optim_cfg.WARMUP_EPOCH, 0)
-    if epoch < warmup:
-        return _warmup(epoch, optim_cfg, base_lr)
-    return base_lr * _FACTORS[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
+    if epoch >= warmup:
+        return base_lr * _FACTORS[optim_cfg.LR_SCHEDULER](epoch - warmup * optim_cfg.WARMUP_RECOUNT, optim_cfg)
+    if optim_cfg.WARMUP_TYPE == "constant":
+        return optim_cfg.WARMUP_CONS_LR
+    return base_lr * epoch / optim_cfg.WARMUP_EPOCH if epoch else optim_cfg.WARMUP_MIN_LR
 
 
 class _EpochSchedule(LRScheduler):
@@ -65,17 +54,11 @@ class _EpochSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        return [_rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
+        return [rate(self.last_epoch, self.optim_cfg, base_lr) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         # Without the configuration: safe loading would refuse it, and a resumed run has it anyway.
         return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
-
-
-def _warmup(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
-    if optim_cfg.WARMUP_TYPE == "constant":
-        return optim_cfg.WARMUP_CONS_LR
-    return base_lr * epoch / optim_cfg.WARMUP_EPOCH if epoch else optim_cfg.WARMUP_MIN_LR
 
 
 def _cosine(n: int, optim_cfg: CfgNode) -> float:

@@ -10,12 +10,11 @@ from functools import cache
 
 import pytest
 import torch
-from support import ROOT, STEPPED, emoji_args, mostly_slow, one_of_each_kind
+from support import ROOT, STEPPED, mostly_slow, one_of_each_kind
 from support.devices import DEVICES, on, precisions_as_asked, without_gpu  # noqa: F401  a fixture
-from support.trainings import TINY, build, parameters
+from support.trainings import build, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdpl import train
 from kdpl.clip import similarity_logits
 from kdpl.clip.model import cpu_has_bf16
 from kdpl.students import Student
@@ -184,24 +183,3 @@ def test_it_trains_and_tests_as_in_fp32(learner, value, device, two_epochs):
     assert loss == pytest.approx(exact_loss, rel=of_loss)
     assert accuracy == pytest.approx(exact_accuracy, abs=points)
     assert 0 < (way - exact_way).norm() < of_way * exact_way.norm()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_command_trains_in_half_precision(device, tmp_path, capsys):
-    options = (
-        *TINY,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "DATALOADER.TRAIN_X.BATCH_SIZE",
-        30,
-        "OPTIM.MAX_EPOCH",
-        1,
-        *precisions("CoOp", "fp16"),
-        *on(device),
-    )
-    options = (*options, "TEST.NO_TEST", True)
-    assert train.main([*emoji_args("KDPL_CoOp", tmp_path), *map(str, options)]) == 0
-    out = capsys.readouterr().out
-    assert "precision: fp16)" in out and "is for GPUs" not in out
-    assert (tmp_path / "prompts.safetensors").is_file()

@@ -185,7 +185,7 @@ def test_every_name_that_is_offered_is_known_to_the_engine():
         assert build_transform(cfg)
     for cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.LR_SCHEDULER in zip((0, 1, 2), KEYS["OPTIM.LR_SCHEDULER"].values, strict=True):
         cfg.OPTIM.STEPSIZE = (1,)
-        assert rate(1, cfg.OPTIM) > 0
+        assert rate(1, cfg.OPTIM, cfg.OPTIM.LR) > 0
     assert KEYS["TRAINER.KDPL.LOSS"].values == LOSSES
 
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from support import save_clip
-from torch import nn
 
 from kdpl.clip.loading import load_clip
 from kdpl.text import feature_cache
@@ -88,8 +87,6 @@ def test_the_key_follows_the_text_tower_and_nothing_else(weights):
     assert digest_after(lambda model: model.token_embedding.weight[7, 3].add_(1e-3)) != unchanged
     assert digest_after(lambda model: model.text_projection[0, 0].add_(1e-3)) != unchanged
     assert digest_after(lambda model: model.transformer.half()) != unchanged
-    # the same weights with another activation give other features
-    assert digest_after(lambda model: setattr(model.transformer.resblocks[1].mlp, "gelu", nn.GELU())) != unchanged
 
 
 def test_damaged_features_are_computed_again(clip, cache, capsys):

@@ -42,25 +42,25 @@ def rates_in_use(schedule, sgd, epochs: int) -> list[list[float]]:
 
 def test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_rate():
     expected = [1e-5] + [0.002 * (1 + math.cos(math.pi * (e - 1) / 50)) / 2 for e in range(1, 50)]
-    assert [rate(e, optim()) for e in range(50)] == pytest.approx(expected, rel=1e-12)
+    assert [rate(e, optim(), 0.002) for e in range(50)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_scheduler_sets_the_rates_of_the_formula_in_every_group():
     sgd = optimizer(0.002, 0.0002)
     seen = rates_in_use(build_schedule(sgd, optim()), sgd, 50)
     assert seen[0] == [1e-5, 1e-5]
-    assert seen == [[rate(e, optim()), rate(e, optim(), 0.0002)] for e in range(50)]
+    assert seen == [[rate(e, optim(), 0.002), rate(e, optim(), 0.0002)] for e in range(50)]
 
 
 def test_linear_warm_up_rises_from_its_minimum_to_the_base_rate():
     cfg = optim(WARMUP_EPOCH=4, WARMUP_TYPE="linear", WARMUP_MIN_LR=1e-6)
-    assert [rate(e, cfg) for e in range(5)] == pytest.approx([1e-6, 0.0005, 0.001, 0.0015, 0.002])
+    assert [rate(e, cfg, cfg.LR) for e in range(5)] == pytest.approx([1e-6, 0.0005, 0.001, 0.0015, 0.002])
 
 
 def test_without_recount_the_epochs_of_the_warm_up_count():
     cfg = optim(WARMUP_EPOCH=5, WARMUP_RECOUNT=False)
-    assert rate(5, cfg) == pytest.approx(0.002 * (1 + math.cos(math.pi * 5 / 50)) / 2)
-    assert rate(5, optim(WARMUP_EPOCH=5)) == 0.002
+    assert rate(5, cfg, cfg.LR) == pytest.approx(0.002 * (1 + math.cos(math.pi * 5 / 50)) / 2)
+    assert rate(5, optim(WARMUP_EPOCH=5), 0.002) == 0.002
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_without_recount_the_epochs_of_the_warm_up_count():
 )
 def test_steps_fall_where_stepsize_says(kind, stepsize, expected):
     cfg = optim(LR_SCHEDULER=kind, STEPSIZE=stepsize, WARMUP_EPOCH=-1)
-    assert [rate(epoch, cfg) for epoch in expected] == pytest.approx(list(expected.values()))
+    assert [rate(epoch, cfg, cfg.LR) for epoch in expected] == pytest.approx(list(expected.values()))
 
 
 def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
