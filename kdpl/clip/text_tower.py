@@ -93,7 +93,7 @@ class PromptedText:
         if not (0 < layer < self.depth and of_all_or_each and shape[-2] <= room and shape[-1] == width):
             raise ValueError(
                 f"Prompts {shape} for layer {layer} do not fit: expected a layer from 1 to {self.depth - 1}, and (n, {width}) "
-                f"for all or ({len(layout)}, n, {width}) for each, n at most the {room} slots at the same places in all prompts."
+                f"for all or ({len(layout)}, n, {width}) for each, at most the {room} slots at the same places in all prompts."
             )
 
     def _encode_checkpointed(self, layout: Layout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:

@@ -108,7 +108,7 @@ def test_prompts_of_a_text_tower_equal_the_librarys_own_pass(kind):
 def test_deep_prompts_of_slots_at_different_places_are_refused(kind, position):
     clip = small_clip(kind)
     width = clip.text.width
-    with pytest.raises(ValueError, match=r"n at most the [01] slots at the same places in all prompts"):
+    with pytest.raises(ValueError, match=r"at most the [01] slots at the same places in all prompts"):
         clip.text(clip.layout(prompts_of(2, position)), learned(2, width), [learned(2, width)])
 
 
