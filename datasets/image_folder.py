@@ -14,8 +14,7 @@ from yacs.config import CfgNode
 from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed
 from kdpl.common.class_names import read_class_names
-from kdpl.common.image_files import list_images
-from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, open_image, unreadable, write_bad_images
+from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, list_images, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
 from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot

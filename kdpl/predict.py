@@ -16,7 +16,7 @@ from kdpl.classifier.predictions.files import Found, InputError, find
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.exits import report
-from kdpl.common.image_files import media_line
+from kdpl.common.images import media_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.photos.labels import given_names, teacher_names
 from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of

@@ -27,9 +27,9 @@ from kdpl.clip.loading import describe
 from kdpl.clip.model import NotFiniteError, effective_precision
 from kdpl.clip.preprocessing import Normalize, Preprocessing
 from kdpl.common import distributed
+from kdpl.common.command import StopRequest
 from kdpl.common.files import key_of, name_below
 from kdpl.common.images import write_bad_images
-from kdpl.common.signals import StopRequest
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.keys import ConfigError, check_choice
@@ -148,7 +148,7 @@ class EvaluatedTrainer(TrainerX):
         """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
         if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
             self.reported_unreadable |= {*new}
-            write_bad_images(self.cfg.OUTPUT_DIR, new, more=True)
+            write_bad_images(self.cfg.OUTPUT_DIR, new)
             print("Unreadable images, replaced by the next readable one:", *new, sep="\n")
         return self.normalize(batch["img"].to(self.device, non_blocking=True))
 

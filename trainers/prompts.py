@@ -21,7 +21,7 @@ from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip
 from kdpl.common import distributed, lock
-from kdpl.common.signals import StopRequest
+from kdpl.common.command import StopRequest
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdpl.common.image_files import SUFFIXES
+from kdpl.common.images import SUFFIXES
 from kdpl.common.messages import did_you_mean
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import sys
 import time
 
 from kdpl.app.session import Session
-from kdpl.common.image_files import list_images
+from kdpl.common.images import list_images
 from kdpl.distill.teacher import Teacher
 from kdpl.photos.answers import Words
 from kdpl.photos.fitting import empty_pile, facts_of

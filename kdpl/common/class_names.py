@@ -8,8 +8,6 @@ from kdpl.common.messages import did_you_mean
 
 REJECTED = "(none of these)"  # stands for the class of an image that is none of the classes
 
-UTF16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
     """Return the class names of a text file, one a line, in file order; blank lines are skipped.
@@ -40,15 +38,10 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    encoding = UTF16.get(data[:2], "utf-8-sig")
-    if encoding == "utf-8-sig" and 0 in (data[:1] + data[1:2]) and len(data) % 2 == 0:
-        raise ValueError(
-            f"'{path}' looks like UTF-16 without a byte order mark: expected one class name per line. Save it as UTF-8."
-        )
     try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        kind = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
-        raise ValueError(
-            f"'{path}' is not {kind} text ({error.reason}): expected one class name per line. Save it as UTF-8."
-        ) from None
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has null characters")
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text ({error}): expected one class name per line. Save it as UTF-8.") from None
+    return text

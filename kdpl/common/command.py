@@ -1,13 +1,135 @@
-"""The entry of a command: its output is escaped, a signal ends it in one line, and an unexpected error in a traceback."""
+"""A command from its first line to its last: its output is escaped, a signal ends it in one line, an unexpected error in a
+traceback.
 
+SIGTERM, SIGUSR1, SIGINT (Ctrl-C) and SIGHUP end it with the exit code INTERRUPTED; a training saves its state first. What comes
+within `REPEATED_S` after the first signal is part of the same request: Slurm may deliver a signal twice, and a terminal that is
+closed sends several. A later one has its default effect.
+"""
+
+import atexit
+import contextlib
+import multiprocessing.util
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 from kdpl.common import exits
 from kdpl.common.safe_text import printable
-from kdpl.common.signals import Interrupted, end_if_stopped, handled_signals
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+REPEATED_S = 1.0
+
+
+class Interrupted(SystemExit):
+    """The command ends with the exit code INTERRUPTED."""
+
+    def __init__(self, message: str, printed: bool = False):
+        super().__init__(exits.INTERRUPTED)
+        self.message, self.printed = message, printed
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _State:
+    """What the handler knows."""
+
+    came: tuple[str, float] | None = None  # the signal that ends this process, and when it came
+    saving: "StopRequest | None" = None  # the training that saves before the process ends
+
+
+class StopRequest:
+    """Records the signal that asks a training to stop, between `install` and `uninstall`: it saves, and calls `leave`."""
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._handlers = contextlib.ExitStack()
+
+    def install(self) -> None:
+        if _State.saving is not self:
+            _State.saving = self
+            self._handlers.enter_context(handled_signals())
+
+    def uninstall(self) -> None:
+        """Leave signals to what handled them before; after one has come the process is about to end, and stays protected."""
+        if _State.saving is self and self.signal is None:
+            _State.saving = None
+            self._handlers.close()
+
+    def leave(self) -> NoReturn:
+        """End the training, whose state is saved."""
+        message = f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run"
+        print(message, flush=True)
+        raise Interrupted(message, printed=True)
+
+
+@contextlib.contextmanager
+def handled_signals() -> Iterator[None]:
+    """Handle signals inside; a no-op outside the main thread, where Python allows no handlers. nohup's SIGHUP stays ignored."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        handled = [s for s in SIGNALS if s is signal.SIGINT or signal.getsignal(s) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, _take) for number in handled}
+        atexit.register(_ignore)  # in the last moments of a process Python handles them no more
+    try:
+        yield
+    finally:
+        for number, handler in previous.items() if _State.came is None else ():
+            with contextlib.suppress(TypeError):  # a handler that was not Python's
+                signal.signal(number, handler)
+
+
+def _take(number: int, frame: FrameType | None) -> None:
+    name, now = signal.Signals(number).name, time.monotonic()
+    if _State.came is None:
+        _State.came = name, now
+        if _State.saving is None:
+            _end_if_stopped()
+        _State.saving.signal = name
+    elif now - _State.came[1] > REPEATED_S:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _end_if_stopped() -> None:
+    if _State.came is not None and _State.saving is None:
+        raise Interrupted(f"Stopped by {_State.came[0]}: the same command resumes or starts again")
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Kill daemonic children, as multiprocessing is about to; data-loader workers ignore its SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+atexit.register(_end_workers)  # runs before multiprocessing's own handler (imported above), which would wait for ever
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Hold the signals back inside, and in the processes that are started inside until they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_the_parent(worker_id: int = 0) -> None:
+    """Ignore the signals in a data-loader worker: a process group often receives them, and the run still needs the worker."""
+    _ignore()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back by `starting_workers`
 
 
 class _PrintableStream:
@@ -38,14 +160,14 @@ def escape_streams() -> None:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Return the exit status of a command, all of whose output is escaped, the traceback of an unexpected error too."""
+    """Return the exit status of a command."""
     streams = sys.stdout, sys.stderr
     escape_streams()
     try:
         with handled_signals():
             status = main()
             if status:
-                end_if_stopped()  # a library may have made another error of a signal
+                _end_if_stopped()  # a library may have made another error of a signal
             return status
     except Interrupted as stop:
         if not stop.printed:

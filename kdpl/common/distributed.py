@@ -6,9 +6,8 @@ are tiny: a step exchanges one vector, the sum of their gradients.
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
-from functools import wraps
 from typing import Any
 
 import torch
@@ -16,10 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may download weights, or encode a vocabulary, while the others wait
-
-
-class RankLostError(OSError):
-    """Another process of the job has ended or does not respond."""
 
 
 def launched() -> bool:
@@ -70,30 +65,12 @@ def share_lengths(count: int) -> list[int]:
     return [count * (of + 1) // n - count * of // n for of in range(n)]
 
 
-def _named(call: Callable) -> Callable:
-    """Turn a failed collective into a RankLostError that says what to do."""
-
-    @wraps(call)
-    def named(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except RuntimeError as error:
-            raise RankLostError(
-                f"Another process of the job ended or does not respond (this is rank {rank()} of {world()}). Look for its "
-                f"error; the same command resumes from the last saved state. ({str(error).splitlines()[0]})"
-            ) from error
-
-    return named
-
-
-@_named
 def barrier() -> None:
     """Wait for all ranks."""
     if world() > 1:
         dist.barrier()
 
 
-@_named
 def total(values: Tensor) -> Tensor:
     """Return the sum of a tensor over the ranks."""
     if world() > 1:
@@ -107,7 +84,6 @@ def any_rank(flag: bool) -> bool:
     return bool(total(torch.tensor(float(flag)))) if world() > 1 else flag
 
 
-@_named
 def from_main(value: Any) -> Any:
     """Return rank 0's value of an object."""
     if world() > 1:
@@ -117,7 +93,6 @@ def from_main(value: Any) -> Any:
     return value
 
 
-@_named
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each parameter's gradient by its sum over the ranks, in one all-reduce."""
     if world() == 1:
@@ -129,7 +104,6 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         parameter.grad = gradient.view_as(parameter)
 
 
-@_named
 def same_as_main(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Broadcast rank 0's values to all ranks, in place."""
     if world() > 1:
@@ -137,7 +111,6 @@ def same_as_main(parameters: Iterable[torch.nn.Parameter]) -> None:
             dist.broadcast(parameter.data, 0)
 
 
-@_named
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     """Concatenate the rows `(counts[r], ...)` of all ranks, `(sum(counts), ...)`; no gradient flows."""
     if world() == 1:

@@ -18,13 +18,8 @@ def dassl_in_use() -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, PyTorch, kdpl and Dassl ("bundled" for the bundled engine)."""
-    bundled = "bundled" in dassl_in_use()
-    return {
-        "python": platform.python_version(),
-        "torch": version_of("torch"),
-        "kdpl": VERSION,
-        "dassl": "bundled" if bundled else version_of("dassl"),
-    }
+    dassl = "bundled" if "bundled" in dassl_in_use() else version_of("dassl")
+    return {"python": platform.python_version(), "torch": version_of("torch"), "kdpl": VERSION, "dassl": dassl}
 
 
 @lru_cache
@@ -32,15 +27,13 @@ def libraries() -> dict[str, str | None]:
     """Return the versions of the other packages that numbers come from, and a digest of KDPL's own code."""
     import hashlib
 
-    packages = {
-        name: version_of(name) for name in ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")
-    }
-    own = (Path(find_spec(f"kdpl.{name}").origin).parent for name in ("trainers", "datasets"))
-    code, folders = hashlib.sha256(), {PACKAGE, *own}
+    names = ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")
+    folders = {PACKAGE, *(Path(find_spec(f"kdpl.{name}").origin).parent for name in ("trainers", "datasets"))}
+    code = hashlib.sha256()
     for folder in sorted(folders):
         for file in sorted(folder.rglob("*.py")):
             code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return {**packages, "code": code.hexdigest()[:10]}
+    return {**{name: version_of(name) for name in names}, "code": code.hexdigest()[:10]}
 
 
 @lru_cache
@@ -58,17 +51,11 @@ def git_state() -> str | None:
     """Return the short commit of kdpl's checkout, with "-dirty" if files were changed; None outside a checkout."""
     import subprocess
 
-    root = PACKAGE.parent
-    if not (root / ".git").exists():
+    if not (PACKAGE.parent / ".git").exists():
         return None
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(root), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        commit = git("rev-parse", "--short", "HEAD")
-        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

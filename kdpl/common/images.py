@@ -1,26 +1,41 @@
-"""Reading images of any orientation, colour mode, transparency or bit depth as RGB.
+"""Image files below a folder, and reading them as RGB: of any orientation, colour mode, transparency or bit depth.
 
-A plain RGB file without an EXIF orientation gives exactly the pixels of `Image.open(path).convert("RGB")`.
+A plain RGB file without an EXIF orientation gives exactly the pixels of `Image.open(path).convert("RGB")`. Loops of links,
+FIFOs and unreadable folders stop nothing.
 """
 
 import importlib
-import io
 import os
+import re
+import stat
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from kdpl.common.files import atomic_write
-from kdpl.common.image_files import HEIF_SUFFIXES, kind_of
+from kdpl.common.files import RECORD
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+SUFFIXES = HEIF_SUFFIXES.union(
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+MEDIA = frozenset(  # pictures and films that people have and that are not read
+    (
+        ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+        ".mts", ".nef", ".orf", ".pef", ".psd", ".raf", ".raw", ".rw2", ".srw", ".svg", ".webm", ".wmv",
+    )
+)  # fmt: skip
 LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
 BAD_IMAGES = "bad_images.txt"  # in the output folder: the unreadable images
 ORIENTATION = 0x0112  # the EXIF tag
@@ -30,7 +45,100 @@ class BadImageError(ValueError):
     """A file or an array cannot be read as an image."""
 
 
-def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = None) -> Image.Image:
+@dataclass
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        images: regular files with the suffix of an image, or without a suffix and with the first bytes of a JPEG or PNG.
+        others: how many entries are passed over: hidden ones, files of other suffixes, links to folders listed already.
+        media: how many of the others are pictures or films of a kind that is not read, by suffix.
+        unreadable: entries that should be read and cannot be, each with the reason.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: int = 0
+    media: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    def add_file(self, path: Path, entry: os.DirEntry) -> None:
+        suffix, is_image = path.suffix.lower(), path.suffix.lower() in SUFFIXES
+        try:
+            regular, reason = stat.S_ISREG(entry.stat().st_mode), "it is not a regular file"
+        except OSError as error:  # a broken link, or one that leads to itself
+            regular, reason = False, str(error.strerror).lower()
+        if regular and (is_image or (not suffix and _begins_like_an_image(path))):
+            self.images.append(path)
+        elif is_image:
+            self.unreadable[path] = f"'{path}' cannot be read as an image: {reason}."
+        else:
+            self.others += 1
+            if suffix in MEDIA:
+                self.media[suffix] += 1
+
+
+def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
+    """Return what lies at any depth below a folder; every folder is listed once, also if links lead to it.
+
+    Images are recognised by their suffix. A hidden entry, whose name begins with a dot, counts as one other file, and so does a
+    folder that a command has written, such as the thumbnails of a gallery.
+
+    Args:
+        natural: sort "img_2" before "img_10"; by default paths are sorted by code points.
+
+    Raises:
+        OSError: `folder` itself cannot be listed.
+    """
+    listing, folder = Listing(), Path(folder)
+    seen: set[tuple[int, int]] = set()  # device and inode of the folders
+    waiting, links = deque([folder]), deque()  # links last: a folder is listed under its own path
+    while waiting or links:
+        current = (waiting or links).popleft()
+        try:
+            status, entries = os.stat(current), sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError as error:
+            if current == folder:
+                raise
+            listing.unreadable[current] = f"'{current}' cannot be listed: {error.strerror}."
+            continue
+        known, ours = (status.st_dev, status.st_ino) in seen, any(entry.name == RECORD for entry in entries)
+        if known or (ours and current != folder):
+            listing.others += 1
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                listing.others += 1
+            elif os.path.isdir(entry):
+                (links if entry.is_symlink() else waiting).append(current / entry.name)
+            else:
+                listing.add_file(current / entry.name, entry)
+    listing.images.sort(key=natural_key if natural else lambda path: path.parts)
+    return listing
+
+
+def _begins_like_an_image(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+    except OSError:
+        return False
+
+
+def natural_key(path: str | os.PathLike) -> list[list[tuple[bool, int, str]]]:
+    """Return a key by which paths are sorted as people count: "img_2" before "img_10"."""
+    return [
+        [(False, int(p), "") if p.isdecimal() else (True, 0, p.casefold()) for p in re.split(r"(\d+)", part) if p]
+        for part in Path(path).parts
+    ] + [[(True, 0, os.fspath(path))]]
+
+
+def media_line(media: Counter[str]) -> str:
+    """Return one line about pictures and films that are not read, "5 .CR2, 2 .MOV"; empty if there are none."""
+    return ", ".join(f"{count:,} {suffix.upper()}" for suffix, count in sorted(media.items()))
+
+
+def open_image(path: str | os.PathLike, least: int = 0) -> Image.Image:
     """Return an image file in RGB and upright; the first frame of an animation, transparency on white.
 
     All formats of Pillow are read (JPEG, PNG, WebP, TIFF, ...), and HEIC if the package pillow-heif is installed.
@@ -38,7 +146,6 @@ def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = Non
     Args:
         least: decode a JPEG at a half, a quarter or an eighth of its size, as small as its shorter edge stays at least that
             many pixels; 0: at its full size.
-        data: the content of the file, if it was read before.
 
     Raises:
         BadImageError: the file is missing, empty, truncated, implausibly large or not an image; the message names path and
@@ -50,15 +157,14 @@ def open_image(path: str | os.PathLike, least: int = 0, data: bytes | None = Non
             image.draft(None, (least, least))
         return to_rgb(image)
 
-    return _read(path, take, data)
+    return _read(path, take)
 
 
-def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
+def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
     _register_heif()
     try:
-        if data is None:
-            refuse_special_files(path)
-        with Image.open(path if data is None else io.BytesIO(data)) as image:
+        refuse_special_files(path)
+        with Image.open(path) as image:
             return take(image)
     except BadImageError:
         raise
@@ -72,8 +178,10 @@ def refuse_special_files(path: str | os.PathLike) -> None:
     Raises:
         OSError: there is no such file, or a link leads nowhere.
     """
-    if kind := kind_of(os.stat(path).st_mode):
-        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {kind}.")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: it is {kind}.")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,7 +214,7 @@ def cut_extreme(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
-def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Image.Image:
+def as_image(image: "str | os.PathLike | Image.Image | np.ndarray | Tensor") -> Image.Image:
     """Return a path, image, array or tensor as an RGB image.
 
     Args:
@@ -124,21 +232,34 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Im
             return to_rgb(image)
         except Exception as error:  # of a file that Pillow opened and reads only now
             raise BadImageError(f"A PIL image of {image.size} cannot be read: {short_reason(error)}.") from error
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
-        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array  # (C, H, W) to (H, W, C)
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
-        raise TypeError(f"{type(image).__name__} is not an image: expected a path, a PIL image, a NumPy array or a tensor.")
-    return to_rgb(Image.fromarray(_pixels(array, type(image).__name__)))
+    kind, layout, array = type(image).__name__, "(H, W, 3)", image
+    if _is_tensor(image):
+        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+        layout, array = "(3, H, W)", np.moveaxis(array, 0, -1) if array.ndim == 3 else array  # (C, H, W) to (H, W, C)
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{kind} is not an image: expected a path, a PIL image, a NumPy array or a tensor.")
+    if not array.size or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
+        raise BadImageError(f"{kind} of shape {tuple(image.shape)} is not an image: expected {layout}, or 1 or 4 channels.")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # which NaN is not
+            raise BadImageError(f"{kind} of floats in {array.min():.4g}..{array.max():.4g} is not an image: expected 0..1.")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = _eight_bits(array)
+    elif array.dtype != np.uint8:
+        raise BadImageError(f"{kind} of type {array.dtype} is not an image: expected uint8, uint16 or floats in 0..1.")
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)))
 
 
 def is_one_image(images: object) -> bool:
     """Whether the argument is one image, as `as_image` takes it, rather than several."""
-    if isinstance(images, np.ndarray | Tensor):
+    if isinstance(images, np.ndarray) or _is_tensor(images):
         return images.ndim < 4
     return isinstance(images, str | os.PathLike | Image.Image)
+
+
+def _is_tensor(image: object) -> bool:
+    return hasattr(image, "is_floating_point")  # PyTorch, which takes seconds, is not imported to list images
 
 
 def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
@@ -159,24 +280,14 @@ def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
         return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
 
 
-def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str], more: bool = False) -> None:
-    """Write the list of unreadable images into an output folder, one a line; no file if there are none.
-
-    Args:
-        more: add to the existing list.
-    """
-    path = Path(folder, BAD_IMAGES)
-    lines = [*map(on_one_line, reasons)]
-    text = {"encoding": "utf-8", "errors": "surrogateescape"}
-    if more:
-        listed = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # by another or an earlier process
+def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str]) -> None:
+    """Add unreadable images to the list in an output folder, one a line, each once."""
+    path, text = Path(folder, BAD_IMAGES), {"encoding": "utf-8", "errors": "surrogateescape"}
+    listed = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # by another or an earlier process
+    if new := [line for line in map(on_one_line, reasons) if line not in listed]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", **text) as file:
-            file.write("".join(f"{line}\n" for line in lines if line not in listed))
-    elif lines:
-        with atomic_write(path, "w", **text) as file:
-            file.write("\n".join([*lines, ""]))
-    else:
-        path.unlink(missing_ok=True)
+            file.writelines(f"{line}\n" for line in new)
 
 
 @cache
@@ -216,25 +327,3 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded
-
-
-def _pixels(array: np.ndarray, kind: str) -> np.ndarray:
-    """Return the pixels of an array as uint8, (H, W) or (H, W, 3 or 4)."""
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    layout = "(3, H, W)" if kind == "Tensor" else "(H, W, 3)"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or array.size == 0:
-        raise BadImageError(f"{kind} of shape {_shape(array, kind)} is not an image: expected {layout}, or 1 or 4 channels.")
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype == np.uint16:
-        return _eight_bits(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise BadImageError(f"{kind} of type {array.dtype} is not an image: expected uint8, uint16 or floats in 0..1.")
-    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise BadImageError(f"{kind} of floats in {array.min():.4g}..{array.max():.4g} is not an image: expected 0..1.")
-    return (array * 255).round().astype(np.uint8)
-
-
-def _shape(array: np.ndarray, kind: str) -> tuple[int, ...]:
-    return tuple(np.moveaxis(array, -1, 0).shape) if kind == "Tensor" and array.ndim == 3 else array.shape

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from kdpl.common.files import PART, RECORD, atomic_write
-from kdpl.common.image_files import SUFFIXES
+from kdpl.common.images import SUFFIXES
 from kdpl.common.safe_text import UnsafeTextError, read_json
 
 FIT, TRAINING, DEMO, EXPORT = "kdpl fit", "train.py", "kdpl fit --demo", "kdpl export"
 GALLERY, SORTED, FIGURES = "kdpl predict --html", "kdpl predict --copy-to or --link-to", "kdpl report --plot"
-SHOWN_RECORDS = {"fit.json": FIT, "manifest.json": TRAINING}  # of a folder that was copied without its hidden files
 BUNDLE = "prompts.safetensors"
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 _JSON = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "changes.jsonl", "manifest.json", "results.json"})
@@ -83,9 +82,9 @@ def take_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike 
 def kind_of(folder: str | os.PathLike) -> str:
     """Return which kind of command a folder is of; empty if it is of none."""
     try:
-        return str(read_json(Path(folder, RECORD), 2**16)["written by"])
+        return str(read_json(Path(folder, RECORD))["written by"])
     except (OSError, UnsafeTextError, KeyError, TypeError):
-        return next((kind for name, kind in SHOWN_RECORDS.items() if Path(folder, name).is_file()), "")
+        return ""
 
 
 def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[str | os.PathLike | None] = ()) -> None:
@@ -97,42 +96,32 @@ def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[st
     Raises:
         OutputError: the message names the output.
     """
-    given = [os.fspath(path) for path in outputs if path]
-    if len([path for path in given if path in STANDARD_OUTPUT]) > 1:
-        raise OutputError("The standard output is given for two outputs: give all but one of them a file.")
-    targets: dict[str, str] = {}
+    given = ["-" if path in STANDARD_OUTPUT else os.path.realpath(path) for path in map(os.fspath, filter(None, outputs))]
+    read = {(s.st_dev, s.st_ino) for path in filter(None, inputs) if (s := _status(path))}
     for path in given:
-        if path in STANDARD_OUTPUT:
+        status, folder = _status(path), os.path.dirname(path)
+        problem = ""
+        if given.count(path) > 1 and (path == "-" or is_file(path)):
+            problem = "is given for two outputs: give each its own file"
+        elif path == "-":
             continue
-        target = os.path.realpath(path)
-        if os.path.isdir(target):
-            raise OutputError(f"The output '{path}' is a folder: expected the path of a file.")
-        parent = next(p for p in Path(target).parents if os.path.lexists(p))
-        if not parent.is_dir():
-            raise OutputError(f"The output '{path}' cannot be written: '{parent}' is not a folder.")
-        if not is_file(target):
-            continue
-        if target in targets:
-            raise OutputError(f"'{path}' is given for two outputs: give each its own file.")
-        targets[target] = path
-        if Path(target).suffix.lower() in SUFFIXES:
-            raise OutputError(f"The output '{path}' has the name of an image: choose another.")
-        if Path(target).name in (BUNDLE, RECORD) or (_is_ours(target) and os.path.lexists(target)):
-            raise OutputError(f"The output '{path}' is a file of learned prompts or of their training: choose another path.")
-    if not targets:
-        return
-    same = {(s.st_dev, s.st_ino): path for target, path in targets.items() if (s := _status(target))}
-    for path in filter(None, inputs):
-        status = _status(path)
-        if status and (output := same.get((status.st_dev, status.st_ino))):
-            raise OutputError(f"The output '{output}' is one of the inputs: choose another path.")
+        elif os.path.isdir(path):
+            problem = "is a folder: expected the path of a file"
+        elif not os.path.isdir(next(p for p in Path(path).parents if os.path.lexists(p))):
+            problem = "cannot be written: what should be its folder is a file"
+        elif Path(path).suffix.lower() in SUFFIXES:
+            problem = "has the name of an image: choose another"
+        elif Path(path).name in (BUNDLE, RECORD) or (status and _is_ours(path, folder)):
+            problem = "is a file of learned prompts or of their training: choose another path"
+        elif status and (status.st_dev, status.st_ino) in read:
+            problem = "is one of the inputs: choose another path"
+        if problem:
+            raise OutputError(f"The output '{path}' {problem}.")
 
 
-def _is_ours(target: str) -> bool:
-    """Whether a file in a folder of a training or a fit is no table or page that `kdpl predict` may have written there."""
-    path = Path(target)
-    table = path.suffix.lower() in (".csv", ".tsv", ".html", ".json", ".jsonl") and path.name not in _JSON
-    return not table and kind_of(path.parent) in (FIT, TRAINING)
+def _is_ours(path: str, folder: str) -> bool:
+    table = path.lower().endswith((".csv", ".tsv", ".html", ".json", ".jsonl")) and os.path.basename(path) not in _JSON
+    return is_file(path) and not table and kind_of(folder) in (FIT, TRAINING)  # `kdpl predict` may have written a table there
 
 
 def _status(path: str | os.PathLike) -> os.stat_result | None:

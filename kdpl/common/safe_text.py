@@ -1,24 +1,13 @@
-"""Text of unknown origin: JSON and YAML that are too large, too deep or expand without end are refused, not tried; and no name,
-path or text of a file gives a terminal, a log or a spreadsheet orders.
-"""
+"""Text of unknown origin: files are bounded, and no name or path gives a terminal, a log or a spreadsheet orders."""
 
 import json
 import os
 import re
 import stat
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import yaml
+from typing import Any
 
 MAX_BYTES = 64 * 2**20
-MAX_DEPTH = 100
-MAX_ALIASES = 1000
-
 
 # Controls, line and paragraph separators, marks that turn the direction of writing, and what is no text in UTF-8.
 _TURNS = [0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070)]
@@ -30,7 +19,7 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as a spread
 
 
 class UnsafeTextError(ValueError):
-    """A file is not regular, too large, nested too deeply, or repeats itself by aliases."""
+    """A file is not a regular one, too large, or not of its format."""
 
 
 def read_text(path: str | os.PathLike, limit: int = MAX_BYTES) -> str:
@@ -59,8 +48,7 @@ def read_json(path: str | os.PathLike, limit: int = MAX_BYTES) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        UnsafeTextError: as `read_text`; or it is not JSON, has a key twice, is nested thousands deep or has integers of
-            thousands of digits.
+        UnsafeTextError: as `read_text`; or it is not JSON, or nested thousands deep.
     """
     return parse_json(read_text(path, limit), f"'{path}'")
 
@@ -72,48 +60,10 @@ def parse_json(text: str, name: str) -> Any:
         UnsafeTextError: see `read_json`; `name` stands for the text in the message.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise UnsafeTextError(f"{name} is not JSON ({reason}).") from None
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dictionary; of a key that stands twice, each reader would take another value."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands in it twice")
-    return found
-
-
-def parse_yaml(text: str, name: str, loader: type) -> Any:
-    """Return the value of a YAML text.
-
-    Args:
-        name: stands for the text in messages.
-        loader: a safe loader class of PyYAML.
-
-    Raises:
-        UnsafeTextError: it is nested more than `MAX_DEPTH` deep, or has more than `MAX_ALIASES` aliases or nested ones, so that
-            a small text could stand for a huge value.
-        yaml.YAMLError: it is not YAML.
-    """
-    depth, aliases, inside_anchor = 0, 0, []
-    for event in yaml.parse(text, loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            inside_anchor.append(event.anchor is not None)
-            if depth > MAX_DEPTH:
-                raise UnsafeTextError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-            inside_anchor.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            aliases += 1
-            if aliases > MAX_ALIASES or any(inside_anchor):
-                raise UnsafeTextError(f"{name} has aliases within aliases, or more than {MAX_ALIASES} of them.")
-    return yaml.load(text, loader)
 
 
 def on_one_line(text: str) -> str:
@@ -134,37 +84,3 @@ def to_cell(text: str) -> str:
 def from_cell(cell: str) -> str:
     """Return the text of a cell that `to_cell` wrote; a formula that another program wrote is left as it is."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-class _OthersStream:
-    """A text stream that drops what the threads of `silent` write; in all else it is the stream that it is made from."""
-
-    def __init__(self, stream: IO[str]):
-        self.stream = stream
-        self.silent: list[int] = []
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() in self.silent else self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-_SILENCING = threading.Lock()
-
-
-@contextmanager
-def silent_thread() -> Iterator[None]:
-    """Drop what this thread prints on the standard output inside; other threads' output is not touched."""
-    me = threading.get_ident()
-    with _SILENCING:
-        output = sys.stdout if isinstance(sys.stdout, _OthersStream) else _OthersStream(sys.stdout)
-        output.silent.append(me)
-        sys.stdout = output
-    try:
-        yield
-    finally:
-        with _SILENCING:
-            output.silent.remove(me)
-            if not output.silent and sys.stdout is output:
-                sys.stdout = output.stream

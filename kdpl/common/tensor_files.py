@@ -1,8 +1,8 @@
 """Safe loading of tensor files from elsewhere: no code runs, and no file takes more memory than its own size.
 
-PyTorch's `weights_only` unpickler builds tensors, numbers and text only. This module also refuses zip members that are
-compressed or claim to be larger than the file and tensors with more elements than they store, and reads TorchScript archives
-without `torch.jit.load`, which would run their code.
+PyTorch's `weights_only` unpickler builds tensors, numbers and text only. This module also refuses archives that unpack to more
+than their size and tensors with more elements than they store, and reads TorchScript archives without `torch.jit.load`, which
+would run their code.
 """
 
 import mmap
@@ -81,22 +81,16 @@ def is_torchscript(path: Path) -> bool:
 
 
 def check_zip(path: Path) -> None:
-    """Refuse a zip archive with compressed members, which PyTorch never writes.
+    """Refuse a zip archive that would unpack to more than its own size; PyTorch never compresses tensors.
 
     Raises:
-        TensorFileError: a member is compressed, or the members claim more bytes than the file has.
+        TensorFileError: its members claim more bytes than the file has.
         zipfile.BadZipFile: the file is not a zip archive.
     """
-    size, claimed = path.stat().st_size, 0
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if PurePosixPath(member.filename).parts[1:2] == ("code",):  # TorchScript's code: compressed, never read
-                continue
-            claimed += member.file_size
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise TensorFileError(f"its member {member.filename!r} is compressed, which PyTorch never does")
-            if claimed > size:
-                raise TensorFileError(f"its members claim more than the file's {size:,} bytes")
+        read = [m for m in archive.infolist() if "code" not in PurePosixPath(m.filename).parts[1:2]]  # of TorchScript
+    if sum(member.file_size for member in read) > path.stat().st_size:
+        raise TensorFileError(f"its members claim more than the file's {path.stat().st_size:,} bytes")
 
 
 def check_tensors(tensors: Iterable[tuple[Any, Tensor]]) -> None:

@@ -12,7 +12,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from kdpl.common.messages import did_you_mean
-from kdpl.common.safe_text import parse_yaml, read_text
+from kdpl.common.safe_text import read_text
 from kdpl.config.defaults import extend_cfg, learners
 from kdpl.config.keys import ConfigError
 
@@ -90,7 +90,7 @@ def read_mapping(path: str | os.PathLike) -> dict[Any, Any]:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
     """Return the value of a configuration file's text; the runs of a sweep have few files, and PyYAML is slow."""
-    return parse_yaml(text, "the file", _Loader)
+    return yaml.load(text, _Loader)
 
 
 def is_given(cfg: CN, key: str) -> bool:

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
-from kdpl.common.features import file_digests
+from kdpl.common.files import file_digest
 from kdpl.common.messages import signed
 from kdpl.common.outputs import check_files, open_output
 from kdpl.common.safe_text import to_cell
@@ -41,7 +41,7 @@ def apart(prompts: str, labels: list[Label], keep: bool) -> tuple[list[Label], l
         return labels, [], about
     train, labelled = (set(known[part].values()) for part in (TRAIN, LABELLED))
     there = [label.path for label in labels if os.path.isfile(label.path)]
-    digest = {path: content.hex() for path, content in zip(there, file_digests(there), strict=True)}
+    digest = {path: file_digest(path).hex() for path in there}
     count = sum(digest[path] in labelled for path in there)
     line = f"{count:,} of the {len(labels):,} photos were learned with their labels" if count else ""
     if keep:

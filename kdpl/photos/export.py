@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdpl.common import exits
-from kdpl.common.image_files import list_images
+from kdpl.common.images import list_images
 from kdpl.common.outputs import EXPORT, check_files, check_folder, take_folder
 from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
 

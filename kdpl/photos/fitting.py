@@ -21,8 +21,7 @@ from kdpl.bundle.learned import refuse_doubles
 from kdpl.clip.loading import outline_clip
 from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write, key_of, name_below
-from kdpl.common.image_files import list_images, media_line
-from kdpl.common.images import BadImageError, unreadable
+from kdpl.common.images import BadImageError, list_images, media_line, unreadable
 from kdpl.common.safe_text import read_json
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher

@@ -28,8 +28,8 @@ from kdpl.clip.loading import describe, outline_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.names import EMBEDDED
 from kdpl.clip.preprocessing import Normalize
+from kdpl.common.command import Interrupted
 from kdpl.common.files import atomic_write
-from kdpl.common.signals import Interrupted
 from kdpl.config.checks import check_values
 from kdpl.config.command_line import CONFIGS
 from kdpl.config.keys import ConfigError

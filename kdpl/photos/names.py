@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.files import atomic_write
-from kdpl.common.image_files import list_images
+from kdpl.common.images import list_images
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
 from kdpl.photos import models

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl.common import distributed
-from kdpl.common.signals import leave_signals_to_the_parent, starting_workers
+from kdpl.common.command import leave_signals_to_the_parent, starting_workers
 from kdpl.training.pixels import ReadableImages
 from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
 

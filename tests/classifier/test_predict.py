@@ -151,8 +151,8 @@ def test_files_of_class_names_are_read_as_people_write_them(tmp_path):
         (b"red_cat\ndog\n red cat\n", r"'red cat' twice \('red_cat'\)"),
         (b"\n \n", "is empty"),
         (b"caf\xe9\n", "not UTF-8 text"),
-        ("cat\ndog\n".encode("utf-16-le"), "looks like UTF-16 without a byte order mark.*Save it as UTF-8"),
-        (b"\xff\xfec", "not UTF-16 text"),
+        ("cat\ndog\n".encode("utf-16-le"), "it has null characters.*Save it as UTF-8"),
+        (b"\xff\xfec", "not UTF-8 text"),
         (b"# my classes\ncat\n", "has the comment '# my classes': remove it"),
     ):
         file.write_bytes(text)

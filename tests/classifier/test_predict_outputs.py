@@ -82,7 +82,7 @@ def test_odd_entries_are_left_out_counted_by_kind_and_listed(prompts, photos, tm
     for line in (
         "  2: the file is empty.",
         "  2: the file is truncated.",
-        "  1: it is a FIFO (named pipe).",
+        "  1: it is not a regular file.",
         "  1: too many levels of symbolic links.",
     ):
         assert f"{line}\n" in err

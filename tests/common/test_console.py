@@ -3,12 +3,9 @@
 import os
 
 import pytest
-from support import ROOT
 
 from kdpl.__main__ import COMMANDS, main, usage
 from kdpl.common import exits
-from kdpl.common.environment import PACKAGE
-from kdpl.config.command_line import CONFIGS
 
 
 def test_the_help_fits_a_screen_and_names_every_command(capsys):
@@ -41,10 +38,3 @@ def test_a_mistyped_command_is_answered_with_the_closest(capsys):
     assert main(["predcit"]) == exits.BAD_INPUT
     assert "'predcit' is not a command of kdpl. Did you mean 'predict'?" in capsys.readouterr().err
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("kdpl ")
-
-
-def test_the_entry_point_is_the_command():
-    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert scripts == {"kdpl": "kdpl.__main__:main"}
-    assert PACKAGE.parent / "configs" == CONFIGS and (CONFIGS / "datasets" / "image_folder.yaml").is_file()

@@ -1,7 +1,6 @@
 """A full disk, or a limit on the size of files: the previous version stays, and the message names the file and what to do."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from support.files import RUN, result
 from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
-from kdpl.common.files import NoRoomError, atomic_write
+from kdpl.common.files import NoRoomError
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
 from kdpl.training.progress import Progress
@@ -142,12 +141,3 @@ def test_features_that_find_no_room_end_the_caching_alone(disk, tmp_path, monkey
     assert torch.equal(cached_text_features(clip, ["cat", "dog"], "a photo of a {}."), features)
     assert "not cached" not in capsys.readouterr().out
     assert len([*(disk / "text_features").rglob("*.safetensors")]) == 1
-
-
-def test_another_error_keeps_its_own_kind_and_the_file(tmp_path):
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(PermissionError), atomic_write(tmp_path / "a", "w") as file:
-        file.write("new")
-        raise PermissionError("another")
-    assert (tmp_path / "a").read_text() == "old"
-    assert os.listdir(tmp_path) == ["a"]

@@ -11,7 +11,7 @@ from PIL import Image
 from support import image_file
 
 from kdpl.__main__ import main
-from kdpl.common.image_files import list_images
+from kdpl.common.images import list_images
 from kdpl.common.outputs import EXPORT, FIT, GALLERY, RECORD, TRAINING, OutputError, check_folder, open_output, take_folder
 
 
@@ -60,7 +60,7 @@ def test_photos_of_every_suffix_and_without_one_are_listed(tmp_path):
 def given(tmp_path):
     """Inputs of the commands: photos (one without a suffix), labels, names, prompts."""
     out, photos = tmp_path / "OUT", tmp_path / "photos"
-    out.mkdir()
+    take_folder(out, FIT)
     photos.mkdir()
     image_file(photos / "a.png").rename(photos / "plain")
     image_file(photos / "a.png")

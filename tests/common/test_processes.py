@@ -57,25 +57,6 @@ def test_it_ends_as_a_new_one_does(name):
     assert new[0] == forked[0] and new[1].splitlines()[-1:] == forked[1].splitlines()[-1:]
 
 
-def test_a_file_and_a_module_are_run_as_python_does(tmp_path):
-    (tmp_path / "beside.py").write_text("")
-    (tmp_path / "it.py").write_text("import beside, sys\nprint(__name__, __file__, sys.argv, sys.path[0])\n")
-    for command in ([str(tmp_path / "it.py"), "x"], ["-m", "it", "x"], ["it.py"]):
-        new, forked = both(*command, cwd=tmp_path)
-        assert forked == new and new[0].startswith("__main__ ")
-
-
-def test_random_numbers_differ_and_another_number_of_threads_is_another_server():
-    code = "import numpy, random, torch; print(random.random(), numpy.random.rand(), torch.get_num_threads())"
-    first, second, other = (
-        processes.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": n})
-        for n in "112"
-    )
-    for a, b in zip(first.stdout.split()[:2], second.stdout.split()[:2], strict=True):
-        assert a != b
-    assert [process.stdout.split()[2] for process in (first, second, other)] == ["1", "1", "2"]
-
-
 def test_a_session_of_its_own_gets_the_signals_of_its_group():
     command = [sys.executable, "-c", "import os, time; os.fork(); os.write(1, b'up\\n'); time.sleep(60)"]
     with processes.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -83,10 +64,3 @@ def test_a_session_of_its_own_gets_the_signals_of_its_group():
         assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.stdout.read() == "" and process.wait(60) == -signal.SIGTERM, "both have ended"
-
-
-def test_what_is_no_command_line_of_this_python_is_refused():
-    with pytest.raises(ValueError, match=r"expected \[sys\.executable, -m MODULE, -c CODE or FILE"):
-        processes.run(["ls"])
-    with pytest.raises(ValueError, match="use subprocess"):
-        processes.run([sys.executable, "-X", "importtime", "-c", ""])

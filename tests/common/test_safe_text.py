@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import errno
 import io
 import sys
 
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import untrained_bundle
 
-from kdpl.__main__ import main
 from kdpl.bundle import read_bundle
 from kdpl.bundle.card import model_card
 from kdpl.classifier.predictions.tables import CsvWriter, Row
@@ -49,22 +47,6 @@ def test_what_commands_print_is_escaped(capsys):
     out, err = capsys.readouterr()
     assert out == "a\\x1b[2Jb\\u202ec\n\r 10%name\\rforged\n\\x1b[2Jb\n" and log.getvalue() == "\\x1b[2J\n"
     assert err.endswith("RuntimeError: \\x1b[2J\n")
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_what_the_console_cannot_encode_is_escaped(encoding, monkeypatch):
-    err = io.TextIOWrapper(io.BytesIO(), encoding)
-    monkeypatch.setattr(sys, "stderr", err)
-    assert main(["\x1b[2J猫"]) == exits.BAD_INPUT
-    err.flush()
-    shown = "猫" if encoding == "utf-8" else "\\u732b"
-    assert err.buffer.getvalue().decode(encoding).startswith(f"error: '\\x1b[2J{shown}' is")
-
-
-def test_a_full_disk_is_named_and_is_no_fault_of_the_command(capsys):
-    full = OSError(errno.ENOSPC, "No space left on device", "/full/out")
-    assert exits.report(full, exits.BAD_INPUT) == exits.FAILED
-    assert capsys.readouterr().err == "error: '/full/out': No space left on device\n"
 
 
 @given(st.text(st.sampled_from("'=+-@\t\r\n\uff0b a1"), max_size=5))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, emoji_args, processes, run_train
+from support import ROOT, emoji_args, processes
 from torch.utils.data import DataLoader
 
-from kdpl.common import exits, signals
+from kdpl.common import command, exits
 from kdpl.common.files import atomic_write, remove_parts
 from kdpl.trainers.run import lost_worker
 from kdpl.training import batches
@@ -73,24 +73,6 @@ def test_a_command_is_stopped_at_any_moment_in_one_line(name, seconds, tmp_path)
     assert "Traceback" not in output.read_text()
 
 
-@pytest.mark.slow
-def test_a_loader_process_that_dies_is_named_in_one_line(tmp_path):
-    process, log = start(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:  # workers are started again in each epoch
-        for pid in children.read_text().split() if children.exists() else ():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.01)
-    assert process.wait(60) == exits.FAILED, log.read_text()[-2000:]
-    last = log.read_text().strip().splitlines()[-1]
-    assert last.startswith("error: A process that loads images ended (DataLoader worker "), last
-    assert "lower DATALOADER.NUM_WORKERS" in last
-
-
 @pytest.mark.parametrize(
     ("error", "named"),
     [
@@ -127,33 +109,15 @@ def test_only_our_own_unfinished_files_in_our_own_folders_are_removed(tmp_path):
         raise KeyError(file)
 
 
-@pytest.mark.slow
-def test_a_run_removes_them(tmp_path):
-    part, live = (tmp_path / "run" / name / ".manifest.json.abc.kdpl-part" for name in ("prompt_learner", "other_run"))
-    for path in (part, live):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    run_train(*emoji_args("KDPL_CoOp", tmp_path / "run"), *RUN, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
-    assert not part.exists() and live.exists()
-
-
 def test_a_signal_in_the_first_moments_of_a_worker_does_not_end_it(monkeypatch):
     """A process group gets it, and PyTorch gives a new worker the usual effect of SIGTERM before any code of the run's."""
 
     def begin(worker_id):
         os.kill(os.getpid(), signal.SIGTERM)
-        signals.leave_signals_to_the_parent(worker_id)
+        command.leave_signals_to_the_parent(worker_id)
 
     monkeypatch.setattr(batches, "leave_signals_to_the_parent", begin)
     images = [torch.tensor(float(n)) for n in range(3)]
     with batches.loaded(images, [[0], [1, 2]], DataLoader(images, num_workers=1)) as loaded:
         assert [part.tolist() for part in loaded] == [[0.0], [1.0, 2.0]]
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(signals.SIGNALS)
-
-
-def test_images_are_loaded_where_signals_cannot_be_held_back(monkeypatch):
-    monkeypatch.setattr(signals, "_CAN_BE_HELD", False)
-    monkeypatch.delattr(signal, "pthread_sigmask")
-    images = [torch.tensor(float(n)) for n in range(3)]
-    with batches.loaded(images, [[0], [1, 2]], DataLoader(images, num_workers=1)) as loaded:
-        assert [part.tolist() for part in loaded] == [[0.0], [1.0, 2.0]]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(command.SIGNALS)

@@ -119,7 +119,7 @@ def test_workers_that_leave_signals_to_the_parent_end_with_it():
     """An error may hold on to a loader until the process ends."""
     program = (
         "from torch.utils.data import DataLoader\n"
-        "from kdpl.common.signals import leave_signals_to_the_parent\n"
+        "from kdpl.common.command import leave_signals_to_the_parent\n"
         "from torch.utils.data._utils import worker\n"
         "worker.MP_STATUS_CHECK_INTERVAL = 0.2  # seconds\n"
         "loaded = iter(DataLoader(range(9), num_workers=1, worker_init_fn=leave_signals_to_the_parent))\n"

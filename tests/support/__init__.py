@@ -57,7 +57,7 @@ def one_of_each_kind(learners: Iterable[str]) -> list[str]:
 
 def release(folder: str | os.PathLike) -> None:
     """End this process's lock on an output folder, as the end of the process would."""
-    held = lock._held.pop(str(Path(folder).resolve() / lock.FILE_NAME))
+    held = lock._held.pop(str(Path(folder).resolve()))
     if held is not None:
         held.release()
 

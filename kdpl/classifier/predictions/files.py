@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kdpl.common.image_files import list_images
+from kdpl.common.images import list_images
 
 
 class InputError(ValueError):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdpl.common import exits
+from kdpl.common.command import SIGNALS
 from kdpl.common.environment import PACKAGE
-from kdpl.common.signals import SIGNALS
 from kdpl.config.keys import ConfigError
 from kdpl.experiments.sweep.many import run_sweep, sorted_out, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of

@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 from kdpl.common import exits
+from kdpl.common.command import SIGNALS
 from kdpl.common.files import atomic_write
 from kdpl.common.outputs import TRAINING, OutputError, take_folder
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.common.signals import SIGNALS
 from kdpl.experiments.sweep.runs import Run, Step, Sweep
 
 OCCUPIED_S = 60  # how long to wait for a folder that another process uses: after a requeue the old one may linger
