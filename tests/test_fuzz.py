@@ -19,6 +19,7 @@ from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.training.checkpoint import load_checkpoint
 from kdpl.training.results import read_results, write_results
 
+YAML = "OPTIM:\n  LR: 0.1\n  STEPSIZE: [1, 2]\n"
 REPORTED = (ValueError, OSError, ImportError)  # what commands turn into one line
 
 
