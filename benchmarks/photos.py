@@ -61,7 +61,7 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
 def by_kdpl(folder: Path, flags: list[str]) -> Measured:
     from kdpl import predict
     from kdpl.classifier.predictions.run import Run
-    from kdpl.photos.prompts import classifier_of
+    from kdpl.photos.commands import classifier_of
 
     output = folder / "out.jsonl"
     common = ["--json", str(output), "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]

@@ -13,7 +13,7 @@ from kdpl.common.messages import did_you_mean
 
 
 class Command(NamedTuple):
-    """A command: the module whose `main(argv)` does it, and one line about it."""
+    """A command: the module whose `main(argv)`, or the function of it that does it, and one line about it."""
 
     module: str
     about: str
@@ -21,13 +21,13 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command("kdpl.photos.fit", "learn from a folder of photos and a list of names"),
-    "refit": Command("kdpl.photos.refit", "other names for the photos of a fit, in seconds"),
+    "refit": Command("kdpl.photos.fit:refit_main", "other names for the photos of a fit, in seconds"),
     "predict": Command("kdpl.predict", "name what is on photos; tables, a gallery, folders by class"),
     "open": Command("kdpl.app.open", "sort photos in the browser, by names that you change while looking"),
     "names": Command("kdpl.photos.names", "propose class names for a folder of photos"),
     "eval": Command("kdpl.photos.evaluate", "accuracy on photos whose labels you have checked"),
-    "export": Command("kdpl.photos.export", "a folder with an ONNX model and a page that serves itself"),
-    "push": Command("kdpl.photos.push", "share prompts on the Hugging Face Hub"),
+    "export": Command("kdpl.photos.share", "a folder with an ONNX model and a page that serves itself"),
+    "push": Command("kdpl.photos.share:push_main", "share prompts on the Hugging Face Hub"),
     "interpret": Command("kdpl.interpret", "say what learned prompts mean, in words"),
     "models": Command("kdpl.clip.listing", "the CLIPs there are, and which weights are on this machine"),
     "train": Command("kdpl.train", "train and evaluate with the flags of CoOp and its forks"),
@@ -76,7 +76,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if name in ("predict", "eval", "names"):  # threads that wait for the model and spin would keep the cores from the decoders
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
-    return importlib.import_module(command.module).main(rest)
+    module, _, function = command.module.partition(":")
+    return getattr(importlib.import_module(module), function or "main")(rest)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.prompts import classifier_of
+from kdpl.photos.commands import classifier_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,8 +18,8 @@ from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.images import media_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
-from kdpl.photos.labels import given_names, teacher_names
-from kdpl.photos.prompts import add_prompt_flags, check_prompts, classifier_of
+from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of
+from kdpl.photos.evaluate import GIVEN, TEACHER, read_record
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
@@ -103,7 +103,9 @@ def predict(args: argparse.Namespace) -> int:
 
         from kdpl.classifier.predictions.run import Run
 
-        run = Run(classifier, args, found, teacher_names(args.prompts) if args.html else {}, given_names(args.prompts))
+        run = Run(
+            classifier, args, found, read_record(args.prompts, TEACHER) if args.html else {}, read_record(args.prompts, GIVEN)
+        )
     except (ValueError, OSError, ImportError) as error:
         return report(error, exits.BAD_INPUT)
     for reason in found.unreadable.values():

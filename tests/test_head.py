@@ -20,7 +20,7 @@ from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.datasets.emoji.scenes import draw, scenes_of
-from kdpl.photos.export import main
+from kdpl.photos.share import main
 from kdpl.students.kernel_head import Solved
 
 NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]

@@ -126,7 +126,8 @@ def check_command(words: list[str], capsys) -> None:
         train.build_cfg(args, args.dataset_config_file)
     elif module:
         with pytest.raises(SystemExit):
-            importlib.import_module(module).main(["--help"])
+            name, _, function = module.partition(":")
+            getattr(importlib.import_module(name), function or "main")(["--help"])
         known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
         used = {word for word in rest[: rest.index("--") if "--" in rest else None] if word.startswith("--")}
         assert used <= known, f"{shlex.join(words)}: {module} has no {', '.join(used - known)}"

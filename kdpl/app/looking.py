@@ -5,14 +5,10 @@ import time
 
 from kdpl.app.session import Session
 from kdpl.common.images import list_images
-from kdpl.distill.teacher import Teacher
-from kdpl.photos.answers import Words
-from kdpl.photos.fitting import empty_pile, facts_of
-from kdpl.photos.pile import Towers, complete
-from kdpl.photos.waiting import doing
+from kdpl.photos.commands import doing
+from kdpl.photos.pile import Towers, Words, begin_pile, complete
 
 FIRST = 64  # photos after which something is shown; then, whenever there are a third more
-ONE = ["a photo"]  # the towers' teacher looks at images alone, and needs a name
 
 
 def look(session: Session, words: Words, quiet: bool) -> None:
@@ -27,13 +23,8 @@ def look(session: Session, words: Words, quiet: bool) -> None:
 def _look(session: Session, words: Words, quiet: bool) -> None:
     folder, pile = session.folder, session.sorter.pile
     session.progressed(f"Loading {words.student_name} and {words.teacher_name}")
-    student = words.student
-    texts = words.of_teacher(ONE)
-    towers = Towers(student, Teacher(words.teacher, ONE, words.template, student.mean, student.std, text_features=texts))
-    if not pile.facts:
-        pile = empty_pile(facts_of(words, folder, 1) | {"minutes": None, "photos": 0, "mirror": True}, words)
-    else:
-        pile = pile.unchanged(folder)
+    towers = Towers(words)
+    pile = begin_pile(pile, words, folder, pile.facts.get("seed", 1))
     there = [path.relative_to(folder).as_posix() for path in list_images(folder).images]
     known, present = set(pile.paths), set(there)
     order = [path for path in pile.paths if path in present] + [path for path in there if path not in known]

@@ -14,10 +14,7 @@ from pathlib import Path
 from kdpl.common.class_names import read_class_names
 from kdpl.common.outputs import FIT, take_folder
 from kdpl.config.keys import ConfigError
-from kdpl.config.teachers import one_teacher
-from kdpl.photos import models
-from kdpl.photos.fit import DEFAULT, guarded
-from kdpl.photos.waiting import doing
+from kdpl.photos.commands import add_clip_flags, doing, guarded, teacher_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,10 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("what", metavar="PHOTOS_OR_OUT", help="folder of photos, or the output folder of kdpl fit or kdpl open")
     add("names", nargs="?", metavar="names.txt", help="names to begin with, one a line (default: groups of similar photos)")
     add("-o", "--output", metavar="OUT", help="folder for the features and what you decide (default: ./NAME_OF_PHOTOS.kdpl)")
-    add("--student", default=models.STUDENT, metavar="CLIP", help=f"the CLIP that is used (default: {models.STUDENT})")
-    teachers = f"{models.ON_GPU}, without a GPU {models.ON_CPU}"
-    add("--teacher", metavar="CLIP", help=f"the CLIP it learns from (default: {teachers})")
-    add("--template", default=DEFAULT, metavar="S", help=f"the teacher's sentence (default: '{DEFAULT}')")
+    add_clip_flags(parser)
     add("--port", type=int, default=0, metavar="N", help="of the page (default: a free one)")
     add("--no-browser", action="store_true", help="print the address and open nothing")
     add("--quiet", action="store_true", help="no progress")
@@ -61,14 +55,13 @@ def run(args: argparse.Namespace) -> int:
         from kdpl.app.server import serve
         from kdpl.app.session import Session
         from kdpl.app.sorting import Sorter
-        from kdpl.photos.answers import Words
-        from kdpl.photos.pile import nothing, read_pile
+        from kdpl.photos.pile import Words, nothing, read_pile
 
     output = what if read_pile(what) is not None else Path(args.output or f"{what.resolve().name}.kdpl")
     pile = read_pile(output)
     if pile is None:
         photos = what.absolute()
-        words = Words(args.student, one_teacher(args.teacher or models.default_teacher(), "--teacher"), args.template)
+        words = Words(args.student, teacher_name(args.teacher), args.template)
     else:
         photos, words = Path(pile.facts["folder"]), Words(*(pile.facts[key] for key in ("student", "teacher", "template")))
         if not photos.is_dir():

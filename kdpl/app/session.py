@@ -20,11 +20,9 @@ from kdpl.bundle import Decision, write_bundle
 from kdpl.classifier.keywords import SidecarError, write_keywords
 from kdpl.common.files import cache_dir
 from kdpl.common.images import to_rgb
-from kdpl.photos.bundles import head_bundle
-from kdpl.photos.evaluate import wilson
+from kdpl.photos.answers import head_bundle
+from kdpl.photos.evaluate import GIVEN, TRAIN, wilson
 from kdpl.photos.fitting import write_json, write_names, write_records
-from kdpl.photos.labels import GIVEN, TRAIN
-from kdpl.photos.learn import Task
 from kdpl.photos.pile import Pile
 
 NONE, UNLABELLED = -1, -2  # in place of the number of a name
@@ -194,18 +192,13 @@ class Session:
         shown, pile, words = self._sorted, self.sorter.pile, self.sorter.words
         if shown.solved is None:
             return
-        task = self._task()
         decision = Decision(temperature=1.0, classnames=shown.names)
-        write_bundle(self.out, head_bundle(task, words, shown.names, shown.solved, shown.factor, len(pile), decision))
-        write_names(task)
+        write_bundle(self.out, head_bundle(words, shown.names, shown.solved, shown.factor, len(pile), decision))
+        write_names(self.out, shown.names)
         given = {digest: self._label(digest, place) for digest in self._decided.labels}
         write_json(self.out / GIVEN, {digest: shown.names[i] if i >= 0 else "" for digest, i in given.items()})
         labels = {path: "" for path, digest in zip(pile.paths, pile.contents, strict=True) if digest in given}
-        write_records(task, pile, {TRAIN: range(len(pile))}, labels)  # `kdpl eval` leaves these out
-
-    def _task(self) -> Task:
-        words = self.sorter.words
-        return Task(self.folder, self._sorted.names, self.out, words.student_name, words.teacher_name, words.template, 1)
+        write_records(self.out, pile, {TRAIN: range(len(pile))}, labels)  # `kdpl eval` leaves these out
 
     def grow(self, pile: Pile, doing: str, total: int) -> None:
         """Take the photos that are ready, and sort them."""

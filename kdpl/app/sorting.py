@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.photos.answers import SENTENCE_SHARES, WITHOUT_PHOTO, Words
-from kdpl.photos.learn import vocabulary_for
-from kdpl.photos.pile import Pile
-from kdpl.photos.verdict import misfit
+from kdpl.photos.answers import SENTENCE_SHARES, WITHOUT_PHOTO, misfit
+from kdpl.photos.pile import Pile, Words, vocabulary_for
 from kdpl.students.kernel_head import (
     Solved,
     agree,

@@ -1,28 +1,28 @@
-"""What a pile of photos teaches about class names: a head in closed form, how it compares with sentences, and doubtful photos.
+"""What a pile of photos teaches about class names: a head in closed form, whether it helps, and photos that are none of them.
 
-`refit` reads no photo and no file, and draws nothing at random but the held-out photos, by a seed.
+`refit` reads no photo and no file, and draws nothing at random but the held-out photos, by a seed. No label is needed to
+compare: the measure is how often the likeliest name is the teacher's, and the divergence of the probabilities. What is used is
+chosen by some held-out photos and reported on others, so that the choice does not flatter it.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from math import log
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 from torch import Tensor
 
-from kdpl.clip.loading import load_clip
-from kdpl.clip.model import Clip, effective_precision
-from kdpl.clip.names import EMBEDDED
-from kdpl.photos.labels import CHOSEN_BY, REPORTED, TRAIN
-from kdpl.photos.models import device_type
-from kdpl.photos.pile import Pile
-from kdpl.photos.reject import SAME
-from kdpl.photos.verdict import Comparison, Row, compare, measured
-from kdpl.students.kernel_head import Solved, agree, fit_factor, solve
-from kdpl.text.prompts import sentence_features
-from kdpl.text.templates import BY_DATASET, DEFAULT, fill
+from kdpl.bundle import Bundle, Decision, inside_score
+from kdpl.common.messages import signed
+from kdpl.photos.evaluate import CHOSEN_BY, REPORTED, TRAIN
+from kdpl.photos.pile import Pile, Words
+from kdpl.students.kernel_head import KernelHead, Solved, agree, fit_factor, solve
+from kdpl.text.templates import BY_DATASET, DEFAULT
 
 SHARE_REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of all), at most
 SHARE_CHOSEN_BY = (0.1, 10, 200)  # others, by which is chosen
@@ -35,62 +35,70 @@ TEMPLATES = (  # those of the data sets, and the seven that the authors of CLIP 
 )  # fmt: skip
 DOUBTFUL = 4  # photos that a person is asked to look at
 
+ONE_NAME = 0.9  # of the photos: the teacher gives nearly all the same name
+LEAST_INFORMATION = 0.25  # nats that a photo tells about the name, of the teacher's answers
+LEAST_INSIDE = 0.15  # of the photos, that the teacher takes for one of the names
+WIDTH = 120  # of printed text
 
-class Words:
-    """The text towers of a fit's CLIPs, and what they make of names: each is encoded once.
-
-    Args:
-        student_name, teacher_name: the CLIPs, which are loaded when something new is to be encoded.
-        template: the teacher's sentence.
-    """
-
-    def __init__(self, student_name: str, teacher_name: str, template: str):
-        self.student_name, self.teacher_name, self.template = student_name, teacher_name, template
-        self._known: dict[tuple[str, str, str], Tensor] = {}
-
-    @property
-    def precision(self) -> str:
-        return "fp32" if self.student_name in EMBEDDED else "fp16"
-
-    @cached_property
-    def student(self) -> Clip:
-        learned, frozen = (effective_precision(self.precision, device_type(), each) for each in (False, True))
-        return load_clip(self.student_name, learned, device_type(), frozen)
-
-    @cached_property
-    def teacher(self) -> Clip:
-        return load_clip(self.teacher_name, effective_precision(self.precision, device_type(), True), device_type())
-
-    def of_student(self, names: Sequence[str], sentence: str) -> Tensor:
-        """Return the student's unit text features `(C, d)` of names in a sentence, on the CPU."""
-        return self._features("student", names, sentence)
-
-    def of_teacher(self, names: Sequence[str]) -> Tensor:
-        """Return the teacher's `(C, e)`, in its sentence."""
-        return self._features("teacher", names, self.template)
-
-    @torch.no_grad()
-    def _features(self, which: str, names: Sequence[str], sentence: str) -> Tensor:
-        if new := [name for name in names if (which, sentence, name) not in self._known]:
-            clip = getattr(self, which)
-            with clip.autocast(frozen=True):
-                features = sentence_features(clip, fill(sentence, new)).cpu()
-            self._known.update({(which, sentence, name): f for name, f in zip(new, features, strict=True)})
-        return torch.stack([self._known[which, sentence, name] for name in names])
+KEPT = 0.95  # of the photos that the teacher takes for one of the classes, by the threshold
+ENOUGH_INSIDE = 5  # photos that it takes for one, to fit by
+ENOUGH = 20  # others, to measure by
+GAIN = 0.25  # share of the others that are rejected, beyond that of the ones inside: with less it does not separate
+MOST = 1000  # photos to fit by
+SAME = 0.999  # cosine of a class name and a name of the background that is the same
 
 
 def split(photos: Sequence[str], labelled: Mapping[str, str], seed: int) -> dict[str, list[int]]:
     """Return the rows of the parts of photos; those with a label are learned from and never held out."""
     free = [i for i, photo in enumerate(photos) if photo not in labelled]
     random.Random(seed).shuffle(free)
-    reported = _share(len(free), *SHARE_REPORTED, 3)
-    held = reported + _share(len(free), *SHARE_CHOSEN_BY, 6)
+
+    def count(share: float, least: int, most: int, divisor: int) -> int:
+        return min(most, max(round(share * len(free)), min(least, len(free) // divisor), 1))
+
+    reported = count(*SHARE_REPORTED, 3)
+    held = reported + count(*SHARE_CHOSEN_BY, 6)
     train = [i for i, photo in enumerate(photos) if photo in labelled] + free[held:]
     return {TRAIN: sorted(train), CHOSEN_BY: free[reported:held], REPORTED: free[:reported]}
 
 
-def _share(count: int, share: float, least: int, most: int, divisor: int) -> int:
-    return min(most, max(round(share * count), min(least, count // divisor), 1))
+# -------------------------------------------------------------------------------------------------------------- comparison
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How something agrees with the teacher on some photos."""
+
+    logits: Tensor  # (N, C)
+    agrees: Tensor  # (N), 1.0 if the likeliest name is the teacher's
+    divergence: float
+
+    @property
+    def agreement(self) -> float:
+        return 100 * float(self.agrees.mean())
+
+    @property
+    def error(self) -> float:
+        """Twice the standard error of the agreement, in percentage points."""
+        p = float(self.agrees.mean())
+        return 200 * (p * (1 - p) / len(self.agrees)) ** 0.5
+
+
+def measured(logits: Tensor, teacher: Tensor) -> Measured:
+    """Compare logits `(N, C)` with the teacher's probabilities."""
+    p, q = teacher.clamp_min(1e-30).log(), logits.log_softmax(1)
+    both = [F.kl_div(a, b, log_target=True, reduction="batchmean") for a, b in ((q, p), (p, q))]
+    return Measured(logits, (logits.argmax(1) == teacher.argmax(1)).float(), float(sum(both)) / 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that is compared."""
+
+    label: str
+    sentences: list[str]  # that it consists of
+    learned: str  # "head", or the name of a learner; empty: it needs no photo
+    on: dict[str, Measured]  # by CHOSEN_BY and REPORTED
 
 
 @dataclass(frozen=True)
@@ -100,15 +108,112 @@ class Fitted:
     names: list[str]
     solved: Solved
     factor: float  # probabilities are softmax(factor scores)
-    probabilities: Tensor  # (N, C) of the pile's photos, by the head
     teacher: Tensor  # (N, C), its own probabilities
-    comparison: Comparison
+    rows: list[Row]  # what is compared, the default sentence first
+    used: Row  # the best by the photos for that
+    verdict: str
     parts: dict[str, list[int]]  # rows of the pile
     without_photo: list[str]  # names: the sentence alone speaks for them
     doubtful: list[tuple[str, str, str]]  # paths of photos, each with the two likeliest names
 
-    def scores(self, features: Tensor) -> Tensor:
-        return self.factor * self.solved.scores(features)
+    def table(self) -> list[dict[str, Any]]:
+        """Return the comparison as the bundle and its card have it."""
+        found = []
+        for row in self.rows:
+            on = row.on[REPORTED]
+            figures = {"agreement": on.agreement, "error": on.error, "divergence": on.divergence}
+            figures["to choose"] = row.on[CHOSEN_BY].agreement
+            rounded = {name: round(value, 6) for name, value in figures.items()}
+            found.append({"prompts": row.label, **rounded, "used": row is self.used})
+        return found
+
+    def words(self) -> str:
+        """Return all that a person should know, as it is printed."""
+        cells = [
+            [
+                "used" if row["used"] else "", row["prompts"], f"{row['agreement']:.1f} ± {row['error']:.1f}",
+                f"{row['divergence']:.3f}", f"{row['to choose']:.1f}",
+            ]
+            for row in self.table()
+        ]  # fmt: skip
+        reported, chosen = (len(self.parts[part]) for part in (REPORTED, CHOSEN_BY))
+        about = f"Did it help? Agreement with the teacher on {reported:,} held-out photos; {chosen:,} others choose the best"
+        table = tabulate(cells, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True)
+        lines = ["", about, "", table, "", paragraph(self.verdict)]
+        if self.used.learned == "head":
+            lines += ["", paragraph(f"The head was fitted once more, to all {len(self.teacher):,} photos.")]
+        if names := self.without_photo:
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            lines.append(
+                paragraph(f"No photo seems to show {len(names)} of the names, for which the sentence speaks: {shown}.")
+            )
+        return "\n".join(lines)
+
+
+def paragraph(text: str) -> str:
+    """Return a text in lines of `WIDTH`."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def misfit(teacher: Tensor, inside: float, names: int) -> str:
+    """Return why names do not fit photos, by the teacher's probabilities `(N, C)`; empty if they may.
+
+    Its answers carry information about the photos if they differ from photo to photo and are sure: H(mean p) - mean H(p).
+
+    Args:
+        inside: the share of photos that the teacher takes for one of the names rather than for others of a vocabulary.
+    """
+    share = float(F.one_hot(teacher.argmax(1), names).float().mean(0).max())
+    if share >= ONE_NAME and names > 1:
+        return f"the teacher gives one name to {share:.0%} of them"
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp_min(1e-12).log()).sum(-1)
+
+    nats = float(entropy(teacher.mean(0))) - float(entropy(teacher).mean())
+    if nats < LEAST_INFORMATION * min(1.0, log(names)):
+        return f"the teacher's answers tell {nats:.2f} nats about a photo, of {log(names):.2f} for sure answers of all names"
+    if inside < LEAST_INSIDE:
+        return f"the teacher takes {inside:.0%} of them for one of the names rather than for other names of the vocabulary"
+    return ""
+
+
+def choose(rows: Sequence[Row]) -> Row:
+    """Return the best row by the photos for that; to give every photo one name is no choice."""
+    usable = [row for row in rows if row.learned or row.sentences]
+    if usable[0].on[REPORTED].logits.shape[1] == 1:  # of a single name a sentence alone says how much a photo is like it
+        return usable[0]
+    return max(usable, key=lambda row: (row.on[CHOSEN_BY].agreement, -row.on[CHOSEN_BY].divergence))
+
+
+def verdict(rows: Sequence[Row], used: Row, reason: str) -> str:
+    """Return in words what is used, what that gains over the best of what needs no photo, and whether it means anything."""
+    plain, learned = [[row for row in rows if bool(row.learned) == kind] for kind in (False, True)]
+    best = max(plain, key=lambda row: row.on[REPORTED].agreement)
+    shown = used if used.learned else max(learned, key=lambda row: row.on[CHOSEN_BY].agreement)
+    before, after = best.on[REPORTED], shown.on[REPORTED]
+    gap, n = after.agrees - before.agrees, len(after.agrees)
+    mean, error = 100 * float(gap.mean()), 200 * float(gap.std(unbiased=False)) / n**0.5
+    if reason:
+        return (
+            f"The names do not fit these photos: {reason}. That the {shown.label} agrees with it on {after.agreement:.1f} % of "
+            f"{n:,} held-out photos, and {best.label} on {before.agreement:.1f} %, says nothing then. Use other names (kdpl "
+            "names PHOTOS proposes some), or other photos."
+        )
+    change = f"agreement {before.agreement:.1f} -> {after.agreement:.1f} % ({signed(mean, 1)} ± {error:.1f} points)"
+    against = f"on {n:,} held-out photos, against the best of what needs no photo, {best.label}."
+    what = "sentence" if len(used.sentences) == 1 else "mean of sentences"
+    if used.learned:
+        words = f"Used: {used.label}, {change} {against}"
+    else:
+        words = f"Used: the {what}, {used.label}; nothing learned agrees better with the teacher. With the {shown.label}: "
+        words += f"{change} {against}"
+    if abs(mean) <= error:
+        words += " That is within the sampling error: on these photos the two are as good as each other."
+    return f"{words} Agreement is not accuracy: the teacher errs, too."
+
+
+# -------------------------------------------------------------------------------------------------------------------- head
 
 
 def refit(
@@ -129,7 +234,7 @@ def refit(
         others: rows of learners that were trained on the same parts, to compare with.
 
     Raises:
-        ValueError: the teacher cannot tell two names apart, or there are too few photos.
+        ValueError: there are too few photos.
     """
     names, labels = list(names), {path: name for path, name in (labels or {}).items() if path in set(pile.paths)}
     if len(pile) - len(labels) < LEAST_DIFFERENT - 1 or len(pile) < LEAST_DIFFERENT:
@@ -137,7 +242,7 @@ def refit(
             f"There are {len(pile)} different photos, {len(labels)} of them with labels: expected at least {LEAST_DIFFERENT}, "
             f"and {LEAST_DIFFERENT - 1} without a label, on which the comparison is made."
         )
-    student, seen = (F.normalize(features.float(), dim=-1) for features in (pile.student, pile.teacher))
+    student, seen = pile.unit()
     scales = pile.facts["student_scale"], pile.facts["teacher_scale"]
     log_p = (scales[1] * seen @ words.of_teacher(names).T).log_softmax(1)  # (N, C)
     theirs, fixed = log_p.exp(), torch.tensor([path in labels for path in pile.paths])
@@ -163,13 +268,13 @@ def refit(
     on = {part: (student[parts[part]], theirs[parts[part]]) for part in (CHOSEN_BY, REPORTED)}
     rows = _sentence_rows(words, names, sentences, scales[0], on, student[train], theirs[train])
     head = {part: measured(factor * first.scores(features), p) for part, (features, p) in on.items()}
-    rows.append(Row("head on the photos", [], "head", head))
-    comparison = compare([*rows, *others], theirs, _inside(pile, scales[1], seen, words.of_teacher(names)), len(names))
+    rows += [Row("head on the photos", [], "head", head), *others]
+    used = choose(rows)
+    reason = misfit(theirs, _inside(pile, scales[1], seen, words.of_teacher(names)), len(names))
 
     solved = replace(solve(student, every, first.gamma, first.ridge), linear=linear)
-    probabilities = (factor * solved.fitted(student, every)).softmax(1)
-    doubtful = _doubtful(pile.paths, names, probabilities, theirs, fixed)
-    return Fitted(names, solved, factor, probabilities, theirs, comparison, parts, without, doubtful)
+    doubtful = _doubtful(pile.paths, names, (factor * solved.fitted(student, every)).softmax(1), theirs, fixed)
+    return Fitted(names, solved, factor, theirs, rows, used, verdict(rows, used, reason), parts, without, doubtful)
 
 
 def _sentence_share(head: Tensor, sentence: Tensor, likeliest: Tensor, needed: bool) -> float:
@@ -244,3 +349,88 @@ def _doubtful(
         if not fixed[i] and first not in found and len(found) < DOUBTFUL:
             found[first] = (paths[i], names[first], names[second])
     return list(found.values())
+
+
+def head_bundle(words: Words, names: Sequence[str], solved: Solved, factor: float, photos: int, decision: Decision) -> Bundle:
+    """Return the bundle of a head, whose logits are its scores of the names times the factor."""
+    clip = words.student
+    return Bundle(
+        parameters=KernelHead.parameters_of(solved, factor),
+        variant=KernelHead.__name__,
+        trainer=f"KDPL_{KernelHead.__name__}",
+        backbone=words.student_name,
+        backbone_sha256=clip.weights_digest,
+        options={**KernelHead.defaults, "PREC": words.precision},
+        preprocessing=clip.preprocessing,
+        dataset=f"{photos:,} photos",
+        template=words.template,
+        classnames=list(names),
+        teacher=words.teacher_name,
+        class_agnostic=False,
+        epoch=1,
+        results=[],
+        config="",
+        decision=decision,
+        backbone_design=clip.design,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- none of these
+
+
+def fit_threshold(scores: Tensor, inside: Tensor, new_scores: Tensor, new_inside: Tensor) -> tuple[float | None, str]:
+    """Return the threshold that keeps nearly all photos that the teacher takes for one of the classes, and a line about it.
+
+    None: it does not separate them from others.
+
+    Args:
+        scores: `(N)`, `inside_score` of the student.
+        inside: `(N)` bool, what the teacher says.
+        new_scores, new_inside: the same of other photos, on which it is measured.
+    """
+    base = scores[inside] if inside.any() else scores
+    value = float(torch.quantile(base.double(), 1 - KEPT))
+    kept = float((new_scores[new_inside] >= value).float().mean()) if new_inside.any() else 1.0
+    rejected = float((new_scores[~new_inside] < value).float().mean()) if (~new_inside).any() else 0.0
+    fitted, inner, outer = int(inside.sum()), int(new_inside.sum()), int((~new_inside).sum())
+    reason = ""
+    if fitted < ENOUGH_INSIDE:
+        reason = f"the teacher takes {fitted:,} photos alone for one of the names, and {ENOUGH_INSIDE} are needed"
+    elif outer >= ENOUGH and kept + rejected - 1 < GAIN:
+        reason = (
+            f"it would keep {kept:.0%} of the {inner:,} held-out photos that the teacher takes for one of the names, and "
+            f"{1 - rejected:.0%} of the {outer:,} others: the student does not separate them"
+        )
+    if reason:
+        return None, f"None of these: --reject is refused, because {reason}."
+    others = f"and rejects {rejected:.0%} of the {outer:,} others"
+    if outer < ENOUGH:
+        others = f"what it rejects is not known: to the teacher {outer:,} of these photos are none of the names"
+    return value, (
+        f"None of these: with --reject, predict keeps {kept:.0%} of {inner:,} held-out photos that the teacher takes for one "
+        f"of the names; {others}."
+    )
+
+
+def decide(
+    pile: Pile, teacher_texts: Tensor, parts: Mapping[str, Sequence[int]], own: Callable[[list[int]], Tensor]
+) -> tuple[Decision, str]:
+    """Return the decision with threshold and background, without them if nothing separates, and a line about it.
+
+    Args:
+        teacher_texts: `(C, e)` of the class names.
+        own: returns the student's logits `(n, C)` of rows of the pile.
+    """
+    student, teacher = pile.unit()
+    mine, theirs = (F.normalize(f.float(), dim=-1) for f in (pile.student_background, pile.teacher_background))
+    other = (theirs @ teacher_texts.T).max(1).values < SAME
+    scores, inside = {}, {}
+    for part in (TRAIN, CHOSEN_BY, REPORTED):
+        rows = list(parts[part])[:MOST]
+        scores[part] = inside_score(own(rows), pile.facts["student_scale"] * student[rows] @ mine[other].T)
+        logits = (pile.facts["teacher_scale"] * teacher[rows] @ texts.T for texts in (teacher_texts, theirs[other]))
+        inside[part] = inside_score(*logits) > 0
+    fitted = [torch.cat([values[TRAIN], values[CHOSEN_BY]]) for values in (scores, inside)]
+    threshold, line = fit_threshold(*fitted, scores[REPORTED], inside[REPORTED])
+    background = [name for name, kept in zip(pile.background, other.tolist(), strict=True) if kept]
+    return Decision() if threshold is None else Decision(background=background, threshold=threshold), line

@@ -1,4 +1,4 @@
-"""Learn from a folder of photos without labels: `kdpl fit PHOTOS names.txt -o OUT`.
+"""Learn from a folder of photos without labels: `kdpl fit PHOTOS names.txt -o OUT`, and `kdpl refit OUT other_names.txt`.
 
 One pass over the photos computes the features of the frozen student and of the teacher, which OUT keeps. From them a head is
 solved in closed form. On held-out photos it is compared with hand-written sentences, by agreement with the teacher, and the
@@ -8,19 +8,15 @@ better is what `kdpl predict OUT` uses. What can be checked cheaply is checked h
 import argparse
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from kdpl.common import exits, lock
+from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
-from kdpl.common.files import remove_parts
-from kdpl.common.outputs import DEMO, FIT, check_folder, take_folder
+from kdpl.common.outputs import DEMO, FIT, check_folder
 from kdpl.config.keys import ConfigError
-from kdpl.config.teachers import one_teacher
-from kdpl.photos import models
-from kdpl.photos.waiting import doing
+from kdpl.photos.commands import add_clip_flags, check_photos, check_sentences, doing, guarded
 
-DEFAULT = "a photo of a {}."
 DEMO_OUT = "kdpl_demo"
 
 
@@ -36,18 +32,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-o", "--output", metavar="OUT", help="folder for what is learned, the photos' features, and a card")
     add("--demo", action="store_true", help=f"photos and models that come with kdpl (OUT: {DEMO_OUT})")
     add("--quick", action="store_true", help="look at 12 photos for each name, and at least 200")
-    add("--minutes", type=float, metavar="M", help="that the models may look at photos (default: no limit)")
-    add("--student", default=models.STUDENT, metavar="CLIP", help=f"the CLIP that is used (default: {models.STUDENT})")
-    teachers = f"{models.ON_GPU}, without a GPU {models.ON_CPU}"
-    add("--teacher", metavar="CLIP", help=f"the CLIP it learns from (default: {teachers})")
+    add_clip_flags(parser)
     trained = parser.add_mutually_exclusive_group()
-    trained.add_argument("--learn", default="", metavar="NAME", help="also train TaskRes (class vectors), CSC, CoOp, VPT, ...")
-    trained.add_argument("--best", action="store_true", help="also train class vectors and prompts, and compare them all")
-    add("--template", default=DEFAULT, metavar="S", help=f"the teacher's sentence (default: '{DEFAULT}')")
-    add("--sentence", action="append", default=[], metavar="S", help="compare this sentence too; may be repeated")
-    add("--labels", metavar="FILE", help="learn these labels, too: labels.csv of the gallery, or columns path and label")
+    about = "also train class vectors, class-specific prompts, or shared ones"
+    trained.add_argument("--learn", choices=("TaskRes", "CSC", "CoOp"), help=about)
+    trained.add_argument("--best", action="store_true", help="also train all three, and use what is best")
     add("--seed", type=int, default=1, help="of the photos that are held out (default: 1)")
-    add("--quiet", action="store_true", help="no progress")
+    _add_common(parser)
     args = parser.parse_args(argv)
     if args.demo and (args.photos or args.names):
         parser.error("--demo brings photos and names of its own: leave PHOTOS and names.txt out.")
@@ -56,52 +47,38 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--sentence", action="append", default=[], metavar="S", help="compare this sentence too; may be repeated")
+    add("--labels", metavar="FILE", help="learn these labels, too: labels.csv of the gallery, or columns path and label")
+    add("--quiet", action="store_true", help="no progress")
+
+
 def check(args: argparse.Namespace) -> list[str]:
-    """Return the class names, after everything that needs no model and no photo is checked.
+    """Return the class names, after what needs neither a model nor a photo is checked.
 
     Raises:
         ValueError, OSError: the message names what cannot be used.
     """
-    for sentence in (args.template, *args.sentence):
-        if sentence.count("{}") != 1:
-            raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{DEFAULT}' does.")
-    if args.minutes is not None and not 0 < args.minutes < float("inf"):
-        raise ConfigError(f"--minutes is {args.minutes:g}, expected a time above 0.")
-    photos, names = Path(args.photos), Path(args.names)
-    if names.is_dir() and photos.is_file():
-        raise ConfigError(f"PHOTOS '{photos}' is a file and names.txt '{names}' a folder: give the folder first.")
-    if not photos.is_dir():
-        raise ConfigError(f"PHOTOS '{photos}' is not a folder: expected the folder with your photos.")
-    found = read_class_names(names)
-    if len(found) == 1 and args.labels:
-        raise ConfigError("--labels needs several class names: with one alone the names of a vocabulary are learned from.")
+    check_sentences(*args.sentence)
+    names = read_class_names(args.names)
+    if len(names) == 1 and (args.labels or getattr(args, "learn", None) or getattr(args, "best", False)):
+        raise ConfigError(f"'{args.names}' has one class name alone, from which nothing is learned: give more names.")
     if args.labels and not Path(args.labels).is_file():
         raise ConfigError(f"There is no file of labels '{args.labels}'.")
-    check_folder(args.output, FIT, photos)
-    return found
+    return names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+    """Run `kdpl fit`; return its exit status."""
     args = parse_args(argv)
     return guarded(lambda: run(args))
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Return the exit status of `kdpl fit` or `refit`: errors are one message."""
-    try:
-        return command()
-    except lock.OccupiedError as error:
-        return exits.report(error, exits.OCCUPIED)
-    except FloatingPointError as error:
-        return exits.report(error, exits.DIVERGED)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        return exits.report(error, exits.BAD_INPUT)
-
-
 def run(args: argparse.Namespace) -> int:
     """Fit as the command line asks; return the exit status."""
-    start, demo = time.perf_counter(), None
+    start, new = time.perf_counter(), "PHOTOS"
+    check_sentences(args.template)
     if args.demo:
         demo = Path(args.output or DEMO_OUT)
         check_folder(demo, DEMO)
@@ -109,36 +86,59 @@ def run(args: argparse.Namespace) -> int:
         with doing("Drawing photos of things that the small model has not seen", quiet=args.quiet):
             from kdpl.photos.demo import write_demo
 
-            args.photos, args.names = write_demo(demo)
+            args.photos, args.names = map(str, write_demo(demo))
         args.student, args.teacher, args.output = "emoji_student", args.teacher or "emoji_teacher", demo / "prompts"
+        new = str(demo / "new_photos")
+    if Path(args.names).is_dir() and Path(args.photos).is_file():
+        raise ConfigError(f"PHOTOS '{args.photos}' is a file and names.txt '{args.names}' a folder: give the folder first.")
+    check_photos(args.photos)
     names = check(args)
-    args.output = Path(args.output)
+    check_folder(args.output, FIT, args.photos)
     with doing("Loading PyTorch", quiet=args.quiet):
         from kdpl.photos import fitting
-
-        args.teacher = one_teacher(args.teacher or models.default_teacher(), "--teacher")
-    request = fitting.prepare(args, names)
-    fitting.say(request)
-    take_folder(args.output, FIT)
-    lock.occupy(args.output)
-    remove_parts(args.output)
-    unread = fitting.fit(request)
-    new = "PHOTOS"
-    if demo:
-        new = demo / "new_photos"
+    whole = fitting.fit(args, names)
+    if args.demo:
         show_accuracy(args.output, demo / "labels.csv", args.template)
     print("", f"Done in {(time.perf_counter() - start) / 60:.1f} min. Next:", "", sep="\n")
     print(f"  kdpl predict {args.output} {new} --csv predictions.csv --html predictions.html")
     print(f"  kdpl open {args.output}                   sort them in the browser, and change names while looking")
     print(f"  kdpl refit {args.output} names.txt      other names for the same photos, in seconds")
-    return exits.SOME_UNREAD if unread else 0
+    return 0 if whole else exits.SOME_UNREAD
 
 
 def show_accuracy(output: Path, labels: Path, template: str) -> None:
     """Run `kdpl eval` on the labels of the demo's new photos."""
-    from kdpl.photos.evaluate import main as evaluate
+    from kdpl.photos import evaluate
 
-    flags = [str(output), "--labels", str(labels), "--sentence", template, "--mistakes", "0"]
+    flags = [str(output), "--labels", str(labels), "--sentence", template]
     about = "The demo has other photos from the same source, with labels:"
     print("", about, "", f"$ kdpl eval {shlex.join(flags)}", "", sep="\n", flush=True)
-    evaluate(flags)
+    evaluate.evaluate(evaluate.parse_args(flags), mistakes=False)
+
+
+def refit_main(argv: Sequence[str] | None = None) -> int:
+    """Run `kdpl refit`; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="kdpl refit",
+        description="Fit other names, more names or corrected labels to the photos of a fit, from their features.",
+    )
+    add = parser.add_argument
+    add("fit", metavar="OUT", help="output folder of kdpl fit")
+    add("names", metavar="names.txt", help="class names, one a line")
+    add("-o", "--output", metavar="OUT2", help="folder to write to (default: OUT itself)")
+    _add_common(parser)
+    args = parser.parse_args(argv)
+    return guarded(lambda: run_refit(args))
+
+
+def run_refit(args: argparse.Namespace) -> int:
+    """Refit as the command line asks; return the exit status."""
+    start, output = time.perf_counter(), Path(args.output or args.fit)
+    names = check(args)
+    check_folder(output, FIT)
+    with doing("Loading PyTorch", quiet=args.quiet):
+        from kdpl.photos import fitting
+    count = fitting.refit_in(Path(args.fit), output, args, names)
+    print("", f"{count:,} photos, none of which was read, in {time.perf_counter() - start:.1f} s. Next:", "", sep="\n")
+    print(f"  kdpl predict {output} PHOTOS")
+    return 0

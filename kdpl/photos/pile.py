@@ -7,8 +7,9 @@ taken in a fixed order in batches of a fixed size, so that a pass that was stopp
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,82 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdpl.classifier.decoding import Decoder, stacked_pixels
-from kdpl.clip.model import Clip
+from kdpl.clip.loading import load_clip
+from kdpl.clip.model import Clip, effective_precision
+from kdpl.clip.names import EMBEDDED
 from kdpl.clip.preprocessing import Normalize
 from kdpl.common.files import atomic_write, file_digest
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import parse_json
 from kdpl.config.keys import ConfigError
+from kdpl.datasets.emoji.scenes import EMBEDDED as EMBEDDED_FOLDER
 from kdpl.distill.teacher import Teacher
+from kdpl.photos.commands import device_type
+from kdpl.text.prompts import sentence_features
+from kdpl.text.templates import DEFAULT, fill
+from kdpl.text.vocabulary import load_vocabulary
 
 FILE = "features.safetensors"
 KEY = "kdpl_pile"  # of the metadata
 SAVE_EVERY = 60.0  # seconds of a pass that a killed process loses at most
+BACKGROUND = 500  # names of the vocabulary with which the class names are compared
 TENSORS = ("student", "teacher", "student_background", "teacher_background")
+LISTS = ("facts", "paths", "contents", "stamps", "background")
+
+
+class Words:
+    """The CLIPs of a fit, which are loaded when they are first needed, and what they make of names: each is encoded once.
+
+    Args:
+        student_name, teacher_name: the CLIPs.
+        template: the teacher's sentence.
+    """
+
+    def __init__(self, student_name: str, teacher_name: str, template: str):
+        self.student_name, self.teacher_name, self.template = student_name, teacher_name, template
+        self._known: dict[tuple[str, str, str], Tensor] = {}
+
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.student_name in EMBEDDED else "fp16"
+
+    @cached_property
+    def student(self) -> Clip:
+        learned, frozen = (effective_precision(self.precision, device_type(), each) for each in (False, True))
+        return load_clip(self.student_name, learned, device_type(), frozen)
+
+    @cached_property
+    def teacher(self) -> Clip:
+        return load_clip(self.teacher_name, effective_precision(self.precision, device_type(), True), device_type())
+
+    def of_student(self, names: Sequence[str], sentence: str) -> Tensor:
+        """Return the student's unit text features `(C, d)` of names in a sentence, on the CPU."""
+        return self._features("student", names, sentence)
+
+    def of_teacher(self, names: Sequence[str], sentence: str = "") -> Tensor:
+        """Return the teacher's `(C, e)`, by default in its own sentence."""
+        return self._features("teacher", names, sentence or self.template)
+
+    @torch.no_grad()
+    def _features(self, which: str, names: Sequence[str], sentence: str) -> Tensor:
+        if new := [name for name in names if (which, sentence, name) not in self._known]:
+            clip = getattr(self, which)
+            with clip.autocast(frozen=True):
+                features = sentence_features(clip, fill(sentence, new)).cpu()
+            self._known.update({(which, sentence, name): f for name, f in zip(new, features, strict=True)})
+        return torch.stack([self._known[which, sentence, name] for name in names])
+
+
+def vocabulary_for(student: str) -> str:
+    """Return the vocabulary of a student: that of the embedded models knows their words alone."""
+    return str(EMBEDDED_FOLDER / "vocabulary.txt") if student in EMBEDDED else "imagenet21k"
 
 
 @dataclass(frozen=True)
 class Pile:
     """Photos, and the unit features that both CLIPs have of them and of the background's names, in fp16."""
 
-    facts: dict[str, Any]  # what the features depend on: CLIPs with digests, sentence, mirror image
+    facts: dict[str, Any]  # what the features depend on: CLIPs with digests, sentence
     paths: list[str]  # below the folder of the photos
     contents: list[str]  # digests of the files
     stamps: list[list[int]]  # size and time of modification, by which an unchanged file is known without reading it
@@ -70,21 +128,29 @@ class Pile:
                 kept.append(i)
         return self.rows(kept)
 
-    def copies(self) -> dict[str, str]:
-        """Return the paths of photos whose content an earlier one has, each with the path of the first."""
-        first: dict[str, str] = {}
-        pairs = [(path, first.setdefault(content, path)) for path, content in zip(self.paths, self.contents, strict=True)]
-        return {path: original for path, original in pairs if path != original}
+    def distinct(self, labels: Mapping[str, str] | None = None) -> "Pile":
+        """Return the photos of different content, each once: of copies the one with a label, or the first.
 
-    def distinct(self) -> "Pile":
-        """Return the photos of different content, each once."""
-        copies = self.copies()
-        return self.rows([i for i, path in enumerate(self.paths) if path not in copies]) if copies else self
+        Raises:
+            ValueError: copies have different labels.
+        """
+        labels, chosen = labels or {}, {}
+        for i, (path, content) in enumerate(zip(self.paths, self.contents, strict=True)):
+            first = self.paths[chosen.setdefault(content, i)]
+            if path in labels and labels.get(first, labels[path]) != labels[path]:
+                both = f"'{labels[first]}' and '{labels[path]}'"
+                raise ValueError(f"'{first}' and '{path}' are copies of one photo, with the labels {both}: correct one.")
+            if path in labels and first not in labels:
+                chosen[content] = i
+        return self.rows(sorted(chosen.values())) if len(chosen) < len(self) else self
+
+    def unit(self) -> tuple[Tensor, Tensor]:
+        """Return the features of student `(N, d)` and teacher `(N, e)` in fp32, of length one."""
+        return F.normalize(self.student.float(), dim=-1), F.normalize(self.teacher.float(), dim=-1)
 
     def write(self, folder: Path) -> None:
         """Write the file; what was there before stays whole until it is done."""
-        lists = ("facts", "paths", "contents", "stamps", "background")
-        text = json.dumps({name: getattr(self, name) for name in lists})
+        text = json.dumps({name: getattr(self, name) for name in LISTS})
         with atomic_write(folder / FILE) as file:
             file.write(save({name: getattr(self, name).contiguous() for name in TENSORS}, {KEY: text}))
 
@@ -115,45 +181,57 @@ def read_pile(folder: Path) -> Pile | None:
     return pile
 
 
+def begin_pile(before: Pile | None, words: Words, folder: Path, seed: int) -> Pile:
+    """Return the pile that `complete` is called with: the photos of an earlier one whose files are as they were, or none.
+
+    Raises:
+        ConfigError: the earlier one is of CLIPs with other weights.
+    """
+    student, teacher = words.student, words.teacher
+    facts = {
+        "folder": str(folder), "student": words.student_name, "teacher": words.teacher_name, "template": words.template,
+        "student_sha256": student.weights_digest, "teacher_sha256": teacher.weights_digest,
+        "student_scale": float(student.logit_scale), "teacher_scale": float(teacher.logit_scale), "seed": seed,
+    }  # fmt: skip
+    if before is not None and before.facts:
+        if any(before.facts[name] != facts[name] for name in ("student_sha256", "teacher_sha256")):
+            raise ConfigError("The output folder has features of other weights with the same names: choose another one (-o).")
+        return replace(before.unchanged(folder), facts=facts)
+    names = load_vocabulary(vocabulary_for(words.student_name))
+    step = max(1.0, len(names) / BACKGROUND)
+    background = [names[int(i * step)] for i in range(min(BACKGROUND, len(names)))]
+    texts = words.of_student(background, DEFAULT).half(), words.of_teacher(background, DEFAULT).half()
+    return Pile(facts, [], [], [], background, texts[0][:0], texts[1][:0], *texts)
+
+
 def _stamp(path: Path) -> list[int]:
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
 
 
 class Towers:
-    """Both frozen CLIPs on photos; the teacher takes images that are normalised for the student."""
+    """Both frozen CLIPs on photos."""
 
-    def __init__(self, student: Clip, teacher: Teacher):
-        self.student, self.teacher = student, teacher
+    def __init__(self, words: Words):
+        self.student = student = words.student
+        names = ["a photo"]  # a teacher has some, of which image features do not depend
+        texts = words.of_teacher(names)
+        self.teacher = Teacher(words.teacher, names, words.template, student.mean, student.std, text_features=texts)
         self.decoder, self.normalize = Decoder(student.preprocessing), Normalize(student.mean, student.std)
         # So many that small images fill the machine, and large ones do not keep the user waiting.
         most = 64 if student.device.type == "cpu" else 256
-        self.chunk = max(8, min(most, 8 * most // 64 * 224**2 // teacher.clip.resolution**2))
+        self.chunk = max(8, min(most, 8 * most // 64 * 224**2 // self.teacher.clip.resolution**2))
 
-    def __call__(self, pixels: Tensor, mirror: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `(B, d)` and `(B, e)` in fp16 of pixels `(B, 3, R, R)`, at most `chunk` of them."""
         n = len(pixels)
         blank = pixels.new_zeros(self.chunk - n, *pixels.shape[1:])  # in a full batch each photo has the same feature
         images = self.normalize(torch.cat([pixels, blank]).to(self.student.device))
-        seen = self.teacher.image_features(images)
-        if mirror:
-            seen = F.normalize(seen + self.teacher.image_features(images.flip(-1)), dim=-1)
-        found = [features[:n].cpu() for features in (self.student.frozen_image_features(images), seen)]
+        seen = self.teacher.image_features(images) + self.teacher.image_features(images.flip(-1))
+        found = [features[:n].cpu() for features in (self.student.frozen_image_features(images), F.normalize(seen, dim=-1))]
         if not all(torch.isfinite(features).all() for features in found):
             raise FloatingPointError("The features of a photo are NaN or infinite.")
         return found[0].half(), found[1].half()
-
-    def seconds(self) -> tuple[float, float]:
-        """Return the seconds that a photo takes both towers, and those that its mirror image takes more."""
-        blank = torch.zeros(self.chunk, 3, self.student.resolution, self.student.resolution, dtype=torch.uint8)
-        for _ in range(2):  # the first one warms up
-            start = time.perf_counter()
-            self(blank, False)
-            middle = time.perf_counter()
-            self(blank, True)
-            end = time.perf_counter()
-        once, both = (middle - start) / self.chunk, (end - middle) / self.chunk
-        return once, max(0.0, both - once)
 
 
 def complete(
@@ -178,25 +256,17 @@ def complete(
     def grown() -> Pile:
         if not seen:
             return pile
-        paths, contents, stamps, student, teacher = zip(*seen, strict=True)
-        return replace(
-            pile,
-            paths=sum(paths, pile.paths),
-            contents=sum(contents, pile.contents),
-            stamps=sum(stamps, pile.stamps),
-            student=torch.cat([pile.student, *student]),
-            teacher=torch.cat([pile.teacher, *teacher]),
-        )
-
-    def report(file: str, error: BadImageError) -> None:
-        on_bad(files[file], error)
+        *lists, student, teacher = zip(*seen, strict=True)
+        added = {name: sum(new, getattr(pile, name)) for name, new in zip(("paths", "contents", "stamps"), lists, strict=True)}
+        features = {"student": torch.cat([pile.student, *student]), "teacher": torch.cat([pile.teacher, *teacher])}
+        return replace(pile, **added, **features)
 
     saved = time.monotonic()
     try:
-        for batch in towers.decoder.batches(list(files), towers.chunk, on_bad=report):
+        for batch in towers.decoder.batches(list(files), towers.chunk, on_bad=lambda file, error: on_bad(files[file], error)):
             here = [item.image for item in batch]
             digests = [file_digest(file).hex() for file in here]
-            features = towers(stacked_pixels(batch), pile.facts["mirror"])
+            features = towers(stacked_pixels(batch))
             seen.append(([files[file] for file in here], digests, [_stamp(Path(file)) for file in here], *features))
             on_seen(len(batch))
             if time.monotonic() - saved > SAVE_EVERY:

@@ -35,7 +35,7 @@ from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import draw, scenes_of
-from kdpl.photos.export import main
+from kdpl.photos.share import main
 
 pytestmark = pytest.mark.slow
 
