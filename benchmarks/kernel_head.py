@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from kdpl.datasets.emoji.scenes import class_names
-from kdpl.photos import fitting, refit
-from kdpl.photos.answers import Words
+from kdpl.photos.fit import refit_main
+from kdpl.photos.pile import Words, begin_pile
 from kdpl.students.kernel_head import agree, solve
 
 PHOTOS, NAMES, WIDTH = (1_000, 5_000, 20_000, 100_000), 100, 512
@@ -73,13 +73,13 @@ def measure_refit(photos: int) -> None:
         folder.mkdir()
         names.write_text("\n".join(class_names("all")[::5][:NAMES]))
         words = Words("emoji_student", "emoji_teacher", "a photo of a {}.")
-        pile = fitting.empty_pile({**fitting.facts_of(words, folder, 1), "mirror": True}, words)
+        pile = begin_pile(None, words, folder, 1)
         label = torch.randint(NAMES, (photos,), generator=DRAW)
         seen = {name: features(label, getattr(pile, name).shape[1]).half() for name in ("student", "teacher")}
         paths = [f"{i}.jpg" for i in range(photos)]
         dataclasses.replace(pile, paths=paths, contents=paths, stamps=[[0, 0]] * photos, **seen).write(folder)
         start = clocks()
-        assert refit.main([str(folder), str(names), "-o", str(folder.parent / "refit"), "--quiet"]) == 0
+        assert refit_main([str(folder), str(names), "-o", str(folder.parent / "refit"), "--quiet"]) == 0
         took = passed(start)
     print(f"{photos:,} photos, {NAMES} names: refit {took}, {peak()}")
 

@@ -21,10 +21,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from kdpl.common.outputs import FIT, take_folder
-from kdpl.photos.answers import Words
-from kdpl.photos.fitting import empty_pile, facts_of
-from kdpl.photos.learn import vocabulary_for
-from kdpl.photos.pile import Pile
+from kdpl.photos.pile import Pile, Words, begin_pile, vocabulary_for
 from kdpl.text.vocabulary import load_vocabulary
 
 PICTURES = 50  # different ones: a file system allows some ten thousand links to a file
@@ -50,13 +47,12 @@ def make(root: Path, count: int, names: int) -> list[str]:
         (photos / path).parent.mkdir(exist_ok=True)
         os.link(root / f"{i % PICTURES}.png", photos / path)
     stamps = [[s.st_size, s.st_mtime_ns] for s in (os.stat(photos / path) for path in paths)]
-    facts = facts_of(words, photos, 1) | {"minutes": None, "photos": count, "mirror": True}
-    none = empty_pile(facts, words)
+    none = begin_pile(None, words, photos, 1)
     features = around(words.of_student(chosen, words.template)), around(words.of_teacher(chosen))
     contents = [f"{i:032x}" for i in range(count)]
     take_folder(out, FIT)
     texts = none.student_background, none.teacher_background
-    Pile(facts, paths, contents, stamps, none.background, *features, *texts).write(out)
+    Pile(none.facts, paths, contents, stamps, none.background, *features, *texts).write(out)
     (out / "names.txt").write_text("\n".join(chosen[:names]) + "\n", encoding="utf-8")
     return chosen
 

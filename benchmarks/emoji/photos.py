@@ -31,8 +31,8 @@ from kdpl.common.files import atomic_write
 from kdpl.datasets.emoji.generator import SCENES
 from kdpl.datasets.emoji.plans import STYLES, Scene, _class_rows, draw
 from kdpl.experiments.report.cells import Cell, Draws, average, combine, replicates_of
-from kdpl.photos.answers import Words, refit
-from kdpl.photos.pile import Pile
+from kdpl.photos.answers import refit
+from kdpl.photos.pile import Pile, Words
 from kdpl.students.kernel_head import agree, solve
 
 HERE = Path(__file__).resolve().parent

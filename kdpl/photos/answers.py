@@ -116,6 +116,10 @@ class Fitted:
     without_photo: list[str]  # names: the sentence alone speaks for them
     doubtful: list[tuple[str, str, str]]  # paths of photos, each with the two likeliest names
 
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the logits `(n, C)` of unit features `(n, d)` of the student."""
+        return self.factor * self.solved.scores(features)
+
     def table(self) -> list[dict[str, Any]]:
         """Return the comparison as the bundle and its card have it."""
         found = []
