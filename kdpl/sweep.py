@@ -21,7 +21,6 @@ from kdpl.experiments.sweep.many import do_here, dry_run, planned, run_sweep
 from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
 
 DESCRIBED = ("protocol", "steps", "trainers", "datasets", "source", "seeds", "shots", "config", "class_agnostic", "options")
-CTRL_C = 130  # the exit status of the scripts after a request to stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,27 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.executor == "slurm":
             return slurm.run_on_slurm(sweep, args.wait, args.redo)
-        return run_sweep(sweep, do_here(args.jobs), CTRL_C if args.script else 0, args.redo)
+        return run_sweep(sweep, do_here(args.jobs), args.redo)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.BAD_INPUT)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Return the flags; `options` holds the KEY VALUE pairs of --extra and those behind `--`."""
-    script = argv[1] if argv[:1] == ["--script"] else ""  # scripts/base2new and scripts/xd name themselves first
     asks = argv[:1] == ["status"]
-    about = __doc__.rpartition("\n\n")[2] if script else __doc__
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
-        prog=script or f"kdpl sweep{' status' if asks else ''}",
-        usage=f"%(prog)s {'[flags]' if script else '[SWEEP.yaml] [flags]'} [-- KEY VALUE ...]",
-        description="Print of every run whether it is finished, running, failed or waiting." if asks else about,
-        epilog='Each flag is also a variable (SEEDS="1 2"); scripts/sweep.sh begins with their defaults.' if script else None,
+        prog=f"kdpl sweep{' status' if asks else ''}",
+        usage="%(prog)s [SWEEP.yaml] [flags] [-- KEY VALUE ...]",
+        description="Print of every run whether it is finished, running, failed or waiting." if asks else __doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help=argparse.SUPPRESS if script else "the sweep")
-    parser.add_argument("--script", help=argparse.SUPPRESS)
+    parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="the sweep")
     parser.add_argument("--data", default="", help="folder of the data sets, in place of the file's")
     parser.add_argument("--output", default="", help="output folder, in place of the file's")
     what = parser.add_argument_group("the sweep, in place of a file")
@@ -80,8 +75,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
         parser.add_argument("--redo", action="store_true", help="do runs again that were made with other settings")
         parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
-    if script:
-        parser.add_argument("--python", metavar="COMMAND", help="the Python to run")  # the script has started it
     args, unknown = parser.parse_known_args(argv[asks:end])
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]

@@ -12,15 +12,12 @@ PYTHON=${PYTHON:-python}
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUTPUT=${OUTPUT:-$ROOT/output}
 
-for ((i = 1; i < $#; i++)); do
-    if [ "${!i}" = --python ]; then PYTHON=${*:i+1:1}; fi
-done
 command -v "$PYTHON" >/dev/null || {
     echo "error: There is no command '$PYTHON': activate the environment, or set PYTHON." >&2
     exit 2
 }
 
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
-exec "$PYTHON" -m kdpl.sweep --script "scripts/$KIND/$(basename "$0")" --protocol "$KIND" $SCRIPT_FLAGS \
+exec "$PYTHON" -m kdpl.sweep --protocol "$KIND" $SCRIPT_FLAGS \
     --trainer $TRAINER --cfg "$CFG" --shots $SHOTS --seeds $SEEDS --datasets $DATASETS --class-agnostic "$CLASS_AGNOSTIC" \
     --data "$DATA" --output "$OUTPUT" --extra="${EXTRA:-}" --jobs "$JOBS" "$@"

@@ -50,7 +50,7 @@ def sweep(tmp_path, monkeypatch, capsys):
     def run_here(script: str, *args: str, jobs: int = 1, output: object = "o") -> tuple[int, str]:
         protocol, step = script.removesuffix(".sh").split("/")
         steps = [] if step == "all" else ["--steps", step]
-        flags = ["--script", f"scripts/{script}", "--protocol", protocol, "--output", str(output), "--jobs", str(jobs), *steps]
+        flags = ["--protocol", protocol, "--output", str(output), "--jobs", str(jobs), *steps]
         try:
             status = main([*flags, *args])
         except SystemExit as end:
@@ -101,7 +101,7 @@ def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path, sweep
     wait_for((folder / "prompt_learner/checkpoint").is_file, process)
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 75
     assert "the same command resumes" in output
     assert missing_datasets(folder, ["emoji_meals"], classes="base"), "the run was over before it was killed"
 
@@ -146,7 +146,7 @@ def test_cross_dataset_tests_only_what_has_no_result_and_only_finished_prompts(t
 
 @pytest.mark.parametrize("protocol", ["base2new", "xd"])
 def test_a_script_without_its_python_or_with_a_wrong_variable_starts_nothing(tmp_path, protocol):
-    status, output = run(f"{protocol}/all.sh", "--python", "no-such-python", cwd=tmp_path, OUTPUT="o")
+    status, output = run(f"{protocol}/all.sh", cwd=tmp_path, OUTPUT="o", PYTHON="no-such-python")
     assert status == 2 and "There is no command 'no-such-python'" in output
     status, output = run(f"{protocol}/all.sh", cwd=tmp_path, OUTPUT="o", JOBS="0")
     assert status == 2 and "argument --jobs: 0 is not a whole number of at least 1" in output
@@ -159,7 +159,7 @@ RUNS = [("base2new", "all", [False, True]), ("base2new", "test", [True]), ("xd",
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "script", "flags"), RUNS)
 def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script, flags):
-    """The commands that a script prints, by variables and by flags; `--python` starts the sweep, too."""
+    """The commands that a script prints, by variables and by flags."""
     python = tmp_path / "py"
     python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
@@ -169,9 +169,9 @@ def test_variables_are_settings_and_flags_count_more(tmp_path, protocol, script,
         "DATA": "data",
         "CLASS_AGNOSTIC": "True",
         "EXTRA": "OPTIM.LR 0.5",
-        "PYTHON": "none",
+        "PYTHON": str(python),
     }
-    options = ["--python", str(python), "--seeds", "7", "--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]
+    options = ["--seeds", "7", "--dry-run", "--", "OPTIM.MAX_EPOCH", "3"]
     status, output = run(f"{protocol}/{script}.sh", *options, cwd=tmp_path, OUTPUT="o", **variables)
     assert status == 0, output
     commands = [line.split() for line in output.splitlines() if not line.startswith("#")]

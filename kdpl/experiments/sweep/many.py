@@ -45,11 +45,10 @@ def dry_run(sweep: Sweep, parameters: Mapping[str, Any], redo: bool = False) -> 
     print(f"# {len(todo)} to do, {len(finished)} finished before{later}")
 
 
-def run_sweep(sweep: Sweep, do_all: DoAll, stopped: int = 0, redo: bool = False) -> int:
+def run_sweep(sweep: Sweep, do_all: DoAll, redo: bool = False) -> int:
     """Search if there is a search, do the runs that are not finished, print the report; return the exit status.
 
     Args:
-        stopped: the exit status after a request to stop; 0: that of how the runs ended.
         redo: do runs again whose results were made with other settings.
     """
     outcomes: dict[str, Outcome] = {}
@@ -81,7 +80,7 @@ def run_sweep(sweep: Sweep, do_all: DoAll, stopped: int = 0, redo: bool = False)
     finish(sweep, runs, summary, failed, changed)
     if sweep.search and not runs:
         states.append("interrupted" if stop.signal is not None else "failed")
-    return stopped if stopped and stop.signal is not None else exit_status([*states, *["failed" for _ in changed]])
+    return exit_status([*states, *["failed" for _ in changed]])
 
 
 def _cell_of(run: Run) -> tuple[str, str, int]:

@@ -34,7 +34,7 @@ def run_on_slurm(sweep: Sweep, wait: bool, redo: bool = False) -> int:
     """
     check()
     if wait:
-        return run_sweep(sweep, submit_and_wait, redo=redo)
+        return run_sweep(sweep, submit_and_wait, redo)
     if sweep.search:
         raise ConfigError("The runs of a search depend on its trials: --executor slurm needs --wait for it.")
     runs = runs_of(sweep)
