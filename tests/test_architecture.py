@@ -86,28 +86,3 @@ def test_the_bottom_needs_no_pytorch_to_be_imported():
         names = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
         assert not names & heavy, path
-
-
-TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
-
-
-def imported_tests(text: str) -> list[str]:
-    """Return the test modules that a source text imports, anywhere in it."""
-    names = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module or ''}.{alias.name}" for alias in node.names]
-    return [name for name in names if any(part.startswith("test_") for part in name.split(".")[:-1] or [name])]
-
-
-def test_no_test_imports_a_test():
-    """What several tests use lies in tests/support."""
-    modules = {path.stem for path in TEST_FILES if path.stem.startswith("test_")}
-    assert len(modules) > 40
-    found = {str(path.relative_to(ROOT)): imported_tests(path.read_text(encoding="utf-8")) for path in TEST_FILES}
-    assert not {path: names for path, names in found.items() if names}
-    for line in ("import test_text", "from test_text import a", "def f():\n    from slurm.test_slurm import a"):
-        assert imported_tests(line), line
-    assert not imported_tests("from support.ranks import test_ranks\nimport pytest")

@@ -39,13 +39,6 @@ def test_every_named_part_of_the_package_exists(page):
             pkgutil.resolve_name(name)  # raises an error with the name
 
 
-@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"], ids=lambda page: page.name)
-def test_a_file_without_its_folder_is_one_of_the_packages(page):
-    files = {path.name for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
-    named = re.findall(r"`(\w+\.py)`", page.read_text(encoding="utf-8"))
-    assert not set(named) - files
-
-
 def test_the_architecture_page_lists_the_floors_from_the_top_down():
     """LAYERS is the list that tests/test_architecture.py holds the imports to."""
     tree = ast.parse((ROOT / "tests/test_architecture.py").read_text(encoding="utf-8"))

@@ -65,33 +65,3 @@ def test_commands_of_such_a_clone_run_from_its_parent_folder_and_inside_it(clone
             cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert process.returncode == 2 and "Did you mean 'KDPL_CoOp'?" in process.stderr, process.stderr
-
-
-@pytest.mark.slow
-def test_pytest_runs_inside_such_a_clone(clone):
-    """Its own `__init__.py` must not make pytest take the whole clone for a package of tests."""
-    (clone / "tests").mkdir()
-    (clone / "tests" / "conftest.py").write_text("import kdpl\n")
-    (clone / "tests" / "test_it.py").write_text(
-        f"import kdpl\n\n\ndef test_it():\n    assert kdpl.__file__ == {str(clone / 'kdpl' / '__init__.py')!r}\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = processes.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
-        cwd=clone, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0 and "1 passed" in process.stdout, process.stdout + process.stderr
-
-
-def test_nothing_of_the_checkout_but_its_packages_is_installed(tmp_path):
-    code = """
-import setuptools
-found = {}
-setuptools.setup = lambda **kwargs: found.update(kwargs)
-exec(open("setup.py").read())
-print(found["package_dir"], all(name.split(".")[0] == "kdpl" for name in found["packages"]))
-"""
-    assert (
-        python(code, ROOT)
-        == "{'kdpl': 'kdpl', 'kdpl.trainers': 'trainers', 'kdpl.datasets': 'datasets', 'kdpl.configs': 'configs'} True"
-    )

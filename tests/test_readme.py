@@ -11,7 +11,6 @@ import torch
 from support import ROOT, image_file, untrained_bundle
 
 import kdpl
-from kdpl.predict import parse_args
 
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs/your_photos.md").read_text(encoding="utf-8")
@@ -47,14 +46,6 @@ def test_an_exported_classifier_predicts_without_this_package_as_the_guide_says(
     assert capsys.readouterr().out.strip() in ("cat", "dog")
     expected = kdpl.load("OUT")("one.jpg")
     assert torch.allclose(torch.from_numpy(scope["probabilities"]), expected, atol=1e-4, rtol=0)
-
-
-def test_the_guide_lists_every_flag_of_predict(capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["--help"])
-    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    table = GUIDE[GUIDE.index("| flag |") : GUIDE.index("Everything is checked")]
-    assert set(re.findall(r"^\| `(--[a-z-]+)", table, re.M)) == flags
 
 
 @pytest.mark.slow

@@ -40,10 +40,9 @@ def check_values(cfg: CfgNode) -> None:
 def _check_paths(values: dict[str, Any]) -> None:
     output = Path(values["OUTPUT_DIR"])
     there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}' cannot be a folder: '{there}' is a file. Choose another.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}': '{there}' cannot be written to. Choose another.")
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise ConfigError(f"OUTPUT_DIR (--output-dir) '{output}' cannot be a folder: '{there}' {what}. Choose another.")
     if values["RESUME"] and not Path(values["RESUME"]).is_dir():
         raise ConfigError(f"RESUME (--resume) '{values['RESUME']}' is not a folder: expected the output folder of a run.")
     weights = values.get("MODEL.INIT_WEIGHTS")
@@ -93,34 +92,29 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the message names the flags and what to do.
     """
-    no_training = "--eval-only" if args.eval_only else "--no-train" if args.no_train else ""
+    no_training = args.eval_only or args.no_train
+    evaluates = [flag for flag, on in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch is not None)) if on]
+    trains = [f for f, on in (("--resume", args.resume), ("--more-epochs", args.more_epochs), ("--fresh", args.fresh)) if on]
+    problem = ""
     if args.eval_only and args.no_train:
-        raise ConfigError(
-            "--eval-only and --no-train contradict each other: the first tests, the second only builds. Drop one."
+        problem = "--eval-only and --no-train contradict each other: the first tests, the second only builds. Drop one."
+    elif evaluates and not args.eval_only:
+        way = "to train from its prompts set MODEL.INIT_WEIGHTS, to resume its run --resume"
+        problem = f"{evaluates[0]} belongs to an evaluation: add --eval-only, or drop it; {way}."
+    elif no_training and trains and not (trains == ["--fresh"] and args.eval_only):
+        problem = (
+            f"{trains[0]} is for a training: drop it, or --eval-only and --no-train. Prompts to evaluate are in --model-dir."
         )
-    for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
-        if value not in ("", None) and not args.eval_only:
-            way = "to train from its prompts set MODEL.INIT_WEIGHTS, to resume its run --resume"
-            raise ConfigError(f"{flag} {value} belongs to an evaluation: add --eval-only, or drop it; {way}.")
-    for flag, value in (
-        ("--resume", args.resume),
-        ("--more-epochs", args.more_epochs),
-        ("--fresh", args.fresh and args.no_train),
-    ):
-        if value and no_training:
-            raise ConfigError(f"{flag} is for a training: drop it, or {no_training}. Prompts to evaluate are in --model-dir.")
-    if args.fresh and args.model_dir and Path(args.model_dir).resolve().is_relative_to(Path(args.output_dir).resolve()):
-        raise ConfigError(
-            f"--fresh moves aside what is in --output-dir '{args.output_dir}', and the prompts of --model-dir "
-            f"'{args.model_dir}' lie there: choose another --output-dir."
-        )
-    if args.fresh and (args.more_epochs or args.resume):
-        raise ConfigError("--fresh starts over, --more-epochs and --resume continue a run: choose one.")
-    if args.load_epoch is not None and not args.model_dir:
-        raise ConfigError(f"--load-epoch {args.load_epoch} is an epoch of a run: name its output folder in --model-dir.")
-    if args.model_dir and not os.path.isdir(args.model_dir):
+    elif args.fresh and len(trains) > 1:
+        problem = "--fresh starts over, --more-epochs and --resume continue a run: choose one."
+    elif args.load_epoch is not None and not args.model_dir:
+        problem = f"--load-epoch {args.load_epoch} is an epoch of a run: name its output folder in --model-dir."
+    elif args.model_dir and not os.path.isdir(args.model_dir):
         what = "a file" if os.path.exists(args.model_dir) else "missing"
-        raise ConfigError(
-            f"--model-dir '{args.model_dir}' is {what}. Expected the output folder of a run in --model-dir, with "
-            "'<model name>/model.pth.tar-<epoch>' in it."
+        problem = f"--model-dir '{args.model_dir}' is {what}: expected the output folder of a run."
+    elif args.fresh and args.model_dir and Path(args.model_dir).resolve().is_relative_to(Path(args.output_dir).resolve()):
+        problem = (
+            f"--fresh moves aside what is in '{args.output_dir}', and the prompts of --model-dir lie there: choose another."
         )
+    if problem:
+        raise ConfigError(problem)

@@ -11,8 +11,6 @@ from kdpl.config.keys import ConfigError
 
 SEPARATOR = " + "  # between several teachers, and between their prompts
 DATASET, IMAGENET = "dataset", "imagenet"  # words of TEACHER_TEMPLATES
-MOST_SENTENCES = 1000
-MOST_BYTES = 2**20  # of a file of sentences
 SENTENCES_MARK, PROMPTS_MARK = ", sentences ", ", prompts "  # in the label of a teacher
 
 
@@ -70,25 +68,22 @@ def read_sentences(path: str | os.PathLike) -> list[str]:
     """Return the sentences of a UTF-8 file, one a line with one `{}` for the name; blank lines are skipped.
 
     Raises:
-        ConfigError: it cannot be read, has no sentence or more than `MOST_SENTENCES`, or a line has not one `{}`.
+        ConfigError: it cannot be read, has no sentence, or a line has not one `{}`.
     """
     where = f"TRAINER.KDPL.TEACHER_TEMPLATES '{path}'"
     try:
-        text = read_text(Path(path).expanduser(), MOST_BYTES)
+        lines = read_text(Path(path).expanduser()).split("\n")
     except (OSError, UnsafeTextError) as error:
         raise ConfigError(f"{where} cannot be read: {error} Expected UTF-8 text, one sentence a line.") from None
-    sentences = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if sentence := line.strip():
-            if sentence.count("{}") != 1:
-                raise ConfigError(
-                    f"{where}, line {number}: '{sentence[:80]}' has {sentence.count('{}')} '{{}}', expected one, for the "
-                    "class name, as in 'a photo of a {}.'."
-                )
-            sentences.append(sentence)
-    if not 0 < len(sentences) <= MOST_SENTENCES:
-        raise ConfigError(f"{where} has {len(sentences):,} sentences, expected 1 to {MOST_SENTENCES:,}, one a line.")
-    return sentences
+    for number, line in enumerate(lines, 1):
+        if line.strip() and line.count("{}") != 1:
+            raise ConfigError(
+                f"{where}, line {number}: '{line.strip()[:80]}' has {line.count('{}')} '{{}}', expected one, for the class "
+                "name, as in 'a photo of a {}.'."
+            )
+    if not any(map(str.strip, lines)):
+        raise ConfigError(f"{where} has no sentence, expected one a line.")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def check_templates(value: str) -> None:
@@ -100,10 +95,9 @@ def check_templates(value: str) -> None:
     if value in ("", DATASET, IMAGENET):
         return
     if not os.path.exists(os.path.expanduser(value)):
-        raise ConfigError(
-            f"TRAINER.KDPL.TEACHER_TEMPLATES '{value}' is neither '{DATASET}', '{IMAGENET}' nor a file of sentences."
-            f"{did_you_mean(value, (DATASET, IMAGENET))}"
-        )
+        hint = did_you_mean(value, (DATASET, IMAGENET))
+        expected = f"'{DATASET}', '{IMAGENET}' nor a file of sentences"
+        raise ConfigError(f"TRAINER.KDPL.TEACHER_TEMPLATES '{value}' is neither {expected}.{hint}")
     read_sentences(value)
 
 
@@ -124,10 +118,7 @@ def check_teachers(options: CfgNode) -> None:
 
 def teacher_label(teacher: str, templates: str = "", prompts: str = "") -> str:
     """Return what results and reports call the teacher: its names, and its sentences or prompts if they are not the default."""
-    templates, prompts = (
-        f"{mark}{value}" if value else "" for mark, value in ((SENTENCES_MARK, templates), (PROMPTS_MARK, prompts))
-    )
-    return f"{teacher}{templates}{prompts}"
+    return teacher + (f"{SENTENCES_MARK}{templates}" if templates else "") + (f"{PROMPTS_MARK}{prompts}" if prompts else "")
 
 
 def names_its_texts(label: str) -> bool:

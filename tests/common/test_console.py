@@ -1,7 +1,5 @@
 """The command `kdpl`: every command under one name."""
 
-import os
-
 import pytest
 
 from kdpl.__main__ import COMMANDS, main, usage
@@ -24,14 +22,6 @@ def test_the_help_of_a_command_fits_a_screen(name, capsys, monkeypatch):
     photos = name in ("fit", "predict", "names", "eval", "export")  # what people meet first; some others have more flags
     assert end.value.code == 0 and (f"usage: kdpl {name} " if photos else "usage: ") in out
     assert len(out.splitlines()) <= (40 if photos else 45)
-
-
-def test_while_photos_are_decoded_waiting_threads_do_not_spin(monkeypatch):
-    for name in ("predict", "train"):
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
-        assert os.environ.get("OMP_WAIT_POLICY") == ("passive" if name == "predict" else None)
 
 
 def test_a_mistyped_command_is_answered_with_the_closest(capsys):
