@@ -41,7 +41,7 @@ def test_a_caught_mutation_is_told_from_one_that_survives():
 import sys; sys.path.insert(0, "tests/mutations")
 import run
 from catalogue import MUTATIONS, Mutation
-test = ("test_distill::test_forward_and_reverse_choose_one_divergence",)
+test = ("test_distill::test_the_loss_is_the_mean_of_both_divergences",)
 harmless = Mutation("harmless", "kdpl/distill/loss.py", "_combine", "lambda f: f", test)
 absent = Mutation("absent", "kdpl/distill/loss.py", "no_such_name", "lambda f: f", test)
 run.MUTATIONS = [m for m in MUTATIONS if m.name == "half of the divergence"] + [harmless, absent]

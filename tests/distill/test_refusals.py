@@ -7,7 +7,6 @@ from support.trainings import build
 from kdpl import students
 from kdpl.clip import load_clip
 from kdpl.distill import Distillation
-from kdpl.text.vocabulary import load_vocabulary
 
 NAMES = ["cat", "dog", "sea turtle"]
 
@@ -15,15 +14,6 @@ NAMES = ["cat", "dog", "sea turtle"]
 @pytest.fixture(scope="module")
 def clips():
     return load_clip("emoji_student"), load_clip("emoji_teacher")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"loss": "foo"}, "'foo'"), ({"temperature": 0}, "is 0"), ({"temperature": float("nan")}, "nan")],
-)
-def test_a_loss_that_there_is_not_is_refused_at_once(clips, options, message):
-    with pytest.raises(ValueError, match=message):
-        Distillation(students.CoOp(clips[0]), clips[1], NAMES, **options)
 
 
 def test_a_student_with_nothing_to_learn_is_refused(clips):
@@ -52,19 +42,6 @@ def test_more_layers_than_the_clip_has_are_refused_by_their_option(clips, learne
     keys = {key: 99 for key in variant.defaults if key.startswith("PROMPT_DEPTH")}
     with pytest.raises(ValueError, match=rf"TRAINER.{variant.node}.PROMPT_DEPTH\w* is 99, but 'emoji_student' has 4 layers"):
         variant(clips[0], keys)
-
-
-def test_a_vocabulary_is_cut_to_the_students_own_context(clips, tmp_path, capsys):
-    path = tmp_path / "names.txt"
-    path.write_text("\n".join(["cat", "dog", " ".join(["cat"] * 40), " ".join(["cat"] * 5)]))
-    student = students.CoOp(clips[0], {"CTX_INIT": "a photo of a"})
-    assert student.longest_name == 53
-    assert len(load_vocabulary(str(path), longest=student.longest_name)) == 4
-    student.clip = load_clip("emoji_student")
-    student.clip.tokenizer.context_length = 32
-    assert load_vocabulary(str(path), longest=student.longest_name) == ["cat", "dog", "cat cat cat cat cat"]
-    assert "left out 1 names of more than 8 tokens" in capsys.readouterr().out
-    assert students.CoOp(clips[0], {"N_CTX": 40}).longest_name == 77 - 43
 
 
 def plain_loop(clips, images, epochs, ends):

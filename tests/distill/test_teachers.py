@@ -13,7 +13,6 @@ import kdpl
 from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import Preprocessing
-from kdpl.config import teachers as settings
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import OtherRunError
 from kdpl.distill import Distillation, Ensemble, PromptedTeacher, Teacher, distillation_loss
@@ -117,22 +116,6 @@ def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabular
         assert run.objective.teacher.templates == [sentence] and run.objective.teacher.names == NOUNS
 
 
-BAD_FILES = {
-    "no place for the name": (b"a photo of a {}.\n\na photo.\n", r"line 3: 'a photo\.' has 0 '\{\}', expected one"),
-    "two places": (b"{} or {}\n", r"line 1: .* has 2 '\{\}'"),
-    "not UTF-8": (b"a {}.\n\xff {}.\n", "not UTF-8"),
-    "too many": (b"".join(b"%d {}\n" % i for i in range(1001)), "has 1,001 sentences, expected 1 to 1,000"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_of_sentences_is_refused_with_its_line(kind, tmp_path):
-    content, message = BAD_FILES[kind]
-    (tmp_path / "bad.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"TRAINER.KDPL.TEACHER_TEMPLATES '.*bad.txt'.*{message}"):
-        settings.check_templates(str(tmp_path / "bad.txt"))
-
-
 # ------------------------------------------------------------------------------------------------------ several teachers
 
 
@@ -152,16 +135,6 @@ def test_the_loss_of_several_is_that_of_the_mean_of_their_distributions(clips, s
     q = s.softmax(-1)
     expected = temperature**2 * (0.5 * (p * (p / q).log()).sum(-1) + 0.5 * (q * (q / p).log()).sum(-1)).mean()
     torch.testing.assert_close(loss.detach().double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_mean_logits_are_exact_at_any_temperature_and_leave_one_teacher_as_it_is():
-    logits = 8 * torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2))
-    for temperature in (0.3, 1.0, 4.0):
-        expected = (logits.double() / temperature).softmax(-1).mean(0)
-        found = (mean_logits(logits, temperature).double() / temperature).softmax(-1)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    alone = logits[0]
-    assert mean_logits(alone, 4.0) is alone
 
 
 def test_names_are_selected_by_the_mean_and_learned_by_the_members_distributions_over_them(clips, student, images):
@@ -204,20 +177,6 @@ def test_members_must_differ_and_share_their_names(clips, student, tmp_path):
         Distillation(student, [], NAMES)
 
 
-def test_several_names_are_separated_by_a_plus_between_spaces(tmp_path):
-    assert settings.teacher_names("ViT-L/14 + RN50") == ["ViT-L/14", "RN50"]
-    assert settings.teacher_names("a+b") == ["a+b"]
-    (tmp_path / "a + b.pt").touch()
-    assert settings.teacher_names(str(tmp_path / "a + b.pt")) == [str(tmp_path / "a + b.pt")], "an existing file is one"
-    (tmp_path / "link.pt").symlink_to(tmp_path / "a + b.pt")
-    (tmp_path / "c.pt").symlink_to(tmp_path / "a + b.pt")
-    for value in ("RN50 + RN50", f"{tmp_path}/link.pt + {tmp_path}/c.pt"):
-        with pytest.raises(ConfigError, match=r"TRAINER.KDPL.TEACHER .* twice"):
-            settings.teacher_names(value)
-    with pytest.raises(ConfigError, match="empty name"):
-        settings.teacher_names("RN50 +  + RN101")
-
-
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 OPTIONS = {
@@ -249,21 +208,6 @@ def test_a_teacher_with_prompts_gives_the_classifiers_own_logits(variant, tmp_pa
     run.objective(images)[0].backward()
     assert all(p.grad is None for p in teacher.prompts.parameters())
     assert_same(parameters(run), before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("variant", ["IVLP"])
-def test_prompts_of_a_teacher_in_half_precision_are_close_to_fp32(variant, precision, tmp_path, images, monkeypatch):
-    monkeypatch.setattr("kdpl.clip.model.FP32_ON_CPU", ())
-    folder = moved(tmp_path / "prompts", variant, **OPTIONS[variant])
-    distributions = []
-    for prec in ("fp32", precision):
-        options = (TEACHER, "emoji_student", PROMPTS, folder, "TRAINER.COOP.PREC", "fp32", "TRAINER.KDPL.PREC", prec)
-        teacher = build("KDPL_CoOp", tmp_path / prec, *options).objective.teacher
-        features = teacher.image_features(images.to(teacher.clip.device))
-        distributions.append(teacher.logits(features, teacher.clip.logit_scale).softmax(-1))
-    assert (distributions[0] - distributions[1]).abs().max() < 0.1 and distributions[1].isfinite().all()
 
 
 def test_prompts_of_another_clip_are_refused_by_name(tmp_path):
@@ -301,17 +245,6 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
         check(tmp_path, *one, folder)
         with pytest.raises(ConfigError, match=f"CLASS_AGNOSTIC True: the prompts of {variant} .*{why}"):
             check(tmp_path, *one, folder, *agnostic)
-
-
-def test_class_specific_prompts_are_for_their_names_alone(tmp_path, clips):
-    folder = moved(tmp_path / "prompts", "CoOp", CSC=True)
-    prompts = kdpl.load(folder, "cpu").student
-    pixels = clips["emoji_student"].mean, clips["emoji_student"].std
-    assert PromptedTeacher(prompts, ["cat", "dog"], *pixels).text_features.shape[0] == 2
-    turned = PromptedTeacher(prompts, ["dog", "cat"], *pixels).text_features
-    torch.testing.assert_close(turned.flip(0), PromptedTeacher(prompts, ["cat", "dog"], *pixels).text_features)
-    with pytest.raises(ValueError, match=r"class-specific.* for each of 2 names \(cat, dog\); 'cow' is not one of them"):
-        PromptedTeacher(prompts, ["cat", "cow"], *pixels)
 
 
 # ------------------------------------------------------------------------------------------------------------ the caches

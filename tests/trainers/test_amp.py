@@ -5,12 +5,10 @@ A scale is a power of 2, so in fp32 the repeated step is that of a run without s
 
 import pytest
 import torch
-from support import ROOT, emoji_args, mostly_slow
-from support.ranks import run_ranks
+from support import mostly_slow
 from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
 
 from kdpl.clip import model as clip_model
-from kdpl.training.checkpoint import load_checkpoint
 
 IN_PROCESS = (*SMALL, "DATALOADER.NUM_WORKERS", 0)
 STEPS = 15  # three epochs of five batches
@@ -53,19 +51,6 @@ def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp
 
 
 @pytest.mark.slow
-def test_a_step_in_parts_is_left_out_as_by_pytorch(tmp_path):
-    """Between its parts a subclass may do anything to the gradients, which nobody else could repeat."""
-    run = own(tmp_path, "OwnStepInParts")
-    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**127)
-    run.load_for_training()
-    run.num_batches, run.batch_idx = 5, 0
-    before, batch = parameters(run), next(iter(run.train_loader_x))
-    run.take_step(batch)
-    assert_same(parameters(run), before)
-    assert run.scaler.get_scale() == 2.0**126
-
-
-@pytest.mark.slow
 def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scale(tmp_path):
     step = 7
     unbroken = own(tmp_path / "unbroken", "OwnStepScaled", *EVERY_STEP)
@@ -80,22 +65,6 @@ def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scal
     assert broken.passes + last.passes == unbroken.passes, "the first scale is not searched for again"
     assert last.scaler.state_dict() == unbroken.scaler.state_dict()
     assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
-
-
-@pytest.mark.slow
-def test_ranks_repeat_a_step_together(tmp_path):
-    """A rank whose own gradients are finite repeats the step too, because their sum is not."""
-    found = {}
-    for ranks, name in ((1, "OwnStep"), (2, "OwnStepScaled")):
-        output = tmp_path / name
-        # 30 images in batches of 7: a rank of two has 3 or 4 of them.
-        few = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", *IN_PROCESS, "OPTIM.MAX_EPOCH", 2)
-        options = (*few, "DATALOADER.TRAIN_X.BATCH_SIZE", 7, "TRAINER.NAME", name, "TRAINER.KDPL.SHARD_CLASSES", True)
-        process = run_ranks(ranks, ROOT / "tests/support/own_step.py", *emoji_args("KDPL_CoOp", output), *options)
-        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
-        assert process.stdout.count("amp: scaled gradients overflowed") == ranks - 1
-        found[name] = load_checkpoint(output / "prompt_learner/model.pth.tar-2")["state_dict"]
-    torch.testing.assert_close(found["OwnStepScaled"]["ctx"], found["OwnStep"]["ctx"], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], sample=("VPT",)))

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from support import ROOT, emoji_args, image_file, processes, run_train
 
-from kdpl import cache, interpret, train
+from kdpl import cache, train
 from kdpl.common import exits
 
 GUIDE = (ROOT / "docs/new_student.md").read_text(encoding="utf-8")
@@ -104,21 +104,8 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
     assert printed.strip() == "MyLearner", "importing its module does as well"
 
 
-@pytest.mark.slow
-def test_interpret_and_cache_take_it(folder, trained, capsys):
-    learner = ("--learner", folder / "my_learner.py")
-    views = ("TRAINER.KDPL.VIEWS", 1, "TRAINER.KDPL.CACHE_DIR", folder / "views")
-    for command, *args in (
-        (interpret, *learner, trained),
-        (cache, *learner, *emoji_args(TRAINER, ""), *TINY, *views),
-    ):
-        assert command.main(list(map(str, args))) == 0, capsys.readouterr().err
-
-
 BROKEN = {
     "raises": ("x = 1\nraise RuntimeError('no luck')", r"cannot be imported in line 2 (RuntimeError: no luck)"),
-    "syntax": ("def f(:", "cannot be imported (SyntaxError: "),
-    "empty": ("", "defines no prompt learner: expected a subclass of kdpl.students.Student"),
     "bare": ("from kdpl.students import CoOp\nclass Bare(CoOp):\n    pass", "@kdpl.trainers.prompt_learner"),
     "name": (
         "from kdpl.students import CoOp as Parent\nfrom kdpl.trainers import prompt_learner\n"
@@ -143,20 +130,6 @@ def test_a_file_that_defines_no_learner_is_refused_in_one_line(case, tmp_path, c
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith(f"error: --learner '{path}' ") and message in line
     assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_file_is_refused_with_the_closest(tmp_path, capsys):
-    (tmp_path / "near.py").write_text("")
-    (tmp_path / "no.yaml").write_text("")
-    for main, args in (
-        (train.main, ["--trainer", "KDPL_CoOp"]),
-        (interpret.main, [str(tmp_path)]),
-    ):
-        assert main([*args, "--learner", str(tmp_path / "naer.py")]) == exits.BAD_INPUT
-        *_, line = capsys.readouterr().err.strip().splitlines()
-        assert "naer.py' does not exist: expected a Python file. Did you mean 'near.py'?" in line
-    assert train.main(["--trainer", "KDPL_CoOp", "--learner", str(tmp_path)]) == exits.BAD_INPUT
-    assert "is a folder" in capsys.readouterr().err
 
 
 def test_a_module_that_the_file_imports_belongs_to_the_learner(tmp_path, monkeypatch):

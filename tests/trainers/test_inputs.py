@@ -119,27 +119,6 @@ def test_a_published_file_with_another_student_is_refused_with_both_values_and_t
     assert values(cfg) == ((48, 48), "bilinear", [0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
 
 
-def test_a_value_equal_to_the_engines_default_counts_where_it_was_given(models, photos, silent, tmp_path):
-    for pair in (("INPUT.SIZE", "(224, 224)"), ("INPUT.INTERPOLATION", "bicubic")):
-        with pytest.raises(ConfigError, match=rf"{pair[0]} .* is not what MODEL.BACKBONE.NAME"):
-            build("KDPL_CoOp", tmp_path, photos, models["mobile"], silent, *pair)
-
-
-def test_a_forks_configuration_follows_where_it_has_the_engines_defaults(models):
-    from dassl.config import get_cfg_default
-
-    from kdpl.clip.loading import describe
-    from kdpl.trainers.evaluation import as_model_takes
-
-    cfg, preprocessing = get_cfg_default(), describe(models["mobile"]).preprocessing
-    cfg = as_model_takes(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
-    assert values(cfg) == ((48, 48), "bilinear", [0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
-    cfg = get_cfg_default()
-    cfg.INPUT.PIXEL_MEAN = [0.1, 0.2, 0.3]
-    with pytest.raises(ConfigError, match=r"PIXEL_MEAN \[0.1, 0.2, 0.3\] is not what .* expected \[0.0, 0.0, 0.0\]"):
-        as_model_takes(cfg, preprocessing, "MODEL.BACKBONE.NAME", "mobile")
-
-
 @pytest.mark.slow
 def test_a_squashed_students_evaluation_and_bundle_see_the_whole_image(models, photos, silent, tmp_path):
     trainer, _ = build("KDPL_CoOp", tmp_path, photos, models["squashed"], silent)
@@ -167,21 +146,3 @@ def test_the_zero_shot_teacher_prepares_images_its_own_way(models, photos, tmp_p
     theirs = torch.nn.functional.normalize(trainer.clip.model.encode_image(reference[None].to(trainer.device)), dim=-1)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     trainer.test()
-
-
-def test_learners_that_a_student_cannot_take_are_refused_from_the_configuration_alone():
-    from kdpl import students
-    from kdpl.clip.loading import describe
-
-    convolutional = describe("RN50:yfcc15m")  # no weights are here
-    for learner in ("VPT", "MaPLe", "PromptSRC", "IVLP"):
-        kind = getattr(students, learner)
-        with pytest.raises(
-            ValueError, match=rf"TRAINER.{kind.node} learns visual prompts and needs a ViT, but .*'RN50:yfcc15m'"
-        ):
-            kind.check(kind.defaults, convolutional, "RN50:yfcc15m")
-    for learner in ("CoOp", "CoCoOp", "KgCoOp"):
-        kind = getattr(students, learner)
-        kind.check(kind.defaults, convolutional, "RN50:yfcc15m")
-        with pytest.raises(ValueError, match=rf"TRAINER.{kind.node}.N_CTX is 75, but MODEL.BACKBONE.NAME 'X' takes 77 tokens"):
-            kind.check({**kind.defaults, "N_CTX": 75, "CTX_INIT": ""}, convolutional, "X")

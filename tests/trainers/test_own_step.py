@@ -10,7 +10,7 @@ import torch
 from support import ROOT, emoji_args, mostly_slow, processes
 from support.installed_dassl import installed_dassl
 from support.ranks import run_ranks
-from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
+from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, trained
 
 from kdpl.training.checkpoint import load_checkpoint
 
@@ -100,22 +100,6 @@ def test_its_gradients_are_scaled_and_unscaled(name, tmp_path):
     assert sizes == [size * 2.0**14 for size in seen], "the backward pass ran on the scaled loss"
 
 
-def test_a_step_whose_scaled_gradients_are_not_finite_is_left_out(tmp_path):
-    run = scaled(own(tmp_path))
-    run.load_for_training()
-    run.num_batches, run.batch_idx = 5, 0
-    before = parameters(run)
-    update = run.update
-    run.update = lambda loss: update(loss * float("inf"))
-    batch = next(iter(run.train_loader_x))
-    run.take_step(batch)
-    assert_same(parameters(run), before)
-    assert run.scaler.get_scale() == 2.0**13
-    run.update = update
-    run.take_step(batch)
-    assert not torch.equal(parameters(run)["ctx"], before["ctx"])
-
-
 # ----------------------------------------------------------------------------------------------------------- several ranks
 
 
@@ -137,17 +121,6 @@ def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
     torch.testing.assert_close(found[1]["ctx"], found[2]["ctx"], atol=1e-6, rtol=1e-5)
 
 
-def test_ranks_refuse_a_step_that_none_of_the_others_knows_of(tmp_path):
-    process = on_ranks(2, "OwnStepByItself", tmp_path)
-    assert process.returncode != 0
-    assert "OwnStepByItself.forward_backward took no step through model_backward_and_update(loss)" in process.stderr
-    assert not list(tmp_path.rglob("model.pth.tar*")), "nothing that was trained so is saved"
-
-
-def test_one_process_may_step_by_itself(tmp_path):
-    assert_same(trained(own(tmp_path / "a", name="OwnStepByItself")), trained(own(tmp_path / "b")))
-
-
 # ------------------------------------------------------------------------------------------------------------ views, resume
 
 
@@ -158,18 +131,6 @@ def test_with_views_all_its_pixels_arrive_when_all_features_are_known_too(tmp_pa
     assert_same(trained(run), plain)
     assert run.pixels == [6] * 25
     assert run.known == [True] * 25, "the first run cached the features of all images"
-
-
-def test_with_views_a_loss_of_its_own_gets_all_pixels_too(tmp_path):
-    import support.own_step
-
-    class OwnLoss(support.own_step.KDPL_CoOp):
-        def compute_loss(self, batch):
-            assert len(batch["img"]) == 6
-            return super().compute_loss(batch)
-
-    cfg = build("KDPL_CoOp", tmp_path / "a", *IN_PROCESS, "TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 4).cfg
-    OwnLoss(cfg).train()
 
 
 @pytest.mark.parametrize("with_scaling", mostly_slow([False, True], sample=(True,)))

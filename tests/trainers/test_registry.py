@@ -4,7 +4,7 @@ import sys
 import textwrap
 
 import pytest
-from support import LEARNERS, ROOT, processes
+from support import LEARNERS, processes
 
 
 def run(code: str, tmp_path) -> str:
@@ -74,16 +74,3 @@ def test_an_installed_dassl_wins_over_the_bundled_one(tmp_path):
         print(kdpl.dassl_in_use())
         """
     assert run(code, tmp_path).strip() == f"Dassl: installed, {tmp_path / 'dassl'}"
-
-
-@pytest.mark.slow
-def test_a_source_checkout_that_is_not_installed_has_its_trainers_and_data_sets(tmp_path):
-    """As where `python train.py` puts the checkout before an installed copy."""
-    code = f"""
-        import sys
-        sys.meta_path = [f for f in sys.meta_path if "__editable__" not in type(f).__module__ + getattr(f, "__module__", "")]
-        sys.path.insert(0, {str(ROOT)!r})
-        import kdpl.trainers, kdpl.datasets
-        print(kdpl.trainers.__file__, kdpl.datasets.__file__)
-        """
-    assert run(code, tmp_path).split() == [str(ROOT / name / "__init__.py") for name in ("trainers", "datasets")]
