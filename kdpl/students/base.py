@@ -58,6 +58,7 @@ class Student(nn.Module):
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
     can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
+    beside_blocks: ClassVar[tuple[str, ...]] = ()  # of "text" and "image": towers with functions beside blocks, see `check`
     learns_class_specific: ClassVar[str] = ""  # the option that gives every class parameters of its own, or ALWAYS
     learned_for_each: ClassVar[str] = "a context"  # what a class has of its own, for messages
     uses_template: ClassVar[bool] = False  # the data set's sentence is part of what is learned
@@ -98,6 +99,12 @@ class Student(nn.Module):
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
         """Raise a ValueError that names both values if these options do not fit the CLIP `name`."""
+        no_text = architecture.no_text_context or architecture.no_deep_text
+        if ("text" in cls.beside_blocks and no_text) or ("image" in cls.beside_blocks and not architecture.is_vit):
+            raise ValueError(
+                f"{cls.__name__} adds to the blocks of {' and '.join(cls.beside_blocks)} tower, which MODEL.BACKBONE.NAME "
+                f"'{name}' does not allow: choose a plain ViT CLIP, such as 'ViT-B/32'."
+            )
         for key, value in options.items():
             if key.startswith("PROMPT_DEPTH"):
                 check_depth(f"TRAINER.{cls.node}", key, value, architecture, name)

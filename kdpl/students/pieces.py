@@ -90,6 +90,11 @@ def random_prompts(*shape: int) -> Tensor:
     return torch.empty(shape).normal_(std=INIT_STD)
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x, through which a gradient passes times a factor."""
+    return x.detach() + factor * (x - x.detach())
+
+
 def put_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
     """Register and return a parameter under a dotted name such as `image_encoder.VPT`, creating the modules on its path."""
     *path, last = name.split(".")
