@@ -107,12 +107,6 @@ def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_
     assert_close(output, tmp_path / "unbroken")
 
 
-@pytest.mark.slow
-def test_a_batch_too_small_for_the_ranks_is_refused(tmp_path):
-    process = train(2, "KDPL_CoOp", tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", 1, check=False)
-    assert "A batch of 1 images cannot be split among 2 processes: raise DATALOADER.TRAIN_X.BATCH_SIZE" in process.stderr
-
-
 @pytest.mark.parametrize(
     ("ranks", "here", "cards", "backend"),
     [

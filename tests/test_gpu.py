@@ -71,16 +71,8 @@ def test_two_ranks_on_one_device_train_as_one_does(device, tmp_path):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_views_that_are_known_give_the_losses_of_those_computed_afresh(device, tmp_path):
-    cached = (
-        "TRAIN.DETERMINISTIC",
-        True,
-        "TRAINER.KDPL.VIEWS",
-        2,
-        "TRAINER.KDPL.CACHE_DIR",
-        tmp_path / "cache",
-        "OPTIM.MAX_EPOCH",
-        2,
-    )
+    cached = ("TRAIN.DETERMINISTIC", True, "TRAINER.KDPL.VIEWS", 2, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
+    cached += ("OPTIM.MAX_EPOCH", 2)
     ends = []
     for name in ("cold", "warm"):
         run = build("KDPL_CoOp", tmp_path / name, *SMALL, *IN_PROCESS, *cached, *on(device))

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from dassl.engine import build_trainer
 from safetensors.torch import save_file
 from support import config, default, emoji_settings, image_file, mostly_slow, random_clip
 from support.trainings import TINY
@@ -16,7 +17,6 @@ import kdpl
 from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
-from kdpl.clip.preprocessing import BytePairs, tokenizer_of
 from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
 from kdpl.config.merging import merge_options
 from kdpl.trainers.teachers import load_towers
@@ -93,17 +93,14 @@ def test_every_part_of_a_design_makes_another_clip_with_caches_of_its_own(clip):
 
 @pytest.mark.slow
 def test_a_design_is_the_same_in_any_precision_and_from_any_library(tmp_path):
-    sizes = (32, 32, 2, 64, 16, 77, 49408, 64, 1, 2)
-    model = random_clip(5, *sizes)
+    model = random_clip(5, 32, 32, 2, 64, 16, 77, 49408, 64, 1, 2)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "weights.safetensors")
     ours = load_clip(f"openai:{tmp_path}/weights.safetensors")
     config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "context_length": 77}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
     for precision in ("fp32", "fp16", "bf16"):
-        theirs = load_clip(str(tmp_path), precision)
-        assert type(theirs.model).__module__.startswith("open_clip") and theirs.design == ours.design
+        assert load_clip(str(tmp_path), precision).design == ours.design
     assert load_clip(f"openai:{tmp_path}/weights.safetensors", "fp16").identity == ours.identity
-    assert BytePairs(77).digest == tokenizer_of("", {}, "").digest != BytePairs(64).digest
 
 
 SETTINGS = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.NO_TEST", True)
@@ -111,8 +108,6 @@ SETTINGS = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.NO_TEST", T
 
 def run_of(output, student, teacher="emoji_teacher", *options):
     """Return a trainer whose configuration leaves the preparation of images to the student."""
-    from dassl.engine import build_trainer
-
     settings = yaml.safe_load(Path(emoji_settings("KDPL_CoOp")).read_text(encoding="utf-8"))
     settings["INPUT"] = {"TRANSFORMS": settings["INPUT"]["TRANSFORMS"]}
     file = output.parent / "follows.yaml"

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import ROOT, SHARED, config, emoji_args, mostly_slow, run_train
+from support import ROOT, SHARED, config, mostly_slow
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
@@ -14,7 +14,7 @@ from kdpl.common.files import key_of
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import COLUMNS, SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
-from kdpl.text.feature_cache import TextFeatures, cached_text_features
+from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.prompts import context_prompts, sentence_features
 from kdpl.text.templates import DEFAULT, fill, imagenet_templates
 from kdpl.text.vocabulary import VocabularyError, load_vocabulary
@@ -108,30 +108,11 @@ def test_vpts_fixed_text_is_that_of_its_sentences_and_is_encoded_once(clips, voc
     assert names_on_disk(cache, names) == sorted(names)
 
 
-@pytest.mark.slow
-def test_promptsrcs_frozen_features_survive_the_run(clips, vocabulary, cache):
-    student, names = build_student("PromptSRC", clips[0]), vocabulary[:5]
-    features = student.frozen_text_features(names, TEMPLATES)
-    student.end_epoch(0, 2)
-    assert names_on_disk(cache, names) == sorted(names)
-    again = build_student("PromptSRC", clips[0])
-    assert torch.equal(again.frozen_text_features(names, TEMPLATES), features)
-    again.end_epoch(0, 2)
-    assert len(list(cache.rglob("*.safetensors"))) == 1
-
-
 def names_on_disk(cache, names):
     """Return those of the names that have a row in the cache, as many times as they have."""
     by_key = {key_of(name): name for name in names}
     found = [row for file in cache.glob("*.safetensors") for row in load_file(file)["keys"].tolist()]
     return sorted(by_key[bytes(row)] for row in found)
-
-
-def test_asking_a_thousand_names_of_a_filled_store_reads_no_name_twice(clips, vocabulary):
-    store = TextFeatures(clips[0], [DEFAULT])
-    features = store(vocabulary)
-    repeated = vocabulary * (1 + 1000 // len(vocabulary))
-    assert torch.equal(store(repeated), features.repeat(1 + 1000 // len(vocabulary), 1))
 
 
 # ------------------------------------------------------------------------------------------------- selected_classes.csv
@@ -156,11 +137,6 @@ def test_the_report_counts_what_was_selected_and_orders_it(tmp_path):
         ("1", "0.5000"),
     ]
     assert [float(r["mean_probability"]) for r in rows] == pytest.approx([0.4, 0.5, 0.25], abs=1e-6)
-
-
-def test_a_report_without_a_batch_has_a_header_alone(tmp_path):
-    SelectionReport(["cat"]).write(tmp_path / "selected.csv")
-    assert (tmp_path / "selected.csv").read_text().splitlines() == [",".join(COLUMNS)]
 
 
 def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
@@ -220,26 +196,7 @@ def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_nam
     assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.objective.selection.batches
 
 
-@pytest.mark.slow
-def test_the_real_names_can_be_kept_out_of_the_vocabulary(tmp_path):
-    everything = load_vocabulary(str(EMBEDDED))
-    with_them = build("VPT", tmp_path, everything)
-    without = build("VPT", tmp_path, everything, "TRAINER.KDPL.EXCLUDE_CLASSNAMES", True)
-    own = {n.replace("_", " ") for n in with_them.class_names}
-    assert own <= set(with_them.training_names)
-    assert set(without.training_names) == set(everything) - own
-    assert len(without.objective.teacher.text_features) == len(everything) - 30
-
-
 def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabulary, capsys):
     with pytest.raises(VocabularyError, match="Did you mean 'openimages'"):
         build("CoOp", tmp_path, vocabulary, "TRAINER.KDPL.VOCABULARY", "openimage")
     assert "Loading student" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_command_line_trains_class_agnostic(tmp_path, vocabulary):
-    run = run_train(*emoji_args("KDPL_CoOp", tmp_path / "out"), *options(tmp_path, vocabulary))
-    assert f"Class-agnostic: {len(vocabulary)} names, at most 10 selected" in run.stdout
-    assert (tmp_path / "out" / "selected_classes.csv").is_file()
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["class_agnostic"] is True

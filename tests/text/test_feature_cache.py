@@ -8,7 +8,6 @@ import torch
 from support import save_clip
 
 from kdpl.clip.loading import load_clip
-from kdpl.text import feature_cache
 from kdpl.text.feature_cache import TextFeatures, cached_text_features
 from kdpl.text.prompts import ensemble_features, sentence_features
 from kdpl.text.templates import fill
@@ -51,12 +50,6 @@ def test_cold_and_warm_runs_see_the_very_values_that_are_computed_without_a_cach
     assert capsys.readouterr().out == ""
     assert torch.equal(cold, computed) and torch.equal(warm, computed)
     assert len(files(cache)) == 1
-
-
-def test_a_long_list_is_computed_in_pieces(clip, monkeypatch):
-    whole = sentence_features(clip, fill(TEMPLATE, NAMES))
-    monkeypatch.setattr(feature_cache, "SENTENCES_AT_ONCE", 2)
-    assert torch.allclose(cached_text_features(clip, NAMES, TEMPLATE), whole, atol=1e-6)
 
 
 def test_features_do_not_depend_on_the_callers_autocast(clip):
@@ -127,13 +120,6 @@ def test_an_ensemble_is_the_mean_over_templates_in_the_order_of_the_names_asked(
     assert torch.equal(ensemble([NAMES[3], NAMES[0], NAMES[3]]), expected[[3, 0, 3]])
 
 
-def test_names_met_one_after_the_other_keep_their_features(clip):
-    ensemble = TextFeatures(clip, TEMPLATES)
-    one_by_one = torch.cat([ensemble([name]) for name in NAMES])
-    assert torch.allclose(one_by_one, ensemble_features(clip, NAMES, TEMPLATES, normalize=False), atol=1e-6)
-    assert torch.equal(ensemble(NAMES), one_by_one)
-
-
 def test_a_second_run_finds_what_the_first_one_computed(clip, cache):
     first = TextFeatures(clip, TEMPLATES)
     features = torch.cat([first(NAMES[:2]), first(NAMES[2:])])
@@ -159,11 +145,3 @@ def test_runs_at_the_same_time_add_to_each_others_names(clip, cache):
     assert torch.allclose(last(NAMES), ensemble_features(clip, NAMES, TEMPLATES, normalize=False), atol=1e-6)
     last.flush()
     assert files(cache) == kept
-
-
-def test_other_templates_have_names_of_their_own(clip):
-    first = TextFeatures(clip, TEMPLATES)
-    first(NAMES)
-    first.flush()
-    expected = ensemble_features(clip, NAMES, TEMPLATES[:2], normalize=False)
-    assert torch.equal(TextFeatures(clip, TEMPLATES[:2])(NAMES), expected)

@@ -52,12 +52,9 @@ def test_the_scheduler_sets_the_rates_of_the_formula_in_every_group():
     assert seen == [[rate(e, optim(), 0.002), rate(e, optim(), 0.0002)] for e in range(50)]
 
 
-def test_linear_warm_up_rises_from_its_minimum_to_the_base_rate():
+def test_linear_warm_up_rises_to_the_base_rate_and_counts_as_epochs_unless_recounted():
     cfg = optim(WARMUP_EPOCH=4, WARMUP_TYPE="linear", WARMUP_MIN_LR=1e-6)
     assert [rate(e, cfg, cfg.LR) for e in range(5)] == pytest.approx([1e-6, 0.0005, 0.001, 0.0015, 0.002])
-
-
-def test_without_recount_the_epochs_of_the_warm_up_count():
     cfg = optim(WARMUP_EPOCH=5, WARMUP_RECOUNT=False)
     assert rate(5, cfg, cfg.LR) == pytest.approx(0.002 * (1 + math.cos(math.pi * 5 / 50)) / 2)
     assert rate(5, optim(WARMUP_EPOCH=5), 0.002) == 0.002
