@@ -26,13 +26,14 @@ import types
 from pathlib import Path
 from typing import Any
 
-HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss and gradient by formula |\n"
+HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss, gradients by formula |\n"
 RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 RESULT = "RESULT "
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
 IMAGES = {"train": 2, "val": 1, "test": 1}  # a class
-BATCH, SECONDS = 4, 900
+BATCH, SECONDS, EXACT = 4, 900, 1e-6
+TRAINS = {"train", "run_epoch", "forward_backward"}  # of a trainer that learns
 
 
 def write_data(folder: Path, permute: bool) -> Path:
@@ -87,6 +88,26 @@ def stand_in(weights: Path) -> None:
         for kind in (Tensor, nn.Module):
             kind.to = _without_cuda(kind.to)
     sys.meta_path.insert(0, _Downloads(weights))
+
+
+def compute_in_double() -> None:
+    """Let code that asks for single precision compute in double, from now on."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    def double(x: Any) -> Any:
+        return torch.float64 if x is torch.float32 else x
+
+    class InDouble(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func in (torch.Tensor.to, torch.Tensor.type):
+                args, kwargs = map(double, args), {key: double(value) for key, value in kwargs.items()}
+            return func(*args, **kwargs)
+
+    torch.Tensor.float = torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    InDouble().__enter__()
 
 
 def _without_cuda(to: Any) -> Any:
@@ -150,12 +171,18 @@ def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
         exec(code, {"__name__": "listed", "__file__": str(path)})
         from dassl.engine import TRAINER_REGISTRY
 
+        from kdpl.trainers.offers import is_ours, why_not
         from kdpl.trainers.wrapped import DistilledTrainer
 
         classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-        result["trainers"] = [n for n, c in classes.items() if issubclass(c, DistilledTrainer) and "dassl." not in c.__module__]
+        classes = {n: c for n, c in classes.items() if not c.__module__.startswith(("dassl.", "kdpl."))}
+        result["trainers"] = [name for name, c in classes.items() if issubclass(c, DistilledTrainer)]
+        result["not"] = {n: why for n, c in classes.items() if TRAINS & set(vars(c)) and not is_ours(c) and (why := why_not(c))
+                         and not issubclass(c, DistilledTrainer)}  # fmt: skip
         return
     watch(result)
+    if args.double:
+        compute_in_double()
     config, settings = configuration(args.inside.partition("_")[2], args.labels)
     name = args.inside.partition("_")[2] if args.labels else args.inside
     sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--root", f"{args.root}/", "--output-dir", args.output,
@@ -199,16 +226,18 @@ def formula(logits: Any, teacher: Any) -> Any:
 
 
 def watch(result: dict[str, Any]) -> None:
-    """Put into `result` what a distilled trainer learns, and how far its first loss is from the formula."""
+    """Put into `result` what a distilled trainer learns, and how far the losses of its first step are from the formula."""
     import torch
 
     from kdpl.distill.pseudo_labels import DistilledStep
     from kdpl.trainers.wrapped import DistilledTrainer
 
     train, answer = DistilledTrainer.train, DistilledStep.loss
+    learned: dict[str, Any] = {}
+    first: list[Any] = []  # the step whose losses are compared
 
     def trained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        learned = {k: p for m in self._models.values() if m is not None for k, p in m.named_parameters() if p.requires_grad}
+        learned.update({k: p for m in self._models.values() if m for k, p in m.named_parameters() if p.requires_grad})
         before = {k: p.detach().clone() for k, p in learned.items()}
         try:
             return train(self, *args, **kwargs)
@@ -217,18 +246,24 @@ def watch(result: dict[str, Any]) -> None:
             for name, p in sorted(learned.items()):
                 digest.update(name.encode() + p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             moved = sum(not torch.equal(before[k], p) for k, p in learned.items())
-            result.update(
-                moved=moved, learned=len(learned), digest=digest.hexdigest(), said=sorted(name for name, _ in self._kdpl_said)
-            )
+            result.update(moved=moved, learned=len(learned), digest=digest.hexdigest())
+            result["said"] = sorted(name for name, _ in self._kdpl_said or ())
 
     def answered(self: Any, name: str, input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
         loss = answer(self, name, input, target, *args, **kwargs)
-        if loss is not None and loss.dim() == 0 and input.requires_grad and "differs" not in result:
-            (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
-            s = input.detach().double().requires_grad_()
-            expected = formula(s, self.teacher_logits[target.rows]).mean()
-            (exact,) = torch.autograd.grad(expected, s)
-            result["differs"] = [float((loss - expected).detach().abs()), float((gradient - exact).abs().max())]
+        if loss is None or not input.requires_grad or (first and first[0] is not self):
+            return loss
+        first[:] = [self]
+        expected = formula(input, self.teacher_logits[target.rows])  # (rows,)
+        expected = expected if loss.dim() else expected.mean()
+        wrt = [input, *learned.values()]
+        found, exact = (torch.autograd.grad(x.sum(), wrt, retain_graph=True, allow_unused=True) for x in (loss, expected))
+        differs = [float((loss - expected).detach().abs().max() / expected.detach().abs().max())]
+        for grads in (slice(0, 1), slice(1, None)):  # with respect to the logits, and to what is learned
+            pairs = [(a.double(), b.double()) for a, b in zip(found[grads], exact[grads], strict=True) if b is not None]
+            largest = max((float(b.abs().max()) for _, b in pairs), default=0.0)
+            differs.append(max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / (largest or 1.0))
+        result["differs"] = [max(pair) for pair in zip(differs, result.get("differs", differs), strict=True)]
         return loss
 
     DistilledTrainer.train, DistilledStep.loss = trained, answered
@@ -237,10 +272,10 @@ def watch(result: dict[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------- the driver's process
 
 
-def trial(fork: Path, trainer: str, args: argparse.Namespace, root: Path, labels: bool = False) -> dict[str, Any]:
+def trial(fork: Path, trainer: str, args: argparse.Namespace, root: Path, *how: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, Path(__file__).resolve(), str(fork), "--inside", trainer, "--root", root, "--output", output,
-                   "--weights", args.weights, *(["--labels"] if labels else []),
+                   "--weights", args.weights, *how,
                    f"--flags={json.dumps(args.flags)}", f"--set={json.dumps(args.set)}"]  # fmt: skip
         folders = [args.dassl, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
@@ -264,13 +299,23 @@ def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) ->
         result = f"{found['moved']} of {found['learned']} parameters moved; {', '.join(found['said'])}"
         again = trial(fork, trainer, args, data[1])
         same = "the same bits" if again.get("digest") == found["digest"] else f"DIFFERS {again.get('error', '')}"
-        exact = ", ".join(f"{x:.0e}" for x in found.get("differs", ())) or "-"
+        exact = said(found)
+        if max(found.get("differs", [0])) > EXACT:
+            exact += f"; in double precision {said(trial(fork, trainer, args, data[0], '--double'))}"
     else:
-        with_labels = trial(fork, trainer, args, data[0], labels=True)
+        with_labels = trial(fork, trainer, args, data[0], "--labels")
         stops = f"it stops too ({with_labels['error']})" if "error" in with_labels else "it runs"
         result = f"{found.get('error', 'nothing moved')}; with its labels {stops}"
     given = " ".join([*args.flags, *args.set])
-    cells = [name_of(fork), commit(fork), found.get("dassl", ""), trainer, f"`{given}`" if given else "", result, same, exact]
+    return line_of(fork, trainer, result, found.get("dassl", ""), f"`{given}`" if given else "", same, exact)
+
+
+def said(found: dict[str, Any]) -> str:
+    return ", ".join(f"{x:.0e}" for x in found.get("differs", ())) or found.get("error", "-")
+
+
+def line_of(fork: Path, trainer: str, result: str, dassl: str = "", given: str = "", same: str = "", exact: str = "") -> str:
+    cells = [name_of(fork), commit(fork), dassl, trainer, given, result, same, exact]
     return f"| {' | '.join(cell.translate({ord('|'): '/', 10: ' '}).replace(f'{fork}/', '') for cell in cells)} |{os.linesep}"
 
 
@@ -310,7 +355,8 @@ def main() -> int:
     parser.add_argument("--log", default="", help="file that gets what the runs print")
     for name in ("--inside", "--root", "--output"):
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
-    parser.add_argument("--labels", action="store_true", help=argparse.SUPPRESS)
+    for name in ("--labels", "--double"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
         sys.path[0] = os.getcwd()
@@ -330,8 +376,9 @@ def main() -> int:
             listed = {"trainers": args.only} if args.only else trial(fork, "list", args, data[0])
             if "trainers" not in listed:
                 print(f"{fork}: {listed.get('error')}", flush=True)
-            for name in listed.get("trainers", ()):
-                line = row(fork, name, args, data)
+            refused = {name: f"not offered: {why}" for name, why in listed.get("not", {}).items()}
+            for name in [*listed.get("trainers", ()), *refused]:
+                line = line_of(fork, name, refused[name]) if name in refused else row(fork, name, args, data)
                 print(line, end="", flush=True)
                 if args.page:
                     write(args.page, line)
