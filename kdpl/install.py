@@ -6,9 +6,7 @@ imports and that are not installed. Nothing of the fork is run: its own command 
 
 import argparse
 import ast
-import io
 import sys
-import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -17,126 +15,74 @@ from pathlib import Path
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.environment import dassl_in_use
-from kdpl.common.files import atomic_write
 from kdpl.config.defaults import node_of
 
 MARK = "  # by kdpl.install"
 PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn"}
+FOLDERS = ("trainers", "datasets", "clip", "utils")  # of a fork, beside its train.py
 REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
-
-
-class EditError(ValueError):
-    """A `train.py` is missing, is not Python, or has no place for a change."""
 
 
 Change = tuple[int, str]  # behind which line, counted from 1, and what is inserted there, with its indentation
 
 
-# ------------------------------------------------------------------------------------------------- the three changes
-
-
-def read_source(path: Path) -> str:
-    """Return a Python file's text with its line ends, as its encoding line says.
-
-    Raises:
-        EditError: there is no such file, or it cannot be decoded.
-    """
-    if not path.is_file():
-        raise EditError(f"There is no '{path}': expected the folder of a fork of CoOp, with its train.py.")
-    try:
-        return path.read_bytes().decode(_encoding(path))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise EditError(f"'{path}' cannot be read as Python ({error}).") from error
-
-
-def missing_changes(source: str, name: str = "train.py") -> list[Change]:
+def missing_changes(source: bytes, name: str = "train.py") -> list[Change]:
     """Return the changes that a `train.py` still needs, in the order of its lines; none if it has all.
 
     Raises:
-        EditError: it is not Python, or neither defines extend_cfg(cfg) nor calls get_cfg_default().
+        SyntaxError: it is not Python.
+        ValueError: it calls neither extend_cfg(cfg) nor get_cfg_default().
     """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise EditError(f"'{name}' is not Python that this version reads ({error}).") from error
+    tree = ast.parse(source, name)
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    before, behind = _import_lines(tree)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    first = next((node.lineno - 1 for node in imports if getattr(node, "module", "") != "__future__"), None)
+    last = imports[-1].end_lineno if imports else tree.body[0].end_lineno if ast.get_docstring(tree) else 0
     changes = []
     if "kdpl.trainers" not in imported:
-        changes.append((before, "import kdpl.trainers"))
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        changes.append((last if first is None else first, "import kdpl.trainers"))
     if "kdpl.trainers.offer_distilled" not in called:
-        changes.append((behind, "kdpl.trainers.offer_distilled()"))
+        changes.append((last, "kdpl.trainers.offer_distilled()"))
     if "kdpl.extend_cfg" not in called:
         changes.append(_extension(tree, source, name))
     return changes
 
 
-def _import_lines(tree: ast.Module) -> tuple[int, int]:
-    """Return the lines behind which `import kdpl.trainers` stands, and the call that comes when all is imported."""
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    first = next((node for node in imports if getattr(node, "module", "") != "__future__"), None)
-    last = imports[-1].end_lineno if imports else tree.body[0].end_lineno if ast.get_docstring(tree) else 0
-    return (first.lineno - 1 if first else last), last
-
-
-def _extension(tree: ast.Module, source: str, name: str) -> Change:
-    """Return the call of kdpl.extend_cfg: at the end of extend_cfg(cfg), or behind `cfg = get_cfg_default()`."""
-    lines = source.split("\n")
-
-    def call(line: int, like: ast.stmt, argument: str) -> Change:
-        return line, f"{lines[like.lineno - 1][: like.col_offset]}kdpl.extend_cfg({argument})"
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == "extend_cfg" and node.args.args:
-            last = node.body[-1]
-            returns = isinstance(last, ast.Return)
-            if len(node.body) > 1 or not returns:
-                return call(last.lineno - 1 if returns else last.end_lineno, node.body[0], node.args.args[0].arg)
+def _extension(tree: ast.Module, source: bytes, name: str) -> Change:
+    """Return the call of kdpl.extend_cfg: behind `extend_cfg(cfg)`, or behind `cfg = get_cfg_default()` if there is none."""
+    found: dict[str, tuple[ast.stmt, str]] = {}
     for node in ast.walk(tree):
         match node:
-            case ast.Assign([ast.Name(cfg)], ast.Call(of)) if ast.unparse(of).endswith("get_cfg_default"):
-                return call(node.end_lineno, node, cfg)
-    raise EditError(
-        f"'{name}' has neither a function extend_cfg(cfg) nor a call cfg = get_cfg_default(): call kdpl.extend_cfg(cfg) by "
-        "hand, where the configuration is built, before files are merged into it."
-    )
+            case ast.Expr(ast.Call(of, [ast.Name(cfg), *_])) | ast.Assign([ast.Name(cfg)], ast.Call(of)):
+                found.setdefault(ast.unparse(of).split(".")[-1], (node, cfg))
+    if not (place := found.get("extend_cfg") or found.get("get_cfg_default")):
+        raise ValueError(
+            f"'{name}' calls neither extend_cfg(cfg) nor get_cfg_default(): call kdpl.extend_cfg(cfg) by hand, where the "
+            "configuration is built, before files are merged into it."
+        )
+    node, cfg = place
+    indentation = source.split(b"\n")[node.lineno - 1][: node.col_offset].decode()
+    return node.end_lineno or 0, f"{indentation}kdpl.extend_cfg({cfg})"
 
 
-def apply_changes(source: str, changes: list[Change]) -> str:
-    """Return the text with each change on its own marked line; `without_changes` gives the same text back.
+def apply_changes(source: bytes, changes: list[Change]) -> bytes:
+    """Return the file with each change on its own marked line; `without_changes` gives the same file back.
 
     Raises:
-        EditError: the result would not be Python, such as where statements share a line.
+        SyntaxError: the result would not be Python, such as where statements share a line.
     """
-    end = "\r" if "\r\n" in source else ""
-    lines = source.split("\n")  # as `ast` counts them, unlike str.splitlines
+    end = b"\r" if b"\r\n" in source else b""
+    lines = source.split(b"\n")  # as `ast` counts them, unlike splitlines
     for line, text in sorted(changes, key=lambda change: change[0], reverse=True):
-        lines.insert(line, f"{text}{MARK}{end}")
-    changed = "\n".join(lines)
-    try:
-        ast.parse(changed)
-    except SyntaxError as error:
-        raise EditError(f"The changes do not fit into the file (line {error.lineno}): make them by hand.") from error
-    return changed
+        lines.insert(line, f"{text}{MARK}".encode() + end)
+    ast.parse(b"\n".join(lines), "train.py with the three lines")
+    return b"\n".join(lines)
 
 
-def without_changes(source: str) -> str:
-    """Return the text without the marked lines."""
-    return "\n".join(line for line in source.split("\n") if not line.rstrip("\r").endswith(MARK))
-
-
-def _encoding(path: Path) -> str:
-    """Return what a Python file says that it is encoded in; a byte order mark is part of it."""
-    return tokenize.detect_encoding(io.BytesIO(path.read_bytes()).readline)[0]
-
-
-def write_source(path: Path, source: str) -> None:
-    """Write a Python file in its encoding, with its mode."""
-    mode, content = path.stat().st_mode, source.encode(_encoding(path))
-    with atomic_write(path) as file:
-        file.write(content)
-    path.chmod(mode)
+def without_changes(source: bytes) -> bytes:
+    """Return the file without the marked lines."""
+    return b"\n".join(line for line in source.split(b"\n") if not line.rstrip(b"\r").endswith(MARK.encode()))
 
 
 # ----------------------------------------------------------------------------------------------- what the fork's code has
@@ -145,9 +91,9 @@ def write_source(path: Path, source: str) -> None:
 def report(folder: Path) -> Iterator[str]:
     """Yield what the fork's code says of packages and trainers, in lines."""
     trees = []
-    for path in sorted([*folder.glob("*.py"), *folder.glob("trainers/**/*.py")]):
-        with suppress(EditError, SyntaxError, ValueError):
-            trees.append(ast.parse(read_source(path)))
+    for path in (folder / "train.py", *(path for name in FOLDERS for path in sorted(folder.glob(f"{name}/**/*.py")))):
+        with suppress(OSError, SyntaxError, ValueError):
+            trees.append(ast.parse(path.read_bytes()))
     top = [node for tree in trees for node in tree.body]
     imported = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level}
@@ -182,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     path = Path(args.fork) / "train.py"
     try:
-        source = read_source(path)
+        source = path.read_bytes()
         if args.undo:
-            write_source(path, without_changes(source))
+            path.write_bytes(without_changes(source))
             print(f"'{path}' has no line of kdpl.install.")
             return 0
         changes = missing_changes(source, str(path))
@@ -194,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not changes:
             print(f"{path} has all three changes.")
         elif not args.dry_run:
-            write_source(path, changed)
+            path.write_bytes(changed)
             print("Changed; --undo takes the lines out.")
-    except (EditError, OSError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         return exits.report(error, exits.BAD_INPUT)
     for line in report(path.parent):
         print(line)

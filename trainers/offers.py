@@ -1,8 +1,7 @@
 """The trainers of a fork, offered without labels: `distilled` for one class, `offer_distilled` for all of a `train.py`."""
 
 import sys
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer
 
@@ -13,10 +12,6 @@ from kdpl.trainers.wrapped import DistilledTrainer
 OF_THE_FORK = "Wrapped_"  # before the name of a fork's trainer that KDPL has one of, too
 
 
-@overload
-def distilled(trainer_class: type, *, name: str | None = None, teacher_view: int = 0) -> type: ...
-@overload
-def distilled(trainer_class: None = None, *, name: str | None = None, teacher_view: int = 0) -> Callable[[type], type]: ...
 def distilled(trainer_class: type | None = None, *, name: str | None = None, teacher_view: int = 0) -> Any:
     """Register and return a trainer that learns without labels, a subclass of `trainer_class` with a teacher in place of them.
 

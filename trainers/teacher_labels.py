@@ -163,23 +163,19 @@ class _Renewal:
 
     def __call__(self, value: Any, nested: bool = False) -> Any:
         """Return a value without truth: itself, if it is none of what is replaced."""
-        is_array = isinstance(value, np.ndarray | Tensor)
-        if not (value.ndim if is_array else isinstance(value, list | tuple | dict)) or not len(value):
-            return value
-        new = value
-        if isinstance(value, dict):
-            if self._is_grouped(value):
-                new = self._regrouped(value)
-            elif not nested:
-                new = {key: self(x, True) for key, x in value.items()}
-            return new if any(new[key] is not value[key] for key in value) else value
-        if is_array or isinstance(value[0], int | np.integer):
-            new = self._numbers(value)
-        elif all(isinstance(x, Datum) for x in value):
-            new = value if any(value == self.splits[split] for split in TESTED) else self._shuffled(value)
-        elif self._is_grouped(groups := dict(enumerate(value))):
-            new = list(self._regrouped(groups).values())
-        return type(value)(new) if type(value) in (list, tuple) and new is not value else new
+        match value:
+            case dict() if self._is_grouped(value):
+                return self._regrouped(value)
+            case dict() if not nested:
+                new = {key: self(x, nested=True) for key, x in value.items()}
+                return new if any(new[key] is not value[key] for key in value) else value
+            case [Datum(), *_] if all(isinstance(x, Datum) for x in value):
+                return value if any(value == self.splits[split] for split in TESTED) else type(value)(self._shuffled(value))
+            case [list(), *_] if self._is_grouped(groups := dict(enumerate(value))):
+                return type(value)(self._regrouped(groups).values())
+            case [int() | np.integer(), *_] | np.ndarray(ndim=1) | Tensor(ndim=1):
+                return self._numbers(value)
+        return value
 
     def _shuffled(self, items: Sequence) -> list:
         by_path = sorted(items, key=_path)  # the order that they come in may tell the truth
@@ -187,14 +183,13 @@ class _Renewal:
 
     def _numbers(self, value: Any) -> Any:
         """Return labels of a split in a list, array or tensor as the teacher's, in the new order of the images."""
-        given = value.tolist() if hasattr(value, "tolist") else list(value)
         for split, truth in self.truth.items():
-            if truth and given == truth:
+            if truth and len(truth) == len(value) and (value.tolist() if hasattr(value, "tolist") else [*value]) == truth:
                 items = self.splits[split]
                 found = self.classes([item.impath for item in (items if split in TESTED else self._shuffled(items))])
                 if isinstance(value, Tensor):
                     return value.new_tensor(found)
-                return np.array(found, value.dtype) if isinstance(value, np.ndarray) else found
+                return np.array(found, value.dtype) if isinstance(value, np.ndarray) else type(value)(found)
         return value
 
     def _is_grouped(self, groups: Mapping) -> bool:
@@ -218,9 +213,8 @@ def _hook() -> None:
     """Let items ask for their labels, and constructors of data sets hand over what they have made."""
     classes = [DatasetBase, *map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())]
     for cls in classes:  # which grows
-        if isinstance(cls, type):
-            classes += (sub for sub in cls.__subclasses__() if sub not in classes)
-            _hook_class(cls)
+        classes += (sub for sub in cls.__subclasses__() if sub not in classes)
+        _hook_class(cls)
     DatasetBase.__init_subclass__ = classmethod(_hook_class)  # those that are defined later
     for name, raw in _RAW.items():
         setattr(Datum, name, property(functools.partial(_read, name), getattr(raw, "__set__", None)))

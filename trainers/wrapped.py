@@ -1,16 +1,16 @@
 """Any Dassl trainer without labels: the cross-entropy of its own training step becomes KDPL's loss (docs/forks.md)."""
 
 import copy
-import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dassl.optim
 import torch
@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from kdpl.common import distributed
 from kdpl.common.files import atomic_write
+from kdpl.common.rows import key_of
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.keys import ConfigError
 from kdpl.distill.loss import mean_logits
@@ -33,6 +34,7 @@ from kdpl.trainers.teachers import check_teacher, clip_teacher
 from kdpl.training.checkpoint import CheckpointError
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
+from kdpl.training.unlabelled import at_work
 
 FILE = "kdpl.json"  # beside a trainer's own checkpoints
 LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
@@ -50,10 +52,9 @@ class DistilledTrainer:
 
     wrapped = ""
     teacher_view = 0
-    _kdpl_steps = 0  # of the running epoch
     _kdpl_said: set[tuple[str, str]] | None = None  # what labels were used for, as far as the log has it
     _kdpl_distilled = False  # whether a cross-entropy was the divergence
-    _kdpl_learns = True  # whether a test may still choose what is learned
+    _kdpl_chooses = True  # whether a test may still choose what is learned
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
@@ -68,7 +69,6 @@ class DistilledTrainer:
         self._kdpl_labels = TeacherLabels(cfg, self._kdpl_seed)
         with self._kdpl_labels.at_work():
             super().__init__(cfg)
-        self._kdpl_learns = False
 
     def check_cfg(self, cfg: CfgNode) -> None:
         check_wrapped(cfg, self.wrapped)
@@ -79,7 +79,11 @@ class DistilledTrainer:
         check_shots(self)
 
     def build_model(self) -> None:
-        with working_schedulers(type(self)):
+        """Build it with KDPL's schedule: Dassl's warm-up stops on PyTorch 2.7, and no safe loading reads its state."""
+        with ExitStack() as stack:
+            for module in {sys.modules[c.__module__] for c in type(self).__mro__} | {dassl.optim}:
+                if hasattr(module, "build_lr_scheduler"):
+                    stack.enter_context(mock.patch.object(module, "build_lr_scheduler", build_schedule))
             super().build_model()
         modules = [m for model in vars(self).values() if isinstance(model, nn.Module) for m in model.modules()]
         if torch.cuda.device_count() > 1 and any(isinstance(m, nn.DataParallel) for m in modules):
@@ -93,9 +97,13 @@ class DistilledTrainer:
 
     @cached_property
     def _kdpl_log_scale(self) -> Tensor:
-        """The logarithm of the scale of the student's logits, or of the teacher's if the student has none."""
-        if (found := log_scale_of([getattr(self, "model", None), *self._models.values()])) is not None:
-            return found
+        """The logit_scale of the student, the logarithm of CLIP's; the teacher's, if it has none or several that differ."""
+        for model in (getattr(self, "model", None), *self._models.values()):
+            modules = model.modules() if isinstance(model, nn.Module) else ()
+            scales = [s for m in modules if isinstance(s := getattr(m, "logit_scale", None), Tensor) and s.numel() == 1]
+            values = [float(s.detach()) for s in scales]
+            if values and max(values) - min(values) < 1e-4 and max(values) <= LARGEST_LOG_SCALE:
+                return scales[0]
         if self.cfg.TRAINER.KDPL.TEACHER_LOGIT_SCALE == "student":
             print(f"KDPL in {self.wrapped}: its model has no logit_scale, so the teacher's logits have the teacher's own")
         return self._kdpl_teacher.members[0].clip.logit_scale.log()
@@ -122,7 +130,6 @@ class DistilledTrainer:
         # Labels that know their images cannot be traced: functions of torch.compile run as they are written.
         with self._kdpl_labels.at_work(), torch.compiler.set_stance("force_eager"):
             summary = super().forward_backward(*given, **kwargs)
-        self._kdpl_steps += 1
         self._kdpl_distilled = self._kdpl_distilled or step.distilled
         if self._kdpl_said is None or not step.uses.keys() <= self._kdpl_said:
             self._kdpl_said = {*(self._kdpl_said or ()), *step.uses}
@@ -140,48 +147,44 @@ class DistilledTrainer:
         return mean_logits(logits, self.cfg.TRAINER.KDPL.TEMPERATURE)
 
     def _kdpl_say(self, used: str) -> None:
-        """Print, and put into the record of the run, what the labels of a step were used for."""
+        """Print, and write beside the checkpoints with what a resumed run must share, what the labels were used for."""
         print(f"KDPL in {self.wrapped}: labels were used for {used}")
         if not self._kdpl_distilled:
-            print("No cross-entropy with the batch's labels in this step: if none comes, the training ends with an error")
-        self._kdpl_write({**self._kdpl_facts(), "labels were used for": used})
-
-    def _kdpl_write(self, facts: dict[str, Any]) -> None:
+            print("No cross-entropy with the batch's labels in this step: if none comes, nothing is saved")
         with atomic_write(Path(self.output_dir, FILE)) as file:
-            file.write(json.dumps(facts, indent=1).encode())
+            file.write(json.dumps({**self._kdpl_facts(), "labels were used for": used}, indent=1).encode())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._kdpl_learns = True
         with self._kdpl_labels.at_work():
             return super().train(*args, **kwargs)
 
-    def before_train(self) -> None:
-        self._kdpl_teacher  # noqa: B018  loads it
-        super().before_train()
-        self._kdpl_write(self._kdpl_facts())
-
     def before_epoch(self) -> None:
         set_random_seed(epoch_seed(self._kdpl_seed, self.epoch))  # a resumed run draws what an unbroken one does
-        self._kdpl_steps, self._kdpl_learns = 0, self.epoch + 1 < self.max_epoch
+        self._kdpl_chooses = self.epoch + 1 < self.max_epoch
         super().before_epoch()
 
-    def after_epoch(self) -> None:
-        if not self._kdpl_steps or (not self._kdpl_learns and not self._kdpl_distilled):
-            raise UnsupportedStepError(
-                f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is not "
-                "KDPL's: it learns without labels already, or by a loss of its own."
-            )
-        super().after_epoch()
+    def save_model(self, *args: Any, **kwargs: Any) -> Any:
+        self._kdpl_check_distilled()
+        return super().save_model(*args, **kwargs)
 
     def after_train(self) -> None:
-        self._kdpl_learns = False
+        self._kdpl_chooses = False
+        if self.start_epoch < self.max_epoch:
+            self._kdpl_check_distilled()
         super().after_train()
+
+    def _kdpl_check_distilled(self) -> None:
+        if not self._kdpl_distilled:
+            raise UnsupportedStepError(
+                f"{self.wrapped} never called F.cross_entropy or F.nll_loss with the batch's labels, so its loss is not KDPL's "
+                "and nothing is saved: it learns without labels already, or by a loss of its own."
+            )
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
         """Test with the true labels of the split that is tested."""
         split = (args[0] if args else kwargs.get("split")) or self.cfg.TEST.SPLIT
         split = "val" if split == "val" and getattr(self, "val_loader", None) is not None else "test"
-        if self._kdpl_learns:
+        if at_work and self._kdpl_chooses:
             print(f"KDPL in {self.wrapped}: tests on the {split} images before the last epoch, with their true labels")
         with self._kdpl_labels.at_work(split):
             return super().test(*args, **kwargs)
@@ -210,13 +213,12 @@ class DistilledTrainer:
         teacher, cfg = self._kdpl_teacher, self.cfg
         settings = {f"TRAINER.KDPL.{k}": v for k, v in cfg.TRAINER.KDPL.items() if k not in RUNS_ONLY}
         settings |= {f"DATASET.{k}": cfg.DATASET.get(k, "") for k in OF_THE_DATA}
-        texts = "\0".join([*teacher.names, *(text for m in teacher.members for text in m.templates)])
         return {
             "trainer": self.wrapped,
             "seed": self._kdpl_seed,
             "teacher's weights": " + ".join(m.clip.weights_digest[:16] for m in teacher.members),
             "teacher's prompts": " + ".join(m.prompts_digest[:16] for m in teacher.members),
-            "teacher's sentences": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "teacher's sentences": key_of(*teacher.names, *(text for m in teacher.members for text in m.templates)).hex(),
             **settings,
         }
 
@@ -244,28 +246,3 @@ def check_wrapped(cfg: CfgNode, wrapped: str) -> None:
         )
     if cfg.TRAINER.KDPL.VIEWS:
         print(f"TRAINER.KDPL.VIEWS {cfg.TRAINER.KDPL.VIEWS} is for KDPL's own trainers, and has no effect on {wrapped}")
-
-
-def log_scale_of(models: list[Any]) -> Tensor | None:
-    """Return the logit_scale of a model, the logarithm of CLIP's scale; None if there is none, or several that differ."""
-    for model in models:
-        modules = model.modules() if isinstance(model, nn.Module) else ()
-        scales = [s for m in modules if isinstance(s := getattr(m, "logit_scale", None), Tensor) and s.numel() == 1]
-        values = [float(s.detach()) for s in scales]
-        if values and max(values) - min(values) < 1e-4 and max(values) <= LARGEST_LOG_SCALE:
-            return scales[0]
-    return None
-
-
-@contextmanager
-def working_schedulers(trainer_class: type) -> Iterator[None]:
-    """Let `build_lr_scheduler` be KDPL's in the modules of a trainer's classes: Dassl's warm-up stops on today's PyTorch."""
-    modules = {sys.modules.get(c.__module__) for c in trainer_class.__mro__} | {dassl.optim}
-    theirs = {module: module.build_lr_scheduler for module in modules if hasattr(module, "build_lr_scheduler")}
-    for module in theirs:
-        module.build_lr_scheduler = build_schedule
-    try:
-        yield
-    finally:
-        for module, scheduler in theirs.items():
-            module.build_lr_scheduler = scheduler

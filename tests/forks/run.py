@@ -167,7 +167,7 @@ def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
     TrainerBase.train = lambda self, start_epoch, max_epoch: train(self, start_epoch, min(max_epoch, 1))
     result["dassl"] = getattr(dassl, "__version__", "bundled")
     path = Path("train.py").resolve()
-    source = install.read_source(path)
+    source = path.read_bytes()
     code = compile(install.apply_changes(source, install.missing_changes(source)), str(path), "exec", dont_inherit=True)
     if args.inside == "list":
         sys.argv = ["train.py"]

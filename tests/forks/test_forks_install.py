@@ -45,43 +45,42 @@ def changed(source):
 
 
 def test_the_three_changes_stand_where_the_documentation_says():
-    lines = changed(TRAIN).splitlines()
+    lines = changed(TRAIN.encode()).decode().splitlines()
     added = ("import kdpl.trainers", "kdpl.trainers.offer_distilled()", "kdpl.extend_cfg(cfg)")
     at = {text: i for i, line in enumerate(lines) for text in added if line.strip().startswith(text)}
     assert lines[at["import kdpl.trainers"] + 1] == "import argparse" and "__future__" in lines[1]
     assert lines[at["kdpl.trainers.offer_distilled()"] - 1] == "import trainers.coop"
-    assert lines[at["kdpl.extend_cfg(cfg)"] - 1].strip().startswith("cfg.TRAINER.COOP.CTX_INIT")
+    assert lines[at["kdpl.extend_cfg(cfg)"] - 1] == "    extend_cfg(cfg)"
     assert lines[at["kdpl.extend_cfg(cfg)"]].startswith("    kdpl")
 
 
 VARIANTS = {
-    "windows": TRAIN.replace("\n", "\r\n"),
-    "tabs": TRAIN.replace("    ", "\t"),
-    "no_end": TRAIN[: TRAIN.index("\n\ndef setup_cfg")].rstrip("\n"),
-    "bom": "\ufeff" + TRAIN,
-    "return": TRAIN.replace("  # initialization words\n", "\n    return cfg\n", 1),
-    "other_name": TRAIN.replace("def extend_cfg(cfg)", "def extend_cfg(c)").replace("    cfg.TRAINER", "    c.TRAINER"),
-    "no_function": TRAIN.replace("extend_cfg", "own_cfg"),
-    "one_line": TRAIN.replace(
-        TRAIN[TRAIN.index("def extend") : TRAIN.index("def setup")], "def extend_cfg(cfg):\n    pass\n\n\n"
-    ),
-    "no_docstring": TRAIN.partition("\n")[2].partition("\n")[2].lstrip("\n"),
-    "continued": TRAIN.replace("import trainers.coop", "from trainers import (\n    coop,\n)"),
+    "windows": TRAIN.replace("\n", "\r\n").encode(),
+    "tabs": TRAIN.replace("    ", "\t").encode(),
+    "no_end": TRAIN[: TRAIN.index("    return cfg")].rstrip("\n").encode(),
+    "bom": b"\xef\xbb\xbf" + TRAIN.encode(),
+    "latin": b"# -*- coding: latin-1 -*-\n" + TRAIN.replace("A fork's", "C\u00f4t\u00e9").encode("latin-1"),
+    "return": TRAIN.replace("    extend_cfg(cfg)", "    cfg = extend_cfg(cfg)").encode(),
+    "other_name": TRAIN.replace("cfg", "c")
+    .replace("get_c_default", "get_cfg_default")
+    .replace("extend_c", "extend_cfg")
+    .encode(),
+    "no_function": TRAIN.replace("extend_cfg", "own_cfg").encode(),
+    "no_docstring": TRAIN.partition("\n")[2].partition("\n")[2].lstrip("\n").encode(),
+    "continued": TRAIN.replace("import trainers.coop", "from trainers import (\n    coop,\n)").encode(),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_style_of_file_is_changed_once_and_restored_to_the_byte(variant, tmp_path, capsys):
-    content, path = VARIANTS[variant].encode(), tmp_path / "train.py"
+    content, path = VARIANTS[variant], tmp_path / "train.py"
     path.write_bytes(content)
     os.chmod(path, 0o755)
     for _ in range(2):
         assert install.main([str(tmp_path)]) == 0
-        text = path.read_bytes().decode()
-        ast.parse(text.removeprefix("\ufeff"))
-        assert text.count(install.MARK) == 3 and not install.missing_changes(install.read_source(path))
-    if variant == "return":
-        assert text.index("kdpl.extend_cfg(cfg)") < text.index("    return cfg")
+        text = path.read_bytes()
+        ast.parse(text)
+        assert text.count(install.MARK.encode()) == 3 and not install.missing_changes(path.read_bytes())
     assert path.stat().st_mode & 0o777 == 0o755 and "has all three changes" in capsys.readouterr().out
     assert install.main([str(tmp_path), "--undo"]) == 0
     assert path.read_bytes() == content and path.stat().st_mode & 0o777 == 0o755 and list(tmp_path.iterdir()) == [path]
@@ -96,7 +95,7 @@ PARTS = [
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(PARTS), max_size=8))
 def test_whatever_stands_around_it_the_result_is_python_with_the_same_other_lines(parts):
-    source = "\n".join([*parts, "def extend_cfg(cfg):", "    cfg.A = 1", ""])
+    source = "\n".join([*parts, "def setup_cfg(args):", "    extend_cfg(cfg)", ""]).encode()
     text = changed(source)
     ast.parse(text)
     assert not install.missing_changes(text) and install.without_changes(text) == source
@@ -105,10 +104,10 @@ def test_whatever_stands_around_it_the_result_is_python_with_the_same_other_line
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "There is no"),
-        (b"print 'python 2'\n", "is not Python that this version reads"),
-        (b"\xff\xfe\x00", "cannot be read as Python"),
-        (b"import os\n", "neither a function extend_cfg"),
+        (None, "train.py': No such file"),
+        (b"print 'python 2'\n", "train.py, line 1)"),
+        (b"\xff\xfe\x00", "null bytes"),
+        (b"import os\n", "calls neither extend_cfg(cfg) nor get_cfg_default()"),
     ],
 )
 def test_a_file_without_a_place_for_the_changes_is_refused_and_left_alone(content, message, tmp_path, capsys):
