@@ -13,7 +13,7 @@ from kdpl.config.keys import ENGINE, OWN, ConfigError, defaults
 _OWN = {**OWN, **{name: key for name, key in ENGINE.items() if key.newer}}
 KDPL = defaults(_OWN)["TRAINER"]["KDPL"]
 HOW_TO_EXTEND = (
-    "add `import kdpl` and, at the end of extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
+    "add `import kdpl` and, behind extend_cfg(cfg) in train.py, `kdpl.extend_cfg(cfg)` (python -m kdpl.install does it)."
 )
 _STUDENTS = Path(__file__).parents[1] / "students"
 _external: dict[str, dict[str, Any]] = {}  # options by node, of learners defined outside kdpl/students

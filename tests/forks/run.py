@@ -296,6 +296,8 @@ def trial(fork: Path, trainer: str, args: argparse.Namespace, root: Path, *how: 
 
 def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) -> str:
     """Run one trainer twice, and return its line of the table."""
+    for root in data if args.before else ():
+        trial(fork, trainer, argparse.Namespace(**{**vars(args), "flags": args.before}), root)
     found = trial(fork, trainer, args, data[0])
     same = exact = ""
     if found.get("moved") and "error" not in found:
@@ -309,7 +311,7 @@ def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) ->
         with_labels = trial(fork, trainer, args, data[0], "--labels")
         stops = f"it stops too ({with_labels['error']})" if "error" in with_labels else "it runs"
         result = f"{found.get('error', 'nothing moved')}; with its labels {stops}"
-    given = " ".join([*args.flags, *args.set])
+    given = " ".join([*(f"first {' '.join(args.before)};" for _ in args.before[:1]), *args.flags, *args.set])
     return line_of(fork, trainer, result, found.get("dassl", ""), f"`{given}`" if given else "", same, exact)
 
 
@@ -352,6 +354,7 @@ def main() -> int:
     parser.add_argument("--dassl", default="", help="folder that `import dassl` is to find, in place of the bundled engine")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trainers alone, as KDPL_MMRL")
     parser.add_argument("--flags", type=json.loads, default=[], help="further flags of the fork's command, a JSON list")
+    parser.add_argument("--before", type=json.loads, default=[], help="flags of a command that prepares, a JSON list")
     parser.add_argument("--set", type=json.loads, default=[], help="settings KEY VALUE, a JSON list")
     parser.add_argument("--weights", default=tempfile.gettempdir(), help="folder that keeps the random CLIPs")
     parser.add_argument("--page", type=Path)
