@@ -9,8 +9,8 @@ from dassl.data.datasets import DatasetBase, Datum
 from yacs.config import CfgNode
 
 from kdpl.config.keys import SUBSAMPLES, check_choice, is_distilled
+from kdpl.distill.pseudo_labels import at_work
 from kdpl.training.seeding import seeded
-from kdpl.training.unlabelled import learns_without_labels
 
 MAX_VAL_SHOTS = 4
 
@@ -81,9 +81,8 @@ def draw_images(train: Sequence[Datum], count: int, seed: int) -> list[Datum]:
 def draws_blindly(cfg: CfgNode) -> bool:
     """Return whether TRAINER.KDPL.SHOTS is "random" and the trainer learns without labels: supervised ones draw by class."""
     options = cfg.TRAINER.get("KDPL")
-    return (
-        options is not None and options.get("SHOTS") == "random" and (learns_without_labels() or is_distilled(cfg.TRAINER.NAME))
-    )
+    without_labels = bool(at_work) or is_distilled(cfg.TRAINER.NAME)
+    return without_labels and options is not None and options.get("SHOTS") == "random"
 
 
 class ClassListDataset(DatasetBase):

@@ -22,7 +22,6 @@ PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn"}
 FOLDERS = ("trainers", "datasets", "clip", "utils")  # of a fork, beside its train.py
 REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
 
-
 Change = tuple[int, str]  # behind which line, counted from 1, and what is inserted there, with its indentation
 
 
@@ -56,12 +55,12 @@ def _extension(tree: ast.Module, source: bytes, name: str) -> Change:
         match node:
             case ast.Expr(ast.Call(of, [ast.Name(cfg), *_])) | ast.Assign([ast.Name(cfg)], ast.Call(of)):
                 found.setdefault(ast.unparse(of).split(".")[-1], (node, cfg))
-    if not (place := found.get("extend_cfg") or found.get("get_cfg_default")):
+    node, cfg = found.get("extend_cfg") or found.get("get_cfg_default") or (None, "")
+    if node is None:
         raise ValueError(
             f"'{name}' calls neither extend_cfg(cfg) nor get_cfg_default(): call kdpl.extend_cfg(cfg) by hand, where the "
             "configuration is built, before files are merged into it."
         )
-    node, cfg = place
     indentation = source.split(b"\n")[node.lineno - 1][: node.col_offset].decode()
     return node.end_lineno or 0, f"{indentation}kdpl.extend_cfg({cfg})"
 
@@ -83,9 +82,6 @@ def apply_changes(source: bytes, changes: list[Change]) -> bytes:
 def without_changes(source: bytes) -> bytes:
     """Return the file without the marked lines."""
     return b"\n".join(line for line in source.split(b"\n") if not line.rstrip(b"\r").endswith(MARK.encode()))
-
-
-# ----------------------------------------------------------------------------------------------- what the fork's code has
 
 
 def report(folder: Path) -> Iterator[str]:
@@ -137,11 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         changed = apply_changes(source, changes)
         for line, text in changes:
             print(f"{path}, behind line {line}: {text.strip()}")
-        if not changes:
-            print(f"{path} has all three changes.")
-        elif not args.dry_run:
+        if not args.dry_run:
             path.write_bytes(changed)
-            print("Changed; --undo takes the lines out.")
+            print("Changed; --undo takes the lines out." if changes else f"{path} has all three changes.")
     except (OSError, ValueError, SyntaxError) as error:
         return exits.report(error, exits.BAD_INPUT)
     for line in report(path.parent):

@@ -63,9 +63,8 @@ def why_not(trainer_class: Any) -> str:
 def offer_distilled() -> None:
     """Register every trainer of a fork without labels, and take `--trainer` of the command line as the fork knows it.
 
-    `python -m kdpl.install` puts this call behind the imports of a `train.py`: `<Name>` is then offered as `KDPL_<Name>`, or,
-    if KDPL has that one itself, as `Wrapped_<Name>`. With either, the fork's code reads `--trainer <Name>`, by which it finds
-    options and files, and `<Name>` is the trainer without labels in this process. The data sets of KDPL are registered too.
+    `<Name>` is offered as `KDPL_<Name>`, or, if KDPL has that one itself, as `Wrapped_<Name>`; the fork's code then reads
+    `--trainer <Name>`, by which it finds options and files. The data sets of KDPL are registered too.
 
     Raises:
         SystemExit: the command line asks for a trainer that cannot be offered; the message has the reason.
@@ -88,18 +87,14 @@ def _take_command_line(offered: dict[str, type]) -> None:
     """Let the fork read the name of its own trainer in sys.argv, and build that one without labels."""
     names = TRAINER_REGISTRY.registered_names()
     for i, word in enumerate(sys.argv[1:], 1):
-        flag, equals, value = word.partition("=")
-        asked = value if flag == "--trainer" and equals else word if sys.argv[i - 1] == "--trainer" else ""
-        own = offered.get(f"{OF_THE_FORK}{asked.removeprefix(PREFIX)}") if asked.startswith(PREFIX) else None
-        if own is not None:
-            print(f"{asked} is KDPL's own, not {own.wrapped} of {own.__module__}: for that one, --trainer {own.__name__}.")
+        flag = "--trainer=" if word.startswith("--trainer=") else ""
+        asked = word.removeprefix(flag) if flag or sys.argv[i - 1] == "--trainer" else ""
         theirs = asked.removeprefix(PREFIX).removeprefix(OF_THE_FORK)
-        if asked not in names and theirs != asked and theirs in names and (why := why_not(TRAINER_REGISTRY.get(theirs))):
+        if trainer := offered.get(asked):
+            sys.argv[i] = f"{flag}{theirs}"
+            _made(trainer.__mro__[2], theirs, trainer.teacher_view)
+            print(f"{asked}: {theirs} of {trainer.__module__} without labels; its code reads --trainer {theirs}")
+        elif asked != theirs and (other := offered.get(f"{OF_THE_FORK}{theirs}")):
+            print(f"{asked} is KDPL's own, not {theirs} of {other.__module__}: for that one, --trainer {other.__name__}.")
+        elif asked not in names and asked != theirs and theirs in names and (why := why_not(TRAINER_REGISTRY.get(theirs))):
             sys.exit(f"--trainer {asked}: {theirs} cannot learn without labels: {why}.")
-        if asked in offered:
-            trainer = offered[asked]
-            sys.argv[i] = f"--trainer={trainer.wrapped}" if equals else trainer.wrapped
-            _made(trainer.__mro__[2], trainer.wrapped, trainer.teacher_view)
-            print(
-                f"{asked}: {trainer.wrapped} of {trainer.__module__} without labels; its code reads --trainer {trainer.wrapped}"
-            )

@@ -7,10 +7,10 @@ test, for the images of the split that is tested.
 import functools
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from yacs.config import CfgNode
 
-from kdpl.clip.model import effective_precision
 from kdpl.distill.loss import mean_logits
-from kdpl.distill.pseudo_labels import UnsupportedStepError
+from kdpl.distill.pseudo_labels import UnsupportedStepError, at_work
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.trainers.teachers import load_teacher, load_towers
+from kdpl.trainers.teachers import load_teacher
 from kdpl.training.pixels import read_image
 from kdpl.training.seeding import seeded
-from kdpl.training.unlabelled import at_work
 
 Names = tuple[str, ...]
 TRAINED, TESTED = ("train_x", "train_u"), ("val", "test")
@@ -62,7 +60,7 @@ class TeacherLabels:
         self.building: list[Any] = []  # data sets under construction, which may read the truth
         self.tested = ""  # the split whose truth is there
         self.names: Names = ()  # of the data set that was constructed first
-        self._classes: dict[Names, dict[str, int]] = {}  # by the path of an image
+        self._classes: dict[Names, dict[str, int]] = defaultdict(dict)  # by the path of an image
         self._teachers: dict[Names, Teacher | Ensemble] = {}
         _hook()
 
@@ -77,29 +75,19 @@ class TeacherLabels:
             at_work.pop()
             self.tested = before
 
-    @cached_property
-    def _towers(self) -> list[Any]:
-        precision = effective_precision(self.cfg.TRAINER.KDPL.PREC, self.device.type, frozen=True)
-        print(f"Loading teacher CLIP (backbone: {self.cfg.TRAINER.KDPL.TEACHER}, precision: {precision})")
-        return load_towers(self.cfg, precision, self.device)
-
     def teacher(self, names: Names) -> Teacher | Ensemble:
-        """Return the teacher over class names; its CLIPs are loaded once."""
+        """Return the teacher over class names."""
         if names not in self._teachers:
             check_names(names)
             template = template_for(self.cfg.DATASET.NAME, self.cfg.DATASET.TEMPLATE)
             with seeded(0):  # the trainer's own random numbers stay the same
-                self._teachers[names] = load_teacher(self.cfg, names, template, self.device, loaded=self._towers)
+                self._teachers[names] = load_teacher(self.cfg, names, template, self.device)
         return self._teachers[names]
 
     @torch.no_grad()
     def classes(self, names: Names, paths: Sequence[str]) -> list[int]:
-        """Return the most probable class of each image; an image is looked at once, with the test transform.
-
-        Raises:
-            OSError: an image is missing or cannot be read.
-        """
-        known = self._classes.setdefault(names, {})
+        """Return the most probable class of each image; an image is looked at once, with the test transform."""
+        known = self._classes[names]
         new = [path for path in dict.fromkeys(paths) if path not in known]
         if new and get_worker_info() is not None:
             raise UnsupportedStepError(
@@ -127,7 +115,6 @@ class TeacherLabels:
         names = tuple(dataset.lab2cname[label] for label in sorted(dataset.lab2cname))
         splits = {split: list(getattr(dataset, split, None) or ()) for split in (*TRAINED, *TESTED)}
         self.names = self.names if self.names or self.building else names
-        self._classes.setdefault(names, {})
         for split, items in splits.items():
             for item in items:
                 if item not in _records:
@@ -140,9 +127,8 @@ class TeacherLabels:
         if trained and "--eval-only" not in sys.argv:
             found = self.classes(names, [item.impath for item in trained])
             lacking = [name for label, name in enumerate(names) if label not in found]
-            print(f"KDPL: the teacher has labelled {len(trained):,} training images of {len(names):,} classes")
-            if lacking:
-                print(f"KDPL: it finds no image of {len(lacking)} classes: {', '.join(lacking)}")
+            without = f"; it finds no image of {len(lacking)}: {', '.join(lacking)}" if lacking else ""
+            print(f"KDPL: the teacher has labelled {len(trained):,} training images of {len(names):,} classes{without}")
         classes = [c for c in type(dataset).__mro__ if c not in (DatasetBase, object)]
         modules = [sys.modules[c.__module__] for c in classes if not c.__module__.startswith(("dassl.", "kdpl."))]
         renewal = _Renewal(self, names, splits)

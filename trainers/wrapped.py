@@ -24,7 +24,7 @@ from kdpl.common.rows import key_of
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.keys import ConfigError
 from kdpl.distill.loss import mean_logits
-from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError
+from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError, at_work
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.templates import template_for
 from kdpl.trainers.distill import check_shots
@@ -34,7 +34,6 @@ from kdpl.trainers.teachers import check_teacher, clip_teacher
 from kdpl.training.checkpoint import CheckpointError
 from kdpl.training.schedule import build_schedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
-from kdpl.training.unlabelled import at_work
 
 FILE = "kdpl.json"  # beside a trainer's own checkpoints
 LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself
@@ -71,7 +70,23 @@ class DistilledTrainer:
             super().__init__(cfg)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        check_wrapped(cfg, self.wrapped)
+        """Refuse what a wrapped trainer cannot do, before anything is loaded.
+
+        Raises:
+            ConfigError: the message names the key and the reason.
+        """
+        check_config(cfg, "KDPL")
+        check_schedule(cfg.OPTIM)
+        template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        clip_teacher(cfg, self.wrapped)
+        check_teacher(cfg)
+        if cfg.TRAINER.KDPL.CLASS_AGNOSTIC or distributed.launched():
+            raise ConfigError(
+                f"{self.wrapped} is bound to the class names it is built with and steps its own optimizers: without "
+                "TRAINER.KDPL.CLASS_AGNOSTIC, and in one process (no torchrun). KDPL's own trainers can do both."
+            )
+        if cfg.TEST.FINAL_MODEL == "best_val":
+            raise ConfigError("TEST.FINAL_MODEL 'best_val' chooses by labels of validation images: set it to 'last_step'.")
         super().check_cfg(cfg)
 
     def build_data_loader(self) -> None:
@@ -118,8 +133,7 @@ class DistilledTrainer:
         with_images = [i for i, b in enumerate(given) if isinstance(b, Mapping) and "img" in b and "label" in b]
         if not with_images:
             raise UnsupportedStepError(
-                f"{self.wrapped} trains on batches without 'img' and 'label': a trainer that learns from sentences alone "
-                "learns without labels already."
+                f"{self.wrapped} trains on batches without 'img' and 'label': from sentences alone it learns without labels."
             )
         logits = [self._kdpl_logits(given[i]["img"]) for i in with_images]
         step, first = DistilledStep(torch.cat(logits), options.LOSS, options.TEMPERATURE), 0
@@ -211,38 +225,12 @@ class DistilledTrainer:
     def _kdpl_facts(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with the one that wrote a checkpoint."""
         teacher, cfg = self._kdpl_teacher, self.cfg
+        parts = [x for m in teacher.members for x in (m.clip.weights_digest, m.prompts_digest, *m.templates)]
         settings = {f"TRAINER.KDPL.{k}": v for k, v in cfg.TRAINER.KDPL.items() if k not in RUNS_ONLY}
         settings |= {f"DATASET.{k}": cfg.DATASET.get(k, "") for k in OF_THE_DATA}
         return {
             "trainer": self.wrapped,
             "seed": self._kdpl_seed,
-            "teacher's weights": " + ".join(m.clip.weights_digest[:16] for m in teacher.members),
-            "teacher's prompts": " + ".join(m.prompts_digest[:16] for m in teacher.members),
-            "teacher's sentences": key_of(*teacher.names, *(text for m in teacher.members for text in m.templates)).hex(),
+            "teacher": key_of(*teacher.names, *parts).hex(),
             **settings,
         }
-
-
-def check_wrapped(cfg: CfgNode, wrapped: str) -> None:
-    """Refuse what a wrapped trainer cannot do.
-
-    Raises:
-        ConfigError: the message names the key and the reason.
-    """
-    check_extended(cfg)
-    check_config(cfg, "KDPL")
-    check_schedule(cfg.OPTIM)
-    template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-    clip_teacher(cfg, wrapped)
-    check_teacher(cfg)
-    if cfg.TRAINER.KDPL.CLASS_AGNOSTIC or distributed.launched():
-        raise ConfigError(
-            f"{wrapped} is bound to the class names it is built with and steps its own optimizers: without "
-            "TRAINER.KDPL.CLASS_AGNOSTIC, and in one process (no torchrun). KDPL's own trainers can do both."
-        )
-    if cfg.TEST.FINAL_MODEL == "best_val":
-        raise ConfigError(
-            "TEST.FINAL_MODEL 'best_val' chooses the epoch by the labels of validation images: set it to 'last_step'."
-        )
-    if cfg.TRAINER.KDPL.VIEWS:
-        print(f"TRAINER.KDPL.VIEWS {cfg.TRAINER.KDPL.VIEWS} is for KDPL's own trainers, and has no effect on {wrapped}")

@@ -30,6 +30,7 @@ _TELL_NOTHING = """
     __format__ __hash__ element_size is_pinned storage_offset zeros_like ones_like empty_like full_like rand_like randn_like
     new_zeros new_ones new_empty new_full new_tensor data_ptr requires_grad_
 """.split()  # noqa: SIM905
+at_work: list[Any] = []  # the labels (kdpl.trainers.teacher_labels) of trainers of forks that learn now, the innermost last
 LOSS, CLASS = "the divergence", "the teacher's most probable class"
 
 
