@@ -32,7 +32,7 @@ RESULT = "RESULT "
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
 IMAGES = {"train": 2, "val": 1, "test": 1}  # a class
-BATCH, STEPS, SECONDS, EXACT = 4, 2, 900, 1e-6
+BATCH, STEPS, SECONDS, EXACT = 2, 2, 1800, 1e-6
 TRAINS = {"train", "run_epoch", "forward_backward"}  # of a trainer that learns
 
 

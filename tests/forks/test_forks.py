@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import RATE, config, fork_styles
-from support.forks import NODES, SMALL, build, check_resumed, encode_few_sentences, learned
+from support.forks import SMALL, build, check_resumed, encode_few_sentences, learned
 
 import kdpl
 import kdpl.trainers
+from kdpl.clip.loading import load_clip
 from kdpl.clip.weights import openai_clip
+from kdpl.text.templates import template_for
 from kdpl.trainers.wrapped import FILE, DistilledTrainer
 
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
@@ -44,24 +46,9 @@ def test_a_trainer_of_any_style_learns_without_labels_and_says_what_they_were_us
     assert record["seed"] == 1 and record["trainer"] == style and record["labels were used for"] in said[0]
 
 
-# ------------------------------------------------------------------------------------------- identity with our own trainers
-
-
-def _promptsrc(name):
-    layer = next((part for part in name.split(".") if part.isdigit()), "0")
-    return f"{'visual' if name.startswith('image_encoder') else 'text'}.{layer}"
-
-
-MAPS = {
-    "StyleCoOp": lambda name: name,
-    "StyleMaPLe": lambda name: name.removeprefix("prompt_learner."),
-    "StylePromptSRC": _promptsrc,
-}
-
-
 @pytest.fixture
 def double(monkeypatch):
-    """Both trainers compute in double precision, where another order of sums does not show on any CPU."""
+    """All computes in double precision, where rounding does not show."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch.nn.Module, "float", torch.nn.Module.double)
     monkeypatch.setattr(openai_clip().model.LayerNorm, "forward", torch.nn.LayerNorm.forward)  # without its cast to fp32
@@ -71,31 +58,26 @@ def double(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("style", MAPS)
-def test_a_wrapped_trainer_is_kdpls_own_to_1e_9(style, tmp_path, double, few_sentences):
-    """Losses of each of four steps, and the parameters after them."""
-    options = ("OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.02, "DATALOADER.TRAIN_X.BATCH_SIZE", 7)
-    from dassl.engine import build_trainer
-
-    own = build_trainer(config(NODES.get(style, "KDPL_CoOp"), "emoji_meals", tmp_path / "a", "--seed", 1, *SMALL, *options))
-    wrapped = build(f"KDPL_{style}", tmp_path / "b", *options)
-    theirs = dict(wrapped.model.learner.named_parameters())
-    pairs = {name: theirs[MAPS[style](name)] for name in own.student.learned.state_dict()}
-    assert len({id(p) for p in pairs.values()}) == len(pairs) == len(theirs)
+@pytest.mark.parametrize("style", ["StyleCoOp", "StyleMaPLe"])
+def test_loss_and_gradients_of_what_is_learned_are_those_of_the_formula(style, tmp_path, double):
+    """With a teacher and a loss computed here, from CLIP's own functions."""
+    trainer = build(f"KDPL_{style}", tmp_path)
+    trainer.set_model_mode("train")
+    trainer.num_batches, trainer.batch_idx, batch = 100, 0, next(iter(trainer.train_loader_x))
+    teacher, model = load_clip("emoji_teacher", device=trainer.device), trainer.model
+    images = batch["img"].to(trainer.device)
     with torch.no_grad():
-        for name, parameter in pairs.items():
-            parameter.copy_(own.student.learned.state_dict()[name])
-    start = {name: p.detach().clone() for name, p in pairs.items()}
-    for trainer in (own, wrapped):
-        trainer.set_model_mode("train")
-        trainer.num_batches = 100
-    for i, batch in enumerate(list(own.train_loader_x)[:4]):
-        own.batch_idx = wrapped.batch_idx = i
-        ours, their = own.forward_backward(batch), wrapped.forward_backward({**batch, "img": own.images(batch)})
-        assert their["loss"] == pytest.approx(float(ours.get("loss_total", ours["loss"])), rel=1e-9)
-    for name, parameter in own.student.learned.named_parameters():
-        assert (parameter - start[name]).abs().max() > 1e-4
-        assert torch.allclose(parameter, pairs[name], atol=1e-9), (name, (parameter - pairs[name]).abs().max())
+        sentence, names = template_for("EmojiMeals", ""), trainer.dm.dataset.classnames
+        text = teacher.model.encode_text(teacher.tokenizer([sentence.format(name) for name in names]))
+        t = (F.normalize(teacher.model.encode_image(images)) @ F.normalize(text).t() * model.logit_scale.exp()).double()
+    logits = model.similarity(*model.features(images))
+    s, t = logits.double().log_softmax(1), t.log_softmax(1)
+    expected = 0.5 * (t.exp() * (t - s) + s.exp() * (s - t)).sum(1).mean()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    exact = torch.autograd.grad(expected, parameters)
+    assert trainer.forward_backward(batch)["loss"] == pytest.approx(expected.item(), rel=1e-9)
+    for p, gradient in zip(parameters, exact, strict=True):
+        assert (p.grad - gradient).norm() / gradient.norm() < 1e-9
 
 
 # ------------------------------------------------------------------------------------------------------------- no truth
@@ -283,11 +265,8 @@ def test_items_have_the_teachers_class_and_a_test_the_truth(tmp_path):
 @pytest.mark.slow
 def test_random_shots_are_drawn_whatever_the_labels(tmp_path):
     """The trainer's name, by which the data set would know, is the fork's."""
-    options = ("TRAINER.KDPL.SHOTS", "random", "DATASET.NUM_SHOTS", 2)
-    trainer = build("KDPL_StyleCoOp", tmp_path, *options)
-    labels = [item.classname for item in build("StyleCoOp", tmp_path / "labels", *options[2:], *ONE_EPOCH).dm.dataset.train_x]
-    folders = [os.path.basename(os.path.dirname(item.impath)) for item in trainer.dm.dataset.train_x]
-    assert len(folders) == len(labels) == 60 and len(set(folders)) < 30
+    items = build("KDPL_StyleCoOp", tmp_path, "TRAINER.KDPL.SHOTS", "random", "DATASET.NUM_SHOTS", 2).dm.dataset.train_x
+    assert len(items) == 60 and len({os.path.basename(os.path.dirname(item.impath)) for item in items}) < 30
 
 
 # ----------------------------------------------------------------------------------- what Dassl alone has, and what is refused
@@ -335,7 +314,7 @@ def test_a_trainer_of_two_batches_has_both_in_its_loss(tmp_path):
     [
         (("TRAINER.KDPL.TEMPERATURE", 0.0), "TRAINER.KDPL.TEMPERATURE"),
         (("TRAINER.KDPL.CLASS_AGNOSTIC", True), "bound to the class names"),
-        (("TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", False), "chooses the epoch by the labels of validation images"),
+        (("TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", False), "chooses by labels of validation images"),
         (("TRAINER.KDPL.LOSS", "kl"), "TRAINER.KDPL.LOSS 'kl'"),
         (("TRAINER.KDPL.TEACHER", "ViT-Z"), "ViT-Z"),
     ],
@@ -345,8 +324,9 @@ def test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded(o
         build("KDPL_StyleCoOp", tmp_path, *options)
 
 
-def test_a_trainer_without_cross_entropy_or_images_is_refused(tmp_path, capsys):
-    trainer = build("KDPL_StyleCoOp", tmp_path, *ONE_EPOCH)
+@pytest.mark.parametrize(("frequency", "epoch"), [(0, 1), (1, 0)])
+def test_a_trainer_without_cross_entropy_or_images_is_refused(frequency, epoch, tmp_path, capsys):
+    trainer = build("KDPL_StyleCoOp", tmp_path, "TRAIN.CHECKPOINT_FREQ", frequency)
 
     def by_hand(images, labels):
         logits = trainer.model(images)
@@ -358,9 +338,24 @@ def test_a_trainer_without_cross_entropy_or_images_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"StyleCoOp never called F\.cross_entropy or F\.nll_loss with the batch's labels"):
         trainer.train()
     assert "No cross-entropy with the batch's labels in this step" in capsys.readouterr().out
-    assert not (tmp_path / "prompt_learner").exists()
+    assert trainer.epoch == epoch and not (tmp_path / "prompt_learner").exists(), "an error comes before anything is saved"
     with pytest.raises(ValueError, match="trains on batches without 'img' and 'label'"):
         trainer.forward_backward({"text": torch.zeros(1)})
+
+
+def test_a_test_before_the_last_epoch_is_said_with_its_split(tmp_path, capsys):
+    class Chooses(fork_styles.StyleCoOp):
+        def after_epoch(self):
+            self.test("val")
+            super().after_epoch()
+
+    name = kdpl.trainers.distilled(Chooses).__name__
+    trainer = build(name, tmp_path, "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", False, file="KDPL_CoOp")
+    trainer.train()
+    trainer.test()
+    said = capsys.readouterr().out
+    assert said.count("tests on the val images before the last epoch, with their true labels") == 1
+    assert said.count("before the last epoch") == 1 and said.count("* accuracy") == 4
 
 
 def test_a_model_without_one_logarithm_of_the_scale_gets_the_teachers_own(tmp_path, capsys):
@@ -377,7 +372,6 @@ def test_a_clip_of_the_forks_own_is_never_the_teachers(tmp_path, monkeypatch):
         (tmp_path / "clip" / f"{name}.py").write_text("def build_model(state_dict):\n    raise SystemExit('the fork\\'s')\n")
     (tmp_path / "clip" / "__init__.py").write_text("from . import clip\n")
     monkeypatch.syspath_prepend(tmp_path)
-    from kdpl.clip.loading import load_clip
 
     assert load_clip("emoji_teacher", device=torch.device("cpu")).frozen_image_features(torch.zeros(1, 3, 64, 64)).dim() == 2
 
@@ -468,7 +462,7 @@ def test_a_run_with_labels_or_of_another_seed_or_teacher_is_not_resumed(tmp_path
     build("KDPL_StyleCoOp", tmp_path / "b", *ONE_EPOCH).train()
     for options, seed, message in (
         ((), 2, "seed 1, now 2"),
-        (TWO, 1, "teacher's weights"),
+        (TWO, 1, "teacher '"),
         (("TRAINER.KDPL.TEMPERATURE", 2.0), 1, r"TRAINER.KDPL.TEMPERATURE 1.0, now 2.0"),
     ):
         with pytest.raises(CheckpointError, match=message):

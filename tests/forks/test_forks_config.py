@@ -97,9 +97,9 @@ def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):
 
 def test_a_configuration_without_kdpls_nodes_is_named_by_every_trainer(tmp_path):
     import kdpl.trainers.baselines
-    from kdpl.trainers.wrapped import check_wrapped
+    from kdpl.trainers.wrapped import DistilledTrainer
 
-    for build in (kdpl.trainers.KDPL_CoOp, kdpl.trainers.baselines.ZeroshotCLIP, lambda c: check_wrapped(c, "TCP")):
+    for build in (kdpl.trainers.KDPL_CoOp, kdpl.trainers.baselines.ZeroshotCLIP, DistilledTrainer):
         with pytest.raises(ConfigError, match=r"`kdpl.extend_cfg\(cfg\)`"):
             build(get_cfg_default())
     cfg = get_cfg_default()
