@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from kdpl.common import distributed
-from kdpl.common.files import atomic_write
-from kdpl.common.rows import key_of
+from kdpl.common.files import atomic_write, key_of
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.keys import ConfigError
 from kdpl.distill.loss import mean_logits
