@@ -6,9 +6,6 @@ that all cores together spend on a photo, which neighbours on the machine hardly
 first photo has its answer, from the start of the process on. "again" is a second run whose features are in the cache. "tower
 alone" is the image tower on pixels that are ready: no way of reading photos can be faster with this model. "difference" is
 the largest of a probability from kdpl's with full decoding. Without transformers its row is left out.
-
-`--memory 1000 100000` instead prints the most memory that `kdpl predict` holds with so many small photos and the embedded
-student: the photos are links to some files, so that all but the first are found in the cache.
 """
 
 import argparse
@@ -23,10 +20,8 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from common import in_own_process, machine, print_rows
+from common import ROOT, in_own_process, machine, peak_memory, print_rows, random_clip
 from PIL import Image
-
-from predict import held, write_prompts
 
 STARTED = time.time()
 WAYS = ("kdpl", "kdpl again", "kdpl full size", "open_clip", "transformers", "tower alone")
@@ -56,6 +51,27 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
         Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
     for i in range(DISTINCT, count):  # other content to the cache, the same work to the decoder
         (folder / f"{i:05d}.jpg").write_bytes((folder / f"{i % DISTINCT:05d}.jpg").read_bytes() + i.to_bytes(4, "big"))
+
+
+def write_prompts(folder: Path, name: str, classes: int) -> None:
+    """Write a CLIP with random weights and untrained prompts for it."""
+    from safetensors.torch import save_file
+
+    from kdpl.bundle import Bundle, write_bundle
+    from kdpl.clip.loading import load_clip
+    from kdpl.students import CoOp
+
+    weights = random_clip(name, seed=0).model.state_dict()
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, folder / "clip.safetensors")
+    clip = load_clip(f"openai:{folder / 'clip.safetensors'}")
+    names = (ROOT / "datasets/embedded/vocabulary.txt").read_text(encoding="utf-8").split("\n")[:classes]
+    student = CoOp(clip, {"CTX_INIT": "a photo of a", "PREC": "fp32"}, names)
+    bundle = Bundle(
+        student.learned.state_dict(), variant="CoOp", trainer="KDPL_CoOp", dataset="", template="a photo of a {}.",
+        teacher=None, backbone=clip.name, backbone_sha256=clip.weights_digest, options=dict(student.options),
+        preprocessing=clip.preprocessing, classnames=names, class_agnostic=False, epoch=0, results=[], config="",
+    )  # fmt: skip
+    write_bundle(folder, bundle)
 
 
 def by_kdpl(folder: Path, flags: list[str]) -> Measured:
@@ -144,28 +160,7 @@ def measure(folder: Path, way: str) -> dict:
     if found and exact.is_file():
         expected = json.loads(exact.read_text(encoding="utf-8"))
         row["difference"] = max(abs(p - expected[path][n]) for path, ps in found.items() for n, p in ps.items())
-    return row | {"memory_GB": held("VmHWM") / 1e9}
-
-
-def most_memory(count: int) -> dict:
-    """Predict so many photos in this process, and return the most memory it held."""
-    from kdpl import predict
-    from kdpl.photos.fit import main as fit
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        os.environ["KDPL_CACHE"] = str(folder / "cache")
-        fit(["--demo", "--quick", "--quiet", "-o", str(folder / "demo")])
-        originals = sorted((folder / "demo" / "new_photos").iterdir())
-        (folder / "many").mkdir()
-        for i in range(count):
-            os.link(originals[i % len(originals)], folder / "many" / f"IMG_{i:06d}.png")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        start = time.perf_counter()
-        outputs = ["--csv", str(folder / "p.csv"), "--json", str(folder / "p.jsonl"), "--quiet"]
-        predict.main([str(folder / "demo" / "prompts"), str(folder / "many"), *outputs])
-        seconds = time.perf_counter() - start
-    return {"photos": count, "seconds": seconds, "memory_GB": held("VmHWM") / 1e9}
+    return row | {"memory_GB": peak_memory()}
 
 
 def main() -> None:
@@ -175,15 +170,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON object on the last line too")
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help="one way alone, in this process")
-    parser.add_argument("--memory", type=int, nargs="+", default=[], metavar="N", help="numbers of small photos")
-    parser.add_argument("--count", type=int, help="one number of small photos, in this process")
     args = parser.parse_args()
-    if args.count:
-        print_rows([most_memory(args.count)], True)
-        return
-    if args.memory:
-        print_rows([in_own_process(sys.argv[0], "--count", n)["rows"][0] for n in args.memory], args.json)
-        return
     if args.measure:
         print_rows([measure(Path(args.measure[0]), args.measure[1])], True)
         return

@@ -26,6 +26,8 @@ ROWS = (  # what stands in the table, its trainer, and its seeds
 PHOTOS = "emoji_photos_meals"  # photos of one source, 16 of each class, with fixed names
 PHOTO_ROWS = (
     ('student, "a photo of a"', "ZeroshotCLIP", "emoji", SEEDS[:1]),
+    ("KDPL_KernelHead, no labels", "KDPL_KernelHead", "emoji", SEEDS),
+    ("KernelHead, labels", "KernelHead", "emoji", SEEDS),
     ("KDPL_TaskRes, no labels", "KDPL_TaskRes", "photos", SEEDS),
     ("TaskRes, labels", "TaskRes", "photos", SEEDS),
     ("teacher", "ZeroshotTeacher", "emoji", SEEDS[:1]),

@@ -11,12 +11,10 @@ background") and learn from flat colours and large drawings to full scenes; with
 `--start WEIGHTS` goes on from weights that this command wrote, with full scenes from the first step and a new warm-up and decay
 of the rate. The benchmark's pair was trained in two such parts (`tools/README.md`).
 
-A step is a function of the seed and its number. The same command resumes from OUTPUT.state, which is written every 200
-steps, and ends with the same weights as without the interruption.
+A step is a function of the seed and its number.
 """
 
 import argparse
-import hashlib
 import math
 import time
 from collections import deque
@@ -27,8 +25,7 @@ import numpy as np
 import torch
 from clip.model import CLIP
 from clip.simple_tokenizer import SimpleTokenizer
-from pack_clip import write
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,7 +80,6 @@ MODELS = {
 }
 MAX_SCALE = {"student": 50.0, "teacher": 100.0}  # of the logits
 POOL = {"student": 2500, "teacher": 6000}  # backgrounds
-SAVED_EVERY = 200  # steps
 
 
 class Art:
@@ -96,7 +92,6 @@ class Art:
             raise SystemExit(f"{path} holds styles of the benchmark ({', '.join(sorted(seen))}). Render other packs.")
         if unknown := set(self.styles) - set(STYLE_WORDS):
             raise SystemExit(f"No caption word for the styles {', '.join(sorted(unknown))}. Add them to STYLE_WORDS.")
-        self.digest = hashlib.sha256(rgba.tobytes() + repr((self.names, self.styles)).encode()).hexdigest()
         things, styles = rgba[..., 3].any((2, 3)).nonzero()
         self.style = styles  # of each drawing
         self.thing = things
@@ -283,7 +278,7 @@ def full_state_dict(net: CLIP, used: list[int]) -> dict[str, torch.Tensor]:
 
 
 def load_weights(path: Path, net: CLIP, used: list[int]) -> None:
-    """Load weights that this command wrote (pack_clip.py's layout, fp16) into the network of its tokens."""
+    """Load weights that this command wrote (the layout of `write`) into the network of its tokens."""
     state = load_file(path)
     if state.pop("token_embedding.used", torch.empty(0)).tolist() != used:
         raise SystemExit(f"{path} has other tokens than these captions. Give weights that this command wrote.")
@@ -321,12 +316,9 @@ def training_step(
 
 
 def train(
-    kind: str, art: Art, state: Path, *, steps: int, batch: int, rate: float, seed: int, start: Path | None = None
+    kind: str, art: Art, *, steps: int, batch: int, rate: float, seed: int, start: Path | None = None
 ) -> dict[str, torch.Tensor]:
-    """Train, from what `state` has on, else from the weights `start`; return the state dict in OpenAI's layout."""
-    settings = {"kind": kind, "steps": steps, "batch": batch, "rate": rate, "seed": seed, "art": art.digest}
-    if start is not None:
-        settings["start"] = hashlib.sha256(start.read_bytes()).hexdigest()
+    """Train, from the weights `start` if given; return the state dict in OpenAI's layout."""
     torch.manual_seed(seed)
     tokens = Tokens(art.names)
     net = CLIP(
@@ -345,11 +337,10 @@ def train(
     pool = background_pool(POOL[kind], seed)
     # The student sees a quarter of a batch's things twice, in other pictures, so its captions must tell them apart.
     distinct = batch if kind == "teacher" else batch * 3 // 4
-    first = resume(state, settings, net, optim)
 
     recent: deque[tuple[float, float]] = deque(maxlen=50)  # loss and accuracy of the last steps
     began = reported = time.monotonic()
-    for step in range(first, steps):
+    for step in range(steps):
         torch.manual_seed(seed * steps + step)
         np.random.seed([seed, step])
         for group, base in zip(optim.param_groups, base_rates, strict=True):
@@ -360,12 +351,8 @@ def train(
         recent.append(training_step(net, tokens, optim, images, captions))
         with torch.no_grad():
             net.logit_scale.clamp_(0, math.log(MAX_SCALE[kind]))
-        if (step + 1) % SAVED_EVERY == 0:
-            saved = {"settings": settings, "step": step + 1, "net": net.state_dict(), "optimizer": optim.state_dict()}
-            with atomic_write(state) as file:
-                torch.save(saved, file)
         now = time.monotonic()
-        if now - reported > 30 or step == first:
+        if now - reported > 30 or step == 0:
             reported = now
             loss, accuracy = np.mean(recent, axis=0)
             print(
@@ -378,17 +365,15 @@ def train(
     return full_state_dict(net, tokens.used)
 
 
-def resume(state: Path, settings: dict, net: CLIP, optim: torch.optim.Optimizer) -> int:
-    """Load what was saved in `state`, if anything was, and return the number of steps done."""
-    if not state.exists():
-        return 0
-    saved = torch.load(state, weights_only=True)
-    if saved["settings"] != settings:
-        raise SystemExit(f"{state} was written with {saved['settings']}, expected {settings}. Remove it, or use its settings.")
-    net.load_state_dict(saved["net"])
-    optim.load_state_dict(saved["optimizer"])
-    print(f"Resume after step {saved['step']:,}", flush=True)
-    return saved["step"]
+def write(state_dict: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights in fp16, of the token table the rows that are not zero, and the positions that were trained."""
+    table = state_dict["token_embedding.weight"]
+    used = table.any(dim=1).nonzero()[:, 0]
+    compact = state_dict | {"token_embedding.weight": table[used]}
+    compact["positional_embedding"] = compact["positional_embedding"][:POSITIONS]
+    half = {k: v.half() if v.ndim and v.is_floating_point() else v for k, v in compact.items()}
+    with atomic_write(path) as file:
+        file.write(save({k: v.contiguous() for k, v in half.items()} | {"token_embedding.used": used.int()}))
 
 
 def main() -> None:
@@ -405,10 +390,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     art = Art(args.art, without=BENCHMARK_STYLES if args.kind == "student" else ())
-    state = args.output.with_name(args.output.name + ".state")
     settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "seed": args.seed, "start": args.start}
-    write(train(args.kind, art, state, **settings), args.output)
-    state.unlink(missing_ok=True)
+    write(train(args.kind, art, **settings), args.output)
 
 
 if __name__ == "__main__":

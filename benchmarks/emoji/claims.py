@@ -1,12 +1,9 @@
 """Each claim about distilled prompts, shown or denied with its interval, from the runs of `run.py`.
 
-    python benchmarks/emoji/claims.py output/benchmark
-
 Differences are paired by seed and class; an interval is the 95 % bootstrap over seeds and classes (kdpl.report --intervals).
 "Shown" means that the interval lies above the claim's bound, "denied" that it lies below it, "open" that it holds it.
 """
 
-import argparse
 import csv
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -289,21 +286,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--csv", type=Path, help="also write the numbers there")
-    args = parser.parse_args()
-    found = findings(args.folder)
-    if not found:
-        raise SystemExit(f"There are no two runs to compare under '{args.folder}': run benchmarks/emoji/run.py first.")
-    rows = rows_of(found, Draws())
-    print(markdown(rows))
-    if args.csv:
-        write_csv(args.csv, rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,6 +37,7 @@ from kdpl.common.class_names import REJECTED
 from kdpl.common.images import ORIENTATION, open_image
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.share import main
+from kdpl.students.kernel_head import KernelHead, Solved
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +46,17 @@ pytest.importorskip("onnx")
 NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]
 
 
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    """Prompts with a temperature, and a threshold that rejects about a half of the photos."""
-    folder = untrained_bundle(tmp_path_factory.mktemp("out"), "CoOp", NAMES)
+@pytest.fixture(scope="module", params=["CoOp", "KernelHead"])
+def prompts(request, tmp_path_factory):
+    """Prompts, or a head, with a temperature, and a threshold that rejects about a half of the photos."""
+    folder = untrained_bundle(tmp_path_factory.mktemp("out"), request.param, NAMES)
+    bundle = read_bundle(folder)
     decision = Decision(temperature=2.0, background=["car", "tree", "house"], threshold=1.0, classnames=NAMES)
-    write_bundle(folder, dataclasses.replace(read_bundle(folder), decision=decision))
+    learned = bundle.parameters
+    if request.param == "KernelHead":
+        x, a = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((10, 128), (10, 4)))
+        learned = KernelHead.parameters_of(Solved(F.normalize(x, dim=-1), a, torch.full((4,), 0.25), 5.0, 0.001), 9.0)
+    write_bundle(folder, dataclasses.replace(bundle, decision=decision, parameters=learned))
     return folder
 
 

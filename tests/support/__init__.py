@@ -173,7 +173,8 @@ def untrained_bundle(folder: Path, variant: str, names: list[str], **options: ob
 
     clip = load_clip("emoji_student")
     student_class = getattr(students, variant)
-    options = {"CTX_INIT": "a photo of a", "PREC": "fp32", **options}
+    words = {"CTX_INIT": "a photo of a"} if "CTX_INIT" in student_class.defaults else {}
+    options = {**words, "PREC": "fp32", **options}
     student = student_class(clip, options, names)
     side = clip.resolution
     write_bundle(
