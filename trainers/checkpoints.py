@@ -107,10 +107,15 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
     try:
-        seed = saved["seed"]
-        if trainer.cfg.SEED < 0:
-            use_seed(trainer, seed)
-        trainer.manifest = continued(trainer, then, f"'{directory}'", state["epoch"]) if trainer.manifest else then
+        if trainer.cfg.SEED < 0:  # the run drew one
+            trainer.seed = trainer.train_loader_x.seed = saved["seed"]
+            if trainer.manifest is not None:
+                trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": trainer.seed})
+        now, allowed, epoch = trainer.manifest, trainer.allowed_changes, state["epoch"]
+        if now and EPOCHS in allowed:
+            longer = now.config[EPOCHS] > then.config.get(EPOCHS, 0)
+            allowed = allowed if trainer.student.can_train_longer and longer else ()
+        trainer.manifest = continue_from(then, now, f"'{directory}'", WAYS_OUT, allowed, epoch) if now else then
         _restore(trainer, path, state, saved)
     except (checkpoint.CheckpointError, OtherRunError):
         raise
@@ -126,18 +131,14 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
 
 def newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the path and the content of the newest state, after or inside an epoch."""
-    path = checkpoint.newest_checkpoint(folder)
-    state = {} if path is None else checkpoint.load_checkpoint(path)
-    inside = folder / INSIDE
-    if inside.is_file():
-        try:
-            other = checkpoint.load_checkpoint(inside)
-        except checkpoint.CheckpointError as error:
-            print(f"Warning: {error} The run resumes from the last whole epoch.")
-        else:
-            if other["epoch"] >= state.get("epoch", 0):
-                return inside, other
-    return path, state
+    path, inside = checkpoint.newest_checkpoint(folder), folder / INSIDE
+    state = checkpoint.load_checkpoint(path) if path else {}
+    try:
+        other = checkpoint.load_checkpoint(inside) if inside.is_file() else None
+    except checkpoint.CheckpointError as error:
+        print(f"Warning: {error} The run resumes from the last whole epoch.")
+        other = None
+    return (inside, other) if other and other["epoch"] >= state.get("epoch", 0) else (path, state)
 
 
 def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -157,38 +158,27 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved:
 
 
 def manifest_of(trainer: "PromptTrainer") -> Manifest:
-    """Return the manifest of a training that is about to start; all ranks get the main rank's."""
-    cfg, node = trainer.cfg, trainer.student_class.node
-    distilled = trainer.distilled
-    facts = on_main(lambda: _facts(trainer, distilled))
-    config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
-    return Manifest(config, facts, environment_of(cfg, node, distilled, trainer.device))
-
-
-def _facts(trainer: "PromptTrainer", distilled: bool) -> dict[str, Any]:
-    cfg = trainer.cfg
-    agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+    """Return the manifest of a training that is about to start; all ranks get the main rank's facts."""
+    cfg, node, distilled = trainer.cfg, trainer.student_class.node, trainer.distilled
     init, images = cfg.MODEL.INIT_WEIGHTS, trainer.train_loader_x.dataset.data_source
-    return {
-        "class names": trainer.class_names,
-        "template": trainer.template(),
-        "training images": images_digest(images, trainer.training_images, labelled=not distilled),
-        **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
-        "student": trainer.clip.identity[:16],
-        "teacher": teacher_identity(trainer.objective.teacher) if distilled else None,
-        "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
-        "initial weights": file_digest(init).hex() if init else None,
-        **(teacher_texts(cfg, trainer.objective.teacher) if distilled else {}),
-        **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
-        **learner_file(trainer.student_class),
-    }
 
+    def facts() -> dict[str, Any]:
+        agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+        return {
+            "class names": trainer.class_names,
+            "template": trainer.template(),
+            "training images": images_digest(images, trainer.training_images, labelled=not distilled),
+            **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
+            "student": trainer.clip.identity[:16],
+            **(teacher_facts(cfg, trainer.objective.teacher, "teacher") if distilled else {"teacher": None}),
+            "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
+            "initial weights": file_digest(init).hex() if init else None,
+            **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
+            **learner_file(trainer.student_class),
+        }
 
-def use_seed(trainer: "PromptTrainer", seed: int) -> None:
-    """Give a trainer the seed that an unseeded run drew."""
-    trainer.seed = trainer.train_loader_x.seed = seed
-    if trainer.manifest is not None:
-        trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": seed})
+    config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
+    return Manifest(config, on_main(facts), environment_of(cfg, node, distilled, trainer.device))
 
 
 def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
@@ -211,45 +201,22 @@ def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.devic
 def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
     """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
     distilled = trainer.teacher_name() is not None
+    facts = teacher_facts(trainer.cfg, trainer.teacher, "clip") if distilled else {"clip": trainer.clip.identity[:16]}
     config = config_of(trainer.cfg, "", distilled)
-    facts: dict[str, Any] = {"clip": trainer.clip.identity[:16]}
-    if distilled:
-        facts = {"clip": teacher_identity(trainer.teacher), **teacher_texts(trainer.cfg, trainer.teacher)}
     return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
 
 
-def teacher_identity(teacher: Teacher | Ensemble | GivenTeacher) -> str:
-    """Return the digests of all members, in their order, or that of a table of probabilities."""
+def teacher_facts(cfg: CfgNode, teacher: Teacher | Ensemble | GivenTeacher, key: str) -> dict[str, Any]:
+    """Return a digest of the teacher, of several in their order, and of sentences and prompts that are not the default."""
+    options, members = cfg.TRAINER.KDPL, teacher.members
     if isinstance(teacher, GivenTeacher):
-        return teacher.teacher.digest[:16]
-    return " + ".join(member.clip.identity[:16] for member in teacher.members)
-
-
-def teacher_texts(cfg: CfgNode, teacher: Teacher | Ensemble) -> dict[str, str]:
-    """Return digests of the teacher's sentences and prompts, as far as they are not the default ones."""
-    options, members, found = cfg.TRAINER.KDPL, teacher.members, {}
+        return {key: teacher.teacher.digest[:16]}
+    found = {key: " + ".join(member.clip.identity[:16] for member in members)}
     if options.TEACHER_TEMPLATES:
         found["teacher's sentences"] = f"{len(members[0].templates)} ({key_of(*members[0].templates).hex()})"
     if options.TEACHER_PROMPTS:
         found["teacher's prompts"] = " + ".join(member.prompts_digest[:16] for member in members)
     return found
-
-
-def continued(trainer: "PromptTrainer", then: Manifest, there: str, epoch: int) -> Manifest:
-    """Return the manifest of a run that continues another one: with the changes that were made on purpose.
-
-    Args:
-        then: the other run's.
-        there: where that is from, for messages.
-        epoch: how many epochs are finished.
-
-    Raises:
-        OtherRunError: they differ in anything else.
-    """
-    now, allowed = trainer.manifest, trainer.allowed_changes
-    if EPOCHS in allowed and not (trainer.student.can_train_longer and now.config[EPOCHS] > then.config.get(EPOCHS, 0)):
-        allowed = ()
-    return continue_from(then, now, there, WAYS_OUT, allowed, epoch)
 
 
 def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any]) -> Manifest | None:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from itertools import count
@@ -49,8 +48,13 @@ def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()
         )
     if args.eval_only:
         checkpoint_path(args.model_dir, trainer_class.student_class.model_name, args.load_epoch)
-    elif not args.no_train and not args.fresh and issubclass(trainer_class, PromptTrainer):
-        check_settings(cfg, trainer_class, _allowed(args))
+        return
+    folder, student = Path(cfg.RESUME or cfg.OUTPUT_DIR), trainer_class.student_class
+    resumes = not args.no_train and not args.fresh and issubclass(trainer_class, PromptTrainer) and saved_states(folder)
+    if resumes and (then := read_manifest(folder)) is not None:  # compared in full when the run resumes
+        now = config_of(cfg, student.node, trainer_class.distilled)
+        now["SEED"] = now["SEED"] if cfg.SEED >= 0 else then.config.get("SEED")
+        refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, _allowed(args))
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -60,26 +64,6 @@ def check_names(cfg: CfgNode) -> None:
         ("DATASET.NAME (--dataset-config-file)", cfg.DATASET.NAME, DATASET_REGISTRY),
     ):
         check_choice(key, value, sorted(registry.registered_names()))
-
-
-def check_settings(cfg: CfgNode, trainer: type, allowed: tuple[str, ...]) -> None:
-    """Refuse, before data are read, to train in the folder of a run whose configuration differs.
-
-    Args:
-        trainer: a `PromptTrainer` class.
-        allowed: keys that may differ.
-
-    Raises:
-        OtherRunError: it lists what differs and the ways out.
-    """
-    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
-    then = read_manifest(folder) if saved_states(folder) else None
-    if then is None:
-        return
-    now = config_of(cfg, trainer.student_class.node, trainer.distilled)
-    if cfg.SEED < 0:
-        now["SEED"] = then.config.get("SEED")
-    refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, allowed)
 
 
 def move_aside(folder: Path) -> None:
@@ -148,19 +132,13 @@ def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgN
 
 def lost_worker(error: Exception) -> OSError | None:
     """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
-    message = str(error)
-    if isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a batch
-        message = f"DataLoader worker exited unexpectedly: {message or 'end of file'}"
+    message = str(error) or "end of file"
     signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
-    if "DataLoader worker" not in message or not any(sign in message for sign in signs):
+    died = "DataLoader worker" in message and any(sign in message for sign in signs)
+    if not died and not isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a batch
         return None
-    lines = message[message.index("DataLoader worker") :].strip().splitlines()
-    worker = lines[-1] if "Original Traceback" in message else lines[0]
-    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None
-    room = (
-        "" if free is None or free > 2**26 else f" /dev/shm, which such processes share memory in, has {free // 2**20} MB left."
-    )
     return OSError(
-        f"A process that loads images ended ({worker}).{room} The system may have ended it for want of memory: lower "
-        "DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory (--shm-size)."
+        f"A process that loads images ended ({message.strip().splitlines()[-1]}). The system may have ended it for want of "
+        "memory: lower DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory, or more "
+        "shared memory (--shm-size)."
     )

@@ -20,8 +20,6 @@ from kdpl.common.files import file_key, key_of, name_below
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader
 
-POOL = 5000  # of so many images, from which few are drawn, the contents are compared; of more the names and sizes
-
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -40,18 +38,13 @@ class ImageFile:
         return self.file is None or (os.path.isfile(self.path) and file_key(self.path) == self.file)
 
 
-def image_files(paths: Sequence[str], root: str | os.PathLike, by_size: bool = False) -> list[ImageFile]:
+def image_files(paths: Sequence[str], root: str | os.PathLike) -> list[ImageFile]:
     """Return the identities of a data set's images, whose names are their paths below `root`.
-
-    Args:
-        by_size: take the sizes of the files for their contents, which are not read.
 
     Raises:
         OSError: one is missing or cannot be read.
     """
     try:
-        if by_size:
-            return [ImageFile(name_below(path, root), f"{os.path.getsize(path)} bytes") for path in paths]
         keys = [file_key(path) for path in paths]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No image at '{error.filename}'. Check DATASET.ROOT.") from None
@@ -66,11 +59,10 @@ def images_digest(items: Sequence[Any], files: Sequence[ImageFile], labelled: bo
 
 
 def pool_facts(dataset: Any, root: str | os.PathLike) -> dict[str, str]:
-    """Return the digest of the images that a data set's training images were drawn from, if it says so, as `drawn_from`."""
+    """Return a digest of the images that a data set drew its training images from, `drawn_from`: names, sizes and labels."""
     pool = getattr(dataset, "drawn_from", None)
-    if not pool:
-        return {}
-    return {"drawn from": images_digest(pool, image_files([item.impath for item in pool], root, len(pool) > POOL), True)}
+    files = [ImageFile(name_below(item.impath, root), f"{os.path.getsize(item.impath)} bytes") for item in pool or ()]
+    return {"drawn from": images_digest(pool, files, True)} if pool else {}
 
 
 class FeatureTable:
