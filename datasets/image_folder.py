@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
 from kdpl.bundle.learned import refuse_doubles
-from kdpl.common import distributed
+from kdpl.common import distributed, sources
 from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, list_images, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
@@ -79,6 +79,8 @@ class ImageFolder(ClassListDataset):
     on: their subfolders are classes. A KDPL trainer gets label 0 for every training image; for a supervised one the nearest
     folder that is named like a class is the label.
 
+    The root may also be tar shards or a data set of Hugging Face (`kdpl.common.sources`), whose images are all for training.
+
     Reads DATASET.ROOT, DATASET.CLASSNAMES (a text file with a class name in each line; empty: none are known, for
     class-agnostic training), DATASET.IMAGE_LIST (a JSON list of the training images, relative to the root; empty: all that are
     found, and `test` and `val` are evaluated), DATASET.ON_BAD_IMAGE ("skip" or "error"), DATASET.NUM_SHOTS (below 1: all
@@ -94,9 +96,9 @@ class ImageFolder(ClassListDataset):
 
     def __init__(self, cfg: CfgNode):
         root = cfg.DATASET.ROOT
-        if not root or not os.path.isdir(os.path.expanduser(root)):
+        if not root or not (os.path.isdir(os.path.expanduser(root)) or sources.is_source(root)):
             raise FileNotFoundError(f"DATASET.ROOT (--root) '{root}' is not a folder: expected the folder with your images.")
-        self.root = Path(os.path.abspath(os.path.expanduser(root)))
+        self.root = sources.absolute(root)
         self.dataset_dir = str(self.root)
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise ValueError(
@@ -168,7 +170,7 @@ class ImageFolder(ClassListDataset):
                     f"The folder '{self.root / split / folder}' is not named like one of the {len(self.names)} class names "
                     f"(DATASET.CLASSNAMES).{did_you_mean(folder.replace('_', ' '), self.names)}"
                 )
-            datums.append(Datum(str(path), label, classname=self.names[label]))
+            datums.append(_datum(path, label, self.names[label]))
         return sorted(datums, key=lambda datum: datum.label)
 
     def _training_images(self, paths: Sequence[Path], cfg: CfgNode) -> list[Datum]:
@@ -180,7 +182,7 @@ class ImageFolder(ClassListDataset):
                     "all images, or give DATASET.CLASSNAMES."
                 )
             name = self.names[0] if self.names else ""
-            datums = [Datum(str(path), classname=name) for path in paths]
+            datums = [_datum(path, 0, name) for path in paths]
             self.drawn_from = datums if shots > 0 else []
             return draw_images(datums, shots * len(self.names), cfg.SEED)
         datums = []
@@ -192,7 +194,7 @@ class ImageFolder(ClassListDataset):
                     f"'{path}' has no label, and the trainer {cfg.TRAINER.NAME} learns from labels: put it into a folder named "
                     f"like its class, or choose KDPL_{cfg.TRAINER.NAME}, which needs none."
                 )
-            datums.append(Datum(str(path), label, classname=self.names[label]))
+            datums.append(_datum(path, label, self.names[label]))
         return fewshot(self, datums, [], shots, cfg.SEED)[0]
 
     def _label(self, folder: str) -> int | None:
@@ -201,6 +203,15 @@ class ImageFolder(ClassListDataset):
             return self.names.index(folder)
         similar = [label for label, name in enumerate(self.names) if _plain(name) == _plain(folder)]
         return similar[0] if len(similar) == 1 else None
+
+
+def _datum(path: Path, label: int, name: str) -> Datum:
+    """Return an image as Dassl has it; Dassl asks for a file, which a photo in a shard is not."""
+    if not sources.is_inside(path):
+        return Datum(str(path), label, classname=name)
+    datum = Datum(__file__, label, classname=name)
+    object.__setattr__(datum, "_impath" if hasattr(datum, "_impath") else "impath", str(path))
+    return datum
 
 
 def read_list(path: str | os.PathLike, root: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdpl.clip.preprocessing import Preprocessing
+from kdpl.common import sources
 from kdpl.common.files import file_key
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image
 from kdpl.common.messages import short_reason
@@ -221,9 +222,9 @@ def _large_jpegs(paths: Sequence[str], least: int) -> list[str]:
     step = max(1, len(paths) // LOOKED_AT)
     found = []
     for path in paths[::step][:LOOKED_AT]:
-        if str(path).lower().endswith((".jpg", ".jpeg", ".jfif")) and os.path.isfile(path):
+        if str(path).lower().endswith((".jpg", ".jpeg", ".jfif")) and sources.exists(path):
             try:
-                with Image.open(path) as image:
+                with Image.open(sources.opened(path)) as image:
                     if image.format in ("JPEG", "MPO") and min(image.size) >= least:
                         found.append(path)
             except Exception:  # of many kinds: it is reported when its turn comes

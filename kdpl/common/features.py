@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from kdpl.common import sources
 from kdpl.common.files import KEY_BYTES, atomic_write, cache_dir, file_digest, file_key
 
 FORMAT = 3  # increased whenever the vectors of a key change
@@ -135,7 +136,8 @@ def file_digests(paths: Sequence[str | os.PathLike], keys: Sequence[bytes] = ())
     with ThreadPoolExecutor(THREADS) as pool:
         read = tqdm(pool.map(file_digest, new.values()), "digests of files", len(new), leave=False, disable=None)
         digests = dict(zip(new, read, strict=True))
-    settled = [k for k, path in new.items() if k == file_key(path) and time.time() - os.stat(path).st_ctime > SETTLED]
+    newest = (time.time() - SETTLED) * 1e9
+    settled = [k for k, path in new.items() if k == file_key(path) and sources.stamp(path).ctime_ns < newest]
     if settled:
         known.add(settled, torch.tensor([list(digests[key]) for key in settled], dtype=torch.uint8))
         known.save()

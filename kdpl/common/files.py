@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from kdpl.common import sources
+
 RECORD = ".kdpl.json"  # in a folder that a command has written: see outputs.py
 PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
 KEY_BYTES = 16  # of digests
@@ -159,8 +161,8 @@ def file_key(path: str | os.PathLike) -> bytes:
     Raises:
         OSError: it is missing.
     """
-    status = os.stat(path)
-    return key_of(os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    stamp = sources.stamp(path)
+    return key_of(os.path.abspath(path), stamp.size, stamp.mtime_ns, stamp.ctime_ns)
 
 
 def file_digest(path: str | os.PathLike) -> bytes:
@@ -169,6 +171,8 @@ def file_digest(path: str | os.PathLike) -> bytes:
     Raises:
         OSError: it is missing or cannot be read.
     """
+    if (data := sources.content(path)) is not None:
+        return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     with open(path, "rb") as file:
         while block := file.read(2**20):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kdpl.common import sources
 from kdpl.common.files import RECORD
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
@@ -54,12 +55,14 @@ class Listing:
         others: how many entries are passed over: hidden ones, files of other suffixes, links to folders listed already.
         media: how many of the others are pictures or films of a kind that is not read, by suffix.
         unreadable: entries that should be read and cannot be, each with the reason.
+        shards: tar files, which are others if there are images as well.
     """
 
     images: list[Path] = field(default_factory=list)
     others: int = 0
     media: Counter[str] = field(default_factory=Counter)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    shards: list[Path] = field(default_factory=list)
 
     def add_file(self, path: Path, entry: os.DirEntry) -> None:
         suffix, is_image = path.suffix.lower(), path.suffix.lower() in SUFFIXES
@@ -73,6 +76,8 @@ class Listing:
             self.unreadable[path] = f"'{path}' cannot be read as an image: {reason}."
         else:
             self.others += 1
+            if suffix == sources.TAR:
+                self.shards.append(path)
             if suffix in MEDIA:
                 self.media[suffix] += 1
 
@@ -81,15 +86,20 @@ def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
     """Return what lies at any depth below a folder; every folder is listed once, also if links lead to it.
 
     Images are recognised by their suffix. A hidden entry, whose name begins with a dot, counts as one other file, and so does a
-    folder that a command has written, such as the thumbnails of a gallery.
+    folder that a command has written, such as the thumbnails of a gallery. Instead of a folder there may be shards or a data
+    set (`sources`); of a folder without images the tar files are shards.
 
     Args:
         natural: sort "img_2" before "img_10"; by default paths are sorted by code points.
 
     Raises:
         OSError: `folder` itself cannot be listed.
+        SourceError: there are no such shards, or no such data set.
     """
     listing, folder = Listing(), Path(folder)
+    if sources.is_source(folder):
+        listing.images, listing.unreadable, listing.others = sources.photos_of(folder)
+        return listing
     seen: set[tuple[int, int]] = set()  # device and inode of the folders
     waiting, links = deque([folder]), deque()  # links last: a folder is listed under its own path
     while waiting or links:
@@ -113,6 +123,11 @@ def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
                 (links if entry.is_symlink() else waiting).append(current / entry.name)
             else:
                 listing.add_file(current / entry.name, entry)
+    if not listing.images and listing.shards:
+        images, unreadable, others = sources.in_shards(folder, sorted((p, str(p.relative_to(folder))) for p in listing.shards))
+        listing.images, listing.others = images, listing.others - len(listing.shards) + others
+        listing.unreadable |= unreadable
+        return listing
     listing.images.sort(key=natural_key if natural else lambda path: path.parts)
     return listing
 
@@ -163,8 +178,10 @@ def open_image(path: str | os.PathLike, least: int = 0) -> Image.Image:
 def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
     _register_heif()
     try:
-        refuse_special_files(path)
-        with Image.open(path) as image:
+        opened = sources.opened(path)
+        if opened is path:
+            refuse_special_files(path)
+        with Image.open(opened) as image:
             return take(image)
     except BadImageError:
         raise
@@ -300,11 +317,11 @@ def _register_heif() -> None:
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
-    if not os.path.isfile(path):
+    if not sources.exists(path):
         return "it is a link that leads nowhere." if os.path.islink(path) else "there is no such file."
     if isinstance(error, MemoryError):
         return "it needs more memory than there is."
-    if os.path.getsize(path) == 0:
+    if sources.stamp(path).size == 0:
         return "the file is empty."
     if isinstance(error, Image.DecompressionBombError):
         return (

@@ -14,6 +14,7 @@ from kdpl.common import exits, lock
 from kdpl.common.class_names import REJECTED, read_class_names
 from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
+from kdpl.common.sources import is_source
 from kdpl.config.command_line import add_learner_flag
 from kdpl.config.keys import ConfigError
 from kdpl.config.teachers import one_teacher
@@ -73,8 +74,8 @@ def check_sentences(*sentences: str) -> None:
 
 
 def check_photos(folder: str) -> None:
-    """Refuse what is not a folder."""
-    if not os.path.isdir(folder):
+    """Refuse what is neither a folder nor another source of photos."""
+    if not (os.path.isdir(folder) or is_source(folder)):
         raise ConfigError(f"PHOTOS '{folder}' is not a folder: expected the folder with your photos.")
 
 

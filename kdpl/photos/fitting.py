@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdpl.bundle import write_bundle
 from kdpl.bundle.learned import refuse_doubles
-from kdpl.common import lock
+from kdpl.common import lock, sources
 from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write, name_below, remove_parts
 from kdpl.common.images import BadImageError, list_images, media_line
@@ -41,7 +41,7 @@ def fit(args: argparse.Namespace, names: list[str]) -> bool:
     Raises:
         ValueError, OSError: the message names what cannot be used.
     """
-    photos, output, teacher = Path(args.photos).absolute(), Path(args.output), teacher_name(args.teacher)
+    photos, output, teacher = sources.absolute(args.photos), Path(args.output), teacher_name(args.teacher)
     refuse_doubles(names, f"'{args.names}'")
     before = read_pile(output)
     for flag, key, now in (

@@ -5,7 +5,6 @@ taken in a fixed order in batches of a fixed size, so that a pass that was stopp
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip, effective_precision
 from kdpl.clip.names import EMBEDDED
 from kdpl.clip.preprocessing import Normalize
+from kdpl.common import sources
 from kdpl.common.files import atomic_write, file_digest
 from kdpl.common.images import BadImageError
 from kdpl.common.safe_text import parse_json
@@ -124,7 +124,7 @@ class Pile:
         kept = []
         for i, path in enumerate(self.paths):
             file = folder / path
-            if file.is_file() and (_stamp(file) == self.stamps[i] or file_digest(file).hex() == self.contents[i]):
+            if sources.exists(file) and (_stamp(file) == self.stamps[i] or file_digest(file).hex() == self.contents[i]):
                 kept.append(i)
         return self.rows(kept)
 
@@ -205,8 +205,7 @@ def begin_pile(before: Pile | None, words: Words, folder: Path, seed: int) -> Pi
 
 
 def _stamp(path: Path) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+    return list(sources.stamp(path)[:2])
 
 
 class Towers:

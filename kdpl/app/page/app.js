@@ -237,7 +237,11 @@ $("confirm").onclick = confirmed;
 $("none").onclick = () => label(null);
 $("unlabel").onclick = () => send({do: "unlabel", photos: targets()});
 $("clear").onclick = () => grid.select([]);
-$("view").onchange = $("order").onchange = $("filter").oninput = show;
+$("view").onchange = $("order").onchange = $("filter").oninput = () => { // keys are for the first photo, which is in sight
+  grid.active = null;
+  $("grid").scrollTop = 0;
+  show();
+};
 $("filter").onkeydown = event => { event.stopPropagation(); if (["Escape", "Enter"].includes(event.key)) $("grid").focus(); };
 
 function byKey(event) {

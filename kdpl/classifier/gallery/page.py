@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from kdpl.common import sources
 from kdpl.common.images import cut_extreme, refuse_special_files, to_rgb
 
 THUMBNAIL = 192  # longest side in pixels
@@ -70,8 +71,10 @@ def read_thumbnail(path: str | os.PathLike) -> bytes:
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    refuse_special_files(path)
-    with Image.open(path) as image:
+    opened = sources.opened(path)
+    if opened is path:
+        refuse_special_files(path)
+    with Image.open(opened) as image:
         image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
         return thumbnail(cut_extreme(to_rgb(image)))
 

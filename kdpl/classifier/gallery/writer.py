@@ -11,6 +11,7 @@ from kdpl.classifier.gallery.page import data_url, page_head, page_tail, read_th
 from kdpl.classifier.predictions.tables import Row, Writer, written
 from kdpl.common.files import file_digest
 from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, check_folder, is_file, take_folder
+from kdpl.common.sources import is_inside
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
 IN_A_FOLDER = 1000
@@ -51,7 +52,8 @@ class GalleryWriter(Writer):
 
     def write(self, rows: Sequence[Row]) -> None:
         for row, picture in zip(rows, self._pool.map(_thumbnail, [row.path for row in rows]), strict=True):
-            extras = {"full": self._address(row.path), **self._seen(row.path)}
+            full = {} if is_inside(row.path) else {"full": self._address(row.path)}
+            extras = full | self._seen(row.path)
             self.file.write(row_line(written(row.path), row.shown(self.top), self._place(picture), extras))
 
     def _seen(self, path: str) -> dict[str, str]:

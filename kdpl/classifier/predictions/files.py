@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kdpl.common import sources
 from kdpl.common.images import list_images
 
 
@@ -35,7 +36,7 @@ def find(given: Sequence[str]) -> Found:
     Raises:
         InputError: a path does not exist, or a folder has no image.
     """
-    missing = [path for path in given if path != "-" and not os.path.lexists(path)]
+    missing = [path for path in given if path != "-" and not (os.path.lexists(path) or sources.is_source(path))]
     if missing:
         shown = ", ".join(f"'{path}'" for path in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InputError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
@@ -45,7 +46,7 @@ def find(given: Sequence[str]) -> Found:
         if path == "-":
             images |= dict.fromkeys(_listed())
             continue
-        if not os.path.isdir(path):
+        if not (os.path.isdir(path) or sources.is_source(path)):
             images[path] = None
             continue
         try:
