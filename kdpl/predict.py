@@ -65,7 +65,7 @@ def check(args: argparse.Namespace) -> Found:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
     check_prompts(args.prompts, args.images)
     found = find(args.images)
-    check_files([args.csv, args.json, args.html], [*found.images, args.classnames, args.learner])
+    check_files([args.csv, args.json, args.html], [*found.images, args.classnames, *args.learner])
     for folder in filter(None, (args.copy_to, args.link_to)):
         check_folder(folder, SORTED)
         for photos in filter(os.path.isdir, args.images):

@@ -76,7 +76,8 @@ def _classes() -> dict[str, tuple[str, dict[str, Any]]]:
                 assigned = [n for n in definition.body if isinstance(n, ast.Assign)]
                 values = {n.targets[0].id: n.value for n in assigned if isinstance(n.targets[0], ast.Name)}
                 if "defaults" in values:
-                    found[definition.name] = ast.literal_eval(values["node"]), ast.literal_eval(values["defaults"])
+                    options = {"PREC": "fp16", **ast.literal_eval(values["defaults"])}
+                    found[definition.name] = ast.literal_eval(values["node"]), options
     return found
 
 
