@@ -217,7 +217,7 @@ def evaluate(args: argparse.Namespace, mistakes: bool = True) -> int:
     check_prompts(args.prompts)
     if not os.path.isfile(args.labels):
         raise FileNotFoundError(f"There is no file of labels '{args.labels}'.")
-    check_files([args.csv], [args.labels, args.classnames, args.learner])
+    check_files([args.csv], [args.labels, args.classnames, *args.learner])
     classifier = classifier_of(args)
     given = read_labels(args.labels, classifier.classnames)
     check_files([args.csv], [label.path for label in given])

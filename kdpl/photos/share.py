@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(args: argparse.Namespace) -> None:
     """Check all that can be checked, then write what is asked for."""
     check_prompts(args.prompts, [args.folder or ""])
-    check_files([args.head], [args.classnames, args.learner])
+    check_files([args.head], [args.classnames, *args.learner])
     runtime = {}
     if args.folder:
         check_folder(args.folder, EXPORT, args.check)
