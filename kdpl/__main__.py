@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.environment import VERSION
+from kdpl.common.files import cache_dir
 from kdpl.common.messages import did_you_mean
 
 
@@ -75,6 +76,10 @@ def _run(argv: Sequence[str] | None) -> int:
     command = COMMANDS[name]
     if name in ("predict", "eval", "names"):  # threads that wait for the model and spin would keep the cores from the decoders
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        cache_dir()
+    except ValueError as error:  # before minutes of work
+        return exits.report(error, exits.BAD_INPUT)
     sys.argv[0] = f"kdpl {name}"  # what the parsers print
     module, _, function = command.module.partition(":")
     return getattr(importlib.import_module(module), function or "main")(rest)

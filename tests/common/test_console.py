@@ -28,3 +28,10 @@ def test_a_mistyped_command_is_answered_with_the_closest(capsys):
     assert main(["predcit"]) == exits.BAD_INPUT
     assert "'predcit' is not a command of kdpl. Did you mean 'predict'?" in capsys.readouterr().err
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("kdpl ")
+
+
+def test_a_cache_folder_of_nobody_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KDPL_CACHE", "~nobody-of-this-name/x")
+    assert main(["fit", "--demo", "-o", str(tmp_path / "demo")]) == exits.BAD_INPUT
+    assert "KDPL_CACHE is '~nobody-of-this-name/x', and there is no such user" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
