@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.common.messages import did_you_mean
-from kdpl.experiments.sweep import slurm, status
+from kdpl.experiments.sweep import slurm, work
 from kdpl.experiments.sweep.many import do_here, dry_run, planned, run_sweep
 from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = {key: value for key in (*DESCRIBED, "data", "output") if (value := getattr(args, key))}
             sweep = sweep_of(content, f"flags-{args.protocol}", "the flags")
         if args.status:
-            return status.show(sweep, planned(sweep))
+            return work.show(sweep, planned(sweep))
         if args.dry_run:
             dry_run(sweep, slurm.parameters(sweep) if args.executor == "slurm" else {}, args.redo)
             return 0

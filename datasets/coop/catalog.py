@@ -16,7 +16,7 @@ from dassl.data.datasets import Datum
 from yacs.config import CfgNode
 
 from kdpl.datasets.base import ClassListDataset, draws_blindly, subsample_classes
-from kdpl.datasets.coop import readers
+from kdpl.datasets.coop import folder
 from kdpl.datasets.coop.folder import DataFolder, Split
 from kdpl.datasets.coop.splits import drawn_split, load_split
 
@@ -47,7 +47,7 @@ class Facts:
     folder: str  # under DATASET.ROOT
     images: str  # folder of the images, relative to `folder`; paths in split files start there
     sizes: Sequence[int]  # published numbers of training, validation and test images
-    read: Callable[[DataFolder], Split]  # of readers.py: returns the three lists
+    read: Callable[[DataFolder], Split]  # of folder.py: returns the three lists
     sources: tuple[Source, ...]  # files to be fetched
     classes: int = 0  # number of class folders, of a data set whose folders are a part of those of classnames.txt
     test_only: bool = False  # there is no training list; the test list gives the class names
@@ -65,7 +65,7 @@ class Facts:
 
 def _facts(name: str, entry: dict[str, Any]) -> Facts:
     sources = tuple(Source(**{**source, "gives": tuple(source["gives"])}) for source in entry["sources"])
-    return Facts(name=name, **{**entry, "read": getattr(readers, entry["read"]), "sources": sources})
+    return Facts(name=name, **{**entry, "read": getattr(folder, entry["read"]), "sources": sources})
 
 
 _ENTRIES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

@@ -15,8 +15,7 @@ from dassl.data.datasets import DatasetBase
 
 from kdpl.common.files import atomic_write
 from kdpl.datasets.base import blind_draw, fewshot, kept_labels
-from kdpl.datasets.coop.folder import DamagedDataError, DataFolder, Split
-from kdpl.datasets.coop.readers import LISTING, imagenet, read_split
+from kdpl.datasets.coop.folder import LISTING, DamagedDataError, DataFolder, Split, imagenet, read_split
 
 CACHE_FOLDER = "split_fewshot"
 

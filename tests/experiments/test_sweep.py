@@ -18,7 +18,7 @@ from support.sweeps import fork_steps
 from kdpl.common import exits, lock
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import Manifest
-from kdpl.experiments.sweep import plan, status, work
+from kdpl.experiments.sweep import plan, work
 from kdpl.experiments.sweep.plan import minutes, read_sweep
 from kdpl.experiments.sweep.runs import Resources, Run, Step, Sweep, config_of, runs_of
 from kdpl.sweep import main
@@ -234,7 +234,7 @@ def test_status_is_of_files_processes_and_records(tmp_path, capsys):
     work.write_record(sweep, killed, "running")
     record = work.record_file(sweep, killed)
     record.write_text(record.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}'))
-    states = status.states(sweep, runs)
+    states = work.states(sweep, runs)
     assert [state.name for state in states] == ["finished", "failed", "running", "waiting"]
     assert [state.active for state in states] == [False, False, True, False]
     assert main(["status", str(file)]) == exits.FAILED
@@ -314,7 +314,7 @@ def test_a_failed_run_stops_no_other_is_named_with_its_log_and_is_tried_again(tm
     assert main([str(file)]) == 0
     assert "1 tried, 0 failed, 1 skipped" in capsys.readouterr().out
     assert "41.50 ± 0.50" in report.read_text()
-    assert [state.name for state in status.states(read_sweep(file), runs)] == ["finished"] * 2
+    assert [state.name for state in work.states(read_sweep(file), runs)] == ["finished"] * 2
 
 
 # ----------------------------------------------------------------------------- Slurm, without one: see tests/slurm, too
@@ -397,7 +397,7 @@ def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its
     job.send_signal(signal.SIGUSR1)
     printed, _ = job.communicate(timeout=120)
     assert (fake_slurm / "requeued").read_text() == "requeue 7_0\n", printed
-    assert status.states(sweep, [first]) == [status.State("waiting", work.read_record(sweep, first)["reason"])]
+    assert work.states(sweep, [first]) == [work.State("waiting", work.read_record(sweep, first)["reason"])]
 
     job = run_job(sweep.folder, 0)
     printed, _ = job.communicate(timeout=120)
@@ -488,7 +488,7 @@ def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_pat
     assert "the same command resumes them" in before
     console = first.steps[0].folder / "console.txt"
     assert "Stopped by SIGTERM after saving" in console.read_text()
-    assert status.states(sweep, [first])[0] == status.State("waiting", work.read_record(sweep, first)["reason"])
+    assert work.states(sweep, [first])[0] == work.State("waiting", work.read_record(sweep, first)["reason"])
 
     fork_steps(monkeypatch)
     folder, over = third.steps[0].folder, threading.Event()
@@ -513,7 +513,7 @@ def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_pat
     report = (sweep.folder / "report.txt").read_text()
     assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
     assert (sweep.folder / "report.csv").is_file() and "| data set" in (sweep.folder / "report.md").read_text()
-    assert {state.name for state in status.states(sweep, runs)} == {"finished"}
+    assert {state.name for state in work.states(sweep, runs)} == {"finished"}
 
 
 def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_to(tmp_path, capsys):

@@ -12,7 +12,7 @@ from support import ROOT
 from support.files import EIGHT, sweep_file
 
 from kdpl.common import exits
-from kdpl.experiments.sweep import status, work
+from kdpl.experiments.sweep import work
 from kdpl.experiments.sweep.plan import read_sweep
 from kdpl.experiments.sweep.runs import Run, runs_of
 
@@ -80,7 +80,7 @@ def test_eight_jobs_one_of_them_preempted_end_in_the_complete_report(tmp_path):
     printed = output_of(waiting)
     log = (plan.folder / "jobs" / f"{job}_0_log.out").read_text()
     assert f"Requeued job {job}" in log and "Resume from" in console(preempted)
-    assert {state.name for state in status.states(plan, runs)} == {"finished"}
+    assert {state.name for state in work.states(plan, runs)} == {"finished"}
     report = (plan.folder / "report.txt").read_text()
     assert report.strip() in printed and "seeds)" not in report and "over seeds 1, 2" in report
     assert "Base-to-new" in report
@@ -98,10 +98,10 @@ def test_a_job_that_is_cancelled_stays_so_and_one_that_fails_is_named(tmp_path):
     subprocess.run(["scancel", work.read_record(plan, cancelled)["job"]], check=True)
     printed = output_of(waiting, exits.FAILED)
     assert f"  {failed.label}: " in printed and f"(all of it: {failed.steps[0].folder}/console.txt)" in printed
-    assert [state.name for state in status.states(plan, runs)] == ["waiting", "failed"]
+    assert [state.name for state in work.states(plan, runs)] == ["waiting", "failed"]
     assert "Stopped by SIG" in console(cancelled) and work.read_record(plan, cancelled)["state"] == "interrupted"
 
     broken.unlink()
     output_of(sweep(file, "--executor", "slurm", "--wait"))
     assert "Resume from" in console(cancelled)
-    assert status.states(plan, runs) == [status.State("finished")] * 2
+    assert work.states(plan, runs) == [work.State("finished")] * 2

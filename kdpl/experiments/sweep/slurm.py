@@ -16,8 +16,7 @@ from kdpl.common.environment import PACKAGE
 from kdpl.config.keys import ConfigError
 from kdpl.experiments.sweep.many import run_sweep, sorted_out, write_report
 from kdpl.experiments.sweep.runs import Run, Sweep, runs_of
-from kdpl.experiments.sweep.status import slurm_queue, states
-from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, read_record, write_record
+from kdpl.experiments.sweep.work import Outcome, Stop, do, environment, read_record, slurm_queue, states, write_record
 
 WARNING_S = 120  # how long before the end of its time a job is asked to save
 
