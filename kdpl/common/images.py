@@ -23,14 +23,11 @@ from kdpl.common import sources
 from kdpl.common.files import RECORD
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
+from kdpl.common.sources import HEIF_SUFFIXES, SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-SUFFIXES = HEIF_SUFFIXES.union(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 MEDIA = frozenset(  # pictures and films that people have and that are not read
     (
         ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",

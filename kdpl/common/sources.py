@@ -16,6 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+SUFFIXES = HEIF_SUFFIXES.union(
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
 HUGGING_FACE = "hf:"
 TAR = ".tar"
 BLOCK = 512  # bytes of a tar file's headers
@@ -144,8 +149,6 @@ class Shard:
     """The index of a tar file: where its photos are."""
 
     def __init__(self, path: str | os.PathLike):
-        from kdpl.common.images import SUFFIXES
-
         self.photos: dict[str, tuple[int, int]] = {}  # name: where its bytes begin, and how many there are
         self.unreadable: dict[str, str] = {}
         self.others = 0
