@@ -18,6 +18,7 @@ from kdpl.common.command import run_command
 from kdpl.common.exits import report
 from kdpl.common.images import media_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
+from kdpl.common.sources import is_inside
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of
 from kdpl.photos.evaluate import GIVEN, TEACHER, read_record
 
@@ -66,6 +67,8 @@ def check(args: argparse.Namespace) -> Found:
     check_prompts(args.prompts, args.images)
     found = find(args.images)
     check_files([args.csv, args.json, args.html], [*found.images, args.classnames, *args.learner])
+    if (args.copy_to or args.link_to) and any(map(is_inside, found.images)):
+        raise InputError("--copy-to and --link-to are for files: photos in shards and data sets stay where they are.")
     for folder in filter(None, (args.copy_to, args.link_to)):
         check_folder(folder, SORTED)
         for photos in filter(os.path.isdir, args.images):

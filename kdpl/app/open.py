@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         photos, words = Path(pile.facts["folder"]), Words(*(pile.facts[key] for key in ("student", "teacher", "template")))
         if not photos.is_dir():
-            raise ConfigError(f"The photos of '{output}' were in '{photos}', which is not there.")
+            raise ConfigError(f"The photos of '{output}' were in '{photos}', which is not a folder that is there.")
     take_folder(output, FIT, photos)
     journal = Journal(output)
     if not journal.read() and not names and (output / "names.txt").is_file():

@@ -18,6 +18,7 @@ from kdpl.app.journal import ChangeError, Decided, Journal, replay
 from kdpl.app.sorting import Sorted, Sorter
 from kdpl.bundle import Decision, write_bundle
 from kdpl.classifier.keywords import SidecarError, write_keywords
+from kdpl.common import sources
 from kdpl.common.files import cache_dir
 from kdpl.common.images import to_rgb
 from kdpl.photos.answers import head_bundle
@@ -250,10 +251,10 @@ class Session:
     def photo(self, number: int) -> tuple[bytes, str]:
         """Return a photo as browsers show it: as it is, or as a JPEG; errors as for `thumbnail`."""
         path = self._path(number)
-        with Image.open(path) as image:
+        with Image.open(sources.opened(path)) as image:
             kind = SHOWN_BY_BROWSERS.get(image.format or "")
-            if kind and path.stat().st_size <= LARGEST:
-                return path.read_bytes(), kind
+            if kind and sources.stamp(path).size <= LARGEST:
+                return sources.content(path) or path.read_bytes(), kind
             image.draft("RGB", (SIDE, SIDE))
             small = to_rgb(image)
         small.thumbnail((SIDE, SIDE))

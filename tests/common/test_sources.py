@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support import ROOT, processes
+from support import ROOT, mostly_slow, processes
 from support.ranks import run_ranks
 from support.trainings import SMALL, assert_same, train
 
@@ -68,6 +68,7 @@ def test_the_photos_of_all_places_are_the_same_in_the_same_order(places):
     assert list_images(places["shards"]).others == 80  # captions and facts
 
 
+@pytest.mark.slow
 def test_a_fit_and_its_predictions_do_not_depend_on_the_place(places, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     fits, tables = {}, {}
@@ -86,7 +87,8 @@ def test_a_fit_and_its_predictions_do_not_depend_on_the_place(places, tmp_path):
         assert_same(fit, fits["folder"])
 
 
-@pytest.mark.parametrize("kind", ["shards", "parquet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", mostly_slow(["shards", "parquet"], sample=["shards"]))
 def test_a_training_does_not_depend_on_the_place(places, tmp_path, kind):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     learned = [trained(places[each], tmp_path / each, tmp_path / "names.txt") for each in ("folder", kind)]
@@ -122,6 +124,7 @@ RANK = """if True:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_see_each_photo_once(places, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     (tmp_path / "rank.py").write_text(RANK)
