@@ -25,13 +25,12 @@ def check(cfg: CfgNode) -> None:
     Raises:
         ConfigError: the trainer has no teacher, or TRAINER.KDPL.VIEWS or CACHE_DIR is not set.
     """
-    if not is_distilled(cfg.TRAINER.NAME):
-        raise ConfigError(
-            f"TRAINER.NAME (--trainer) '{cfg.TRAINER.NAME}' has no teacher: expected one of KDPL, such as KDPL_CoOp."
-        )
-    if cfg.TRAINER.KDPL.VIEWS < 1:
-        raise ConfigError(f"TRAINER.KDPL.VIEWS is {cfg.TRAINER.KDPL.VIEWS}, expected the number of views per image, 1 or more.")
-    if not cfg.TRAINER.KDPL.CACHE_DIR:
+    name, options = cfg.TRAINER.NAME, cfg.TRAINER.KDPL
+    if not is_distilled(name):
+        raise ConfigError(f"TRAINER.NAME (--trainer) '{name}' has no teacher: expected one of KDPL, such as KDPL_CoOp.")
+    if options.VIEWS < 1:
+        raise ConfigError(f"TRAINER.KDPL.VIEWS is {options.VIEWS}, expected the number of views per image, 1 or more.")
+    if not options.CACHE_DIR:
         raise ConfigError("TRAINER.KDPL.CACHE_DIR is not set, expected the folder for the features.")
 
 
@@ -62,16 +61,11 @@ def fill(trainer) -> tuple[int, int]:
                 progress.update(missing - sum(f.table.missing for f in features) - progress.n)
             for f in features:
                 f.table.save()
-    left = sum(f.table.missing for f in features)
-    if left:
-        raise FloatingPointError(
-            f"{left:,} of {total:,} features are NaN or infinite and were not stored: set TRAINER.KDPL.PREC fp32."
-        )
-    lost = [f.table.store.path for f in features if distributed.is_main() and not f.table.store.writable]
+    if left := sum(f.table.missing for f in features):
+        raise FloatingPointError(f"{left:,} of {total:,} features are NaN or infinite: set TRAINER.KDPL.PREC fp32.")
+    lost = [str(f.table.store.path) for f in features if distributed.is_main() and not f.table.store.writable]
     if distributed.any_rank(bool(lost)):
-        raise OSError(
-            f"The features could not be stored in {', '.join(map(str, lost))}: see above. Make room, and start again."
-        )
+        raise OSError(f"The features could not be stored in {', '.join(lost)}: see above. Make room, and start again.")
     return missing, total
 
 
