@@ -24,7 +24,7 @@ from common import ROOT, in_own_process, machine, peak_memory, print_rows, rando
 from PIL import Image
 
 STARTED = time.time()
-WAYS = ("kdpl", "kdpl again", "kdpl full size", "open_clip", "transformers", "tower alone")
+WAYS = ("kdpl", "kdpl again", "open_clip", "transformers", "tower alone")
 BATCH = 16
 DISTINCT = 24  # pictures that are drawn; further files are theirs, with other bytes behind the end
 
@@ -74,14 +74,14 @@ def write_prompts(folder: Path, name: str, classes: int) -> None:
     write_bundle(folder, bundle)
 
 
-def by_kdpl(folder: Path, flags: list[str]) -> Measured:
+def by_kdpl(folder: Path) -> Measured:
     from kdpl import predict
     from kdpl.classifier.predictions.run import Run
     from kdpl.photos.commands import classifier_of
 
     output = folder / "out.jsonl"
     common = ["--json", str(output), "--quiet", "--batch-size", str(BATCH), "--device", "cpu", "--top", "100"]
-    command = predict.parse_args([str(folder), str(folder / "images"), *common, *flags])
+    command = predict.parse_args([str(folder), str(folder / "images"), *common])
     images = predict.check(command)
     classifier = classifier_of(command, command.device)
     start = clocks()
@@ -150,13 +150,12 @@ def by_nothing(folder: Path) -> Measured:
 
 def measure(folder: Path, way: str) -> dict:
     """Run one way in this process."""
-    flags = {"kdpl full size": ["--full-size", "--no-cache"]}.get(way, [])
     calls = {"open_clip": by_open_clip, "transformers": by_transformers, "tower alone": by_nothing}
-    seconds, cpu, first, found = calls[way](folder) if way in calls else by_kdpl(folder, flags)
+    seconds, cpu, first, found = calls[way](folder) if way in calls else by_kdpl(folder)
     count = len(list((folder / "images").iterdir()))
     row = {"way": way, "photos": count, "photos_per_s": count / seconds, "cpu_s": cpu / count, "first_s": first}
     (folder / f"{way}.json").write_text(json.dumps(found), encoding="utf-8")
-    exact = folder / "kdpl full size.json"
+    exact = folder / "open_clip.json"  # photos decoded at their full size
     if found and exact.is_file():
         expected = json.loads(exact.read_text(encoding="utf-8"))
         row["difference"] = max(abs(p - expected[path][n]) for path, ps in found.items() for n, p in ps.items())
@@ -181,7 +180,7 @@ def main() -> None:
         write_prompts(folder, "ViT-B/32", args.classes)
         write_photos(folder / "images", args.photos, tuple(args.size))
         ways = [w for w in WAYS if w != "transformers" or importlib.util.find_spec("transformers")]
-        order = ["kdpl full size", *(w for w in ways if w != "kdpl full size")]
+        order = ["open_clip", *(w for w in ways if w != "open_clip")]
         rows = {way: in_own_process(sys.argv[0], "--measure", folder, way)["rows"][0] for way in order}
     print_rows([rows[way] for way in ways], args.json)
 

@@ -48,7 +48,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=workers, metavar="N", help=f"threads that read images (default: {workers})")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add_prompt_flags(parser)
-    add("--full-size", action="store_true", help="decode large JPEGs at their full size (exact, and slower)")
     add("--no-cache", action="store_true", help="neither read nor write the cache of image features")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image (default: {MAX_PIXELS:,})")
     args = parser.parse_args(argv)

@@ -3,39 +3,31 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torchvision.transforms as T
-from PIL import Image
 from torch import Tensor
 
 from kdpl.clip.preprocessing import Preprocessing
-from kdpl.common import sources
 from kdpl.common.files import file_key
 from kdpl.common.images import BadImageError, as_image, cut_extreme, is_one_image, open_image
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
-    from kdpl.classifier.classifier import Classifier
     from kdpl.common.features import FeatureFile
 
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
 
 BATCH_SIZE = 64
 WORKERS = min(8, os.cpu_count() or 1)
-PROMISE = 0.01  # the most by which a probability may differ
-TOLERANCE = PROMISE / 2  # in the sample
-SAMPLE = 8, 16  # photos, at least and at most: two alike photos may say nothing about the next one
-SHARE = 10  # of so many photos one is sampled
-LOOKED_AT = 64  # photos whose headers are read, to find large ones
-FACTORS = (1, 2, 4)  # of the input's side: what the shorter edge keeps at least
+LEAST = 2  # times the input's side: what the shorter edge of a JPEG keeps at least when it is decoded at a part of its size
 
 
 @dataclass
@@ -58,7 +50,7 @@ class Decoder:
     Attributes:
         seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
             images that were not decoded yet) and "model", which the classifier adds.
-        least: JPEG files may be decoded at a fraction of their size if the shorter edge keeps this many pixels; 0: never.
+        least: JPEG files are decoded at a half, a quarter or an eighth of their size if the shorter edge keeps so many pixels.
         known: features by `file_key`; an image file that is among them is not read.
     """
 
@@ -66,7 +58,7 @@ class Decoder:
         self.size = preprocessing.size
         self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
         self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
-        self.least = 0
+        self.least = LEAST * max(self.size)
         self.known: FeatureFile | None = None
 
     @contextmanager
@@ -161,72 +153,3 @@ def _missing_as_bad(path: str | os.PathLike) -> Iterator[None]:
 def stacked_pixels(batch: list[Decoded]) -> Tensor:
     """Return the pixels (B, 3, H, W) of decoded images."""
     return torch.stack([item.pixels for item in batch])
-
-
-class Chosen(NamedTuple):
-    """At which size JPEGs are decoded, and what it was chosen by."""
-
-    least: int  # see `Decoder.least`
-    sampled: int
-    difference: float  # the largest of a probability in the sample
-
-    def words(self) -> str:
-        """Return a line about it; empty if nothing was measured."""
-        if not self.sampled:
-            return ""
-        if not self.least:
-            return f"Large JPEGs were decoded in full: at a smaller size probabilities differ by up to {self.difference:.3f}"
-        return (
-            f"Large JPEGs were decoded at a fraction of their size: on {self.sampled} of them no probability differs by more "
-            f"than {self.difference:.4f} (--full-size decodes all in full)"
-        )
-
-
-def choose_size(classifier: "Classifier", paths: Sequence[str], cache: "Callable[[int], FeatureFile] | None" = None) -> Chosen:
-    """Return at which size JPEGs among these images should be decoded.
-
-    A JPEG can be decoded at a half, a quarter or an eighth of its size in a fraction of the time. What that does to the
-    probabilities is measured in each run: some of its own photos, spread over all, are predicted both ways, and the smallest
-    size is taken whose probabilities differ by at most `TOLERANCE`, a half of what is promised. Without such a size, JPEGs are
-    decoded in full.
-
-    Args:
-        cache: of image features, by `Decoder.least`.
-    """
-    decoder, side = classifier.decoder, max(classifier.decoder.size)
-    least, most = SAMPLE
-    sample = _large_jpegs(paths, 2 * side)[: min(most, len(paths) // SHARE)]
-    if len(sample) < least:  # it would say too little, or take as long as it saves
-        return Chosen(0, 0, 0.0)
-    before = decoder.least, decoder.known
-
-    def probabilities(least: int) -> torch.Tensor:
-        decoder.least, decoder.known = least, cache(least) if cache else None
-        return classifier(sample)
-
-    try:
-        exact, difference = probabilities(0), 0.0
-        for factor in FACTORS:
-            difference = float((probabilities(factor * side) - exact).abs().max())
-            if difference <= TOLERANCE:
-                return Chosen(factor * side, len(sample), difference)
-        return Chosen(0, len(sample), difference)
-    except BadImageError:  # one of the sample cannot be read: it is reported when its turn comes
-        return Chosen(0, 0, 0.0)
-    finally:
-        decoder.least, decoder.known = before
-
-
-def _large_jpegs(paths: Sequence[str], least: int) -> list[str]:
-    """Return JPEGs spread over all images whose shorter edge has at least that many pixels."""
-    step = max(1, len(paths) // LOOKED_AT)
-    found = []
-    for path in paths[::step][:LOOKED_AT]:
-        if str(path).lower().endswith((".jpg", ".jpeg", ".jfif")) and sources.exists(path):
-            try:
-                with Image.open(sources.opened(path)) as image:
-                    if image.format in ("JPEG", "MPO") and min(image.size) >= least:
-                        found.append(path)
-            except Exception:  # of many kinds: it is reported when its turn comes
-                continue
-    return found[:: max(1, len(found) // SAMPLE[1])]

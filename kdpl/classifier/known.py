@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
 
 
-def known_features(classifier: "Classifier", least: int) -> FeatureFile:
-    """Return the normalised image features that earlier predictions have computed, by `file_key` of the image.
-
-    Args:
-        least: as `Decoder.least`, at which size the images are decoded.
-    """
+def known_features(classifier: "Classifier") -> FeatureFile:
+    """Return the normalised image features that earlier predictions have computed, by `file_key` of the image."""
     clip, bundle = classifier.clip, classifier.bundle
     prompts = hashlib.sha256()
     if not classifier.encoder.images_are_frozen:
@@ -33,6 +29,6 @@ def known_features(classifier: "Classifier", least: int) -> FeatureFile:
         "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
         "device": clip.device.type,
         "libraries": [PIL.__version__, torch.__version__],
-        "least": least,
+        "least": classifier.decoder.least,
     }
     return FeatureFile(cache_dir() / "image_features", meaning, clip.embed_dim)

@@ -27,6 +27,7 @@ ON_GPU = "ViT-H-14-quickgelu"  # the paper's
 ON_CPU = "ViT-L-14:dfn2b"  # two cores look at a thousand photos in 6 (with bf16) to 11 minutes: benchmarks/fit.py --towers
 TEMPLATE = "a photo of a {}."
 HUB = "hf-hub:"
+FEATURES = "features.safetensors"  # of the photos, in the output folder of a fit
 
 
 def doing(what: str, total: int = 0, unit: str = "", quiet: bool = False) -> tqdm:

@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(args: argparse.Namespace, mistakes: bool = True) -> int:
     """Evaluate as the command line asks; return the exit status."""
     unread: list[str] = []
-    check_prompts(args.prompts)
+    check_prompts(args.prompts, [args.labels])
     if not os.path.isfile(args.labels):
         raise FileNotFoundError(f"There is no file of labels '{args.labels}'.")
     check_files([args.csv], [args.labels, args.classnames, *args.learner])

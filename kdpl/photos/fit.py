@@ -15,7 +15,7 @@ from kdpl.common import exits
 from kdpl.common.class_names import read_class_names
 from kdpl.common.outputs import DEMO, FIT, check_folder
 from kdpl.config.keys import ConfigError
-from kdpl.photos.commands import add_clip_flags, check_photos, check_sentences, doing, guarded
+from kdpl.photos.commands import FEATURES, add_clip_flags, check_photos, check_sentences, doing, guarded
 
 DEMO_OUT = "kdpl_demo"
 
@@ -136,6 +136,8 @@ def run_refit(args: argparse.Namespace) -> int:
     start, output = time.perf_counter(), Path(args.output or args.fit)
     names = check(args)
     check_folder(output, FIT)
+    if not (features := Path(args.fit, FEATURES)).is_file():
+        raise ConfigError(f"'{features}' is missing: expected the output folder of `kdpl fit`.")
     with doing("Loading PyTorch", quiet=args.quiet):
         from kdpl.photos import fitting
     count = fitting.refit_in(Path(args.fit), output, args, names)

@@ -20,7 +20,7 @@ from kdpl.common import lock, sources
 from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write, name_below, remove_parts
 from kdpl.common.images import BadImageError, list_images, media_line
-from kdpl.common.outputs import FIT, take_folder
+from kdpl.common.outputs import FIT, check_folder, take_folder
 from kdpl.config.keys import ConfigError
 from kdpl.photos.answers import LEAST_DIFFERENT, Fitted, Row, decide, head_bundle, measured, paragraph, refit, split
 from kdpl.photos.commands import doing, teacher_name, with_size
@@ -118,10 +118,9 @@ def refit_in(source: Path, output: Path, args: argparse.Namespace, names: list[s
         ValueError, OSError: the message names what cannot be used.
     """
     pile = read_pile(source)
-    if pile is None or not pile.facts:
-        raise ConfigError(f"'{source / FILE}' is missing: expected the output folder of `kdpl fit`.")
     refuse_doubles(names, f"'{args.names}'")
     facts = pile.facts
+    check_folder(output, FIT, facts["folder"])
     labels = labels_of(args.labels, names, Path(facts["folder"]), set(pile.paths)) if args.labels else {}
     words = Words(facts["student"], facts["teacher"], facts["template"])
     refuse_same(words, names)

@@ -97,7 +97,7 @@ def settings(task: Task, learner: Learner) -> tuple[CfgNode, list[str]]:
     flags = {
         "DATASET.NAME": "ImageFolder",
         "DATASET.ROOT": task.pile.facts["folder"],
-        "DATASET.IMAGE_LIST": str(folder / "photos.json"),
+        "DATASET.IMAGE_LIST": str(folder / "images.json"),
         "DATASET.TEMPLATE": words.template if words.template != DEFAULT else "",
         "DATASET.CLASSNAMES": str(task.folder / "names.txt"),
         "DATASET.NUM_SHOTS": -1,
@@ -155,7 +155,7 @@ def train(task: Task, learner: Learner, quiet: bool) -> None:
     from dassl.utils import set_random_seed, setup_logger
 
     cfg, photos = settings(task, learner)
-    with atomic_write(task.folder / learner.key / "photos.json", "w") as file:
+    with atomic_write(task.folder / learner.key / "images.json", "w") as file:
         json.dump(photos, file, indent=1)
     with doing(f"Learning {learner.title}", quiet=quiet), redirect_stdout(io.StringIO() if quiet else _Steps()):
         setup_logger(cfg.OUTPUT_DIR)

@@ -30,12 +30,12 @@ from kdpl.common.safe_text import parse_json
 from kdpl.config.keys import ConfigError
 from kdpl.datasets.emoji.scenes import EMBEDDED as EMBEDDED_FOLDER
 from kdpl.distill.teacher import Teacher
+from kdpl.photos.commands import FEATURES as FILE
 from kdpl.photos.commands import device_type
 from kdpl.text.prompts import sentence_features
 from kdpl.text.templates import DEFAULT, fill
 from kdpl.text.vocabulary import load_vocabulary
 
-FILE = "features.safetensors"
 KEY = "kdpl_pile"  # of the metadata
 SAVE_EVERY = 60.0  # seconds of a pass that a killed process loses at most
 BACKGROUND = 500  # names of the vocabulary with which the class names are compared

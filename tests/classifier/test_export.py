@@ -100,8 +100,9 @@ def exported(prompts, tmp_path_factory):
 
 def test_the_model_prepares_images_as_predict_does(exported, prompts, photos):
     session = onnxruntime.InferenceSession(exported / "model.onnx")
+    least = json.loads((exported / "names.json").read_text(encoding="utf-8"))["least"]
     for path, (probabilities, rejected) in expected_of(prompts, photos).items():
-        found, out = session.run(["probabilities", "rejected"], {"image": np.asarray(open_image(path))})
+        found, out = session.run(["probabilities", "rejected"], {"image": np.asarray(open_image(path, least))})
         assert np.abs(found[0] - probabilities).max() < 1e-3, path
         assert bool(out[0]) == rejected
     both = {rejected for _, rejected in expected_of(prompts, photos).values()}
@@ -284,9 +285,10 @@ def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_
     if not (node := shutil.which("node")):
         pytest.skip("there is no Node")
     expected = expected_of(prompts, photos)
+    least = json.loads((exported / "names.json").read_text(encoding="utf-8"))["least"]
     images = []
     for i, path in enumerate(expected):
-        pixels = np.asarray(open_image(path))
+        pixels = np.asarray(open_image(path, least))
         (tmp_path / f"{i}.rgb").write_bytes(pixels.tobytes())
         images.append([str(tmp_path / f"{i}.rgb"), *pixels.shape])
     script = f"""

@@ -22,7 +22,7 @@ from PIL import Image
 from support import ROOT, image_file, processes
 
 import kdpl
-from kdpl.bundle import BundleError, Decision, inside_score, read_bundle
+from kdpl.bundle import BundleError, inside_score, read_bundle
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
 from kdpl.common.files import file_digest
@@ -268,6 +268,11 @@ def test_a_refused_fit_rewrites_nothing(fitted, photos, tmp_path, capsys):
     assert fit(argv) == exits.BAD_INPUT
     assert "--student 'emoji_student', not 'emoji_teacher'" in capsys.readouterr().err
     assert refit([str(fitted[0]), str(tmp_path / "none.txt")]) == exits.BAD_INPUT
+    assert refit([str(fitted[0]), str(photos / "names.txt"), "-o", str(photos / "photos" / "out")]) == exits.BAD_INPUT
+    assert "is inside the photos' folder" in capsys.readouterr().err and not (photos / "photos" / "out").exists()
+    assert refit([str(tmp_path), str(photos / "names.txt")]) == exits.BAD_INPUT
+    err = capsys.readouterr().err
+    assert "features.safetensors' is missing" in err and "PyTorch" not in err
     assert contents_of(fitted[0]) == before
 
 
@@ -381,6 +386,8 @@ def test_a_trained_learner_is_compared_and_resumes_after_a_stop(photos, tmp_path
     assert processes.run(line, cwd=ROOT, env=env, capture_output=True, check=False).returncode == exits.SOME_UNREAD
     labels = [row["prompts"] for row in read_bundle(tmp_path / "out").comparison["rows"]]
     assert labels[-2:] == ["head on the photos", "class vectors"]
+    rows = labels_file(tmp_path / "l.csv", [(str(path), NAMES[0]) for path in (photos / "photos").glob("IMG_000?.png")])
+    assert evaluate([str(tmp_path / "out" / "learned" / "TaskRes"), "--labels", rows]) == 0, "it is a training of its own"
 
 
 def test_one_name_alone_is_compared_with_a_vocabulary_and_rejects(photos, tmp_path):
@@ -425,21 +432,6 @@ def test_the_score_is_the_log_odds_of_a_softmax_over_both():
     a, b = torch.randn(5, 3), torch.randn(5, 7)
     p = torch.cat([a, b], 1).softmax(1)[:, :3].sum(1)
     assert torch.allclose(inside_score(a, b), torch.log(p / (1 - p)), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"temperature": 0.0}, "'temperature' is 0.0"),
-        ({"threshold": 1.0}, "no background"),
-        ({"sentences": ["no place"]}, "does not hold one"),
-        ({"sentences": "a {}"}, "expected a list of text"),
-        ({"temprature": 1.0}, "it has 'temprature'"),
-    ],
-)
-def test_a_decision_that_cannot_be_is_refused(content, message):
-    with pytest.raises(ValueError, match=message):
-        Decision.of(content)
 
 
 @given(st.integers(4, 5000), st.integers(0, 50))

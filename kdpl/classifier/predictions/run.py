@@ -7,12 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from kdpl.classifier.decoding import choose_size
 from kdpl.classifier.known import known_features
 from kdpl.classifier.predictions.files import Found
 from kdpl.classifier.predictions.tables import CsvWriter, JsonWriter, Row, Sorter, Writer, line_of
@@ -42,7 +40,6 @@ class Run:
         counts: images by their likeliest name.
         rows: how many images are done.
         first_answer: time.time() of the first batch of rows; 0.0: there is none yet.
-        reduction: at which size large JPEGs are decoded, in words; empty: at their own.
 
     Raises:
         ValueError: images must be rejected or sorted, and cannot be.
@@ -62,7 +59,7 @@ class Run:
         self.top = min(args.top, len(self.names))
         self.unread: dict[str, str] = dict(found.unreadable)
         self.counts: Counter[str] = Counter()
-        self.rows, self.reduction, self.first_answer = 0, "", 0.0
+        self.rows, self.first_answer = 0, 0.0
         if args.reject:
             classifier.bundle.decision.check_reject(self.names)
         self.sorters = [
@@ -77,7 +74,7 @@ class Run:
     def __call__(self) -> None:
         """Predict all images, print and write what is asked for."""
         images = self.found.images
-        self._prepare(images)
+        self.classifier.decoder.known = None if self.args.no_cache else known_features(self.classifier)
         with ExitStack() as stack:
             if self.classifier.decoder.known is not None:
                 stack.callback(self.classifier.decoder.known.save)  # also if the run is stopped
@@ -136,21 +133,11 @@ class Run:
         known = self.classifier.decoder.known
         if known is not None and known.hits:
             lines.append(f"{known.hits:,} of them were known: their features were in the cache")
-        if self.reduction:
-            lines.append(self.reduction)
         kinds = Counter(reason.partition("' cannot be ")[2].partition(": ")[2] for reason in self.unread.values())
         lines += [f"  {count:,}: {kind}" for kind, count in kinds.most_common(10)]
         if media:
             lines.append(f"{media} not read")
         return lines
-
-    def _prepare(self, images: list[str]) -> None:
-        """Choose at which size large JPEGs are decoded, and find the features that are known."""
-        decoder, cache = self.classifier.decoder, None if self.args.no_cache else partial(known_features, self.classifier)
-        if not self.args.full_size:
-            chosen = choose_size(self.classifier, images, cache)
-            decoder.least, self.reduction = chosen.least, chosen.words()
-        decoder.known = cache(decoder.least) if cache else None
 
     def _rows(self, images: list[str], on_bad: Any) -> Iterator[list[Row]]:
         args = self.args

@@ -11,9 +11,12 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).parent
 
 
-def read_rgb(path: str) -> np.ndarray:
+def read_rgb(path: str, least: int = 0) -> np.ndarray:
     """Return a picture upright in RGB, transparency on white, 16 bits scaled to 8: (H, W, 3) uint8."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = Image.open(path)
+    if least:  # a large JPEG is decoded at a part of its size, as kdpl does
+        image.draft(None, (least, least))
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray(((np.asarray(image).clip(0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -33,7 +36,7 @@ if __name__ == "__main__":
     unread = 0
     for path in sys.argv[1:]:
         try:
-            image = read_rgb(path)
+            image = read_rgb(path, facts.get("least", 0))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow's decoders
             print(f"left out: {on_one_line(path)}: {on_one_line(str(error))}", file=sys.stderr)
             unread += 1

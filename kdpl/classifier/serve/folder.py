@@ -51,7 +51,8 @@ def write_folder(
     require_onnx()
     path = export_with_preprocessing(classifier, folder / "model.onnx", reject, half)
     with atomic_write(folder / "names.json", "w") as file:
-        json.dump({"names": classifier.classnames, "rejected": REJECTED}, file, ensure_ascii=False)
+        facts = {"names": classifier.classnames, "rejected": REJECTED, "least": classifier.decoder.least}
+        json.dump(facts, file, ensure_ascii=False)
     sources = {"client.py": HERE / "client.py", **(PAGE if runtime else {})}
     parts = {name: path.read_bytes() for name, path in sources.items()}
     for name, content in {**parts, **(runtime or {})}.items():
