@@ -245,7 +245,7 @@ class Distillation(Objective):
             output, extra = student(images, prepared, frozen=known), {}
             if self.labelled is not None:
                 output, extra["loss_labels"] = self.labelled.apart(output, len(frozen))
-            target = mean_logits(target, self.temperature)
+            target = mean_logits(target, self.temperature) if target.dim() == 3 else target
             terms = distillation_loss(output.logits, target, self.kind, self.temperature)
             output = output._replace(teacher_logits=target)
             own = {**student.regularisers(output, frozen, names), **extra}

@@ -94,7 +94,7 @@ class Student(nn.Module):
     def is_class_specific(cls, options: Mapping[str, Any]) -> bool:
         """Return whether every training class has parameters of its own with these options."""
         option = cls.learns_class_specific
-        return option == ALWAYS or bool(option and options[option])
+        return option == ALWAYS or bool(option and options.get(option))
 
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:

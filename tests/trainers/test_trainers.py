@@ -149,8 +149,8 @@ def test_zero_shot_trainers_need_no_training_and_the_teacher_is_the_better_one(t
     [
         ("KDPL_VPT", ("MODEL.BACKBONE.NAME", "RN50", "INPUT.SIZE", "(224, 224)"), ValueError, "needs a ViT, but .*'RN50' is a"),
         ("VPT", ("TRAINER.VPT.PROMPT_DEPTH_VISION", 5), ValueError, "DEPTH_VISION is 5, but .* has 4 layers: expected 1 to 4"),
-        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "The closest names: ViT-B/32"),
-        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER", "emoji_techer"), ModelNameError, "The closest names: emoji_teacher"),
+        ("KDPL_CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/33"), ModelNameError, "Did you mean .ViT-B/32"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.TEACHER", "emoji_techer"), ModelNameError, "Did you mean .emoji_teacher"),
         ("KDPL_CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "ende"), ValueError, "Did you mean 'end'"),
         ("KDPL_PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), ValueError, "GPA_STD is 0"),
     ],
