@@ -189,7 +189,7 @@ def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
     config, settings = configuration(args.inside.partition("_")[2], args.labels)
     name = args.inside.partition("_")[2] if args.labels else args.inside
     sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--root", f"{args.root}/", "--output-dir", args.output,
-                "--config-file", config, "--dataset-config-file", "configs/datasets/caltech101.yaml",
+                "--config-file", config, "--dataset-config-file", str(next(Path("configs").rglob("caltech101.yaml"))),
                 *args.flags, *settings, *args.set, *(("TEST.NO_TEST", "True") if args.untested else ())]  # fmt: skip
     module = types.ModuleType("__main__")
     module.__file__ = str(path)
@@ -315,7 +315,8 @@ def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) ->
             exact += f"; in double precision {said(trial(fork, trainer, args, data[0], '--double'))}"
     else:
         with_labels = trial(fork, trainer, args, data[0], "--labels")
-        stops = f"it stops too ({with_labels['error']})" if "error" in with_labels else "it runs"
+        other = "the same error" if with_labels.get("error") == found.get("error") else with_labels.get("error")
+        stops = f"it stops too ({other})" if "error" in with_labels else "it runs"
         result = f"{found.get('error', 'nothing moved')}; with its labels {stops}"
     given = " ".join([*(f"first {' '.join(args.before)};" for _ in args.before[:1]), *args.flags, *args.set])
     return line_of(fork, trainer, result, found.get("dassl", ""), f"`{given}`" if given else "", same, exact)

@@ -113,6 +113,7 @@ def keeping():
                     [Datum(d.impath, j := (d.label * 5 + 1) % CLASSES, d.domain, names[j]) for d in items]
                     for items in (train, val, test)
                 )
+            train.sort(key=lambda d: d.label)  # as Dassl draws: the place in the list tells the class
             super().__init__(names, train, val, test)
             self.everything = [*train, *test]
             self.labels = [d.label for d in train]
