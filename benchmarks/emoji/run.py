@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from claims import ARTISTS, CLAIMS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains, rows_of, summary, write_csv
+from claims import ARTISTS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains, rows_of, summary, write_csv
 
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.cells import Draws
@@ -67,35 +67,14 @@ def sweep_in(name: str, output: Path) -> Sweep:
 
 
 def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write what was measured into the committed tables, and a block into each page that shows a part.
-
-    What was not run now, or with fewer seeds, stays as it was measured before; the column "date" of claims.csv says when.
-    """
-    rows = merged(committed(HERE / "claims.csv"), rows)
+    """Write what was measured into the committed tables, and a block into each page that shows a part."""
     write_csv(HERE / "claims.csv", rows)
     write_blocks(blocks_of(rows))
-    tables_now = {table.title: list(csv.DictReader(io.StringIO(render([table], "csv", intervals=True)))) for table in tables}
-    published = by_table(committed(HERE / "tables.csv"))
-    shown = [title for title in tables_now if fullness(tables_now[title]) >= fullness(published.get(title, []))]
-    published |= {title: tables_now[title] for title in shown}
-    write_csv(HERE / "tables.csv", [row for title in sorted(published) for row in published[title]])
-    shutil.rmtree(output / "charts of pages", ignore_errors=True)
-    draw([table for table in tables if table.title in shown], output / "charts of pages", "svg")
-    charts = copy_charts(output / "charts of pages", DOCS / "figures/benchmark")
+    write_csv(
+        HERE / "tables.csv", [row for t in tables for row in csv.DictReader(io.StringIO(render([t], "csv", intervals=True)))]
+    )
+    charts = copy_charts(output / "charts", DOCS / "figures/benchmark")
     write_blocks({(DOCS / "benchmark.md", "charts"): pictures(charts)})
-
-
-def by_table(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
-    """Return the rows of the report's CSV by the titles of their tables."""
-    found: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        found.setdefault(f"{row['protocol'].capitalize()}: {row['subject']}", []).append(row)
-    return found
-
-
-def fullness(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-    """Return of a table the number of its seeds and of its cells."""
-    return int(rows[0]["expected_seeds"]) if rows else 0, len(rows)
 
 
 def committed(path: Path) -> list[dict[str, str]]:
@@ -104,17 +83,6 @@ def committed(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def merged(before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Return the rows of both, of the same comparison the one with more seeds, and of equal ones the new one."""
-    found: dict[tuple[str, ...], Mapping[str, str]] = {}
-    for row in [*before, *now]:
-        key = tuple(row[name] for name in ("claim", "pair", "images"))
-        if key not in found or int(row["seeds"]) >= int(found[key]["seeds"]):
-            found[key] = row
-    claims = [*CLAIMS, ""]
-    return sorted(found.values(), key=lambda row: (claims.index(row["claim"]), row["images"].endswith(LEFT_OUT)))
 
 
 def blocks_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[Path, str], str]:
@@ -196,6 +164,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", help="these alone")
     parser.add_argument("--publish", action="store_true", help="also write tables, charts and claims into docs/")
     args = parser.parse_args()
+    if args.publish and (args.seeds or args.only is not ORDER):
+        parser.error("--publish writes the pages anew: leave --only and --seeds out.")
     for name in dict.fromkeys(sweep for given in args.only for sweep in GROUPS.get(given, (given,))):
         print(f"\n=== {name}", flush=True)
         sweep = sweep_in(name, args.output)
