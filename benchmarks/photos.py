@@ -76,7 +76,7 @@ def write_prompts(folder: Path, name: str, classes: int) -> None:
 
 def by_kdpl(folder: Path) -> Measured:
     from kdpl import predict
-    from kdpl.classifier.predictions.run import Run
+    from kdpl.classifier import predictions
     from kdpl.photos.commands import classifier_of
 
     output = folder / "out.jsonl"
@@ -85,7 +85,7 @@ def by_kdpl(folder: Path) -> Measured:
     images = predict.check(command)
     classifier = classifier_of(command, command.device)
     start = clocks()
-    run = Run(classifier, command, images)
+    run = predictions.Run(classifier, command, images)
     run()
     seconds = passed(start)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]

@@ -98,7 +98,7 @@ def test_prompts_are_predicted_with_and_exported(device, tmp_path):
     here, there = (kdpl.load(tmp_path / "out", device=where) for where in (device, "cpu"))
 
     def probabilities(classifier, images):
-        return torch.cat([found for _, found in classifier.stream(images)])
+        return torch.cat([answer.probabilities for answer in classifier.stream(images)])
 
     expected = probabilities(there, photos)
     torch.testing.assert_close(probabilities(here, photos), expected, atol=1e-4, rtol=0)

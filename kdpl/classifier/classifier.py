@@ -93,8 +93,8 @@ class Classifier:
         # On a CPU in fp32, also where a training took bf16 for a frozen tower: a head for other programs gives the same.
         self.clip = load_clip(name, effective_precision(precision, self.device.type), self.device)
         self.clip.bound_text(KDPL["MAX_TEXT_ROWS"])
-        way_out = "Give the file with the same weights as `backbone` (--backbone)."
-        self.student = learned_student(bundle, self.clip, options, name, way_out)
+        what_to_do = "Give the file with the same weights as `backbone` (--backbone)."
+        self.student = learned_student(bundle, self.clip, options, name, what_to_do)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)
         self.decoder = Decoder(bundle.preprocessing)
         self.seconds = self.decoder.seconds
@@ -166,32 +166,11 @@ class Classifier:
         Raises:
             BadImageError: an image cannot be read.
         """
-        batches = [answer.probabilities for answer in self.answers(images, batch_size)]
+        batches = [answer.probabilities for answer in self.stream(images, batch_size)]
         return torch.cat(batches) if batches else torch.empty(0, len(self.classnames))
 
-    def stream(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        batch_size: int = BATCH_SIZE,
-        workers: int = WORKERS,
-        on_bad: OnBad | None = None,
-    ) -> Iterator[tuple[list[Any], Tensor]]:
-        """Give, batch by batch, the images as they were given, paths say, and their probabilities (B, C) on the CPU.
-
-        Args:
-            images: any number of them; they are taken when their turn comes, and no more than two batches are held at a time.
-            batch_size: B.
-            workers: threads that read images ahead of the model; 0: none.
-            on_bad: called with an image that cannot be read and the error, and the image is left out; None: it is raised.
-
-        Raises:
-            BadImageError: an image cannot be read, and there is no `on_bad`.
-        """
-        for answer in self.answers(images, batch_size, workers, on_bad):
-            yield answer.images, answer.probabilities
-
     @torch.no_grad()
-    def answers(
+    def stream(
         self,
         images: ImageLike | Iterable[ImageLike],
         batch_size: int = BATCH_SIZE,
@@ -199,12 +178,17 @@ class Classifier:
         on_bad: OnBad | None = None,
         reject: bool = False,
     ) -> Iterator[Answer]:
-        """Give, batch by batch, images, probabilities, and whether an image is none of the classes; see `stream`.
+        """Give, batch by batch, the images as they were given, their probabilities, and whether they are none of the classes.
 
         Args:
+            images: any number of them; they are taken when their turn comes, and no more than two batches are held at a time.
+            batch_size: B.
+            workers: threads that read images ahead of the model; 0: none.
+            on_bad: called with an image that cannot be read and the error, and the image is left out; None: it is raised.
             reject: compare with the background names by the threshold of the bundle.
 
         Raises:
+            BadImageError: an image cannot be read, and there is no `on_bad`.
             ValueError: as `Decision.check_reject`.
             NotFiniteError: an output of the model holds NaN or infinite values.
         """

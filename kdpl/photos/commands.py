@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from kdpl.classifier.predictions.files import InputError
+from kdpl.classifier.predictions import InputError
 from kdpl.common import exits, lock
 from kdpl.common.class_names import REJECTED, read_class_names
 from kdpl.common.messages import short_reason

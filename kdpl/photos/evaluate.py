@@ -132,7 +132,7 @@ class Judged(NamedTuple):
 def judge(classifier: "Classifier", labels: Sequence[Label], unread: list[str], reject: bool = False) -> list[Judged]:
     """Return the photos that can be judged: those that can be read, without a new prediction where another was marked wrong."""
     judged, known = [], {label.path: label for label in labels}
-    for answer in classifier.answers(list(known), on_bad=lambda image, error: unread.append(str(error)), reject=reject):
+    for answer in classifier.stream(list(known), on_bad=lambda image, error: unread.append(str(error)), reject=reject):
         values, indices = answer.probabilities.max(dim=1)
         for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
             name = REJECTED if out else classifier.classnames[i]

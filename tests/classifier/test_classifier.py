@@ -116,7 +116,7 @@ def test_images_are_taken_when_their_turn_comes(coop):
 
     batches = clf.stream(endless(), batch_size=2, workers=2)
     for i in range(1, 6):
-        assert next(batches)[1].shape == (2, len(clf.classnames))
+        assert next(batches).probabilities.shape == (2, len(clf.classnames))
         assert len(taken) <= 2 * i + 4
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
@@ -130,9 +130,9 @@ def test_images_that_cannot_be_read_are_told_and_left_out(workers, coop, tmp_pat
     mixed = [good[0], str(tmp_path / "broken.jpg"), *good[1:], "nowhere.png"]
     stream = clf.stream(mixed, batch_size=2, workers=workers, on_bad=lambda image, error: bad.append((image, str(error))))
     batches = list(stream)
-    assert [path for paths, _ in batches for path in paths] == good
-    assert [len(p) for _, p in batches] == [2, 2, 1]
-    assert torch.allclose(torch.cat([p for _, p in batches]), clf(good), atol=1e-6)
+    assert [path for answer in batches for path in answer.images] == good
+    assert [len(answer.probabilities) for answer in batches] == [2, 2, 1]
+    assert torch.allclose(torch.cat([answer.probabilities for answer in batches]), clf(good), atol=1e-6)
     assert [image for image, _ in bad] == [mixed[1], "nowhere.png"] and "no such file" in bad[1][1]
     with pytest.raises(BadImageError, match=r"broken\.jpg"):
         clf(mixed)

@@ -86,7 +86,7 @@ def photos(tmp_path_factory):
 def expected_of(prompts, photos, **options):
     clf = kdpl.load(prompts, "cpu", **options)
     paths = sorted(str(p) for p in photos.iterdir())
-    (answer,) = clf.answers(paths, reject=True)
+    (answer,) = clf.stream(paths, reject=True)
     return dict(zip(paths, zip(answer.probabilities.numpy(), answer.rejected.tolist(), strict=True), strict=True))
 
 

@@ -260,7 +260,7 @@ def predicted(tmp_path):
     """A function that predicts photos and gives the page; `inside` is the number of images whose thumbnails are in it."""
     from support import image_file, untrained_bundle
 
-    from kdpl.classifier.gallery import writer
+    from kdpl.classifier.gallery import page as writer
     from kdpl.predict import main
 
     prompts = untrained_bundle(tmp_path / "out", "CoOp", ["cat", 'dog, "small"', "bird"])

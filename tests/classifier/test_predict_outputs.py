@@ -9,8 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from PIL import Image
 from support import ROOT, image_file, own_cache, processes, untrained_bundle
 
 import kdpl
-from kdpl.classifier.predictions.tables import Row, Sorter, folder_name
 from kdpl.common import exits
 from kdpl.predict import main
 
@@ -129,17 +126,6 @@ def test_links_are_followed_and_stay(prompts, photos, tmp_path):
     assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == ["real.csv"]
 
 
-def test_a_fifo_is_written_through(prompts, photos, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    read = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
-    reader.start()
-    assert main([prompts, str(photos), "--csv", str(tmp_path / "pipe")]) == 0
-    reader.join(20)
-    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
-    assert len(list(csv.reader(read[0].splitlines()))) == 13
-
-
 @pytest.mark.skipif(os.name != "posix", reason="devices of POSIX")
 def test_devices_are_written_through_and_never_replaced(prompts, photos, tmp_path, capsys):
     before = os.stat("/dev/null")
@@ -232,30 +218,3 @@ def test_features_of_changed_photos_and_other_prompts_are_computed(photos, tmp_p
     expected = kdpl.load(learned[1])([row["path"] for row in rows])
     found = torch.tensor([[dict(zip(r["names"], r["probabilities"], strict=True))[n] for n in NAMES] for r in rows])
     assert torch.allclose(found, expected, atol=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------ folders by class
-
-
-@pytest.mark.parametrize("flag", ["--copy-to", "--link-to"])
-def test_photos_are_sorted_into_folders_by_class(flag, prompts, photos, tmp_path):
-    (photos / "more").mkdir()
-    for source in ("img_0.png", "img_1.png"):  # the same name twice, of different pictures
-        (photos / "more" / "img_0.png").write_bytes((photos / source).read_bytes())
-    command = [prompts, str(photos), flag, str(tmp_path / "sorted"), "--csv", str(tmp_path / "a.csv")]
-    for _ in range(2):  # again changes nothing
-        assert main(command) == 0
-        for row in rows_of(tmp_path / "a.csv"):
-            folder = tmp_path / "sorted" / row["name"]
-            same = [p for p in folder.iterdir() if p.read_bytes() == Path(row["path"]).read_bytes()]
-            assert same and all(p.is_symlink() == (flag == "--link-to") for p in same)
-        assert len([p for p in (tmp_path / "sorted").rglob("*.png")]) == 13
-
-
-def test_folder_names_fit_every_file_system_and_are_never_shared(tmp_path):
-    assert folder_name("../a:b?") == "_a_b_" and folder_name("...") == "_" and folder_name("CD/DVD") == "CD_DVD"
-    with pytest.raises(ValueError, match="'a:b' and 'A/b' would share the folder 'A_b'"):
-        Sorter(tmp_path, False, ["a:b", "A/b"])
-    photo = image_file(tmp_path / "x.png")
-    Sorter(tmp_path / "s", False, ["../up"]).add(Row(str(photo), ["../up"], [1.0]))
-    assert [str(p.relative_to(tmp_path)) for p in (tmp_path / "s").rglob("*.png")] == ["s/_up/x.png"]

@@ -12,7 +12,7 @@ from support import untrained_bundle
 
 from kdpl.bundle import read_bundle
 from kdpl.bundle.card import model_card
-from kdpl.classifier.predictions.tables import CsvWriter, Row
+from kdpl.classifier.predictions import CsvWriter, Row
 from kdpl.common import exits
 from kdpl.common.command import escape_streams, run_command
 from kdpl.common.safe_text import from_cell, on_one_line, printable, to_cell

@@ -3,7 +3,7 @@
 The lines with `# refused` must be reported, all others accepted.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ def predict(folder: Path) -> list[str]:
     probabilities: Tensor = clf(["one.jpg", Path("two.png")])
     probabilities = clf(np.zeros((8, 8, 3), np.uint8), batch_size=4)
     probabilities = clf(Image.new("RGB", (8, 8)))
-    pieces: Iterator[tuple[list[Any], Tensor]] = clf.stream(folder.iterdir(), workers=0)
-    for images, some in pieces:
+    for images, some, _ in clf.stream(folder.iterdir(), workers=0):
         print(images, some.shape)
-    for answer in clf.answers([torch.zeros(3, 8, 8)], reject=True):
-        rejected: Tensor | None = answer.rejected
+    for answer in clf.stream([torch.zeros(3, 8, 8)], reject=True):
+        rejected: Tensor = answer.rejected
         print(answer.images, answer.probabilities, rejected)
     features: Tensor = torch.cat([clf.text_features, clf.image_features("one.jpg"), clf.logits("one.jpg")])
     seconds: dict[str, float] = clf.seconds

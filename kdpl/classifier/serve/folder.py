@@ -109,7 +109,7 @@ def agreement(classifier: "Classifier", model: Path, photos: Sequence[str]) -> A
     except ImportError:
         return None
     session, same, difference, count = onnxruntime.InferenceSession(model), 0, 0.0, 0
-    for answer in classifier.answers(photos, 16, on_bad=lambda *_: None):
+    for answer in classifier.stream(photos, 16, on_bad=lambda *_: None):
         for path, expected in zip(answer.images, answer.probabilities.numpy(), strict=True):
             found = session.run(["probabilities"], {"image": np.asarray(open_image(path))})[0][0]
             same += int(found.argmax() == expected.argmax())
