@@ -91,9 +91,8 @@ def describe(name: str) -> Architecture:
     source = resolve(name)
     if source.kind == "openai":
         return OPENAI_MODELS[name]
-    folder = source.path if os.path.isdir(source.path) else ""
-    files = sorted(Path(folder).iterdir()) if folder else [Path(source.path)] if source.path else []
-    return _described(name, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    files = sorted(Path(source.path).iterdir()) if os.path.isdir(source.path) else [Path(source.path)]
+    return _described(name, tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()))
 
 
 @lru_cache(maxsize=32)  # asked for by every part of a run that checks something
