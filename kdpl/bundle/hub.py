@@ -74,7 +74,8 @@ def download(name: str) -> Path:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
-    revision, offline, size = revision or "main", constants.HF_HUB_OFFLINE, 0
+    revision, offline = revision or "main", constants.HF_HUB_OFFLINE
+    size: int | None = 0
     with _one_line(name):
         _check_name(repository, PREFIX)
         _has_token()
@@ -89,8 +90,8 @@ def download(name: str) -> Path:
         if size is None or size > LARGEST:
             raise HubError(f"{FILE_NAME} of '{name}' has {size or 'an unknown number of'} bytes, prompts at most {LARGEST:,}.")
         with naming_full_disks(constants.HF_HUB_CACHE):
-            about = {"library_name": "kdpl", "library_version": VERSION}
-            return Path(hf_hub_download(repository, FILE_NAME, revision=revision, local_files_only=offline, **about))
+            about = f"kdpl/{VERSION}"
+            return Path(hf_hub_download(repository, FILE_NAME, revision=revision, local_files_only=offline, user_agent=about))
 
 
 def push(path: str | os.PathLike, repository: str, private: bool = False, license: str = "unknown") -> str:
