@@ -191,7 +191,10 @@ def test_what_is_no_matrix_is_refused(clip_file, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [([], "expected FOLDER, --head FILE, or both"), (["--head", "h", "--half", "--reject"], "--half, --reject: for a FOLDER")],
+    [
+        ([], "expected FOLDER, --head FILE, or both"),
+        (["--head", "h", "--half", "--reject"], "are for a FOLDER, and none"),
+    ],
 )
 def test_flags_that_say_nothing_or_too_much_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as end:

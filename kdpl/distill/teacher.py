@@ -107,7 +107,7 @@ class Teacher:
         """Return the factor of the logits."""
         if self.logit_scale == "student":
             return student_scale
-        return self.clip.logit_scale if self.logit_scale == "own" else self.logit_scale
+        return self.clip.logit_scale if self.logit_scale == "own" else float(self.logit_scale)
 
 
 class PromptedTeacher(Teacher):
