@@ -102,7 +102,7 @@ class Student(nn.Module):
         no_text = architecture.no_text_context or architecture.no_deep_text
         if ("text" in cls.beside_blocks and no_text) or ("image" in cls.beside_blocks and not architecture.is_vit):
             raise ValueError(
-                f"{cls.__name__} adds to the blocks of {' and '.join(cls.beside_blocks)} tower, which MODEL.BACKBONE.NAME "
+                f"TRAINER.{cls.node} adds to the blocks of {' and '.join(cls.beside_blocks)} tower, which MODEL.BACKBONE.NAME "
                 f"'{name}' does not allow: choose a plain ViT CLIP, such as 'ViT-B/32'."
             )
         for key, value in options.items():

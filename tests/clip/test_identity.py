@@ -94,13 +94,14 @@ def test_every_part_of_a_design_makes_another_clip_with_caches_of_its_own(clip):
 @pytest.mark.slow
 def test_a_design_is_the_same_in_any_precision_and_from_any_library(tmp_path):
     model = random_clip(5, 32, 32, 2, 64, 16, 77, 49408, 64, 1, 2)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "weights.safetensors")
-    ours = load_clip(f"openai:{tmp_path}/weights.safetensors")
+    file = tmp_path / "open_clip_model.safetensors"  # as a folder's weights are called
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
+    ours = load_clip(f"openai:{file}")
     config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "context_length": 77}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
     for precision in ("fp32", "fp16", "bf16"):
         assert load_clip(str(tmp_path), precision).design == ours.design
-    assert load_clip(f"openai:{tmp_path}/weights.safetensors", "fp16").identity == ours.identity
+    assert load_clip(f"openai:{file}", "fp16").identity == ours.identity
 
 
 SETTINGS = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "TEST.NO_TEST", True)
@@ -122,12 +123,12 @@ def test_a_student_or_teacher_of_another_design_is_refused_everywhere(flip, clip
     run_of(tmp_path / "a", clip).train()
     run_of(tmp_path / "b", "emoji_student", clip).train()
     write_config(clip, flip)
-    found = r"design, \w+ \w+: .* in the folder, .* now"
-    with pytest.raises(OtherRunError, match=rf"student's {found}"):
+    found = r": \w+ in the folder, \w+ now"
+    with pytest.raises(OtherRunError, match=rf"student{found}"):
         run_of(tmp_path / "a", clip).train()
-    with pytest.raises(OtherRunError, match=rf"teacher's {found}"):
+    with pytest.raises(OtherRunError, match=rf"teacher{found}"):
         run_of(tmp_path / "b", "emoji_student", clip).train()
-    with pytest.raises(OtherRunError, match=rf"student's {found}"):
+    with pytest.raises(OtherRunError, match=rf"student{found}"):
         run_of(tmp_path / "c", clip).load_model(str(tmp_path / "a"))
     with pytest.raises(BundleError, match="has the weights that the prompts were learned for, but computes something else"):
         kdpl.load(tmp_path / "a", "cpu")
