@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -26,6 +26,7 @@ SHOWN_BY_WEIGHTS = frozenset(  # and by tokenizer and preprocessing; of a config
         "timm_model_pretrained", "hf_tokenizer_name",
     )
 )  # fmt: skip
+AT_ONCE = 2**28  # bytes that are copied from a GPU together
 FP32_ON_CPU = ("fp16", "amp")  # slow on a CPU; tests empty this, and PyTorch computes them there as on a GPU
 
 
@@ -176,15 +177,26 @@ class Clip:
         design = {name: value for name, value in self.design.items() if name.startswith(tower)}
         image, digest = tower == "image", hashlib.sha256(json.dumps(design).encode())
         weights = [*self.model.named_parameters(), *(self.model.visual.named_buffers("visual") if image else ())]
-        for name, value in weights:
-            if name.startswith("visual") == image and not name.startswith("logit_"):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        weights = [(n, v) for n, v in weights if n.startswith("visual") == image and not n.startswith("logit_")]
+        for (name, value), content in zip(weights, _contents([value for _, value in weights]), strict=True):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(content.numpy())
         return digest.hexdigest()
 
     def compile(self) -> None:
         """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
         self._encode_image = torch.compile(self._encode_image)
+
+
+def _contents(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the bytes of tensors, on the CPU; from a GPU many are copied at once."""
+    waiting: list[Tensor] = []
+    for i, tensor in enumerate(tensors):
+        waiting.append(tensor.detach().contiguous().view(-1).view(torch.uint8))
+        if i + 1 == len(tensors) or tensor.device.type == "cpu" or sum(map(len, waiting)) >= AT_ONCE:
+            joined = torch.cat(waiting).cpu() if len(waiting) > 1 else waiting[0].cpu()
+            yield from joined.split([len(each) for each in waiting])
+            waiting = []
 
 
 def _plain(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
