@@ -135,8 +135,9 @@ def _labels_of(items):
 
 
 def _again(trainer):
+    """Return the items of a file that the data set wrote, by path: their order there is the data set's own."""
     with open(trainer.dm.dataset.file, "rb") as file:
-        return pickle.load(file)
+        return sorted(pickle.load(file), key=lambda item: item.impath)
 
 
 def _manager(trainer):
