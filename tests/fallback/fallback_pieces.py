@@ -49,18 +49,12 @@ def read_split(root: Path, split: str) -> list[Datum]:
 
 @DATASET_REGISTRY.register()
 class Colours(DatasetBase):
-    """The images of `make_images`; TARGET_DOMAINS ("unlabelled",) adds a train_u split, ("no val",) takes val away."""
+    """The images of `make_images`."""
 
     def __init__(self, cfg):
         root = Path(cfg.DATASET.ROOT)
         train = self.generate_fewshot_dataset(read_split(root, "train"), num_shots=cfg.DATASET.NUM_SHOTS)
-        special = cfg.DATASET.TARGET_DOMAINS
-        super().__init__(
-            train_x=train,
-            train_u=read_split(root, "train") if "unlabelled" in special else None,
-            val=None if "no val" in special else read_split(root, "val"),
-            test=read_split(root, "test"),
-        )
+        super().__init__(train_x=train, val=read_split(root, "val"), test=read_split(root, "test"))
 
 
 @TRAINER_REGISTRY.register()

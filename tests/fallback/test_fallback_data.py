@@ -34,9 +34,6 @@ def images(root) -> list[Datum]:
     return pieces.read_split(root, "train")
 
 
-# Data sets
-
-
 def test_a_datum_needs_an_image_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg.*DATASET\.ROOT"):
         Datum(str(tmp_path / "gone.jpg"))
@@ -55,32 +52,14 @@ def test_shots_are_drawn_class_by_class_with_pythons_random(images):
     shots = dataset.generate_fewshot_dataset(images, num_shots=2)
     random.seed(3)
     assert shots == [item for start in (0, 8, 16) for item in random.sample(images[start : start + 8], 2)]
-
-
-def test_a_small_class_is_taken_whole_or_repeated(images):
-    dataset = DatasetBase(train_x=images)
-    assert dataset.generate_fewshot_dataset(images[:3], num_shots=5) == images[:3]
-    repeated = dataset.generate_fewshot_dataset(images[:3], num_shots=5, repeat=True)
-    assert len(repeated) == 5
-    assert set(repeated) <= set(images[:3])
-
-
-# Transforms
+    assert dataset.generate_fewshot_dataset(images[:3], num_shots=5) == images[:3], "a small class is taken whole"
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        (),
-        ("normalize",),
-        ("random_resized_crop", "random_flip", "normalize"),
-        ("center_crop", "normalize"),
-    ],
-)
+@pytest.mark.parametrize("names", [(), ("random_resized_crop", "random_flip", "normalize")])
 @pytest.mark.parametrize("interpolation", INTERPOLATION_MODES)
 def test_any_choice_of_transforms_gives_a_tensor_of_the_size(cfg, names, interpolation, capsys):
     cfg.INPUT.SIZE = (24, 16)
@@ -100,23 +79,6 @@ def test_test_images_are_resized_at_the_smaller_edge_cropped_and_normalised(cfg,
     expected = (pixels - cfg.INPUT.PIXEL_MEAN) / cfg.INPUT.PIXEL_STD
     tensor = build_transform(cfg, is_train=False)(image)
     assert np.allclose(tensor.permute(1, 2, 0), expected, atol=1e-6)
-
-
-# Samplers
-
-
-# Loaders
-
-
-def test_the_manager_has_a_loader_for_each_split(cfg, capsys):
-    cfg.VERBOSE = True
-    cfg.DATASET.TARGET_DOMAINS = ("unlabelled",)
-    dm = DataManager(cfg)
-    assert [len(loader) for loader in (dm.train_loader_x, dm.train_loader_u, dm.val_loader, dm.test_loader)] == [4] * 4
-    assert (dm.num_classes, dm.num_source_domains) == (3, 0)
-    assert dm.lab2cname == dm.dataset.lab2cname
-    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
-    assert rows == [["#", "classes", "3"], *(["#", split, "24"] for split in ("train_x", "train_u", "val", "test"))]
 
 
 def test_a_batch_has_images_labels_domains_paths_and_indices(cfg, capsys):

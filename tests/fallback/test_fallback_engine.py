@@ -1,6 +1,7 @@
 """The life cycle of a run on the bundled engine, with a real trainer on real images."""
 
 import re
+import sys
 from pathlib import Path
 
 import fallback_pieces as pieces
@@ -9,7 +10,7 @@ import torch
 
 # isort: split
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
-from dassl.utils import load_checkpoint, set_random_seed
+from dassl.utils import Registry, load_checkpoint, set_random_seed, setup_logger
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +38,11 @@ def finished(root, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         import io
-        import sys
 
         printed = io.StringIO()
         patch.setattr(sys, "stdout", printed)
         trainer = run(root, output)
     return trainer, printed.getvalue().splitlines()
-
-
-# A whole run
 
 
 def test_a_run_learns_and_tests(finished):
@@ -89,9 +86,6 @@ def test_a_resumed_run_ends_exactly_where_an_unbroken_one_does(finished, root, t
     assert torch.equal(weights(tmp_path), weights(Path(finished[0].output_dir)))
 
 
-# The best model on the validation set
-
-
 class Scripted(pieces.LinearProbe):
     """Its validation accuracy is 50, 70, 60 in epochs 0, 1, 2, and its weights are the number of the epoch."""
 
@@ -110,13 +104,6 @@ class Scripted(pieces.LinearProbe):
 TRAINER_REGISTRY.register(Scripted)
 
 
-def test_the_best_validated_model_is_kept_and_tested(root, tmp_path, capsys):
-    trainer = run(root, tmp_path, "TRAINER.NAME", "Scripted", "TEST.FINAL_MODEL", "best_val")
-    best = load_checkpoint(tmp_path / "probe" / "model-best.pth.tar")
-    assert (best["epoch"], best["val_result"]) == (2, 70.0)
-    assert trainer.tested.eq(1).all()
-
-
 def test_a_resumed_run_does_not_forget_the_best_model(root, tmp_path, capsys):
     changes = ("TRAINER.NAME", "Scripted", "TEST.FINAL_MODEL", "best_val")
     run(root, tmp_path, *changes, "OPTIM.MAX_EPOCH", 2)
@@ -124,22 +111,8 @@ def test_a_resumed_run_does_not_forget_the_best_model(root, tmp_path, capsys):
     assert trainer.start_epoch == 2
     assert trainer.best_result == 70
     assert trainer.tested.eq(1).all()
-
-
-# Models
-
-
-def test_a_model_is_loaded_by_its_epoch_and_missing_ones_are_named(finished, root, tmp_path, capsys):
-    done = finished[0]
-    trainer = build_trainer(pieces.small_cfg(root, tmp_path))
-    trainer.load_model(done.output_dir, epoch=3)
-    assert torch.equal(trainer.model[2].weight, weights(Path(done.output_dir)))
-    with pytest.raises(FileNotFoundError, match=r"model\.pth\.tar-7.*has model\.pth\.tar-3.*--load-epoch"):
-        trainer.load_model(done.output_dir, epoch=7)
-    with pytest.raises(FileNotFoundError, match=r"model-best.*has model"):
-        trainer.load_model(done.output_dir)
-    trainer.load_model("")
-    assert "No model is loaded" in capsys.readouterr().out
+    best = load_checkpoint(tmp_path / "probe" / "model-best.pth.tar")
+    assert (best["epoch"], best["val_result"]) == (2, 70.0)
 
 
 def pair() -> TrainerBase:
@@ -167,3 +140,23 @@ def test_checkpoints_of_different_epochs_are_not_mixed(tmp_path, capsys):
     (tmp_path / "vision" / "checkpoint").write_text("model.pth.tar-1\n")
     with pytest.raises(ValueError, match=r"different epochs: \{'text': 2, 'vision': 1, 'frozen': 2\}"):
         trainer.resume_model_if_exist(tmp_path)
+
+
+def test_a_name_is_registered_once_unless_forced():
+    registry = Registry("TRAINER")
+    registry.register(Scripted)
+    with pytest.raises(KeyError, match="Scripted"):
+        registry.register(Scripted)
+    other = type("Scripted", (), {})
+    assert registry.register(force=True)(other) is other
+    assert registry.get("Scripted") is other
+
+
+def test_what_is_printed_is_also_in_the_log_and_an_old_log_is_never_overwritten(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back at the end of the test
+    for name in ("first", "second", "third"):
+        setup_logger(str(tmp_path / "run"))
+        print(name)
+    logs = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    assert capsys.readouterr().out == "first\nsecond\nthird\n" and logs.pop("log.txt") == "first\n"
+    assert all(name.startswith("log.txt-20") for name in logs) and sorted(logs.values()) == ["second\n", "third\n"]

@@ -1,13 +1,11 @@
-"""Test results: accuracy, macro-averaged F1, results per class and the confusion matrix."""
+"""Test results: accuracy and macro-averaged F1."""
 
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
 from dassl.utils import Registry, build_registered
-from kdpl.common.files import write_torch
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -22,8 +20,6 @@ class Classification:
     """The evaluator of classification: `reset`, `process` for every batch, `evaluate` at the end."""
 
     def __init__(self, cfg: CfgNode, lab2cname: dict[int, str] | None = None):
-        self.cfg = cfg
-        self._lab2cname = lab2cname or {}
         self.reset()
 
     def reset(self) -> None:
@@ -42,8 +38,7 @@ class Classification:
         """Print and return the results over all batches since `reset`, in percent.
 
         Returns:
-            accuracy, error_rate and macro_f1 (the mean of F1 over the classes that have images), in this order; then
-            perclass_accuracy (the mean of the classes' accuracies) with TEST.PER_CLASS_RESULT.
+            accuracy, error_rate and macro_f1 (the mean of F1 over the classes that have images), in this order.
 
         Raises:
             ValueError: there was no batch.
@@ -66,29 +61,7 @@ class Classification:
             f"* macro_f1: {results['macro_f1']:.1f}%",
             sep="\n",
         )
-        if self.cfg.TEST.PER_CLASS_RESULT:
-            results["perclass_accuracy"] = self._per_class(counts)
-        if self.cfg.TEST.COMPUTE_CMAT:
-            self._save_confusion_matrix(counts)
         return results
-
-    def _per_class(self, counts: torch.Tensor) -> float:
-        print("=> per-class result")
-        accuracies = []
-        for label in counts.sum(dim=1).nonzero().flatten().tolist():
-            total, correct = int(counts[label].sum()), int(counts[label, label])
-            accuracies.append(100 * correct / total)
-            name = self._lab2cname.get(label, "no name")
-            numbers = f"total: {total:,}", f"correct: {correct:,}", f"acc: {accuracies[-1]:.1f}%"
-            print(f"* class: {label} ({name})", *numbers, sep="\t")
-        mean = sum(accuracies) / len(accuracies)
-        print(f"* average: {mean:.1f}%")
-        return mean
-
-    def _save_confusion_matrix(self, counts: torch.Tensor) -> None:
-        path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
-        write_torch(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), path)  # rows sum to 1
-        print(f"Confusion matrix is saved to {path}")
 
 
 def _macro_f1(counts: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Registries, random seeds, logging and checkpoints."""
+"""Registries, random seeds, the log, and what else is imported from here."""
 
 import os
 import random
@@ -10,15 +10,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils import collect_env
 from yacs.config import CfgNode
 
-from kdpl.common.files import atomic_write, write_torch
-from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.tensor_files import load_torch
+from kdpl.common.messages import did_you_mean
 from kdpl.config.keys import check_choice
-from kdpl.training.checkpoint import BEST, NEWEST, newest_checkpoint
+from kdpl.training.checkpoint import load_checkpoint  # noqa: F401  part of the interface
 from kdpl.training.pixels import read_image  # noqa: F401  part of the interface
 
 
@@ -91,11 +88,7 @@ class Logger:
         self.file: IO[str] = open(fpath, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        try:
-            self.file.write(text)
-        except OSError as error:  # a full disk, say: a log is not worth a run
-            path, self.file = self.file.name, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            self.console.write(f"'{path}' ends here, because it cannot be written any more: {error}\n")
+        self.file.write(text)
         return self.console.write(text)
 
     def flush(self) -> None:
@@ -109,77 +102,11 @@ class Logger:
 
 
 def setup_logger(output: str | os.PathLike | None = None) -> None:
-    """Copy everything printed from now on to `log.txt` in a folder, or to a file whose name ends in .txt or .log.
-
-    An existing log stays: the new one's name is then followed by the time.
-    """
+    """Copy everything printed from now on to `log.txt` in a folder; if there is one, the new name is followed by the time."""
     if output is None:
         return
-    path = Path(output)
-    if path.suffix not in (".txt", ".log"):
-        path /= "log.txt"
+    path = Path(output, "log.txt")
     stamped = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
     while path.exists():
         path, stamped = stamped, stamped.with_name(stamped.name + "-1")
     sys.stdout = Logger(path)
-
-
-def save_checkpoint(
-    state: dict[str, Any],
-    save_dir: str | os.PathLike,
-    is_best: bool = False,
-    model_name: str = "",
-) -> None:
-    """Write a checkpoint, by default as `model.pth.tar-<epoch>`, and then the file `checkpoint` that names it as the newest.
-
-    Args:
-        state: a dictionary with at least "state_dict" and "epoch" (the number of finished epochs).
-        is_best: write a second copy as `model-best.pth.tar`.
-    """
-    name = model_name or f"model.pth.tar-{state['epoch']}"
-    for target in [name, BEST] if is_best else [name]:
-        path = Path(save_dir, target)
-        write_torch(state, path)
-        print(f"Checkpoint saved to {path}")
-    # Written last: it never names a file that is not complete.
-    with atomic_write(Path(save_dir, NEWEST), "w") as file:
-        file.write(f"{name}\n")
-
-
-def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
-    """Return the contents of a checkpoint, its tensors on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds Python objects, which could run code.
-    """
-    if not Path(fpath).is_file():
-        raise FileNotFoundError(f"No checkpoint at '{fpath}'.")
-    try:
-        return load_torch(Path(fpath))
-    except Exception as error:  # of many kinds, from inside the unpickler
-        raise ValueError(
-            f"'{fpath}' is not a complete checkpoint of tensors, numbers and text alone ({short_reason(error)}). Use another "
-            "epoch's file; if you trust one that holds more, save its 'state_dict' alone where it was made."
-        ) from error
-
-
-def resume_from_checkpoint(
-    fdir: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
-) -> int:
-    """Load the newest checkpoint of a folder into a model, its optimizer and scheduler; return the number of finished epochs.
-
-    Raises:
-        FileNotFoundError: the folder names no checkpoint, or the one it names is gone.
-    """
-    path = newest_checkpoint(fdir)
-    if path is None:
-        raise FileNotFoundError(f"No text file '{NEWEST}' in '{fdir}' that names the checkpoint to resume from.")
-    print(f"Loading checkpoint from {path}")
-    checkpoint = load_checkpoint(path)
-    model.load_state_dict(checkpoint["state_dict"])
-    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if part is not None and checkpoint.get(name) is not None:
-            part.load_state_dict(checkpoint[name])
-    print(f"Finished epochs: {checkpoint['epoch']}")
-    return checkpoint["epoch"]

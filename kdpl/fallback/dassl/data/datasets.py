@@ -91,35 +91,20 @@ class DatasetBase:
         names = dict(sorted(names.items()))
         return names, list(names.values())
 
-    def generate_fewshot_dataset(
-        self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
-    ) -> list[Datum] | Sequence[list[Datum]]:
+    def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1) -> list[Datum] | Sequence[list[Datum]]:
         """Draw `num_shots` images of every class of each list, with Python's `random`; below 1, return the lists as they are.
 
-        Args:
-            repeat: draw with replacement from a class that has fewer images; otherwise such a class is taken whole.
-
-        Returns:
-            A list of images for one source, a sequence of such lists for several.
+        A class that has fewer images is taken whole. The result is a list for one source, a sequence of lists for several.
         """
         if num_shots >= 1:
             print(f"Creating a {num_shots}-shot dataset")
-            data_sources = [self._draw_shots(source, num_shots, repeat) for source in data_sources]
+            data_sources = [self._draw_shots(source, num_shots) for source in data_sources]
         return data_sources[0] if len(data_sources) == 1 else data_sources
 
-    def _draw_shots(self, data_source: list[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+    def _draw_shots(self, data_source: list[Datum], num_shots: int) -> list[Datum]:
         # Which classes come first decides what is drawn for a seed; this is Dassl's order, so splits are the same.
-        drawn = []
-        for items in self.split_dataset_by_label(data_source).values():
-            if len(items) >= num_shots:
-                drawn += random.sample(items, num_shots)
-            else:
-                drawn += random.choices(items, k=num_shots) if repeat else items
-        return drawn
-
-    def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each label, the labels in the order of their first image."""
         groups = defaultdict(list)
         for item in data_source:
             groups[item.label].append(item)
-        return groups
+        draws = (random.sample(items, num_shots) if len(items) >= num_shots else items for items in groups.values())
+        return [item for items in draws for item in items]

@@ -26,17 +26,8 @@ SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampl
 class DatasetWrapper(Dataset):
     """The images of a split, each a dictionary of `img`, `label`, `domain`, `impath` and `index`."""
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        data_source: Sequence[Datum],
-        transform: Transform,
-        is_train: bool = False,
-    ):
-        self.cfg = cfg
-        self.data_source = data_source
-        self.transform = transform
-        self.is_train = is_train
+    def __init__(self, cfg: CfgNode, data_source: Sequence[Datum], transform: Transform, is_train: bool = False):
+        self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -55,19 +46,14 @@ class DataManager:
         dataset_wrapper: a class in place of `DatasetWrapper`, called with the same arguments.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        dataset_wrapper: Callable[..., Dataset] | None = None,
-    ):
+    def __init__(self, cfg: CfgNode, dataset_wrapper: Callable[..., Dataset] | None = None):
         self.dataset = dataset = build_dataset(cfg)
         loaders = cfg.DATALOADER
-        node_u = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
         wrapper = dataset_wrapper or DatasetWrapper
         train = partial(build_data_loader, cfg, wrapper, build_transform(cfg, is_train=True), True)
         test = partial(build_data_loader, cfg, wrapper, build_transform(cfg, is_train=False), False)
         self.train_loader_x = train(dataset.train_x, loaders.TRAIN_X)
-        self.train_loader_u = train(dataset.train_u, node_u) if dataset.train_u else None
+        self.train_loader_u = None  # only trainers of Dassl itself read it
         self.val_loader = test(dataset.val, loaders.TEST) if dataset.val else None
         self.test_loader = test(dataset.test, loaders.TEST)
 

@@ -14,16 +14,9 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import (
-    Registry,
-    build_registered,
-    load_checkpoint,
-    resume_from_checkpoint,
-    save_checkpoint,
-    set_random_seed,
-)
+from dassl.utils import Registry, build_registered, set_random_seed
 from kdpl.config.keys import SPLITS, check_choice, check_key
-from kdpl.training.checkpoint import BEST, NEWEST
+from kdpl.training.checkpoint import BEST, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from kdpl.training.seeding import epoch_seed
 
 TRAINER_REGISTRY = Registry("TRAINER")
@@ -62,14 +55,13 @@ class TrainerBase:
         return list(self._models) if names is None else [names] if isinstance(names, str) else names
 
     def save_model(
-        self,
-        epoch: int,
-        directory: str | os.PathLike,
-        is_best: bool = False,
-        val_result: float | None = None,
-        model_name: str = "",
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Write a checkpoint of every model to `directory/<name>/`, as `save_checkpoint` does, after an epoch (from 0)."""
+        """Write a checkpoint of every model, `directory/<name>/model.pth.tar-<epoch + 1>`, after an epoch (from 0).
+
+        Args:
+            is_best: write a second copy as `model-best.pth.tar`.
+        """
         for name, model in self._models.items():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -79,7 +71,8 @@ class TrainerBase:
                 "scheduler": sched and sched.state_dict(),
                 "val_result": None if val_result is None else float(val_result),
             }
-            save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+            for file in (model_name or f"model.pth.tar-{epoch + 1}", *([BEST] if is_best else [])):
+                print(f"Checkpoint saved to {save_checkpoint(state, Path(directory, name), file)}")
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
         """Load the newest checkpoint of every registered model, if all have one, and return the number of finished epochs.
@@ -87,37 +80,37 @@ class TrainerBase:
         Raises:
             ValueError: the models' newest checkpoints are of different epochs.
         """
-        folders = {name: Path(directory, name) for name in self._models}
-        if not folders or not all((folder / NEWEST).is_file() for folder in folders.values()):
+        paths = {name: newest_checkpoint(Path(directory, name)) for name in self._models}
+        if not paths or None in paths.values():
             print("No checkpoint found, train from scratch")
             return 0
-        print(f"Found checkpoint at {directory} (will resume training)")
-        epochs = {
-            name: resume_from_checkpoint(folder, self._models[name], self._optims[name], self._scheds[name])
-            for name, folder in folders.items()
-        }
-        if len(set(epochs.values())) > 1:
+        states = {name: load_checkpoint(path) for name, path in paths.items()}
+        epochs = {name: state["epoch"] for name, state in states.items()}
+        if len({*epochs.values()}) > 1:
             raise ValueError(f"The newest checkpoints in '{directory}' are of different epochs: {epochs}. Delete the folder.")
-        return next(iter(epochs.values()))
+        for name, state in states.items():
+            self._models[name].load_state_dict(state["state_dict"])
+            for key, part in (("optimizer", self._optims[name]), ("scheduler", self._scheds[name])):
+                if part is not None and state.get(key) is not None:
+                    part.load_state_dict(state[key])
+        print(f"Resume from {directory} (epoch={max(epochs.values())})")
+        return max(epochs.values())
 
     def load_model(self, directory: str | os.PathLike, epoch: int | None = None) -> None:
         """Load the weights of every registered model.
 
         Args:
             directory: the output folder of a run; empty: nothing is loaded.
-            epoch: the number of finished epochs; None: the best on the validation set, `model-best.pth.tar`.
+            epoch: the number of finished epochs; None: the best on the validation set if there is one, else the newest.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint; the message lists those that there are.
+            CheckpointError: there is no such checkpoint; the message lists those that there are.
         """
         if not directory:
             print("No model is loaded, because no folder is given (--model-dir)")
             return
         for name, model in self._models.items():
-            path = Path(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
-            if not path.is_file():
-                present = ", ".join(sorted(file.name for file in path.parent.glob("model*"))) or "no checkpoint"
-                raise FileNotFoundError(f"No model at '{path}'. Its folder has {present}: choose one with --load-epoch.")
+            path = checkpoint_path(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             model.load_state_dict(checkpoint["state_dict"])
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
