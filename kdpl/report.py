@@ -7,7 +7,6 @@ from pathlib import Path
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
-from kdpl.common.outputs import FIGURES, take_folder
 from kdpl.config.keys import SPLITS
 from kdpl.experiments.report.formats import FORMATS, render
 from kdpl.experiments.report.runs import read_scores
@@ -28,12 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--intervals", action="store_true", help="of differences the 95 %% interval over seeds and classes (bootstrap)"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="images that were tested on (default: test)")
-    parser.add_argument("--plot", metavar="FOLDER", help="also draw the figures there (needs matplotlib)")
-    parser.add_argument("--plot-format", choices=("png", "svg"), default="png", help="svg: each for light and for dark pages")
     args = parser.parse_args(argv)
     try:
-        if args.plot:
-            take_folder(args.plot, FIGURES)
         scores, notes = read_scores(args.folders, args.split)
         tables = all_tables(scores, args.seeds)
         for note in notes:
@@ -45,12 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices = [path for folder in args.folders for path in sorted(Path(folder).glob("sweeps/*/search.txt"))]
         for path in choices if args.format == "terminal" else ():
             print(f"\n{path.parent.name}: {path.read_text(encoding='utf-8')}", end="")
-        if args.plot:
-            from kdpl.experiments.report.plots import draw
-
-            for path in draw(tables, args.plot, args.plot_format):
-                print(f"Figure: {path}", file=sys.stderr)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError) as error:
         return exits.report(error, exits.BAD_INPUT)
     return 0
 

@@ -1,14 +1,12 @@
 """The whole embedded benchmark, its tables and what they show: `python benchmarks/emoji/run.py`.
 
 About seventy minutes on two cores. What is finished is not done again, so the same command resumes after any interruption.
-Writes tables.md and claims.csv into OUTPUT, and its charts into OUTPUT/charts.
+Writes tables.md and claims.csv into OUTPUT.
 """
 
 import argparse
 import csv
 import io
-import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,6 @@ from claims import ARTISTS, LEFT_OUT, NEW_SCENES, findings, markdown, on_domains
 from kdpl.common.files import atomic_write
 from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.report.formats import render
-from kdpl.experiments.report.plots import draw
 from kdpl.experiments.report.runs import read_scores
 from kdpl.experiments.report.tables import Table, all_tables
 from kdpl.experiments.sweep.many import do_here, run_sweep
@@ -66,15 +63,13 @@ def sweep_in(name: str, output: Path) -> Sweep:
     return replace(sweep, name=name, trainers=trainers, output=(output / folder).absolute(), options=tuple(options))
 
 
-def publish(output: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
+def publish(tables: Sequence[Table], rows: Sequence[Mapping[str, str]]) -> None:
     """Write what was measured into the committed tables, and a block into each page that shows a part."""
     write_csv(HERE / "claims.csv", rows)
     write_blocks(blocks_of(rows))
     write_csv(
         HERE / "tables.csv", [row for t in tables for row in csv.DictReader(io.StringIO(render([t], "csv", intervals=True)))]
     )
-    charts = copy_charts(output / "charts", DOCS / "figures/benchmark")
-    write_blocks({(DOCS / "benchmark.md", "charts"): pictures(charts)})
 
 
 def committed(path: Path) -> list[dict[str, str]]:
@@ -98,31 +93,6 @@ def write_blocks(blocks: Mapping[tuple[Path, str], str]) -> None:
         text = with_block(page.read_text(encoding="utf-8"), name, block)
         with atomic_write(page, "w") as file:
             file.write(text)
-
-
-def copy_charts(charts: Path, folder: Path) -> list[Path]:
-    """Copy the page's charts, bars of base-to-new and means of few-shot curves, into `folder`; return all that are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = [
-        p
-        for p in sorted(charts.glob("*.svg"))
-        if re.match("base-to-new.*-bars-", p.name) or re.match("few-shot.*-average-", p.name)
-    ]
-    for path in chosen:
-        shutil.copy(path, folder)
-    return sorted(folder.glob("*.svg"))
-
-
-def pictures(charts: Sequence[Path], words: str = "") -> str:
-    """Return HTML that shows charts, which come as NAME-light.svg and NAME-dark.svg, with words or else their names."""
-    parts = []
-    for stem in dict.fromkeys(re.sub("-(light|dark)$", "", path.stem) for path in charts):
-        at = f"{charts[0].parent.relative_to(DOCS).as_posix()}/{stem}"
-        parts.append(
-            f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{at}-dark.svg">\n'
-            f'  <img alt="{words or stem.replace("-", " ")}" src="{at}-light.svg">\n</picture>\n'
-        )
-    return "\n".join(parts)
 
 
 def with_block(text: str, name: str, block: str) -> str:
@@ -162,7 +132,7 @@ def main() -> int:
         help=f"of {', '.join((*GROUPS, *ORDER))}",
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="these alone")
-    parser.add_argument("--publish", action="store_true", help="also write tables, charts and claims into docs/")
+    parser.add_argument("--publish", action="store_true", help="also write tables and claims into docs/")
     args = parser.parse_args()
     if args.publish and (args.seeds or args.only is not ORDER):
         parser.error("--publish writes the pages anew: leave --only and --seeds out.")
@@ -180,11 +150,9 @@ def main() -> int:
         file.write(render(tables, "markdown", intervals=True))
     if rows:
         write_csv(args.output / "claims.csv", rows)
-    shutil.rmtree(args.output / "charts", ignore_errors=True)  # no chart of earlier runs beside these tables
-    draw(tables, args.output / "charts", "svg")
-    print("", markdown(rows), summary(rows), f"Tables, claims and charts are in {args.output}", sep="\n")
+    print("", markdown(rows), summary(rows), f"Tables and claims are in {args.output}", sep="\n")
     if args.publish:
-        publish(args.output, tables, rows)
+        publish(tables, rows)
     return 0
 
 

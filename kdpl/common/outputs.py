@@ -19,7 +19,7 @@ from kdpl.common.images import SUFFIXES
 from kdpl.common.safe_text import UnsafeTextError, read_json
 
 FIT, TRAINING, DEMO, EXPORT = "kdpl fit", "train.py", "kdpl fit --demo", "kdpl export"
-GALLERY, SORTED, FIGURES = "kdpl predict --html", "kdpl predict --copy-to or --link-to", "kdpl report --plot"
+GALLERY, SORTED = "kdpl predict --html", "kdpl predict --copy-to or --link-to"
 BUNDLE = "prompts.safetensors"
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 _JSON = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "changes.jsonl", "manifest.json", "results.json"})

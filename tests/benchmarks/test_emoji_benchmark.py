@@ -190,9 +190,6 @@ def test_the_page_shows_the_claims_that_are_drawn():
             r'"end"[^>]*>([^<]*)</text>', (ROOT / f"docs/figures/claims-{theme}.svg").read_text(encoding="utf-8")
         )
         assert labels == list(claims.LEARNERS), "one row a learner"
-    charts = re.search(r"<!-- charts: begin -->\n(.*)<!-- charts: end -->", page, re.S)[1]
-    shown = {ROOT / "docs" / name for name in re.findall(r'(?:src|srcset)="(.*?)"', charts)}
-    assert shown == set((ROOT / "docs/figures/benchmark").iterdir())
     tables = run.committed(ROOT / "benchmarks/emoji/tables.csv")
     assert len({(row["protocol"], row["subject"]) for row in tables}) == 5 and {row["expected_seeds"] for row in tables} == {
         "3",
@@ -203,12 +200,9 @@ def test_the_page_shows_the_claims_that_are_drawn():
 @pytest.mark.slow
 def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys):
     """With sweeps that are finished or fail at once: their runs are tested elsewhere."""
-    pytest.importorskip("matplotlib")
     output, docs = tmp_path / "output", tmp_path / "docs"
     docs.mkdir()
-    (docs / "benchmark.md").write_text(
-        "<!-- summary: begin -->\n<!-- summary: end -->\n<!-- charts: begin -->\n<!-- charts: end -->\n"
-    )
+    (docs / "benchmark.md").write_text("<!-- summary: begin -->\n<!-- summary: end -->\n")
     (docs / "class_agnostic.md").write_text("<!-- agnostic: begin -->\n<!-- agnostic: end -->\n")
     monkeypatch.setattr(run, "DOCS", docs)
     monkeypatch.setattr(run, "HERE", tmp_path)
@@ -217,8 +211,6 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(output), "--publish"])
     assert run.main() == 75 and "base2new has not finished" in capsys.readouterr().err
     ended.clear()
-    (output / "charts").mkdir(parents=True)
-    (output / "charts/few-shot-of-earlier-runs-average-light.svg").write_text("<svg/>")
     for dataset, domains in product(("EmojiSky", "EmojiPlants"), ((), claims.ARTISTS)):
         for classes in ("base", "new"):
             for seed in (1, 2):
@@ -234,9 +226,6 @@ def test_the_command_resumes_reports_and_publishes(tmp_path, monkeypatch, capsys
     assert titles == [f"student emoji_student, 16 shots{words}" for words in ("", ", artist left out")]
     assert "EmojiPlants" in tables
     assert (tmp_path / "claims.csv").read_text() == (output / "claims.csv").read_text()
-    assert {path.suffix for path in (output / "charts").iterdir()} == {".svg"}
-    pictures = re.findall(r'(?:src|srcset)="(.*?)"', once)
-    assert {docs / name for name in pictures} == set((docs / "figures/benchmark").iterdir()) and len(pictures) == 4
     assert run.main() == 0 and (docs / "benchmark.md").read_text() == once
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--seeds", "2"])
     with pytest.raises(SystemExit):

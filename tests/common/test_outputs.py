@@ -95,7 +95,6 @@ def given(tmp_path):
         "fit --demo -o site",
         "fit photos names.txt -o site",
         "fit photos names.txt -o photos/out",
-        "report site --plot site",
     ],
 )
 def test_a_command_refuses_such_an_output_before_any_work_and_changes_nothing(command, given, monkeypatch, capsys):

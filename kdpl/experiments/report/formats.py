@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -13,8 +12,7 @@ from kdpl.experiments.report.tables import Row, Table
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 NONE = "—"
-_STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_raw"}
-_LATEX = {"±": r"$\pm$", NONE: "--", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}"}
+_STYLES = {"terminal": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 
 
 def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
@@ -34,7 +32,7 @@ def render(tables: Sequence[Table], style: str, intervals: bool = False) -> str:
 def _render(table: Table, style: str, draws: Draws | None) -> str:
     header = [*table.labels, *table.columns]
     body = [_texts(row, previous, table.seeds, draws) for previous, row in zip([None, *table.rows], table.rows, strict=False)]
-    escape = {"latex": _latex, "markdown": lambda text: text.replace("|", r"\|")}.get(style, on_one_line)
+    escape = {"markdown": lambda text: text.replace("|", r"\|")}.get(style, on_one_line)
     text = tabulate(
         [[escape(cell) for cell in line] for line in body],
         [escape(cell) for cell in header],
@@ -43,9 +41,7 @@ def _render(table: Table, style: str, draws: Draws | None) -> str:
         colalign=["left"] * len(table.labels) + ["right"] * len(table.columns),
     )
     if style == "latex":
-        text = text.replace(r"\hline", r"\midrule").replace(r"\midrule", r"\toprule", 1)
-        head, _, foot = text.rpartition(r"\midrule")
-        return f"% {table.title}\n% {_caption(table, draws)}\n{head}\\bottomrule{foot}\n"
+        return f"% {table.title}\n% {_caption(table, draws)}\n{text}\n"
     return f"{'### ' if style == 'markdown' else ''}{table.title}\n\n{text}\n\n{_caption(table, draws)}\n"
 
 
@@ -71,11 +67,6 @@ def _caption(table: Table, draws: Draws | None) -> str:
     if any(cell and cell.missing(table.seeds) for row in table.rows for cell in row.cells):
         caption += f" Seeds are missing in cells with (n/{len(table.seeds)} seeds)."
     return caption
-
-
-def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
 def _csv(tables: Sequence[Table], draws: Draws | None) -> str:

@@ -1,6 +1,5 @@
 """Read a sweep from a YAML file or from flags; refuse what is unknown, before anything is started."""
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -171,19 +170,6 @@ def _list_of(convert: Callable[[Any], Any]) -> Callable[[Any], tuple]:
     return read
 
 
-def minutes(given: Any) -> int:
-    """Return a time that is written as Slurm does, in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
-    days, _, clock = _text(given).rpartition("-")
-    parts = [_number(part) for part in clock.split(":")]
-    if not days and len(parts) < 3:  # minutes come first
-        parts = [0, *parts]
-    h, m, s = (*parts, *[0] * (3 - len(parts)))
-    found = (_number(days) if days else 0) * 1440 + h * 60 + m + math.ceil(s / 60)
-    if not found:
-        raise ValueError
-    return found
-
-
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS: dict[Any, tuple[str, Callable[[Any], Any]]] = {  # of a value, by its key or the type of its field
     str: ("one value", _text),
@@ -193,5 +179,4 @@ _FORMS: dict[Any, tuple[str, Callable[[Any], Any]]] = {  # of a value, by its ke
     tuple[str, ...]: ("names, such as [CoOp, KDPL_CoOp]", _list_of(_text)),
     tuple[int, ...]: ("numbers, such as [1, 2, 3]", _list_of(_number)),
     "data": ("a folder", lambda given: str(_folder(given)) if given else ""),
-    "time": ("minutes, H:MM:SS or D-HH:MM:SS, such as 4:00:00, and more than nothing", minutes),
 }
