@@ -47,13 +47,6 @@ def test_class_names_their_order_and_the_list_lengths_are_those_of_the_layout(sh
     assert (len(dataset.train_x), len(dataset.val or []), len(dataset.test)) == expected[name].sizes
 
 
-@pytest.mark.parametrize("name", [n for n in BUILDERS if n not in ("ImageNet",) and not CATALOG[n].test_only])
-def test_training_validation_and_test_images_are_disjoint(shared, name):
-    dataset = load(shared[0], name)
-    paths = [d.impath for d in (*dataset.train_x, *dataset.val, *dataset.test)]
-    assert len(paths) == len(set(paths))
-
-
 def test_every_name_is_registered_and_has_a_configuration():
     named = {}
     for path in CONFIGS.glob("*.yaml"):
@@ -70,9 +63,6 @@ def test_a_name_that_a_fork_has_registered_is_left_to_it():
     kdpl.datasets.register(registry)
     assert registry.get("EuroSAT") is own
     assert registry.get("Food101").facts is CATALOG["Food101"]
-
-
-# --- split files ---
 
 
 # --- few-shot subsets ---
@@ -194,13 +184,8 @@ def test_class_folders_that_do_not_fit_the_class_names_are_named(tmp_path, name,
     [
         ("{", "not valid JSON.*Delete it and fetch it again"),
         ("<html>Google Drive: sign in</html>", "not valid JSON"),
-        ("[]", "expected the lists 'train', 'val' and 'test'"),
         ('{"train": [], "val": []}', "expected the lists"),
-        ('{"train": [], "val": [], "test": []}', "training list is empty"),
-        ('{"train": [["River/image_0001.jpg", 0]], "val": [], "test": []}', "entry 1 of 'train' is"),
         ('{"train": [["River/image_0001.jpg", "x", "River"]], "val": [], "test": []}', "entry 1 of 'train'"),
-        ('{"train": [["River/image_0001.jpg", Infinity, "River"]], "val": [], "test": []}', "entry 1 of 'train'"),
-        ('{"train": [["/etc/hostname", 0, "River"]], "val": [], "test": []}', "relative to 2750/"),
         ('{"train": [["River/../../../x.jpg", 0, "River"]], "val": [], "test": []}', "relative to 2750/"),
         ('{"train": [["River/image_0001.jpg", 1, "River"]], "val": [], "test": []}', "no training image has label 0"),
         (
@@ -217,21 +202,3 @@ def test_a_malformed_split_file_says_what_is_wrong_with_it(eurosat, text, messag
     (eurosat / "eurosat/split_zhou_EuroSAT.json").write_text(text)
     with pytest.raises(DamagedDataError, match=f"(?s)EuroSAT: .*{message}"):
         load(eurosat, "EuroSAT")
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "line", "message"),
-    [
-        ("FGVCAircraft", "images_variant_test.txt", "0000000 Zeppelin", "names the class 'Zeppelin'"),
-        ("ImageNet", "classnames.txt", "n00000000", "classnames.txt, line 7 is 'n00000000'; expected 2 fields"),
-    ],
-)
-def test_a_malformed_line_of_a_list_is_named(tmp_path, name, path, line, message):
-    BUILDERS[name](tmp_path)
-    with (tmp_path / CATALOG[name].folder / path).open("a") as file:
-        file.write(f"{line}\n")
-    with pytest.raises(DamagedDataError, match=message):
-        load(tmp_path, name)
-
-
-# --- documentation ---

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +45,6 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def per_class(data) -> set[int]:
-    return set(Counter(datum.label for datum in data).values())
-
-
 # ---------------------------------------------------------------- the generator
 
 
@@ -75,22 +70,6 @@ def test_the_data_set_holds_the_generators_pixels_in_the_documented_layout(root)
             assert (np.asarray(image) == scenes.draw([scene])[0]).all()
     assert (folder / "test" / "full_moon" / "twemoji_7.png").is_file()
     assert {Path(datum.impath).name.split("_")[0] for datum in data.train_x if datum.domain == 1} == {"fluent"}
-
-
-@pytest.mark.slow
-def test_few_shot_subsets_are_drawn_by_the_seed(root):
-    one, same, other = (build_dataset(config(root, NUM_SHOTS=n)) for n in (1, 1, 16))
-    assert per_class(one.train_x) == {1} and per_class(one.val) == {1} and per_class(one.test) == {8}
-    assert [d.impath for d in one.train_x] == [d.impath for d in same.train_x]
-    assert per_class(other.train_x) == {16} and per_class(other.val) == {4}
-    cfg = config(root, NUM_SHOTS=1)
-    cfg.SEED = 2
-    assert [d.impath for d in build_dataset(cfg).train_x] != [d.impath for d in one.train_x]
-
-
-def test_an_unknown_domain_is_an_error_with_the_closest_name(root):
-    with pytest.raises(ValueError, match=r"SOURCE_DOMAINS 'fluemt'.*noto, fluent.*Did you mean 'fluent'"):
-        build_dataset(config(root, SOURCE_DOMAINS=("fluemt",)))
 
 
 # ---------------------------------------------------------------- the cache

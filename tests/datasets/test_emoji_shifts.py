@@ -128,6 +128,3 @@ def test_a_target_trains_and_validates_on_two_styles_and_tests_on_a_third(few, t
     assert {datum.domain for datum in one.test} == {2}
     with pytest.raises(ValueError, match=r"SOURCE_DOMAINS 'twemoji'.*noto, fluent"):
         build_dataset(config(tmp_path, "sky", SOURCE_DOMAINS=("twemoji",)))
-
-
-# ---------------------------------------------------------------- how the hard scenes are chosen

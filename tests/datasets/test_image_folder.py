@@ -229,8 +229,3 @@ def test_a_list_names_the_images_to_train_on(photos, tmp_path):
     listed.write_text("[")
     with pytest.raises(ValueError, match=r"is not a JSON list of paths below DATASET.ROOT"):
         dataset_of(photos, tmp_path / "out", "DATASET.IMAGE_LIST", listed, names=NAMES)
-
-
-def test_names_that_are_the_same_to_clip_are_refused(photos, tmp_path):
-    with pytest.raises(ValueError, match=r"'Hot_Dog' and 'hot dog', which are the same words to CLIP"):
-        dataset_of(photos, tmp_path / "out", names=["hot dog", "Hot_Dog"])

@@ -126,13 +126,6 @@ def test_what_must_be_fetched_by_hand_is_said_with_where_from_and_where_to(tmp_p
     assert f"into {tmp_path / facts.folder}" in out
 
 
-def test_what_is_there_already_is_not_fetched_again(server, miniatures, tmp_path, run):
-    facts = serve(CATALOG["EuroSAT"], miniatures, *server)
-    run(facts)
-    _, out = run(facts)
-    assert "fetching" not in out
-
-
 def eurosat_from(url: str, md5: str = "") -> Facts:
     facts = CATALOG["EuroSAT"]
     return replace(facts, sources=(replace(facts.sources[1], url=url, md5=md5),))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kdpl.experiments.report.cells import (
@@ -44,17 +43,6 @@ def test_differences_are_paired():
     apart = interval(a.replicates(Draws(1), [1, 2]) - b.replicates(Draws(2), [1, 2]))
     assert paired[0] >= 0 and paired[1] - paired[0] < 0.5 * (apart[1] - apart[0])
     assert difference(a, a).interval(Draws()) == (0, 0)
-
-
-@pytest.mark.slow
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    generator, covered = np.random.default_rng(0), 0
-    for _ in range(100):
-        ability = generator.beta(2, 2, 60)  # of each class
-        right = {seed: generator.binomial(8, ability).tolist() for seed in range(3)}
-        low, high = cell(right, [8] * 60).interval(Draws())
-        covered += low <= 50 <= high
-    assert 88 <= covered <= 100
 
 
 def add(folder: Path, right: str, accuracy: float, trainer: str = "CoOp", seed: int = 1) -> None:

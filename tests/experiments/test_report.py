@@ -111,11 +111,6 @@ def test_a_difference_of_harmonic_means_takes_the_common_seeds_of_both_in_one_wa
     assert difference(less, more).mean == pytest.approx(-of_the_means)
 
 
-def test_cells_are_combined_over_the_seeds_that_both_have():
-    assert difference(Cell({1: 70.0, 2: 80.0}), Cell({2: 75.0, 3: 99.0})).values == {2: 5.0}
-    assert difference(Cell({1: 70.0}), Cell({2: 75.0})) is None
-
-
 # ------------------------------------------------------------------------------------------------------ base-to-new
 
 
@@ -150,24 +145,6 @@ def test_a_missing_seed_is_marked(tmp_path):
     assert new == "52.00 ± 1.00 (2/3 seeds)"
     assert h.endswith("(2/3 seeds)")
     assert table.rows[0].cells[2].mean == pytest.approx(2 * 72 * 52 / 124)  # base of seeds 1 and 3 only
-
-
-def test_an_average_over_data_sets_is_not_made_without_one_of_them(tmp_path):
-    add_base_to_new(tmp_path, "EuroSAT", 90.0, 50.0)
-    add_base_to_new(tmp_path, "EuroSAT", 88.0, 55.0, trainer="MaPLe")
-    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
-    rows = texts(tables(tmp_path)[B2N])
-    assert rows["average", "MaPLe"] == ["—", "—", "—"]
-    assert rows["DTD", "MaPLe"] == ["—", "—", "—"]
-    assert rows["average", "CoOp"][0] == "80.00"
-
-
-def test_class_agnostic_runs_are_a_method_of_their_own(tmp_path):
-    add_base_to_new(tmp_path, "DTD", 70.0, 50.0)
-    add_base_to_new(tmp_path, "DTD", 68.0, 54.0, trainer="KDPL_CoOp")
-    add_base_to_new(tmp_path, "DTD", 66.0, 52.0, trainer="KDPL_CoOp", class_agnostic=True)
-    rows = [row.labels[1] for row in tables(tmp_path)[B2N].rows]
-    assert rows == ["CoOp", "KDPL_CoOp", "minus CoOp", "KDPL_CoOp-CA", "minus CoOp"]
 
 
 def test_zero_shot_rows_need_no_seed_and_no_training(tmp_path):

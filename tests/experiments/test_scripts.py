@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from support.sweeps import fork_steps
 
 from kdpl.experiments.report.runs import read_scores
 from kdpl.sweep import main
-from kdpl.training.results import missing_datasets, read_results
+from kdpl.training.results import read_results
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ["--", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "30"]
@@ -58,63 +56,6 @@ def sweep(tmp_path, monkeypatch, capsys):
         return status, "".join(capsys.readouterr())
 
     return run_here
-
-
-def accuracies(root: Path) -> dict[str, float]:
-    return {f"{s.path.relative_to(root)} {s.tested.dataset} {s.tested.classes}": s.accuracy for s in read_scores([root])[0]}
-
-
-@pytest.mark.slow
-def test_a_sweep_names_what_failed_does_the_rest_and_skips_it_the_next_time(tmp_path, sweep):
-    broken = tmp_path / "output/base2new/train_base/emoji_meals/shots_1/CoOp/emoji/seed1"
-    broken.mkdir(parents=True)
-    (broken / "prompt_learner").write_text("a file where a folder belongs")
-    args = [*EMOJI, "--seeds", "1", "2", *QUICK]
-
-    status, output = sweep("base2new/all.sh", *args, output="output", jobs=2)
-    assert status == 1, output
-    assert "CoOp emoji_meals, 1 shots, seed 2: finished after" in output
-    assert "2 tried, 1 failed, 0 skipped" in output
-    assert output.splitlines()[-1].startswith("  CoOp emoji_meals, 1 shots, seed 1: ")
-    common = Path("emoji_meals/shots_1/CoOp/emoji/seed2")
-    base = read_results(tmp_path / "output/base2new/train_base" / common)["results"]
-    new = read_results(tmp_path / "output/base2new/test_new" / common)["results"]
-    assert [(r["classes"], r["num_classes"]) for r in base + new] == [("base", 30), ("new", 30)]
-
-    (broken / "prompt_learner").unlink()
-    status, output = sweep("base2new/train.sh", *args, output="output")
-    assert status == 0, output
-    assert "skipped CoOp emoji_meals, 1 shots, seed 2: finished before" in output
-    assert "1 tried, 0 failed, 1 skipped" in output
-    assert len(accuracies(tmp_path / "output")) == 3
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_started_again_ends_with_the_same_results(tmp_path, sweep):
-    args = [*EMOJI, "--", "OPTIM.MAX_EPOCH", "6", "OPTIM.WARMUP_EPOCH", "-1", "DATALOADER.TRAIN_X.BATCH_SIZE", "15"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, output = sweep("base2new/train.sh", *args, output=whole)
-    assert status == 0, output
-
-    folder = killed / "base2new/train_base/emoji_meals/shots_1/CoOp/emoji/seed1"
-    process = start("base2new/train.sh", *args, cwd=tmp_path, OUTPUT=str(killed))
-    wait_for((folder / "prompt_learner/checkpoint").is_file, process)
-    os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "the same command resumes" in output
-    assert missing_datasets(folder, ["emoji_meals"], classes="base"), "the run was over before it was killed"
-
-    status, output = sweep("base2new/train.sh", *args, output=killed)
-    assert status == 0, output
-    assert "Resume from" in (folder / "console.txt").read_text()
-    assert accuracies(killed) == accuracies(whole)
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -164,18 +164,6 @@ def test_commands_and_folders_are_those_of_the_forks(
     assert printed == expected
 
 
-def test_a_sweep_of_flags_is_that_of_the_file_but_for_its_name(tmp_path, monkeypatch):
-    sweeps = []
-    monkeypatch.setattr("kdpl.sweep.run_sweep", lambda sweep, *rest, **more: sweeps.append(sweep) or 0)
-    file = sweep_file(tmp_path, options="{OPTIM.LR: 1e-5, OPTIM.MAX_EPOCH: 3}", steps="train", output=str(tmp_path))
-    flags = ["--protocol", "base2new", "--trainers", "CoOp", "KDPL_CoOp", "--datasets", "emoji_meals", "--seeds", "1", "2"]
-    flags += ["--shots", "1", "--cfg", "emoji", "--steps", "train", "--output", str(tmp_path)]
-    main([str(file)])
-    main([*flags, "--extra", "OPTIM.LR", "1e-5", "--", "OPTIM.MAX_EPOCH", "3"])
-    assert replace(sweeps[1], name="some") == sweeps[0]
-    assert sweeps[1].folder == tmp_path / "sweeps/flags-base2new"
-
-
 def test_learned_prompts_are_tested_again_on_other_domains_and_on_base_classes(tmp_path, monkeypatch):
     """Results on other domains in the same folder are not those that are missing, either way."""
     keys = {"output": str(tmp_path / "out")}
@@ -393,16 +381,6 @@ def test_a_job_saves_and_is_requeued_when_its_time_is_over_and_then_finishes_its
     printed, _ = job.communicate(timeout=120)
     assert job.returncode == 0 and first.done(), printed
     assert "Resume from" in (first.steps[0].folder / "console.txt").read_text()
-
-
-@pytest.mark.slow
-def test_where_slurm_does_not_answer_nothing_is_submitted_twice(fake_slurm, capsys):
-    file = sweep_file(fake_slurm, output=str(fake_slurm / "out"))
-    assert main([str(file), "--executor", "slurm"]) == 0
-    (fake_slurm / "bin/squeue").write_text("#!/bin/sh\nexit 1\n")
-    capsys.readouterr()
-    assert main([str(file), "--executor", "slurm"]) == 0
-    assert "Submitted" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_redone_is_not_submitted_twice(fake_slurm, capsys):
