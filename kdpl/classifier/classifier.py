@@ -246,17 +246,22 @@ class Classifier:
         found = iter(known.get([item.key for item in batch if item.pixels is None and item.key is not None]).to(self.device))
         return torch.stack([next(found if item.pixels is None else rows) for item in batch])
 
-    def export_onnx(self, path: str | os.PathLike) -> Path:
+    def export_onnx(self, path: str | os.PathLike, reject: bool = False, half: bool = False) -> Path:
         """Write an ONNX file for the class names as they are, in fp32, and return its path.
 
         Its input `pixels` (N, 3, R, R) is RGB in 0..1, resized and cut out as the metadata's `preprocessing` says; it
         normalises them itself. Its output `probabilities` (N, C) is in the order of the metadata's `classnames`, a JSON list.
 
+        Args:
+            reject: give as a second output `rejected` (N), whether an image is none of the classes.
+            half: store the weights in half precision; the file is half as large, and it still computes in fp32.
+
         Raises:
-            ValueError: the variant has other text features for each image (CoCoOp).
+            ValueError: the variant has other text features for each image (CoCoOp), there is no threshold to reject by, or a
+                value is NaN or infinite, in half precision if that is asked for.
             ImportError: the package onnx is not installed.
             OSError: the file could not be written.
         """
-        from kdpl.classifier.serve.onnx_file import traced, write_model
+        from kdpl.classifier.serve import write_onnx
 
-        return write_model(traced(self, False), self, path)
+        return write_onnx(self, path, reject, half)

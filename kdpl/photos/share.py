@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="kdpl export",
         usage="%(prog)s OUT [FOLDER] [--head FILE] [options]",
-        description="Write a folder that serves itself (an ONNX model that resizes and normalises, a page, a Python client), "
+        description="Write a folder that serves itself (an ONNX model, a page, a Python client), "
         "the matrix of text features alone, or both.",
     )
     add = parser.add_argument
@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--half", action="store_true", help="weights in half precision: half the size")
     add("--check", metavar="PHOTOS", help=f"compare the model with kdpl on up to {CHECKED} of these photos")
     add("--no-page", action="store_true", help="the model, its names and the Python client alone")
-    add("--runtime", default="", metavar="FILE", help="onnxruntime-web as .tgz or folder (default: npm fetches it)")
+    add("--runtime", default="", metavar="FILE", help="the npm package onnxruntime-web (default: npm fetches it)")
     add_prompt_flags(parser)
     args = parser.parse_args(argv)
     if not args.folder and not args.head:
@@ -57,41 +57,41 @@ def export(args: argparse.Namespace) -> None:
     runtime = {}
     if args.folder:
         check_folder(args.folder, EXPORT, args.check)
-        from kdpl.classifier.serve.onnx_file import require_onnx
+        from kdpl.classifier.serve import require_onnx
 
         require_onnx()
         if not args.no_page:
-            from kdpl.classifier.serve.folder import read_runtime
+            from kdpl.classifier.serve import read_runtime
 
             runtime = read_runtime(args.runtime)
     photos = [str(p) for p in list_images(args.check).images] if args.check else []
     classifier = classifier_of(args, "cpu")
     if args.head:
-        from kdpl.classifier.serve.head import write_head
+        from kdpl.classifier.serve import write_head
 
         path = write_head(classifier, args.head)
         size = f"{len(classifier.classnames):,} names x {classifier.clip.embed_dim}"
         print(f"{path}: {size}, for the image features of {classifier.bundle.backbone}")
-        if classifier.encoder.compares_texts:
-            print("Probabilities: (logit_scale * image_features @ text_features.T).softmax(-1); docs/export.md has the lines.")
-        else:
-            print("A kernel head: centres, coefficients, mean, linear, gamma and factor; docs/export.md has the lines.")
+        tensors = "text_features and logit_scale" if classifier.encoder.compares_texts else "a kernel head"
+        print(f"It holds {tensors}; docs/your_photos.md has the lines that give probabilities.")
     if not args.folder:
         return
-    from kdpl.classifier.serve.folder import agreement, write_folder
+    from kdpl.classifier.serve import agreement, write_folder
 
     folder = take_folder(args.folder, EXPORT)
     model = write_folder(classifier, folder, args.reject, args.half, runtime)
     print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")
     if photos:
-        found = agreement(classifier, model, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
+        found = agreement(classifier, folder, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
         if found is None:
             print("Not compared: onnxruntime is not installed (pip install onnxruntime).")
         else:
-            print(f"Of {found.photos:,} photos {found.same:,} have the same likeliest name as with kdpl.")
-            print(f"No probability differs by more than {found.difference:.5f}.")
+            count, same, difference = found
+            print(f"Of {count:,} photos {same:,} have the same likeliest name as with kdpl.")
+            print(f"No probability differs by more than {difference:.5f}.")
     use = f"Use: python {folder / 'client.py'} PICTURE ..."
-    print(f"{use}, or python {folder / 'serve.py'} for the page." if runtime else use)
+    page = f", or for the page: python -m http.server --bind 127.0.0.1 --directory {folder}"
+    print(use + page if runtime else use)
 
 
 def push_main(argv: Sequence[str] | None = None) -> int:

@@ -166,7 +166,7 @@ def test_the_exported_onnx_gives_the_same_probabilities(trainer, options, learne
     path = clf.export_onnx(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["classnames"]) == names and facts["template"] == "a photo of a {}."
+    assert json.loads(facts["classnames"]) == names and facts["learned by"] == trainer
     assert json.loads(facts["preprocessing"])["size"] == [64, 64]
     paths = paths_of(run, 5)  # already of the model's size
     pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths]).transpose(0, 3, 1, 2).astype(np.float32) / 255

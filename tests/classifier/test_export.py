@@ -1,40 +1,38 @@
-"""What is exported agrees with `kdpl predict`: onnxruntime in Python and in Node, and the page in a real browser.
+"""What is exported agrees with `kdpl predict`: the client in Python, and the page in a real browser.
 
-onnxruntime for both comes from npm, once: it stays in pytest's cache between runs.
+onnxruntime for the page comes from npm, once: it stays in pytest's cache between runs.
 """
 
+import base64
 import dataclasses
 import io
-import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
-from functools import cache, partial
+import time
+from functools import partial
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from support import untrained_bundle
 
 import kdpl
 from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.classifier.decoding import Decoder
-from kdpl.classifier.serve.folder import PAGE, RUNTIME, RUNTIME_VERSION, agreement, read_runtime
-from kdpl.classifier.serve.head import write_head
-from kdpl.classifier.serve.onnx_file import OPSET, export_with_preprocessing
-from kdpl.classifier.serve.preprocessing import FILTERS, with_preprocessing
+from kdpl.classifier.serve import PAGE, RUNTIME, RUNTIME_VERSION, agreement, read_runtime, write_head
 from kdpl.clip.model import NotFiniteError
 from kdpl.clip.preprocessing import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
 from kdpl.common.class_names import REJECTED
-from kdpl.common.images import ORIENTATION, open_image
+from kdpl.common.images import ORIENTATION
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.share import main
 from kdpl.students.kernel_head import KernelHead, Solved
@@ -43,6 +41,7 @@ pytestmark = pytest.mark.slow
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
+client = pytest.importorskip("kdpl.classifier.serve.client")
 NAMES = ["red apple", "pizza", "croissant", "🍇 grapes"]
 
 
@@ -98,88 +97,66 @@ def exported(prompts, tmp_path_factory):
     return folder
 
 
-def test_the_model_prepares_images_as_predict_does(exported, prompts, photos):
-    session = onnxruntime.InferenceSession(exported / "model.onnx")
-    least = json.loads((exported / "names.json").read_text(encoding="utf-8"))["least"]
-    for path, (probabilities, rejected) in expected_of(prompts, photos).items():
-        found, out = session.run(["probabilities", "rejected"], {"image": np.asarray(open_image(path, least))})
-        assert np.abs(found[0] - probabilities).max() < 1e-3, path
-        assert bool(out[0]) == rejected
+def test_the_client_prepares_images_as_predict_does(exported, prompts, photos):
+    model = client.Model(exported)
+    for path, (expected, rejected) in expected_of(prompts, photos).items():
+        probabilities, none = model(path)
+        assert np.abs(probabilities - expected).max() < 1e-5, path
+        assert none == rejected
     both = {rejected for _, rejected in expected_of(prompts, photos).values()}
     assert both == {True, False}, "the threshold says something"
 
 
-@cache
-def preparation(mode, interpolation):
-    """A model that prepares an image and does nothing else, and the decoder that it should agree with."""
-    from onnx import TensorProto, helper
-
-    preprocessing = Preprocessing((48, 48), interpolation, resize_mode=mode)
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 48, 48]) for name in ("pixels", "same")]
-    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["same"])], "same", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-    model = with_preprocessing(model, preprocessing, "image", "pixels")
-    return onnxruntime.InferenceSession(model.SerializeToString()), Decoder(preprocessing)
+def drawn(height, width, seed=0):
+    """An image of nothing but hard edges."""
+    return 255 * np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8)
 
 
-EDGES = st.one_of(st.integers(1, 12), st.integers(13, 700))
+SIZES = [(48, 48), (210, 100), (100, 210), (9, 300), (331, 47), (1, 60), (60, 1), (600, 450), (97, 1203)]
 
 
-@pytest.mark.parametrize("mode", RESIZE_MODES)
-@pytest.mark.parametrize("interpolation", FILTERS)
-@settings(max_examples=30, deadline=None)
-@given(height=EDGES, width=EDGES, seed=st.integers(0, 9))
-@example(height=1, width=60_000, seed=0)
-@example(height=60_000, width=1, seed=0)
-@example(height=210, width=100, seed=0)  # Pillow 13 resizes the height first
-@example(height=48, width=48, seed=0)
-def test_every_pixel_that_the_model_prepares_is_that_of_the_decoder(mode, interpolation, height, width, seed):
-    session, decoder = preparation(mode, interpolation)
-    image = 255 * np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8)  # nothing but hard edges
-    ((expected,),) = decoder.batches(image, 1, 0)
-    assert np.array_equal((255 * session.run(None, {"image": image})[0][0]).round(), expected.pixels.numpy())
+@pytest.fixture(scope="module")
+def by_javascript(tmp_path_factory, browser):
+    """A function that prepares images with the page's JavaScript."""
+    page = browser.new_page()
+    source = PAGE["resize.js"].read_text(encoding="utf-8")
+    page.add_script_tag(content=f"{source}\nwindow.prepared = prepared;", type="module")
+    page.wait_for_function("() => Boolean(window.prepared)")
+
+    def prepare(image, side, interpolation, squash):
+        rgba = np.concatenate([image, np.full_like(image[..., :1], 255)], -1).tobytes()
+        facts = {"side": side, "interpolation": interpolation, "squash": squash, "pillow": int(PIL.__version__.split(".")[0])}
+        call = "([data, w, h, facts]) => Array.from(prepared(Uint8Array.from(atob(data), c => c.charCodeAt(0)), w, h, facts))"
+        values = page.evaluate(call, [base64.b64encode(rgba).decode(), image.shape[1], image.shape[0], facts])
+        return np.array(values).reshape(3, side, side)
+
+    yield prepare
+    page.close()
 
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)
-def test_of_a_line_the_middle_is_read(mode):
-    line = np.random.default_rng(0).integers(0, 256, (1, 60_000, 3), dtype=np.uint8)
-    middle = Image.fromarray(line[:, 29_990:30_010])
-    for image, cut in ((line, middle), (line.transpose(1, 0, 2), middle.transpose(Image.Transpose.TRANSPOSE))):
-        target = (48, 48) if mode == "squash" else tuple(48 * edge for edge in cut.size)
-        plain = cut.resize(target, Image.Resampling.BICUBIC)
-        left, top = ((edge - 48) // 2 for edge in plain.size)
-        expected = np.asarray(plain.crop((left, top, left + 48, top + 48))).transpose(2, 0, 1)
-        session, decoder = preparation(mode, "bicubic")
-        ((found,),) = decoder.batches(image, 1, 0)
-        assert np.array_equal(found.pixels.numpy(), expected)
-        assert np.array_equal((255 * session.run(None, {"image": image})[0][0]).round(), expected)
-
-
-@settings(max_examples=3, deadline=None)
-@given(height=EDGES, width=EDGES, seed=st.integers(0, 9))
-@example(height=1, width=60_000, seed=0)
-@example(height=9001, width=2, seed=0)
-@example(height=630, width=90, seed=0)
-def test_any_size_of_image_gives_the_probabilities_of_predict(height, width, seed, exported, prompts):
-    session = SESSIONS.setdefault("session", onnxruntime.InferenceSession(exported / "model.onnx"))
-    clf = SESSIONS.setdefault("clf", kdpl.load(prompts, "cpu"))
-    image = 255 * np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8)
-    found = session.run(["probabilities"], {"image": image})[0]
-    assert np.abs(found - clf(image).numpy()).max() < 1e-5
-
-
-SESSIONS: dict = {}
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_every_pixel_that_page_and_client_prepare_is_that_of_the_decoder(mode, interpolation, by_javascript):
+    decoder, plain = Decoder(Preprocessing((48, 48), interpolation, resize_mode=mode)), client.Model.__new__(client.Model)
+    plain.facts = {"side": 48, "interpolation": interpolation, "squash": mode == "squash", "longest": 20}
+    for seed, (height, width) in enumerate(SIZES):
+        image = drawn(height, width, seed)
+        ((expected,),) = decoder.batches(image, 1, 0)
+        (by_client,) = plain.pixels(Image.fromarray(image))
+        assert np.array_equal((255 * by_client).round(), expected.pixels.numpy())
+        if max(height, width) <= 20 * min(height, width):  # of longer ones the page draws the middle alone
+            by_page = by_javascript(image, 48, interpolation, mode == "squash")
+            assert np.array_equal((255 * by_page).round(), expected.pixels.numpy()), (height, width)
 
 
 def test_half_precision_halves_the_file_and_its_loss_is_measured(exported, prompts, photos, tmp_path, capsys):
     whole, half = ((exported.parent / name / "model.onnx").stat().st_size for name in ("folder", "half"))
     assert half < 0.55 * whole
-    clf = kdpl.load(prompts, "cpu")
     paths = sorted(str(p) for p in photos.iterdir())
-    found = agreement(clf, exported.parent / "half" / "model.onnx", paths)
-    assert found.photos == len(paths) == found.same and 0 < found.difference < 5e-3
+    count, same, difference = agreement(kdpl.load(prompts, "cpu"), exported.parent / "half", paths)
+    assert count == len(paths) == same and 0 < difference < 5e-3
     assert main([str(prompts), str(tmp_path / "x"), "--half", "--no-page", "--check", str(photos)]) == 0
-    assert f"No probability differs by more than {found.difference:.5f}" in capsys.readouterr().out
+    assert f"No probability differs by more than {difference:.5f}" in capsys.readouterr().out
 
 
 def test_the_python_client_turns_composes_and_scales_as_predict_does(exported, prompts, photos):
@@ -210,7 +187,7 @@ def test_nothing_that_is_not_finite_is_exported(tmp_path, monkeypatch):
     classifier = kdpl.load(untrained_bundle(tmp_path, "CoOp", NAMES), "cpu")
     infinite = torch.tensor(float("inf"))
     monkeypatch.setattr("kdpl.students.base.Student.logit_scale", property(lambda self: infinite))
-    for write in (classifier.export_onnx, partial(write_head, classifier), partial(export_with_preprocessing, classifier)):
+    for write in (classifier.export_onnx, partial(write_head, classifier)):
         with pytest.raises(NotFiniteError, match="hold NaN or infinite values"):
             write(tmp_path / "file")
         assert not (tmp_path / "file").exists()
@@ -234,8 +211,8 @@ def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):
             [prompts, "--reject", "--classnames", tmp_path / "names.txt"],
             "calibrated for other|class-specific: it learned",
         ),
-        ([plain, "--runtime", tmp_path], "lacks ort.wasm.min.mjs"),
-        ([plain, "--runtime", "nowhere.tgz"], "neither a folder nor an npm package.*--no-page"),
+        ([plain, "--runtime", tmp_path / "names.txt"], "is not the npm package onnxruntime-web"),
+        ([plain, "--runtime", "nowhere.tgz"], "is not the npm package onnxruntime-web .*--no-page"),
     ):
         first, *rest = map(str, argv)
         assert main([first, str(tmp_path / "folder"), *rest]) == exits.BAD_INPUT
@@ -262,66 +239,42 @@ def test_the_runtime_of_the_page_is_fetched_by_npm(tmp_path, monkeypatch):
     assert read_runtime() == {name: name.encode() for name in RUNTIME}
 
 
-# ------------------------------------------------------------------------------------------------------- Node, a browser
+# -------------------------------------------------------------------------------------------------------------- a browser
 
 
 @pytest.fixture(scope="session")
-def node_modules(request):
-    """A folder with onnxruntime for Node and for browsers, from npm at the first run."""
-    folder = request.config.cache.mkdir(f"onnxruntime-{RUNTIME_VERSION}")
-    packages = [f"onnxruntime-{kind}@{RUNTIME_VERSION}" for kind in ("node", "web")]
-    if not (folder / "complete").exists():
-        if not (npm := shutil.which("npm")):
-            pytest.skip("there is no npm to install onnxruntime with")
-        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *packages]
-        try:  # the scripts would fetch CUDA
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def package(request):
+    """The npm package onnxruntime-web, fetched at the first run."""
+    folder = request.config.cache.mkdir(f"onnxruntime-web-{RUNTIME_VERSION}")
+    if not (npm := shutil.which("npm")):
+        pytest.skip("there is no npm to get onnxruntime-web with")
+    if not list(folder.glob("*.tgz")):
+        try:
+            command = [npm, "pack", f"onnxruntime-web@{RUNTIME_VERSION}", "--silent"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         except subprocess.TimeoutExpired:
             pytest.skip("npm does not end within 300 s")
         if done.returncode:
-            pytest.skip(f"npm cannot install onnxruntime: {done.stderr[-300:]}")
-        (folder / "complete").touch()
-    return folder / "node_modules"
-
-
-def test_node_gives_the_probabilities_of_predict(exported, prompts, photos, tmp_path, node_modules):
-    if not (node := shutil.which("node")):
-        pytest.skip("there is no Node")
-    expected = expected_of(prompts, photos)
-    least = json.loads((exported / "names.json").read_text(encoding="utf-8"))["least"]
-    images = []
-    for i, path in enumerate(expected):
-        pixels = np.asarray(open_image(path, least))
-        (tmp_path / f"{i}.rgb").write_bytes(pixels.tobytes())
-        images.append([str(tmp_path / f"{i}.rgb"), *pixels.shape])
-    script = f"""
-const ort = require({json.dumps(str(node_modules / "onnxruntime-node"))}), fs = require("fs");
-(async () => {{
-  const session = await ort.InferenceSession.create({json.dumps(str(exported / "model.onnx"))});
-  const found = [];
-  for (const [file, ...shape] of {json.dumps(images)})
-  {{
-    const image = new ort.Tensor("uint8", new Uint8Array(fs.readFileSync(file)), shape);
-    found.push([...(await session.run({{image}})).probabilities.data]);
-  }}
-  console.log(JSON.stringify(found));
-}})();
-"""
-    process = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
-    found = np.array(json.loads(process.stdout))
-    assert np.abs(found - np.stack([p for p, _ in expected.values()])).max() < 1e-3
+            pytest.skip(f"npm cannot fetch onnxruntime-web: {done.stderr[-300:]}")
+    return next(folder.glob("*.tgz"))
 
 
 @pytest.fixture(scope="module")
-def served(exported, node_modules):
-    """The address of the folder's own server, with the page's runtime from npm."""
-    for name, content in read_runtime(str(node_modules / "onnxruntime-web")).items():
-        (exported / name).write_bytes(content)
-    for name, path in PAGE.items():
-        shutil.copy(path, exported / name)
-    command = [sys.executable, str(exported / "serve.py"), "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
-    yield server.stdout.readline().strip()
+def served(prompts, package, tmp_path_factory):
+    """The address of an exported folder, served as the guide says."""
+    folder = tmp_path_factory.mktemp("served") / "site"
+    assert main([str(prompts), str(folder), "--reject", "--runtime", str(package)]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        with socket.socket() as there:
+            if not there.connect_ex(("127.0.0.1", port)):
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/"
     server.terminate()
     server.wait()
 

@@ -11,7 +11,7 @@ from support import untrained_bundle
 from support.trainings import build
 
 from kdpl.bundle import Decision, read_bundle, write_bundle
-from kdpl.classifier.serve.folder import SHARED
+from kdpl.classifier.serve import SHARED
 from kdpl.clip.loading import load_clip
 from kdpl.common import exits
 from kdpl.common.messages import signed

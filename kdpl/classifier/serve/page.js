@@ -1,6 +1,7 @@
-// Classifies a picture in the browser. The model holds resizing and normalisation: it is given upright RGB of any size.
+// Classifies a picture in the browser.
 import * as ort from "./ort.wasm.min.mjs";
 import {ranked} from "./parts.js";
+import {prepared} from "./resize.js";
 
 const $ = id => document.getElementById(id);
 const TOP = 5;
@@ -8,29 +9,24 @@ ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
 ort.env.wasm.numThreads = 1; // several need headers that a plain file server does not send
 let facts, session;
 
-// Pixels (H, W, 3) of a picture file: turned as its EXIF says, on white where it is transparent, its colours as they are.
+// What the model takes of a picture file: turned as its EXIF says, on white where it is transparent, its colours as they are.
 async function pixels(file) {
   const bitmap = await createImageBitmap(file, {imageOrientation: "from-image", colorSpaceConversion: "none"});
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", {willReadFrequently: true, alpha: false});
+  const longest = facts.longest * Math.min(bitmap.width, bitmap.height);
+  const width = Math.min(bitmap.width, longest), height = Math.min(bitmap.height, longest); // of a longer one the middle
+  const context = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true, alpha: false});
   context.fillStyle = "white";
-  context.fillRect(0, 0, bitmap.width, bitmap.height);
-  context.drawImage(bitmap, 0, 0);
-  const rgba = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
-  const rgb = new Uint8Array(bitmap.width * bitmap.height * 3);
-  for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) {
-    rgb[to] = rgba[from];
-    rgb[to + 1] = rgba[from + 1];
-    rgb[to + 2] = rgba[from + 2];
-  }
-  return new ort.Tensor("uint8", rgb, [bitmap.height, bitmap.width, 3]);
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, -Math.floor((bitmap.width - width) / 2), -Math.floor((bitmap.height - height) / 2));
+  const {data} = context.getImageData(0, 0, width, height);
+  return new ort.Tensor("float32", prepared(data, width, height, facts), [1, 3, facts.side, facts.side]);
 }
 
 async function classify(file) {
   $("state").textContent = "...";
   $("names").replaceChildren();
   try {
-    const answer = await session.run({image: await pixels(file)});
+    const answer = await session.run({pixels: await pixels(file)});
     const probabilities = [...answer.probabilities.data];
     if (!probabilities.every(Number.isFinite)) throw new Error("the model's answer is not a number");
     const rejected = Boolean(answer.rejected?.data[0]);
@@ -60,4 +56,4 @@ async function start() {
 
 window.classify = classify;
 window.ready = start();
-window.ready.catch(error => { $("state").textContent = `The model cannot be loaded: ${error.message}. Start serve.py and open its address.`; });
+window.ready.catch(error => { $("state").textContent = `The model cannot be loaded: ${error.message}. It must come from a server: python -m http.server --bind 127.0.0.1 --directory FOLDER.`; });
