@@ -117,7 +117,6 @@ class PixelsToProbabilities(nn.Module):
     def __init__(self, classifier: "Classifier", reject: bool = False):
         super().__init__()
         student, preprocessing = classifier.student, classifier.bundle.preprocessing
-        self.student, self.model = student, classifier.clip.model  # whose weights are then named in the graph
         # Frozen features are computed in inference mode, which cannot be traced.
         frozen = classifier.encoder.images_are_frozen
         self.encode = classifier.clip.image_features if frozen else student.image_features
@@ -194,8 +193,14 @@ def halve_weights(model: Any) -> None:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
-    for weight in model.graph.initializer:
+    weights, nodes, casts = list(model.graph.initializer), [], []
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":  # weights of the towers among them
+            weights.append(node.attribute[0].t)
+            weights[-1].name = node.output[0]
+        else:
+            nodes.append(node)
+    for weight in weights:
         if weight.data_type != TensorProto.FLOAT or np.prod(weight.dims) < HALVED:
             continue
         values, name = numpy_helper.to_array(weight), weight.name
@@ -206,9 +211,8 @@ def halve_weights(model: Any) -> None:
             )
         weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
         casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    nodes = helper.make_graph([*casts, *model.graph.node], "", [], []).node
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    graph = helper.make_graph([*casts, *nodes], model.graph.name, model.graph.input, model.graph.output, weights)
+    model.graph.CopyFrom(graph)
 
 
 # ----------------------------------------------------------------------------------------------------------------- a folder
