@@ -79,17 +79,15 @@ class Score:
         return self.method, self.backbone, self.shots, self.trained, self.tested
 
 
-@dataclass
 class _Run:
     """An output folder as read; what its model was trained on is not known yet."""
 
-    path: Path
-    facts: dict[str, Any]  # of its results.json
-    config: dict[str, str]  # dotted keys to text
-
-    @property
-    def name(self) -> str:
-        return f"{self.facts['trainer']}-CA" if self.facts["class_agnostic"] else self.facts["trainer"]
+    def __init__(self, path: Path):
+        self.path = path
+        self.facts = read_results(path)
+        config = self.facts["config"]
+        self.config = _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {})  # dotted keys to text
+        self.name = f"{self.facts['trainer']}-CA" if self.facts["class_agnostic"] else self.facts["trainer"]
 
 
 def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tuple[list[Score], list[str]]:
@@ -168,12 +166,10 @@ def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
 
 def _read_run(path: Path, notes: list[str]) -> _Run | None:
     try:
-        facts = read_results(path)
+        return _Run(path)
     except ResultsError as error:
         notes.append(str(error))
         return None
-    config = facts["config"]
-    return _Run(path, facts, _flat((yaml.safe_load(config) if isinstance(config, str) else config) or {}))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Read a sweep from a YAML file or from flags; refuse what is unknown, before anything is started."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -93,7 +92,7 @@ def _read_search(given: Any, where: str) -> Search:
     for key, value in space.items():
         if key.startswith(("TEST.", "DATASET.")):
             raise ConfigError(f"search.{key}: data and test are no setting to choose, expected one of the training.")
-        space[key] = _read_range(key, value) if isinstance(value, Mapping) else _list_of(_text)(value)
+        space[key] = _read_range(key, value) if isinstance(value, Mapping) else _list_of("".__add__)(value)
     trials, ranges = given.get("trials", "0"), [key for key, value in space.items() if isinstance(value, Range)]
     if not space or not str(trials).isdecimal() or bool(int(trials)) != bool(ranges):
         expected = f"how often to try, as {ranges[0]} is a range" if ranges else "lists of values, and no 'trials'"
@@ -122,7 +121,7 @@ def _read(given: Any, described: type, where: str, prefix: str = "") -> dict[str
         elif key == "search":
             values[key] = _read_search(value, where)
         elif key == "options":
-            values[key] = value if isinstance(value, tuple) else tuple(_pairs(value or {}, key))
+            values[key] = value if isinstance(value, tuple) else tuple(_pairs(value or {}))
         else:
             expected, convert = _FORMS.get(key) or _FORMS[types[key]]
             try:
@@ -132,35 +131,23 @@ def _read(given: Any, described: type, where: str, prefix: str = "") -> dict[str
     return values
 
 
-def _pairs(given: Any, key: str, prefix: str = "") -> Iterable[str]:
+def _pairs(given: Any, prefix: str = "") -> Iterable[str]:
     """Yield a mapping of settings as KEY, VALUE, KEY, VALUE."""
     if not isinstance(given, dict):
-        raise ConfigError(f"{key}: is {given!r}, expected settings such as 'OPTIM.MAX_EPOCH: 5'.")
+        raise ConfigError(f"options is {given!r}, expected settings such as 'OPTIM.MAX_EPOCH: 5'.")
     for name, value in given.items():
         if isinstance(value, dict):
-            yield from _pairs(value, key, f"{prefix}{name}.")
+            yield from _pairs(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
             yield repr([literal(v) for v in value]) if isinstance(value, list) else str("" if value is None else value)
 
 
-def _text(given: Any) -> str:
-    if not isinstance(given, str) or "\0" in given:
-        raise ValueError
-    return given
+def _folder(given: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(given))).absolute()
 
 
-def _number(given: Any) -> int:
-    if not re.fullmatch("[0-9]+", _text(given)):
-        raise ValueError
-    return int(given)
-
-
-def _folder(given: Any) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(_text(given)))).absolute()
-
-
-def _list_of(convert: Callable[[Any], Any]) -> Callable[[Any], tuple]:
+def _list_of(convert: Callable[[str], Any]) -> Callable[[Any], tuple]:
     def read(given: Any) -> tuple:
         values = given if isinstance(given, list) else [given]
         if not values or "" in values:
@@ -170,13 +157,19 @@ def _list_of(convert: Callable[[Any], Any]) -> Callable[[Any], tuple]:
     return read
 
 
+def _number(given: str) -> int:
+    if not given.isdecimal():
+        raise ValueError
+    return int(given)
+
+
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _FORMS: dict[Any, tuple[str, Callable[[Any], Any]]] = {  # of a value, by its key or the type of its field
-    str: ("one value", _text),
+    str: ("one value", "".__add__),
     int: ("a whole number of at least 0", _number),
     bool: ("true or false", lambda given: _BOOLEANS[str(given).lower()]),
     Path: ("a folder", _folder),
-    tuple[str, ...]: ("names, such as [CoOp, KDPL_CoOp]", _list_of(_text)),
+    tuple[str, ...]: ("names, such as [CoOp, KDPL_CoOp]", _list_of("".__add__)),
     tuple[int, ...]: ("numbers, such as [1, 2, 3]", _list_of(_number)),
     "data": ("a folder", lambda given: str(_folder(given)) if given else ""),
 }
