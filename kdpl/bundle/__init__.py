@@ -8,9 +8,8 @@ prepared; and with the digest of all this and of the tensors. Nothing in it can 
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -60,14 +59,10 @@ class Decision:
     classnames: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for what in ("sentences", "background", "classnames"):
-            _check_texts(getattr(self, what), f"'{what}' of the decision")
-        for sentence in self.sentences:
-            _check_sentence(sentence)
-        for what, least, most in (("temperature", 1e-4, 1e4), ("threshold", -1e6, 1e6)):
-            value = getattr(self, what)
-            if value is not None and not (type(value) in (int, float) and least <= value <= most):
-                raise ValueError(f"'{what}' of the decision is {shorten(value)}, expected a number of {least:g} to {most:g}")
+        _check(self)
+        for name, least, most in (("temperature", 1e-4, 1e4), ("threshold", -1e6, 1e6)):
+            if (value := getattr(self, name)) is not None and not least <= value <= most:
+                raise ValueError(f"'{name}' of the decision is {shorten(value)}, expected a number of {least:g} to {most:g}")
         if self.threshold is not None and not self.background:
             raise ValueError("the decision has a threshold and no background to compare with")
 
@@ -127,15 +122,7 @@ class Bundle:
     backbone_design: dict[str, str] = field(default_factory=dict)  # `design` of the CLIP; empty: not compared
 
     def __post_init__(self) -> None:
-        for fact in fields(self):
-            value, kinds = getattr(self, fact.name), get_args(fact.type) if isinstance(fact.type, UnionType) else (fact.type,)
-            wrong = not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds))
-            if wrong or (isinstance(value, bool) and bool not in kinds):
-                expected = " or ".join(getattr(get_origin(kind) or kind, "__name__", str(kind)) for kind in kinds)
-                raise ValueError(f"'{fact.name}' is {shorten(value)}, expected {expected}")
-        _check_texts(self.classnames, "class names")
-        if self.template:
-            _check_sentence(self.template)
+        _check(self)
 
     @property
     def student_class(self) -> type[Student]:
@@ -153,18 +140,21 @@ class Bundle:
         return Student.known[self.variant]
 
 
-def _check_texts(texts: Any, what: str) -> None:
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{what} are {shorten(texts)}, expected a list of text")
-    if len(texts) > MOST_NAMES:
-        raise ValueError(f"it has {len(texts):,} {what}, expected at most {MOST_NAMES:,}")
-    if wrong := [text for text in texts if not text.replace("_", " ").strip() or len(text) > LONGEST]:
-        raise ValueError(f"{what} hold {shorten(wrong[0])}, expected 1 to {LONGEST:,} characters")
-
-
-def _check_sentence(sentence: str) -> None:
-    if sentence.count("{}") != 1:
-        raise ValueError(f"the sentence {shorten(sentence)} does not hold one '{{}}' for the class name")
+def _check(record: Decision | Bundle) -> None:
+    """Raise a ValueError if a field is of another type than its own, or holds texts that nobody writes."""
+    for fact in fields(record):
+        value, kinds = getattr(record, fact.name), get_args(fact.type) if isinstance(fact.type, UnionType) else (fact.type,)
+        types = tuple((int, float) if kind is float else get_origin(kind) or kind for kind in kinds)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"'{fact.name}' is {shorten(value)}, expected {getattr(fact.type, '__name__', fact.type)}")
+        if list[str] in kinds and (len(value) > MOST_NAMES or not all(isinstance(text, str) for text in value)):
+            raise ValueError(f"'{fact.name}' has {len(value):,} entries, expected at most {MOST_NAMES:,} texts")
+        for text in value if list[str] in kinds else ():
+            if not text.replace("_", " ").strip() or len(text) > LONGEST:
+                raise ValueError(f"'{fact.name}' holds {shorten(text)}, expected 1 to {LONGEST:,} characters")
+    for sentence in record.sentences if isinstance(record, Decision) else [record.template] * bool(record.template):
+        if sentence.count("{}") != 1:
+            raise ValueError(f"the sentence {shorten(sentence)} does not hold one '{{}}' for the class name")
 
 
 def write_bundle(folder: str | os.PathLike, bundle: Bundle) -> Path:
@@ -220,7 +210,7 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
             parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if KEY not in metadata:
             raise ValueError(f"it has no metadata '{KEY}', so that it was not written by a training of kdpl")
-        bundle = _bundle(parse_json(metadata[KEY], "its metadata"), parameters, path)
+        bundle = _bundle(parse_json(metadata[KEY], "its metadata"), parameters)
         _ = bundle.student_class
     except BundleError as error:
         raise BundleError(f"'{path}' cannot be used: {error}") from None
@@ -234,7 +224,7 @@ def read_bundle(path: str | os.PathLike) -> Bundle:
     return bundle
 
 
-def _bundle(content: Any, parameters: dict[str, Tensor], path: Path) -> Bundle:
+def _bundle(content: Any, parameters: dict[str, Tensor]) -> Bundle:
     """Return a bundle from its metadata and tensors.
 
     Raises:
@@ -248,15 +238,9 @@ def _bundle(content: Any, parameters: dict[str, Tensor], path: Path) -> Bundle:
             f"it is of format {content['format']}, and kdpl {VERSION} reads up to {FORMAT}. Install a newer kdpl, such as "
             f"{content.get('kdpl_version')}, which wrote it."
         )
-    digest = content.pop("digest", None)
-    if digest is None:
-        print(f"Note: '{path}' carries no digest, so that damage to it is not seen", file=sys.stderr)
-    elif digest != _digest(parameters, content):
+    if content.pop("digest", None) != _digest(parameters, content):
         raise ValueError("its tensors, names or settings are not those that were written: it is damaged or was edited")
     facts = {fact.name: content[fact.name] for fact in fields(Bundle) if fact.name in content}
-    needed = [fact.name for fact in fields(Bundle) if fact.default is MISSING and fact.default_factory is MISSING]
-    if missing := [name for name in needed if name not in facts and name != "parameters"]:
-        raise ValueError(f"its metadata lacks {', '.join(missing)}")
     for name, made in (("preprocessing", checked_preprocessing), ("decision", lambda given: Decision(**given))):
         if not isinstance(given := facts.get(name, {}), dict):
             raise ValueError(f"'{name}' is {shorten(given)}, expected its values by their names")

@@ -1,5 +1,6 @@
 """The card of a bundle, in Markdown: what was learned from what, how well it does, and how it is used."""
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
     from kdpl.bundle import Bundle
 
 CARD_NAME = "MODEL_CARD.md"
-HEADER = "---\nlibrary_name: kdpl\npipeline_tag: image-classification\ntags: [clip, prompt-learning]\n---"
+HEADER = """---
+library_name: kdpl
+pipeline_tag: image-classification
+tags: [clip, prompt-learning, zero-shot-image-classification, {variant}]
+license: {license}
+---"""
 HEAD = (
     "It is a head, no prompts: the image tower of the CLIP stays as it is, and each name's score is computed from the image "
     "features by kernel ridge regression, which was solved in closed form to agree with the teacher on {photos}. "
@@ -20,8 +26,8 @@ HEAD = (
 )
 
 
-def model_card(bundle: "Bundle", header: str = HEADER, address: str = BUNDLE) -> str:
-    """Return the card of a bundle, in Markdown: a YAML header, and how the bundle is loaded from its address."""
+def model_card(bundle: "Bundle", address: str = BUNDLE, license: str = "unknown") -> str:
+    """Return the card of a bundle, in Markdown: a YAML header for the Hub, and how the bundle is loaded from its address."""
     learner, backbone, decision = Student.known.get(bundle.variant), _plain(bundle.backbone), bundle.decision
     head = learner is not None and learner.closed_form
     about = [f"`{BUNDLE}` makes the CLIP model {backbone} a classifier of images over the class names below."]
@@ -36,7 +42,7 @@ def model_card(bundle: "Bundle", header: str = HEADER, address: str = BUNDLE) ->
     if learner and learner.__module__.partition(".")[0] != "kdpl":
         about.append(f"{_plain(bundle.variant)} is not a learner of kdpl: import its file first, or name it in `--learner`.")
     lines = [
-        header,
+        HEADER.format(variant=json.dumps(bundle.variant.lower()), license=json.dumps(license)),
         f"# {'Head' if head else 'Prompts'} for {backbone}", "", " ".join(about), "",
         "```python", "import kdpl", "", f'clf = kdpl.load("{address}")', 'probabilities = clf(["photo.jpg"])  # (N, C)',
         "print(clf.classnames)", "```", "",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from kdpl.bundle import FILE_NAME, Bundle, BundleError, read_bundle
 from kdpl.bundle.card import model_card
-from kdpl.clip.names import ModelNameError, resolve
 from kdpl.common.environment import VERSION
 from kdpl.common.files import NoRoomError, naming_full_disks
 from kdpl.common.messages import short_reason
@@ -23,12 +22,6 @@ from kdpl.common.messages import short_reason
 PREFIX = "hf-hub:"
 LARGEST = 2**28  # bytes of a bundle that is downloaded; the largest learner's prompts for ViT-L/14 take 2**25
 SECONDS = 20  # until the Hub counts as unreachable
-OPENAI = {
-    "ViT-B/32": "base-patch32",
-    "ViT-B/16": "base-patch16",
-    "ViT-L/14": "large-patch14",
-    "ViT-L/14@336px": "large-patch14-336",
-}
 REASONS = {  # by huggingface_hub's errors
     "LocalEntryNotFoundError": "it is not in the cache ({cache}): check the network, and unset HF_HUB_OFFLINE if it is set",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it",
@@ -76,9 +69,7 @@ def download(name: str) -> Path:
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     revision, offline = revision or "main", constants.HF_HUB_OFFLINE
     size: int | None = 0
-    with _one_line(name):
-        _check_name(repository, PREFIX)
-        _has_token()
+    with _one_line(name, repository):
         try:  # one quick question first: a download retries for most of a minute without network
             url = hf_hub_url(repository, FILE_NAME, revision=revision)
             size = 0 if offline else get_hf_file_metadata(url, timeout=SECONDS).size
@@ -108,13 +99,12 @@ def push(path: str | os.PathLike, repository: str, private: bool = False, licens
         HubError: there is no token or no permission, the Hub cannot be reached, or the repository holds something else or
             is public although `private` is asked for; then nothing is uploaded.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
     bundle, api = read_bundle(path), HfApi(library_name="kdpl", library_version=VERSION)
     address = f"{api.endpoint}/{repository}"
-    with _one_line(repository):
-        _check_name(repository)
-        if not _has_token():
+    with _one_line(repository, repository):
+        if get_token() is None:
             raise HubError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
         api.create_repo(repository, private=private or None, exist_ok=True)
         there = api.model_info(repository, timeout=SECONDS)
@@ -129,35 +119,20 @@ def push(path: str | os.PathLike, repository: str, private: bool = False, licens
             )
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(Path(path, FILE_NAME) if Path(path).is_dir() else path, Path(folder, FILE_NAME))
-            card = model_card(bundle, f"---\n{_metadata(bundle, repository, license)}\n---", f"{PREFIX}{repository}")
-            Path(folder, "README.md").write_text(card, encoding="utf-8")
+            Path(folder, "README.md").write_text(model_card(bundle, f"{PREFIX}{repository}", license), encoding="utf-8")
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Prompts for {bundle.backbone}")
     return address
 
 
-def _check_name(repository: str, prefix: str = "") -> None:
-    from huggingface_hub.utils import validate_repo_id
+@contextmanager
+def _one_line(name: str, repository: str) -> Iterator[None]:
+    """Raise whatever goes wrong with a repository inside as a HubError of one line that says what to do."""
+    from huggingface_hub import constants, get_token
 
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII):
-        raise HubError(f"'{prefix}{repository}' names no repository of the Hub: expected {prefix}OWNER/NAME.")
-    validate_repo_id(repository)
-
-
-def _has_token() -> bool:
-    """Return whether there is a token; one that no header can hold is refused here, since the client would print it."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise HubError(f"'{name}' names no repository of the Hub: expected OWNER/NAME, in kdpl.load {PREFIX}OWNER/NAME.")
+    if not re.fullmatch(r"[\x21-\x7e]*", get_token() or ""):  # the client would print one that no header can hold
         raise HubError("The token for the Hub has spaces or control characters in it: set HF_TOKEN again, or `hf auth login`.")
-    return token is not None
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Raise whatever goes wrong with the Hub inside as a HubError of one line that says what to do."""
-    from huggingface_hub import constants
-
     try:
         yield
     except (HubError, NoRoomError):
@@ -172,45 +147,3 @@ def _one_line(name: str) -> Iterator[None]:
 
 def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _metadata(bundle: Bundle, repository: str, license: str) -> str:
-    """Return what the Hub shows and searches by, in YAML: licence, CLIP, and the measured accuracies in percent."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    measured = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=re.sub(r"\W+", "_", result["dataset"]).strip("_") or "images",
-            dataset_name=result["dataset"] or "images",
-            dataset_config=f"{result['classes']} classes ({result['num_classes']})",
-            dataset_split=result["split"],
-            metric_type="accuracy",
-            metric_name="accuracy (%)",
-            metric_value=round(result["accuracy"], 2),
-        )
-        for result in bundle.results
-    ]
-    return ModelCardData(
-        library_name="kdpl",
-        pipeline_tag="image-classification",
-        tags=["clip", "prompt-learning", "zero-shot-image-classification", bundle.variant.lower()],
-        license=license,
-        base_model=_base_model(bundle.backbone),
-        model_name=repository.partition("/")[2],
-        eval_results=measured or None,
-    ).to_yaml()
-
-
-def _base_model(backbone: str) -> str | None:
-    """Return the Hub's repository of a CLIP; None if there is none that is known."""
-    if backbone in OPENAI:
-        return f"openai/clip-vit-{OPENAI[backbone]}"
-    try:
-        source = resolve(backbone)
-    except ModelNameError:  # a path of another machine
-        return None
-    import open_clip
-
-    known = open_clip.get_pretrained_cfg(source.architecture, source.tag) if source.kind == "open_clip" and source.tag else {}
-    return "/".join(known.get("hf_hub", "").split("/")[:2]) or None

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 
 import pytest
 import torch
@@ -12,16 +11,10 @@ from support import image_file, untrained_bundle
 
 import kdpl
 from kdpl import predict
-from kdpl.bundle import FILE_NAME, KEY, BundleError, read_bundle
+from kdpl.bundle import FILE_NAME, KEY, BundleError, _digest, read_bundle
 from kdpl.clip.model import NotFiniteError
 
 NAN, INFINITY = float("nan"), float("inf")
-
-
-def parts(folder):
-    """The tensors and the metadata of a bundle, with its digest."""
-    with safe_open(folder / FILE_NAME, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +23,18 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture
-def sound(bundle):
-    """The tensors and the metadata of a bundle without a digest."""
-    tensors, content = parts(bundle)
-    return tensors, {key: value for key, value in content.items() if key != "digest"}
+def parts(bundle):
+    """The tensors and the metadata of a bundle, with its digest."""
+    with safe_open(bundle / FILE_NAME, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[KEY])  # noqa: SIM118
 
 
-def write(folder, tensors, content):
-    save_file(tensors, folder / FILE_NAME, {KEY: content if isinstance(content, str) else json.dumps(content)})
+def write(folder, tensors, content, digest=True):
+    """Write a bundle, with a digest that fits what is in it, as the writer of a fork would."""
+    if digest:
+        content = {key: value for key, value in content.items() if key != "digest"}
+        content["digest"] = _digest(tensors, content)
+    save_file(tensors, folder / FILE_NAME, {KEY: json.dumps(content)})
     return folder
 
 
@@ -47,58 +44,48 @@ def refused(folder, message):
     assert str(folder / FILE_NAME) in str(error.value) and len(str(error.value)) < 1000
 
 
-def preprocessing(**change):
-    return lambda content: {"preprocessing": {**content["preprocessing"], **change}}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (preprocessing(size=[INFINITY, 64]), "'size' of the preprocessing is"),
-        (preprocessing(size=[2**40, 2**40]), "'size' of the preprocessing is"),
-        (preprocessing(mean=[NAN, 0, 0]), r"'mean' of the preprocessing is \[nan, 0, 0\]"),
-        (preprocessing(std=[1e-300] * 3), "'std' of the preprocessing is"),
-        (preprocessing(interpolation=["bicubic"]), "'interpolation' of the preprocessing is"),
-        (lambda c: {"preprocessing": [64]}, "'preprocessing' is "),
-        (lambda c: {"classnames": "cat"}, "'classnames' is 'cat', expected list"),
-        (lambda c: {"classnames": [1]}, "expected a list of text"),
-        (lambda c: {"classnames": ["cat", " "]}, "class names hold ' '"),
-        (lambda c: {"classnames": ["cat", "x" * 2_000_000]}, r"class names hold 'x+\.\.\.x+', expected 1 to 1,000 char"),
-        (lambda c: {"epoch": True}, "'epoch' is True, expected int"),
-        (lambda c: {"teacher": 3}, "'teacher' is 3, expected str or NoneType"),
-        (lambda c: {"template": "a photo."}, "the sentence 'a photo.' does not hold one '{}'"),
-        (lambda c: {"decision": {"temperature": 1e-300}}, "'temperature' of the decision is 1e-300"),
-        (lambda c: {"decision": {"temperature": True}}, "'temperature' of the decision is True"),
-        (lambda c: {"decision": {"sentences": ["a {}" + "x" * 2000]}}, "expected 1 to 1,000 characters"),
-        (lambda c: {"decision": {"background": ["x"] * 200_000}}, "has 200,000 'background'"),
-        (lambda c: {"decision": {"surprise": 3}}, "unexpected keyword argument 'surprise'"),
-        (lambda c: {"format": None}, "names no format"),
-        (lambda c: {"format": 3, "kdpl_version": "9.9"}, "of format 3, .* Install a newer kdpl, such as 9.9"),
-        (lambda c: {"variant": "CoOpp"}, "'CoOpp' is not one of .* Did you mean 'CoOp'"),
+        ({"preprocessing": {"size": [2**40, 2**40]}}, "'size' of the preprocessing is"),
+        ({"preprocessing": {"size": 64, "mean": [NAN, 0, 0]}}, r"'mean' of the preprocessing is \[nan, 0, 0\]"),
+        ({"preprocessing": [64]}, "'preprocessing' is "),
+        ({"classnames": "cat"}, "'classnames' is 'cat', expected list"),
+        ({"classnames": [1]}, "'classnames' has 1 entries, expected at most 100,000 texts"),
+        ({"classnames": ["cat", " "]}, "'classnames' holds ' '"),
+        ({"classnames": ["cat", "x" * 2_000_000]}, r"'classnames' holds 'x+\.\.\.x+', expected 1 to 1,000 char"),
+        ({"classnames": [f"name {i}" for i in range(200_000)]}, "'classnames' has 200,000 entries"),
+        ({"epoch": True}, "'epoch' is True, expected int"),
+        ({"teacher": 3}, r"'teacher' is 3, expected str \| None"),
+        ({"template": "a photo."}, "the sentence 'a photo.' does not hold one '{}'"),
+        ({"decision": {"temperature": 1e-300}}, "'temperature' of the decision is 1e-300"),
+        ({"decision": {"temperature": True}}, "'temperature' is True, expected float"),
+        ({"decision": {"sentences": ["a {}" + "x" * 2000]}}, "expected 1 to 1,000 characters"),
+        ({"decision": {"surprise": 3}}, "unexpected keyword argument 'surprise'"),
+        ({"format": None}, "names no format"),
+        ({"format": 3, "kdpl_version": "9.9"}, "of format 3, .* Install a newer kdpl, such as 9.9"),
+        ({"variant": "CoOpp"}, "'CoOpp' is not one of .* Did you mean 'CoOp'"),
     ],
 )
-def test_a_value_that_no_training_writes_is_refused_by_name(sound, change, message, tmp_path):
-    refused(write(tmp_path, sound[0], {**sound[1], **change(sound[1])}), message)
+def test_a_value_that_no_training_writes_is_refused_by_name(parts, change, message, tmp_path):
+    refused(write(tmp_path, parts[0], {**parts[1], **change}), message)
 
 
-def test_what_is_no_bundle_is_refused_by_name(bundle, sound, tmp_path):
+def test_what_is_no_bundle_is_refused_by_name(bundle, parts, tmp_path):
     refused(tmp_path, "There is no .* when it ends")
     whole = (bundle / FILE_NAME).read_bytes()
-    for broken in (b"", whole[:20], whole[:-100], b"PK\x03\x04" + bytes(200)):
+    for broken in (b"", whole[:-100], b"PK\x03\x04" + bytes(200)):
         (tmp_path / FILE_NAME).write_bytes(broken)
         refused(tmp_path, "truncated or not of safetensors")
-    save_file(sound[0], tmp_path / FILE_NAME)
+    save_file(parts[0], tmp_path / FILE_NAME)
     refused(tmp_path, "has no metadata 'kdpl'")
-    for text, message in (("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "names no format")):
-        refused(write(tmp_path, sound[0], text), message)
-    refused(write(tmp_path, sound[0], {k: v for k, v in sound[1].items() if k != "variant"}), "lacks variant")
-    for value in (NAN, INFINITY, 1e300):
+    save_file(parts[0], tmp_path / FILE_NAME, {KEY: "[" * 100_000})
+    refused(tmp_path, "not JSON")
+    refused(write(tmp_path, parts[0], {k: v for k, v in parts[1].items() if k != "variant"}), "missing .* argument: 'variant'")
+    for values in (torch.full((4, 128), NAN), torch.full((4, 128), 1e300, dtype=torch.float64), torch.zeros(4, 128).int()):
         refused(
-            write(tmp_path, {"ctx": torch.full((4, 128), value, dtype=torch.float64)}, sound[1]), "ctx holds NaN, values that"
+            write(tmp_path, {"ctx": values}, parts[1]), "ctx holds NaN, values that fp32 does not hold, or no floating-point"
         )
-    refused(
-        write(tmp_path, {"ctx": torch.zeros(4, 128, dtype=torch.int32)}, sound[1]), "ctx holds .* no floating-point numbers"
-    )
 
 
 def test_sixty_flipped_bits_of_tensors_and_names_are_all_refused(bundle, tmp_path):
@@ -119,37 +106,22 @@ DAMAGE = {
     "names in another order": lambda tensors, content: content["classnames"].reverse(),
     "another template": lambda tensors, content: content.update(template="a drawing of a {}."),
     "another option": lambda tensors, content: content["options"].update(N_CTX=3),
+    "no digest": lambda tensors, content: content.pop("digest"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_bundle_is_refused_if_anything_in_it_is_not_what_was_written(damage, bundle, tmp_path):
-    tensors, content = parts(bundle)
-    DAMAGE[damage](tensors, content)
-    refused(write(tmp_path, tensors, content), "are not those that were written: it is damaged or was edited")
+def test_a_bundle_is_refused_if_anything_in_it_is_not_what_was_written(damage, parts, tmp_path):
+    DAMAGE[damage](*parts)
+    refused(write(tmp_path, *parts, digest=False), "are not those that were written: it is damaged or was edited")
 
 
-def test_a_bundle_without_a_digest_is_read_with_a_line(sound, tmp_path, capsys):
-    assert read_bundle(write(tmp_path, *sound)).template == sound[1]["template"]
-    assert "carries no digest, so that damage to it is not seen" in capsys.readouterr().err
-
-
-def test_a_bundle_of_too_many_names_is_refused_at_once(sound, tmp_path):
-    write(tmp_path, sound[0], {**sound[1], "classnames": [f"name {i}" for i in range(200_000)]})
-    start = time.process_time()
-    with pytest.raises(BundleError, match="it has 200,000 class names, expected at most 100,000"):
-        kdpl.load(tmp_path, "cpu")
-    assert time.process_time() - start < 5
-
-
-def test_an_output_that_is_not_finite_is_an_error_and_never_a_prediction(sound, tmp_path, capsys):
+def test_an_output_that_is_not_finite_is_an_error_and_never_a_prediction(parts, tmp_path, capsys):
     """Prompts of 1e38 are finite, and overflow in the text tower."""
-    write(tmp_path, {"ctx": torch.full((4, 128), 3e38)}, sound[1])
+    write(tmp_path, {"ctx": torch.full((4, 128), 3e38)}, parts[1])
     classifier, image = kdpl.load(tmp_path, "cpu"), str(image_file(tmp_path / "image.png"))
     for function in (classifier, classifier.logits, lambda images: list(classifier.stream(images))):
-        with pytest.raises(
-            NotFiniteError, match=r"hold NaN or infinite values, which is no prediction: .* prompts are damaged"
-        ):
+        with pytest.raises(NotFiniteError, match=r"hold NaN or infinite values, .* prompts are damaged"):
             function([image])
     with pytest.raises(NotFiniteError, match="text features"):
         _ = classifier.text_features
