@@ -231,34 +231,12 @@ def _label(data: DataFolder, place: str, name: str, labels: dict[str, int], orig
 def read_split(data: DataFolder, name: str) -> Split:
     """Read a split file: JSON with the lists "train", "val" and "test" of `[path in the image folder, label, class name]`."""
     content = data.json(name)
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in Split._fields):
-        raise data.damaged(f"{name} is not a split file: expected the lists 'train', 'val' and 'test'.")
-    return Split(*(_records(data, name, part, content[part]) for part in Split._fields))
-
-
-def _records(data: DataFolder, name: str, part: str, rows: list) -> list[Record]:
-    records = [_record(row) for row in rows]
-    if None in records:
-        number = records.index(None)
-        raise data.damaged(
-            f"{name}: entry {number + 1} of '{part}' is {str(rows[number])[:80]}; expected [image path relative to "
-            f"{data.images.name}/, label, class name]."
-        )
-    return records
-
-
-def _record(row) -> Record | None:
-    if not (isinstance(row, list) and len(row) == 3):
-        return None
-    path, label, classname = row
     try:
-        label = int(label)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if not (isinstance(path, str) and label >= 0 and isinstance(classname, str)):
-        return None
-    inside = path and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
-    return Record(path, label, classname) if inside else None
+        return Split(*([Record(path, int(label), text) for path, label, text in content[part]] for part in Split._fields))
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise data.damaged(
+            f"{name} is not a split file ({error!r}): expected lists 'train', 'val' and 'test' of [image, label, class name]."
+        ) from None
 
 
 LISTING = (imagenet, imagenet_v2, imagenet_sketch, imagenet_part)  # their images are those that the folders hold
