@@ -13,9 +13,9 @@ from yacs.config import CfgNode
 
 from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed, sources
-from kdpl.common.class_names import read_class_names
 from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, list_images, open_image, unreadable, write_bad_images
 from kdpl.common.messages import did_you_mean
+from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
@@ -130,10 +130,10 @@ class ImageFolder(ClassListDataset):
         """Return the images below the root by split, and the unreadable entries with the reasons."""
         listing = list_images(self.root)
         if not listing.images:
-            others = listing.others + len(listing.unreadable)
+            others = listing.others.total() + len(listing.unreadable)
             raise FileNotFoundError(f"DATASET.ROOT '{root}' has no image at any depth (other files: {others:,}).")
         if listing.others and distributed.is_main():
-            print(f"Files in {self.root} that are hidden or not images, left out: {listing.others:,}")
+            print(f"Files in {self.root} that are hidden or not images, left out: {listing.others.total():,}")
         splits: dict[str, list[Path]] = {**{name: [] for name in LABELLED}, "train": []}
         for path in listing.images:
             top = path.relative_to(self.root).parts[0]

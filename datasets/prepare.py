@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torchvision.datasets.utils import download_url
 
 from kdpl.common.command import run_command
-from kdpl.common.files import NoRoomError, atomic_write, rename_folder, replace
+from kdpl.common.files import atomic_write, replace
 from kdpl.common.messages import short_reason
 from kdpl.config.keys import check_choice
 from kdpl.datasets.coop.catalog import CATALOG, Facts, Source
@@ -156,7 +156,7 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
             moved = {found: first} if found.name != first else {entry: entry.name for entry in found.parent.iterdir()}
             for entry, name in moved.items():
                 if not (data.path / name).exists():
-                    rename_folder(entry, data.path / name)
+                    replace(entry, data.path / name)
     except OSError as error:
         raise PrepareError(f"{archive} could not be unpacked into {data.path}: {error}") from None
     if lacking := [path for path in source.gives if not (data.path / path).exists()]:
@@ -221,8 +221,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ArchiveError: a member of a tar would lie outside the folder or is a device; the contents are implausibly large for its
             size; the archive is damaged, encrypted, or none.
-        NoRoomError: the contents are larger than the room on the disk.
-        OSError: the files cannot be written.
+        OSError: there is no room, or the files cannot be written.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -239,7 +238,7 @@ def unpack(archive: Path, folder: Path) -> None:
         if size > plausible:
             raise ArchiveError(f"{archive} unpacks to {size:,} bytes, implausible for its size; refused.")
         if size > free:
-            raise NoRoomError(f"{archive} unpacks to {size:,} bytes, and {folder} has {free:,} free: make room.")
+            raise OSError(f"{archive} unpacks to {size:,} bytes, and {folder} has {free:,} free: make room.")
         shutil.unpack_archive(archive, folder, kind, **safe)
     except tarfile.FilterError as error:  # a path, link or device that leads outside
         raise ArchiveError(f"{archive}: {error}; refused.") from None

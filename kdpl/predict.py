@@ -18,7 +18,7 @@ from kdpl.classifier.watch import check_watchdog, new_images
 from kdpl.common import exits
 from kdpl.common.command import StopRequest, run_command
 from kdpl.common.exits import report
-from kdpl.common.images import media_line
+from kdpl.common.images import others_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.common.sources import is_inside
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of
@@ -154,7 +154,7 @@ def predict(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return report(error, exits.FAILED)
-    for line in run.summary(time.perf_counter() - start, media_line(found.media)):
+    for line in run.summary(time.perf_counter() - start, others_line(found.others)):
         print(line, file=sys.stderr)
     return exits.SOME_UNREAD if run.unread or run.without_keyword else 0
 

@@ -5,7 +5,7 @@ import sys
 
 from yacs.config import CfgNode
 
-from kdpl.common import exits, lock
+from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.config.checks import check_flags
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
         run.check(args, cfg, others)
         trainer = run.build(args, cfg)
-    except (ValueError, OSError, KeyError, ImportError, lock.OccupiedError) as error:
-        return exits.report(error, exits.OCCUPIED if isinstance(error, lock.OccupiedError) else exits.BAD_INPUT)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        return exits.report(error, exits.BAD_INPUT)
     try:
         run.train_and_test(args, trainer, others)
     except FloatingPointError as error:

@@ -10,10 +10,10 @@ from support.files import RUN, result
 
 from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
-from kdpl.common.class_names import read_class_names
-from kdpl.common.features import FeatureFile
 from kdpl.common.files import key_of
 from kdpl.common.images import BadImageError, open_image
+from kdpl.common.safe_text import read_class_names
+from kdpl.common.tensor_files import FeatureFile
 from kdpl.config.manifest import read_manifest
 from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.training.checkpoint import load_checkpoint

@@ -44,15 +44,15 @@ def test_importing_kdpl_imports_no_pytorch():
 @pytest.mark.parametrize("with_path", [False, True])
 def test_a_clone_named_kdpl_is_imported_from_its_parent_folder(with_path, clone):
     code = """
-import kdpl, kdpl.trainers, kdpl.trainers.baselines, kdpl.datasets, kdpl.common.lock
+import kdpl, kdpl.trainers, kdpl.trainers.baselines, kdpl.datasets, kdpl.common.outputs
 print(kdpl.__version__, kdpl.load.__module__, kdpl.dassl_in_use()[:5])
-print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common.lock.__file__, sep="\\n")
+print(kdpl.__file__, kdpl.trainers.__file__, kdpl.datasets.__file__, kdpl.common.outputs.__file__, sep="\\n")
 """
     if with_path:  # where Python puts those of PYTHONPATH
         code = f"import sys; sys.path.insert(1, {str(clone)!r})\n{code}"
     first, *files = python(code, clone.parent, processes.run).splitlines()
     assert first.endswith("kdpl.classifier.classifier Dassl")
-    inside = ("kdpl/__init__.py", "trainers/__init__.py", "datasets/__init__.py", "kdpl/common/lock.py")
+    inside = ("kdpl/__init__.py", "trainers/__init__.py", "datasets/__init__.py", "kdpl/common/outputs.py")
     assert files == [str(clone / path) for path in inside]
 
 

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle
 from kdpl.common import distributed
-from kdpl.common.environment import git_state, libraries, processor, versions
+from kdpl.common.environment import git_state, processor, versions
 from kdpl.common.files import file_digest, key_of
 from kdpl.common.messages import short_reason
 from kdpl.config.manifest import (
@@ -187,7 +187,6 @@ def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.devic
     return as_json(
         {
             **versions(),
-            **libraries(),
             "commit": git_state(),
             "device": where,
             "processor": processor(),

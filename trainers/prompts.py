@@ -20,8 +20,9 @@ from yacs.config import CfgNode
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip
-from kdpl.common import distributed, lock
+from kdpl.common import distributed
 from kdpl.common.command import StopRequest
+from kdpl.common.outputs import occupy
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
@@ -369,7 +370,7 @@ class PromptTrainer(EvaluatedTrainer):
             raise ValueError(f"DATASET.NAME '{self.cfg.DATASET.NAME}' has no training images: it can only be evaluated.")
         self.load_for_training()
         if distributed.is_main():
-            lock.occupy(self.output_dir)
+            occupy(self.output_dir)
         self.stop.install()
         try:
             super().train()

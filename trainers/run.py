@@ -16,10 +16,10 @@ from yacs.config import CfgNode
 
 import kdpl.datasets
 import kdpl.trainers.baselines
-from kdpl.common import distributed, lock
+from kdpl.common import distributed
 from kdpl.common.command import escape_streams
 from kdpl.common.files import RECORD, remove_parts
-from kdpl.common.outputs import TRAINING, check_folder, take_folder
+from kdpl.common.outputs import HOLDER, LOCK, TRAINING, check_folder, occupy, take_folder
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.manifest import compare_settings, config_of, read_manifest, refuse_differences
 from kdpl.trainers.checkpoints import WAYS_OUT, saved_states
@@ -67,20 +67,14 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def move_aside(folder: Path) -> None:
-    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays.
-
-    Raises:
-        OccupiedError: another run is at work in a subfolder; nothing is moved.
-    """
-    with lock.nothing_runs_below(folder, BEFORE):
-        stays = (lock.FILE_NAME, lock.HOLDER, RECORD)
-        entries = [p for p in folder.iterdir() if p.name not in stays and not p.name.startswith(BEFORE)]
-        if entries:
-            aside = next(path for n in count(1) if not (path := folder / f"{BEFORE}{n}").exists())
-            aside.mkdir()
-            for path in entries:
-                path.rename(aside / path.name)
-            print(f"What was in '{folder}' is in '{aside}' now")
+    """Move what is in an output folder into a new subfolder of it, `before-1` say; the lock stays."""
+    entries = [p for p in folder.iterdir() if p.name not in (LOCK, HOLDER, RECORD) and not p.name.startswith(BEFORE)]
+    if entries:
+        aside = next(path for n in count(1) if not (path := folder / f"{BEFORE}{n}").exists())
+        aside.mkdir()
+        for path in entries:
+            path.rename(aside / path.name)
+        print(f"What was in '{folder}' is in '{aside}' now")
 
 
 def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
@@ -91,7 +85,7 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Take the output folder, open the log, and return the trainer with all that it needs."""
     if os.environ.get("RANK", "0") == "0":
         take_folder(cfg.OUTPUT_DIR, TRAINING)
-        lock.occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
+        occupy(cfg.OUTPUT_DIR)  # before the log of another running process is moved
         if args.fresh:
             move_aside(Path(cfg.OUTPUT_DIR))
     distributed.start(cfg.USE_CUDA)

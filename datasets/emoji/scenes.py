@@ -16,7 +16,7 @@ from dassl.data.datasets import Datum
 from PIL import Image
 from yacs.config import CfgNode
 
-from kdpl.common.files import cache_dir, rename_folder
+from kdpl.common.files import cache_dir, replace
 from kdpl.config.keys import check_choice
 from kdpl.datasets.base import ClassListDataset, blind_draw, draws_blindly, fewshot, subsample_classes
 from kdpl.datasets.emoji.art import ART, EMBEDDED
@@ -95,7 +95,7 @@ def _install(new: Path, folder: Path, stale: Path, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process was first to move it
             os.rename(folder, stale)
     try:
-        rename_folder(new, folder)  # never replaces a folder that has files in it
+        replace(new, folder)  # never replaces a folder that has files in it
     except OSError:
         if not _is_current(folder, name):
             raise

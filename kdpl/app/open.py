@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kdpl.common.class_names import read_class_names
 from kdpl.common.outputs import FIT, take_folder
+from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import ConfigError
 from kdpl.photos.commands import add_clip_flags, doing, guarded, teacher_name
 

@@ -254,7 +254,7 @@ class Session:
         with Image.open(sources.opened(path)) as image:
             kind = SHOWN_BY_BROWSERS.get(image.format or "")
             if kind and sources.stamp(path).size <= LARGEST:
-                return sources.content(path) or path.read_bytes(), kind
+                return sources.content(path), kind
             image.draft("RGB", (SIDE, SIDE))
             small = to_rgb(image)
         small.thumbnail((SIDE, SIDE))

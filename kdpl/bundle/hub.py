@@ -16,7 +16,7 @@ from pathlib import Path
 from kdpl.bundle import FILE_NAME, Bundle, BundleError, read_bundle
 from kdpl.bundle.card import model_card
 from kdpl.common.environment import VERSION
-from kdpl.common.files import NoRoomError, naming_full_disks
+from kdpl.common.exits import NO_ROOM
 from kdpl.common.messages import short_reason
 
 PREFIX = "hf-hub:"
@@ -80,9 +80,8 @@ def download(name: str) -> Path:
             offline = True
         if size is None or size > LARGEST:
             raise HubError(f"{FILE_NAME} of '{name}' has {size or 'an unknown number of'} bytes, prompts at most {LARGEST:,}.")
-        with naming_full_disks(constants.HF_HUB_CACHE):
-            about = f"kdpl/{VERSION}"
-            return Path(hf_hub_download(repository, FILE_NAME, revision=revision, local_files_only=offline, user_agent=about))
+        about = f"kdpl/{VERSION}"
+        return Path(hf_hub_download(repository, FILE_NAME, revision=revision, local_files_only=offline, user_agent=about))
 
 
 def push(path: str | os.PathLike, repository: str, private: bool = False, license: str = "unknown") -> str:
@@ -135,9 +134,12 @@ def _one_line(name: str, repository: str) -> Iterator[None]:
         raise HubError("The token for the Hub has spaces or control characters in it: set HF_TOKEN again, or `hf auth login`.")
     try:
         yield
-    except (HubError, NoRoomError):
+    except HubError:
         raise
     except Exception as error:  # of many kinds: the HTTP clients of huggingface_hub's versions differ
+        if getattr(error, "errno", None) in NO_ROOM:
+            error.filename = error.filename or constants.HF_HUB_CACHE
+            raise
         kinds = [kind.__name__ for kind in type(error).__mro__]
         reason = next((REASONS[kind] for kind in kinds if kind in REASONS), "").format(cache=constants.HF_HUB_CACHE)
         if not reason:

@@ -21,7 +21,7 @@ from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import on_one_line
 
 if TYPE_CHECKING:
-    from kdpl.common.features import FeatureFile
+    from kdpl.common.tensor_files import FeatureFile
 
 OnBad: TypeAlias = Callable[[Any, BadImageError], None]
 

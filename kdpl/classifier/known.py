@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import PIL
 import torch
 
-from kdpl.common.features import FeatureFile
 from kdpl.common.files import cache_dir
-from kdpl.common.tensor_files import update_digest
+from kdpl.common.tensor_files import FeatureFile, update_digest
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier

@@ -16,11 +16,10 @@ from tqdm import tqdm
 from kdpl.classifier.folders import Sorter
 from kdpl.classifier.keywords import SidecarError, sidecar_of, write_keywords
 from kdpl.common import sources
-from kdpl.common.class_names import REJECTED
 from kdpl.common.files import file_digest
 from kdpl.common.images import list_images
 from kdpl.common.outputs import STANDARD_OUTPUT, open_output
-from kdpl.common.safe_text import on_one_line, to_cell
+from kdpl.common.safe_text import REJECTED, on_one_line, to_cell
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
@@ -38,7 +37,7 @@ class Found(NamedTuple):
 
     images: list[str]  # paths, each once
     unreadable: dict[str, str]  # entries in folders that cannot be read, with the reasons
-    media: Counter[str]  # pictures and films in folders that are not read, by suffix
+    others: Counter[str]  # files in folders that are not read, by suffix
 
 
 def find(given: Sequence[str], empty: bool = False) -> Found:
@@ -56,7 +55,7 @@ def find(given: Sequence[str], empty: bool = False) -> Found:
         shown = ", ".join(f"'{path}'" for path in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InputError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
     images: dict[str, None] = {}
-    unreadable, media = {}, Counter()
+    unreadable, others = {}, Counter()
     for path in given:
         if path == "-":
             data = sys.stdin.buffer.read()
@@ -66,21 +65,21 @@ def find(given: Sequence[str], empty: bool = False) -> Found:
             images[path] = None
         else:
             try:
-                listing = list_images(path, natural=True)
+                listing = list_images(path)
             except OSError as error:
                 raise InputError(f"The folder '{path}' cannot be listed: {error.strerror}.") from None
             if not listing.images and not empty:
-                others = listing.others + len(listing.unreadable)
+                count = listing.others.total() + len(listing.unreadable)
                 raise InputError(
-                    f"'{path}' holds no images, at any depth ({others:,} other files). Name files one by one if their suffix "
+                    f"'{path}' holds no images, at any depth ({count:,} other files). Name files one by one if their suffix "
                     "is unusual."
                 )
             images |= dict.fromkeys(map(str, listing.images))
             unreadable |= {str(path): reason for path, reason in listing.unreadable.items()}
-            media += listing.media
+            others += listing.others
     if not images and not empty:
         raise InputError("The list of paths on the standard input (-) is empty: expected a path in each line.")
-    return Found(list(images), unreadable, media)
+    return Found(list(images), unreadable, others)
 
 
 class Row(NamedTuple):
@@ -255,7 +254,7 @@ class Run:
             writers.append(GalleryWriter(opened(args.html), args.html, *page, self.teacher))
         return writers
 
-    def summary(self, seconds: float, media: str) -> list[str]:
+    def summary(self, seconds: float, others: str) -> list[str]:
         """Return the run in words: how many images, how fast, what was not read."""
         model, known = self.classifier.seconds["model"] / seconds, self.classifier.decoder.known
         lines = [
@@ -266,8 +265,8 @@ class Run:
             lines.append(f"{known.hits:,} of them were known: their features were in the cache")
         kinds = Counter(reason.rpartition(": ")[2] for reason in self.unread.values())
         lines += [f"  {count:,}: {kind}" for kind, count in kinds.most_common(10)]
-        if media:
-            lines.append(f"{media} not read")
+        if others:
+            lines.append(f"{others} not read")
         if self.without_keyword:
             lines.append(f"{self.without_keyword:,} got no keyword: their sidecars cannot be completed")
         return lines

@@ -60,7 +60,7 @@ def new_images(folders: Sequence[str], seen: Sequence[str], stopped: Callable[[]
             if not look:
                 continue
             look, ready = False, []
-            for path in (str(image) for folder in folders for image in list_images(folder, natural=True).images):
+            for path in (str(image) for folder in folders for image in list_images(folder).images):
                 state = _state(path)
                 if state is None or done.get(path) == state:
                     waiting.pop(path, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdpl.common.messages import short_reason
 from kdpl.common.safe_text import read_json
-from kdpl.common.tensor_files import check_tensors, is_torchscript, load_torch, load_torchscript
+from kdpl.common.tensor_files import check_tensors, load_torch
 
 
 class WeightsError(OSError):
@@ -31,7 +31,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = load_torchscript(path) if is_torchscript(path) else load_torch(path)
+        state = load_torch(path)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -26,14 +26,11 @@ REPEATED_S = 1.0
 
 
 class Interrupted(SystemExit):
-    """The command ends with the exit code INTERRUPTED."""
+    """The command ends with the exit code INTERRUPTED, and prints the message, if there is one."""
 
-    def __init__(self, message: str, printed: bool = False):
+    def __init__(self, message: str = ""):
         super().__init__(exits.INTERRUPTED)
-        self.message, self.printed = message, printed
-
-    def __str__(self) -> str:
-        return self.message
+        self.message = message
 
 
 class _State:
@@ -63,9 +60,8 @@ class StopRequest:
 
     def leave(self) -> NoReturn:
         """End the training, whose state is saved."""
-        message = f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run"
-        print(message, flush=True)
-        raise Interrupted(message, printed=True)
+        print(f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run", flush=True)
+        raise Interrupted
 
 
 @contextlib.contextmanager
@@ -80,16 +76,14 @@ def handled_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items() if _State.came is None else ():
-            with contextlib.suppress(TypeError):  # a handler that was not Python's
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
 
 def _take(number: int, frame: FrameType | None) -> None:
     name, now = signal.Signals(number).name, time.monotonic()
     if _State.came is None:
         _State.came = name, now
-        if _State.saving is None:
-            _end_if_stopped()
+        _end_if_stopped()
         _State.saving.signal = name
     elif now - _State.came[1] > REPEATED_S:
         signal.signal(number, signal.SIG_DFL)
@@ -101,19 +95,12 @@ def _end_if_stopped() -> None:
         raise Interrupted(f"Stopped by {_State.came[0]}: the same command resumes or starts again")
 
 
+# ------------------------------------------------------------------------------------------------------ data-loader workers
+
+
 def _ignore() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """Kill daemonic children, as multiprocessing is about to; data-loader workers ignore its SIGTERM."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-atexit.register(_end_workers)  # runs before multiprocessing's own handler (imported above), which would wait for ever
 
 
 @contextlib.contextmanager
@@ -130,6 +117,19 @@ def leave_signals_to_the_parent(worker_id: int = 0) -> None:
     """Ignore the signals in a data-loader worker: a process group often receives them, and the run still needs the worker."""
     _ignore()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back by `starting_workers`
+
+
+def _end_workers() -> None:
+    """Kill daemonic children, as multiprocessing is about to; data-loader workers ignore its SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+atexit.register(_end_workers)  # runs before multiprocessing's own handler (imported above), which would wait for ever
+
+
+# --------------------------------------------------------------------------------------------------------------- the entry
 
 
 class _PrintableStream:
@@ -153,10 +153,9 @@ class _PrintableStream:
 
 def escape_streams() -> None:
     """Escape control characters, and what the console cannot encode, in all that is printed from now on."""
-    if not isinstance(sys.stdout, _PrintableStream):  # an engine's logger may have taken its place
-        sys.stdout = _PrintableStream(sys.stdout)
-    if not isinstance(sys.stderr, _PrintableStream):
-        sys.stderr = _PrintableStream(sys.stderr)
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), _PrintableStream):  # an engine's logger may have taken its place
+            setattr(sys, name, _PrintableStream(getattr(sys, name)))
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -170,8 +169,8 @@ def run_command(main: Callable[[], int]) -> int:
                 _end_if_stopped()  # a library may have made another error of a signal
             return status
     except Interrupted as stop:
-        if not stop.printed:
-            print(stop, file=sys.stderr, flush=True)
+        if stop.message:
+            print(stop.message, file=sys.stderr, flush=True)
         return exits.INTERRUPTED
     except Exception:
         traceback.print_exc()

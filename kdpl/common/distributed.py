@@ -29,15 +29,11 @@ def start(use_cuda: bool) -> None:
     cards = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
     if cards:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
-    dist.init_process_group(_backend(cards), timeout=TIMEOUT)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    # NCCL refuses several ranks on one GPU, gloo does not.
+    dist.init_process_group("cuda:nccl,cpu:gloo" if local_ranks <= cards else "gloo", timeout=TIMEOUT)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
-
-
-def _backend(cards: int) -> str:
-    """Return what the ranks exchange tensors through; NCCL refuses several ranks on one GPU, gloo does not."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    return "cuda:nccl,cpu:gloo" if here <= cards else "gloo"
 
 
 def rank() -> int:
@@ -55,14 +51,13 @@ def is_main() -> bool:
 
 def share(count: int) -> slice:
     """Return the slice of `count` items that this rank works on; the ranks' lengths differ by at most one."""
-    start = sum(share_lengths(count)[: rank()])
-    return slice(start, start + share_lengths(count)[rank()])
+    return slice(count * rank() // world(), count * (rank() + 1) // world())
 
 
 def share_lengths(count: int) -> list[int]:
     """Return of how many of `count` items each rank works on."""
     n = world()
-    return [count * (of + 1) // n - count * of // n for of in range(n)]
+    return [count * (r + 1) // n - count * r // n for r in range(n)]
 
 
 def barrier() -> None:
@@ -86,11 +81,10 @@ def any_rank(flag: bool) -> bool:
 
 def from_main(value: Any) -> Any:
     """Return rank 0's value of an object."""
+    box = [value]
     if world() > 1:
-        box = [value]
         dist.broadcast_object_list(box)
-        return box[0]
-    return value
+    return box[0]
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -125,12 +119,12 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+        ctx.counts = counts
         return gather_rows(rows, counts)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return total(gradient)[ctx.own], None  # every rank's loss depends on these rows
+        return total(gradient).split(ctx.counts)[rank()], None  # every rank's loss depends on these rows
 
 
 def gather_with_gradient(rows: Tensor, counts: list[int]) -> Tensor:

@@ -1,6 +1,7 @@
-"""The environment of a result: versions, code, processor, and which Dassl is in use."""
+"""The environment of a result: versions, commit, processor, and which Dassl is in use."""
 
 import platform
+import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 VERSION = "0.2.0"  # of KDPL
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLED_ENGINE = PACKAGE / "fallback"
+LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")  # numbers come from them
 
 
 def dassl_in_use() -> str:
@@ -16,34 +18,20 @@ def dassl_in_use() -> str:
     return "Dassl: bundled engine of KDPL" if folder.parent == BUNDLED_ENGINE else f"Dassl: installed, {folder}"
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python, PyTorch, kdpl and Dassl ("bundled" for the bundled engine)."""
-    dassl = "bundled" if "bundled" in dassl_in_use() else version_of("dassl")
-    return {"python": platform.python_version(), "torch": version_of("torch"), "kdpl": VERSION, "dassl": dassl}
-
-
 @lru_cache
-def libraries() -> dict[str, str | None]:
-    """Return the versions of the other packages that numbers come from, and a digest of KDPL's own code."""
-    import hashlib
-
-    names = ("torchvision", "pillow", "numpy", "open_clip_torch", "timm", "transformers")
-    folders = {PACKAGE, *(Path(find_spec(f"kdpl.{name}").origin).parent for name in ("trainers", "datasets"))}
-    code = hashlib.sha256()
-    for folder in sorted(folders):
-        for file in sorted(folder.rglob("*.py")):
-            code.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return {**{name: version_of(name) for name in names}, "code": code.hexdigest()[:10]}
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, KDPL, Dassl ("bundled" for the bundled engine) and the libraries; None without one."""
+    dassl = "bundled" if "bundled" in dassl_in_use() else _version_of("dassl")
+    found = {name: _version_of(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "kdpl": VERSION, "dassl": dassl, **found}
 
 
 @lru_cache
 def processor() -> str:
     """Return the kind of CPU, such as "Intel(R) Xeon(R) Platinum 8481C"; empty if the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    facts = Path("/proc/cpuinfo")
+    line = re.search(r"model name\s*: *(.+)", facts.read_text(errors="replace")) if facts.exists() else None
+    return line[1] if line else platform.processor()
 
 
 @lru_cache
@@ -60,8 +48,7 @@ def git_state() -> str | None:
         return None
 
 
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package; None without it."""
+def _version_of(package: str) -> str | None:
     from importlib import metadata  # slow to import, like subprocess above: `import kdpl` needs neither
 
     try:

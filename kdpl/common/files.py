@@ -1,12 +1,11 @@
-"""Atomic writing (a crash or a full disk leaves the old file or the new one, never a part of it), and digests."""
+"""Atomic writing (a crash or a full disk leaves the old file or the new one, never a part of it), keys and digests."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,6 @@ from kdpl.common import sources
 RECORD = ".kdpl.json"  # in a folder that a command has written: see outputs.py
 PART = ".kdpl-part"  # of the names of unfinished files; no other program gives it
 KEY_BYTES = 16  # of digests
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class NoRoomError(OSError):
-    """A file could not be written because the disk is full, or a quota or a file-size limit is reached."""
 
 
 @contextmanager
@@ -33,25 +27,22 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterato
         mode: "w" for text (UTF-8) or "wb" for bytes.
 
     Raises:
-        NoRoomError: there is no room for the file; the previous version of `path` is untouched.
-        OSError: the file could not be written; the previous version of `path` is untouched.
+        OSError: the file, which it names, could not be written; the previous version of `path` is untouched.
     """
     path = Path(path)
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PART}")
     if "b" not in mode:
         kwargs.setdefault("encoding", "utf-8")
-    with naming_full_disks(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-        try:
-            with os.fdopen(fd, mode, **kwargs) as file:
-                yield file
-            mask = os.umask(0)  # it can only be read by setting it
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with open(part, mode.replace("w", "x"), **kwargs) as file:
+            yield file
+        replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
 
 
 def remove_parts(*folders: str | os.PathLike) -> None:
@@ -66,12 +57,15 @@ def remove_parts(*folders: str | os.PathLike) -> None:
 
 
 def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Rename a finished file onto `path` in the same file system; after a crash it is there whole or not at all.
+    """Rename a finished file, or a folder of any depth, onto `path`; after a crash it is there whole or not at all.
 
     Raises:
-        OSError: the file could not be renamed; the previous version of `path` is untouched.
+        OSError: it could not be renamed, or `path` is a folder with files in it; what was there is untouched.
     """
-    _sync(source)
+    if os.path.isdir(source) and hasattr(os, "sync"):
+        os.sync()  # one call for all files is far quicker than one per file
+    else:
+        _sync(source)
     os.replace(source, path)
     sync_folder(Path(path).parent)
 
@@ -82,56 +76,22 @@ def sync_folder(folder: str | os.PathLike) -> None:
         _sync(folder)
 
 
-def rename_folder(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Rename a finished folder, whatever its depth; after a crash it is there whole or not at all.
-
-    Raises:
-        OSError: the folder could not be renamed.
-    """
-    if hasattr(os, "sync"):
-        os.sync()  # one call for all files is far quicker than one per file
-    os.rename(source, path)
-    sync_folder(Path(path).parent)
-
-
-def write_torch(state: Any, path: str | os.PathLike) -> None:
-    """Save `state` with `torch.save`, atomically.
-
-    Raises:
-        NoRoomError, OSError: as `atomic_write`.
-    """
-    import torch
-
-    content = io.BytesIO()  # torch.save would hide the error of a failing file, and the states are small
-    torch.save(state, content)
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
-
-
-@contextmanager
-def naming_full_disks(path: str | os.PathLike) -> Iterator[None]:
-    """Raise NoRoomError, which names `path` and what to do, if a write fails for lack of room."""
-    try:
-        yield
-    except NoRoomError:
-        raise
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            if error.strerror is None:
-                raise
-            raise type(error)(error.errno, f"{error.strerror}, so that it cannot be written", os.fspath(path)) from error
-        raise NoRoomError(
-            f"'{path}' cannot be written: {error.strerror}. The previous version is untouched. Make room on its disk, or "
-            "raise the quota or the file-size limit."
-        ) from error
-
-
 def _sync(path: str | os.PathLike) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_torch(state: Any, path: str | os.PathLike) -> None:
+    """Save `state` with `torch.save`, atomically; errors as for `atomic_write`."""
+    import torch
+
+    content = io.BytesIO()  # torch.save would hide the error of a failing file, and the states are small
+    torch.save(state, content)
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
 
 
 def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:
@@ -161,20 +121,13 @@ def file_key(path: str | os.PathLike) -> bytes:
     Raises:
         OSError: it is missing.
     """
-    stamp = sources.stamp(path)
-    return key_of(os.path.abspath(path), stamp.size, stamp.mtime_ns, stamp.ctime_ns)
+    return key_of(os.path.abspath(path), *sources.stamp(path))
 
 
 def file_digest(path: str | os.PathLike) -> bytes:
     """Return the digest of a file's content.
 
     Raises:
-        OSError: it is missing or cannot be read.
+        OSError, ValueError: it is missing or cannot be read.
     """
-    if (data := sources.content(path)) is not None:
-        return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.digest()
+    return hashlib.blake2b(sources.content(path), digest_size=KEY_BYTES).digest()

@@ -6,7 +6,6 @@ FIFOs and unreadable folders stop nothing.
 
 import importlib
 import os
-import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -28,12 +27,6 @@ from kdpl.common.sources import HEIF_SUFFIXES, SUFFIXES
 if TYPE_CHECKING:
     from torch import Tensor
 
-MEDIA = frozenset(  # pictures and films that people have and that are not read
-    (
-        ".3gp", ".arw", ".avi", ".cr2", ".cr3", ".dng", ".eps", ".jxl", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-        ".mts", ".nef", ".orf", ".pef", ".psd", ".raf", ".raw", ".rw2", ".srw", ".svg", ".webm", ".wmv",
-    )
-)  # fmt: skip
 LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
 BAD_IMAGES = "bad_images.txt"  # in the output folder: the unreadable images
 ORIENTATION = 0x0112  # the EXIF tag
@@ -49,16 +42,14 @@ class Listing:
 
     Attributes:
         images: regular files with the suffix of an image, or without a suffix and with the first bytes of a JPEG or PNG.
-        others: how many entries are passed over: hidden ones, files of other suffixes, links to folders listed already.
-        media: how many of the others are pictures or films of a kind that is not read, by suffix.
         unreadable: entries that should be read and cannot be, each with the reason.
+        others: how many entries are passed over, by suffix; "" counts hidden ones, and folders of ours or listed already.
         shards: tar files, which are others if there are images as well.
     """
 
     images: list[Path] = field(default_factory=list)
-    others: int = 0
-    media: Counter[str] = field(default_factory=Counter)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
     shards: list[Path] = field(default_factory=list)
 
     def add_file(self, path: Path, entry: os.DirEntry) -> None:
@@ -71,32 +62,26 @@ class Listing:
             self.images.append(path)
         elif is_image:
             self.unreadable[path] = f"'{path}' cannot be read as an image: {reason}."
+        elif suffix == sources.TAR:
+            self.shards.append(path)
         else:
-            self.others += 1
-            if suffix == sources.TAR:
-                self.shards.append(path)
-            if suffix in MEDIA:
-                self.media[suffix] += 1
+            self.others[suffix] += 1
 
 
-def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
+def list_images(folder: str | os.PathLike) -> Listing:
     """Return what lies at any depth below a folder; every folder is listed once, also if links lead to it.
 
-    Images are recognised by their suffix. A hidden entry, whose name begins with a dot, counts as one other file, and so does a
-    folder that a command has written, such as the thumbnails of a gallery. Instead of a folder there may be shards or a data
-    set (`sources`); of a folder without images the tar files are shards.
-
-    Args:
-        natural: sort "img_2" before "img_10"; by default paths are sorted by code points.
+    Images are recognised by their suffix, and sorted by code points. A hidden entry, whose name begins with a dot, counts as
+    one other file, and so does a folder that a command has written, such as the thumbnails of a gallery. Instead of a folder
+    there may be shards or a data set (`sources`); of a folder without images the tar files are shards.
 
     Raises:
         OSError: `folder` itself cannot be listed.
         SourceError: there are no such shards, or no such data set.
     """
-    listing, folder = Listing(), Path(folder)
     if sources.is_source(folder):
-        listing.images, listing.unreadable, listing.others = sources.photos_of(folder)
-        return listing
+        return Listing(*sources.photos_of(folder))
+    listing, folder = Listing(), Path(folder)
     seen: set[tuple[int, int]] = set()  # device and inode of the folders
     waiting, links = deque([folder]), deque()  # links last: a folder is listed under its own path
     while waiting or links:
@@ -108,24 +93,24 @@ def list_images(folder: str | os.PathLike, natural: bool = False) -> Listing:
                 raise
             listing.unreadable[current] = f"'{current}' cannot be listed: {error.strerror}."
             continue
-        known, ours = (status.st_dev, status.st_ino) in seen, any(entry.name == RECORD for entry in entries)
-        if known or (ours and current != folder):
-            listing.others += 1
+        ours = current != folder and any(entry.name == RECORD for entry in entries)
+        if ours or (status.st_dev, status.st_ino) in seen:
+            listing.others[""] += 1
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
             if entry.name.startswith("."):
-                listing.others += 1
+                listing.others[""] += 1
             elif os.path.isdir(entry):
                 (links if entry.is_symlink() else waiting).append(current / entry.name)
             else:
                 listing.add_file(current / entry.name, entry)
-    if not listing.images and listing.shards:
-        images, unreadable, others = sources.in_shards(folder, sorted((p, str(p.relative_to(folder))) for p in listing.shards))
-        listing.images, listing.others = images, listing.others - len(listing.shards) + others
-        listing.unreadable |= unreadable
-        return listing
-    listing.images.sort(key=natural_key if natural else lambda path: path.parts)
+    if listing.shards and not listing.images:
+        shards = sorted((path, str(path.relative_to(folder))) for path in listing.shards)
+        images, unreadable, others = sources.in_shards(folder, shards)
+        return Listing(images, listing.unreadable | unreadable, listing.others + others)
+    listing.others[sources.TAR] += len(listing.shards)
+    listing.images.sort(key=lambda path: path.parts)
     return listing
 
 
@@ -137,17 +122,10 @@ def _begins_like_an_image(path: Path) -> bool:
         return False
 
 
-def natural_key(path: str | os.PathLike) -> list[list[tuple[bool, int, str]]]:
-    """Return a key by which paths are sorted as people count: "img_2" before "img_10"."""
-    return [
-        [(False, int(p), "") if p.isdecimal() else (True, 0, p.casefold()) for p in re.split(r"(\d+)", part) if p]
-        for part in Path(path).parts
-    ] + [[(True, 0, os.fspath(path))]]
-
-
-def media_line(media: Counter[str]) -> str:
-    """Return one line about pictures and films that are not read, "5 .CR2, 2 .MOV"; empty if there are none."""
-    return ", ".join(f"{count:,} {suffix.upper()}" for suffix, count in sorted(media.items()))
+def others_line(others: Counter[str]) -> str:
+    """Return one line about files of kinds that are not read, "5 .CR2, 2 .MOV", the most frequent; empty if there are none."""
+    kinds = [(count, suffix) for suffix, count in others.most_common(6) if suffix and count]
+    return ", ".join(f"{count:,} {on_one_line(suffix.upper())}" for count, suffix in kinds)
 
 
 def open_image(path: str | os.PathLike, least: int = 0) -> Image.Image:
@@ -175,27 +153,38 @@ def open_image(path: str | os.PathLike, least: int = 0) -> Image.Image:
 def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
     _register_heif()
     try:
-        opened = sources.opened(path)
-        if opened is path:
-            refuse_special_files(path)
-        with Image.open(opened) as image:
+        with Image.open(sources.opened(path)) as image:
             return take(image)
-    except BadImageError:
-        raise
     except Exception as error:  # Pillow's decoders share no base exception
         raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {_reason(path, error)}") from error
 
 
-def refuse_special_files(path: str | os.PathLike) -> None:
-    """Raise a BadImageError for a path that is not a regular file: opening a FIFO would wait for ever.
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file."
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise the limit (predict "
+            "--max-pixels; in Python PIL.Image.MAX_IMAGE_PIXELS)."
+        )
+    if type(error) is ValueError:  # of ours
+        return f"{error}."
+    if sources.stamp(path).size == 0:
+        return "the file is empty."
+    if isinstance(error, UnidentifiedImageError):
+        missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
+        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
+    # Pillow counts the bytes of a truncated file, which would make every one its own kind
+    return "the file is truncated." if "truncated" in str(error).lower() else f"{short_reason(error)}."
 
-    Raises:
-        OSError: there is no such file, or a link leads nowhere.
-    """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: it is {kind}.")
+
+@cache
+def _register_heif() -> None:
+    """Make Pillow read HEIC, if pillow-heif is installed."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -213,6 +202,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         upright = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     return upright.convert("RGB")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF raises many kinds of errors, and the pixels may still be intact
+        return False
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded
 
 
 def cut_extreme(image: Image.Image) -> Image.Image:
@@ -302,42 +302,3 @@ def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", **text) as file:
             file.writelines(f"{line}\n" for line in new)
-
-
-@cache
-def _register_heif() -> None:
-    """Make Pillow read HEIC, if pillow-heif is installed."""
-    try:
-        importlib.import_module("pillow_heif").register_heif_opener()
-    except ImportError:
-        return
-
-
-def _reason(path: str | os.PathLike, error: Exception) -> str:
-    if not sources.exists(path):
-        return "it is a link that leads nowhere." if os.path.islink(path) else "there is no such file."
-    if isinstance(error, MemoryError):
-        return "it needs more memory than there is."
-    if sources.stamp(path).size == 0:
-        return "the file is empty."
-    if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise the limit (predict "
-            "--max-pixels; in Python PIL.Image.MAX_IMAGE_PIXELS)."
-        )
-    if isinstance(error, UnidentifiedImageError):
-        missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
-        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
-    # Pillow counts the bytes of a truncated file, which would make every one its own kind
-    return "the file is truncated." if "truncated" in str(error).lower() else f"{short_reason(error)}."
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ORIENTATION, 1) != 1
-    except Exception:  # damaged EXIF raises many kinds of errors, and the pixels may still be intact
-        return False
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded

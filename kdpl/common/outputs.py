@@ -1,4 +1,4 @@
-"""Where a command may write: one rule for all of them.
+"""Where a command may write: one rule for all of them, and one run at a time in a folder.
 
 A folder is new, empty, or carries the record of the same kind of command, `.kdpl.json`; a file is none of the inputs, of a
 bundle or an image. All else is refused before any work. What is no regular file, such as a device or a FIFO, is written
@@ -7,27 +7,41 @@ through, and a link stays: its target is written.
 
 import json
 import os
+import socket
 import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+from kdpl.common import exits
 from kdpl.common.files import PART, RECORD, atomic_write
-from kdpl.common.images import SUFFIXES
 from kdpl.common.safe_text import UnsafeTextError, read_json
+from kdpl.common.sources import SUFFIXES
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 FIT, TRAINING, DEMO, EXPORT = "kdpl fit", "train.py", "kdpl fit --demo", "kdpl export"
 GALLERY, SORTED = "kdpl predict --html", "kdpl predict --copy-to or --link-to"
 BUNDLE = "prompts.safetensors"
+LOCK, HOLDER = ".run.lock", ".run.json"  # the lock of a run, and which process has it
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
-_JSON = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "changes.jsonl", "manifest.json", "results.json"})
-_NOBODYS = frozenset({RECORD, ".run.lock", ".run.json", ".DS_Store", "Thumbs.db", "desktop.ini"})
+_TABLES = frozenset({".csv", ".tsv", ".html", ".json"})  # that `kdpl predict` and `kdpl eval` may have written into our folders
+_RECORDS = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "manifest.json", "results.json"})
+_NOBODYS = frozenset({RECORD, LOCK, HOLDER, ".DS_Store", "Thumbs.db", "desktop.ini"})
+_held: dict[str, "BaseFileLock"] = {}  # by folder, for the life of the process
 
 
 class OutputError(ValueError):
     """An output would replace something that is not the command's own, or cannot be written."""
+
+
+class OccupiedError(OutputError):
+    """Another run writes to the output folder."""
+
+    exit_status = exits.OCCUPIED
 
 
 def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike | None = None) -> None:
@@ -50,13 +64,8 @@ def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike
         return
     if there:
         raise OutputError(f"'{folder}' was written by {there}, and {kind} would replace its files: choose another folder.")
-    foreign = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name not in _NOBODYS
-        and not entry.name.endswith(PART)
-        and not (kind == TRAINING and entry.is_dir())  # often of other runs
-    )
+    foreign = (e for e in os.scandir(folder) if e.name not in _NOBODYS and not e.name.endswith(PART))
+    foreign = sorted(e.name for e in foreign if kind != TRAINING or not e.is_dir())  # folders are often of other runs
     if foreign:
         raise OutputError(
             f"'{folder}' has a file that {kind} did not write, '{foreign[0]}': choose a folder that is new or empty, or one "
@@ -87,6 +96,31 @@ def kind_of(folder: str | os.PathLike) -> str:
         return ""
 
 
+def occupy(folder: str | os.PathLike) -> None:
+    """Lock an output folder until this process ends, however it dies; calling it again is harmless.
+
+    Raises:
+        OccupiedError: another process holds the lock.
+        OSError: the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout  # its locks are not inherited by data-loader workers, which may outlive a run
+
+    folder = Path(os.path.realpath(folder))
+    if str(folder) in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK, timeout=0, thread_local=False), folder / HOLDER
+    try:
+        lock.acquire()
+    except Timeout:
+        by = "process {pid} on host {host}".format_map(read_json(holder)) if holder.is_file() else "another process"
+        way_out = "Wait for it to end, stop it, or choose another output folder."
+        raise OccupiedError(f"The output folder '{folder}' is in use by {by}. {way_out}") from None
+    _held[str(folder)] = lock
+    with atomic_write(holder, "w") as file:
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+
+
 def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[str | os.PathLike | None] = ()) -> None:
     """Refuse files as outputs that are inputs, of a bundle, images, folders, or given twice; None and "" are left out.
 
@@ -99,7 +133,8 @@ def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[st
     given = ["-" if path in STANDARD_OUTPUT else os.path.realpath(path) for path in map(os.fspath, filter(None, outputs))]
     read = {(s.st_dev, s.st_ino) for path in filter(None, inputs) if (s := _status(path))}
     for path in given:
-        status, folder = _status(path), os.path.dirname(path)
+        status, name, suffix = _status(path), os.path.basename(path), Path(path).suffix.lower()
+        ours = kind_of(os.path.dirname(path)) in (FIT, TRAINING) and (name in _RECORDS or suffix not in _TABLES)
         problem = ""
         if given.count(path) > 1 and (path == "-" or is_file(path)):
             problem = "is given for two outputs: give each its own file"
@@ -109,19 +144,14 @@ def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[st
             problem = "is a folder: expected the path of a file"
         elif not os.path.isdir(next(p for p in Path(path).parents if os.path.lexists(p))):
             problem = "cannot be written: what should be its folder is a file"
-        elif Path(path).suffix.lower() in SUFFIXES:
+        elif suffix in SUFFIXES:
             problem = "has the name of an image: choose another"
-        elif Path(path).name in (BUNDLE, RECORD) or (status and _is_ours(path, folder)):
+        elif name in (BUNDLE, RECORD) or (status and ours):
             problem = "is a file of learned prompts or of their training: choose another path"
         elif status and (status.st_dev, status.st_ino) in read:
             problem = "is one of the inputs: choose another path"
         if problem:
             raise OutputError(f"The output '{path}' {problem}.")
-
-
-def _is_ours(path: str, folder: str) -> bool:
-    table = path.lower().endswith((".csv", ".tsv", ".html", ".json", ".jsonl")) and os.path.basename(path) not in _JSON
-    return is_file(path) and not table and kind_of(folder) in (FIT, TRAINING)  # `kdpl predict` may have written a table there
 
 
 def _status(path: str | os.PathLike) -> os.stat_result | None:
@@ -139,21 +169,14 @@ def is_file(path: str | os.PathLike) -> bool:
 
 @contextmanager
 def open_output(path: str | os.PathLike, mode: str = "wb", **kwargs) -> Iterator[IO]:
-    """Open an output: a file appears whole at a clean exit (`atomic_write`), anything else is written through.
-
-    Raises:
-        NoRoomError, OSError: as `atomic_write`.
-    """
+    """Open an output: a file appears whole at a clean exit, anything else is written through; errors as for `atomic_write`."""
+    target = os.path.realpath(path)
     if os.fspath(path) in STANDARD_OUTPUT:
         yield sys.stdout if "b" not in mode else sys.stdout.buffer
         sys.stdout.flush()
-        return
-    target = os.path.realpath(path)
-    if is_file(target):
+    elif is_file(target):
         with atomic_write(target, mode, **kwargs) as file:
             yield file
-        return
-    if "b" not in mode:
-        kwargs.setdefault("encoding", "utf-8")
-    with open(target, mode, **kwargs) as file:
-        yield file
+    else:
+        with open(target, mode, **({} if "b" in mode else {"encoding": "utf-8"}) | kwargs) as file:
+            yield file

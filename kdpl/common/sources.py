@@ -8,13 +8,18 @@ library, which maps it into memory. The names in a shard are names alone: no fil
 import importlib
 import io
 import os
+import posixpath
 import re
+import stat
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from kdpl.common.messages import short_reason
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 SUFFIXES = HEIF_SUFFIXES.union(
@@ -23,9 +28,7 @@ SUFFIXES = HEIF_SUFFIXES.union(
 
 HUGGING_FACE = "hf:"
 TAR = ".tar"
-BLOCK = 512  # bytes of a tar file's headers
-_PATTERN = re.compile(r"(?:^|(?<=/))[^/]*\{[^/]*\}[^/]*\.tar$")  # photos-{0000..0003}.tar
-_OF_PATTERN = re.compile(r"(?:^|(?<=/))[^/]*\{[^/]*\}[^/]*\.tar/")
+_PATTERN = re.compile(r"(?:^|(?<=/))[^/]*\{[^/]*\}[^/]*\.tar(?:/|$)")  # photos-{0000..0003}.tar
 
 
 class SourceError(ValueError):
@@ -33,17 +36,21 @@ class SourceError(ValueError):
 
 
 class Stamp(NamedTuple):
-    """By what a photo that was not changed is known: numbers as of a file's status."""
+    """Numbers that differ once a photo has changed, as in a file's status; of a shard, or standing for a data set."""
 
     size: int
-    mtime_ns: int  # of the file, of the shard, or a number that stands for a data set
+    mtime_ns: int
     ctime_ns: int = 0
+
+
+Found = tuple[list[Path], dict[Path, str], Counter[str]]  # photos; what cannot be read, with the reasons; others by suffix
 
 
 def is_source(place: str | os.PathLike) -> bool:
     """Whether photos are asked for in shards or a data set: `x.tar`, `x-{0..3}.tar`, `hf:NAME[:SPLIT]`."""
     text = os.fspath(place)
-    return text.startswith(HUGGING_FACE) or bool(_PATTERN.search(text)) or (text.endswith(TAR) and os.path.isfile(text))
+    is_pattern = _PATTERN.search(text) and text.endswith(TAR)
+    return text.startswith(HUGGING_FACE) or bool(is_pattern) or (text.endswith(TAR) and os.path.isfile(text))
 
 
 def is_inside(path: str | os.PathLike) -> bool:
@@ -57,12 +64,12 @@ def absolute(place: str | os.PathLike) -> Path:
     text = os.fspath(place)
     if not text.startswith(HUGGING_FACE):
         return Path(os.path.abspath(os.path.expanduser(text)))
-    name, split = _parts(text)
+    name, split = _name_and_split(text)
     return Path(f"{HUGGING_FACE}{os.path.abspath(name) if os.path.exists(name) else name}:{split}")
 
 
-def photos_of(place: str | os.PathLike) -> tuple[list[Path], dict[Path, str], int]:
-    """Return the photos of a source, what cannot be read with the reasons, and how many other members there are.
+def photos_of(place: str | os.PathLike) -> Found:
+    """Return the photos of a source.
 
     Raises:
         SourceError: there are no such shards, or no such data set.
@@ -70,73 +77,70 @@ def photos_of(place: str | os.PathLike) -> tuple[list[Path], dict[Path, str], in
     text = os.fspath(place)
     if text.startswith(HUGGING_FACE):
         place = absolute(text)
-        return [place / f"{row:08d}" for row in range(len(_table(str(place))))], {}, 0
+        return [place / f"{row:08d}" for row in range(len(_table(str(place))))], {}, Counter()
     if not _PATTERN.search(text):
         return in_shards(Path(text), [(Path(text), "")])
-    expand = _library("webdataset").shardlists.expand_urls
-    shards = [Path(shard) for shard in expand(text)]
+    shards = [Path(shard) for shard in _library("webdataset").shardlists.expand_urls(text)]
     if missing := [shard for shard in shards if not shard.is_file()]:
         raise SourceError(f"There is no shard '{missing[0]}', one of {len(shards):,} of '{text}'.")
     return in_shards(Path(text), [(shard, shard.name) for shard in shards])
 
 
-def in_shards(place: Path, shards: Iterable[tuple[Path, str]]) -> tuple[list[Path], dict[Path, str], int]:
-    """As `photos_of`, of shards with their names below a place."""
-    photos, unreadable, others = [], {}, 0
+def in_shards(place: Path, shards: Iterable[tuple[Path, str]]) -> Found:
+    """Return the photos of shards, given with their names below a place."""
+    photos, unreadable, others = [], {}, Counter()
     for shard, name in shards:
-        found = _shard(shard)
-        photos += [place / name / photo for photo in found.photos]
-        unreadable |= {place / name / member: f"'{place / name / member}' {why}" for member, why in found.unreadable.items()}
-        others += found.others
+        index = _shard(shard)
+        photos += [place / name / photo for photo in index.photos]
+        unreadable |= {place / name / member: f"'{place / name / member}' {why}" for member, why in index.unreadable.items()}
+        others += index.others
     return photos, unreadable, others
 
 
-def content(path: str | os.PathLike) -> bytes | None:
-    """Return the bytes of a photo in a shard or a data set; None for a file.
+def content(path: str | os.PathLike) -> bytes:
+    """Return the bytes of a photo, a file or not.
 
     Raises:
         OSError, ValueError: it is not there, or cannot be read.
     """
-    if not is_inside(path):
-        return None
     text = os.fspath(path)
+    if not is_inside(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            raise ValueError("it is a folder" if os.path.isdir(path) else "it is not a regular file")
+        return Path(path).read_bytes()
     if text.startswith(HUGGING_FACE):
-        place, row = text.rsplit("/", 1)
-        return _bytes_of(_table(place)[int(row)])
+        place, _, row = text.rpartition("/")
+        (image,) = _table(place)[int(row)].values()
+        if image is None or not (image.get("bytes") or image.get("path")):
+            raise ValueError("its row has no image")
+        return image.get("bytes") or Path(image["path"]).read_bytes()
     shard, (begin, size) = _member(text)
     with open(shard, "rb") as file:
         return os.pread(file.fileno(), size, begin)
 
 
+def opened(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
+    """Return what Pillow opens a photo by; errors as for `content`."""
+    is_file = not is_inside(path) and stat.S_ISREG(os.stat(path).st_mode)
+    return path if is_file else io.BytesIO(content(path))
+
+
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is a photo, as a file or in a shard or a data set."""
-    if not is_inside(path):
-        return os.path.isfile(path)
     try:
-        return bool(stamp(path))
+        return os.path.isfile(path) or (is_inside(path) and bool(stamp(path)))
     except (OSError, ValueError):
         return False
 
 
-def opened(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
-    """Return what Pillow opens a photo by."""
-    data = content(path)
-    return path if data is None else io.BytesIO(data)
-
-
 def stamp(path: str | os.PathLike) -> Stamp:
-    """Return the stamp of a photo, a file or not.
-
-    Raises:
-        OSError, ValueError: there is none.
-    """
+    """Return the stamp of a photo; errors as for `content`."""
+    text = os.fspath(path)
     if not is_inside(path):
         status = os.stat(path)
         return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    text = os.fspath(path)
     if text.startswith(HUGGING_FACE):
-        place, _, _ = text.rpartition("/")
-        return Stamp(-1, int(_table(place)._fingerprint[:15], 16))
+        return Stamp(-1, int(_table(text.rpartition("/")[0])._fingerprint[:15], 16))
     shard, (_, size) = _member(text)
     status = os.stat(shard)
     return Stamp(size, status.st_mtime_ns, status.st_ctime_ns)
@@ -146,19 +150,22 @@ def stamp(path: str | os.PathLike) -> Stamp:
 
 
 class Shard:
-    """The index of a tar file: where its photos are."""
+    """The index of a tar file: where the bytes of its photos begin, and how many there are."""
 
     def __init__(self, path: str | os.PathLike):
-        self.photos: dict[str, tuple[int, int]] = {}  # name: where its bytes begin, and how many there are
+        self.photos: dict[str, tuple[int, int]] = {}
         self.unreadable: dict[str, str] = {}
-        self.others = 0
+        self.others: Counter[str] = Counter()
         size = os.path.getsize(path)
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
-                    name = _plain(member.name)
-                    if os.path.splitext(name)[1].lower() not in SUFFIXES or name.rpartition("/")[2].startswith("."):
-                        self.others += 1
+                    name = posixpath.normpath(member.name)
+                    suffix = posixpath.splitext(name)[1].lower()
+                    if suffix not in SUFFIXES or posixpath.basename(name).startswith("."):
+                        self.others[suffix] += 1
+                    elif name.startswith(("/", "../")):
+                        self.unreadable[name.lstrip("/.")] = "is not read: its name in the shard leads out of it."
                     elif not member.isreg() or member.sparse is not None:
                         self.unreadable[name] = "cannot be read as an image: it is a link, or has no content of its own."
                     elif name in self.photos:
@@ -172,23 +179,15 @@ class Shard:
             self.unreadable["."] = f"is not a whole tar file ({error}). A compressed one must be unpacked first."
             return
         with open(path, "rb") as file:
-            rest = os.pread(file.fileno(), BLOCK, end)
-        if rest.strip(b"\0") or len(rest) < BLOCK:  # a tar file ends with blocks of zeros
+            rest = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
+        if rest.strip(b"\0") or len(rest) < tarfile.BLOCKSIZE:  # a tar file ends with blocks of zeros
             self.unreadable["."] = f"is damaged or cut off at byte {end:,}: what stands behind is not read."
-
-
-def _plain(name: str) -> str:
-    """Return the name of a member as a path that leads nowhere else: without a root, `.` and `..`."""
-    unsafe = {"": "%2F", ".": "%2E", "..": "%2E%2E"}
-    return "/".join(unsafe.get(part, part) for part in name.removeprefix("./").split("/"))
 
 
 def _split(path: str) -> tuple[str, str] | None:
     """Return the file of a shard and the name of a member, of a path that leads into one; else None."""
-    if f"{TAR}/" not in path:
-        return None
-    path = _OF_PATTERN.sub("", path, count=1)
-    ends = (found.end() for found in re.finditer(rf"{re.escape(TAR)}/", path))
+    path = _PATTERN.sub("", path, count=1)
+    ends = (found.end() for found in re.finditer(re.escape(f"{TAR}/"), path))
     return next(((path[: end - 1], path[end:]) for end in ends if os.path.isfile(path[: end - 1])), None)
 
 
@@ -218,8 +217,8 @@ def _indexed(path: str, size: int, mtime_ns: int) -> Shard:
 # ------------------------------------------------------------------------------------------------------ Hugging Face datasets
 
 
-def _parts(text: str) -> tuple[str, str]:
-    """Return name and split of `hf:NAME[:SPLIT]`."""
+def _name_and_split(text: str) -> tuple[str, str]:
+    """Return the two of `hf:NAME[:SPLIT]`."""
     name, _, split = text.removeprefix(HUGGING_FACE).partition(":")
     return os.path.expanduser(name), split or "train"
 
@@ -228,56 +227,48 @@ def _parts(text: str) -> tuple[str, str]:
 def _table(place: str) -> Any:
     """Return the column of images of a data set, whose rows are bytes or paths.
 
+    NAME is a file, such as one of parquet; a folder: saved by `save_to_disk`, of parquet files, or of images; or on the Hub.
+
     Raises:
         SourceError: there is no such data set, or it has no column of images.
     """
-    library, (name, split) = _library("datasets"), _parts(place)
+    library, (name, split) = _library("datasets"), _name_and_split(place)
     try:
         if os.path.isfile(name):
-            found = library.load_dataset(Path(name).suffix.lstrip(".") or "parquet", data_files=name, split=split)
-        elif os.path.isfile(os.path.join(name, "state.json")) or os.path.isfile(os.path.join(name, "dataset_dict.json")):
-            found = library.load_from_disk(name)
-            found = found[split] if isinstance(found, dict) else found
+            data = library.load_dataset(Path(name).suffix.lstrip(".") or "parquet", data_files=name, split=split)
+        elif any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")):
+            saved = library.load_from_disk(name)
+            data = saved[split] if isinstance(saved, dict) else saved
+        elif os.path.isdir(name) and (files := sorted(map(str, Path(name).rglob("*.parquet")))):
+            data = library.load_dataset("parquet", data_files=files, split=split)
         elif os.path.isdir(name):
-            files = sorted(map(str, Path(name).rglob("*.parquet")))
-            how = ("parquet", {"data_files": files}) if files else ("imagefolder", {"data_dir": name, "drop_labels": True})
-            found = library.load_dataset(how[0], split=split, **how[1])
+            data = library.load_dataset("imagefolder", data_dir=name, drop_labels=True, split=split)
         else:
-            found = library.load_dataset(name, split=split)
+            data = library.load_dataset(name, split=split)
     except Exception as error:  # the library's have no common class
-        raise SourceError(f"'{place}' cannot be loaded as a data set ({type(error).__name__}: {error}).") from error
-    kinds = found.features.items()
+        raise SourceError(f"'{place}' cannot be loaded as a data set ({short_reason(error)}).") from error
+    kinds = data.features.items()
     column = next((c for c, kind in kinds if isinstance(kind, library.Image)), None)
     column = column or next((c for c, kind in kinds if isinstance(kind, dict) and "bytes" in kind), None)
     if column is None:
-        raise SourceError(f"'{place}' has no column of images, but {', '.join(found.features)}.")
-    return found.select_columns([column]).cast_column(column, library.Image(decode=False))
-
-
-def _bytes_of(row: dict[str, Any]) -> bytes:
-    (image,) = row.values()
-    if image is None or (image.get("bytes") is None and not image.get("path")):
-        raise ValueError("the row has no image")
-    return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+        raise SourceError(f"'{place}' has no column of images, but {', '.join(data.features)}.")
+    return data.select_columns([column]).cast_column(column, library.Image(decode=False))
 
 
 def _library(name: str) -> Any:
     """Import a library, though a checkout of KDPL has a folder of the name `datasets`, which comes first where a script runs.
 
     Raises:
-        SourceError: it is not installed, or the other one has been imported by its name.
+        SourceError: it is not installed, or that folder has been imported by its name.
     """
-    here, before = Path(__file__).resolve().parents[2], sys.path[:]
-    there = sys.modules.get(name)
-    if there is not None and str(getattr(there, "__file__", "")).startswith(str(here / name)):
-        raise SourceError(
-            f"The module '{name}' is the folder '{here / name}' here, so that the library of that name cannot be loaded: "
-            f"import KDPL's as kdpl.{name}."
-        )
+    checkout, before = Path(__file__).resolve().parents[2], sys.path[:]
     try:
-        sys.path[:] = [entry for entry in before if Path(entry or os.curdir).resolve() != here]
-        return importlib.import_module(name)
+        sys.path[:] = [entry for entry in before if Path(entry or os.curdir).resolve() != checkout]
+        library = importlib.import_module(name)
     except ImportError as error:
         raise SourceError(f"This needs the package {name} ({error}): pip install 'kdpl[shards]'") from error
     finally:
         sys.path[:] = before
+    if checkout / name == Path(library.__file__ or "").parent:
+        raise SourceError(f"The module '{name}' is KDPL's folder '{checkout / name}' here: import it as kdpl.{name}.")
+    return library

@@ -1,20 +1,147 @@
-"""Safe loading of tensor files from elsewhere: no code runs, and no file takes more memory than its own size.
+"""Files of tensors: features that were computed before, by key, and the safe loading of checkpoints from elsewhere.
 
-PyTorch's `weights_only` unpickler builds tensors, numbers and text only. This module also refuses archives that unpack to more
-than their size and tensors with more elements than they store, and reads TorchScript archives without `torch.jit.load`, which
-would run their code.
+PyTorch's `weights_only` unpickler builds tensors, numbers and text only. Archives that unpack to more than their size, and
+tensors with more elements than they store, are refused besides.
 """
 
-import mmap
+import hashlib
+import json
+import os
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
-_SCRIPT_MARK = b"constants.pkl"  # the member by which PyTorch recognises a TorchScript archive
+from kdpl.common.files import KEY_BYTES, atomic_write, cache_dir, file_digest, file_key
+
+FORMAT = 3  # increased whenever the vectors of a key change
+SAVE_EVERY = 60.0  # seconds of work that a killed process loses at most; a large file is written less often
+WAIT = 60.0  # seconds for another process that writes the file
+THREADS = 8  # that read files
+
+
+class FeatureFile:
+    """Vectors `(d,)` by key. A file belongs to all that its vectors depend on; to `save` adds to what it has got meanwhile.
+
+    Vectors that are not finite are not known. If the file cannot be written, that is printed once, and the vectors are known
+    to this process alone.
+
+    Args:
+        folder: of the cache; created at the first save.
+        meaning: what the vectors depend on, such as weights, precision and sentences.
+        width: d.
+        dtype: of the vectors.
+
+    Attributes:
+        writable: False after the file could not be written.
+        hits: how many vectors of earlier processes were read.
+    """
+
+    def __init__(self, folder: str | os.PathLike, meaning: dict[str, Any], width: int, dtype: torch.dtype = torch.float32):
+        text = json.dumps({"format": FORMAT, **meaning}, sort_keys=True)
+        self.path = Path(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors")
+        self.width, self.dtype = width, dtype
+        self.writable, self.hits = True, 0
+        self._added: set[bytes] = set()
+        self._saved, self._pause = time.monotonic(), SAVE_EVERY
+        self._use(*self._read())
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    def get(self, keys: Sequence[bytes]) -> Tensor:
+        """Return the vectors `(N, d)` of known keys."""
+        self.hits += sum(key not in self._added for key in keys)
+        blocks, rows = torch.tensor([self._place[key] for key in keys], dtype=torch.long).view(-1, 2).T
+        values = torch.empty(len(keys), self.width, dtype=self.dtype)
+        for block in blocks.unique().tolist():
+            values[blocks == block] = self._blocks[block][rows[blocks == block]]
+        return values
+
+    def add(self, keys: Sequence[bytes], values: Tensor) -> None:
+        """Add vectors `(N, d)`; they are saved from time to time."""
+        self._blocks.append(values.detach().to("cpu", self.dtype))
+        finite = torch.isfinite(self._blocks[-1]).all(1).tolist()
+        new = {key: (len(self._blocks) - 1, row) for row, key in enumerate(keys) if finite[row]}
+        self._place |= new
+        self._unsaved |= new
+        self._added |= new.keys()
+        if time.monotonic() - self._saved > self._pause:
+            self.save()
+
+    def save(self) -> None:
+        """Write what was added, with what other processes have written meanwhile."""
+        from filelock import FileLock
+
+        if not self._unsaved or not self.writable:
+            return
+        start = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", timeout=WAIT):
+                keys, values = self._read()
+                new = list(self._unsaved.keys() - keys)
+                keys, values = keys + new, torch.cat([values, self.get(new)])
+                table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY_BYTES)
+                with atomic_write(self.path) as file:
+                    file.write(save({"keys": table, "values": values}))
+        except OSError as error:
+            self.writable = False
+            print(f"Features are not cached from now on: '{self.path}' cannot be written ({error})")
+            return
+        self._use(keys, values)
+        self._saved = time.monotonic()
+        self._pause = max(SAVE_EVERY, 20 * (self._saved - start))
+
+    def _read(self) -> tuple[list[bytes], Tensor]:
+        """Return the keys and vectors `(N, d)` of the file, of which memory is taken as they are used."""
+        if self.path.is_file():
+            try:
+                with safe_open(self.path, "pt") as file:
+                    table, values = file.get_tensor("keys"), file.get_tensor("values")
+                if table.dtype != torch.uint8 or values.dtype != self.dtype or values.shape != (len(table), self.width):
+                    raise ValueError(f"it has vectors {tuple(values.shape)} in {values.dtype}")
+                data = table.numpy().tobytes()
+                return [data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)], values
+            except (SafetensorError, OSError, ValueError) as error:
+                print(f"'{self.path}' is damaged, and what it had is computed again ({error})")
+        return [], torch.empty(0, self.width, dtype=self.dtype)
+
+    def _use(self, keys: list[bytes], values: Tensor) -> None:
+        """Make the vectors of a file the known ones."""
+        finite = torch.isfinite(values).all(1).tolist()
+        self._blocks, self._unsaved = [values], {}
+        self._place = {key: (0, row) for row, key in enumerate(keys) if finite[row]}
+
+
+def file_digests(paths: Sequence[str | os.PathLike], keys: Sequence[bytes] = ()) -> list[bytes]:
+    """Return the digest of each file's content, which is remembered by the file's path, size and times.
+
+    Args:
+        keys: the `file_key` of each, if known.
+
+    Raises:
+        OSError, ValueError: a file is missing or cannot be read.
+    """
+    keys = keys or [file_key(path) for path in paths]
+    known = FeatureFile(cache_dir() / "file_digests", {}, KEY_BYTES, torch.uint8)
+    if new := {key: path for key, path in zip(keys, paths, strict=True) if key not in known}:
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = tqdm(pool.map(file_digest, new.values()), "digests of files", len(new), leave=False, disable=None)
+            known.add(list(new), torch.tensor([list(digest) for digest in digests], dtype=torch.uint8))
+        known.save()
+    return [bytes(row) for row in known.get(keys).tolist()]
+
+
+# -------------------------------------------------------------------------------------------- checkpoints from elsewhere
 
 
 class TensorFileError(ValueError):
@@ -22,7 +149,7 @@ class TensorFileError(ValueError):
 
 
 def load_torch(path: Path, stand_in: Callable[[str], type | Callable | None] = lambda name: None) -> Any:
-    """Load a file written by `torch.save`, with its tensors on the CPU.
+    """Load a file written by `torch.save`, or the state of a TorchScript archive, with its tensors on the CPU.
 
     Args:
         path: a zip archive, or a file of tensors only in the format of PyTorch before 1.6.
@@ -34,63 +161,18 @@ def load_torch(path: Path, stand_in: Callable[[str], type | Callable | None] = l
     """
     if not zipfile.is_zipfile(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    check_zip(path)
-    return _load_zip(path, stand_in)
-
-
-def load_torchscript(path: Path) -> dict[str, Tensor]:
-    """Return parameters and buffers of a TorchScript archive by name, without running its code.
-
-    Raises:
-        TensorFileError, Exception: as `load_torch`.
-    """
-    check_zip(path)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
-        with zipfile.ZipFile(path) as archive:
-            directory = view[archive.start_dir :]
-        # PyTorch reads the archive as plain tensors if it does not recognise TorchScript; only the in-memory view changes.
-        view[-len(directory) :] = directory.replace(_SCRIPT_MARK, b"-" * len(_SCRIPT_MARK))
-        module = _load_zip(view, lambda name: _Scripted if name.startswith(("__torch__.", "torch.jit._pickle.")) else None)
-    state: dict[str, Tensor] = {}
-    modules, seen = [("", module)], set()
-    while modules:
-        prefix, module = modules.pop()
-        if not isinstance(module, _Scripted) or id(module) in seen or not isinstance(module.attributes, dict):
-            continue
-        seen.add(id(module))
-        for name, value in module.attributes.items():
-            if isinstance(value, Tensor) and name != "attn_mask":  # the only tensor of CLIP that is not a weight
-                state[f"{prefix}{name}"] = value
-            modules.append((f"{prefix}{name}.", value))
-    return state
-
-
-def update_digest(digest: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Add tensors, by name, to a digest of hashlib: names, shapes, and values in fp32."""
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().float().cpu().contiguous().view(-1).numpy())
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
-        return False
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/" + _SCRIPT_MARK.decode()) for name in archive.namelist())
-
-
-def check_zip(path: Path) -> None:
-    """Refuse a zip archive that would unpack to more than its own size; PyTorch never compresses tensors.
-
-    Raises:
-        TensorFileError: its members claim more bytes than the file has.
-        zipfile.BadZipFile: the file is not a zip archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        read = [m for m in archive.infolist() if "code" not in PurePosixPath(m.filename).parts[1:2]]  # of TorchScript
-    if sum(member.file_size for member in read) > path.stat().st_size:
+        members = archive.infolist()
+    tensors = [m for m in members if "code" not in PurePosixPath(m.filename).parts[1:2]]  # PyTorch never compresses them
+    if sum(member.file_size for member in tensors) > path.stat().st_size:
         raise TensorFileError(f"its members claim more than the file's {path.stat().st_size:,} bytes")
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        return torch.jit.load(path, map_location="cpu").state_dict()  # no method of it is called
+    stand_ins = {name: stand_in(name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)}
+    if refused := sorted(name for name, value in stand_ins.items() if value is None):
+        raise TensorFileError(f"it holds {', '.join(refused)}, which could run code when loaded")
+    with torch.serialization.safe_globals([(value, name) for name, value in stand_ins.items()]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_tensors(tensors: Iterable[tuple[Any, Tensor]]) -> None:
@@ -107,24 +189,8 @@ def check_tensors(tensors: Iterable[tuple[Any, Tensor]]) -> None:
             raise TensorFileError(f"{name!r} {tuple(tensor.shape)} has more elements than the file stores")
 
 
-def _load_zip(source: Path | mmap.mmap, stand_in: Callable[[str], type | Callable | None]) -> Any:
-    stand_ins = {name: stand_in(name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(source)}
-    refused = sorted(name for name, value in stand_ins.items() if value is None)
-    if refused:
-        raise TensorFileError(f"it holds {', '.join(refused)}, which could run code when loaded")
-    if isinstance(source, mmap.mmap):
-        source.seek(0)
-    with torch.serialization.safe_globals([(value, name) for name, value in stand_ins.items()]):
-        return torch.load(source, map_location="cpu", weights_only=True)
-
-
-class _Scripted:
-    """Replaces a module of a TorchScript archive."""
-
-    attributes: Any = None
-
-    def __init__(self, *args: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state
+def update_digest(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Add tensors, by name, to a digest of hashlib: names, shapes, and values in fp32."""
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().contiguous().view(-1).numpy())

@@ -11,7 +11,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from kdpl.common.class_names import read_class_names
+from kdpl.common.safe_text import read_class_names
 from kdpl.config.defaults import HOW_TO_EXTEND, KDPL
 from kdpl.config.keys import PRECISIONS, ConfigError, check_choice, check_key
 from kdpl.config.manifest import leaves

@@ -14,8 +14,8 @@ from torch import Tensor
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import moved
 from kdpl.common import distributed
-from kdpl.common.features import FeatureFile, file_digests
 from kdpl.common.files import file_key, key_of, name_below
+from kdpl.common.tensor_files import FeatureFile, file_digests
 
 if TYPE_CHECKING:
     from kdpl.training.batches import EpochLoader

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from kdpl.classifier.predictions import InputError
-from kdpl.common import exits, lock
-from kdpl.common.class_names import REJECTED, read_class_names
+from kdpl.common import exits
 from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
+from kdpl.common.safe_text import REJECTED, read_class_names
 from kdpl.common.sources import is_source
 from kdpl.config.command_line import add_learner_flag
 from kdpl.config.keys import ConfigError
@@ -43,8 +43,6 @@ def guarded(command: Callable[[], int]) -> int:
     """Return the exit status of a command whose errors are one message."""
     try:
         return command()
-    except lock.OccupiedError as error:
-        return exits.report(error, exits.OCCUPIED)
     except FloatingPointError as error:
         return exits.report(error, exits.DIVERGED)
     except (ValueError, OSError, KeyError, ImportError) as error:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from tabulate import tabulate
 
 from kdpl.common import exits
-from kdpl.common.class_names import REJECTED
 from kdpl.common.files import file_digest
 from kdpl.common.messages import did_you_mean, signed
 from kdpl.common.outputs import check_files, open_output
-from kdpl.common.safe_text import from_cell, read_json, to_cell
+from kdpl.common.safe_text import REJECTED, from_cell, read_json, to_cell
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, doing
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.outputs import DEMO, FIT, check_folder
+from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import ConfigError
 from kdpl.photos.commands import FEATURES, add_clip_flags, check_photos, check_sentences, doing, guarded
 

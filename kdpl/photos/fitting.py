@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kdpl.bundle import write_bundle
 from kdpl.bundle.learned import refuse_doubles
-from kdpl.common import lock, sources
-from kdpl.common.class_names import REJECTED
+from kdpl.common import sources
 from kdpl.common.files import atomic_write, name_below, remove_parts
-from kdpl.common.images import BadImageError, list_images, media_line
-from kdpl.common.outputs import FIT, check_folder, take_folder
+from kdpl.common.images import BadImageError, list_images, others_line
+from kdpl.common.outputs import FIT, check_folder, occupy, take_folder
+from kdpl.common.safe_text import REJECTED
 from kdpl.config.keys import ConfigError
 from kdpl.photos.answers import LEAST_DIFFERENT, Fitted, Row, decide, head_bundle, measured, paragraph, refit, split
 from kdpl.photos.commands import doing, teacher_name, with_size
@@ -55,7 +55,7 @@ def fit(args: argparse.Namespace, names: list[str]) -> bool:
         print("Student and teacher are the same CLIP: there is nothing to learn from it that the student does not know.")
 
     take_folder(output, FIT)
-    lock.occupy(output)
+    occupy(output)
     remove_parts(output)
     words = Words(args.student, teacher, args.template)
     with doing(f"Loading {args.student} and {teacher}", quiet=args.quiet):
@@ -99,8 +99,8 @@ def listed(args: argparse.Namespace, names: list[str], photos: Path) -> tuple[li
         )
     random.Random(args.seed).shuffle(order)
     labels = labels_of(args.labels, names, photos, set(order)) if args.labels else {}
-    media = f" ({media_line(listing.media)} not read)" if listing.media else ""
-    print(f"{len(order):,} photos{media}, {len(names):,} class names")
+    others = others_line(listing.others)
+    print(f"{len(order):,} photos{others and f' ({others} not read)'}, {len(names):,} class names")
     if args.quick:
         order.sort(key=lambda path: path not in labels)  # which keeps the random order otherwise
         order = order[: max(QUICK_PHOTOS[0], QUICK_PHOTOS[1] * len(names), len(labels) + LEAST_FREE)]
@@ -127,7 +127,7 @@ def refit_in(source: Path, output: Path, args: argparse.Namespace, names: list[s
     some = different(pile, labels)
     fitted = refit(some, words, names, labels, args.sentence, facts["seed"])
     take_folder(output, FIT)
-    lock.occupy(output)
+    occupy(output)
     if output.resolve() != source.resolve():
         pile.write(output)
     finish(output, some, words, fitted, labels)

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import index_on
-from kdpl.common.features import FeatureFile
 from kdpl.common.files import cache_dir, key_of
+from kdpl.common.tensor_files import FeatureFile
 from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
 
 NAMES_AT_ONCE = 1000  # features are copied from the device for so many names, so that a step does not wait for it

@@ -19,7 +19,7 @@ import pytest
 from support import ROOT, processes
 
 from kdpl.app.journal import Journal, replay
-from kdpl.common.class_names import REJECTED
+from kdpl.common.safe_text import REJECTED
 from kdpl.photos.demo import write_demo
 
 CHANGE = {"Content-Type": "application/json"}

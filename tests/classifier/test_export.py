@@ -31,8 +31,8 @@ from kdpl.classifier.serve import PAGE, RUNTIME, RUNTIME_VERSION, agreement, rea
 from kdpl.clip.model import NotFiniteError
 from kdpl.clip.preprocessing import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
-from kdpl.common.class_names import REJECTED
 from kdpl.common.images import ORIENTATION
+from kdpl.common.safe_text import REJECTED
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.photos.share import main
 from kdpl.students.kernel_head import KernelHead, Solved

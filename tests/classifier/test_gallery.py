@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kdpl.classifier.gallery.page import THUMBNAIL, data_url, page_head, page_tail, row_line, thumbnail
-from kdpl.common.class_names import REJECTED
+from kdpl.common.safe_text import REJECTED
 
 pytestmark = pytest.mark.slow
 

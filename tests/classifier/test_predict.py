@@ -16,8 +16,8 @@ from support import ROOT, image_file, processes, run_train, untrained_bundle
 
 import kdpl
 from kdpl.common import exits
-from kdpl.common.class_names import read_class_names
 from kdpl.common.images import ORIENTATION, open_image
+from kdpl.common.safe_text import read_class_names
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.predict import main
 
@@ -151,7 +151,7 @@ def test_files_of_class_names_are_read_as_people_write_them(tmp_path):
         (b"red_cat\ndog\n red cat\n", r"'red cat' twice \('red_cat'\)"),
         (b"\n \n", "is empty"),
         (b"caf\xe9\n", "not UTF-8 text"),
-        ("cat\ndog\n".encode("utf-16-le"), "it has null characters.*Save it as UTF-8"),
+        ("cat\ndog\n".encode("utf-16-le"), "it has null characters.*save it as UTF-8"),
         (b"\xff\xfec", "not UTF-8 text"),
         (b"# my classes\ncat\n", "has the comment '# my classes': remove it"),
     ):

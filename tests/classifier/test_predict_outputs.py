@@ -162,7 +162,7 @@ def test_a_run_that_is_stopped_leaves_no_part_of_a_file_and_the_same_command_fin
 
 
 def test_a_cache_that_is_removed_or_holds_a_fifo_stops_nothing(prompts, photos, tmp_path, monkeypatch, capsys):
-    from kdpl.common.features import FeatureFile
+    from kdpl.common.tensor_files import FeatureFile
 
     cache = tmp_path / "cache"
     monkeypatch.setenv("KDPL_CACHE", str(cache))

@@ -8,11 +8,13 @@ import threading
 
 import pytest
 from PIL import Image
-from support import image_file
+from support import ROOT, image_file, processes, release
 
 from kdpl.__main__ import main
+from kdpl.common import outputs
+from kdpl.common.files import RECORD
 from kdpl.common.images import list_images
-from kdpl.common.outputs import EXPORT, FIT, GALLERY, RECORD, TRAINING, OutputError, check_folder, open_output, take_folder
+from kdpl.common.outputs import EXPORT, FIT, GALLERY, TRAINING, OutputError, check_folder, open_output, take_folder
 
 
 @pytest.mark.parametrize("kind", [FIT, TRAINING, EXPORT])
@@ -155,3 +157,16 @@ def test_links_and_devices_are_written_through(tmp_path):
     with open_output("/dev/null", "w") as file:
         file.write("text")
     assert os.stat("/dev/null").st_rdev == os.makedev(1, 3)
+
+
+@pytest.mark.slow
+def test_a_folder_is_locked_as_long_as_its_run_lives(tmp_path):
+    code = "import sys; from kdpl.common.outputs import occupy; [occupy(sys.argv[1]) for _ in 'ab']; print('held'); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with processes.Popen([sys.executable, "-u", "-c", code, str(tmp_path)], **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(outputs.OccupiedError, match=f"in use by process {process.pid} on host"):
+            outputs.occupy(tmp_path)
+        process.kill()
+    outputs.occupy(tmp_path)
+    release(tmp_path)

@@ -13,7 +13,7 @@ from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
 from kdpl.clip.preprocessing import Normalize
-from kdpl.common.features import FeatureFile
+from kdpl.common.tensor_files import FeatureFile
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import FeatureTable, ImageFile

@@ -15,7 +15,8 @@ from support import ROOT, processes
 from support.files import EIGHT, sweep_file
 from support.sweeps import fork_steps
 
-from kdpl.common import exits, lock
+from kdpl.common import exits, outputs
+from kdpl.common.safe_text import read_json
 from kdpl.config.keys import ConfigError
 from kdpl.config.manifest import Manifest
 from kdpl.experiments.sweep import plan, work
@@ -464,7 +465,7 @@ def test_runs_go_on_after_ctrl_c_and_a_preemption_to_the_complete_report(tmp_pat
     def preempt():
         while not is_training(third.steps[0]) and not over.is_set():
             time.sleep(0.01)
-        os.kill(lock.holder(folder)["pid"], signal.SIGUSR1)
+        os.kill(read_json(folder / outputs.HOLDER)["pid"], signal.SIGUSR1)
 
     preemption = threading.Thread(target=preempt)
     preemption.start()

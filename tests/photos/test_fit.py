@@ -24,8 +24,8 @@ from support import ROOT, image_file, processes
 import kdpl
 from kdpl.bundle import BundleError, inside_score, read_bundle
 from kdpl.common import exits
-from kdpl.common.class_names import REJECTED
 from kdpl.common.files import file_digest
+from kdpl.common.safe_text import REJECTED
 from kdpl.datasets.emoji.scenes import class_names, scenes_of
 from kdpl.photos.answers import Measured, Row, fit_threshold, misfit, split, verdict
 from kdpl.photos.demo import write_scenes

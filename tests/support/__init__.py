@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import kdpl
 from kdpl import students
-from kdpl.common import lock
+from kdpl.common import outputs
 from kdpl.students.base import ALWAYS
 from support import processes
 
@@ -57,9 +57,7 @@ def one_of_each_kind(learners: Iterable[str]) -> list[str]:
 
 def release(folder: str | os.PathLike) -> None:
     """End this process's lock on an output folder, as the end of the process would."""
-    held = lock._held.pop(str(Path(folder).resolve()))
-    if held is not None:
-        held.release()
+    outputs._held.pop(str(Path(folder).resolve())).release()
 
 
 def own_cache(folder: Path) -> str:

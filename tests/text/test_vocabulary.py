@@ -142,7 +142,7 @@ def test_names_too_long_for_a_prompt_are_left_out_and_counted(tmp_path, capsys):
         ("id,ClassName\n1,fox\n2\n", "v.csv", "row 2 has fewer fields than the header"),
         ('ClassName\nfox\n"open\n', "v.csv", "unexpected end of data"),
         (b"fox\ncaf\xe9\n", "v.txt", "not UTF-8"),
-        ("fox\n".encode("utf-16"), "v.txt", "not UTF-8"),
+        ("fox\n".encode("utf-16-le"), "v.txt", "not UTF-8"),
         ("n01440764\ttench\n", "v.txt", "tabs or binary data"),
         ("fox\n<|endoftext|>\n", "v.txt", "'<|endoftext|>' contains CLIP's start or end token"),
     ],

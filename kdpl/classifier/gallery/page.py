@@ -21,7 +21,7 @@ from PIL import Image
 
 from kdpl.common import sources
 from kdpl.common.files import file_digest
-from kdpl.common.images import cut_extreme, refuse_special_files, to_rgb
+from kdpl.common.images import cut_extreme, to_rgb
 from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, check_folder, is_file, take_folder
 
 if TYPE_CHECKING:
@@ -80,10 +80,7 @@ def read_thumbnail(path: str | os.PathLike) -> bytes:
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    opened = sources.opened(path)
-    if opened is path:
-        refuse_special_files(path)
-    with Image.open(opened) as image:
+    with Image.open(sources.opened(path)) as image:
         image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
         return thumbnail(cut_extreme(to_rgb(image)))
 

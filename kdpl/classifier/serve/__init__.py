@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from kdpl.bundle import inside_score
 from kdpl.clip.model import check_finite
-from kdpl.common.class_names import REJECTED
 from kdpl.common.files import atomic_write
 from kdpl.common.images import LONGEST
+from kdpl.common.safe_text import REJECTED
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
