@@ -23,20 +23,14 @@ from common import print_rows, publish_rows, random_clip
 from open_clip import IMAGENET_CLASSNAMES
 from train_step import build, step_forever
 
-from kdpl.clip import blocks
 from kdpl.students import STEPPED
 from kdpl.text.prompts import context_prompts
 
 BATCH = 4
 
 
-def count_text_pass(classes: int, pays: int = blocks.PAYS) -> simulated_card.Counts:
-    """Return the counts of a text pass, forward and backward, of ImageNet's names behind 4 learned tokens.
-
-    Args:
-        pays: padded rows that a second size must save.
-    """
-    blocks.PAYS = pays
+def count_text_pass(classes: int) -> simulated_card.Counts:
+    """Return the counts of a text pass, forward and backward, of ImageNet's names behind 4 learned tokens."""
     clip = random_clip("small", 0, "cuda")
     layout = clip.layout(context_prompts(IMAGENET_CLASSNAMES[:classes], 4, "a photo of a"))
     ctx = torch.randn(4, clip.text.width, device="cuda").requires_grad_()
@@ -78,8 +72,7 @@ def main() -> None:
         print(f"{counts.kernels} kernels, {counts.others} others")
         print_rows([{"operation": name, "count": n} for name, n in counts.operations.most_common()], False)
         return
-    found = {"text pass, two padded sizes": count_text_pass(100, pays=1)}
-    found |= {f"text pass, {classes:,} names": count_text_pass(classes) for classes in (100, 1000)}
+    found = {f"text pass, {classes:,} names": count_text_pass(classes) for classes in (100, 1000)}
     found |= {f"KDPL_{l.__name__}": count_step(l.__name__, args.classes, args.precision) for l in STEPPED}
     rows = [{"a step of": what, "kernels": counts.kernels, "others": counts.others} for what, counts in found.items()]
     print_rows(rows, args.json)

@@ -36,7 +36,7 @@ from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.training import checkpoint
 from kdpl.training.batches import EpochLoader
 from kdpl.training.progress import DivergenceError, Progress
-from kdpl.training.schedule import build_schedule, check_schedule
+from kdpl.training.schedule import EpochSchedule, check_schedule
 from kdpl.training.seeding import SEEDS
 
 STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
@@ -141,7 +141,7 @@ class PromptTrainer(EvaluatedTrainer):
                 "with which an installed Dassl takes the parameters of child modules alone: set it to False."
             )
         self.optim.register_step_post_hook(self._note_step)
-        self.sched = build_schedule(self.optim, cfg.OPTIM)
+        self.sched = EpochSchedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.clip.autocast_dtype == torch.float16)
         self.use_class_names()

@@ -31,7 +31,7 @@ from kdpl.trainers.evaluation import build_loaders
 from kdpl.trainers.teacher_labels import TeacherLabels
 from kdpl.trainers.teachers import check_teacher, clip_teacher
 from kdpl.training.checkpoint import CheckpointError
-from kdpl.training.schedule import build_schedule, check_schedule
+from kdpl.training.schedule import EpochSchedule, check_schedule
 from kdpl.training.seeding import SEEDS, epoch_seed
 
 FILE = "kdpl.json"  # beside a trainer's own checkpoints
@@ -97,7 +97,7 @@ class DistilledTrainer:
         with ExitStack() as stack:
             for module in {sys.modules[c.__module__] for c in type(self).__mro__} | {dassl.optim}:
                 if hasattr(module, "build_lr_scheduler"):
-                    stack.enter_context(mock.patch.object(module, "build_lr_scheduler", build_schedule))
+                    stack.enter_context(mock.patch.object(module, "build_lr_scheduler", EpochSchedule))
             super().build_model()
         modules = [m for model in vars(self).values() if isinstance(model, nn.Module) for m in model.modules()]
         if torch.cuda.device_count() > 1 and any(isinstance(m, nn.DataParallel) for m in modules):

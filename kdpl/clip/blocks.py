@@ -6,8 +6,8 @@ since it calls their submodules and never their `forward`.
 
 Packed prompts are rows of one matrix: the prefix that all share, then each prompt's own suffix. A CPU and a card want their
 attention differently. On a CPU the arithmetic counts: suffixes of one length make a group, no padding is computed, and only
-the suffixes' queries attend. On a card the number of launches counts: all suffixes are gathered into one or two padded
-sizes, each of which is one attention call over whole prompts, under the causal mask that needs no tensor.
+the suffixes' queries attend. On a card the number of launches counts: all suffixes are gathered into one padded size, which is
+one attention call over whole prompts, under the causal mask that needs no tensor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -117,19 +117,6 @@ def cast_together(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
     return list(torch.stack(tuple(vectors)).to(dtype).unbind())
 
 
-PAYS = 8192  # padded rows that a second size must save on a card: its launches take as long
-
-
-def padded_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the padded sizes of suffixes in ascending order of length, `(count, size)` for each: one, or two if it pays."""
-    longest, count = lengths[-1], len(lengths)
-    splits = [i for i in range(1, count) if lengths[i - 1] < lengths[i]]
-    saved, split = max((((longest - lengths[i - 1]) * i, i) for i in splits), default=(0, 0))
-    if saved < PAYS:
-        return [(count, longest)]
-    return [(split, lengths[split - 1]), (count - split, longest)]
-
-
 class GroupedAttention:
     """Attention of packed rows: one call for the prefix, and one for each length of suffixes.
 
@@ -178,26 +165,27 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Tensor | None) ->
 
 
 class PaddedAttention:
-    """The same as `GroupedAttention` by one call for each padded size, over whole prompts: the prefix before each of them.
+    """The same as `GroupedAttention` by one call over whole prompts, the prefix before each suffix, padded to the longest.
 
     Padding is a copy of the prompt's last row. It stands behind what is read, so that under the causal mask nothing depends
     on it and its gradient is zero.
     """
 
     def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
-        sizes = padded_sizes(lengths)
-        self.prefix, self.counts, self.rows = prefix, [c for c, _ in sizes], [c * (prefix + size) for c, size in sizes]
-        starts = list(accumulate(lengths, initial=prefix))  # of the suffixes among the packed rows
-        whole, back, ends, first = [], list(range(prefix)), [], 0
-        for count, size in sizes:
-            for length, start in zip(lengths[first : first + count], starts[first:], strict=False):
-                back += range(len(whole) + prefix, len(whole) + prefix + length)
-                ends.append(back[-1])
-                whole += [*range(prefix), *(start + min(i, length - 1) for i in range(size))]
-            first += count
-        # Packed row of each row of whole, padded prompts; and, the other way, of each packed row, of those without the prefix,
-        # and of each prompt's last.
-        self.whole, self.back, self.own, self.ends = (index_on(device, i) for i in (whole, back, back[prefix:], ends))
+        self.prefix, self.count, size = prefix, len(lengths), lengths[-1]
+        starts = accumulate(lengths, initial=prefix)  # of the suffixes among the packed rows
+        firsts = range(prefix, self.count * (prefix + size), prefix + size)  # and among those of whole, padded prompts
+        whole = [
+            row
+            for start, length in zip(starts, lengths, strict=False)
+            for row in (*range(prefix), *(start + min(i, length - 1) for i in range(size)))
+        ]
+        own = [first + i for first, length in zip(firsts, lengths, strict=True) for i in range(length)]
+        ends = [first + length - 1 for first, length in zip(firsts, lengths, strict=True)]
+        # Packed row of each row of whole prompts; and, the other way, of each packed row, of those without the prefix, and of
+        # each prompt's last.
+        rows = whole, [*range(prefix), *own], own, ends
+        self.whole, self.back, self.own, self.ends = (index_on(device, index) for index in rows)
 
     def attend(self, qkv: Tensor) -> Tensor:
         return self._attend(qkv).index_select(1, self.back)
@@ -207,15 +195,11 @@ class PaddedAttention:
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Return what the rows of whole, padded prompts attend to, `(P, rows, heads, head_dim)`."""
-        whole = _WholePrompts.apply(qkv, self.whole, self.own, self.prefix, self.counts, self.rows)
-        attended = []
-        groups = whole.split(self.rows, dim=1) if len(self.rows) > 1 else [whole]
-        for group, rows, count in zip(groups, self.rows, self.counts, strict=True):
-            prompts = group.reshape(-1, rows // count, *group.shape[2:])  # (P * count, n + size, 3, heads, head_dim)
-            q, k, v = (t.transpose(1, 2) for t in prompts.unbind(2))
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-            attended.append(out.reshape(len(qkv), -1, *out.shape[2:]))
-        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+        whole = _WholePrompts.apply(qkv, self.whole, self.own, self.prefix, self.count)
+        prompts = whole.reshape(-1, len(self.whole) // self.count, *whole.shape[2:])  # (P * C, n + size, 3, heads, head_dim)
+        q, k, v = (t.transpose(1, 2) for t in prompts.unbind(2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return attended.reshape(len(qkv), -1, *attended.shape[2:])
 
 
 class _WholePrompts(torch.autograd.Function):
@@ -226,17 +210,13 @@ class _WholePrompts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, packed: Tensor, whole: Tensor, own: Tensor, prefix: int, counts: Sequence[int], rows: Sequence[int]
-    ) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, whole: Tensor, own: Tensor, prefix: int, count: int) -> Tensor:
         ctx.save_for_backward(own)
-        ctx.prefix, ctx.counts, ctx.rows = prefix, counts, rows
+        ctx.prefix, ctx.count = prefix, count
         return packed.index_select(1, whole)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (own,) = ctx.saved_tensors
-        groups = zip(gradient.split(ctx.rows, dim=1), ctx.counts, strict=True)
-        shared = [group.unflatten(1, (count, -1))[:, :, : ctx.prefix].sum(1) for group, count in groups]
-        packed = torch.cat([sum(shared[1:], shared[0]), gradient.index_select(1, own)], dim=1)
-        return packed, None, None, None, None, None
+        shared = gradient.unflatten(1, (ctx.count, -1))[:, :, : ctx.prefix].sum(1)
+        return torch.cat([shared, gradient.index_select(1, own)], dim=1), None, None, None, None

@@ -17,7 +17,6 @@ from kdpl.clip.weights import WeightsError, openai_clip, openai_file, openai_wei
 from kdpl.config.keys import PRECISIONS, check_choice
 
 COMPACT = "token_embedding.used"  # of the embedded models: the ids of the tokens whose rows they have
-LONGEST_CONTEXT = 8192  # the mask of a longer one would fill the memory
 
 
 def load_clip(
@@ -117,8 +116,6 @@ def build_openai(name: str, state: dict[str, Tensor]) -> Clip:
     """
     try:
         state = _unpacked({k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")})
-        if len(state["positional_embedding"]) > LONGEST_CONTEXT:
-            raise ValueError(f"{len(state['positional_embedding'])} positions of texts")
         with torch.device("meta"):
             model = openai_clip().model.build_model({k: torch.empty_like(v, device="meta") for k, v in state.items()})
         model.float().requires_grad_(False).load_state_dict(state, assign=True)
@@ -162,11 +159,6 @@ def set_precision(clip: Clip, precision: str, frozen_precision: str | None = Non
 
 
 def _check_finite(clip: Clip) -> None:
-    broken = [
-        key
-        for key, value in clip.model.state_dict().items()
-        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all()
-    ]
-    if broken:
-        shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-        raise WeightsError(f"'{clip.name}' holds NaN or infinite weights in {shown}: fetch it again, or choose another file.")
+    for key, value in clip.model.state_dict().items():
+        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
+            raise WeightsError(f"'{clip.name}' holds NaN or infinite weights in {key}: fetch it again, or choose another file.")

@@ -70,10 +70,8 @@ class Clip:
         """Its text tower for prompts with learned vectors; UnsupportedTowerError if it takes none."""
         if type(getattr(self.model, "text", None)).__name__ == "HFTextEncoder":
             return HubText(self.model.text, self.tokenizer.context_length)
-        try:
-            return TextTower(self.model)
-        except UnsupportedTowerError:
-            return WholeText(self.model)
+        tower = TextTower(self.model)
+        return tower if tower.is_causal else WholeText(self.model)
 
     def layout(self, prompts: Sequence[Sequence[int]], class_specific: bool = False) -> Layout:
         """Return the constants of a list of prompts, ready for `text`."""
@@ -135,12 +133,10 @@ class Clip:
 
     @cached_property
     def _encode_image(self) -> Callable[[Tensor], Tensor]:
-        if hasattr(self.model.visual, "trunk"):
-            return _plain(self.model.encode_image)
-        try:
-            return self.vision
-        except UnsupportedTowerError:
-            return _plain(self.model.encode_image)
+        with suppress(UnsupportedTowerError):
+            if isinstance(self.vision, VisionTower):
+                return self.vision
+        return _plain(self.model.encode_image)
 
     @cached_property
     def weights_digest(self) -> str:

@@ -135,23 +135,18 @@ def _of_open_clip(name: str, architecture: str, rest: str) -> Source:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    tag, _, file = rest.partition(":")
-    if not rest:
-        tag = DEFAULT_TAGS.get(architecture) or (tags[0] if len(tags) == 1 else "")
-    elif tag not in tags:
+    tag, _, file = (rest or DEFAULT_TAGS.get(architecture, "")).partition(":")
+    if tag not in tags:
         tag, file = (tags[0] if len(tags) == 1 else ""), rest
     if file and not Path(file).expanduser().is_file():
-        raise ModelNameError(
-            f"'{file}' in '{name}' is neither a file nor a weights tag of {architecture}.{did_you_mean(file, tags)} "
-            f"Tags: {', '.join(tags) or 'none'}."
-        )
-    if not tag and (tags or not file):
-        way = f"write '{architecture}:TAG' or '{architecture}:TAG:FILE' with one of {', '.join(tags)}."
-        raise ModelNameError(
-            f"'{name}' does not say which weights it is, and weights may differ in activation and preprocessing: "
-            f"{way if tags else f'none are published, write {architecture}:FILE.'}"
-        )
-    return Source("open_clip", architecture, tag, str(Path(file).expanduser()) if file else "")
+        problem = f"'{file}' is neither a file nor a tag.{did_you_mean(file, tags)}"
+    elif not tag and (tags or not file):
+        problem = "it does not say which weights it is, and weights may differ in activation and preprocessing."
+    else:
+        return Source("open_clip", architecture, tag, str(Path(file).expanduser()) if file else "")
+    expected = f"'{architecture}:TAG' or '{architecture}:TAG:FILE' with one of {', '.join(tags)}"
+    none = f"'{architecture}:FILE', since no weights are published"
+    raise ModelNameError(f"'{name}': {problem} Expected {expected if tags else none}.")
 
 
 def _in_folder(folder: Path, repository: str = "") -> Source:

@@ -109,9 +109,7 @@ def _build(name: str, recipe: Recipe, half: bool) -> nn.Module:
     """
     hub_text = recipe.config["text_cfg"].get("hf_model_name") or ""
     try:
-        model = _create(recipe, "fp32")
-        if half and _has_own_half(model):
-            model = _create(recipe, "fp16")
+        model = _create(recipe, "fp16" if half and _has_own_half(recipe.config) else "fp32")
     except Exception as error:  # of many kinds, from deep inside
         if hub_text and (isinstance(error, OSError) or find_spec("transformers") is None):
             raise missing_part(name, "text tower", hub_text, error) from error
@@ -163,17 +161,16 @@ def _empty_parameters() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def _has_own_half(model: nn.Module) -> bool:
+def _has_own_half(config: dict[str, Any]) -> bool:
     """Whether open_clip's fp16 weights work: for image towers of timm, and for plain CLIPs.
 
     A layer scale, a class token, a text projection with bias or a Hugging Face text tower stay in fp32 there and meet halves.
     """
-    text = getattr(model, "text", model)
-    if hasattr(model.visual, "trunk"):
-        return getattr(text, "cls_emb", None) is None
-    plain = hasattr(text, "token_embedding") and getattr(text, "cls_emb", None) is None
-    scaled = any(type(module).__name__ == "LayerScale" for module in model.modules())
-    return plain and not scaled and not isinstance(text.text_projection, nn.Module)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision:
+        return not text.get("embed_cls")
+    scaled = any(part.get("ls_init_value") is not None for part in (vision, text))
+    return not (scaled or any(text.get(key) for key in ("embed_cls", "proj_bias", "hf_model_name")))
 
 
 def find_open_clip(name: str, source: Source) -> Path | None:

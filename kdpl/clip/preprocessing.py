@@ -63,27 +63,20 @@ def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
     Raises:
         ValueError: no image can be prepared so; the message names the key, the value and what was expected.
     """
-
-    def numbers(values: Any, count: int, kind: type | tuple[type, ...], low: float, high: float) -> bool:
-        sequence = isinstance(values, (list, tuple)) and len(values) == count
-        return sequence and all(type(x) in kind and low <= x <= high for x in values)
-
     defaults = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "mean": OPENAI_MEAN, "std": OPENAI_STD}
     given = {**defaults, **{key: value for key, value in content.items() if value is not None}}
-    size = given.get("size")
-    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    for key, sound, expected in (
-        ("size", numbers(pair, 2, (int,), 1, LARGEST_SIDE), f"sides of 1 to {LARGEST_SIDE} pixels"),
-        ("mode", given["mode"] == "RGB", "RGB"),
-        ("interpolation", given["interpolation"] in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
-        ("resize_mode", given["resize_mode"] in RESIZE_MODES, " or ".join(RESIZE_MODES)),
-        ("mean", numbers(given["mean"], 3, (int, float), -10, 10), "three numbers, of red, green and blue between 0 and 1"),
-        ("std", numbers(given["std"], 3, (int, float), 0.001, 10), "three numbers of 0.001 to 10"),
-    ):
-        if not sound:
-            raise ValueError(f"'{key}' of the preprocessing is {shorten(given.get(key))}, expected {expected}")
+    if not isinstance(given["size"], (list, tuple)):
+        given["size"] = [given["size"]] * 2
+    for key, names in (("mode", ("RGB",)), ("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
+        if given[key] not in names:
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(given[key])}, expected {' or '.join(names)}")
+    for key, count, low, high in (("size", 2, 1, LARGEST_SIDE), ("mean", 3, -10, 10), ("std", 3, 0.001, 10)):
+        values, kinds = given[key], (int,) if key == "size" else (int, float)
+        sound = isinstance(values, (list, tuple)) and all(type(x) in kinds and low <= x <= high for x in values)
+        if not sound or len(values) != count:
+            raise ValueError(f"'{key}' of the preprocessing is {shorten(values)}, expected {count} numbers of {low} to {high}")
     mean, std = (tuple(map(float, given[key])) for key in ("mean", "std"))
-    return Preprocessing(pair, given["interpolation"], mean, std, given["resize_mode"])
+    return Preprocessing(tuple(given["size"]), given["interpolation"], mean, std, given["resize_mode"])
 
 
 class Normalize:
@@ -259,8 +252,7 @@ def missing_part(name: str, what: str, repository: str, error: BaseException) ->
     folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
     return WeightsError(
         f'{what} is not here and cannot be downloaded ({short_reason(error)}). Where there is a network run "hf download '
-        f"{repository} --exclude '*.bin' '*.safetensors' '*.h5' '*.msgpack' '*.onnx'\" and copy the folder '{folder.name}' of "
-        f"its cache to '{folder}'."
+        f"{repository} --include '*.json' '*.txt' '*.model'\" and copy the folder '{folder.name}' of its cache to '{folder}'."
     )
 
 
@@ -274,8 +266,7 @@ def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
         WeightsError: it needs a package or files that are not here; the message says which.
     """
     options = dict(text.get("tokenizer_kwargs") or {})
-    length = text.get("context_length", 77)
-    repository = text.get("hf_tokenizer_name") or ""
+    length, repository = text.get("context_length", 77), text.get("hf_tokenizer_name") or ""
     if not repository:
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -287,7 +278,6 @@ def tokenizer_of(name: str, text: Mapping[str, Any], folder: str) -> Tokenizer:
         sources.insert(0, snapshot_download(repository, local_files_only=True))
     if any(Path(folder, file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")):
         sources.insert(0, folder)
-    problem: Exception
     for source in sources:
         try:
             return _hub_tokenizer(source, length, text.get("tokenizer_mode") or "", tuple(options.items()))

@@ -202,8 +202,7 @@ def _shared_prefix(prompts: Sequence[Sequence[int]], class_specific: bool) -> in
 class DenseLayout(Layout):
     """Prompts for a tower that reads every position, filled up with the id `pad` to `length` entries.
 
-    Entries that many prompts have at the same position are one row: what depends on the entry and its position alone is
-    computed once for all.
+    Entries that many prompts have at the same position are one row, so that a gradient of theirs is summed in a fixed order.
     """
 
     prefix = 0

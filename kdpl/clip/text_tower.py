@@ -9,8 +9,7 @@ that projections and MLPs are single large matrix products. Attention (kdpl/clip
 
 Other towers (without a causal mask, pooled at a fixed place, with a class token, or of the Hugging Face hub) have positions
 that may depend on every other, the padding among them. `WholeText` and `HubText` run prompts at the length that the model was
-trained with, exactly as its own forward pass has it; only the first layer's projections of entries that prompts have in common,
-and the last layer's positions that nobody reads, are saved.
+trained with, exactly as its own forward pass has it; only the last layer's positions that nobody reads are saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside
 from kdpl.clip.prompt_layout import DenseLayout, Layout, PromptLayout
+
+POOLS = ("first", "last", "argmax", "eos")  # how a text transformer is read at one position
 
 
 class PromptedText:
@@ -114,24 +115,25 @@ class TransformerText(PromptedText):
         model: a CLIP, or its text tower.
 
     Raises:
-        UnsupportedTowerError: it is of another kind than the subclass runs.
+        UnsupportedTowerError: it is of another kind.
     """
-
-    kind: str  # in words
-    pools: tuple[str, ...]
-    causal_alone: bool  # with a causal mask and without a class token
 
     def __init__(self, model: nn.Module):
         self._text = text = getattr(model, "text", model)
         missing = [n for n in ("transformer", "token_embedding", "positional_embedding", "ln_final") if not hasattr(text, n)]
-        causal = getattr(text, "attn_mask", True) is not None and not self.has_class_token
         self.pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
-        if missing or self.pool not in self.pools or (self.causal_alone and not causal):
+        if missing or self.pool not in POOLS:
             raise UnsupportedTowerError(
-                f"The text tower {type(text).__name__} (missing {missing}, causal {causal}, pooling '{self.pool}') is not "
-                f"{self.kind}: it can be a teacher, not a student."
+                f"The text tower {type(text).__name__} (missing {missing}, pooling '{self.pool}') is not a text transformer "
+                "of open_clip that gives one feature: it can be a teacher, not a student."
             )
         self.blocks = [Block(b) for b in text.transformer.resblocks]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a prompt is read at its end, and no position depends on later ones."""
+        causal = getattr(self._text, "attn_mask", True) is not None  # OpenAI's has its mask in the blocks
+        return causal and not self.has_class_token and self.pool in ("argmax", "eos")
 
     @property
     def has_class_token(self) -> bool:
@@ -195,10 +197,6 @@ class TransformerText(PromptedText):
 class TextTower(TransformerText):
     """The causal text transformer that is read at the EOT position; `WholeText` runs the others."""
 
-    kind = "a causal transformer read at its EOT token, as OpenAI's CLIP has it"
-    pools = ("argmax", "eos")
-    causal_alone = True
-
     def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> PromptLayout:
         """Return the constants of a list of prompts; nothing is computed behind their ends, so that no `pad` is needed."""
         return PromptLayout(self, prompts, class_specific)
@@ -223,28 +221,21 @@ class TextTower(TransformerText):
 class WholeText(TransformerText):
     """A text transformer of open_clip that is not read at the end of a causal prompt."""
 
-    kind = "a text transformer of open_clip that gives one feature"
-    pools = ("first", "last", "argmax", "eos")
-    causal_alone = False
-
     def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> DenseLayout:
         """Return the constants of a list of prompts, filled up with `pad`."""
         return DenseLayout(self, prompts, pad, self.context_length, class_specific)
 
     def _encode(self, layout: DenseLayout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
-        rows = layout.embed(ctx)  # (P, U, w)
-        index, mask, read = layout.index, self._mask(layout), self._read(layout)
+        x = layout.embed(ctx)[:, layout.index]  # (P, C, L, w)
+        mask, read = self._mask(layout), self._read(layout)
         if self.has_class_token:
-            cls = (self._text.cls_emb + self._text.positional_embedding[-1]).to(rows.dtype)
-            rows = torch.cat([rows, cls.expand(len(rows), 1, -1)], dim=1)  # (P, U + 1, w)
-            index = F.pad(index, (0, 1), value=rows.shape[1] - 1)  # (C, L + 1)
-        x = rows[:, index]  # (P, C, L, w)
+            cls = (self._text.cls_emb + self._text.positional_embedding[-1]).to(x.dtype)
+            x = torch.cat([x, cls.expand(*x.shape[:2], 1, -1)], dim=2)  # (P, C, L + 1, w)
         for l, block in enumerate(self.blocks):
             if l in deep:
                 x = _replace_at(x, deep[l], layout.first_slot)
             if l < self.depth - 1:
-                qkv = block.qkv(rows)[:, index] if l == 0 else block.qkv(x)  # (P, C, L, 3, heads, head_dim)
-                out = block.finish(x, _attend(*qkv.unbind(3), mask))
+                out = block.finish(x, _attend(*block.qkv(x).unbind(3), mask))  # of qkv (P, C, L, 3, heads, head_dim)
             else:  # the feature is read at one position: no other of the last layer is needed
                 q, k, v = block.qkv(x).unbind(3)
                 classes = torch.arange(len(read), device=read.device)

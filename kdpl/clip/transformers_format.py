@@ -24,7 +24,7 @@ _TOWERS = {  # what CLIPConfig has by default
         "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 32,
     },
 }  # fmt: skip
-_EXPECTED = {  # of keys that are not any number above 0
+_EXPECTED = {  # with another value open_clip's model would have other features
     "hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,), "vocab_size": (49408,), "eos_token_id": (2, 49407),
     "num_channels": (3,),
 }  # fmt: skip
@@ -81,44 +81,33 @@ def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str
 
 def _tower(name: str, config: Mapping[str, Any], part: str) -> dict[str, Any]:
     tower = {**_TOWERS[part], **(config.get(part) or {}), **(config.get(f"{part}_dict") or {})}  # older files have the second
-    for key in _TOWERS[part]:
-        value, expected = tower[key], _EXPECTED.get(key)
-        if value not in expected if expected else type(value) is not int or value < 1:
+    for key, expected in _EXPECTED.items():
+        if key in _TOWERS[part] and tower[key] not in expected:
             raise ModelNameError(
-                f"'{name}': '{key}' is {shorten(value)} in its {part}, which cannot be built here: expected "
-                f"{' or '.join(map(str, expected)) if expected else 'a number above 0'}."
+                f"'{name}': '{key}' is {shorten(tower[key])} in its {part}, which cannot be built here: expected "
+                f"{' or '.join(map(str, expected))}."
             )
     return tower
 
 
 def _preprocess(name: str, folder: Path, side: int) -> dict[str, Any]:
     """Return how images are prepared, as open_clip says it; without a processor, as that of transformers does by default."""
-    if (folder / "preprocessor_config.json").is_file():
-        given = read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").is_file():
-        given = read_json(folder / "processor_config.json").get("image_processor") or {}
-    else:
+    files = [folder / file for file in ("preprocessor_config.json", "processor_config.json") if (folder / file).is_file()]
+    given = read_json(files[0]) if files else {"size": side, "crop_size": side}
+    if not files:
         print(f"'{name}' has no preprocessor_config.json: its images are prepared as CLIP's are by default")
-        given = {"size": side, "crop_size": side}
-    p = {**_PROCESSOR, **given}
-    size, crop = (_side(p[key]) for key in ("size", "crop_size"))
-    steps = p["do_resize"] is p["do_rescale"] is p["do_normalize"] is True and abs(p["rescale_factor"] * 255 - 1) < 1e-6
-    cropped, shortest = p["do_center_crop"] is True, isinstance(p["size"], int) or "shortest_edge" in p["size"]
-    fits = size == side and (crop == side if cropped else not shortest)
-    if not steps or not fits or p["resample"] not in _INTERPOLATIONS:
+    p = {**_PROCESSOR, **given.get("image_processor", given)}
+    sizes = [value if isinstance(value, dict) else {"shortest_edge": value} for value in (p["size"], p["crop_size"])]
+    squash = "height" in sizes[0]
+    steps = p["do_resize"] and p["do_rescale"] and p["do_normalize"] and abs(p["rescale_factor"] * 255 - 1) < 1e-6
+    size, crop = ({*some.values()} == {side} for some in sizes)
+    if not steps or not size or not (crop if p["do_center_crop"] else squash) or p["resample"] not in _INTERPOLATIONS:
         raise ModelNameError(
             f"'{name}' prepares images in another way than resizing to {side} pixels, the centre or the whole, and normalising "
             f"(size {shorten(p['size'])}, crop {shorten(p['crop_size'])}, Pillow's filter {shorten(p['resample'])})."
         )
-    mode, interpolation = "shortest" if shortest else "squash", _INTERPOLATIONS[p["resample"]]
+    mode, interpolation = "squash" if squash else "shortest", _INTERPOLATIONS[p["resample"]]
     return {"interpolation": interpolation, "resize_mode": mode, "mean": p["image_mean"], "std": p["image_std"]}
-
-
-def _side(size: Any) -> Any:
-    """Return the one side of a size; None if it has none."""
-    if not isinstance(size, dict):
-        return size
-    return size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
 
 
 def is_transformers(state: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """A cache of text features by class name: a teacher's over a vocabulary, and a student's prompt ensembles.
 
 On disk there is one file (kdpl/common/features.py) below `text_features` in the cache folder for each text tower (architecture
-and weights) and list of templates.
+and weights) and list of templates. Features are stored in fp32, so that a run that reads them gets bit-identical values; half
+precision would move the published losses by more than 1e-4.
 """
 
 from collections.abc import Sequence
@@ -19,53 +20,42 @@ from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
 NAMES_AT_ONCE = 1000  # features are copied from the device for so many names, so that a step does not wait for it
 
 
-class TextFeatures:
-    """The normalised mean over templates of a frozen CLIP's text features, by class name.
+def _file(clip: Clip, templates: Sequence[str], among: Sequence[str] = (), normalize: bool = False) -> FeatureFile:
+    meaning = {"weights": clip.digest("text"), "templates": list(templates), "among": list(among)}
+    meaning |= {"normalize": True} if normalize else {}
+    return FeatureFile(cache_dir() / "text_features", meaning, clip.embed_dim)
 
-    Features are computed at first use, and written now and then and at `flush`. They are stored in fp32, so a run that reads
-    them gets bit-identical values; half precision would move the published losses by more than 1e-4.
+
+class TextFeatures:
+    """The normalised mean over templates of a frozen CLIP's text features, not normalised before, by class name.
+
+    Features are computed at first use, and written now and then and at `flush`.
 
     Args:
         clip: the frozen CLIP; the features are on its device, in fp32.
         templates: sentences with `{}` for the name.
-        among: the list that all names are from. If given, the names of one call are either all read or all computed, so that
-            the features are bit-identical whatever was cached before.
-        normalize: normalise each template's feature before the mean, see `ensemble_features`.
     """
 
-    def __init__(self, clip: Clip, templates: Sequence[str], among: Sequence[str] = (), normalize: bool = False):
-        self.clip, self.templates, self.among, self.normalize = clip, list(templates), list(among), normalize
+    def __init__(self, clip: Clip, templates: Sequence[str]):
+        self.clip, self.templates = clip, list(templates)
         self._row_of: dict[str, int] = {}  # of the table, by name
-        self._table: Tensor | None = None  # (capacity, d) fp32; grown by doubling
+        self._table = torch.empty(0)  # (capacity, d) fp32; grown by doubling
         self._file: FeatureFile | None = None
         self._not_in_file: list[str] = []
         self._last: tuple[list[str], Tensor] | None = None  # the names of the last call and their rows, on the device
-
-    def _open(self) -> None:
-        if self._table is None:
-            meaning = {"weights": self.clip.digest("text"), "templates": self.templates, "among": self.among}
-            meaning |= {"normalize": True} if self.normalize else {}
-            self._file = FeatureFile(cache_dir() / "text_features", meaning, self.clip.embed_dim)
-            self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
-
-    def missing(self, names: Sequence[str]) -> int:
-        """Return how many of these names are neither in memory nor on disk."""
-        self._open()
-        return sum(n not in self._row_of and key_of(n) not in self._file for n in names)
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Return the features `(C, d)` of these names, in fp32."""
         if self._last is not None and self._last[0] == names:  # in every step of a training: nothing waits for the device
             return self._table[self._last[1]]
-        self._open()
-        new = [n for n in dict.fromkeys(names) if n not in self._row_of]
-        found = [n for n in new if key_of(n) in self._file]
-        if found and not (self.among and len(found) < len(new)):
+        if self._file is None:
+            self._file = _file(self.clip, self.templates)
+            self._table = torch.empty(0, self.clip.embed_dim, device=self.clip.device)
+        if found := [n for n in dict.fromkeys(names) if n not in self._row_of and key_of(n) in self._file]:
             self._add(found, self._file.get([key_of(n) for n in found]).to(self._table.device))
-            new = [n for n in new if n not in self._row_of]
-        if new:
+        if new := [n for n in dict.fromkeys(names) if n not in self._row_of]:
             with torch.autocast(self.clip.device.type, enabled=False):  # independent of the caller's autocast
-                self._add(new, ensemble_features(self.clip, new, self.templates, self.normalize))
+                self._add(new, ensemble_features(self.clip, new, self.templates, normalize=False))
             self._not_in_file += new
             if len(self._not_in_file) >= NAMES_AT_ONCE:
                 self._add_to_file()
@@ -95,14 +85,27 @@ class TextFeatures:
 
 
 def cached_text_features(clip: Clip, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:
-    """Return the `template_features` `(V, d)` of a vocabulary in one sentence or several, read from the cache or computed."""
+    """Return the `template_features` `(V, d)` of a vocabulary in one sentence or several, read from the cache or computed.
+
+    The features of names that are encoded together are either all read or all computed, so that they are bit-identical
+    whatever was cached before.
+    """
     templates = [templates] if isinstance(templates, str) else templates
-    features = TextFeatures(clip, templates, names, normalize=len(templates) > 1)
-    first = features.missing(names)
-    if first:
-        print(f"Computing the text features of {first:,} names, once for this teacher and template")
+    normalize, keys = len(templates) > 1, [key_of(name) for name in names]
+    file = _file(clip, templates, names, normalize)
+    new = sum(key not in file for key in keys)
+    if new:
+        print(f"Computing the text features of {new:,} names, once for this teacher and template")
+    found = []
     starts = range(0, len(names), SENTENCES_AT_ONCE)
-    for start in tqdm(starts, desc="text features", disable=None if first else True, leave=False):
-        features(names[start : start + SENTENCES_AT_ONCE])
-    features.flush()
-    return features(names)
+    for start in tqdm(starts, desc="text features", disable=None if new else True, leave=False):
+        some, their_keys = names[start : start + SENTENCES_AT_ONCE], keys[start : start + SENTENCES_AT_ONCE]
+        if all(key in file for key in their_keys):
+            features = file.get(their_keys)
+        else:
+            with torch.autocast(clip.device.type, enabled=False):
+                features = ensemble_features(clip, some, templates, normalize)
+            file.add(their_keys, features)
+        found.append(features.to(clip.device))
+    file.save()
+    return torch.cat(found)

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import os
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.common.files import atomic_write, cache_dir
@@ -32,9 +32,7 @@ def check_vocabulary(name: str) -> None:
     Raises:
         VocabularyError: `name` is neither one of `VOCABULARIES` nor a file.
     """
-    if name == "imagenet21k":
-        _lemma_file()
-    elif name not in VOCABULARIES and not Path(name).expanduser().is_file():
+    if name not in VOCABULARIES and not Path(name).expanduser().is_file():
         suggestion = "" if os.path.dirname(name) else did_you_mean(name, VOCABULARIES)
         raise VocabularyError(
             f"TRAINER.KDPL.VOCABULARY '{name}' is neither a vocabulary nor a file.{suggestion} Expected "
@@ -61,87 +59,65 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), longest: int = LONGE
             where and why.
     """
     check_vocabulary(name)
-    names = {"imagenet21k": _imagenet21k, "openimages": _openimages}.get(name, lambda: _read_file(Path(name).expanduser()))()
+    spelled: dict[str, str] = {}
+    for each in map(_normalized, _names_of(name)):
+        spelled.setdefault(each.lower(), each)
+    if len(spelled) > MAX_NAMES:
+        raise VocabularyError(f"Vocabulary '{name}' holds more than {MAX_NAMES:,} names, the maximum: shorten it.")
+    by_ids: dict[tuple[int, ...], str] = {}
     try:
-        by_ids, too_long = _by_ids(names, longest)
+        for each in spelled.values():
+            by_ids.setdefault(tuple(encode(each)), each)
     except ValueError as error:
         raise VocabularyError(f"Vocabulary '{name}': {error}") from None
-    if too_long:
-        shown = "; ".join(n if len(n) <= 60 else f"{n[:57]}..." for n in too_long[:3])
-        print(f"Vocabulary '{name}': left out {len(too_long):,} names of more than {longest} tokens ({shown})")
-    if not by_ids:
-        raise VocabularyError(f"Vocabulary '{name}' holds no name of at most {longest} tokens: expected at least one.")
-    kept = by_ids.copy()
-    for n in exclude:
-        kept.pop(tuple(encode(_normalized(n))), None)
+    by_ids.pop((), None)
+    if too_long := [each for ids, each in by_ids.items() if len(ids) > longest]:
+        shown = too_long[0] if len(too_long[0]) <= 60 else f"{too_long[0][:57]}..."
+        print(f"Vocabulary '{name}': left out {len(too_long):,} names of more than {longest} tokens, such as '{shown}'")
+    short = {ids: each for ids, each in by_ids.items() if len(ids) <= longest}
+    own = {tuple(encode(_normalized(each))) for each in exclude} & short.keys()
     if exclude:
-        print(f"Vocabulary '{name}': left out {len(by_ids) - len(kept):,} names of the data set's own classes")
-    if not kept:
+        print(f"Vocabulary '{name}': left out {len(own):,} names of the data set's own classes")
+    if len(short) == len(own):
         raise VocabularyError(
-            f"Vocabulary '{name}' holds only the data set's own class names, which are left out: "
-            "choose a larger one, or set TRAINER.KDPL.EXCLUDE_CLASSNAMES False."
+            f"Vocabulary '{name}' holds no name of at most {longest} tokens beside the data set's own class names, which are "
+            "left out: choose a larger one, or set TRAINER.KDPL.EXCLUDE_CLASSNAMES False."
         )
-    return list(kept.values())
-
-
-def _by_ids(names: Iterable[str], longest: int) -> tuple[dict[tuple[int, ...], str], list[str]]:
-    """Return the names by token ids, and those of more than `longest` tokens; the first of those that differ only in case."""
-    by_lower: dict[str, str] = {}
-    for name in map(_normalized, names):
-        by_lower.setdefault(name.lower(), name)
-    by_lower.pop("", None)
-    if len(by_lower) > MAX_NAMES:
-        raise ValueError(f"it holds more than {MAX_NAMES:,} names, the maximum: shorten it.")
-    by_ids: dict[tuple[int, ...], str] = {}
-    too_long = []
-    for name in by_lower.values():
-        ids = tuple(encode(name))
-        if len(ids) > longest:
-            too_long.append(name)
-        elif ids:
-            by_ids.setdefault(ids, name)
-    return by_ids, too_long
+    return [each for ids, each in short.items() if ids not in own]
 
 
 def _normalized(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def _lemma_file() -> Path:
-    spec = importlib.util.find_spec("timm")  # finds the folder only: importing timm would take seconds
-    path = Path(spec.origin if spec else "timm").parent / "data/_info/imagenet_synset_to_lemma.txt"
-    if not path.is_file():
-        raise VocabularyError(
-            f"TRAINER.KDPL.VOCABULARY 'imagenet21k' is read from the package timm, and '{path}' is not there: pip install "
-            "--upgrade timm, or give the path of a file of names."
-        )
-    return path
+def _names_of(name: str) -> list[str]:
+    if name != "imagenet21k":
+        return _read_file(_openimages() if name == "openimages" else Path(name).expanduser())
+    timm = importlib.util.find_spec("timm").submodule_search_locations[0]  # importing it would take seconds
+    lines = Path(timm, "data/_info/imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[1].split(", ")[0] for line in lines if line.startswith("n")]
 
 
-def _imagenet21k() -> list[str]:
-    lines = (line.partition("\t") for line in _lemma_file().read_text(encoding="utf-8").splitlines())
-    return [lemmas.split(", ")[0] for synset, _, lemmas in lines if synset.startswith("n")]
-
-
-def _openimages() -> list[str]:
-    """Read the class descriptions from the cache, downloading them at first use."""
+def _openimages() -> Path:
+    """Return the file of class descriptions in the cache, downloaded at first use."""
     path = cache_dir() / "vocabularies" / OPENIMAGES_URL.rsplit("/", 1)[1]
-    if not path.is_file():
-        print(f"Downloading {OPENIMAGES_URL}")
-        try:
-            with urllib.request.urlopen(OPENIMAGES_URL, timeout=_TIMEOUT) as answer:
-                data = answer.read()  # raises IncompleteRead if the connection ends early
-            if not data.removeprefix(b"\xef\xbb\xbf").startswith(b"LabelName,"):
-                raise ValueError("the response is not a table of class descriptions")
-            with atomic_write(path) as file:
-                file.write(data)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise VocabularyError(
-                f"The vocabulary 'openimages' is not cached and cannot be downloaded ({error or type(error).__name__}). "
-                f"Download {OPENIMAGES_URL} another way and put it into {path.parent} as {path.name}, or choose another "
-                "TRAINER.KDPL.VOCABULARY: imagenet21k needs no download."
-            ) from error
-    return _read_file(path)
+    if path.is_file():
+        return path
+    print(f"Downloading {OPENIMAGES_URL}")
+    try:
+        with urllib.request.urlopen(OPENIMAGES_URL, timeout=_TIMEOUT) as answer:
+            data = answer.read()  # raises IncompleteRead if the connection ends early
+        if COLUMNS[1].encode() not in data[:100]:
+            raise ValueError("the response is not a table of class descriptions")
+        with atomic_write(path) as file:
+            file.write(data)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise VocabularyError(
+            f"The vocabulary 'openimages' is not cached and cannot be downloaded ({error or type(error).__name__}). "
+            f"Download {OPENIMAGES_URL} another way and put it into {path.parent} as {path.name}, or choose another "
+            "TRAINER.KDPL.VOCABULARY: imagenet21k needs no download."
+        ) from error
+    return path
 
 
 def _read_file(path: Path) -> list[str]:
@@ -155,11 +131,8 @@ def _read_file(path: Path) -> list[str]:
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         column = next((c for c in COLUMNS if c in (rows.fieldnames or ())), None)
         if column is None:
-            raise ValueError(f"no column {COLUMNS[0]} in its header '{', '.join(list(rows.fieldnames or ())[:10])}'")
-        names = [row[column] for row in rows]
-        if None in names:
-            raise ValueError(f"row {names.index(None) + 1} has fewer fields than the header")
-        return names
+            raise ValueError(f"no column {COLUMNS[0]} in its header")
+        return [row[column] or "" for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise VocabularyError(
             f"Vocabulary '{path}' is not a list of names ({error}): expected UTF-8 text with one name per line, or a file that "

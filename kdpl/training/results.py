@@ -10,7 +10,7 @@ from typing import Any
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, is_continued
+from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, found_differences, is_continued
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -19,7 +19,7 @@ _RUN = {  # the facts of a run, with the value of one that is not given
     "trainer": "", "backbone": "", "teacher": None, "class_agnostic": False, "seed": -1, "shots": -1, "config_name": "",
     "model_dir": None, "learned_parameters": 0, "train_seconds": 0.0, "epoch": 0, "prompts": "", "config": "", "manifest": None,
 }  # fmt: skip
-_IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")
+_IDENTITY = ("trainer", "backbone", "teacher", "class_agnostic", "seed", "shots")  # of prompts without a manifest
 _TEST = ("dataset", "split", "classes", "source_domains", "target_domains")  # what a result is of
 _RESULT = (*_TEST, "num_classes", "num_images", "accuracy", "error_rate", "macro_f1", "time")
 _WHAT_TO_DO = "Choose another --output-dir, or start over with --fresh, which moves what is there aside."
@@ -30,20 +30,17 @@ class ResultsError(ValueError):
 
 
 def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
-    """Add the result of one test to `output_dir/results.json`.
+    """Add the result of one test to `output_dir/results.json`, and return the file.
 
     An earlier result of the same data set, split, classes and domains is replaced; those after fewer epochs are left out.
 
     Args:
         output_dir: the run's output folder; it is made if missing.
         run: trainer, backbone, teacher (or None), class_agnostic, seed, shots, learned_parameters, train_seconds (s),
-            epoch, prompts (their digest), config (the whole configuration as text or nested dict), and if known config_name
-            (stem of the trainer's configuration file) and model_dir (the output folder of the training run that is tested).
+            epoch, prompts (their digest), config (the whole configuration as text or nested dict), manifest, and if known
+            config_name (stem of the trainer's configuration file) and model_dir (the output folder of the tested training).
         result: dataset, split, classes ("all", "base" or "new"), source_domains, target_domains, num_classes,
             num_images, images (their digest), and accuracy, error_rate and macro_f1 in percent.
-
-    Returns:
-        The path of the file.
 
     Raises:
         ResultsError, OtherRunError: as `check_result`.
@@ -68,7 +65,7 @@ def check_result(output_dir: str | os.PathLike, run: dict[str, Any], result: dic
 
     Raises:
         ResultsError: the file is damaged.
-        OtherRunError: it is from another run (trainer, backbone, teacher, seed or shots differ), or of other images.
+        OtherRunError: it is from another run, or of other images.
     """
     path = Path(output_dir, FILE_NAME)
     for entry in _earlier_results(path, {**_RUN, **run}):
@@ -81,13 +78,10 @@ def check_result(output_dir: str | os.PathLike, run: dict[str, Any], result: dic
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a results file.
+    """Return the facts of a run, with the list "results" of its tests (see `write_results`).
 
     Args:
         path: the file, or the output folder that it lies in.
-
-    Returns:
-        The run's facts, with the list "results" of its tests (see `write_results`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -131,10 +125,9 @@ def missing_datasets(
 
     Args:
         datasets: DATASET.NAME ("EmojiSky") or the stem of its configuration file ("emoji_sky").
-        classes, split: which result.
+        classes, split, domains: which result; None: of whichever DATASET.TARGET_DOMAINS.
         model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
         settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
-        domains: DATASET.TARGET_DOMAINS of the result; None: whichever.
     """
     run = results_or_none(folder)
     if run is None or (model_dir is not None and are_of_other_prompts(folder, model_dir)):
@@ -153,12 +146,7 @@ def missing_datasets(
 def are_of_other_prompts(folder: str | os.PathLike, model_dir: str | os.PathLike) -> bool:
     """Return whether the results in a folder are of other prompts than the training in `model_dir` has now."""
     tested, trained = results_or_none(folder), results_or_none(model_dir)
-    return bool(tested and trained) and _prompts(tested) != _prompts(trained)
-
-
-def _prompts(run: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the prompts of a run are known by: their digest, or else the run and the number of its epochs."""
-    return (run["prompts"],) if run["prompts"] else ((run["manifest"] or {}).get("digest"), run["epoch"])
+    return bool(tested and trained) and tested["prompts"] != trained["prompts"]
 
 
 def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
@@ -173,19 +161,19 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
     except FileNotFoundError:
         return []
     then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
-    # A manifest knows CLIPs by what they are, not by their names.
-    compared = [key for key in _IDENTITY if not (then and now and key in ("backbone", "teacher"))]
-    pairs = {key: (earlier[key], header[key]) for key in compared}
-    if not (is_continued(then, now) if then and now else then is now):
-        pairs["manifest"] = tuple((run["manifest"] or {}).get("digest") for run in (earlier, header))
-    if changes := ", ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b):
-        raise OtherRunError(f"'{path}' is from another run ({changes}). {_WHAT_TO_DO}")
+    if then and now:
+        same, changes = is_continued(then, now), list(found_differences(then, now).values())
+    else:
+        changes = [f"{key} {earlier[key]!r}, now {header[key]!r}" for key in _IDENTITY if earlier[key] != header[key]]
+        same = then is now and not changes
+    if not same:
+        raise OtherRunError(f"'{path}' is from another run ({'; '.join(changes) or 'another manifest'}). {_WHAT_TO_DO}")
     return [] if then and now and len(now.changes) > len(then.changes) else earlier["results"]
 
 
-def _test_of(entry: Mapping[str, Any]) -> list[Any]:
-    """Return what a result is of: data set, split, classes and domains."""
-    return [list(value) if isinstance(value := entry[key], tuple) else value for key in _TEST]
+def _test_of(entry: Mapping[str, Any]) -> str:
+    """Return what a result is of, data set, split, classes and domains, so that it can be compared."""
+    return json.dumps([entry[key] for key in _TEST])
 
 
 def _plain(name: str) -> str:

@@ -9,21 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from kdpl.config.keys import SCHEDULES, WARMUPS, check_choice
-
-
-def build_schedule(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """Return a scheduler that is stepped once after every epoch and sets the rates of `rate`.
-
-    The base rate of a parameter group is its "lr" in the optimizer. The scheduler's state holds only numbers.
-
-    Args:
-        optim_cfg: the OPTIM node of a configuration.
-
-    Raises:
-        ValueError: a key of the schedule has an invalid value.
-    """
-    return _EpochSchedule(optimizer, optim_cfg)
+from kdpl.config.keys import check_key
 
 
 def rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
@@ -45,8 +31,18 @@ def rate(epoch: int, optim_cfg: CfgNode, base_lr: float) -> float:
     return base_lr * epoch / optim_cfg.WARMUP_EPOCH if epoch else optim_cfg.WARMUP_MIN_LR
 
 
-class _EpochSchedule(LRScheduler):
-    """Not a `LambdaLR`: it multiplies, and a constant warm-up is not the base rate times anything, to the last bit."""
+class EpochSchedule(LRScheduler):
+    """Sets the rates of `rate`, stepped once after every epoch.
+
+    The base rate of a parameter group is its "lr" in the optimizer. The scheduler's state holds only numbers. It is not a
+    `LambdaLR`, which multiplies: a constant warm-up is not the base rate times anything, to the last bit.
+
+    Args:
+        optim_cfg: the OPTIM node of a configuration.
+
+    Raises:
+        ValueError: as `check_schedule`.
+    """
 
     def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
         check_schedule(optim_cfg)
@@ -84,8 +80,8 @@ _FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _mul
 
 def check_schedule(optim_cfg: CfgNode) -> None:
     """Raise a ValueError that names the key if a key of the schedule has an invalid value."""
-    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULES)
-    check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
+    for key in ("LR_SCHEDULER", "WARMUP_TYPE"):
+        check_key(f"OPTIM.{key}", optim_cfg[key])
     steps, least = _steps(optim_cfg), 1 if optim_cfg.LR_SCHEDULER == "multi_step" else -math.inf
     if not steps or not all(isinstance(step, int) and step >= least for step in steps):
         raise ValueError(

@@ -142,7 +142,8 @@ def test_every_published_tag_has_its_recipe_and_an_architecture_with_several_is_
             assert recipe == recipe_of(name, resolve(f"{name}:{tag}"))
         if len(tags) > 1:
             with pytest.raises(
-                ModelNameError, match=f"does not say which weights it is, .*'{name}:TAG:FILE' with one of {tags[0]}, "
+                ModelNameError,
+                match=f"does not say which weights it is, .*'{name}:TAG:FILE' with one of {tags[0]}, ",
             ):
                 resolve(f"{name}:{tmp_path}/weights.bin")
 

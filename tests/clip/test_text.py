@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import ROOT, random_clip
 
-from kdpl.clip import blocks, prompt_layout
+from kdpl.clip import prompt_layout
 from kdpl.clip.loading import load_clip
 from kdpl.clip.preprocessing import EOT, SOT
 from kdpl.clip.prompt_layout import PromptLayout, slot
@@ -76,15 +76,14 @@ def learned(*shape, seed=0):
 
 @contextmanager
 def attention(way):
-    """Lay prompts out as on a CPU, or as on a card with one padded size, or with two."""
+    """Lay prompts out as on a CPU, or as on a card."""
     with pytest.MonkeyPatch.context() as patch:
-        if way != "cpu":
+        if way == "card":
             patch.setattr(prompt_layout, "on_cpu", lambda rows: False)
-            patch.setattr(blocks, "PAYS", {"one size": 10**9, "two sizes": 1}[way])
         yield
 
 
-WAYS = st.sampled_from(["cpu", "one size", "two sizes"])
+WAYS = st.sampled_from(["cpu", "card"])
 
 
 def prompt_of(name, n_ctx, position="end"):
@@ -115,7 +114,7 @@ def test_plain_sentences_equal_encode_text(names, model, way):
     class_specific=st.booleans(),
     way=WAYS,
 )
-@example(names=[[1], [2, 3], [4, 5, 6]], model="openai", n_ctx=2, position="end", class_specific=False, way="one size")
+@example(names=[[1], [2, 3], [4, 5, 6]], model="openai", n_ctx=2, position="end", class_specific=False, way="card")
 def test_learned_context_equals_the_full_length_pass(names, model, n_ctx, position, class_specific, way):
     tower = TextTower(MODELS[model])
     prompts = [prompt_of(name, n_ctx, position) for name in names]
@@ -200,11 +199,6 @@ def _noting(call, rows):
         return call(x, *args)
 
     return noted
-
-
-def test_a_card_has_one_padded_size_or_two_if_that_saves_much():
-    assert blocks.padded_sizes([3] * 90 + [9] * 10) == [(100, 9)]
-    assert blocks.padded_sizes([3] * 9000 + [4] * 50 + [60]) == [(9000, 3), (51, 60)]
 
 
 def test_prompts_read_as_the_published_ones():

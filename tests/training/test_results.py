@@ -102,5 +102,3 @@ def test_a_test_of_other_prompts_than_the_training_has_now_is_not_done(tmp_path)
 
     same, other = {"prompts": "a", "manifest": manifest}, {"prompts": "b", "manifest": manifest}
     assert missing(same, same) == [] and missing(same, other) == ["emoji_meals"]
-    older = {"manifest": manifest, "epoch": 2}
-    assert missing(older, older) == [] and missing({**older, "epoch": 3}, older) == ["emoji_meals"]

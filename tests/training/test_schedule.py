@@ -7,7 +7,7 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from kdpl.training.schedule import build_schedule, rate
+from kdpl.training.schedule import EpochSchedule, rate
 
 PUBLISHED = {
     "LR": 0.002,
@@ -47,7 +47,7 @@ def test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_
 
 def test_the_scheduler_sets_the_rates_of_the_formula_in_every_group():
     sgd = optimizer(0.002, 0.0002)
-    seen = rates_in_use(build_schedule(sgd, optim()), sgd, 50)
+    seen = rates_in_use(EpochSchedule(sgd, optim()), sgd, 50)
     assert seen[0] == [1e-5, 1e-5]
     assert seen == [[rate(e, optim(), 0.002), rate(e, optim(), 0.0002)] for e in range(50)]
 
@@ -76,7 +76,7 @@ def test_steps_fall_where_stepsize_says(kind, stepsize, expected):
 
 def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
     sgd = optimizer(0.002, 0.0002)
-    schedule = build_schedule(sgd, optim())
+    schedule = EpochSchedule(sgd, optim())
     rates_in_use(schedule, sgd, 7)
     file = io.BytesIO()
     torch.save({"optimizer": sgd.state_dict(), "scheduler": schedule.state_dict()}, file)
@@ -84,7 +84,7 @@ def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
     saved = torch.load(file, weights_only=True)
 
     resumed = optimizer(0.002, 0.0002)
-    resumed_schedule = build_schedule(resumed, optim())
+    resumed_schedule = EpochSchedule(resumed, optim())
     resumed.load_state_dict(saved["optimizer"])
     resumed_schedule.load_state_dict(saved["scheduler"])
     assert rates_in_use(resumed_schedule, resumed, 43) == rates_in_use(schedule, sgd, 43)
@@ -104,4 +104,4 @@ def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
 )
 def test_an_impossible_schedule_is_refused_when_it_is_built(changes, message):
     with pytest.raises(ValueError, match=message):
-        build_schedule(optimizer(0.002), optim(**changes))
+        EpochSchedule(optimizer(0.002), optim(**changes))

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from yacs.config import CfgNode
 
 from kdpl.config.keys import OPTIMIZERS, ConfigError, check_choice
-from kdpl.training.schedule import build_schedule as build_lr_scheduler
+from kdpl.training.schedule import EpochSchedule as build_lr_scheduler
 
 __all__ = ["build_lr_scheduler", "build_optimizer"]
 
