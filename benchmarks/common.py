@@ -90,13 +90,13 @@ def device_seconds(call: Callable[[], object], times: int, device: str, rounds: 
 
     On a GPU they are measured by events in its stream, and nothing waits between the calls.
     """
-    found = []
+    rounds_s = []
     for _ in range(rounds):
         if device == "cpu":
             start = clock()
             for _ in range(times):
                 call()
-            found.append((clock() - start) / times)
+            rounds_s.append((clock() - start) / times)
             continue
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         torch.cuda.synchronize()
@@ -105,8 +105,8 @@ def device_seconds(call: Callable[[], object], times: int, device: str, rounds: 
             call()
         events[1].record()
         torch.cuda.synchronize()
-        found.append(events[0].elapsed_time(events[1]) / 1e3 / times)
-    return statistics.median(found)
+        rounds_s.append(events[0].elapsed_time(events[1]) / 1e3 / times)
+    return statistics.median(rounds_s)
 
 
 def seconds_per_call(times: int, *calls: Callable[[], object]) -> list[float]:

@@ -72,9 +72,9 @@ def main() -> None:
         print(f"{counts.kernels} kernels, {counts.others} others")
         print_rows([{"operation": name, "count": n} for name, n in counts.operations.most_common()], False)
         return
-    found = {f"text pass, {classes:,} names": count_text_pass(classes) for classes in (100, 1000)}
-    found |= {f"KDPL_{l.__name__}": count_step(l.__name__, args.classes, args.precision) for l in STEPPED}
-    rows = [{"a step of": what, "kernels": counts.kernels, "others": counts.others} for what, counts in found.items()]
+    counted = {f"text pass, {classes:,} names": count_text_pass(classes) for classes in (100, 1000)}
+    counted |= {f"KDPL_{l.__name__}": count_step(l.__name__, args.classes, args.precision) for l in STEPPED}
+    rows = [{"a step of": what, "kernels": counts.kernels, "others": counts.others} for what, counts in counted.items()]
     print_rows(rows, args.json)
     if args.publish:
         publish_rows("launches", rows)

@@ -89,8 +89,8 @@ def by_kdpl(folder: Path) -> Measured:
     run()
     seconds = passed(start)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    found = {r["path"]: dict(zip(r["names"], r["probabilities"], strict=True)) for r in rows}
-    return *seconds, run.first_answer - STARTED, found
+    answers = {r["path"]: dict(zip(r["names"], r["probabilities"], strict=True)) for r in rows}
+    return *seconds, run.first_answer - STARTED, answers
 
 
 def by_open_clip(folder: Path) -> Measured:
@@ -106,7 +106,7 @@ def by_open_clip(folder: Path) -> Measured:
     classifier = load(folder, "cpu")
     text, scale, names = classifier.text_features, float(classifier.clip.logit_scale), classifier.classnames
     paths = sorted((folder / "images").iterdir())
-    start, first, found = clocks(), 0.0, {}
+    start, first, answers = clocks(), 0.0, {}
     with torch.no_grad():
         for at in range(0, len(paths), BATCH):
             batch = paths[at : at + BATCH]
@@ -114,9 +114,9 @@ def by_open_clip(folder: Path) -> Measured:
             features = model.encode_image(images)
             features /= features.norm(dim=-1, keepdim=True)
             p = (scale * features @ text.T).softmax(dim=-1)
-            found |= {str(path): dict(zip(names, row.tolist(), strict=True)) for path, row in zip(batch, p, strict=True)}
+            answers |= {str(path): dict(zip(names, row.tolist(), strict=True)) for path, row in zip(batch, p, strict=True)}
             first = first or time.time() - STARTED
-    return *passed(start), first, found
+    return *passed(start), first, answers
 
 
 def by_transformers(folder: Path) -> Measured:
@@ -151,14 +151,14 @@ def by_nothing(folder: Path) -> Measured:
 def measure(folder: Path, way: str) -> dict:
     """Run one way in this process."""
     calls = {"open_clip": by_open_clip, "transformers": by_transformers, "tower alone": by_nothing}
-    seconds, cpu, first, found = calls[way](folder) if way in calls else by_kdpl(folder)
+    seconds, cpu, first, answers = calls[way](folder) if way in calls else by_kdpl(folder)
     count = len(list((folder / "images").iterdir()))
     row = {"way": way, "photos": count, "photos_per_s": count / seconds, "cpu_s": cpu / count, "first_s": first}
-    (folder / f"{way}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / f"{way}.json").write_text(json.dumps(answers), encoding="utf-8")
     exact = folder / "open_clip.json"  # photos decoded at their full size
-    if found and exact.is_file():
+    if answers and exact.is_file():
         expected = json.loads(exact.read_text(encoding="utf-8"))
-        row["difference"] = max(abs(p - expected[path][n]) for path, ps in found.items() for n, p in ps.items())
+        row["difference"] = max(abs(p - expected[path][n]) for path, ps in answers.items() for n, p in ps.items())
     return row | {"memory_GB": peak_memory()}
 
 

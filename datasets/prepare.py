@@ -145,15 +145,15 @@ def lay_out(archive: Path, source: Source, data: DataFolder) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=data.path, prefix=".unpack-") as temporary:
             unpack(archive, Path(temporary))
-            found = _find(Path(temporary), source.inside or first)
-            if found is not None and found.is_file() and is_archive(found):
+            content = _find(Path(temporary), source.inside or first)
+            if content is not None and content.is_file() and is_archive(content):
                 inner = Path(temporary, "inner-archive")
                 inner.mkdir()
-                unpack(found, inner)
-                found = _find(inner, first)
-            if found is None:
+                unpack(content, inner)
+                content = _find(inner, first)
+            if content is None:
                 raise PrepareError(f"{archive} holds no {source.inside or first}. Is it another archive of that name?")
-            moved = {found: first} if found.name != first else {entry: entry.name for entry in found.parent.iterdir()}
+            moved = {content: first} if content.name != first else {entry: entry.name for entry in content.parent.iterdir()}
             for entry, name in moved.items():
                 if not (data.path / name).exists():
                     replace(entry, data.path / name)

@@ -66,10 +66,10 @@ class Finding:
     date: str = ""  # of the last of its runs
 
     def bounds(self, draws: Draws) -> tuple[float, float]:
-        found = self.cell.interval(draws)
-        if found is None:
+        bounds = self.cell.interval(draws)
+        if bounds is None:
             raise SystemExit(f"{self.pair}, {self.images}: results lack the counts by class. Test these runs again.")
-        return found
+        return bounds
 
     def verdict(self, draws: Draws) -> str:
         low, high = self.bounds(draws)
@@ -138,10 +138,10 @@ class Side:
 
         Seeds that a data set lacks are runs that are missing, so the side is empty until they are there.
         """
-        found = [set(cell.values) for cell in self.cells(self.results, self.method).values() if cell.depends_on_seed]
-        if not found:
+        seeds_of = [set(cell.values) for cell in self.cells(self.results, self.method).values() if cell.depends_on_seed]
+        if not seeds_of:
             return None
-        return found[0] if all(each == found[0] for each in found) else set()
+        return seeds_of[0] if all(each == seeds_of[0] for each in seeds_of) else set()
 
     def of_seeds(self, seeds: Container[int]) -> dict[str, Cell]:
         return self.cells(self.results.of_seeds(seeds), self.method)
@@ -153,10 +153,10 @@ def mean_difference(a: Side, b: Side) -> Cell | None:
     Returns:
         None if one lacks a data set that the other has, or lacks a seed on some of its data sets, or no seed is common.
     """
-    found = [seeds for side in (a, b) if (seeds := side.seeds()) is not None]
-    seeds = set.intersection(*found) if found else set()
+    both = [seeds for side in (a, b) if (seeds := side.seeds()) is not None]
+    seeds = set.intersection(*both) if both else set()
     first, second = a.of_seeds(seeds), b.of_seeds(seeds)
-    if not first or first.keys() != second.keys() or (found and not seeds):
+    if not first or first.keys() != second.keys() or (both and not seeds):
         return None
     return difference(average(list(first.values())), average([second[name] for name in first]))
 
@@ -176,14 +176,14 @@ def findings(folder: Path) -> list[Finding]:
     )
     new_scenes, new_scenes_sentence = (Results.read(folder / name, NEW_SCENES) for name in ("main", "sentence"))
     changed = {words: Results.read(folder / variant) for variant, words in WHY.items()}
-    found: list[Finding] = []
+    compared: list[Finding] = []
 
     def add(
         claim: str, pair: str, images: str, cells: Cells, a: tuple[Results, str], b: tuple[Results, str], bound: float = 0.0
     ) -> None:
         if (cell := mean_difference(Side(*a, cells), Side(*b, cells))) is not None:
             date = max(score.time[:10] for results, method in (a, b) for score in results.of(method))
-            found.append(Finding(claim, pair, images, cell, bound, date))
+            compared.append(Finding(claim, pair, images, cell, bound, date))
 
     for images, results, other in (("base", new_scenes, new_scenes_sentence), (f"base{LEFT_OUT}", main, sentence)):
         for learner in LEARNERS:
@@ -214,13 +214,13 @@ def findings(folder: Path) -> list[Finding]:
         for words, results in changed.items():
             for half in ("base", "new"):
                 add("", f"{name}: {words} minus as above", f"{half}{LEFT_OUT}", on(half), (results, name), (main, name))
-    return found
+    return compared
 
 
-def rows_of(found: Sequence[Finding], draws: Draws) -> list[dict[str, str]]:
+def rows_of(compared: Sequence[Finding], draws: Draws) -> list[dict[str, str]]:
     """Return the findings as the rows of claims.csv."""
     rows = []
-    for f in found:
+    for f in compared:
         numbers = dict(zip(("points", "low", "high"), (f"{v:.2f}" for v in (f.cell.mean, *f.bounds(draws))), strict=True))
         facts = {"seeds": str(len(f.cell.values)), "verdict": f.verdict(draws) if f.claim else "", "date": f.date}
         rows.append({"claim": f.claim, "pair": f.pair, "images": f.images, **numbers, **facts})

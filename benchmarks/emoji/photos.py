@@ -96,8 +96,8 @@ def pool(target: str, artist: str, count: int = POOL) -> Pool:
     """Return a target's photos, encoded once and cached."""
     path = OUTPUT / f"{target}_{artist}_{FIRST}_{count}.pt"
     if path.is_file():
-        found = torch.load(path, weights_only=True)
-        return Pool(Photos(*found[:4]), Photos(*found[4:8]), *found[8:])
+        saved = torch.load(path, weights_only=True)
+        return Pool(Photos(*saved[:4]), Photos(*saved[4:8]), *saved[8:])
     clips, rows = [load_clip("emoji_student"), load_clip("emoji_teacher")], _class_rows(target)
 
     def seen(clip, pixels: Tensor) -> Tensor:
@@ -115,10 +115,10 @@ def pool(target: str, artist: str, count: int = POOL) -> Pool:
         return joined(*parts)
 
     texts = [clip.model.encode_text(clip.tokenizer([f"a photo of a {name}." for name in rows])).float() for clip in clips]
-    found = Pool(encoded(FIRST, count), encoded(FIRST + 500, TESTS), texts[0], F.normalize(texts[1], dim=-1))
+    drawn = Pool(encoded(FIRST, count), encoded(FIRST + 500, TESTS), texts[0], F.normalize(texts[1], dim=-1))
     with atomic_write(path) as file:
-        torch.save([*found.learn, *found.test, *found[2:]], file)
-    return found
+        torch.save([*drawn.learn, *drawn.test, *drawn[2:]], file)
+    return drawn
 
 
 # ------------------------------------------------------------------------------------------------------ what is learned
@@ -211,11 +211,11 @@ def cell(target: str, pile: str, seed: int) -> dict:
         some, test = some.at(some.label % 2 == 0), test.at(test.label % 2 == 0)
     elif pile == UNSEEN:
         test = pool(target, OTHER_ARTIST, 16).test
-    found = {"images": torch.bincount(test.label, minlength=names).tolist()}
-    found["right"] = right(some, target, asked, test, photos, seed)
+    counts = {"images": torch.bincount(test.label, minlength=names).tolist()}
+    counts["right"] = right(some, target, asked, test, photos, seed)
     with atomic_write(path, "w") as file:
-        json.dump(found, file)
-    return found
+        json.dump(counts, file)
+    return counts
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -223,10 +223,10 @@ def cell(target: str, pile: str, seed: int) -> dict:
 
 def cells_of(target: str, pile: str) -> dict[tuple[str, str], Cell]:
     """Return the accuracies of all learners, over all seeds."""
-    found, cells = {seed: cell(target, pile, seed) for seed in SEEDS}, {}
-    images = found[SEEDS[0]]["images"]
+    by_seed, cells = {seed: cell(target, pile, seed) for seed in SEEDS}, {}
+    images = by_seed[SEEDS[0]]["images"]
     for kind in KINDS:
-        counts = {seed: each["right"]["|".join(kind)] for seed, each in found.items()}
+        counts = {seed: each["right"]["|".join(kind)] for seed, each in by_seed.items()}
         values = {seed: 100 * sum(r) / sum(images) for seed, r in counts.items()}
         cells[kind] = Cell(values, replicates=replicates_of(counts, images, target, target))
     return cells

@@ -89,8 +89,8 @@ class DataFolder:
 
     def image_names(self, name: str) -> list[str]:
         """Return the sorted names of the image files inside the folder `name`, which has some; hidden ones are left out."""
-        found = os.listdir(self._there(name, os.path.isdir))
-        names = sorted(n for n in found if n.lower().endswith(_SUFFIXES) and not n.startswith("."))
+        files = os.listdir(self._there(name, os.path.isdir))
+        names = sorted(n for n in files if n.lower().endswith(_SUFFIXES) and not n.startswith("."))
         if not names:
             raise self.missing(f"{self.path / name} holds no image.")
         return names

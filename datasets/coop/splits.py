@@ -89,11 +89,11 @@ def _names(split: Split) -> dict[int, str]:
 
 def _times(data: DataFolder) -> str:
     """Return a digest of the class folders, of when each changed, and of classnames.txt."""
-    found = [os.stat(data.path / "classnames.txt").st_mtime_ns]
+    times = [os.stat(data.path / "classnames.txt").st_mtime_ns]
     for part in ("train", "val"):
         top = f"{data.facts.images}/{part}"
-        found += [(part, name, os.stat(data.path / top / name).st_mtime_ns) for name in data.subfolders(top)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+        times += [(part, name, os.stat(data.path / top / name).st_mtime_ns) for name in data.subfolders(top)]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()[:16]
 
 
 def _check_labels(data: DataFolder, split: Split) -> None:

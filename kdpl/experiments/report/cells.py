@@ -53,12 +53,12 @@ def replicates_of(
     def accuracies(draws: Draws, seeds: Sequence[int | None]) -> np.ndarray:
         drawn_classes = draws.counts(("classes", classes), len(images))  # (R, C)
         if ANY_SEED in right:
-            found = drawn_classes @ np.array(right[ANY_SEED])
+            right_images = drawn_classes @ np.array(right[ANY_SEED])
         else:
             of_seed = np.stack([right[seed] for seed in seeds])  # (S, C)
             drawn = draws.counts(("seeds", trained, tuple(seeds)), len(seeds)) / len(seeds)
-            found = np.einsum("rs,sc,rc->r", drawn, of_seed, drawn_classes, optimize=True)
-        return 100 * found / np.maximum(drawn_classes @ np.array(images), 1)
+            right_images = np.einsum("rs,sc,rc->r", drawn, of_seed, drawn_classes, optimize=True)
+        return 100 * right_images / np.maximum(drawn_classes @ np.array(images), 1)
 
     return accuracies
 

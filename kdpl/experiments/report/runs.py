@@ -114,9 +114,9 @@ def read_scores(folders: Iterable[str | os.PathLike], split: str = "test") -> tu
     # By the folder that it wrote to, and by where that lies now.
     trainings = {os.path.abspath(run.facts["output_dir"]): run for run in runs if run.facts.get("output_dir")}
     trainings |= {str(run.path.resolve()): run for run in runs}
-    found = [score for run in runs for score in _scores(run, trainings, split, notes)]
+    all_scores = [score for run in runs for score in _scores(run, trainings, split, notes)]
     scores: dict[tuple, Score] = {}
-    for score in _in_cells(found, notes, split):
+    for score in _in_cells(all_scores, notes, split):
         key = (*score.cell, score.seed)
         other = scores.get(key)
         if other is not None and other.accuracy != score.accuracy:
@@ -150,7 +150,7 @@ def _in_cells(scores: Iterable[Score], notes: list[str], split: str) -> list[Sco
 
 
 def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
-    found: dict[Path, Path] = {}
+    by_place: dict[Path, Path] = {}
     for folder in folders:
         path = Path(folder)
         path = path.parent if path.is_file() else path
@@ -160,8 +160,8 @@ def _run_folders(folders: Iterable[str | os.PathLike]) -> list[Path]:
             of_sweep = Path(root).parent.name == "sweeps"  # whose trials are of other settings than its runs
             directories[:] = sorted(n for n in directories if not (BEFORE.fullmatch(n) or (of_sweep and n == "trials")))
             if FILE_NAME in files:
-                found[Path(root).resolve()] = Path(root)
-    return list(found.values())
+                by_place[Path(root).resolve()] = Path(root)
+    return list(by_place.values())
 
 
 def _read_run(path: Path, notes: list[str]) -> _Run | None:

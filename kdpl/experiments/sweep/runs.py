@@ -293,10 +293,10 @@ def config_of(trainer: str, config: str, protocol: str) -> Path:
     names = [file.stem for file in files]
     if config in names:
         return files[names.index(config)]
-    found = [f for f in files if f.stem.startswith(f"{config}_") and not f.stem.endswith("_cross_datasets")]
-    if len(found) != 1:
-        problem = f"several configurations '{config}_*', choose one" if found else f"no configuration '{config}'"
+    candidates = [f for f in files if f.stem.startswith(f"{config}_") and not f.stem.endswith("_cross_datasets")]
+    if len(candidates) != 1:
+        problem = f"several configurations '{config}_*', choose one" if candidates else f"no configuration '{config}'"
         raise ConfigError(f"config: {trainer} has {problem} of {', '.join(names)}.{did_you_mean(config, names)}")
     # PromptSRC has settings of its own for training on all classes of a source.
-    special = found[0].with_name(f"{found[0].stem}_cross_datasets.yaml")
-    return special if protocol != "base2new" and special in files else found[0]
+    special = candidates[0].with_name(f"{candidates[0].stem}_cross_datasets.yaml")
+    return special if protocol != "base2new" and special in files else candidates[0]
