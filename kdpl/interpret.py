@@ -9,7 +9,7 @@ from tabulate import tabulate
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.commands import classifier_of
+from kdpl.photos.commands import check_sentences, classifier_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_learner_flag(parser)
     args = parser.parse_args(argv)
     try:
-        if args.template is not None and args.template.count("{}") != 1:
-            raise ValueError(
-                f"--template '{args.template}' must hold one '{{}}' for the class name, as in 'a photo of a {{}}.'."
-            )
+        check_sentences(*filter(None, [args.template]))
         classifier = classifier_of(args, "cpu")
         from kdpl.classifier.words import context_words, moved_classes
 
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
     if words:
-        rows = [[i, *(f"{word.text} ({word.distance:.3f})" for word in found)] for i, found in enumerate(words, 1)]
+        rows = [[i, *(f"{word} ({distance:.3f})" for word, distance in nearest)] for i, nearest in enumerate(words, 1)]
         print(tabulate(rows, ["vector", "nearest words, with their distances"], disable_numparse=True))
     else:
         print("No context vector of the first text layer is learned: there are no words to find.")

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kdpl.classifier.folders import undo
-from kdpl.classifier.predictions import Found, InputError, Run, find
-from kdpl.classifier.watch import check_watchdog, new_images
+from kdpl.classifier.predictions import Found, Run, find
+from kdpl.classifier.watch import new_images
 from kdpl.common import exits
 from kdpl.common.command import StopRequest, run_command
 from kdpl.common.exits import report
-from kdpl.common.images import others_line
 from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.common.sources import is_inside
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of
@@ -76,14 +75,12 @@ def check(args: argparse.Namespace) -> Found:
     """Check the arguments before anything is loaded, and return the distinct images."""
     for name, least in _AT_LEAST.items():
         if getattr(args, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
     check_prompts(args.prompts, args.images)
-    if args.watch:
-        check_watchdog()
     found = find(args.images, args.watch)
     check_files([args.csv, args.json, args.html], [*found.images, args.classnames, *args.learner])
     if (args.copy_to or args.link_to or args.move_to or args.keywords) and any(map(is_inside, found.images)):
-        raise InputError(
+        raise ValueError(
             "--copy-to, --link-to, --move-to and --keywords are for files: photos in shards and data sets stay where they are."
         )
     for folder in filter(None, (args.copy_to, args.link_to, args.move_to)):
@@ -154,7 +151,7 @@ def predict(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return report(error, exits.FAILED)
-    for line in run.summary(time.perf_counter() - start, others_line(found.others)):
+    for line in run.summary(time.perf_counter() - start):
         print(line, file=sys.stderr)
     return exits.SOME_UNREAD if run.unread or run.without_keyword else 0
 

@@ -236,7 +236,7 @@ class Session:
             IndexError: there is no such photo.
             OSError, ValueError: it cannot be read.
         """
-        from kdpl.classifier.gallery.page import read_thumbnail
+        from kdpl.classifier.gallery import read_thumbnail
 
         digest, path = self.sorter.pile.contents[number], self._path(number)
         file = self._thumbnails / digest[:2] / f"{digest}.webp"

@@ -1,11 +1,14 @@
 """Learned prompts as a classifier of images: `kdpl.load(folder)`."""
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +21,8 @@ from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import check_finite, effective_precision, similarity_logits
 from kdpl.clip.names import ModelNameError
 from kdpl.clip.preprocessing import Normalize
+from kdpl.common.files import cache_dir
+from kdpl.common.tensor_files import FeatureFile, update_digest
 from kdpl.config.defaults import KDPL
 from kdpl.text.prompts import same_names
 
@@ -63,8 +68,6 @@ class Classifier:
         bundle: what was loaded.
         device: where it computes.
         student: the prompt learner.
-        seconds: time spent since the start, by what: "decoding" (reading and resizing, summed over the workers),
-            "waiting" (for images that were not decoded yet) and "model" (image tower and logits).
 
     Args:
         bundle: from `read_bundle`.
@@ -97,7 +100,6 @@ class Classifier:
         self.student = learned_student(bundle, self.clip, options, name, what_to_do)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)
         self.decoder = Decoder(bundle.preprocessing)
-        self.seconds = self.decoder.seconds
         self._normalize = Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
         self._texts = NameTexts(self.encoder, bundle.classnames)
         self._background = NameTexts(self.encoder.for_other_names(), bundle.decision.background)
@@ -222,29 +224,41 @@ class Classifier:
     def logits_of(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) of image features (B, d), just as the training's evaluation does, on the CPU."""
         text = self._texts.features
-        with self.decoder.timed("model"):
-            if text is None:
-                text = self.encoder.features(self._texts.prepared, features)
-            logits = self.encoder.logits(self._texts.prepared, text, features).cpu()  # which waits for the device
-        return check_finite(logits, "logits")
+        if text is None:
+            text = self.encoder.features(self._texts.prepared, features)
+        return check_finite(self.encoder.logits(self._texts.prepared, text, features).cpu(), "logits")
 
     @torch.no_grad()
     def _features(self, batch: list[Decoded]) -> Tensor:
         """Return the normalised image features (B, d) of decoded images: computed, or found in the cache."""
-        known = self.decoder.known
-        new = [item for item in batch if item.pixels is not None]
-        with self.decoder.timed("model"):
-            computed = self.encoder.image_features(self._normalize(stacked_pixels(new).to(self.device))) if new else None
+        known, new = self.decoder.known, [item for item in batch if item.pixels is not None]
+        computed = self.encoder.image_features(self._normalize(stacked_pixels(new).to(self.device))) if new else None
         if known is None:
             return computed
-        keys = [item.key for item in new if item.key is not None]
-        if keys:
-            known.add(keys, torch.stack([f for item, f in zip(new, computed, strict=True) if item.key is not None]))
+        if keyed := [row for row, item in enumerate(new) if item.key is not None]:
+            known.add([new[row].key for row in keyed], computed[keyed])
         if len(new) == len(batch):
             return computed
         rows = iter(computed) if new else iter(())
-        found = iter(known.get([item.key for item in batch if item.pixels is None and item.key is not None]).to(self.device))
+        found = iter(known.get([item.key for item in batch if item.pixels is None]).to(self.device))
         return torch.stack([next(found if item.pixels is None else rows) for item in batch])
+
+    def use_cache(self) -> None:
+        """Look up image features that earlier predictions have computed, by `file_key` of the image, and add new ones."""
+        clip, prompts = self.clip, hashlib.sha256()
+        if not self.encoder.images_are_frozen:
+            prompts.update(self.bundle.variant.encode())
+            update_digest(prompts, self.bundle.parameters)
+        meaning = {
+            "CLIP": clip.identity,
+            "image prompts": prompts.hexdigest(),
+            "preprocessing": dataclasses.asdict(self.bundle.preprocessing),
+            "precision": [str(clip.dtype), str(clip.autocast_dtype), str(clip.frozen_autocast_dtype)],
+            "device": clip.device.type,
+            "libraries": [PIL.__version__, torch.__version__],
+            "least": self.decoder.least,
+        }
+        self.decoder.known = FeatureFile(cache_dir() / "image_features", meaning, clip.embed_dim)
 
     def export_onnx(self, path: str | os.PathLike, reject: bool = False, half: bool = False) -> Path:
         """Write an ONNX file for the class names as they are, in fp32, and return its path.

@@ -1,11 +1,10 @@
 """Images to pixels for a classifier: decoded and resized in threads, ahead of the model."""
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,7 +37,6 @@ class Decoded:
     pixels: Tensor | None = None
     key: bytes | None = None
     error: BadImageError | None = None
-    seconds: float = 0.0
 
 
 class Decoder:
@@ -48,27 +46,14 @@ class Decoder:
         preprocessing: how an image is resized.
 
     Attributes:
-        seconds: time spent so far, by what: "decoding" (reading and resizing, summed over the threads), "waiting" (for
-            images that were not decoded yet) and "model", which the classifier adds.
         least: JPEG files are decoded at a half, a quarter or an eighth of their size if the shorter edge keeps so many pixels.
         known: features by `file_key`; an image file that is among them is not read.
     """
 
     def __init__(self, preprocessing: Preprocessing):
-        self.size = preprocessing.size
         self._transform = T.Compose([cut_extreme, *preprocessing.resize_steps(), T.PILToTensor()])
-        self.seconds = {"decoding": 0.0, "waiting": 0.0, "model": 0.0}
-        self.least = LEAST * max(self.size)
+        self.least = LEAST * max(preprocessing.size)
         self.known: FeatureFile | None = None
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the time that passes inside to `seconds`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - start
 
     def batches(
         self, images: Any, batch_size: int, workers: int = WORKERS, on_bad: OnBad | None = None
@@ -81,24 +66,20 @@ class Decoder:
         if batch_size < 1 or workers < 0:
             raise ValueError(f"batch_size {batch_size}, workers {workers}: expected at least 1 image, and 0 or more threads.")
         decoded = self._decoded([images] if is_one_image(images) else images, 2 * batch_size, workers)
+        batch: list[Decoded] = []
         try:
-            batch: list[Decoded] = []
-            while True:
-                with self.timed("waiting"):
-                    item = next(decoded, None)
-                if item is not None:
-                    self.seconds["decoding"] += item.seconds
-                    if item.error is None:
-                        batch.append(item)
-                    elif on_bad is None:
-                        raise item.error
-                    else:
-                        on_bad(item.image, item.error)
-                if len(batch) == batch_size or (item is None and batch):
+            for item in decoded:
+                if item.error is None:
+                    batch.append(item)
+                elif on_bad is None:
+                    raise item.error
+                else:
+                    on_bad(item.image, item.error)
+                if len(batch) == batch_size:
                     yield batch
                     batch = []
-                if item is None:
-                    return
+            if batch:
+                yield batch
         finally:
             decoded.close()
 
@@ -119,35 +100,19 @@ class Decoder:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, image: Any) -> Decoded:
-        start, result = time.perf_counter(), Decoded(image)
+        result, is_path = Decoded(image), isinstance(image, str | os.PathLike)
+        if is_path and self.known is not None:
+            with suppress(OSError, ValueError):  # reading it says what is wrong
+                result.key = file_key(image)
+            if result.key in self.known:
+                return result
         try:
-            if isinstance(image, str | os.PathLike):
-                self._decode_file(image, result)
-            else:
-                result.pixels = self._transform(as_image(image))
+            result.pixels = self._transform(open_image(image, self.least) if is_path else as_image(image))
         except BadImageError as error:
             result.error = error
         except (OSError, MemoryError) as error:
             result.error = BadImageError(f"'{on_one_line(str(image))}' cannot be read as an image: {short_reason(error)}.")
-        result.seconds = time.perf_counter() - start
         return result
-
-    def _decode_file(self, path: str | os.PathLike, result: Decoded) -> None:
-        if self.known is not None:
-            with _missing_as_bad(path):
-                result.key = file_key(path)
-            if result.key in self.known:
-                return
-        result.pixels = self._transform(open_image(path, self.least))
-
-
-@contextmanager
-def _missing_as_bad(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else short_reason(error)
-        raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {reason}.") from error
 
 
 def stacked_pixels(batch: list[Decoded]) -> Tensor:

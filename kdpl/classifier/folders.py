@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kdpl.common.files import PART, atomic_write, sync_folder
@@ -18,10 +18,6 @@ LONGEST = 100  # of a folder's name, in characters
 _UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # characters that some file system does not take
 
 Moves = list[tuple[str, str]]  # a photo and its sidecar: from, to
-
-
-class UndoError(ValueError):
-    """There is no log to move photos back by."""
 
 
 def folder_name(name: str) -> str:
@@ -55,7 +51,6 @@ class Sorter:
         self.root, self.how = take_folder(root, SORTED), how
         if how == "move":
             _finish_last(self.root / LOG)
-        self._same: Callable[[Path, Path], bool] = {"copy": _is_copy_of, "link": _is_link_to, "move": lambda *_: False}[how]
 
     def add(self, path: str, name: str) -> None:
         """Sort one photo in.
@@ -69,7 +64,7 @@ class Sorter:
             target = folder / (source.name if number == 1 else f"{source.stem} ({number}){source.suffix}")
             if not os.path.lexists(target):
                 break
-            if self._same(target, source):
+            if self.how != "move" and (_is_copy_of if self.how == "copy" else _is_link_to)(target, source):
                 return
             number += 1
         if self.how == "link":
@@ -163,12 +158,12 @@ def undo(log: str | os.PathLike) -> tuple[int, list[str]]:
         How many photos were moved back, and the photos that stay, since a file has taken their place.
 
     Raises:
-        UndoError: there is no such log.
+        ValueError: there is no such log.
         OSError: a file cannot be moved.
     """
     log = Path(log, LOG) if os.path.isdir(log) else Path(log)
     if log.name != LOG or not log.is_file():
-        raise UndoError(
+        raise ValueError(
             f"There is no log '{log}': expected the file {LOG} in a folder that photos were moved to, or the folder."
         )
     back, left = 0, []

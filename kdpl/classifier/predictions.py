@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -17,19 +18,16 @@ from kdpl.classifier.folders import Sorter
 from kdpl.classifier.keywords import SidecarError, sidecar_of, write_keywords
 from kdpl.common import sources
 from kdpl.common.files import file_digest
-from kdpl.common.images import list_images
+from kdpl.common.images import list_images, others_line
 from kdpl.common.outputs import STANDARD_OUTPUT, open_output
 from kdpl.common.safe_text import REJECTED, on_one_line, to_cell
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
+    from kdpl.classifier.gallery import GalleryWriter
     from kdpl.common.images import BadImageError
 
 TEXT = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}  # a file name need not be UTF-8
-
-
-class InputError(ValueError):
-    """A flag or an image path cannot be used."""
 
 
 class Found(NamedTuple):
@@ -49,11 +47,11 @@ def find(given: Sequence[str], empty: bool = False) -> Found:
         empty: whether a folder may have no image.
 
     Raises:
-        InputError: a path does not exist, or a folder has no image.
+        ValueError: a path does not exist, or a folder has no image.
     """
     if missing := [path for path in given if path != "-" and not (os.path.lexists(path) or sources.is_source(path))]:
         shown = ", ".join(f"'{path}'" for path in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise InputError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
+        raise ValueError(f"There is no {shown} in '{os.getcwd()}': expected image files or folders of images.")
     images: dict[str, None] = {}
     unreadable, others = {}, Counter()
     for path in given:
@@ -67,10 +65,10 @@ def find(given: Sequence[str], empty: bool = False) -> Found:
             try:
                 listing = list_images(path)
             except OSError as error:
-                raise InputError(f"The folder '{path}' cannot be listed: {error.strerror}.") from None
+                raise ValueError(f"The folder '{path}' cannot be listed: {error.strerror}.") from None
             if not listing.images and not empty:
                 count = listing.others.total() + len(listing.unreadable)
-                raise InputError(
+                raise ValueError(
                     f"'{path}' holds no images, at any depth ({count:,} other files). Name files one by one if their suffix "
                     "is unusual."
                 )
@@ -78,7 +76,7 @@ def find(given: Sequence[str], empty: bool = False) -> Found:
             unreadable |= {str(path): reason for path, reason in listing.unreadable.items()}
             others += listing.others
     if not images and not empty:
-        raise InputError("The list of paths on the standard input (-) is empty: expected a path in each line.")
+        raise ValueError("The list of paths on the standard input (-) is empty: expected a path in each line.")
     return Found(list(images), unreadable, others)
 
 
@@ -101,41 +99,34 @@ class Row(NamedTuple):
         return "\t".join(on_one_line(field) for field in fields)
 
 
-class CsvWriter:
-    """A table: path, name, probability, name_2, ... A file name that is not UTF-8 is written with backslashes.
+def csv_writer(file: IO[str], top: int) -> Callable[[Sequence[Row]], None]:
+    """Return what writes rows as a table: path, name, probability, name_2, ... A name that is not UTF-8 gets backslashes.
 
     What begins like a formula gets a quote before it, which `kdpl.common.safe_text.from_cell` takes away.
     """
+    table = csv.writer(file)
+    later = (column for k in range(2, top + 1) for column in (f"name_{k}", f"probability_{k}"))
+    table.writerow(["path", "name", "probability", *later])
 
-    def __init__(self, file: IO[str], top: int):
-        self.file, self.top, self._table = file, top, csv.writer(file)
-        later = (column for k in range(2, top + 1) for column in (f"name_{k}", f"probability_{k}"))
-        self._table.writerow(["path", "name", "probability", *later])
-
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(rows: Sequence[Row]) -> None:
         for row in rows:
-            fields = [field for name, p in row.shown(self.top) for field in (name, "" if p is None else f"{p:.6f}")]
-            self._table.writerow(map(to_cell, [row.path, *fields]))
+            fields = [field for name, p in row.shown(top) for field in (name, "" if p is None else f"{p:.6f}")]
+            table.writerow(map(to_cell, [row.path, *fields]))
 
-    def finish(self) -> None:
-        """Write what stands after the rows: nothing."""
+    return write
 
 
-class JsonWriter:
-    """One object a line: path, names, probabilities, and `rejected` if images may be."""
+def json_writer(file: IO[str], reject: bool) -> Callable[[Sequence[Row]], None]:
+    """Return what writes rows as objects, one a line: path, names, probabilities, and `rejected` if images may be."""
 
-    def __init__(self, file: IO[str], reject: bool):
-        self.file, self.reject = file, reject
-
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(rows: Sequence[Row]) -> None:
         for row in rows:
             content = {"path": row.path, "names": row.names, "probabilities": [round(p, 6) for p in row.probabilities]}
-            if self.reject or row.rejected:  # a person may have said so
+            if reject or row.rejected:  # a person may have said so
                 content["rejected"] = row.rejected
-            self.file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
-    def finish(self) -> None:
-        """Write what stands after the rows: nothing."""
+    return write
 
 
 class Run:
@@ -176,14 +167,12 @@ class Run:
         folders = (("copy", args.copy_to), ("link", args.link_to), ("move", args.move_to))
         self.sorters = [Sorter(folder, how, self.names) for how, folder in folders if folder]
         if args.html:
-            from kdpl.classifier.gallery.page import thumbnails_folder
+            from kdpl.classifier.gallery import thumbnails_folder
 
             thumbnails_folder(args.html, len(found.images))  # refused before the first image
         self.prints = not args.quiet and not {args.csv, args.json, args.html} & STANDARD_OUTPUT
         if not args.no_cache:
-            from kdpl.classifier.known import known_features
-
-            classifier.decoder.known = known_features(classifier)
+            classifier.use_cache()
 
     def __call__(self, more: Iterable[list[str]] = ()) -> None:
         """Predict all images, print and write what is asked for.
@@ -191,87 +180,49 @@ class Run:
         Args:
             more: lists of images that come later.
         """
-        images, known = self.found.images, self.classifier.decoder.known
+        args, writers, gallery = self.args, [], None
         with ExitStack() as stack:
-            if known is not None:
+            if (known := self.classifier.decoder.known) is not None:
                 stack.callback(known.save)  # also if the run is stopped
-            writers = self._writers(stack)
-            hidden = True if self.args.quiet or self.args.watch else None  # None: without a terminal
-            with tqdm(total=len(images), unit="image", smoothing=0.05, disable=hidden) as bar:
-                self._predict(images, writers, bar)
-            for some in more:
-                self._predict(some, writers, bar)
-            for writer in writers:
-                writer.finish()
+            files = {
+                path: stack.enter_context(open_output(path, "w", **TEXT)) for path in (args.csv, args.json, args.html) if path
+            }
+            if args.csv:
+                writers.append(csv_writer(files[args.csv], self.top))
+            if args.json:
+                writers.append(json_writer(files[args.json], args.reject))
+            if args.html:  # it reads the photos, which may be moved next
+                gallery = self._gallery(files[args.html])
+                writers.append(gallery.write)
+            hidden = True if args.quiet or args.watch else None  # None: without a terminal
+            with tqdm(total=len(self.found.images), unit="image", smoothing=0.05, disable=hidden) as bar:
+                for images in chain([self.found.images], more):
+                    for rows in self._predict(images, bar):
+                        for write in writers:
+                            write(rows)
+                        for file in files.values():
+                            file.flush()
+                        self._file_away(rows)
+                        bar.update(len(rows))
+            if gallery:
+                gallery.finish()
 
-    def _predict(self, images: list[str], writers: Sequence[Any], bar: tqdm) -> None:
+    def _gallery(self, file: IO[str]) -> "GalleryWriter":
+        from kdpl.classifier.gallery import GalleryWriter
+
+        args, bundle = self.args, self.classifier.bundle
+        title = f"{bundle.backbone}, " + (
+            "hand-written sentences" if bundle.decision.sentences else f"prompts of {bundle.trainer}"
+        )
+        total, workers = len(self.found.images), args.workers
+        return GalleryWriter(file, args.html, title, self.names, total, self.unread, self.top, workers, self.teacher or {})
+
+    def _predict(self, images: list[str], bar: tqdm) -> Iterator[list[Row]]:
         def on_bad(image: str, error: "BadImageError") -> None:
             self.unread[image] = str(error)
             bar.update()
             tqdm.write(on_one_line(f"left out: {error}"), file=sys.stderr)
 
-        for rows in self._rows(images, on_bad):
-            for writer in writers:  # a gallery reads the photos, which may be moved next
-                writer.write(rows)
-                writer.file.flush()
-            for row in rows:
-                if self.prints:
-                    print_line(row.line(self.top))
-                self._file_away(row)
-            self.rows += len(rows)
-            self.first_answer = self.first_answer or time.time()
-            bar.update(len(rows))
-
-    def _file_away(self, row: Row) -> None:
-        """Give a photo its keyword, and put it where it belongs."""
-        (name, _), *_ = row.shown(1)
-        self.unread.pop(row.path, None)  # it was not finished when it was first looked at
-        if self.args.keywords and (not row.rejected or sidecar_of(row.path).exists()):
-            try:
-                write_keywords(row.path, [] if row.rejected else [name])
-            except SidecarError as error:
-                self.without_keyword += 1
-                tqdm.write(on_one_line(f"no keyword: {error}"), file=sys.stderr)
-        for sorter in self.sorters:
-            sorter.add(row.path, name)
-
-    def _writers(self, stack: ExitStack) -> list[Any]:
-        args, writers = self.args, []
-
-        def opened(path: str) -> Any:
-            return stack.enter_context(open_output(path, "w", **TEXT))
-
-        if args.csv:
-            writers.append(CsvWriter(opened(args.csv), self.top))
-        if args.json:
-            writers.append(JsonWriter(opened(args.json), args.reject))
-        if args.html:
-            from kdpl.classifier.gallery.page import GalleryWriter
-
-            bundle = self.classifier.bundle
-            how = "hand-written sentences" if bundle.decision.sentences else f"prompts of {bundle.trainer}"
-            page = (f"{bundle.backbone}, {how}", self.names, len(self.found.images), self.unread, self.top, args.workers)
-            writers.append(GalleryWriter(opened(args.html), args.html, *page, self.teacher))
-        return writers
-
-    def summary(self, seconds: float, others: str) -> list[str]:
-        """Return the run in words: how many images, how fast, what was not read."""
-        model, known = self.classifier.seconds["model"] / seconds, self.classifier.decoder.known
-        lines = [
-            f"{self.rows:,} images in {seconds:.1f} s ({self.rows / seconds:.1f} a second), {model:.0%} of it in the model; "
-            f"{len(self.unread):,} could not be read"
-        ]
-        if known is not None and known.hits:
-            lines.append(f"{known.hits:,} of them were known: their features were in the cache")
-        kinds = Counter(reason.rpartition(": ")[2] for reason in self.unread.values())
-        lines += [f"  {count:,}: {kind}" for kind, count in kinds.most_common(10)]
-        if others:
-            lines.append(f"{others} not read")
-        if self.without_keyword:
-            lines.append(f"{self.without_keyword:,} got no keyword: their sidecars cannot be completed")
-        return lines
-
-    def _rows(self, images: list[str], on_bad: Any) -> Iterator[list[Row]]:
         args = self.args
         for answer in self.classifier.stream(images, args.batch_size, args.workers, on_bad, args.reject):
             values, indices = answer.probabilities.topk(self.top)  # (B, top)
@@ -286,6 +237,39 @@ class Run:
             return row if name is None else row._replace(rejected=True)
         others = [other for other in row.names if other != name]
         return Row(row.path, [name, *others][: self.top], [1.0, *[0.0] * len(others)][: self.top])
+
+    def _file_away(self, rows: Sequence[Row]) -> None:
+        """Print rows, give their photos a keyword, and put them where they belong."""
+        for row in rows:
+            if self.prints:
+                print_line(row.line(self.top))
+            (name, _), *_ = row.shown(1)
+            self.unread.pop(row.path, None)  # it was not finished when it was first looked at
+            if self.args.keywords and (not row.rejected or sidecar_of(row.path).exists()):
+                try:
+                    write_keywords(row.path, [] if row.rejected else [name])
+                except SidecarError as error:
+                    self.without_keyword += 1
+                    tqdm.write(on_one_line(f"no keyword: {error}"), file=sys.stderr)
+            for sorter in self.sorters:
+                sorter.add(row.path, name)
+        self.rows += len(rows)
+        self.first_answer = self.first_answer or time.time()
+
+    def summary(self, seconds: float) -> list[str]:
+        """Return the run in words: how many images, how fast, what was not read."""
+        known, others = self.classifier.decoder.known, others_line(self.found.others)
+        speed = f"{self.rows:,} images in {seconds:.1f} s ({self.rows / seconds:.1f} a second)"
+        lines = [f"{speed}; {len(self.unread):,} could not be read"]
+        if known is not None and known.hits:
+            lines.append(f"{known.hits:,} of them were known: their features were in the cache")
+        kinds = Counter(reason.rpartition(": ")[2] for reason in self.unread.values())
+        lines += [f"  {count:,}: {kind}" for kind, count in kinds.most_common(10)]
+        if others:
+            lines.append(f"{others} not read")
+        if self.without_keyword:
+            lines.append(f"{self.without_keyword:,} got no keyword: their sidecars cannot be completed")
+        return lines
 
 
 def print_line(line: str) -> None:

@@ -5,7 +5,7 @@ cosine between their text features with the learned prompt and with the hand-wri
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,24 +17,10 @@ if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
 
 
-class Word(NamedTuple):
-    """A word of the vocabulary near a learned vector."""
-
-    text: str
-    distance: float
-
-
-class Moved(NamedTuple):
-    """A class, and the cosine between its text features by the learned and by the hand-written prompt."""
-
-    name: str
-    cosine: float
-
-
 def nearest_words(
     vectors: Tensor, embedding: Tensor, top: int, decode: Callable[[int], str] = CLIPS_OWN.decode
-) -> list[list[Word]]:
-    """Return the `top` words nearest to each vector.
+) -> list[list[tuple[str, float]]]:
+    """Return the `top` words nearest to each vector, with their distances.
 
     Args:
         vectors: (n, w).
@@ -42,15 +28,15 @@ def nearest_words(
         decode: the text of a token id.
     """
     ids = embedding.any(dim=1).nonzero().squeeze(1)
-    words, found = embedding[ids].double(), []
+    words, nearest = embedding[ids].double(), []
     for some in vectors.double().split(64):  # bounds the memory of the distances to all words
-        values, indices = torch.cdist(some, words).topk(min(top, len(ids)), largest=False)  # (n, top)
-        for distances, nearest in zip(values.tolist(), ids[indices].tolist(), strict=True):
-            found.append([Word(decode(i), d) for i, d in zip(nearest, distances, strict=True)])
-    return found
+        distances, indices = torch.cdist(some, words).topk(min(top, len(ids)), largest=False)  # (n, top)
+        for row, tokens in zip(distances.tolist(), ids[indices].tolist(), strict=True):
+            nearest.append([(decode(token), distance) for token, distance in zip(tokens, row, strict=True)])
+    return nearest
 
 
-def context_words(classifier: "Classifier", top: int) -> list[list[Word]]:
+def context_words(classifier: "Classifier", top: int) -> list[list[tuple[str, float]]]:
     """Return the words nearest to each context vector of the first text layer, class by class where each has its own."""
     ctx = next((v for name, v in classifier.bundle.parameters.items() if name.rpartition(".")[2] == "ctx"), None)
     if ctx is None:
@@ -62,9 +48,8 @@ def context_words(classifier: "Classifier", top: int) -> list[list[Word]]:
 
 
 @torch.inference_mode()
-def moved_classes(classifier: "Classifier", template: str) -> list[Moved]:
-    """Return all classes, the one that moved furthest from its hand-written sentence first."""
-    learned = classifier.text_features  # (C, d)
+def moved_classes(classifier: "Classifier", template: str) -> list[tuple[str, float]]:
+    """Return all classes with the cosine between learned and hand-written text features, those that moved furthest first."""
     written = sentence_features(classifier.clip, fill(template, classifier.classnames)).cpu()  # (C, d)
-    cosines = (learned.float() * written).sum(dim=1).tolist()
-    return sorted(map(Moved, classifier.classnames, cosines), key=lambda m: m.cosine)
+    cosines = (classifier.text_features.float() * written).sum(dim=1).tolist()
+    return sorted(zip(classifier.classnames, cosines, strict=True), key=lambda moved: moved[1])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from kdpl.classifier.predictions import InputError
 from kdpl.common import exits
 from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
@@ -129,14 +128,14 @@ def check_prompts(prompts: str, others: Sequence[str] = ()) -> None:
         others: the other arguments: prompts among them were given in the wrong place.
 
     Raises:
-        InputError: the message names the file that is expected.
+        ConfigError: the message names the file that is expected.
     """
     if prompts.startswith(HUB) or _has_prompts(prompts):
         return
     swapped = next((other for other in others if _has_prompts(other)), None)
     hint = f" '{swapped}' has prompts: it comes first." if swapped else " A fit or a training writes it when it ends."
     file = Path(prompts, BUNDLE) if os.path.isdir(prompts) else prompts
-    raise InputError(f"There is no '{file}', expected OUT, the output folder of a fit or a training.{hint}")
+    raise ConfigError(f"There is no '{file}', expected OUT, the output folder of a fit or a training.{hint}")
 
 
 def _has_prompts(path: str) -> bool:
@@ -161,9 +160,9 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
             classifier.classnames = names
     names = classifier.classnames
     if not names:
-        raise InputError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
+        raise ConfigError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
     if len(names) == 1 and not args.reject:
-        raise InputError(
+        raise ConfigError(
             f"There is one class name alone, '{names[0]}', and every image would be it: give more names, or --reject, by "
             "which images are none of these (`kdpl fit` calibrates it)."
         )
@@ -186,7 +185,7 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
+        raise ConfigError(
             f"--device '{device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
             "cpu, cuda or cuda:1."
         ) from None

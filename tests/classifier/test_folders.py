@@ -179,7 +179,6 @@ def test_keywords_are_in_sidecars_beside_photos_that_stay_as_they_are(prompts, p
 
 
 def test_new_photos_are_named_as_they_come_one_that_is_being_written_when_it_is_whole(prompts, photos, tmp_path):
-    pytest.importorskip("watchdog")
     command = [sys.executable, "-m", "kdpl", "predict", prompts, str(photos), "--watch", "--csv", str(tmp_path / "a.csv")]
     process = processes.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = {process.stdout.readline().split("\t")[0] for _ in range(5)}

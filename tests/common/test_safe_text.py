@@ -12,7 +12,7 @@ from support import untrained_bundle
 
 from kdpl.bundle import read_bundle
 from kdpl.bundle.card import model_card
-from kdpl.classifier.predictions import CsvWriter, Row
+from kdpl.classifier.predictions import Row, csv_writer
 from kdpl.common import exits
 from kdpl.common.command import escape_streams, run_command
 from kdpl.common.safe_text import from_cell, on_one_line, printable, to_cell
@@ -59,7 +59,7 @@ def test_a_table_of_predictions_has_no_formulas_and_is_evaluated(tmp_path):
     file = tmp_path / "p.csv"
     with file.open("w", newline="") as table:
         rows = [Row(path, [name], [0.5]) for path, name in zip(FORMULAS, reversed(FORMULAS), strict=True)]
-        CsvWriter(table, 1).write(rows)
+        csv_writer(table, 1)(rows)
     with file.open(newline="") as lines:
         rows = list(csv.reader(lines))
     assert not [cell for row in rows for cell in row if cell[:1] in {"=", "+", "-", "@", "\t"}]

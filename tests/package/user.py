@@ -34,9 +34,8 @@ def predict(folder: Path) -> list[str]:
         rejected: Tensor = answer.rejected
         print(answer.images, answer.probabilities, rejected)
     features: Tensor = torch.cat([clf.text_features, clf.image_features("one.jpg"), clf.logits("one.jpg")])
-    seconds: dict[str, float] = clf.seconds
     onnx: Path = clf.export_onnx("model.onnx")
-    print(features, seconds, onnx, clf.bundle.trainer, kdpl.__version__, kdpl.dassl_in_use())
+    print(features, onnx, clf.bundle.trainer, kdpl.__version__, kdpl.dassl_in_use())
     return [names[i] for i in probabilities.argmax(dim=1)]
 
 
