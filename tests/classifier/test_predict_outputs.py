@@ -46,7 +46,7 @@ def test_the_folder_of_the_output_is_the_first_word_of_kdpl_predict(prompts, pho
     assert main([prompts, str(photos), "--csv", str(tmp_path / "a.csv"), "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert out == "" and "12 images in" in err
-    assert [os.path.basename(row["path"]) for row in rows_of(tmp_path / "a.csv")] == [f"img_{i}.png" for i in range(12)]
+    assert [os.path.basename(row["path"]) for row in rows_of(tmp_path / "a.csv")] == sorted(f"img_{i}.png" for i in range(12))
     with pytest.raises(SystemExit):
         main([prompts])
     assert "there is no image after OUT" in capsys.readouterr().err
