@@ -13,7 +13,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from kdpl.common.safe_text import on_one_line
+
 CHANGES = "changes.jsonl"
+LONGEST = 200  # characters of a name
 
 
 class ChangeError(ValueError):
@@ -39,13 +42,12 @@ class Decided:
 
     names: list[Name] = field(default_factory=list)
     labels: dict[str, int | None] = field(default_factory=dict)  # digest of a photo: id of a name, None: none of the names
-    checks: list[tuple[str, bool]] = field(default_factory=list)  # randomly drawn photos since the names last changed: right?
-    checked: set[str] = field(default_factory=set)  # all photos that were ever checked
+    checks: dict[str, bool] = field(default_factory=dict)  # randomly drawn photos since the names last changed: right?
     last: str = ""  # what undo would take back
     next_id: int = 0
 
-    def find(self, name: str) -> Name | None:
-        return next((each for each in self.names if name in each.words), None)
+    def find(self, text: str) -> Name | None:
+        return next((each for each in self.names if _same(text) in map(_same, each.words)), None)
 
     def of(self, number: Any) -> Name:
         for each in self.names:
@@ -55,76 +57,79 @@ class Decided:
 
     def add(self, text: str) -> Name:
         """Return the name with this text, which is added if there is none."""
+        text = _text(text)
         if known := self.find(text):
             return known
         self.names.append(Name(self.next_id, text))
         self.next_id += 1
         return self.names[-1]
 
-    def apply(self, change: dict[str, Any]) -> None:
+    def _label(self, each: list[list[Any]]) -> None:
+        for photos, text in each:
+            self.labels |= dict.fromkeys(photos, None if text is None else self.add(text).id)
+
+    def apply(self, change: Any) -> None:
         """Make one change.
 
         Raises:
-            ChangeError: it names what is not there.
+            ChangeError: it names what is not there, or is none.
         """
         before = [(each.id, each.words) for each in self.names]
-        self.last = getattr(self, f"_{change['do']}")(change)
+        match change:
+            case {"do": "begin" | "add" as do, "names": [*texts]}:
+                for text in texts:
+                    self.add(text)
+                self.last = f"add {', '.join(texts)}" if do == "add" else ""  # what there was at first stays
+            case {"do": "rename", "name": number, "to": text}:
+                each, text = self.of(number), _text(text)
+                if self.find(text) not in (None, each):
+                    raise ChangeError(f"There is a name '{text}' already: merge the two instead.")
+                self.last, each.name = f"rename {each.name}", text
+            case {"do": "merge", "name": number, "into": other}:
+                each, into = self.of(number), self.of(other)
+                if each is into:
+                    raise ChangeError("A name cannot be merged into itself.")
+                into.also += each.words
+                self.names.remove(each)
+                self.labels = {photo: into.id if label == each.id else label for photo, label in self.labels.items()}
+                self.last = f"merge {each.name} into {into.name}"
+            case {"do": "delete", "name": number}:
+                each = self.of(number)
+                self.names.remove(each)
+                self.labels = {photo: label for photo, label in self.labels.items() if label != each.id}
+                self.last = f"delete {each.name}"
+            case {"do": "label", "each": [*each]}:
+                self._label(each)
+                count = sum(len(photos) for photos, _ in each)
+                self.last = f"label {count} photo{'s' * (count != 1)}"
+            case {"do": "check", "each": [[[photo], text]], "right": bool(right)}:  # "": wrong, and the right name is not known
+                self.checks[photo] = right
+                self._label([[[photo] if text else [], text or None]])
+                self.last = "check of a photo"
+            case _:
+                raise ChangeError("The page and the server do not understand each other: reload the page.")
         if before != [(each.id, each.words) for each in self.names]:
-            self.checks = []  # they were of another classifier
+            self.checks = {}  # they were of another classifier
 
-    def _add(self, change: dict[str, Any]) -> str:
-        for text in change["names"]:
-            self.add(text)
-        return "add " + ", ".join(change["names"][:3])
 
-    def _rename(self, change: dict[str, Any]) -> str:
-        each, other = self.of(change["name"]), self.find(change["to"])
-        if other and other is not each:
-            raise ChangeError(f"There is a name '{change['to']}' already: merge the two instead.")
-        before, each.name = each.name, change["to"]
-        return f"rename {before}"
+def _same(text: str) -> str:
+    return text.replace("_", " ").casefold()
 
-    def _merge(self, change: dict[str, Any]) -> str:
-        each, into = self.of(change["name"]), self.of(change["into"])
-        if each is into:
-            raise ChangeError("A name cannot be merged into itself.")
-        into.also += each.words
-        self.names.remove(each)
-        self.labels = {photo: into.id if label == each.id else label for photo, label in self.labels.items()}
-        return f"merge {each.name} into {into.name}"
 
-    def _delete(self, change: dict[str, Any]) -> str:
-        each = self.of(change["name"])
-        self.names.remove(each)
-        self.labels = {photo: label for photo, label in self.labels.items() if label != each.id}
-        return f"delete {each.name}"
-
-    def _label(self, change: dict[str, Any]) -> str:
-        for photos, text in change["each"]:
-            self.labels |= dict.fromkeys(photos, None if text is None else self.add(text).id)
-        count = sum(len(photos) for photos, _ in change["each"])
-        return f"label {count} photo{'s' if count > 1 else ''}"
-
-    def _unlabel(self, change: dict[str, Any]) -> str:
-        for photo in change["photos"]:
-            self.labels.pop(photo, None)
-        return "take labels away"
-
-    def _check(self, change: dict[str, Any]) -> str:
-        self.checks.append((change["photo"], change["right"]))
-        self.checked.add(change["photo"])
-        if change.get("name"):
-            self.labels[change["photo"]] = self.add(change["name"]).id
-        return "check of a photo"
+def _text(name: Any) -> str:
+    text = " ".join(name.split()) if isinstance(name, str) else ""
+    if not 0 < len(text) <= LONGEST or on_one_line(text) != text:
+        raise ChangeError(f"A name is one line of 1 to {LONGEST} characters, without control characters.")
+    return text
 
 
 def replay(changes: Iterable[dict[str, Any]]) -> Decided:
-    """Return the state after changes; "undo" takes back the last one that is not taken back."""
+    """Return the state after changes; "undo" takes back the last one that is not taken back, but never the first names."""
     kept: list[dict[str, Any]] = []
     for change in changes:
         if change["do"] != "undo":
             kept.append(change)
-        elif kept:
+        elif kept and kept[-1]["do"] != "begin":
             kept.pop()
     decided = Decided()
     for change in kept:
@@ -144,9 +149,7 @@ class Journal:
 
     def read(self) -> list[dict[str, Any]]:
         """Return all changes; a last line that a killed process has not finished is none."""
-        if not self.path.exists():
-            return []
-        *lines, _ = self.path.read_bytes().split(b"\n")
+        *lines, _ = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         return [json.loads(line) for line in lines if line]
 
     def add(self, change: dict[str, Any]) -> None:
@@ -157,17 +160,13 @@ class Journal:
         """
         with self._lock:
             changes = self.read()
-            if change["do"] != "undo":
+            if change.get("do") != "undo":
                 replay(changes).apply(change)
             with open(self.path, "ab") as file:
-                file.truncate(self._whole())
+                file.truncate(self.path.read_bytes().rfind(b"\n") + 1)  # what a killed process has begun
                 file.write(json.dumps(change, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-
-    def _whole(self) -> int:
-        """Return the length of the finished lines: what a killed process has begun is cut off."""
-        return self.path.read_bytes().rfind(b"\n") + 1
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ by at once, and OUT is what `kdpl fit` makes: `kdpl predict OUT` names other pho
 """
 
 import argparse
+import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -51,32 +52,35 @@ def run(args: argparse.Namespace) -> int:
     names = read_class_names(args.names) if args.names else []
     with doing("Loading PyTorch", quiet=args.quiet):
         from kdpl.app.journal import Journal
-        from kdpl.app.looking import look
         from kdpl.app.server import serve
         from kdpl.app.session import Session
         from kdpl.app.sorting import Sorter
         from kdpl.photos.pile import Words, nothing, read_pile
 
     output = what if read_pile(what) is not None else Path(args.output or f"{what.resolve().name}.kdpl")
-    pile = read_pile(output)
-    if pile is None:
-        photos = what.absolute()
-        words = Words(args.student, teacher_name(args.teacher), args.template)
-    else:
-        photos, words = Path(pile.facts["folder"]), Words(*(pile.facts[key] for key in ("student", "teacher", "template")))
+    pile, photos = read_pile(output), what.absolute()
+    words = Words(args.student, teacher_name(args.teacher), args.template)
+    if pile is not None:
+        before, words = Path(pile.facts["folder"]), Words(*(pile.facts[key] for key in ("student", "teacher", "template")))
+        photos = before if output is what else photos
         if not photos.is_dir():
-            raise ConfigError(f"The photos of '{output}' were in '{photos}', which is not a folder that is there.")
+            raise ConfigError(f"The photos of '{output}' are not in '{photos}': say where, kdpl open PHOTOS -o '{output}'.")
+        if before.is_dir() and not before.samefile(photos):
+            raise ConfigError(f"'{output}' is of the photos in '{before}', not '{photos}': choose another folder (-o).")
     take_folder(output, FIT, photos)
     journal = Journal(output)
-    if not journal.read() and not names and (output / "names.txt").is_file():
-        names = read_class_names(output / "names.txt")  # of a fit
-    if names:
-        journal.add({"do": "add", "names": names})
+    if not journal.read():
+        of_fit = output / "names.txt"
+        names = names or (read_class_names(of_fit) if of_fit.is_file() else [])
+        if names:
+            journal.add({"do": "begin", "names": names})
+    elif names:
+        print(f"'{output}' has names already, which the page shows: '{args.names}' was not read again.", file=sys.stderr)
     session = Session(photos, output, Sorter(words, pile or nothing()))
 
     def ready(address: str) -> None:
         print(address, f"Stop with Ctrl-C; all that the page shows is saved in '{output}'.", sep="\n", flush=True)
-        threading.Thread(target=look, args=(session, words, args.quiet), name="look", daemon=True).start()
+        threading.Thread(target=session.look, args=(args.quiet,), name="look", daemon=True).start()
         if not args.no_browser:
             webbrowser.open(address)
 

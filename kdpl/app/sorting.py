@@ -5,14 +5,14 @@ which a fit is one small system. Ten thousand photos and a hundred names take ab
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.photos.answers import SENTENCE_SHARES, WITHOUT_PHOTO, misfit
+from kdpl.app.journal import Name
+from kdpl.photos.answers import WITHOUT_PHOTO, inside_share, misfit, sentence_share
 from kdpl.photos.pile import Pile, Words, vocabulary_for
 from kdpl.students.kernel_head import (
     Solved,
@@ -30,29 +30,32 @@ from kdpl.text.vocabulary import load_vocabulary
 
 LANDMARKS = 1_000
 JITTER = 1e-5  # of the landmarks' kernel: with less, coefficients are so large that their rounding shows
+GROUPS = 60  # more are too many to look through
+SMALLEST = 2  # photos of a group
+STEPS = 20
+EXAMPLES = 20_000  # photos by which the centres of groups are found
 
 
 @dataclass(frozen=True)
 class Sorted:
     """How a pile is sorted; lists by photo."""
 
-    best: list[int] = field(default_factory=list)  # place of the likeliest name; -1: there are no names
-    p: list[float] = field(default_factory=list)  # its probability
-    margin: list[float] = field(default_factory=list)  # to the second
-    notes: dict[str, str] = field(default_factory=dict)  # what is to be said of a name
-    verdict: list[str] = field(default_factory=list)
+    best: list[int]  # place of the likeliest name; -1: there are no names
+    p: list[float]  # its probability
+    margin: list[float]  # to the second
+    verdict: str = ""
     fits: bool = True  # the names do, as far as can be said
+    without: list[str] = field(default_factory=list)  # names without a photo to learn from
     solved: Solved | None = None
     factor: float = 1.0
-    names: list[str] = field(default_factory=list)
 
 
 class Basis:
     """What of a pile does not depend on the names."""
 
     def __init__(self, pile: Pile):
-        self.student, self.teacher = (F.normalize(f.float(), dim=-1) for f in (pile.student, pile.teacher))  # (N, d), (N, e)
-        self.scales = pile.facts["student_scale"], pile.facts["teacher_scale"]
+        self.student, self.teacher = pile.unit()  # (N, d), (N, e)
+        self.near = neighbours(self.teacher)
         self.gamma = choose_gamma(self.student)
         self.centres = self.student[spread_rows(len(pile), LANDMARKS)]  # (M, d)
         own = kernel(self.centres, self.centres, self.gamma)
@@ -62,21 +65,16 @@ class Basis:
         solved = [torch.linalg.solve_triangular(self.factor, part, upper=False).float() for part in parts]
         self.coordinates = torch.cat(solved, dim=1).T.contiguous()  # (N, M), whose products are the kernel's
         self.ridge: float | None = None
-        self.background = F.normalize(pile.teacher_background.float(), dim=-1)
 
-    @cached_property
-    def near(self) -> tuple[Tensor, Tensor]:
-        return neighbours(self.teacher)
-
-    def solve(self, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return coefficients `(M, C)`, mean `(C)` and scores `(N, C)` of the kernel ridge regression to answers `(N, C)`."""
+    def solve(self, answers: Tensor) -> tuple[Solved, Tensor]:
+        """Return the kernel ridge regression to answers `(N, C)`, and its scores `(N, C)`."""
         mean, weights = answers.mean(0), photo_weights(answers.double()).float()
         weighted = self.coordinates * weights[:, None]
         system = weighted.T @ self.coordinates  # (M, M)
         system.diagonal().add_(self.ridge * len(answers))
         b = torch.cholesky_solve((weighted.T @ (answers - mean)).double(), torch.linalg.cholesky(system.double()))  # (M, C)
-        a = torch.linalg.solve_triangular(self.factor.T, b, upper=True)
-        return a.float(), mean, self.coordinates @ b.float() + mean
+        a = torch.linalg.solve_triangular(self.factor.T, b, upper=True).float()
+        return Solved(self.centres, a, mean, self.gamma, self.ridge), self.coordinates @ b.float() + mean
 
 
 class Sorter:
@@ -89,84 +87,91 @@ class Sorter:
 
     def __init__(self, words: Words, pile: Pile):
         self.words, self.pile = words, pile
-        self._basis: Basis | None = None
-
-    def grow(self, pile: Pile) -> None:
-        self._basis = self._basis if pile.contents == self.pile.contents else None
-        self.pile = pile
+        self._basis: tuple[list[str], Basis] = [], None
 
     @property
     def basis(self) -> Basis:
-        if self._basis is None:
-            self._basis = Basis(self.pile)
-        return self._basis
+        if self._basis[0] != self.pile.contents:
+            self._basis = self.pile.contents, Basis(self.pile)
+        return self._basis[1]
 
     @torch.no_grad()
-    def sort(self, names: Sequence[Sequence[str]], labels: Mapping[int, int]) -> Sorted:
+    def sort(self, names: Sequence[Name], labels: Mapping[int, int]) -> Sorted:
         """Return how the pile is sorted.
 
         Args:
             names: each with the words that were merged into it, whose probabilities add up.
             labels: by photo, the place of a name; -1: none of them.
         """
-        n, first = len(self.pile), [words[0] for words in names]
-        if not n or not names:
-            return Sorted([-1] * n, [0.0] * n, [0.0] * n)
-        if len(names) == 1:
-            return Sorted(
-                [0] * n, [1.0] * n, [1.0] * n, verdict=["One name alone: every photo is it. Add another."], names=first
-            )
-        basis, flat = self.basis, [word for words in names for word in words]
-        place = torch.tensor([i for i, words in enumerate(names) for _ in words])
-        texts = self.words.of_teacher(flat)
-        theirs = (basis.scales[1] * basis.teacher @ texts.T).softmax(1)  # (N, words)
-        theirs = torch.zeros(n, len(names)).index_add_(1, place, theirs)  # (N, C)
-        log_p, fixed = theirs.clamp_min(1e-30).log(), torch.zeros(n, dtype=torch.bool)
+        n, count, facts = len(self.pile), len(names), self.pile.facts
+        if not n or count < 2:
+            alone = "One name alone: every photo is it. Add another." if count else ""
+            return Sorted([count - 1] * n, [float(count)] * n, [float(count)] * n, alone)
+        basis, first = self.basis, [each.name for each in names]
+        texts = self.words.of_teacher([word for each in names for word in each.words])
+        place = torch.tensor([i for i, each in enumerate(names) for _ in each.words])
+        by_word = (facts["teacher_scale"] * basis.teacher @ texts.T).softmax(1)
+        theirs = torch.zeros(n, count).index_add_(1, place, by_word)  # (N, C)
+        given = theirs.clone()
         for photo, label in labels.items():
-            fixed[photo] = True
-            log_p[photo] = (
-                torch.full((len(names),), -float("inf")) if label >= 0 else -torch.log(torch.tensor(float(len(names))))
-            )
-            if label >= 0:
-                log_p[photo, label] = 0.0
-        answers = agree(basis.teacher, log_p, fixed=fixed, near=basis.near)
+            given[photo] = F.one_hot(torch.tensor(label), count) if label >= 0 else 1 / count
+        fixed = torch.zeros(n, dtype=torch.bool).index_fill_(0, torch.tensor(list(labels), dtype=torch.long), True)
+        answers = agree(basis.teacher, given.clamp_min(1e-30).log(), fixed=fixed, near=basis.near)
         basis.ridge, left, alone = left_out(basis.student, answers, basis.gamma, basis.ridge)  # chosen once
-        a, mean, scores = basis.solve(answers)
-        sentence = basis.scales[0] * self.words.of_student(first, self.words.template)  # (C, d)
+        solved, scores = basis.solve(answers)
+        text = facts["student_scale"] * self.words.of_student(first, self.words.template)  # (C, d)
         without = [name for name, mass in zip(first, answers.sum(0).tolist(), strict=True) if mass < WITHOUT_PHOTO]
-        sure, logits = theirs[left], basis.student[left] @ sentence.T
-        agreeing = [int(((alone + s * logits).argmax(1) == sure.argmax(1)).sum()) for s in SENTENCE_SHARES]
-        best = max(range(1 if without else 0, len(SENTENCE_SHARES)), key=lambda i: (agreeing[i], -i))
-        share = SENTENCE_SHARES[best]
-        linear = share * sentence if share else None
-        factor = fit_factor(alone + share * logits, sure)
-        if linear is not None:
-            scores = scores + basis.student @ linear.T
+        sure, logits = theirs[left], basis.student[left] @ text.T
+        share = sentence_share(alone, logits, sure.argmax(1), bool(without))
+        alone = alone + share * logits
+        factor = fit_factor(alone, sure)
+        if share:
+            solved = replace(solved, linear=share * text)
+            scores = scores + basis.student @ solved.linear.T
         top = (factor * scores).softmax(1).topk(2, dim=1)
-        reason = misfit(theirs, self._inside(texts), len(names))
-        agreed = f"Named as by the teacher: {agreeing[best] / len(left):.0%} of photos that were left out of the fit"
-        return Sorted(
-            top.indices[:, 0].tolist(),
-            [round(p, 4) for p in top.values[:, 0].tolist()],
-            [round(p, 4) for p in (top.values[:, 0] - top.values[:, 1]).tolist()],
-            dict.fromkeys(without, "no photo to learn from"),
-            [f"These names do not fit these photos: {reason}." if reason else f"{agreed}. The teacher errs, too."],
-            not reason,
-            Solved(basis.centres, a, mean, basis.gamma, basis.ridge, linear),
-            factor,
-            first,
-        )
+        shown = top.values.mul(1e4).round().double()  # to four places
+        agreed = float((alone.argmax(1) == sure.argmax(1)).float().mean())
+        reason = misfit(theirs, inside_share(self.pile, facts["teacher_scale"], basis.teacher, texts), count)
+        verdict = f"Named as by the teacher: {agreed:.0%} of photos that were left out of the fit. The teacher errs, too."
+        if reason:
+            verdict = f"These names do not fit these photos: {reason}."
+        p, margin = (shown[:, 0] / 1e4).tolist(), ((shown[:, 0] - shown[:, 1]) / 1e4).tolist()
+        return Sorted(top.indices[:, 0].tolist(), p, margin, verdict, not reason, without, solved, factor)
 
-    def _inside(self, texts: Tensor) -> float:
-        """Return the share of photos that the teacher takes for one of the names rather than for others of the vocabulary."""
-        basis = self.basis
-        other = (basis.background @ texts.T).amax(1) < 0.999 if len(basis.background) else torch.zeros(0, dtype=torch.bool)
-        if not other.any():
-            return 1.0
-        mine, others = (basis.scales[1] * basis.teacher @ t.T for t in (texts, basis.background[other]))
-        return float((mine.logsumexp(1) > others.logsumexp(1)).float().mean())
+    @torch.no_grad()
+    def groups(self) -> list[tuple[str, list[int]]]:
+        """Return groups of similar photos in the teacher's space, largest first: `(name, photos)`, typical photos first.
 
-    def vocabulary(self) -> tuple[list[str], Tensor]:
-        """Return the vocabulary's names and their unit features by the teacher; the first call encodes them."""
-        names = load_vocabulary(vocabulary_for(self.words.student_name))
-        return names, cached_text_features(self.words.teacher, names, [self.words.template]).float().cpu()
+        A group's name is the likeliest one of a vocabulary for its mean; groups with the same name become one.
+        """
+        if not len(self.pile):
+            return []
+        words = load_vocabulary(vocabulary_for(self.words.student_name))
+        texts = cached_text_features(self.words.teacher, words, [self.words.template]).float().cpu()  # (V, e)
+        features, named = self.basis.teacher, {}
+        of = cluster(features)
+        for number in of.unique():
+            members = (of == number).nonzero().flatten()
+            centre = F.normalize(features[members].mean(0), dim=0)
+            rows = zip((features[members] @ centre).tolist(), members.tolist(), strict=True)
+            named.setdefault(words[int((texts @ centre).argmax())], []).extend(rows)
+        found = [(name, [photo for _, photo in sorted(rows, reverse=True)]) for name, rows in named.items()]
+        return sorted((row for row in found if len(row[1]) >= SMALLEST), key=lambda row: -len(row[1]))
+
+
+def cluster(features: Tensor) -> Tensor:
+    """Return the group of each photo, `(N,)`, of unit features `(N, d)`: k-means by cosine, from centres far from each other.
+
+    Nothing is random: the same photos have the same groups, about the square root of their number.
+    """
+    some = features[:: max(1, len(features) // EXAMPLES)]
+    chosen = [int((some @ some.mean(0)).argmax())]
+    nearest = some @ some[chosen[0]]  # (n), similarity to the nearest centre
+    for _ in range(min(GROUPS, round(len(some) ** 0.5)) - 1):
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, some @ some[chosen[-1]])
+    centres = some[chosen]  # (K, d)
+    for _ in range(STEPS):
+        of = (some @ centres.T).argmax(1)
+        centres = F.normalize((1e-3 * centres).index_add_(0, of, some), dim=-1)  # an empty group stays where it is
+    return torch.cat([(part @ centres.T).argmax(1) for part in features.split(EXAMPLES)])

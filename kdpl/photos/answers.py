@@ -263,7 +263,7 @@ def refit(
     first = solve(student[train], answers(train))
     text = scales[0] * words.of_student(names, words.template)  # (C, d)
     chosen = parts[CHOSEN_BY]
-    share = _sentence_share(first.scores(student[chosen]), student[chosen] @ text.T, theirs[chosen].argmax(1), bool(without))
+    share = sentence_share(first.scores(student[chosen]), student[chosen] @ text.T, theirs[chosen].argmax(1), bool(without))
     linear = share * text if share else None
     first = replace(first, linear=linear)
     held = chosen + parts[REPORTED]
@@ -274,14 +274,14 @@ def refit(
     head = {part: measured(factor * first.scores(features), p) for part, (features, p) in on.items()}
     rows += [Row("head on the photos", [], "head", head), *others]
     used = choose(rows)
-    reason = misfit(theirs, _inside(pile, scales[1], seen, words.of_teacher(names)), len(names))
+    reason = misfit(theirs, inside_share(pile, scales[1], seen, words.of_teacher(names)), len(names))
 
     solved = replace(solve(student, every, first.gamma, first.ridge), linear=linear)
     doubtful = _doubtful(pile.paths, names, (factor * solved.fitted(student, every)).softmax(1), theirs, fixed)
     return Fitted(names, solved, factor, theirs, rows, used, verdict(rows, used, reason), parts, without, doubtful)
 
 
-def _sentence_share(head: Tensor, sentence: Tensor, likeliest: Tensor, needed: bool) -> float:
+def sentence_share(head: Tensor, sentence: Tensor, likeliest: Tensor, needed: bool) -> float:
     """Return how much of the sentence's logits `(n, C)` is added to the scores of the head `(n, C)`, by held-out agreement.
 
     More is added if more than the standard error of the difference is gained by it; some is if it is `needed`, for names
@@ -332,7 +332,7 @@ def _sentence_rows(
     return [*rows, Row(f"always '{name}', the most frequent name", [], "", constant)]
 
 
-def _inside(pile: Pile, scale: float, seen: Tensor, own: Tensor) -> float:
+def inside_share(pile: Pile, scale: float, seen: Tensor, own: Tensor) -> float:
     """Return the share of photos that the teacher takes for one of the names rather than for others of the vocabulary."""
     texts = F.normalize(pile.teacher_background.float(), dim=-1)
     others = texts[(texts @ own.T).max(1).values < SAME]

@@ -33,10 +33,29 @@ def test_a_deleted_name_takes_its_labels_along_and_a_new_one_of_the_same_text_ha
 
 
 def test_checks_count_until_the_names_change():
-    check = {"do": "check", "photo": "p", "right": True, "name": "cat"}
-    assert replay([ADD, check]).checks == [("p", True)]
+    check = {"do": "check", "each": [[["p"], "cat"]], "right": True}
+    assert replay([ADD, check]).checks == {"p": True}
     decided = replay([ADD, check, {"do": "add", "names": ["cow"]}])
-    assert decided.checks == [] and decided.checked == {"p"} and decided.labels == {"p": 0}
+    assert decided.checks == {} and decided.labels == {"p": 0}
+
+
+def test_undo_never_takes_the_first_names_away():
+    first = {"do": "begin", "names": ["cat", "dog"]}
+    decided = replay([first, {"do": "delete", "name": 0}, {"do": "undo"}, {"do": "undo"}])
+    assert [each.name for each in decided.names] == ["cat", "dog"] and decided.last == ""
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 201, "a\x00b", "cat\u202egod", 7, None])
+def test_what_is_no_name_is_refused(tmp_path, text):
+    journal = Journal(tmp_path)
+    with pytest.raises(ChangeError, match="A name is one line"):
+        journal.add({"do": "add", "names": [text]})
+    assert journal.read() == []
+
+
+def test_a_name_is_known_in_other_case_and_keeps_joiners_that_words_need():
+    persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    assert names([ADD, {"do": "add", "names": ["Cat", "DOG ", persian]}]) == [["cat"], ["dog"], [persian]]
 
 
 def test_a_change_of_what_is_gone_is_refused_and_not_written(tmp_path):

@@ -74,6 +74,10 @@ def state(address, photos=0):
     raise AssertionError(found["doing"])
 
 
+def paths_of(address):
+    return json.loads(ask(address, f"{urlsplit(address).path}api/state?paths=0")[1])["paths"]
+
+
 def change(address, **content):
     status, body = ask(address, f"{urlsplit(address).path}api/change", "POST", json.dumps(content), **CHANGE)
     return status, json.loads(body)
@@ -86,13 +90,13 @@ def test_what_was_answered_is_kept_by_a_killed_server_and_predicted_by_kdpl_pred
         state(address, 150)
         assert change(address, do="add", names=words)[0] == 200
         assert change(address, do="rename", name=0, to="amphora vase")[0] == 200
-        status, found = change(address, do="label", photos=[3, 5], name=words[1])
+        status, found = change(address, do="label", each=[[[3, 5], words[1]]])
         assert status == 200 and [found["label"][i] for i in (3, 4, 5)] == [1, -2, 1]
-        assert change(address, do="label", photos=[7], name=None)[1]["label"][7] == -1
+        assert change(address, do="label", each=[[[7], None]])[1]["label"][7] == -1
         assert change(address, do="undo")[1]["label"][7] == -2
         other = next(i for i, best in enumerate(found["best"]) if best != 2 and i not in (3, 5))  # a label against the head
-        assert change(address, do="label", photos=[other], name=words[2])[0] == 200
-        status, found = change(address, do="label", photos=[9], name=None)
+        assert change(address, do="label", each=[[[other], words[2]]])[0] == 200
+        status, found = change(address, do="label", each=[[[9], None]])
         process.send_signal(signal.SIGKILL)
     with opened(out) as (process, address):
         again = state(address, 150)
@@ -100,7 +104,7 @@ def test_what_was_answered_is_kept_by_a_killed_server_and_predicted_by_kdpl_pred
         assert {key: again[key] for key in ("best", "label", "verdict")} == {
             key: found[key] for key in ("best", "label", "verdict")
         }
-        paths = json.loads(ask(address, f"{urlsplit(address).path}api/paths?from=0")[1])
+        paths = paths_of(address)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) in (0, 75)
     table = tmp_path / "predictions.csv"
@@ -133,10 +137,10 @@ def test_nothing_is_sent_to_others_and_no_file_outside_the_photos(demo, tmp_path
             assert ask(address, f"{root}api/state", **headers)[0] == 403
             assert ask(address, f"{root}api/change", "POST", label, **CHANGE, **headers)[0] == 403
         assert ask(address, f"{root}api/change", "POST", label, **{"Content-Type": "text/plain"})[0] == 415
-        assert change(address, do="label", photos=[10**6], name="x")[0] == 400
+        assert change(address, do="label", each=[[[10**6], "x"]])[0] == 400
         link.unlink()
         link.symlink_to(tmp_path / "secret.txt")
-        number = json.loads(ask(address, f"{root}api/paths?from=0")[1]).index("IMG_0001.png")
+        number = paths_of(address).index("IMG_0001.png")
         assert ask(address, f"{root}photo/{number}")[0] == 404
         assert "evil" not in Journal(tmp_path / "out").path.read_text()
 

@@ -2,15 +2,9 @@
 import {Grid, Viewer, byText, counted, element, percent, photoCard} from "./parts.js";
 
 const $ = id => document.getElementById(id);
-const NONE = -1, UNLABELLED = -2;
-let state = {version: -1, names: [], best: [], p: [], margin: [], label: []}, paths = [], groups = null, asked = null, renaming = null;
+const NONE = -1, UNLABELLED = -2, NOBODY = "(none of these)";
+let state = {version: -1, names: [], best: [], label: []}, paths = [], groups = null, renaming = null;
 const chosen = new Set(); // ids of the names that are shown alone
-
-async function get(address) {
-  const answer = await fetch(address);
-  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
-  return answer.json();
-}
 
 async function send(change) {
   const began = performance.now();
@@ -23,7 +17,7 @@ async function send(change) {
     document.body.dataset.took = Math.round(performance.now() - began); // milliseconds until the page was sorted again
     return true;
   } catch (error) {
-    complain(error instanceof TypeError ? "The server does not answer: start kdpl open again. Nothing that was shown as saved is lost." : error.message);
+    complain(error instanceof TypeError ? "The server does not answer: start kdpl open again and go to its new page. All that was shown as saved is there." : error.message);
     return false;
   } finally {
     document.body.removeAttribute("aria-busy");
@@ -32,7 +26,7 @@ async function send(change) {
 
 function complain(text) {
   $("error").textContent = text;
-  $("error").hidden = !text;
+  $("error").hidden = false;
   clearTimeout(complain.timer);
   complain.timer = setTimeout(() => { $("error").hidden = true; }, 8000);
 }
@@ -40,9 +34,10 @@ function complain(text) {
 async function follow() { // news from the pass over the photos and from other tabs
   for (;;) {
     try {
-      const news = await get(`api/state?since=${state.version}`);
-      if (news.best.length > paths.length) paths.push(...await get(`api/paths?from=${paths.length}`));
-      if (news.version > state.version || news.version < state.version && news.run !== state.run) take(news);
+      const since = paths.length < state.best.length ? -1 : state.version;
+      const news = await (await fetch(`api/state?since=${since}&paths=${paths.length}`)).json();
+      paths.push(...news.paths);
+      if (news.version > state.version || since < 0) take(news);
     } catch {
       await new Promise(done => setTimeout(done, 1500));
     }
@@ -50,16 +45,15 @@ async function follow() { // news from the pass over the photos and from other t
 }
 
 function take(news) {
-  if (news.version !== state.version) groups = groups && news.best.length === state.best.length ? groups : null;
+  if (news.best.length !== state.best.length) groups = null;
   state = news;
-  for (const id of chosen) if (!state.names.some(name => name.id === id)) chosen.delete(id);
-  const working = state.seen < state.total;
+  for (const id of chosen) if (id !== NONE && !state.names.some(name => name.id === id)) chosen.delete(id);
   $("progress").hidden = !state.doing;
   $("bar").max = state.total || 1;
   $("bar").value = state.seen;
-  $("bar").hidden = !working;
+  $("bar").hidden = state.seen >= state.total;
   $("doing").textContent = state.doing;
-  $("verdict").replaceChildren(...state.verdict.flatMap((line, i) => i ? [element("br"), line] : [line]));
+  $("verdict").textContent = state.verdict;
   $("verdict").classList.toggle("bad", !state.fits);
   $("undo").disabled = !state.undo;
   $("undo").title = state.undo;
@@ -70,36 +64,35 @@ function take(news) {
 }
 
 function showNames() {
+  const focus = [...$("names").querySelectorAll("button")].indexOf(document.activeElement);
+  const of = new Map([...state.names.keys(), NONE].map(place => [place, []]));
+  for (const i of state.best.keys()) of.get(placeOf(i))?.push(i);
+  const row = (name, place, more, drop) => {
+    const id = name?.id ?? NONE, button = element("button", {className: "name", title: nameOf(place), "aria-pressed": chosen.has(id)},
+      element("bdi", {}, nameOf(place)), element("data", {}, counted.format(of.get(place).length)), ...more);
+    button.onclick = () => { chosen.delete(id) || chosen.add(id); showNames(); show(); };
+    const line = element("li", {className: name ? "" : "none"}, button);
+    line.ondragover = event => { event.preventDefault(); line.classList.add("over"); };
+    line.ondragleave = () => line.classList.remove("over");
+    line.ondrop = event => { event.preventDefault(); line.classList.remove("over"); drop(event.dataTransfer.getData("text/x-name")); };
+    return line;
+  };
   const rows = state.names.map((name, i) => {
-    const button = element("button", {className: "name", title: name.name, "aria-pressed": chosen.has(name.id)},
-      element("bdi", {}, name.name), element("data", {}, counted.format(name.photos)),
-      element("small", {className: name.note ? "bad" : ""}, name.note || (name.photos ? `${percent(name.sure)} sure` : "no photo")));
-    button.onclick = () => { chosen.delete(name.id) || chosen.add(name.id); showNames(); show(); };
-    const edit = element("button", {className: "edit", "aria-label": `Rename, merge or delete ${name.name}`}, "⋯");
+    const sure = of.get(i).reduce((sum, photo) => sum + state.p[photo], 0) / of.get(i).length;
+    const note = name.without ? "no photo to learn from" : of.get(i).length ? `${percent(sure)} sure` : "no photo";
+    const line = row(name, i, [element("small", {className: name.without ? "bad" : ""}, note)],
+      other => other === "" ? label(name.name) : Number(other) !== name.id && send({do: "merge", name: Number(other), into: name.id}));
+    const [button] = line.children, edit = element("button", {className: "edit", "aria-label": `Rename, merge or delete ${name.name}`}, "⋯");
     edit.onclick = () => openRename(name);
-    const line = element("li", {}, button, edit);
     button.onkeydown = event => { if (event.key === "F2") openRename(name); if (event.key === "Delete") send({do: "delete", name: name.id}); };
     button.draggable = true;
     button.ondragstart = event => event.dataTransfer.setData("text/x-name", name.id);
-    dropTarget(line, event => {
-      const other = event.dataTransfer.getData("text/x-name");
-      if (other && Number(other) !== name.id) send({do: "merge", name: Number(other), into: name.id});
-      else if (!other) label(name.name);
-    });
     if (i < 9) button.setAttribute("aria-keyshortcuts", i + 1);
+    line.append(edit);
     return line;
   });
-  const none = element("li", {className: "none"}, element("button", {className: "name", "aria-pressed": chosen.has(NONE)}, element("bdi", {}, "(none of these)"),
-    element("data", {}, counted.format(state.label.filter(l => l === NONE).length))));
-  none.firstChild.onclick = () => { chosen.delete(NONE) || chosen.add(NONE); showNames(); show(); };
-  dropTarget(none, () => label(null));
-  $("names").replaceChildren(...rows, none);
-}
-
-function dropTarget(line, drop) {
-  line.ondragover = event => { event.preventDefault(); line.classList.add("over"); };
-  line.ondragleave = () => line.classList.remove("over");
-  line.ondrop = event => { event.preventDefault(); line.classList.remove("over"); drop(event); };
+  $("names").replaceChildren(...rows, row(null, NONE, [], other => other === "" && label(null)));
+  if (focus >= 0) ($("names").querySelectorAll("button")[focus] ?? $("names").lastChild.firstChild).focus();
 }
 
 // ------------------------------------------------------------------------------------------------------------------- the grid
@@ -108,7 +101,7 @@ const grid = new Grid($("grid"), {card, head, open: i => viewer.open(i)});
 const viewer = new Viewer(grid, {describe, key: byKey});
 const labelled = i => state.label[i] !== UNLABELLED;
 const placeOf = i => labelled(i) ? state.label[i] : state.best[i]; // a label counts for more than a guess
-const nameOf = place => place === NONE ? "(none of these)" : state.names[place]?.name ?? "";
+const nameOf = place => place === NONE ? NOBODY : state.names[place]?.name ?? "";
 
 function describe(i) {
   const name = labelled(i) || state.names.length ? nameOf(placeOf(i)) : "";
@@ -125,21 +118,17 @@ function card(i) {
     if (!grid.selected.has(i)) grid.select([i]);
     event.dataTransfer.setData("text/x-photos", grid.selected.size);
   };
-  return {node, label: `${about.name}, ${labelled(i) ? "your label" : percent(state.p[i])}, ${about.path}`};
+  return {node, label: [about.name, labelled(i) ? "your label" : about.name && percent(state.p[i]), about.path].filter(Boolean).join(", ")};
 }
 
 function head(section) {
-  const node = element("div", {className: "head", role: "presentation"}, element("bdi", {}, section.title), element("data", {}, counted.format(section.items.length)));
-  if (section.group) {
-    const input = element("input", {value: section.title, "aria-label": "Name of this group"});
-    const accept = element("button", {}, "Use this name"), away = element("button", {}, "Not a group");
-    const use = () => input.value.trim() && send({do: "group", name: input.value.trim(), photos: section.items});
-    accept.onclick = use;
-    input.onkeydown = event => { event.stopPropagation(); if (event.key === "Enter") use(); };
-    away.onclick = () => { groups = groups.filter(group => group !== section.group); show(); };
-    node.replaceChildren(input, element("data", {}, counted.format(section.items.length)), accept, away);
-  }
-  return node;
+  const count = element("data", {}, counted.format(section.items.length));
+  if (section.away === undefined) return element("div", {className: "head", role: "presentation"}, element("bdi", {}, section.title), count);
+  const input = element("input", {value: section.title, "aria-label": "Name of this group"});
+  const use = () => { $("grid").focus(); if (input.value.trim()) send({do: "label", each: [[section.items, input.value.trim()]]}); };
+  input.onkeydown = event => { event.stopPropagation(); if (event.key === "Enter") use(); };
+  return element("div", {className: "head"}, input, count, element("button", {onclick: use}, "Use this name"),
+    element("button", {onclick: section.away}, "Not a group"));
 }
 
 const orders = {
@@ -149,39 +138,39 @@ const orders = {
 };
 
 async function show() {
-  const words = $("filter").value.trim().toLocaleLowerCase(), view = $("view").value, order = orders[$("order").value];
-  const fits = i => !words || (paths[i] ?? "").toLocaleLowerCase().includes(words);
-  const wanted = place => !chosen.size || chosen.has(place === NONE ? NONE : state.names[place]?.id);
-  const all = state.best.map((_, i) => i).filter(i => fits(i) && wanted(placeOf(i)));
-  if (view === "groups" || !state.names.length) {
-    if (!groups && state.best.length) { groups = []; try { groups = await get("api/groups"); } catch { groups = null; } }
-    const left = new Set(all.filter(i => state.label[i] === UNLABELLED));
-    grid.show((groups ?? []).map((group, k) => ({key: k, title: group.name, group, items: group.photos.filter(i => left.has(i))})).filter(s => s.items.length));
+  if ($("grid").contains(document.activeElement) && document.activeElement.matches("input")) return; // a group's name is being written
+  const words = $("filter").value.trim().toLocaleLowerCase(), view = state.names.length ? $("view").value : "groups";
+  const all = [...state.best.keys()].filter(i => (!chosen.size || chosen.has(state.names[placeOf(i)]?.id ?? NONE)) &&
+    (!words || (paths[i] ?? "").toLocaleLowerCase().includes(words)) && (view === "names" || labelled(i) === (view === "labelled")));
+  if (view === "groups") {
+    if (!groups && state.best.length) { groups = []; groups = await fetch("api/groups").then(answer => answer.json()).catch(() => null); }
+    const left = new Set(all), shown = (groups ?? []).map(([title, items]) => [title, items.filter(i => left.has(i))]).filter(([, items]) => items.length);
+    grid.show(shown.map(([title, items]) => ({key: title, title, items, away: () => { groups = groups.filter(([other]) => other !== title); show(); }})));
   } else if (view === "doubtful") {
-    grid.show([{key: 0, items: all.filter(i => state.label[i] === UNLABELLED).sort(orders.doubtful)}]);
+    grid.show([{key: 0, items: all.sort(orders.doubtful)}]);
   } else {
-    const some = view === "labelled" ? all.filter(i => state.label[i] !== UNLABELLED) : all;
     const sections = new Map([...state.names.keys(), NONE].map(place => [place, []]));
-    for (const i of some) sections.get(placeOf(i))?.push(i);
-    grid.show([...sections].filter(([, items]) => items.length).map(([place, items]) => ({key: place, title: nameOf(place), items: items.sort(order)})));
+    for (const i of all.sort(orders[$("order").value])) sections.get(placeOf(i))?.push(i);
+    grid.show([...sections].filter(([, items]) => items.length).map(([place, items]) => ({key: place, title: nameOf(place), items})));
   }
 }
 
 grid.onselect = () => {
   $("give").hidden = !grid.selected.size;
-  $("chosen").textContent = grid.selected.size === 1 ? "1 photo" : `${counted.format(grid.selected.size)} photos`;
+  $("chosen").textContent = !grid.selected.size ? "" : grid.selected.size === 1 ? "1 photo" : `${counted.format(grid.selected.size)} photos`;
 };
 
 const targets = () => grid.selected.size ? [...grid.selected] : grid.active === null ? [] : [grid.active];
 
-async function label(name) { // null: none of these
-  const photos = targets();
-  if (photos.length && await send({do: "label", photos, name})) { $("to").value = ""; grid.select([]); }
+async function give(each) { // photos, each with the name that they are given; null: none of these
+  if (each.length && await send({do: "label", each})) { $("to").value = ""; grid.select([]); }
 }
+const label = name => give(targets().length ? [[targets(), name]] : []);
+const confirmed = () => give(targets().filter(i => placeOf(i) !== NONE || labelled(i)).map(i => [[i], placeOf(i) === NONE ? null : nameOf(placeOf(i))])); // as they are named now
 
-async function confirmed() { // as they are named now
-  const by = Map.groupBy ? Map.groupBy(targets(), placeOf) : targets().reduce((m, i) => m.set(placeOf(i), [...m.get(placeOf(i)) ?? [], i]), new Map());
-  await send({do: "label", each: [...by].filter(([place]) => place >= NONE).map(([place, photos]) => [photos, place === NONE ? null : nameOf(place)])});
+function nameMeant(text) { // the name that is written, or the only one that begins like it
+  const begin = state.names.filter(({name}) => name.toLocaleLowerCase().startsWith(text.toLocaleLowerCase()));
+  return begin.length === 1 ? begin[0].name : text;
 }
 
 // --------------------------------------------------------------------------------------------------------- dialogs and buttons
@@ -200,42 +189,38 @@ $("rename").onclose = () => {
   const answer = $("rename").returnValue;
   if (answer === "delete") send({do: "delete", name: renaming.id});
   else if (answer && other) send({do: "merge", name: renaming.id, into: other.id});
-  else if (answer === "merge") complain(`There is no name '${text}' to merge into.`);
+  else if (answer === "merge") complain(`There is no other name '${text}' to merge into.`);
   else if (answer && text && text !== renaming.name) send({do: "rename", name: renaming.id, to: text});
 };
 
-async function ask() { // the next of the photos that are drawn at random
-  asked = await get("api/sample").catch(() => null);
-  const checked = state.checked;
-  $("accuracy").textContent = checked.n ? `${checked.right} of ${checked.n} random photos are right: ${percent(checked.right / checked.n)}, 95 % interval ${percent(checked.low)} to ${percent(checked.high)}.` : "Photos are drawn at random, so that their share is that of all.";
-  const there = asked && asked.photo !== null;
-  $("asked").textContent = there ? paths[asked.photo] : "All photos have a label or have been checked.";
+function ask() { // about the next of the photos that are drawn at random
+  const [checked, right, low, high] = state.checked, photo = state.sample, there = photo !== null && state.names.length > 0;
+  $("accuracy").textContent = checked ? `${right} of ${checked} random photos are right: ${percent(right / checked)}, 95 % interval ${percent(low / 100)} to ${percent(high / 100)}.` : "Photos are drawn at random, so that their share is that of all.";
+  $("asked").textContent = there ? paths[photo] : state.names.length ? "All photos have a label or have been checked." : "There are no names yet.";
   for (const id of ["sample", "right", "wrong", "righter"]) $(id).hidden = !there;
-  $("question").replaceChildren(...there ? ["Is this ", element("b", {}, element("bdi", {}, nameOf(state.best[asked.photo]))), "?"] : []);
-  if (there) $("sample").src = `photo/${asked.photo}`;
+  $("question").replaceChildren(...there ? ["Is this ", element("b", {}, element("bdi", {}, nameOf(state.best[photo]))), "?"] : []);
+  if (there) $("sample").src = `photo/${photo}`;
   $("righter").value = "";
+  (there ? $("right") : $("enough")).focus();
 }
 
-async function judge(name) { // undefined: wrong, and the right name is not known
-  if (!asked || asked.photo === null) return;
-  const photo = asked.photo;
-  if (await send({do: "check", photo, right: name === nameOf(state.best[photo]), ...name === undefined ? {} : {name}})) await ask();
+async function judge(name) { // "": wrong, and the right name is not known
+  if (state.sample !== null && await send({do: "check", each: [[[state.sample], name]], right: name === nameOf(state.best[state.sample])})) ask();
 }
 
-$("check").onclick = async () => { $("checking").showModal(); await ask(); $("right").focus(); };
-$("right").onclick = () => judge(nameOf(state.best[asked.photo]));
-$("wrong").onclick = () => judge(undefined);
-$("righter").onkeydown = event => { event.stopPropagation(); if (event.key === "Enter" && $("righter").value.trim()) judge($("righter").value.trim()); };
+$("check").onclick = () => { $("checking").showModal(); ask(); };
+$("right").onclick = () => judge(nameOf(state.best[state.sample]));
+$("wrong").onclick = () => judge("");
+$("righter").onkeydown = event => { event.stopPropagation(); if (event.key === "Enter" && $("righter").value.trim()) judge(nameMeant($("righter").value.trim())); };
 $("enough").onclick = () => $("checking").close();
-$("checking").onkeydown = event => { if (event.key === "y") $("right").click(); else if (event.key === "n") $("wrong").click(); };
+$("checking").onkeydown = event => ({y: $("right"), n: $("wrong")})[event.key]?.click();
 $("add").onsubmit = async event => { event.preventDefault(); const name = $("new").value.trim(); if (name && await send({do: "add", names: [name]})) $("new").value = ""; };
 $("undo").onclick = () => send({do: "undo"});
-$("keywords").onclick = async () => { if (await send({do: "keywords"})) complain(state.told ?? ""); };
-$("givenow").onclick = () => $("to").value.trim() && label($("to").value.trim());
+$("keywords").onclick = () => send({do: "keywords"});
+$("givenow").onclick = async () => { const name = $("to").value.trim(); if (name) { await label(nameMeant(name)); $("grid").focus(); } };
 $("to").onkeydown = event => { event.stopPropagation(); if (event.key === "Enter") $("givenow").click(); if (event.key === "Escape") $("grid").focus(); };
 $("confirm").onclick = confirmed;
 $("none").onclick = () => label(null);
-$("unlabel").onclick = () => send({do: "unlabel", photos: targets()});
 $("clear").onclick = () => grid.select([]);
 $("view").onchange = $("order").onchange = $("filter").oninput = () => { // keys are for the first photo, which is in sight
   grid.active = null;
@@ -251,9 +236,13 @@ function byKey(event) {
   else if (event.key === "y") confirmed();
   else if (event.key === "n") label(null);
   else if (event.key === "u" && state.undo) send({do: "undo"});
-  else if (event.key === "l") { if (!grid.selected.size && grid.active !== null) grid.select([grid.active]); $("to").focus(); }
-  else if (event.key === "/") { $("filter").focus(); $("filter").select(); }
-  else return;
+  else if (event.key === "l" || event.key === "/") {
+    viewer.dialog.close();
+    if (event.key === "l" && !grid.selected.size && grid.active !== null) grid.select([grid.active]);
+    const field = $(event.key === "l" ? "to" : "filter");
+    field.focus();
+    field.select();
+  } else return;
   event.preventDefault();
 }
 document.addEventListener("keydown", event => { if (!document.querySelector("dialog[open]")) byKey(event); });
