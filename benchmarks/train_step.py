@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace, kind: str, folder: Path) -> dict:
     steps = step_forever(trainer, args.preload)
     loss = float(next(steps)["loss"])  # of the same images and augmentations, but for fixed views
     if kind == "views warm":
-        while not all(features.table.known.all() for features in trainer.view_features):
+        while not all(features.known.all() for features in trainer.view_features):
             next(steps)
     next(steps)
     row = {"step_s": device_seconds(lambda: next(steps), args.steps, args.device), "peak_gb": peak_memory()}

@@ -49,7 +49,7 @@ def fill(trainer) -> tuple[int, int]:
     """
     loader, features = trainer.train_loader_x, trainer.view_features
     size = loader.loader.batch_size
-    missing, total = sum(f.table.missing for f in features), sum(f.table.known.numel() for f in features)
+    missing, total = sum(f.unknown for f in features), sum(f.known.numel() for f in features)
     loader.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
     for f in features:
         f.chunk = size  # as in a training with one process
@@ -58,12 +58,12 @@ def fill(trainer) -> tuple[int, int]:
             loader.epoch = view
             for batch in loader.wanted_of(range(len(loader.dataset)), size * distributed.world()):
                 trainer.features(batch)
-                progress.update(missing - sum(f.table.missing for f in features) - progress.n)
+                progress.update(missing - sum(f.unknown for f in features) - progress.n)
             for f in features:
-                f.table.save()
-    if left := sum(f.table.missing for f in features):
+                f.save()
+    if left := sum(f.unknown for f in features):
         raise FloatingPointError(f"{left:,} of {total:,} features are NaN or infinite: set TRAINER.KDPL.PREC fp32.")
-    lost = [str(f.table.store.path) for f in features if distributed.is_main() and not f.table.store.writable]
+    lost = [str(f.store.path) for f in features if distributed.is_main() and not f.store.writable]
     if distributed.any_rank(bool(lost)):
         raise OSError(f"The features could not be stored in {', '.join(lost)}: see above. Make room, and start again.")
     return missing, total

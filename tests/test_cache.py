@@ -45,9 +45,9 @@ def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_
     teacher, student = loaded("KDPL_CoCoOp", ranks, tmp_path / "out")
     alone = loaded("KDPL_CoOp", one, tmp_path / "out")
     for features, other in zip((teacher, student), alone, strict=True):
-        index, view = other.table.known.nonzero().T
-        assert len(index) == features.table.known.sum() == 60
-        assert features.table.get(index, view).equal(other.table.get(index, view)), "the same on 1 rank and on 2"
+        index, view = other.known.nonzero().T
+        assert len(index) == features.known.sum() == 60
+        assert features.get(index, view).equal(other.get(index, view)), "the same on 1 rank and on 2"
     next(ranks.rglob("*.safetensors")).unlink()
     assert fill(ranks) == "has all 120 features of 2 views; 60 were missing"
     assert not any(p.name == "log.txt" for p in tmp_path.rglob("*")), "a cache needs no output folder"

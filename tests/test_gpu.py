@@ -76,7 +76,7 @@ def test_views_that_are_known_give_the_losses_of_those_computed_afresh(device, t
     ends = []
     for name in ("cold", "warm"):
         run = build("KDPL_CoOp", tmp_path / name, *SMALL, *IN_PROCESS, *cached, *on(device))
-        known = [bool(features.table.known.all()) for features in run.view_features]
+        known = [bool(features.known.all()) for features in run.view_features]
         assert known == [name == "warm"] * 2
         run.train()
         ends.append(parameters(run))

@@ -8,7 +8,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import Clip, normalized, similarity_logits
+from kdpl.clip.model import normalized, similarity_logits
 from kdpl.config.checks import check_config
 from kdpl.config.teachers import teacher_names
 from kdpl.distill.loss import mean_logits
@@ -28,31 +28,25 @@ for _learner in LEARNERS:
 class ZeroshotTrainer(EvaluatedTrainer):
     """Evaluates a frozen CLIP, with nothing to train, save or load."""
 
-    node = "COOP"  # of the PREC it takes
-
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_config(cfg)
 
-    def clip_name(self, cfg: CfgNode) -> str:
-        """The evaluated CLIP: the student."""
-        return cfg.MODEL.BACKBONE.NAME
-
     def build_model(self) -> None:
-        name = self.clip_name(self.cfg)
-        precision = self.effective_precision(f"TRAINER.{self.node}.PREC", self.cfg.TRAINER[self.node].PREC)
+        name = self.cfg.MODEL.BACKBONE.NAME
+        precision = self.effective_precision("TRAINER.COOP.PREC", self.cfg.TRAINER.COOP.PREC)
         print(f"Loading CLIP (backbone: {name})")
         self.clip = load_clip(name, precision, self.device)
         self.use_class_names()
 
     def use_class_names(self) -> None:
-        self.text_features = self.encode_names(self.clip)  # (C, d)
+        self.text_features = self.encode_names()  # (C, d)
         warn_of_same_names(self.class_names, self.text_features, self.clip.name)
         self.manifest = zero_shot_manifest(self)
 
-    def encode_names(self, clip: Clip) -> Tensor:
+    def encode_names(self) -> Tensor:
         """Return the normalised text features `(C, d)` of the class names."""
-        return sentence_features(clip, fill(self.template(), self.class_names))
+        return sentence_features(self.clip, fill(self.template(), self.class_names))
 
     def logits(self, images: Tensor) -> Tensor:
         features = normalized(self.clip.image_features(images))
@@ -75,9 +69,9 @@ class ZeroshotCLIP(ZeroshotTrainer):
 class ZeroshotCLIP2(ZeroshotTrainer):
     """The student with the mean over the hand-written sentence and the 80 ImageNet templates of OpenAI."""
 
-    def encode_names(self, clip: Clip) -> Tensor:
+    def encode_names(self) -> Tensor:
         templates = list(dict.fromkeys([*imagenet_templates(), self.template()]))
-        return ensemble_features(clip, self.class_names, templates)
+        return ensemble_features(self.clip, self.class_names, templates)
 
 
 @register
@@ -88,20 +82,15 @@ class ZeroshotTeacher(ZeroshotTrainer):
     the one with the largest input takes them; the others resize and normalise these, as they do in a training.
     """
 
-    node = "KDPL"
-
-    def clip_name(self, cfg: CfgNode) -> str:
-        return max(teacher_names(cfg.TRAINER.KDPL.TEACHER), key=lambda name: describe(name).resolution)
-
     def teacher_name(self) -> str:
         return label_of(self.cfg)
 
     def follow_model(self, cfg: CfgNode) -> CfgNode:
         clip_teacher(cfg, type(self).__name__)
         check_teacher(cfg)
-        name = self.clip_name(cfg)
+        name = max(teacher_names(cfg.TRAINER.KDPL.TEACHER), key=lambda name: describe(name).resolution)
         self.preprocessing = describe(name).preprocessing
-        return as_model_takes(cfg, self.preprocessing, "TRAINER.KDPL.TEACHER", name, override=True)
+        return as_model_takes(cfg, self.preprocessing, name, of_student=False)
 
     def build_model(self) -> None:
         options = self.cfg.TRAINER.KDPL
@@ -117,8 +106,7 @@ class ZeroshotTeacher(ZeroshotTrainer):
 
     def use_class_names(self) -> None:
         self.teacher = teacher_over(self.cfg, self.towers, self.class_names, self.template(), self.scale)
-        self.clip = self.teacher.members[0].clip
-        self.manifest = zero_shot_manifest(self)
+        self.manifest = zero_shot_manifest(self, self.teacher)
 
     def logits(self, images: Tensor) -> Tensor:
         logits = self.teacher.logits(self.teacher.image_features(images), self.student_scale)

@@ -1,11 +1,11 @@
 """What a run is made of, its state after or inside an epoch, and the exact resume from it: manifest, checkpoint, bundle."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from yacs.config import CfgNode
 
 from kdpl.bundle import Bundle
 from kdpl.common import distributed
@@ -24,13 +24,12 @@ from kdpl.config.manifest import (
 )
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.teacher import Ensemble, Teacher
-from kdpl.distill.views import images_digest, pool_facts
-from kdpl.trainers.evaluation import dataset_root, on_main
+from kdpl.distill.views import ImageFile, images_digest
+from kdpl.trainers.evaluation import EvaluatedTrainer, on_main
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
 if TYPE_CHECKING:
-    from kdpl.trainers.baselines import ZeroshotTrainer
     from kdpl.trainers.prompts import PromptTrainer
 
 INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
@@ -53,7 +52,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
     Raises:
         DivergenceError: a learned parameter is not finite.
     """
-    learned = trainer.student.learned.state_dict()
+    learned, selection = trainer.student.learned.state_dict(), trainer.objective.selection
     broken = [name for name, value in learned.items() if not torch.isfinite(value).all()]
     if broken:
         raise DivergenceError(
@@ -74,9 +73,9 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
             "scaler": trainer.scaler.state_dict(),
             "random": checkpoint.random_state(),
             "train_seconds": trainer.train_seconds,
-            "selection": selection.state_dict() if (selection := trainer.objective.selection) else None,
+            "selection": selection and selection.state_dict(),
             "manifest": trainer.manifest and trainer.manifest.to_dict(),
-            "best_result": None if trainer.best_result == float("-inf") else float(trainer.best_result),
+            "best_result": float(trainer.best_result),
         },
     }
 
@@ -93,9 +92,9 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
         OtherRunError: the state was written with other settings, or by another learner; the message lists what differs.
         CheckpointError: the state is damaged, or was not written by this version; the message names what to do.
     """
-    name = trainer.student.model_name
-    names = [path.parent.name for path in saved_states(directory)]
-    path, state = newest_state(directory / (name if name in names or not names else names[0]))
+    folders = [path.parent for path in saved_states(directory)]  # more than one if learners differ, whose settings do too
+    own = directory / trainer.student.model_name
+    path, state = newest_state(own if own in folders or not folders else folders[0])
     if path is None:
         print("No checkpoint found, train from scratch")
         return 0
@@ -125,8 +124,8 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
         ) from error
     inside = f", batch={trainer.first_batch}" if trainer.first_batch else ""
-    print(f"Resume from {path} (epoch={state['epoch']}{inside})")
-    return state["epoch"]
+    print(f"Resume from {path} (epoch={epoch}{inside})")
+    return epoch
 
 
 def newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -153,8 +152,7 @@ def _restore(trainer: "PromptTrainer", path: Path, state: dict[str, Any], saved:
     trainer.scaler.load_state_dict(saved["scaler"])
     checkpoint.set_random_state(saved["random"])
     trainer.train_seconds, trainer.first_batch = saved["train_seconds"], saved["batch"]
-    if saved["best_result"] is not None:
-        trainer.best_result = saved["best_result"]
+    trainer.best_result = saved["best_result"]
 
 
 def manifest_of(trainer: "PromptTrainer") -> Manifest:
@@ -164,50 +162,54 @@ def manifest_of(trainer: "PromptTrainer") -> Manifest:
 
     def facts() -> dict[str, Any]:
         agnostic = distilled and cfg.TRAINER.KDPL.CLASS_AGNOSTIC
-        return {
+        found = {
             "class names": trainer.class_names,
             "template": trainer.template(),
             "training images": images_digest(images, trainer.training_images, labelled=not distilled),
-            **pool_facts(trainer.dm.dataset, dataset_root(trainer)),
             "student": trainer.clip.identity[:16],
-            **(teacher_facts(cfg, trainer.objective.teacher, "teacher") if distilled else {"teacher": None}),
+            "teacher": None,
             "vocabulary": key_of(*trainer.training_names).hex() if agnostic else None,
             "initial weights": file_digest(init).hex() if init else None,
-            **({"labels": trainer.labelled.digest} if distilled and trainer.labelled else {}),
             **learner_file(trainer.student_class),
         }
+        if pool := getattr(trainer.dm.dataset, "drawn_from", None):  # the images that the training images were drawn from
+            sizes = [f"{os.path.getsize(item.impath)} bytes" for item in pool]
+            files = map(ImageFile, trainer.keys([item.impath for item in pool]), sizes)
+            found["drawn from"] = images_digest(pool, list(files), True)
+        if distilled:
+            found |= teacher_facts(trainer, trainer.objective.teacher, "teacher")
+            found |= {"labels": trainer.labelled.digest} if trainer.labelled else {}
+        return found
 
     config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
-    return Manifest(config, on_main(facts), environment_of(cfg, node, distilled, trainer.device))
+    return Manifest(config, on_main(facts), environment_of(trainer, node))
 
 
-def environment_of(cfg: CfgNode, node: str, distilled: bool, device: torch.device) -> dict[str, Any]:
+def environment_of(trainer: EvaluatedTrainer, node: str) -> dict[str, Any]:
     """Return where a run computes."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    device = trainer.device
     return as_json(
         {
             **versions(),
             "commit": git_state(),
-            "device": where,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processor": processor(),
             "processes": distributed.world(),
             "threads": torch.get_num_threads(),
-            **section(cfg, "rounds", node, distilled),
+            **section(trainer.cfg, "rounds", node, trainer.teacher_name() is not None),
         }
     )
 
 
-def zero_shot_manifest(trainer: "ZeroshotTrainer") -> Manifest:
-    """Return the manifest of a CLIP that is evaluated with hand-written sentences."""
-    distilled = trainer.teacher_name() is not None
-    facts = teacher_facts(trainer.cfg, trainer.teacher, "clip") if distilled else {"clip": trainer.clip.identity[:16]}
-    config = config_of(trainer.cfg, "", distilled)
-    return Manifest(config, facts, environment_of(trainer.cfg, "", distilled, trainer.device))
+def zero_shot_manifest(trainer: EvaluatedTrainer, teacher: Teacher | Ensemble | None = None) -> Manifest:
+    """Return the manifest of a CLIP, or a teacher, that is evaluated with hand-written sentences."""
+    facts = teacher_facts(trainer, teacher, "clip") if teacher else {"clip": trainer.clip.identity[:16]}
+    return Manifest(config_of(trainer.cfg, "", teacher is not None), facts, environment_of(trainer, ""))
 
 
-def teacher_facts(cfg: CfgNode, teacher: Teacher | Ensemble | GivenTeacher, key: str) -> dict[str, Any]:
+def teacher_facts(trainer: EvaluatedTrainer, teacher: Teacher | Ensemble | GivenTeacher, key: str) -> dict[str, Any]:
     """Return a digest of the teacher, of several in their order, and of sentences and prompts that are not the default."""
-    options, members = cfg.TRAINER.KDPL, teacher.members
+    options, members = trainer.cfg.TRAINER.KDPL, teacher.members
     if isinstance(teacher, GivenTeacher):
         return {key: teacher.teacher.digest[:16]}
     found = {key: " + ".join(member.clip.identity[:16] for member in members)}
@@ -229,20 +231,18 @@ def check_evaluated(trainer: "PromptTrainer", path: Path, state: dict[str, Any])
     if then is None:
         print(f"Note: '{path}' has no manifest: that it fits this student, these options and class names is not verified")
         return None
-    cfg, node = trainer.cfg, trainer.student_class.node
-    now = config_of(cfg, node, trainer.distilled)
-    own = [key for key in {*then.config, *now} if key.startswith(f"TRAINER.{node}.") and not key.endswith(".PREC")]
-    facts: dict[str, Any] = {"student": trainer.clip.identity[:16]}
-    backbone = ["MODEL.BACKBONE.NAME"] if facts["student"] != then.facts.get("student") else []
-    same_images = now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and cfg.DATASET.TARGET_DOMAINS
-    sources = ["DATASET.SOURCE_DOMAINS"] if same_images else []  # what was trained on is not left out
-    keys = sorted(["TRAINER.NAME", *PIXELS, *own, *backbone, *sources])
-    if trainer.student.class_specific:
-        facts["class names"] = trainer.class_names
-    if trainer.student.uses_template:
-        facts["template"] = trainer.template()
-    asked = Manifest({k: now[k] for k in keys if k in now}, facts)
-    learned = Manifest({k: then.config[k] for k in keys if k in then.config}, {k: then.facts.get(k) for k in facts})
+    node, student, domains = f"TRAINER.{trainer.student_class.node}.", trainer.student, trainer.cfg.DATASET.TARGET_DOMAINS
+    now, identity = config_of(trainer.cfg, trainer.student_class.node, trainer.distilled), trainer.clip.identity[:16]
+    keys = {"TRAINER.NAME", *PIXELS}
+    keys |= {key for key in {*then.config, *now} if key.startswith(node) and not key.endswith(".PREC")}
+    keys |= {"MODEL.BACKBONE.NAME"} if identity != then.facts.get("student") else set()
+    if now.get("DATASET.NAME") == then.config.get("DATASET.NAME") and domains:
+        keys.add("DATASET.SOURCE_DOMAINS")  # what was trained on is not left out
+    facts: dict[str, Any] = {"student": identity}
+    facts |= {"class names": trainer.class_names} if student.class_specific else {}
+    facts |= {"template": trainer.template()} if student.uses_template else {}
+    asked = Manifest({k: now[k] for k in sorted(keys) if k in now}, facts)
+    learned = Manifest({k: then.config[k] for k in sorted(keys) if k in then.config}, {k: then.facts.get(k) for k in facts})
     compare(learned, asked, f"'{path.parent.parent}'", "Evaluate the prompts with the settings that they were learned with.")
     return then
 

@@ -1,11 +1,10 @@
 """What a training learns from, as Dassl trainers: a frozen teacher's distribution over names (KDPL), or labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from dassl.engine import TrainerX
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,15 +16,16 @@ from kdpl.config.checks import check_config
 from kdpl.config.defaults import student_options
 from kdpl.config.keys import BY_TEACHER, ConfigError
 from kdpl.distill.given import GivenTeacher
-from kdpl.distill.labelled import Labelled
 from kdpl.distill.loss import mean_logits
-from kdpl.distill.objective import CrossEntropy, Distillation
+from kdpl.distill.objective import CrossEntropy, Distillation, Labelled
+from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.text.prompts import warn_of_same_names
 from kdpl.text.templates import DEFAULT
-from kdpl.trainers.prompts import PromptTrainer, Tower, has_own_step
+from kdpl.trainers.prompts import PromptTrainer, is_ours
 from kdpl.trainers.teachers import check_teacher, given_file, label_of, load_teacher
 
-FIXED = {"center_crop", "normalize"}  # of INPUT.TRANSFORMS: with these alone an image is the same in every epoch
+STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train")  # what sees a batch in a training step
+Tower = tuple[Clip, Callable[[Tensor], Tensor], str]  # a CLIP, its image features, and a digest of what is learned in them
 
 
 class DistillTrainer(PromptTrainer):
@@ -114,15 +114,29 @@ class DistillTrainer(PromptTrainer):
             labelled=self.labelled,
         )
 
-    def frozen_towers(self) -> list[Tower]:
-        """Return each teacher's tower, and behind them the frozen student's if it is read."""
-        members = self.objective.teacher.members
-        return [*((m.clip, m.image_features, m.image_prompts) for m in members), *super().frozen_towers()]
+    @cached_property
+    def view_features(self) -> list[ViewFeatures]:
+        """The features of fixed views by each teacher, and behind them by the frozen student if it is read."""
+        members, student = self.objective.teacher.members, self.student
+        towers: list[Tower] = [(m.clip, m.image_features, m.image_prompts) for m in members]
+        towers += [(self.clip, student.frozen_image_features, "")] if student.reads_frozen_image_features else []
+        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
+        where = self.train_loader_x, self.training_images, self.cfg.TRAINER.KDPL.CACHE_DIR, pixels
+        return [view_features(clip, compute, *where, prompts) for clip, compute, prompts in towers]
+
+    def load_for_training(self) -> None:
+        super().load_for_training()
+        # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
+        if self.train_loader_x is not None and self.train_loader_x.views:
+            known = self.view_features
+            if self.student.image_features_are_frozen and not has_own_step(type(self)):
+                self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in known).bool()
 
     # ------------------------------------------------------------------------------------------------ training, tests
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Tensor:
-        return self.images(batch)
+        """Return a batch's images `(B, 3, H, W)`, normalised; if possible they are moved as bytes."""
+        return self.normalize(batch["img"].to(self.device, non_blocking=True))
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Any, Tensor | None]:
         """Return a batch's images `(B, 3, H, W)`, and the teacher's and the frozen student's features `(B, d)` of its views.
@@ -172,35 +186,18 @@ class SupervisedTrainer(PromptTrainer):
     def objective(self) -> CrossEntropy:
         return CrossEntropy(self.student, self.class_names, self.cfg.TRAINER.KDPL.SHARD_CLASSES)
 
-    @property
-    def fixed_views(self) -> int:
-        """One, if an image has the same features in every epoch: its transform is not random, and the image tower is frozen."""
-        cfg = self.cfg
-        if distributed.world() > 1 and cfg.DATASET.ON_BAD_IMAGE != "error":
-            return 0  # another rank does not know the label of an image that takes the place of an unreadable one
-        fixed = {*cfg.INPUT.TRANSFORMS} <= FIXED
-        return int(fixed and not has_own_step(type(self)) and self.student_class.image_features_are_frozen)
-
-    @cached_property
-    def training_labels(self) -> Tensor:
-        return torch.tensor([item.label for item in self.train_loader_x.dataset.data_source])
-
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.images(batch), batch["label"].to(self.device, non_blocking=True)
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Return a batch's images `(B, 3, H, W)` if it has some, labels `(B,)`, and with views their features `(B, d)`."""
-        if not self.train_loader_x.views:
-            return *self.parse_batch_train(batch), None
-        images = self.images(batch) if "img" in batch else None
-        if images is not None:  # an unreadable image has another one's features, and its label
-            self.training_labels[batch["index"][batch["rows"]]] = batch["label"]
-        labels = self.training_labels[batch["index"]].to(self.device, non_blocking=True)
-        return images, labels, self.view_features[0](batch, images)
+        """Return a batch's images `(B, 3, H, W)`, normalised, and labels `(B,)`."""
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return self.normalize(images), labels
 
     def compute_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels, frozen = self.features(batch)
-        return self.objective(None if frozen is not None else images, labels, frozen_features=frozen)
+        return self.objective(*self.parse_batch_train(batch))
+
+
+def has_own_step(trainer: type[PromptTrainer]) -> bool:
+    """Whether a trainer class from outside this package sees the batches of a training: it defines a part of the step."""
+    return any(not is_ours(part) for name in STEP if (part := getattr(trainer, name, None)) is not None)
 
 
 def check_shots(trainer: TrainerX) -> None:

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
-from kdpl.clip.model import NotFiniteError, effective_precision
-from kdpl.clip.preprocessing import Normalize, Preprocessing
+from kdpl.clip.model import Normalize, NotFiniteError, effective_precision
+from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common import distributed
 from kdpl.common.command import StopRequest
 from kdpl.common.files import key_of, name_below
@@ -53,7 +53,7 @@ class EvaluatedTrainer(TrainerX):
     finished_epochs = 0  # of the evaluated prompts
     learned_parameters = 0
     train_seconds = 0.0
-    reported_unreadable: frozenset[str] = frozenset()  # paths of images
+    reported_unreadable: frozenset[str] = frozenset()  # reasons, each with the path of its image
     manifest: Manifest | None = None  # of the run whose prompts are evaluated
     last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # config_name and model_dir of the command line, for results.json
@@ -90,7 +90,7 @@ class EvaluatedTrainer(TrainerX):
         """
         name = cfg.MODEL.BACKBONE.NAME
         self.preprocessing = describe(name).preprocessing
-        return as_model_takes(cfg, self.preprocessing, "MODEL.BACKBONE.NAME", name)
+        return as_model_takes(cfg, self.preprocessing, name)
 
     def build_data_loader(self) -> None:
         build_loaders(self, super().build_data_loader)
@@ -104,14 +104,19 @@ class EvaluatedTrainer(TrainerX):
                 loader.dataset.transform = transform
         check_names(self.class_names)
 
+    @property
+    def root(self) -> str:
+        """The folder below which images are named."""
+        return self.cfg.DATASET.ROOT or getattr(self.dm.dataset, "dataset_dir", "")
+
     @cached_property
     def training_images(self) -> list[ImageFile]:
         """Names and contents of the training images."""
-        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], dataset_root(self))
+        return image_files([item.impath for item in self.train_loader_x.dataset.data_source], self.root)
 
     def keys(self, paths: Sequence[str]) -> list[str]:
         """Return the names of images: their paths below the data set's folder."""
-        return [name_below(path, dataset_root(self)) for path in paths]
+        return [name_below(path, self.root) for path in paths]
 
     def use_dataset(self, cfg: CfgNode) -> None:
         """Switch to another data set, with its images and class names, for evaluation of the same model."""
@@ -139,21 +144,19 @@ class EvaluatedTrainer(TrainerX):
             print(f"{key} {value} is for GPUs: on this CPU it is {here}{' in the frozen image tower' if frozen else ''}")
         return here
 
-    def load_for_training(self) -> None:
-        """Load everything that only training needs, so that missing files are reported before the run starts."""
-
     # ------------------------------------------------------------------------------------------------- images, logits
 
-    def images(self, batch: dict[str, Any]) -> Tensor:
-        """Return the batch's images (B, 3, H, W) on the device, normalised; if possible they are moved as bytes."""
-        if new := sorted({*batch.get("unreadable", ())} - self.reported_unreadable - {""}):
+    def report_unreadable(self, reasons: Sequence[str]) -> None:
+        """Print and list the images of a batch that were replaced because they cannot be read, each once."""
+        if new := sorted({*reasons} - self.reported_unreadable - {""}):
             self.reported_unreadable |= {*new}
             write_bad_images(self.cfg.OUTPUT_DIR, new)
             print("Unreadable images, replaced by the next readable one:", *new, sep="\n")
-        return self.normalize(batch["img"].to(self.device, non_blocking=True))
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.images(batch), batch["label"].to(self.device, non_blocking=True)
+        """Return a batch's images `(B, 3, H, W)`, normalised, and labels `(B,)`; if possible images are moved as bytes."""
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return self.normalize(images), labels
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits `(B, C)` of images `(B, 3, H, W)` over `class_names`."""
@@ -187,8 +190,8 @@ class EvaluatedTrainer(TrainerX):
             )
         self.set_model_mode("eval")
         self.evaluator.reset()
-        result = self._result(split, loader)
-        on_main(lambda: check_result(self.cfg.OUTPUT_DIR, self._run(), result))
+        run, result = self._run(), self._result(split, loader)
+        on_main(lambda: check_result(self.cfg.OUTPUT_DIR, run, result))
         print(f"Evaluate on the *{split}* set")
         # The engine's own evaluator looks at the largest logit alone, but reads it for each batch.
         own_evaluator, found = type(self.evaluator) is Classification, []
@@ -208,17 +211,24 @@ class EvaluatedTrainer(TrainerX):
         metrics = self.evaluator.evaluate()
         for name, value in metrics.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        self.last_result = {**result, **self._measured(predicted == labels, labels, metrics)}
+        right, images = (torch.bincount(some, minlength=classes).tolist() for some in (labels[predicted == labels], labels))
+        self.last_result = {
+            **result,
+            "num_classes": classes,
+            "num_images": len(labels),
+            "class_names": key_of(*self.class_names).hex(),
+            "right_by_class": " ".join(f"{r}/{n}" for r, n in zip(right, images, strict=True)),
+            **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
+        }
         if distributed.is_main():
-            write_results(self.cfg.OUTPUT_DIR, {**self._run(), "prompts": self._prompts_digest()}, self.last_result)
+            write_results(self.cfg.OUTPUT_DIR, {**run, "prompts": self._prompts_digest()}, self.last_result)
         return next(iter(metrics.values()))
 
     def _predictions(self, split: str, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits `(B, C)` and labels `(B,)` of all batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
-        readable = ReadableImages(loader.dataset)
-        with loaded(readable, batches[rank::n], loader) as shares:
+        with loaded(ReadableImages(loader.dataset), batches[rank::n], loader, report=self.report_unreadable) as shares:
             for start in bar:
                 # After the last epoch all is saved; before, the next step saves.
                 if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
@@ -239,7 +249,7 @@ class EvaluatedTrainer(TrainerX):
         dataset, items = self.cfg.DATASET, loader.dataset.data_source
         if split not in self._tested_images:
             files = [item.impath for item in items]
-            self._tested_images[split] = on_main(lambda: images_digest(items, image_files(files, dataset_root(self)), True))
+            self._tested_images[split] = on_main(lambda: images_digest(items, image_files(files, self.root), True))
         return {
             "dataset": dataset.NAME,
             "split": split,
@@ -247,18 +257,6 @@ class EvaluatedTrainer(TrainerX):
             "source_domains": list(dataset.SOURCE_DOMAINS),
             "target_domains": list(dataset.TARGET_DOMAINS),
             "images": self._tested_images[split],
-        }
-
-    def _measured(self, right: Tensor, labels: Tensor, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Return what a test has measured: of each class how many images were predicted right, and the metrics in percent."""
-        classes = range(len(self.class_names))
-        right, images = (torch.bincount(some, minlength=len(classes)).tolist() for some in (labels[right], labels))
-        return {
-            "num_classes": len(classes),
-            "num_images": len(labels),
-            "class_names": key_of(*self.class_names).hex(),
-            "right_by_class": " ".join(f"{right[c]}/{images[c]}" for c in classes),
-            **{name: float(metrics[name]) for name in ("accuracy", "error_rate", "macro_f1")},
         }
 
     def _run(self) -> dict[str, Any]:
@@ -305,37 +303,32 @@ def on_main(compute: Callable[[], Any]) -> Any:
     return found
 
 
-def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, key: str, name: str, override: bool = False) -> CfgNode:
+def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, name: str, of_student: bool = True) -> CfgNode:
     """Return the configuration with INPUT.SIZE, INTERPOLATION, PIXEL_MEAN and PIXEL_STD of a CLIP where they were not given.
 
     Args:
-        key, name: of the CLIP, for errors: "MODEL.BACKBONE.NAME", "ViT-B/32".
-        override: given values are of another CLIP, the student: they are replaced, and how images are prepared is printed.
+        of_student: else given values are of another CLIP, the student: they are replaced, and printed.
 
     Raises:
         ConfigError: a given value is not the CLIP's; both are named, and what to do.
     """
-    p = preprocessing
+    p, node = preprocessing, cfg.INPUT
     expected = {"SIZE": p.size, "INTERPOLATION": p.interpolation, "PIXEL_MEAN": list(p.mean), "PIXEL_STD": list(p.std)}
-    different = {k: value for k, value in expected.items() if not _same(cfg.INPUT[k], value)}
-    given = {k: value for k, value in different.items() if is_given(cfg, f"INPUT.{k}")}
-    if given and not override:
-        both = "; ".join(f"INPUT.{k} {cfg.INPUT[k]} is not what {key} '{name}' takes: expected {v}" for k, v in given.items())
-        pairs = " ".join(f'INPUT.{k} "{value}"' for k, value in given.items())
+    same = {"SIZE": tuple(node.SIZE) == tuple(p.size), "INTERPOLATION": p.interpolation == node.INTERPOLATION}
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        same[key] = all(abs(a - b) < 1e-6 for a, b in zip(node[key], expected[key], strict=True))
+    different = {key: value for key, value in expected.items() if not same[key]}
+    if of_student and (given := [key for key in different if is_given(cfg, f"INPUT.{key}")]):
+        both = (f"INPUT.{k} {node[k]} is not what MODEL.BACKBONE.NAME '{name}' takes: expected {expected[k]}" for k in given)
+        pairs = " ".join(f'INPUT.{key} "{expected[key]}"' for key in given)
         raise ConfigError(
-            f"{both}. Without these lines in the configuration file INPUT follows the model; or set them on the command line: "
-            f"{pairs}"
+            f"{'; '.join(both)}. Without these lines in the configuration file INPUT follows the model; or set them on the "
+            f"command line: {pairs}"
         )
-    if override:
-        values = ", ".join(f"INPUT.{k} {value}" for k, value in expected.items())
+    if not of_student:
+        values = ", ".join(f"INPUT.{key} {value}" for key, value in expected.items())
         print(f"Images are prepared as '{name}' takes them: {values}, resize mode {p.resize_mode}")
-    return changed(cfg, "INPUT", **{k: type(cfg.INPUT[k])(value) for k, value in different.items()})
-
-
-def _same(value: Any, expected: Any) -> bool:
-    if isinstance(expected, str):
-        return value == expected
-    return len(value) == len(expected) and all(abs(a - b) < 1e-6 for a, b in zip(value, expected, strict=True))
+    return changed(cfg, "INPUT", **{key: type(node[key])(value) for key, value in different.items()})
 
 
 def changed(cfg: CfgNode, node: str, **values: Any) -> CfgNode:
@@ -374,9 +367,8 @@ def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
         build()
     else:
         trainer.dm = dm = manager(trainer.cfg)
-        trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
-        trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
-        trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
+        for key in ("train_loader_x", "train_loader_u", "val_loader", "test_loader", "num_classes", "num_source_domains"):
+            setattr(trainer, key, getattr(dm, key))
         trainer.lab2cname = dm.lab2cname
     if trainer.test_loader is None:
         if trainer.cfg.TEST.FINAL_MODEL == "best_val":
@@ -387,8 +379,3 @@ def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
         trainer.cfg = changed(trainer.cfg, "TEST", NO_TEST=True)
     if trainer.train_loader_x is not None:
         apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)
-
-
-def dataset_root(trainer: TrainerX) -> str:
-    """Return the folder below which images are named."""
-    return trainer.cfg.DATASET.ROOT or getattr(trainer.dm.dataset, "dataset_dir", "")

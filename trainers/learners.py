@@ -22,7 +22,7 @@ from kdpl.students import Student
 from kdpl.trainers.distill import DistillTrainer, SupervisedTrainer
 
 PREFIX = "KDPL_"
-_loaded: dict[Path, str] = {}  # module name by file
+_loaded: set[Path] = set()  # files
 
 
 def register(trainer: type) -> type:
@@ -65,12 +65,11 @@ def prompt_learner(student: type[Student]) -> type[Student]:
     Raises:
         ConfigError: a learner of this name exists already.
     """
-    if Student.known.get(student.__name__) is student:
-        distilled, supervised = trainers_of(student, student.__module__)
-        if TRAINER_REGISTRY.get(distilled.__name__) is distilled:
-            register(supervised)
-            return student
-    raise ConfigError(f"A prompt learner '{student.__name__}' exists already: choose another class name.")
+    distilled, supervised = trainers_of(student, student.__module__)
+    if Student.known.get(student.__name__) is not student or TRAINER_REGISTRY.get(distilled.__name__) is not distilled:
+        raise ConfigError(f"A prompt learner '{student.__name__}' exists already: choose another class name.")
+    register(supervised)
+    return student
 
 
 def load_learners(paths: Iterable[str]) -> None:
@@ -79,30 +78,25 @@ def load_learners(paths: Iterable[str]) -> None:
     Raises:
         ConfigError: a file is missing, raises an error, or registers no learner.
     """
-    for path in paths:
-        _load(path, Path(os.path.realpath(path)))
-
-
-def _load(given: str, path: Path) -> None:
-    if path in _loaded:
-        return
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ConfigError(f"--learner '{given}' {what}: expected a Python file.{did_you_mean(path.name, near)}")
-    name = f"kdpl_learner_{len(_loaded)}_{path.stem}"
-    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise ConfigError(f"--learner '{given}' cannot be imported{where} ({short_reason(error)}).") from error
-    trainers = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())
-    if not any(getattr(trainer, "student_class", object).__module__ == name for trainer in trainers):
-        raise ConfigError(
-            f"--learner '{given}' defines no prompt learner: expected a subclass of kdpl.students.Student with the decorator "
-            "@kdpl.trainers.prompt_learner."
-        )
-    _loaded[path] = name
+    for given in paths:
+        path = Path(os.path.realpath(given))
+        if path in _loaded:
+            continue
+        if not path.is_file():
+            near = [p.name for p in path.parent.glob("*.py")]
+            raise ConfigError(f"--learner '{given}' is not a file: expected a Python file.{did_you_mean(path.name, near)}")
+        name = f"kdpl_learner_{len(_loaded)}_{path.stem}"
+        spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            trainers = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())
+            if not any(getattr(trainer, "student_class", object).__module__ == name for trainer in trainers):
+                raise ConfigError(
+                    "expected a subclass of kdpl.students.Student with the decorator @kdpl.trainers.prompt_learner"
+                )
+        except Exception as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            where = f" in line {lines[-1]}" if lines else ""
+            raise ConfigError(f"--learner '{given}' is not a prompt learner{where} ({short_reason(error)}).") from error
+        _loaded.add(path)

@@ -7,8 +7,6 @@ A trainer combines a student class (what is learned) with an objective: `Distill
 import os
 import random
 import time
-from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,12 @@ from yacs.config import CfgNode
 
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.command import StopRequest
 from kdpl.common.outputs import occupy
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
 from kdpl.distill.objective import Objective
-from kdpl.distill.views import ViewFeatures, view_features
 from kdpl.students import Student
 from kdpl.students.base import encode_names, prepare_names
 from kdpl.text.prompts import sentence_features, warn_of_same_names
@@ -39,10 +35,8 @@ from kdpl.training.progress import DivergenceError, Progress
 from kdpl.training.schedule import EpochSchedule, check_schedule
 from kdpl.training.seeding import SEEDS
 
-STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train", "images")  # what sees a batch in a training step
-Tower = tuple[Clip, Callable[[Tensor], Tensor], str]  # a CLIP, its image features, and a digest of what is learned in them
 LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
-LEAST_STEPS, MOST_SECONDS = 10, 10.0  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more steps
+LEAST_STEPS = 10  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more
 
 
 class PromptTrainer(EvaluatedTrainer):
@@ -56,7 +50,7 @@ class PromptTrainer(EvaluatedTrainer):
 
     student_class: type[Student]
     objective: Objective  # built at first use, because an evaluation does not need it
-    distilled = False  # from a teacher, without labels
+    fixed_views = 0  # of an image; 0: a new augmentation in every epoch
     allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
@@ -66,7 +60,6 @@ class PromptTrainer(EvaluatedTrainer):
         self.progress, self.stop = Progress(), StopRequest()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
-        self._last_read = 0.0  # time.perf_counter() of the last read of terms
         self._updates = 0  # calls of `model_update`
         self._stepped = False  # the last one found finite gradients
         self._reported_repeat = False
@@ -89,13 +82,10 @@ class PromptTrainer(EvaluatedTrainer):
         check_config(cfg, student.node)
         check_schedule(cfg.OPTIM)
         student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
-        specific = student.is_class_specific(options)
-        if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or specific):
-            learns = f"learns {student.learned_for_each} for each class"
-            reason = learns if specific else "encodes the names again for each image"
+        if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or student.is_class_specific(options)):
             raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} {reason}, so processes can only share the images. "
-                "Set it to False."
+                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} encodes the names again for each image, or learns "
+                f"{student.learned_for_each} for each class, so processes can only share the images. Set it to False."
             )
 
     def build_data_loader(self) -> None:
@@ -104,17 +94,13 @@ class PromptTrainer(EvaluatedTrainer):
             views = self.fixed_views
             names = self.keys([item.impath for item in loader.dataset.data_source]) if views else ()
             self.train_loader_x = EpochLoader(loader, self.seed, views, self.cfg.TRAINER.KDPL.VIEW_SEED, names)
+            self.train_loader_x.report = self.report_unreadable
             smallest = min(loader.batch_size, len(loader.dataset))
             if smallest < self.ranks:
                 raise ValueError(
                     f"A batch of {smallest} images cannot be split among {self.ranks} processes: raise "
                     "DATALOADER.TRAIN_X.BATCH_SIZE, the batch size of all processes together, or start fewer."
                 )
-
-    @property
-    def fixed_views(self) -> int:
-        """How many fixed views an image has; 0: a new one in every epoch."""
-        return 0
 
     def build_model(self) -> None:
         cfg, student_class = self.cfg, self.student_class
@@ -134,12 +120,6 @@ class PromptTrainer(EvaluatedTrainer):
             state = checkpoint.load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             checkpoint.load_learned(learned, state["state_dict"], cfg.MODEL.INIT_WEIGHTS)
         self.optim = build_optimizer(learned, cfg.OPTIM)
-        optimized = {id(p) for group in self.optim.param_groups for p in group["params"]}
-        if left_out := [name for name, p in learned.named_parameters() if id(p) not in optimized]:
-            raise ValueError(
-                f"In no optimizer, and would never learn: {', '.join(left_out[:3])}. OPTIM.STAGED_LR is {cfg.OPTIM.STAGED_LR}, "
-                "with which an installed Dassl takes the parameters of child modules alone: set it to False."
-            )
         self.optim.register_step_post_hook(self._note_step)
         self.sched = EpochSchedule(self.optim, cfg.OPTIM)
         self.register_model(self.student.model_name, learned, self.optim, self.sched)
@@ -190,7 +170,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
         """Take an optimizer step on the loss; several ranks average it, weighted by their fractions of the batch.
@@ -254,14 +234,16 @@ class PromptTrainer(EvaluatedTrainer):
     def run_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one; print every TRAIN.PRINT_FREQ batches.
 
-        On a GPU several lines are printed together, when their terms are read: see `is_time_to_read`.
+        A GPU works on while the host asks for nothing, so several lines are printed together there: the terms of its steps are
+        read once in LEAST_STEPS or TRAIN.PRINT_FREQ steps, whichever are more, and at the end of an epoch.
         """
         loader, first = self.train_loader_x, self.first_batch
         self.student.learned.train()
         loader.epoch, loader.start, self.num_batches = self.epoch, first, len(loader)
-        # An epoch with fewer batches than that prints each of them.
-        print_freq = self.cfg.TRAIN.PRINT_FREQ if self.num_batches >= self.cfg.TRAIN.PRINT_FREQ else 1
-        started = end = self._last_read = time.perf_counter()
+        every = self.cfg.TRAIN.PRINT_FREQ
+        print_freq = every if self.num_batches >= every else 1  # an epoch with fewer batches prints each of them
+        read_freq = print_freq if self.device.type == "cpu" else max(every, LEAST_STEPS)
+        started = end = time.perf_counter()
         for self.batch_idx, batch in enumerate(loader, first):
             data, finished = time.perf_counter() - end, self.batch_idx + 1
             self.take_step(batch)
@@ -270,36 +252,21 @@ class PromptTrainer(EvaluatedTrainer):
                 left = (self.max_epoch - self.epoch) * self.num_batches - finished
                 where = f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{finished}/{self.num_batches}]"
                 self.progress.print_later(where, self.optim.param_groups[0]["lr"], left)
-            if to_read := self.is_time_to_read(print_freq):
+            if is_read := finished % read_freq == 0 or finished == self.num_batches:
                 self.read_terms()
-            if self.is_time_to_save(to_read):
+            if self.is_time_to_save(is_read):
                 self.train_seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self.save_inside_epoch()
             end = time.perf_counter()
         for batch in loader.last() if self.student.closed_form else ():  # no photo is left out
             self.compute_loss(batch)
-        self.read_terms()
         for batch in loader.rest() if loader.views else ():  # so that all features are known after one pass over the views
             self.features(batch)
         for features in self.view_features if loader.views else ():
-            features.table.save()
+            features.save()
         self.first_batch = 0
         self.train_seconds += time.perf_counter() - started
-
-    def is_time_to_read(self, print_freq: int) -> bool:
-        """Whether the terms of the last steps are read, so that their lines can be printed.
-
-        A GPU works on while the host asks for nothing. So it is asked once in LEAST_STEPS or TRAIN.PRINT_FREQ steps, whichever
-        are more, at the end of an epoch, and if a line has waited for MOST_SECONDS.
-        """
-        step = self.batch_idx + 1
-        if self.device.type == "cpu":
-            return step % print_freq == 0
-        # Clocks of ranks differ.
-        late = self.ranks == 1 and time.perf_counter() - self._last_read >= MOST_SECONDS
-        every = max(self.cfg.TRAIN.PRINT_FREQ, LEAST_STEPS)
-        return step % every == 0 or step == self.num_batches or (late and self.progress.has_lines)
 
     def read_terms(self) -> None:
         """Read the terms of the steps since the last call from the device, for lines, means and TensorBoard.
@@ -313,7 +280,6 @@ class PromptTrainer(EvaluatedTrainer):
                 f"Gradients are NaN or infinite in every step, so no step is taken: amp's loss scale fell to {scale}. "
                 "Set PREC fp32 or bf16, or lower OPTIM.LR."
             )
-        self._last_read = time.perf_counter()
         for step in steps:
             if step.line:
                 print(step.line)
@@ -334,36 +300,11 @@ class PromptTrainer(EvaluatedTrainer):
 
     # --------------------------------------------------------------------------------------------------------- a run
 
-    def frozen_towers(self) -> list[Tower]:
-        """Return the towers whose features of fixed views are computed once."""
-        return [(self.clip, self.student.frozen_image_features, "")] if self.student.reads_frozen_image_features else []
-
-    @cached_property
-    def view_features(self) -> list[ViewFeatures]:
-        """The features of fixed views by each of `frozen_towers`."""
-        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
-        where = self.train_loader_x, self.training_images, self.cfg.TRAINER.KDPL.CACHE_DIR, pixels
-        return [view_features(clip, compute, *where, prompts) for clip, compute, prompts in self.frozen_towers()]
-
     def load_for_training(self) -> None:
+        """Load everything that only training needs, so that missing files are reported before the run starts."""
         _ = self.objective
-        if self.train_loader_x is None:
-            return
-        if self.manifest is None:
+        if self.train_loader_x is not None and self.manifest is None:
             self.manifest = checkpoints.manifest_of(self)
-        # A prompted tower or a subclass's step needs the pixels of all images, whatever features are known.
-        if self.train_loader_x.views:
-            features = self.view_features
-            if self.student.image_features_are_frozen and not has_own_step(type(self)):
-                self.train_loader_x.wanted = lambda index, view: sum(f.missing(index, view) for f in features).bool()
-        if not self.cfg.TRAINER.KDPL.COMPILE:
-            return
-        # The scaler may ask for a second backward pass, which a compiled step does not have.
-        why = "amp may repeat a backward pass" if self.scaler.is_enabled() else self.objective.no_graph
-        if why:
-            print(f"TRAINER.KDPL.COMPILE: the image towers are compiled, the step is not: {why}")
-        else:
-            self.objective.compile()
 
     def train(self) -> None:
         if self.train_loader_x is None or len(self.train_loader_x) == 0:
@@ -443,8 +384,3 @@ class PromptTrainer(EvaluatedTrainer):
 def is_ours(trainer: Any) -> bool:
     """Whether a trainer class, or a method of one, is defined in this package."""
     return trainer.__module__.startswith("kdpl.trainers.")
-
-
-def has_own_step(trainer: type[PromptTrainer]) -> bool:
-    """Whether a trainer class from outside this package sees the batches of a training: it defines a part of the step."""
-    return any(not is_ours(part) for name in STEP if (part := getattr(trainer, name, None)) is not None)

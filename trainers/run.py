@@ -39,17 +39,18 @@ def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()
         check_names(each)
     check_folder(cfg.OUTPUT_DIR, TRAINING)
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    if not hasattr(trainer_class, "student_class"):
+    student = getattr(trainer_class, "student_class", None)
+    if student is None:
         return
-    if args.eval_only and not args.model_dir:
-        raise ConfigError(
-            f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
-            "--model-dir. To evaluate the hand-written sentences, use --trainer ZeroshotCLIP."
-        )
     if args.eval_only:
-        checkpoint_path(args.model_dir, trainer_class.student_class.model_name, args.load_epoch)
+        if not args.model_dir:
+            raise ConfigError(
+                f"--eval-only with {cfg.TRAINER.NAME} needs the prompts to evaluate: name the output folder of their run in "
+                "--model-dir. To evaluate the hand-written sentences, use --trainer ZeroshotCLIP."
+            )
+        checkpoint_path(args.model_dir, student.model_name, args.load_epoch)
         return
-    folder, student = Path(cfg.RESUME or cfg.OUTPUT_DIR), trainer_class.student_class
+    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
     resumes = not args.no_train and not args.fresh and issubclass(trainer_class, PromptTrainer) and saved_states(folder)
     if resumes and (then := read_manifest(folder)) is not None:  # compared in full when the run resumes
         now = config_of(cfg, student.node, trainer_class.distilled)
@@ -115,6 +116,7 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
 
 
 def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgNode]) -> None:
+    """Train unless the flags say otherwise, and test on other data sets, or if nothing is trained on the run's own."""
     if not args.eval_only and not args.no_train:
         trainer.train()
     if args.eval_only and not others:
@@ -126,13 +128,13 @@ def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgN
 
 def lost_worker(error: Exception) -> OSError | None:
     """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
-    message = str(error) or "end of file"
+    lines = str(error).strip().splitlines() or ["end of file"]
     signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
-    died = "DataLoader worker" in message and any(sign in message for sign in signs)
-    if not died and not isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a batch
+    died = any(sign in lines[-1] for sign in signs)
+    if not died and not isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
         return None
     return OSError(
-        f"A process that loads images ended ({message.strip().splitlines()[-1]}). The system may have ended it for want of "
-        "memory: lower DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory, or more "
-        "shared memory (--shm-size)."
+        f"A process that loads images ended ({lines[-1]}). The system may have ended it for want of memory: lower "
+        "DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory, or more shared memory "
+        "(--shm-size)."
     )

@@ -46,13 +46,11 @@ def check_teacher(cfg: CfgNode) -> None:
                 f"{where} uses hand-written sentences, which `kdpl fit` found to be better than its learned prompts: write "
                 "them into a file and give that as TEACHER_TEMPLATES."
             )
-        specific = learner.is_class_specific(values)
-        if options.CLASS_AGNOSTIC and (specific or learner.text_depends_on_images):
-            why = "are class-specific" if specific else "give every image text features of its own"
+        if options.CLASS_AGNOSTIC and (learner.is_class_specific(values) or learner.text_depends_on_images):
             raise ConfigError(
-                f"{where} and TRAINER.KDPL.CLASS_AGNOSTIC True: the prompts of {bundle.variant} {why}, which a whole "
-                "vocabulary cannot have. Choose prompts of another learner, such as CoOp with CSC False, or set CLASS_AGNOSTIC "
-                "to False."
+                f"{where} and TRAINER.KDPL.CLASS_AGNOSTIC True: the prompts of {bundle.variant} are class-specific or give "
+                "every image text features of its own, which a whole vocabulary cannot have. Choose prompts of another "
+                "learner, such as CoOp with CSC False, or set CLASS_AGNOSTIC to False."
             )
 
 

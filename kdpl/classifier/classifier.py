@@ -18,9 +18,8 @@ from kdpl.bundle.hub import read
 from kdpl.bundle.learned import NameEncoder, NameTexts, fitting_options, learned_student, refuse_doubles
 from kdpl.classifier.decoding import BATCH_SIZE, WORKERS, Decoded, Decoder, OnBad, stacked_pixels
 from kdpl.clip.loading import describe, load_clip
-from kdpl.clip.model import check_finite, effective_precision, similarity_logits
+from kdpl.clip.model import Normalize, check_finite, effective_precision, similarity_logits
 from kdpl.clip.names import ModelNameError
-from kdpl.clip.preprocessing import Normalize
 from kdpl.common.files import cache_dir
 from kdpl.common.tensor_files import FeatureFile, update_digest
 from kdpl.config.defaults import KDPL

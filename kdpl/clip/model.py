@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -127,7 +127,7 @@ class Clip:
 
     def frozen_image_features(self, images: Tensor) -> Tensor:
         """Return the normalised image features `(B, d)` in fp32, without gradient and in the precision of frozen passes."""
-        with no_gradients(), self.autocast(frozen=True):
+        with torch.inference_mode(), self.autocast(frozen=True):
             features = normalized(self.image_features(images))
         return features.clone()  # unlike the inference tensor itself, its clone may take part in autograd
 
@@ -182,6 +182,25 @@ class Clip:
     def compile(self) -> None:
         """Compile the pass from images to features with `torch.compile`; the first batch of a shape then takes a while."""
         self._encode_image = torch.compile(self._encode_image)
+
+
+class Normalize:
+    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
+
+    Args:
+        mean, std: of RGB in 0..1.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
+        if images.dtype != torch.uint8:
+            return images
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
 
 
 def _contents(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -263,8 +282,3 @@ def check_finite(values: Tensor, what: str) -> Tensor:
             "the precision. Load them again, or use PREC fp32."
         )
     return values
-
-
-def no_gradients() -> AbstractContextManager:
-    """Return the context of a frozen pass: inference mode, or what a compiled step takes in its place."""
-    return torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()

@@ -79,25 +79,6 @@ def checked_preprocessing(content: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing(tuple(given["size"]), given["interpolation"], mean, std, given["resize_mode"])
 
 
-class Normalize:
-    """Turns uint8 images into normalised floats on their device; floats count as normalised already.
-
-    Args:
-        mean, std: of RGB in 0..1.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return `(B, 3, H, W)` in fp32, with the same operations as torchvision's `ToTensor` and `Normalize`."""
-        if images.dtype != torch.uint8:
-            return images
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return images.float().div_(255).sub_(self._mean).div_(self._std)
-
-
 def moved(values: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the CPU on a device, without waiting for it: to a GPU it is copied from pinned memory."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -208,7 +208,7 @@ OWN = {
     "TRAINER.KDPL.VIEWS": Key(0, MATTERS, "Fixed views of each image, encoded once; 0: a new augmentation each time.", FROM_0),
     "TRAINER.KDPL.VIEW_SEED": Key(0, MATTERS, "Seed of the fixed views.", FROM_0),
     "TRAINER.KDPL.CACHE_DIR": Key("", HARMLESS, "Folder that stores the features of fixed views; empty is none."),
-    "TRAINER.KDPL.COMPILE": Key(False, ROUNDS, "[Compile](performance.md#a-compiled-step) the step and the image towers."),
+    "TRAINER.KDPL.COMPILE": Key(False, ROUNDS, "[Compile](performance.md#compiled-towers) the image towers."),
     "TRAINER.KDPL.MAX_TEXT_ROWS": Key(8192, ROUNDS, "Tokens of learned prompts in one pass; 0 is no bound.", FROM_0),
     "TRAINER.KDPL.SHARD_CLASSES": Key(False, ROUNDS, "With several processes, each encodes a share of the class names."),
 }

@@ -8,39 +8,30 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PREFIX = "probabilities:"  # of TRAINER.KDPL.TEACHER, before a file
-FORMATS = (".npz", ".safetensors", ".csv")
 SUM = 1e-3  # by which the probabilities of an image may add up to something else than 1
 LEAST = 1e-30  # a probability below is taken for this, whose logarithm is finite
 
 
-class GivesLogits(Protocol):
-    """What a teacher of one's own has."""
-
-    names: Sequence[str]
-
-    def logits(self, batch: Any) -> Tensor:
-        """Return logits `(B, C)` over `names`, of the images `(B, 3, H, W)` or keys that the objective is called with."""
-
-
 class GivenTeacher:
-    """Any object with `names` and `logits(batch)` as a teacher of `Distillation`.
+    """Any object as a teacher of `Distillation` that has `names`, class names, and `logits(batch)`, `(B, C)` over them.
 
-    Called with images, it is given them, normalised for the student. Called with `teacher_features=keys`, it is given the keys.
+    Called with images `(B, 3, H, W)`, it is given them, normalised for the student. Called with `teacher_features=keys`, it is
+    given the keys.
     """
 
     members = ()
 
-    def __init__(self, teacher: GivesLogits):
+    def __init__(self, teacher: Any):
         self.teacher, self.names = teacher, list(teacher.names)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -72,18 +63,16 @@ class Probabilities:
         where: it is from, for messages.
 
     Raises:
-        ValueError: a key is there twice, shapes disagree, or a row is no distribution.
+        ValueError: a key is there twice, or a row is no distribution.
     """
 
     def __init__(self, names: Sequence[str], keys: Sequence[str], values: Tensor, where: str = "The table of probabilities"):
         self.names, self.where = list(names), where
         self.rows = {key: row for row, key in enumerate(keys)}
-        if values.shape != (len(keys), len(self.names)):
-            raise ValueError(f"{where} has values {tuple(values.shape)} for {len(keys)} images and {len(self.names)} names.")
         if len(self.rows) < len(keys):
             twice = next(key for row, key in enumerate(keys) if self.rows[key] != row)
             raise ValueError(f"{where} has the image '{twice}' twice: remove one of its rows.")
-        values = values.double()
+        values = values.double().reshape(len(keys), len(self.names))
         sums = values.sum(1)
         wrong = ~((sums - 1).abs() <= SUM) | (values < 0).any(1)  # NaN is wrong, too
         if wrong.any():
@@ -107,24 +96,17 @@ class Probabilities:
         Raises:
             ValueError: the message names the first that differs.
         """
-        if self.names != list(names):
-            if sorted(self.names) == sorted(names):
-                at = next(i for i, (a, b) in enumerate(zip(self.names, names, strict=True)) if a != b)
+        for column, (mine, theirs) in enumerate(zip_longest(self.names, names, fillvalue="none")):
+            if mine != theirs:
                 raise ValueError(
-                    f"{self.where} has the class names in another order: column {at} is '{self.names[at]}', label {at} of the "
-                    f"data set '{names[at]}'. Write the columns in the order of the labels."
+                    f"{self.where} has {len(self.names)} class names, and column {column} is '{mine}': expected '{theirs}', "
+                    f"as the {len(names)} class names of the data set are written and ordered."
                 )
-            extra = [name for name in self.names if name not in set(names)]
-            missing = [name for name in names if name not in set(self.names)]
-            what = f"'{extra[0]}', which is no class of the data set" if extra else f"no column '{missing[0]}'"
-            raise ValueError(
-                f"{self.where} has {what}: expected the {len(names)} class names of the data set, as they are written."
-            )
         if absent := [key for key in keys if key not in self.rows]:
-            some = next(iter(self.rows), "")
             raise ValueError(
-                f"{self.where} has no row for {len(absent):,} of {len(keys):,} training images, such as '{absent[0]}' (it "
-                f"has rows such as '{some}'): expected one for each, by the path below the data set's folder."
+                f"{self.where} has no row for {len(absent):,} of {len(keys):,} training images, such as '{absent[0]}' "
+                f"(it has rows such as '{next(iter(self.rows), '')}'): expected one for each, by its path below the data set's "
+                "folder."
             )
 
     def logits(self, keys: Sequence[str]) -> Tensor:
@@ -142,33 +124,27 @@ def read_probabilities(path: str | os.PathLike) -> Probabilities:
 
     - `.csv`: a header `path,NAME,NAME,...`, and a row for each image.
     - `.npz`: arrays `paths (N)`, `names (C)` and `probabilities (N, C)`.
-    - `.safetensors`: a tensor `probabilities (N, C)`, and in the metadata `paths` and `names` as JSON lists.
 
     Raises:
         ValueError, OSError: the message names the file and what is wrong with it.
     """
     path = Path(path).expanduser()
     where = f"'{path}'"
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{where} is not a table of probabilities: expected one of {', '.join(FORMATS)}.")
-    if not path.is_file():
-        raise ValueError(f"There is no table of probabilities {where}.")
+    if not path.is_file() or path.suffix not in (".csv", ".npz"):
+        raise ValueError(f"There is no table of probabilities {where}: expected a file .csv or .npz.")
     try:
         if path.suffix == ".csv":
             with open(path, newline="", encoding="utf-8-sig") as file:
                 head, *rows = (row for row in csv.reader(file) if row)
             if not head or head[0] != "path" or any(len(row) != len(head) for row in rows):
                 raise ValueError("expected a header 'path,NAME,NAME,...' and as many cells in each row")
-            values = torch.tensor([[float(cell) for cell in row[1:]] for row in rows], dtype=torch.float64)
-            return Probabilities(head[1:], [row[0] for row in rows], values.reshape(len(rows), len(head) - 1), where)
-        if path.suffix == ".npz":
+            names, keys, cells = head[1:], [row[0] for row in rows], [[float(cell) for cell in row[1:]] for row in rows]
+            values = torch.tensor(cells, dtype=torch.float64)
+        else:
             with np.load(path, allow_pickle=False) as file:
                 names, keys = ([str(text) for text in file[name]] for name in ("names", "paths"))
-                return Probabilities(names, keys, torch.from_numpy(file["probabilities"].astype(np.float64)), where)
-        with safe_open(path, "pt") as file:
-            names, keys = (json.loads((file.metadata() or {})[name]) for name in ("names", "paths"))
-            return Probabilities(names, keys, file.get_tensor("probabilities"), where)
-    except (KeyError, TypeError, EOFError, BadZipFile, SafetensorError, ValueError) as error:
-        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        text = text if text.startswith(where) else f"{where} cannot be read as a table of probabilities: {text}."
-        raise ValueError(text) from error
+                values = torch.from_numpy(file["probabilities"].astype(np.float64))
+        return Probabilities(names, keys, values, where)
+    except (KeyError, TypeError, EOFError, BadZipFile, RuntimeError, ValueError) as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where} cannot be read as a table ({text}).") from error

@@ -50,7 +50,7 @@ def distillation_loss(
     forward, reverse = _both_ways(student_logits, teacher_logits, temperature)
     if kind in ("symmetric", "forward", "reverse"):
         forward, reverse = forward.mean() * temperature**2, reverse.mean() * temperature**2
-        loss = _combine(kind, forward, reverse)
+        loss = {"symmetric": 0.5 * forward + 0.5 * reverse, "forward": forward, "reverse": reverse}[kind]
     else:
         loss = _other(student_logits, teacher_logits, kind, temperature).mean()
         forward, reverse = (each.detach().mean() * temperature**2 for each in (forward, reverse))
@@ -73,7 +73,9 @@ def mean_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: Loss = "symmetric", temperature: float = 1.0) -> Tensor:
     """Return the loss of each row, `(B,)`, whose mean is `distillation_loss`; arguments and errors are the same."""
     if kind in ("symmetric", "forward", "reverse"):
-        return _combine(kind, *_both_ways(student_logits, teacher_logits, temperature)) * temperature**2
+        forward, reverse = _both_ways(student_logits, teacher_logits, temperature)
+        loss = {"symmetric": 0.5 * forward + 0.5 * reverse, "forward": forward, "reverse": reverse}[kind]
+        return loss * temperature**2
     return _other(student_logits, teacher_logits, kind, temperature)
 
 
@@ -126,7 +128,3 @@ def _both_ways(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     log_t = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     difference = log_t - log_s  # (B, C)
     return (log_t.exp() * difference).sum(-1), (log_s.exp() * -difference).sum(-1)
-
-
-def _combine(kind: str, forward: Tensor, reverse: Tensor) -> Tensor:
-    return {"symmetric": 0.5 * forward + 0.5 * reverse, "forward": forward, "reverse": reverse}[kind]

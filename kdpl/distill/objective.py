@@ -7,9 +7,8 @@
 The trainers, the calculator and the benchmarks all call these; no other copy of the step exists.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +16,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.clip.model import Clip
-from kdpl.distill.given import GivenTeacher, GivesLogits
-from kdpl.distill.labelled import Labelled
+from kdpl.common.files import key_of
+from kdpl.distill.given import GivenTeacher
 from kdpl.distill.loss import Loss, check_loss, distillation_loss, mean_logits
 from kdpl.distill.selection import SelectionReport, select_names
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.students import Student
-from kdpl.students.base import Shard, prepare_names
+from kdpl.students.base import prepare_names
 
 Terms = dict[str, Tensor]
-Step = Callable[..., tuple[Tensor, Terms]]
 LENGTH_TOLERANCE = 0.01  # features cached in half precision are within 0.001
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A few images whose class is known, learned by cross-entropy beside the distillation on all images.
+
+    They are known by the frozen student's features, and every step takes all of them, so that no order has to be resumed.
+
+    Attributes:
+        features: normalised, `(L, d)`.
+        labels: `(L)`, places in the list of class names.
+        weight: of their mean cross-entropy beside the distillation loss.
+    """
+
+    features: Tensor
+    labels: Tensor
+    weight: float = 1.0
+
+    def check(self, student: Student, class_agnostic: bool) -> None:
+        """Refuse a training that cannot use them.
+
+        Raises:
+            ValueError: the message says why.
+        """
+        if class_agnostic or student.closed_form or student.text_depends_on_images or not student.image_features_are_frozen:
+            raise ValueError(
+                f"Labels cannot be learned beside {type(student).__name__}{', class-agnostic' if class_agnostic else ''}: they "
+                "are of class names, and their images are known by frozen features alone. Leave the labels out, or choose a "
+                "learner such as TaskRes or CoOp."
+            )
+        if len(self.features) != len(self.labels) or not {*self.labels.tolist()} <= {*range(len(student.names))}:
+            raise ValueError(
+                f"{len(self.features)} labelled images have the labels {self.labels.tolist()}, expected one place in the list "
+                f"of {len(student.names)} class names for each."
+            )
+
+    @property
+    def digest(self) -> str:
+        """How many there are, and a digest of features, labels and weight, by which runs with other labels are told apart."""
+        rows = [self.labels.tolist(), self.weight, self.features.double().sum(1).tolist()]
+        return f"{len(self.labels)} ({key_of(rows).hex()})"
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the weighted cross-entropy of their logits `(L, C)`."""
+        return self.weight * F.cross_entropy(logits.float(), self.labels.to(logits.device))
 
 
 class Objective:
@@ -40,6 +83,7 @@ class Objective:
     """
 
     selection: SelectionReport | None = None  # counts of the selected names, in class-agnostic training
+    lengths_checked = False  # of features that are given
 
     def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
         if len(names) < 2:
@@ -53,67 +97,22 @@ class Objective:
                 "trained: register them there in `build`."
             )
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
-        self._compiled: Step | None = None
-        self._calls = 0
 
-    def _step(self, *batch: Any) -> tuple[Tensor, Terms]:
-        """Return the loss of a batch and the terms to report."""
-        raise NotImplementedError
-
-    def compile(self, backend: str | Callable = "") -> None:
-        """Run a step from the second on as one graph of `torch.compile`, on a card as CUDA graphs.
-
-        The first step fills what is computed once. A batch of another size is compiled once more, and so is
-        one that brings features in place of images. The backward pass of a step cannot be repeated.
-
-        Args:
-            backend: of `torch.compile`; by default inductor, on a CPU without a C++ compiler aot_eager.
-
-        Raises:
-            ValueError: the student's prompts depend on the images, or ranks share the class names.
-        """
-        if why := self.no_graph:
-            raise ValueError(f"The step of {type(self.student).__name__} cannot be one graph: {why}.")
-        options: dict[str, Any] = {"backend": backend} if backend else {}
-        if not backend and self.student.clip.device.type == "cuda":
-            options = {"mode": "reduce-overhead"}
-        elif not backend and not shutil.which(os.environ.get("CXX", "g++")):
-            options = {"backend": "aot_eager"}
-        self._compiled = torch.compile(self._step, fullgraph=True, **options)
-
-    @property
-    def no_graph(self) -> str:
-        """Why a step cannot be one graph; empty if it can."""
-        if self.student.closed_form:
-            return "what is learned is solved for"
-        if self.student.text_depends_on_images:
-            return "every image has prompts of its own"
-        return "processes share the class names" if isinstance(self.prepared, Shard) else ""
-
-    def _run(self, *batch: Any) -> tuple[Tensor, Terms]:
-        self._calls += 1
-        if self._calls == 1:
-            _check_lengths(batch)
-        if self._compiled is None or self._calls == 1:
-            return self._step(*batch)
-        torch.compiler.cudagraph_mark_step_begin()
-        loss, terms = self._compiled(*batch)
-        return loss, {name: term.detach().clone() for name, term in terms.items()}  # the next step has the same memory
-
-    def _prepare(self, names: Sequence[str]) -> Any:
+    def prepare(self, names: Sequence[str]) -> Any:
+        """Return the student's constants of class names, of this rank's share if ranks share them."""
         return prepare_names(self.student, names, self.shard_classes)
 
-
-def _check_lengths(batch: Sequence[Any]) -> None:
-    """Refuse given features `(B, d)` that are not of length one: their logits would be of another scale."""
-    for features in [x for given in batch for x in (given if isinstance(given, list | tuple) else [given])]:
-        if isinstance(features, Tensor) and features.dim() == 2:
-            lengths = features.detach().float().norm(dim=-1)
-            if ((lengths - 1).abs() > LENGTH_TOLERANCE).any():
-                raise ValueError(
-                    f"The features that were given have lengths from {lengths.min():.3g} to {lengths.max():.3g}, expected 1: "
-                    "normalise them, torch.nn.functional.normalize(features, dim=-1)."
-                )
+    def check_lengths(self, *given: Any) -> None:
+        """Refuse features `(B, d)` that are not of length one: their logits would be of another scale."""
+        self.lengths_checked = True
+        for features in (x for some in given for x in (some if isinstance(some, list | tuple) else [some])):
+            if isinstance(features, Tensor) and features.dim() == 2:
+                lengths = features.detach().float().norm(dim=-1)
+                if ((lengths - 1).abs() > LENGTH_TOLERANCE).any():
+                    raise ValueError(
+                        f"The features that were given have lengths from {lengths.min():.3g} to {lengths.max():.3g}, expected "
+                        "1: normalise them, torch.nn.functional.normalize(features, dim=-1)."
+                    )
 
 
 class Distillation(Objective):
@@ -140,7 +139,7 @@ class Distillation(Objective):
     def __init__(
         self,
         student: Student,
-        teacher: Clip | Teacher | Ensemble | Sequence[Clip | Teacher] | GivesLogits,
+        teacher: Any,
         names: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
@@ -162,8 +161,6 @@ class Distillation(Objective):
             teacher = GivenTeacher(teacher)
         if not isinstance(teacher, Teacher | Ensemble | GivenTeacher):
             given = [teacher] if isinstance(teacher, Clip) else list(teacher)
-            if not given:
-                raise ValueError("There is no teacher among []: give a CLIP, a Teacher, or several.")
             how = template or student.template, student.clip.mean, student.clip.std, logit_scale, bool(k_max)
             members = [Teacher(member, self.names, *how) if isinstance(member, Clip) else member for member in given]
             teacher = members[0] if len(members) == 1 else Ensemble(members)
@@ -171,7 +168,7 @@ class Distillation(Objective):
             raise ValueError(f"The teacher's {len(teacher.names)} names differ from the objective's {len(names)}.")
         self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
         self.selection = SelectionReport(self.names) if k_max else None
-        self.prepared = None if k_max else self._prepare(self.names)
+        self.prepared = None if k_max else self.prepare(self.names)
         self.labelled = labelled
         if labelled is not None:
             labelled.check(student, bool(k_max))
@@ -195,60 +192,41 @@ class Distillation(Objective):
 
         Returns:
             The loss, and scalars by name: `loss`, `loss_kl_forward`, `loss_kl_reverse`, the student's own regularisers, with
-            labelled images `loss_labels`, and, if there are any of these, `loss_total`, their sum with `loss`.
+            labelled images `loss_labels`, and, if there are any of these, `loss_total`, their sum with `loss`. A student in
+            closed form takes the batch and is solved for after the pass: until then the loss is 0, without terms.
         """
-        if self.student.closed_form:
-            return self._collect(images, teacher_features, frozen_features)
-        batch = images, teacher_features, frozen_features
-        return self._run(*batch, share) if self.k_max else self._run(*batch)
-
-    @torch.no_grad()
-    def _collect(
-        self, images: Tensor | None, teacher_features: Tensor | Sequence[Tensor] | None, frozen: Tensor | None
-    ) -> tuple[Tensor, Terms]:
-        """Give a batch to a student that is solved for after the pass; until then there is no loss."""
-        if teacher_features is None:
-            teacher_features = self.teacher.image_features(images)
-        frozen = self.student.frozen_image_features(images) if frozen is None else frozen
-        target = self.teacher.logits(teacher_features, self.student.logit_scale)
-        target = mean_logits(target, self.temperature)  # (B, C)
-        each = [teacher_features] if isinstance(teacher_features, Tensor) else list(teacher_features)
-        joined = torch.cat(each, -1) / len(each) ** 0.5  # a cosine is the mean of the teachers'
-        self.student.collect(frozen, (target.float() / self.temperature).log_softmax(-1), joined)
-        return target.new_zeros(()), {}
-
-    @property
-    def no_graph(self) -> str:
-        return "the names are selected for each batch" if self.k_max else super().no_graph
-
-    def _step(
-        self,
-        images: Tensor | None,
-        teacher_features: Tensor | Sequence[Tensor] | None,
-        frozen: Tensor | None,
-        share: float = 1.0,
-    ) -> tuple[Tensor, Terms]:
-        student, names, prepared = self.student, self.names, self.prepared
+        student, names, prepared, frozen = self.student, self.names, self.prepared, frozen_features
+        if not self.lengths_checked:
+            self.check_lengths(teacher_features, frozen)
         if teacher_features is None:
             teacher_features = self.teacher.image_features(images)
         if frozen is None and student.reads_frozen_image_features:
             frozen = student.frozen_image_features(images)
         # (B, C), or (B, V) with k_max; of M teachers (M, B, ...)
         target = self.teacher.logits(teacher_features, student.logit_scale)
+        if student.closed_form:
+            target = mean_logits(target, self.temperature)  # (B, C)
+            seen = [teacher_features] if isinstance(teacher_features, Tensor) else list(teacher_features)
+            joined = torch.cat(seen, -1) / len(seen) ** 0.5  # a cosine is the mean of the teachers'
+            student.collect(frozen, (target.float() / self.temperature).log_softmax(-1), joined)
+            return target.new_zeros(()), {}
         with student.clip.autocast():
             if self.k_max:
                 chosen, probabilities = select_names(target, self.k_max, share)  # (K,)
                 self.selection.add(chosen, probabilities)
                 names = [self.names[i] for i in chosen.tolist()]
-                target, prepared = target[..., chosen], self._prepare(names)
-            known = frozen if self.labelled is None else self.labelled.with_batch(frozen)
-            output, extra = student(images, prepared, frozen=known), {}
-            if self.labelled is not None:
-                output, extra["loss_labels"] = self.labelled.apart(output, len(frozen))
+                target, prepared = target[..., chosen], self.prepare(names)
+            own: Terms = {}
+            if self.labelled is None:
+                output = student(images, prepared, frozen=frozen)
+            else:  # behind the batch
+                few, batch = self.labelled.features.to(frozen), len(frozen)
+                output = student(images, prepared, frozen=torch.cat([frozen, few]))  # of B + L images
+                own["loss_labels"] = self.labelled.loss(output.logits[batch:])
+                output = output._replace(logits=output.logits[:batch], image_features=output.image_features[:batch])
             target = mean_logits(target, self.temperature) if target.dim() == 3 else target
             terms = distillation_loss(output.logits, target, self.kind, self.temperature)
-            output = output._replace(teacher_logits=target)
-            own = {**student.regularisers(output, frozen, names), **extra}
+            own = {**student.regularisers(output._replace(teacher_logits=target), frozen, names), **own}
         total = terms["loss"] + sum(own.values())
         return total, {**terms, **own, **({"loss_total": total} if own else {})}
 
@@ -258,7 +236,7 @@ class CrossEntropy(Objective):
 
     def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
         super().__init__(student, names, shard_classes)
-        self.prepared = self._prepare(self.names)
+        self.prepared = self.prepare(self.names)
 
     def __call__(self, images: Tensor | None, labels: Tensor, *, frozen_features: Tensor | None = None) -> tuple[Tensor, Terms]:
         """Return the loss of a batch and the terms to report: `loss`, `acc` in percent, and the regularisers.
@@ -268,16 +246,14 @@ class CrossEntropy(Objective):
             labels: `(B,)`.
             frozen_features: the frozen student's image features `(B, d)`, if already computed.
         """
-        if self.student.closed_form:
-            frozen = self.student.frozen_image_features(images) if frozen_features is None else frozen_features
-            self.student.collect(frozen, F.one_hot(labels, len(self.names)).float().log())
-            return frozen.new_zeros(()), {}
-        return self._run(images, labels, frozen_features)
-
-    def _step(self, images: Tensor | None, labels: Tensor, frozen: Tensor | None) -> tuple[Tensor, Terms]:
-        student = self.student
+        student, frozen = self.student, frozen_features
+        if not self.lengths_checked:
+            self.check_lengths(frozen)
         if frozen is None and student.reads_frozen_image_features:
             frozen = student.frozen_image_features(images)
+        if student.closed_form:
+            student.collect(frozen, F.one_hot(labels, len(self.names)).float().log())
+            return frozen.new_zeros(()), {}
         with student.clip.autocast():
             output = student(images, self.prepared, frozen=frozen)
             own = student.regularisers(output, frozen, self.names)

@@ -101,13 +101,8 @@ class Teacher:
         """
         if features.dim() != 2:
             raise ValueError(f"Teacher '{self.clip.name}' gave image features {tuple(features.shape)}, expected (B, d).")
-        return similarity_logits(self.scale(student_scale), features, self.texts_of(features))
-
-    def scale(self, student_scale: Tensor) -> Tensor | float:
-        """Return the factor of the logits."""
-        if self.logit_scale == "student":
-            return student_scale
-        return self.clip.logit_scale if self.logit_scale == "own" else float(self.logit_scale)
+        scales = {"student": student_scale, "own": self.clip.logit_scale}
+        return similarity_logits(scales.get(self.logit_scale, self.logit_scale), features, self.texts_of(features))
 
 
 class PromptedTeacher(Teacher):

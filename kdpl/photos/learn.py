@@ -26,8 +26,8 @@ from kdpl.config.checks import check_values
 from kdpl.config.command_line import CONFIGS
 from kdpl.config.keys import ConfigError
 from kdpl.config.merging import merged_cfg
-from kdpl.distill.labelled import Labelled
-from kdpl.distill.views import FeatureTable, ViewFeatures
+from kdpl.distill.objective import Labelled
+from kdpl.distill.views import ViewFeatures
 from kdpl.photos.commands import doing
 from kdpl.photos.pile import Pile, Words
 from kdpl.text.prompts import sentence_features
@@ -188,9 +188,9 @@ def _known_features(trainer: Any, pile: Pile) -> list[ViewFeatures]:
         raise ValueError(f"'{changed[0]}' has changed since its features were computed: start the same command again.")
     found = []
     for values in pile.unit()[::-1][: 1 + trainer.student.reads_frozen_image_features]:
-        table = FeatureTable(images, 1, values.shape[1], torch.float32)
-        table.put(torch.arange(len(images)), torch.zeros(len(images), dtype=torch.long), values[rows])
-        found.append(ViewFeatures(lambda images: None, table, 1, trainer.device))  # no image is asked about
+        features = ViewFeatures(images, 1, values.shape[1], torch.float32, device=trainer.device)  # no image is asked about
+        features.put(torch.arange(len(images)), torch.zeros(len(images), dtype=torch.long), values[rows])
+        found.append(features)
     return found
 
 

@@ -51,8 +51,7 @@ def propose(photos: Sequence[Path], teacher_name: str, names: list[str], templat
 
     from kdpl.classifier.decoding import Decoder, stacked_pixels
     from kdpl.clip.loading import load_clip
-    from kdpl.clip.model import check_finite
-    from kdpl.clip.preprocessing import Normalize
+    from kdpl.clip.model import Normalize, check_finite
     from kdpl.distill.teacher import Teacher
 
     with doing(f"Loading {with_size(teacher_name)}"):

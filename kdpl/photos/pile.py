@@ -20,9 +20,8 @@ from torch import Tensor
 
 from kdpl.classifier.decoding import Decoder, stacked_pixels
 from kdpl.clip.loading import load_clip
-from kdpl.clip.model import Clip, effective_precision
+from kdpl.clip.model import Clip, Normalize, effective_precision
 from kdpl.clip.names import EMBEDDED
-from kdpl.clip.preprocessing import Normalize
 from kdpl.common import sources
 from kdpl.common.files import atomic_write, file_digest
 from kdpl.common.images import BadImageError

@@ -14,6 +14,7 @@ from kdpl.training.pixels import ReadableImages
 from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
 
 Wanted = Callable[[Tensor, Tensor], Tensor]
+Report = Callable[[Sequence[str]], None]
 
 
 class EpochLoader:
@@ -41,6 +42,7 @@ class EpochLoader:
         self.seed, self.views, self.seed_of_views, self.images = seed, views, seed_of_views, images
         self.epoch = self.start = 0
         self.wanted: Wanted | None = None  # maps index and view (B,) to a mask of needed pixels; None: all
+        self.report: Report | None = None  # gets the reasons why images of a batch were replaced
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -115,15 +117,21 @@ class EpochLoader:
             batches,
             self.loader,
             generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
+            report=self.report,
         )
 
 
 @contextlib.contextmanager
 def loaded(
-    dataset: Dataset, batches: list[list[int]], like: DataLoader, generator: torch.Generator | None = None
+    dataset: Dataset,
+    batches: list[list[int]],
+    like: DataLoader,
+    generator: torch.Generator | None = None,
+    report: Report | None = None,
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Load the given batches as the loader `like` does: with its workers, its collation and its pinned memory.
 
+    `report` gets the entry `unreadable` of each batch: why images were replaced.
     The workers end with the context. The garbage collector would wait five seconds for each and leave it running.
     """
     if not batches:
@@ -141,9 +149,15 @@ def loaded(
     with starting_workers():
         iterator = iter(loader)
     try:
-        yield iterator
+        yield iterator if report is None else _reported(iterator, report)
     finally:
         getattr(iterator, "_shutdown_workers", lambda: None)()  # of an iterator with workers
+
+
+def _reported(batches: Iterator[dict[str, Any]], report: Report) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        report(batch.get("unreadable", ()))
+        yield batch
 
 
 class _SeededImages(ReadableImages):

@@ -93,11 +93,6 @@ class Progress:
         line = f"{where} time {whole:.3f} ({mean:.3f}) data {data:.3f} ({mean_data:.3f}) {{}} lr {lr:.4e} eta {eta}"
         self._waiting[-1] = self._waiting[-1]._replace(line=line)
 
-    @property
-    def has_lines(self) -> bool:
-        """Whether one of the steps since the last `read` has a line."""
-        return any(step.line for step in self._waiting)
-
     def read(self) -> list[Step]:
         """Return the steps since the last call, in one transfer.
 

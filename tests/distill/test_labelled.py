@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kdpl.clip import load_clip
 from kdpl.distill import Distillation
-from kdpl.distill.labelled import Labelled
+from kdpl.distill.objective import Labelled
 from kdpl.distill.teacher import Teacher
 from kdpl.students import VPT, CoCoOp, CoOp, TaskRes
 

@@ -173,8 +173,6 @@ def test_members_must_differ_and_share_their_names(clips, student, tmp_path):
     assert len(Ensemble([teacher_of(clip), teacher_of(clip, THREE)]).members) == 2
     with pytest.raises(ValueError, match="names differ: 4 and 2"):
         Ensemble([teacher_of(clip), teacher_of(clips["emoji_student"], names=["a", "b"])])
-    with pytest.raises(ValueError, match="There is no teacher"):
-        Distillation(student, [], NAMES)
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -240,10 +238,10 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
             check(tmp_path, *options)
     agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True)
     check(tmp_path, *one, coop, *agnostic)
-    for variant, options, why in (("CoCoOp", {}, "text features of its own"), ("CoOp", {"CSC": True}, "are class-specific")):
+    for variant, options in (("CoCoOp", {}), ("CoOp", {"CSC": True})):
         folder = moved(tmp_path / f"{variant}{len(options)}", variant, **options)
         check(tmp_path, *one, folder)
-        with pytest.raises(ConfigError, match=f"CLASS_AGNOSTIC True: the prompts of {variant} .*{why}"):
+        with pytest.raises(ConfigError, match=f"CLASS_AGNOSTIC True: the prompts of {variant} are class-specific or"):
             check(tmp_path, *one, folder, *agnostic)
 
 
@@ -254,7 +252,7 @@ VIEWS = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 1, *FP32)
 
 def found(run):
     run.load_for_training()
-    return [int(features.table.known.sum()) for features in run.view_features]
+    return [int(features.known.sum()) for features in run.view_features]
 
 
 @pytest.mark.slow
@@ -279,7 +277,7 @@ def test_features_of_prompted_and_plain_towers_are_never_mixed(tmp_path):
     again = run("other", PROMPTS, images)
     index, view = torch.arange(4), torch.zeros(4, dtype=torch.long)
     again.load_for_training()
-    ours, theirs = (r.view_features[0].table.get(index, view) for r in (again, plain))
+    ours, theirs = (r.view_features[0].get(index, view) for r in (again, plain))
     assert not torch.equal(ours, theirs)
     moved(tmp_path / "images", "VPT", PROMPT_DEPTH_VISION=2, N_CTX_VISION=3)
     assert found(run("changed", PROMPTS, images)) == [0], "other prompts in the same folder"
@@ -290,13 +288,13 @@ def test_each_of_several_teachers_has_its_cache_and_training_is_the_same_without
     cache = ("TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
     several = build("KDPL_CoOp", tmp_path / "several", *VIEWS, TEACHER, BOTH, *cache)
     several.train()
-    assert [features.table.known.all() for features in several.view_features] == [True] * 3
+    assert [features.known.all() for features in several.view_features] == [True] * 3
     several.train_loader_x.wanted = None  # read the images too
     images, known, _ = several.features(next(iter(several.train_loader_x)))
     for member, features in zip(several.objective.teacher.members, known, strict=True):
         torch.testing.assert_close(features, member.image_features(images), atol=1e-5, rtol=1e-5)
     one = build("KDPL_VPT", tmp_path / "one", *VIEWS, TEACHER, "emoji_teacher", *cache)
-    assert found(one) == [one.view_features[0].table.known.numel()], "features of a member are those of it alone"
+    assert found(one) == [one.view_features[0].known.numel()], "features of a member are those of it alone"
     warm = build("KDPL_CoOp", tmp_path / "warm", *VIEWS, TEACHER, BOTH, *cache)
     warm.load_for_training()
     for member in warm.objective.teacher.members:

@@ -12,11 +12,11 @@ from PIL import Image
 from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
-from kdpl.clip.preprocessing import Normalize
+from kdpl.clip.model import Normalize
 from kdpl.common.tensor_files import FeatureFile
 from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
-from kdpl.distill.views import FeatureTable, ImageFile
+from kdpl.distill.views import ImageFile, ViewFeatures
 from kdpl.students import Student
 from kdpl.training.pixels import bytes_transform
 
@@ -35,14 +35,14 @@ def losses(run):
 
 def forget(monkeypatch):
     """Have every feature computed afresh whenever it is asked for."""
-    get = FeatureTable.get
+    get = ViewFeatures.get
 
     def get_once(self, index, view):
         features = get(self, index, view)
         self.known[:] = False
         return features
 
-    monkeypatch.setattr(FeatureTable, "get", get_once)
+    monkeypatch.setattr(ViewFeatures, "get", get_once)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_a_later_run_of_another_variant_or_seed_finds_the_features(tmp_path, cap
     warm = run("KDPL_CoOp", tmp_path / "warm", *kept)
     assert losses(warm) == losses(cold)
     assert_same(parameters(warm), parameters(cold))
-    count = warm.view_features[0].table.known.numel()
+    count = warm.view_features[0].known.numel()
     assert f"Features of {count} of {count} views found for emoji_teacher\n" in capsys.readouterr().out
     monkeypatch.undo()
     other = build("KDPL_CoCoOp", tmp_path / "other", *VIEWS, *kept)
     other.load_for_training()
-    assert all(features.table.known.all() for features in other.view_features)
+    assert all(features.known.all() for features in other.view_features)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, 
     def known(*options):
         other = build("KDPL_CoOp", tmp_path / "other", *VIEWS, *kept, *options)
         other.load_for_training()
-        return [int(f.table.known.sum()) for f in other.view_features]
+        return [int(f.known.sum()) for f in other.view_features]
 
     teacher, student = known()
     assert teacher == student > 0
@@ -152,7 +152,7 @@ def test_a_store_gives_back_what_was_put_in_whoever_wrote_it(tmp_path_factory, d
     pairs = [(i, v) for i in range(images) for v in range(views)]
     written = set()
     for _ in range(data.draw(st.integers(1, 3))):  # processes, one after the other
-        table = FeatureTable(files, views, width, dtype, FeatureFile(folder, {}, width, dtype))
+        table = ViewFeatures(files, views, width, dtype, FeatureFile(folder, {}, width, dtype))
         assert {(i, v) for i, v in pairs if table.known[i, v]} == written
         new = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=4))
         if new:

@@ -29,9 +29,8 @@ def files(waits):
 
 
 @pytest.fixture
-def epochs(monkeypatch):
+def epochs():
     """A function that trains and returns the waits of each epoch."""
-    monkeypatch.setattr("kdpl.trainers.prompts.MOST_SECONDS", 1e9)  # this machine is slower than a card
 
     def waits_of(run):
         found, run_epoch = [], run.run_epoch
@@ -65,7 +64,7 @@ def test_views_written_cold(epochs, tmp_path):
                 "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache", "OPTIM.MAX_EPOCH", 3)  # fmt: skip
     _, cold, warm = epochs(run)
     assert cold == warm == {("copy to the CPU", "kdpl/training/progress.py"): 1}
-    assert not any(features.table.missing for features in run.view_features)
+    assert not any(features.unknown for features in run.view_features)
 
 
 def test_views_of_a_replaced_image_stay_in_memory(tmp_path):
@@ -75,9 +74,9 @@ def test_views_of_a_replaced_image_stay_in_memory(tmp_path):
     for unreadable, written in ((["a.png"], 0), ([""], 6)):
         batch = next(iter(run.train_loader_x)) | {"unreadable": unreadable}
         features = run.view_features[bool(written)]
-        features(batch, run.images(batch))
-        features.table.settle()
-        assert features.table.known.sum() == 6 and len(features.table.store._added) == written
+        features(batch, run.parse_batch_train(batch))
+        features.settle()
+        assert features.known.sum() == 6 and len(features.store._added) == written
 
 
 @pytest.mark.parametrize("learner", ["CoOp", "KgCoOp"])

@@ -15,6 +15,7 @@ from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.students import KernelHead, kernel_head
 from kdpl.students.kernel_head import RIDGES, agree, choose_gamma, fit_factor, kernel_scores, left_out, solve
+from kdpl.training.pixels import read_image
 
 
 def pile(n=300, names=12, width=32, seed=0):
@@ -167,7 +168,9 @@ ONE_PASS = (*SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1)
 def test_the_trainer_solves_for_all_photos_and_its_bundle_gives_the_formulas_probabilities(tmp_path):
     run = build("KernelHead", tmp_path, *ONE_PASS, "DATALOADER.TRAIN_X.BATCH_SIZE", 8)
     run.train()
-    x, labels = run.view_features[0].table.get(torch.arange(30), torch.zeros(30, dtype=torch.long)), run.training_labels
+    items, transform = run.train_loader_x.dataset.data_source, run.test_loader.dataset.transform  # no augmentation either
+    x = run.clip.frozen_image_features(run.normalize(torch.stack([transform(read_image(item.impath)) for item in items])))
+    labels = torch.tensor([item.label for item in items])
     assert len(parameters(run)["centres"]) == 30 and len(run.train_loader_x) * 8 < 30, "the epoch leaves photos out"
     names, learned = run.class_names, parameters(run)
     gamma, factor = float(learned["gamma"]), float(learned["factor"])

@@ -13,7 +13,7 @@ def test_agreement_is_with_the_teachers_most_probable_class_whatever_the_labels(
     run = build("KDPL_CoOp", tmp_path / "teacher", "TEST.SPLIT", "val", "TEST.LABELS", "teacher")
     teacher, right = run.objective.teacher, []
     for batch in run.val_loader:
-        images = run.images(batch)
+        images = run.normalize(batch["img"].to(run.device))
         theirs = mean_logits(teacher.logits(teacher.image_features(images), run.student.logit_scale), 1.0).argmax(1)
         right.append(run.model_inference(images).argmax(1) == theirs)
     agreement = 100 * torch.cat(right).double().mean().item()

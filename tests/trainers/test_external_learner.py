@@ -105,7 +105,7 @@ def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained)
 
 
 BROKEN = {
-    "raises": ("x = 1\nraise RuntimeError('no luck')", r"cannot be imported in line 2 (RuntimeError: no luck)"),
+    "raises": ("x = 1\nraise RuntimeError('no luck')", r"is not a prompt learner in line 2 (RuntimeError: no luck)"),
     "bare": ("from kdpl.students import CoOp\nclass Bare(CoOp):\n    pass", "@kdpl.trainers.prompt_learner"),
     "name": (
         "from kdpl.students import CoOp as Parent\nfrom kdpl.trainers import prompt_learner\n"

@@ -143,6 +143,6 @@ def test_the_zero_shot_teacher_prepares_images_its_own_way(models, photos, tmp_p
     image = Image.open(photos / "test" / NAMES[0] / "0.png")
     reference = image_transform_v2(PreprocessCfg(size=48, **SQUASHED), is_train=False)(image)
     ours = trainer.teacher.image_features(normalised(trainer))[0]
-    theirs = torch.nn.functional.normalize(trainer.clip.model.encode_image(reference[None].to(trainer.device)), dim=-1)[0]
+    theirs = torch.nn.functional.normalize(trainer.towers[0].model.encode_image(reference[None].to(trainer.device)), dim=-1)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     trainer.test()

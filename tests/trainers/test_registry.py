@@ -29,11 +29,11 @@ def test_both_trainers_of_every_learner_are_registered():
             assert trainer.distilled == name.startswith("KDPL_")
 
 
-@pytest.mark.parametrize("part", ["forward_backward", "compute_loss", "features", "parse_batch_train", "images", ""])
+@pytest.mark.parametrize("part", ["forward_backward", "compute_loss", "features", "parse_batch_train", ""])
 def test_a_trainer_whose_step_is_its_own_is_known_by_its_class(part):
     """It gets the pixels of all images; one that changes anything else does not need them."""
     import kdpl.trainers.baselines
-    from kdpl.trainers.prompts import has_own_step
+    from kdpl.trainers.distill import has_own_step
 
     for trainer in (kdpl.trainers.KDPL_CoOp, kdpl.trainers.baselines.CoOp):
         assert not has_own_step(trainer)
