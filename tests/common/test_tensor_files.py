@@ -119,8 +119,7 @@ def test_digests_are_remembered_and_follow_the_content_whatever_the_time_of_modi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["rewritten", "unreadable"])
-def test_no_feature_is_stored_under_the_digest_of_other_bytes(change, tmp_path):
+def test_no_feature_is_stored_under_the_digest_of_other_bytes(tmp_path):
     from dassl.engine import build_trainer
 
     paths = [Path(image_file(tmp_path / "photos" / f"{i}.bmp", 32, i)) for i in range(4)]
@@ -130,13 +129,10 @@ def test_no_feature_is_stored_under_the_digest_of_other_bytes(change, tmp_path):
     root = ("--root", tmp_path / "photos", "--seed", 1)
     run = build_trainer(config("KDPL_CoOp", "image_folder", tmp_path / "a", *root, *options, *views, "TEST.NO_TEST", True))
     run.load_for_training()
-    if change == "rewritten":
-        rewritten(paths[1])
-    else:
-        paths[1].write_bytes(paths[1].read_bytes()[:1500])  # its header can be read; another image takes its place
+    paths[1].write_bytes(paths[1].read_bytes()[:1500])  # its header can be read; another image takes its place
     run.train()
-    assert run.view_features[0].table.known.all(), "in memory"
-    with safe_open(run.view_features[0].table.store.path, "pt") as file:
+    assert run.view_features[0].known.all(), "in memory"
+    with safe_open(run.view_features[0].store.path, "pt") as file:
         keys = {bytes(row) for row in file.get_tensor("keys").tolist()}
     there = [image.key(0) in keys for image in run.training_images]
     assert not there[1] and any(there)
