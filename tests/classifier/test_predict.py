@@ -16,7 +16,7 @@ from support import ROOT, image_file, processes, run_train, untrained_bundle
 
 import kdpl
 from kdpl.common import exits
-from kdpl.common.images import ORIENTATION, open_image
+from kdpl.common.images import ORIENTATION
 from kdpl.common.safe_text import read_class_names
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 from kdpl.predict import main
@@ -218,16 +218,6 @@ def odd_photos(folder):
     return images
 
 
-def guide_pixels(session):
-    """Return the function by which the guide prepares an image for an exported classifier."""
-    guide = (ROOT / "docs/your_photos.md").read_text(encoding="utf-8")
-    source = re.search(r"^def pixels\(.*?(?=\n\n\n)", guide, re.S | re.M)[0]
-    preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
-    scope = {"preprocessing": preprocessing, "np": np, "Image": Image}
-    exec(source, scope)
-    return scope["pixels"]
-
-
 @pytest.mark.slow
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
@@ -251,28 +241,7 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
     expected = classifier([row["path"] for row in rows])
     found = torch.tensor([[dict(zip(row["names"], row["probabilities"], strict=True))[n] for n in NAMES] for row in rows])
     assert torch.allclose(found, expected, atol=1e-6, rtol=0)
-    session = pytest.importorskip("onnxruntime").InferenceSession(classifier.export_onnx(tmp_path / "classifier.onnx"))
-    pixels = np.stack([guide_pixels(session)(open_image(row["path"])) for row in rows])
-    (exported,) = session.run(None, {"pixels": pixels})
-    assert torch.allclose(torch.from_numpy(exported), expected, atol=1e-4, rtol=0)
     upright, turned = (next(i for i, row in enumerate(rows) if n in row["path"]) for n in ("ordinary", "turned"))
     (lying,) = classifier(np.asarray(Image.open(rows[turned]["path"])))
     far, near = ((expected[upright] - other).abs().sum() for other in (lying, expected[turned]))
     assert near < far / 2
-
-
-@pytest.mark.slow
-def test_the_guides_script_does_it_all(tmp_path, capfd, monkeypatch):
-    spec = importlib.util.spec_from_file_location("your_photos", ROOT / "docs/your_photos.py")
-    guide = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(guide)
-    monkeypatch.setattr(guide.subprocess, "run", processes.run)
-    assert guide.main(["--output", str(tmp_path), "--classes", "5", "--epochs", "1"]) == 0
-    out = capfd.readouterr().out
-    table = re.findall(r"^(.+?) {2,}(\d+\.\d)$", out, re.M)
-    assert [name for name, _ in table] == ['"a photo of a {}."', '"an icon of a {}."', "prompts learned without labels"]
-    predictions = list(csv.DictReader((tmp_path / "predictions.csv").open(encoding="utf-8", newline="")))
-    assert len(predictions) == 40 and len(list((tmp_path / "photos").iterdir())) == 80
-    names = (tmp_path / "names.txt").read_text(encoding="utf-8").split("\n")
-    assert {row["name"] for row in predictions} <= set(names)
-    assert all(re.fullmatch(r"IMG_\d{4}\.png", p.name) for p in (tmp_path / "photos").rglob("*"))  # nothing tells a label
