@@ -19,8 +19,7 @@ from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
 from kdpl.clip.preprocessing import Preprocessing
 from kdpl.clip.weights import openai_clip
-from kdpl.config.defaults import extend_cfg
-from kdpl.config.merging import merge_file
+from kdpl.config.defaults import extend_cfg, merge_file
 from kdpl.students import Student
 
 ROOT = Path(__file__).resolve().parent.parent

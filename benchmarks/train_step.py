@@ -35,8 +35,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 import kdpl.trainers.evaluation
 import kdpl.trainers.prompts
 import kdpl.trainers.teachers
-from kdpl.config.defaults import extend_cfg
-from kdpl.config.merging import merge_file
+from kdpl.config.defaults import extend_cfg, merge_file
 from kdpl.datasets.base import ClassListDataset
 from kdpl.students import Student
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdpl.clip.loading import describe
-from kdpl.config.keys import KEYS, MATTERS, OPTIONS, Key, Range
+from kdpl.config.keys import KEYS, MATTERS, OPTIONS, UNREAD, Key, Range
 from kdpl.students import LEARNERS, Student
 
 HERE = Path(__file__).resolve().parent
@@ -77,7 +77,12 @@ def rows(keys: dict[str, Key]) -> Iterator[str]:
 
 def page() -> str:
     """Return the whole page."""
-    parts = [HEAD]
+    groups: dict[str, list[str]] = {}
+    for key in UNREAD:
+        group, _, name = key.rpartition(".")
+        groups.setdefault(f"{group}." if group else "", []).append(name)
+    unread = "; ".join(f"`{group}` {', '.join(names)}" if group else ", ".join(names) for group, names in groups.items())
+    parts = [HEAD, f"Dassl's other keys are accepted, and only an installed Dassl reads them: {unread}.\n"]
     for prefix, title in GROUPS.items():
         inside = f"{prefix}." if prefix else ("", "TRAINER")
         group = {n: k for n, k in KEYS.items() if (n.startswith(inside) if prefix else n.rpartition(".")[0] in inside)}

@@ -14,8 +14,8 @@ from kdpl.common.files import key_of
 from kdpl.common.images import BadImageError, open_image
 from kdpl.common.safe_text import read_class_names
 from kdpl.common.tensor_files import FeatureFile
+from kdpl.config.defaults import merge_file, merged_cfg
 from kdpl.config.manifest import read_manifest
-from kdpl.config.merging import merge_file, merged_cfg
 from kdpl.training.checkpoint import load_checkpoint
 from kdpl.training.results import read_results, write_results
 

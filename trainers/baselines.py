@@ -9,8 +9,7 @@ from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import normalized, similarity_logits
-from kdpl.config.checks import check_config
-from kdpl.config.teachers import teacher_names
+from kdpl.config.checks import check_config, teacher_names
 from kdpl.distill.loss import mean_logits
 from kdpl.students import LEARNERS
 from kdpl.text.prompts import ensemble_features, sentence_features, warn_of_same_names

@@ -18,7 +18,6 @@ from kdpl.config.manifest import (
     as_json,
     compare,
     config_of,
-    continue_from,
     learner_file,
     section,
 )
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from kdpl.trainers.prompts import PromptTrainer
 
 INSIDE = "resume.pth.tar"  # the state inside an epoch, beside the checkpoints of whole epochs
-EPOCHS = "OPTIM.MAX_EPOCH"
 PIXELS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 WAYS_OUT = (
     "Start with the settings of that run, choose another --output-dir, or start over with --fresh, which moves what is there "
@@ -110,11 +108,9 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             trainer.seed = trainer.train_loader_x.seed = saved["seed"]
             if trainer.manifest is not None:
                 trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": trainer.seed})
-        now, allowed, epoch = trainer.manifest, trainer.allowed_changes, state["epoch"]
-        if now and EPOCHS in allowed:
-            longer = now.config[EPOCHS] > then.config.get(EPOCHS, 0)
-            allowed = allowed if trainer.student.can_train_longer and longer else ()
-        trainer.manifest = continue_from(then, now, f"'{directory}'", WAYS_OUT, allowed, epoch) if now else then
+        if trainer.manifest is not None:
+            compare(then, trainer.manifest, f"'{directory}'", WAYS_OUT)
+        trainer.manifest = trainer.manifest or then
         _restore(trainer, path, state, saved)
     except (checkpoint.CheckpointError, OtherRunError):
         raise

@@ -32,9 +32,9 @@ from kdpl.common.files import key_of, name_below
 from kdpl.common.images import write_bad_images
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
+from kdpl.config.defaults import is_given
 from kdpl.config.keys import ConfigError, check_choice
 from kdpl.config.manifest import Manifest
-from kdpl.config.merging import is_given
 from kdpl.distill.views import ImageFile, image_files, images_digest
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for

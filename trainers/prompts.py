@@ -51,7 +51,6 @@ class PromptTrainer(EvaluatedTrainer):
     student_class: type[Student]
     objective: Objective  # built at first use, because an evaluation does not need it
     fixed_views = 0  # of an image; 0: a new augmentation in every epoch
-    allowed_changes: tuple[str, ...] = ()  # configuration keys that a resumed run may change
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)

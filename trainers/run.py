@@ -55,7 +55,7 @@ def check(args: argparse.Namespace, cfg: CfgNode, others: Sequence[CfgNode] = ()
     if resumes and (then := read_manifest(folder)) is not None:  # compared in full when the run resumes
         now = config_of(cfg, student.node, trainer_class.distilled)
         now["SEED"] = now["SEED"] if cfg.SEED >= 0 else then.config.get("SEED")
-        refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT, _allowed(args))
+        refuse_differences(compare_settings(then.config, now), f"'{folder}'", WAYS_OUT)
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -76,10 +76,6 @@ def move_aside(folder: Path) -> None:
         for path in entries:
             path.rename(aside / path.name)
         print(f"What was in '{folder}' is in '{aside}' now")
-
-
-def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
-    return ("OPTIM.MAX_EPOCH",) if args.more_epochs else ()
 
 
 def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
@@ -107,7 +103,6 @@ def build(args: argparse.Namespace, cfg: CfgNode) -> Any:
     if distributed.is_main():
         remove_parts(cfg.OUTPUT_DIR, *(Path(cfg.OUTPUT_DIR, name) for name in trainer.get_model_names()))
     trainer.command = {"config_name": Path(args.config_file).stem, "model_dir": args.model_dir or None}
-    trainer.allowed_changes = _allowed(args)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif not args.no_train:

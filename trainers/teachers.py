@@ -11,8 +11,8 @@ from kdpl.bundle.hub import read
 from kdpl.bundle.learned import fitting_options, learned_student
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, effective_precision
+from kdpl.config.checks import check_teachers, prompt_sources, teacher_label, teacher_names
 from kdpl.config.keys import ConfigError
-from kdpl.config.teachers import check_teachers, prompt_sources, teacher_label, teacher_names
 from kdpl.distill.given import PREFIX, GivenTeacher, read_probabilities
 from kdpl.distill.teacher import Ensemble, PromptedTeacher, Teacher
 from kdpl.students import Student

@@ -110,7 +110,7 @@ class Bundle:
     dataset: str
     template: str  # the data set's sentence, or in class-agnostic training the general one; by default the teacher's
     classnames: list[str]  # in the order of the labels; empty where they were not known
-    teacher: str | None  # `kdpl.config.teachers.teacher_label`
+    teacher: str | None  # `kdpl.config.checks.teacher_label`
     class_agnostic: bool
     epoch: int  # number of epochs that the prompts were trained for
     results: list[dict[str, Any]]  # as `kdpl.training.results.write_results` has them; empty where nothing was measured

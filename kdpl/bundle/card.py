@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from kdpl.common.outputs import BUNDLE
 from kdpl.common.safe_text import on_one_line
-from kdpl.config.teachers import names_its_texts
 from kdpl.students import Student
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def model_card(bundle: "Bundle", address: str = BUNDLE, license: str = "unknown"
 
 def _facts(bundle: "Bundle", head: bool) -> dict[str, str]:
     teacher = bundle.teacher or "none: from labels"
-    if bundle.teacher and not names_its_texts(teacher):
+    if bundle.teacher and not re.search(", (sentences|prompts) ", teacher):
         teacher += f", with the sentence “{bundle.template}”"
     run = f"{bundle.manifest['digest']}, a digest of all that determines these prompts" if bundle.manifest else "not recorded"
     learned = ", ".join(f"{name} {tuple(value.shape)}" for name, value in bundle.parameters.items())

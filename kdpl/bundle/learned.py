@@ -12,8 +12,8 @@ from kdpl.bundle import Bundle, BundleError
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.clip.preprocessing import Tokenizer
+from kdpl.config.defaults import learner_options
 from kdpl.config.manifest import differences
-from kdpl.config.merging import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import CLIPS_OWN, encode, ensemble_features
 from kdpl.text.templates import DEFAULT

@@ -1,1 +1,1 @@
-"""Configuration: defaults, merging, choices, checks and command-line flags. Imports no PyTorch."""
+"""Configuration: the table of keys, defaults and merging, checks, flags, the manifest of a run. Imports no PyTorch."""

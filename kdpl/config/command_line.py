@@ -7,8 +7,8 @@ from pathlib import Path
 from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config.checks import check_values
+from kdpl.config.defaults import merged_cfg
 from kdpl.config.keys import ConfigError
-from kdpl.config.merging import merged_cfg
 
 # Installed, the configurations lie in the package; in a checkout they lie beside it.
 CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir() or p.parent != PACKAGE)
@@ -40,7 +40,6 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
     parser.add_argument("--model-dir", default="", help="output folder of the run to evaluate, with --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch to evaluate (default: the best, else the newest)")
     parser.add_argument("--fresh", action="store_true", help="start over: move what is in the output folder into a subfolder")
-    parser.add_argument("--more-epochs", action="store_true", help="resume a run with a larger OPTIM.MAX_EPOCH than it had")
     parser.add_argument("--no-train", action="store_true", help="build everything, but do not train")
     parser.add_argument(
         "--eval-datasets",

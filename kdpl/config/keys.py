@@ -1,7 +1,8 @@
 """All configuration keys: default, influence on the learned prompts, documentation and values. Writes docs/configuration.md."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from kdpl.common.messages import did_you_mean
@@ -27,7 +28,6 @@ class Key(NamedTuple):
     values: tuple[str, ...] | Range | None = None  # the names that it takes, or a range; None: any value of the default's type
     file: bool = False  # if it names a file or a folder, its content is compared and the path is not
     follows: bool = False  # a trainer sets it to what the student needs, unless it is given
-    newer: bool = False  # an older Dassl does not have it
 
 
 MATTERS, ROUNDS, HARMLESS = "matters", "rounds", "harmless"
@@ -52,7 +52,6 @@ FROM_MINUS_1 = Range("images per class, or -1 for all", lambda v: v >= -1)
 BELOW_1 = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 SHARE = Range("0 to 1", lambda v: 0 <= v <= 1)
 SHARES = Range("two numbers, 0 to 1", lambda v: len(v) == 2 and all(map(_finite, v)) and 0 < v[0] <= v[1] <= 1)
-HALF = Range("0 to 0.5", lambda v: 0 <= v <= 0.5)
 ONE_VIEW = Range("1: a prompt trainer takes one view of an image", lambda v: v == 1)
 SEEDS = Range("below 2**32, or -1 for a random one", lambda v: v < 2**32)
 SIZE = Range("two whole numbers above 0", lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v))
@@ -74,12 +73,9 @@ LOSSES = ("symmetric", "forward", "reverse", "dkd", "argmax")
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 SCHEDULES = ("single_step", "multi_step", "cosine")
 WARMUPS = ("constant", "linear")
-UNREAD = "Not read; of Dassl."
-AS_X = "As `TRAIN_X`, for Dassl's unlabelled loader."
 
 # Keys of Dassl.
 ENGINE = {
-    "VERSION": Key(1, HARMLESS, UNREAD),
     "OUTPUT_DIR": Key("./output", HARMLESS, "Folder of the run (`--output-dir`)."),
     "RESUME": Key("", HARMLESS, "Folder of another run to resume from (`--resume`); empty is `OUTPUT_DIR`."),
     "SEED": Key(-1, MATTERS, "Seed of all random choices (`--seed`); below 0 draws one, which is recorded.", SEEDS),
@@ -91,54 +87,20 @@ ENGINE = {
     "INPUT.NO_TRANSFORM": Key(False, MATTERS, "Refused, since CLIP takes normalised images."),
     "INPUT.PIXEL_MEAN": Key([0.485, 0.456, 0.406], MATTERS, "Mean of each channel, for `normalize`.", RGB, follows=True),
     "INPUT.PIXEL_STD": Key([0.229, 0.224, 0.225], MATTERS, "Deviation of each channel.", RGB_ABOVE_0, follows=True),
-    "INPUT.CROP_PADDING": Key(4, MATTERS, "Pixels around the image, for `random_crop`.", FROM_0),
-    "INPUT.RRCROP_SCALE": Key((0.08, 1.0), MATTERS, "Shares of the area, for `random_resized_crop`.", SHARES, newer=True),
-    "INPUT.CUTOUT_N": Key(1, MATTERS, "Squares set to 0, for `cutout`.", FROM_0),
-    "INPUT.CUTOUT_LEN": Key(16, MATTERS, "Their side in pixels.", FROM_0),
-    "INPUT.GN_MEAN": Key(0.0, MATTERS, "Mean of the noise, for `gaussian_noise`."),
-    "INPUT.GN_STD": Key(0.15, MATTERS, "Its standard deviation.", FROM_0),
-    "INPUT.RANDAUGMENT_N": Key(2, MATTERS, "Operations on each image, for `randaugment`.", FROM_0),
-    "INPUT.RANDAUGMENT_M": Key(10, MATTERS, "Their strength."),
-    "INPUT.COLORJITTER_B": Key(0.4, MATTERS, "Change of brightness, for `colorjitter`.", FROM_0),
-    "INPUT.COLORJITTER_C": Key(0.4, MATTERS, "Change of contrast.", FROM_0),
-    "INPUT.COLORJITTER_S": Key(0.4, MATTERS, "Change of saturation.", FROM_0),
-    "INPUT.COLORJITTER_H": Key(0.1, MATTERS, "Change of hue.", HALF),
-    "INPUT.RGS_P": Key(0.2, MATTERS, "Probability, for `randomgrayscale`.", SHARE),
-    "INPUT.GB_P": Key(0.5, MATTERS, "Probability, for `gaussian_blur`.", SHARE),
-    "INPUT.GB_K": Key(21, MATTERS, "Size of its kernel in pixels.", FROM_1),
+    "INPUT.RRCROP_SCALE": Key((0.08, 1.0), MATTERS, "Shares of the area, for `random_resized_crop`.", SHARES),
     "DATASET.ROOT": Key("", HARMLESS, "Folder of the data sets (`--root`)."),
     "DATASET.NAME": Key("", MATTERS, "The data set ([data sets](datasets.md))."),
     "DATASET.SOURCE_DOMAINS": Key((), MATTERS, "Domains to train on; empty is all (`--source-domains`)."),
     "DATASET.TARGET_DOMAINS": Key((), HARMLESS, "Domains to test on; empty is all (`--target-domains`)."),
-    "DATASET.NUM_LABELED": Key(-1, MATTERS, UNREAD),
     "DATASET.NUM_SHOTS": Key(-1, MATTERS, "Training images of each class, drawn by the seed; -1 is all.", FROM_MINUS_1),
-    "DATASET.VAL_PERCENT": Key(0.1, MATTERS, UNREAD),
-    "DATASET.STL10_FOLD": Key(-1, MATTERS, UNREAD),
-    "DATASET.CIFAR_C_TYPE": Key("", MATTERS, UNREAD),
-    "DATASET.CIFAR_C_LEVEL": Key(1, MATTERS, UNREAD),
-    "DATASET.ALL_AS_UNLABELED": Key(False, MATTERS, UNREAD),
     "DATALOADER.NUM_WORKERS": Key(4, HARMLESS, "Processes that read images; 0 is the main process.", FROM_0),
     "DATALOADER.K_TRANSFORMS": Key(1, MATTERS, "Augmented views of an image in one step.", ONE_VIEW),
-    "DATALOADER.RETURN_IMG0": Key(False, HARMLESS, "With an installed Dassl: the image without augmentation, too."),
     "DATALOADER.TRAIN_X.SAMPLER": Key("RandomSampler", MATTERS, "Order of the training images.", SAMPLERS),
     "DATALOADER.TRAIN_X.BATCH_SIZE": Key(32, MATTERS, "Images of a training step, over all processes.", FROM_1),
-    "DATALOADER.TRAIN_X.N_DOMAIN": Key(0, MATTERS, "Domains in a batch, for an installed Dassl's samplers."),
-    "DATALOADER.TRAIN_X.N_INS": Key(16, MATTERS, "Images of each class in a batch, for an installed Dassl's samplers."),
-    "DATALOADER.TRAIN_U.SAME_AS_X": Key(True, HARMLESS, "The unlabelled loader of Dassl's trainers is as `TRAIN_X`."),
-    "DATALOADER.TRAIN_U.SAMPLER": Key("RandomSampler", HARMLESS, AS_X, SAMPLERS),
-    "DATALOADER.TRAIN_U.BATCH_SIZE": Key(32, HARMLESS, AS_X, FROM_1),
-    "DATALOADER.TRAIN_U.N_DOMAIN": Key(0, HARMLESS, AS_X),
-    "DATALOADER.TRAIN_U.N_INS": Key(16, HARMLESS, AS_X),
     "DATALOADER.TEST.SAMPLER": Key("SequentialSampler", HARMLESS, "Order of the test images.", SAMPLERS),
     "DATALOADER.TEST.BATCH_SIZE": Key(32, HARMLESS, "Images of a step of an evaluation.", FROM_1),
     "MODEL.INIT_WEIGHTS": Key("", HARMLESS, "A checkpoint of prompts to start from."),
     "MODEL.BACKBONE.NAME": Key("", MATTERS, "The student CLIP (`--backbone`, [models](models.md)).", file=True),
-    "MODEL.BACKBONE.PRETRAINED": Key(True, HARMLESS, UNREAD),
-    "MODEL.HEAD.NAME": Key("", HARMLESS, "Not read; for the forks' scripts (`--head`)."),
-    "MODEL.HEAD.HIDDEN_LAYERS": Key((), HARMLESS, UNREAD),
-    "MODEL.HEAD.ACTIVATION": Key("relu", HARMLESS, UNREAD),
-    "MODEL.HEAD.BN": Key(True, HARMLESS, UNREAD),
-    "MODEL.HEAD.DROPOUT": Key(0.0, HARMLESS, UNREAD),
     "OPTIM.NAME": Key("adam", MATTERS, "The optimizer.", OPTIMIZERS),
     "OPTIM.LR": Key(0.0003, MATTERS, "Learning rate.", ABOVE_0),
     "OPTIM.WEIGHT_DECAY": Key(0.0005, MATTERS, "Weight decay.", FROM_0),
@@ -149,8 +111,6 @@ ENGINE = {
     "OPTIM.ADAM_BETA1": Key(0.9, MATTERS, "First moment of `adam`, `amsgrad`, `adamw` and `radam`.", BELOW_1),
     "OPTIM.ADAM_BETA2": Key(0.999, MATTERS, "Their second moment.", BELOW_1),
     "OPTIM.STAGED_LR": Key(False, MATTERS, "With an installed Dassl: rates by module, see the next two keys."),
-    "OPTIM.NEW_LAYERS": Key((), MATTERS, "Names of child modules, with `STAGED_LR`."),
-    "OPTIM.BASE_LR_MULT": Key(0.1, MATTERS, "Factor of the learning rate of all others, with `STAGED_LR`.", ABOVE_0),
     "OPTIM.LR_SCHEDULER": Key("single_step", MATTERS, "The schedule of the learning rate, set after each epoch.", SCHEDULES),
     "OPTIM.STEPSIZE": Key((-1,), MATTERS, "Epochs between steps, or at which a step is (`multi_step`); -1 is `MAX_EPOCH`."),
     "OPTIM.GAMMA": Key(0.1, MATTERS, "Factor of a step.", ABOVE_0),
@@ -162,20 +122,33 @@ ENGINE = {
     "OPTIM.WARMUP_RECOUNT": Key(True, MATTERS, "The schedule counts epochs from the end of the warm-up."),
     "TRAIN.CHECKPOINT_FREQ": Key(0, HARMLESS, "Epochs between checkpoints; 0 is after the last one only."),
     "TRAIN.PRINT_FREQ": Key(10, HARMLESS, "Steps between lines of the log.", FROM_1),
-    "TRAIN.COUNT_ITER": Key("train_x", HARMLESS, UNREAD),
     "TEST.EVALUATOR": Key("Classification", HARMLESS, "The evaluator, by its name in Dassl's registry."),
-    "TEST.PER_CLASS_RESULT": Key(False, HARMLESS, "With an installed Dassl: print the accuracy of each class."),
-    "TEST.COMPUTE_CMAT": Key(False, HARMLESS, "With an installed Dassl: write the confusion matrix."),
     "TEST.NO_TEST": Key(False, HARMLESS, "Do not test after the training."),
     "TEST.SPLIT": Key("test", HARMLESS, "Images to test on.", SPLITS),
     "TEST.FINAL_MODEL": Key("last_step", MATTERS, "Prompts of the last epoch, or of the best in validation.", FINAL_MODELS),
     "TRAINER.NAME": Key("", MATTERS, "The trainer (`--trainer`, [trainers](training.md#trainers))."),
 }
+# Keys of Dassl that only an installed Dassl reads, by group, with their defaults.
+_UNREAD: dict[str, dict[str, Any]] = {
+    "": {"VERSION": 1},
+    "INPUT.": {"CROP_PADDING": 4, "CUTOUT_N": 1, "CUTOUT_LEN": 16, "GN_MEAN": 0.0, "GN_STD": 0.15, "RANDAUGMENT_N": 2,
+        "RANDAUGMENT_M": 10, "COLORJITTER_B": 0.4, "COLORJITTER_C": 0.4, "COLORJITTER_S": 0.4, "COLORJITTER_H": 0.1,
+        "RGS_P": 0.2, "GB_P": 0.5, "GB_K": 21},
+    "DATASET.": {"NUM_LABELED": -1, "VAL_PERCENT": 0.1, "STL10_FOLD": -1, "CIFAR_C_TYPE": "", "CIFAR_C_LEVEL": 1,
+        "ALL_AS_UNLABELED": False},
+    "DATALOADER.": {"RETURN_IMG0": False},
+    "DATALOADER.TRAIN_X.": {"N_DOMAIN": 0, "N_INS": 16},
+    "DATALOADER.TRAIN_U.": {"SAME_AS_X": True, "SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
+    "MODEL.BACKBONE.": {"PRETRAINED": True},
+    "MODEL.HEAD.": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
+    "OPTIM.": {"NEW_LAYERS": (), "BASE_LR_MULT": 0.1},
+    "TRAIN.": {"COUNT_ITER": "train_x"},
+    "TEST.": {"PER_CLASS_RESULT": False, "COMPUTE_CMAT": False},
+}  # fmt: skip
+UNREAD = {f"{group}{name}": value for group, values in _UNREAD.items() for name, value in values.items()}
 # Keys of KDPL.
 OWN = {
-    "DATASET.SUBSAMPLE_CLASSES": Key(
-        "all", MATTERS, "`base`: the first half of the classes by label, `new`: the rest.", SUBSAMPLES
-    ),
+    "DATASET.SUBSAMPLE_CLASSES": Key("all", MATTERS, "`base`: the first half of the classes, `new`: the rest.", SUBSAMPLES),
     "DATASET.TEMPLATE": Key("", MATTERS, "The sentence with `{}` for the class name; empty is the data set's own."),
     "DATASET.CLASSNAMES": Key("", HARMLESS, "For `ImageFolder`, a file of class names, one per line."),
     "DATASET.IMAGE_LIST": Key("", HARMLESS, "For `ImageFolder`, a JSON list of the images to train on."),
@@ -184,14 +157,9 @@ OWN = {
     "TRAIN.CHECKPOINT_EVERY_MINUTES": Key(10.0, HARMLESS, "Minutes between saved states inside an epoch; 0 is none.", FROM_0),
     "TRAIN.DETERMINISTIC": Key(False, ROUNDS, "Deterministic algorithms of PyTorch, so that a run on a GPU is repeatable."),
     "TRAINER.KDPL.TEACHER": Key(
-        "ViT-H-14-quickgelu",
-        MATTERS,
-        "The [teacher](models.md), [several](method.md#teachers) with ` + `, or [probabilities](other_teachers.md).",
-        file=True,
+        "ViT-H-14-quickgelu", MATTERS, "[CLIPs](method.md#teachers) or [a table](other_teachers.md).", file=True
     ),
-    "TRAINER.KDPL.TEACHER_TEMPLATES": Key(
-        "", MATTERS, "[Sentences](method.md#teachers): `dataset`, `imagenet`, a file.", file=True
-    ),
+    "TRAINER.KDPL.TEACHER_TEMPLATES": Key("", MATTERS, "Its sentences: `dataset`, `imagenet` or a file.", file=True),
     "TRAINER.KDPL.TEACHER_PROMPTS": Key("", MATTERS, "Folder of [learned prompts](method.md#teachers).", file=True),
     "TRAINER.KDPL.CLASS_AGNOSTIC": Key(False, MATTERS, "[Train without the class names](class_agnostic.md)."),
     "TRAINER.KDPL.K_MAX": Key(1000, MATTERS, "Names of the vocabulary that are selected for each batch.", FROM_2),
@@ -199,9 +167,7 @@ OWN = {
     "TRAINER.KDPL.PREC": Key("fp16", MATTERS, "Precision of the teacher.", PRECISIONS),
     "TRAINER.KDPL.VOCABULARY": Key("imagenet21k", HARMLESS, "`imagenet21k`, `openimages`, or a file of names."),
     "TRAINER.KDPL.EXCLUDE_CLASSNAMES": Key(False, MATTERS, "Leave the data set's own class names out of the vocabulary."),
-    "TRAINER.KDPL.SHOTS": Key(
-        "class", MATTERS, "Draw training images by class, or as many without labels.", ("class", "random")
-    ),
+    "TRAINER.KDPL.SHOTS": Key("class", MATTERS, "Draw images by class, or as many without labels.", ("class", "random")),
     "TRAINER.KDPL.LOSS": Key("symmetric", MATTERS, "The [loss](method.md#the-loss).", LOSSES),
     "TRAINER.KDPL.TEMPERATURE": Key(1.0, MATTERS, "Divides both logits.", ABOVE_0),
     "TRAINER.KDPL.TEACHER_LOGIT_SCALE": Key("student", MATTERS, "Factor of the teacher's logits.", LOGIT_SCALE),
@@ -251,15 +217,15 @@ def check_choice(key: str, value: str, names: Iterable[str]) -> None:
         raise ConfigError(f"{key} '{value}' is not one of {', '.join(names)}.{did_you_mean(value, names)}")
 
 
-def defaults(keys: dict[str, Key]) -> dict[str, Any]:
-    """Return new nested nodes with the defaults of keys."""
+def defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new nested nodes with the defaults of keys, which have either a `Key` or a default alone."""
     nodes: dict[str, Any] = {}
     for dotted, key in keys.items():
         *path, name = dotted.split(".")
         node = nodes
         for part in path:
             node = node.setdefault(part, {})
-        node[name] = list(key.default) if isinstance(key.default, list) else key.default
+        node[name] = deepcopy(getattr(key, "default", key))
     return nodes
 
 

@@ -14,9 +14,9 @@ from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
 from kdpl.common.safe_text import REJECTED, read_class_names
 from kdpl.common.sources import is_source
+from kdpl.config.checks import one_teacher
 from kdpl.config.command_line import add_learner_flag
 from kdpl.config.keys import ConfigError
-from kdpl.config.teachers import one_teacher
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier

@@ -24,8 +24,8 @@ from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import read_json
 from kdpl.config.checks import check_values
 from kdpl.config.command_line import CONFIGS
+from kdpl.config.defaults import merged_cfg
 from kdpl.config.keys import ConfigError
-from kdpl.config.merging import merged_cfg
 from kdpl.distill.objective import Labelled
 from kdpl.distill.views import ViewFeatures
 from kdpl.photos.commands import doing

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.common import distributed
-from kdpl.config.defaults import add_learner
-from kdpl.config.merging import learner_options
+from kdpl.config.defaults import add_learner, learner_options
 from kdpl.students.pieces import check_context, check_depth
 from kdpl.text.feature_cache import TextFeatures
 from kdpl.text.templates import DEFAULT
@@ -57,7 +56,6 @@ class Student(nn.Module):
     image_features_are_frozen: ClassVar[bool] = False  # nothing learned is in the image tower, and no step has to run it
     reads_frozen_image_features: ClassVar[bool] = False  # uses them as its own, or in its regularisers
     text_depends_on_images: ClassVar[bool] = False  # every image has its own text features
-    can_train_longer: ClassVar[bool] = True  # nothing learned depends on the number of epochs that was planned
     beside_blocks: ClassVar[tuple[str, ...]] = ()  # of "text" and "image": towers with functions beside blocks, see `check`
     learns_class_specific: ClassVar[str] = ""  # the option that gives every class parameters of its own, or ALWAYS
     learned_for_each: ClassVar[str] = "a context"  # what a class has of its own, for messages

@@ -40,7 +40,6 @@ class PromptSRC(IVLP):
         "GPA_STD": "Width of these weights in epochs; above 0.",
     }
     reads_frozen_image_features = True
-    can_train_longer = False  # the weights of its average are those of the planned epochs
 
     def build(self, names: Sequence[str]) -> None:
         super().build(names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdpl.config.teachers import DATASET, IMAGENET, read_sentences
+from kdpl.config.checks import DATASET, IMAGENET, read_sentences
 
 DEFAULT = "a photo of a {}."
 

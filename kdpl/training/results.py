@@ -10,7 +10,7 @@ from typing import Any
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, found_differences, is_continued
+from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, found_differences
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -32,7 +32,7 @@ class ResultsError(ValueError):
 def write_results(output_dir: str | os.PathLike, run: dict[str, Any], result: dict[str, Any]) -> Path:
     """Add the result of one test to `output_dir/results.json`, and return the file.
 
-    An earlier result of the same data set, split, classes and domains is replaced; those after fewer epochs are left out.
+    An earlier result of the same data set, split, classes and domains is replaced.
 
     Args:
         output_dir: the run's output folder; it is made if missing.
@@ -150,7 +150,7 @@ def are_of_other_prompts(folder: str | os.PathLike, model_dir: str | os.PathLike
 
 
 def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the results that the file holds already, none if the run was continued with more epochs since.
+    """Return the results that the file holds already, none if there is no file.
 
     Raises:
         ResultsError: it is damaged.
@@ -162,13 +162,13 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
         return []
     then, now = (Manifest.from_dict(run["manifest"]) for run in (earlier, header))
     if then and now:
-        same, changes = is_continued(then, now), list(found_differences(then, now).values())
+        changes = [*found_differences(then, now).values()]
     else:
         changes = [f"{key} {earlier[key]!r}, now {header[key]!r}" for key in _IDENTITY if earlier[key] != header[key]]
-        same = then is now and not changes
-    if not same:
-        raise OtherRunError(f"'{path}' is from another run ({'; '.join(changes) or 'another manifest'}). {_WHAT_TO_DO}")
-    return [] if then and now and len(now.changes) > len(then.changes) else earlier["results"]
+        changes += ["another manifest"] if then is not now else []
+    if changes:
+        raise OtherRunError(f"'{path}' is from another run ({'; '.join(changes)}). {_WHAT_TO_DO}")
+    return earlier["results"]
 
 
 def _test_of(entry: Mapping[str, Any]) -> str:

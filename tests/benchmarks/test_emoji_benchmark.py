@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from kdpl.config.merging import literal
+from kdpl.config.defaults import literal
 from kdpl.experiments.report.cells import Draws
 from kdpl.experiments.sweep.runs import runs_of
 from kdpl.training.results import write_results

@@ -17,8 +17,8 @@ import kdpl
 from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
+from kdpl.config.defaults import merge_options
 from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
-from kdpl.config.merging import merge_options
 from kdpl.trainers.teachers import load_towers
 
 MODEL = {

@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import RATE, ROOT, emoji_args, image_file, run_train
@@ -29,9 +28,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "out"
     train(folder, check=True)
     return folder
-
-
-# ------------------------------------------------------------------------------------------------------- the manifest
 
 
 @pytest.mark.slow
@@ -70,14 +66,7 @@ def test_the_digest_follows_everything_and_the_recipe_everything_but_the_seed(cl
     assert (manifest(classes=shuffled).digest == one.digest) == (shuffled == list(classes))
 
 
-# ---------------------------------------------------------------------------------------------------------- resuming
-
-OTHER = {
-    "TRAINER.KDPL.TEACHER": "emoji_student",
-    "TRAINER.KDPL.CLASS_AGNOSTIC": True,
-    "OPTIM.LR": 0.5,
-    "SEED": 2,
-}
+OTHER = {"TRAINER.KDPL.TEACHER": "emoji_student", "OPTIM.LR": 0.5}
 
 
 @pytest.mark.slow
@@ -88,8 +77,7 @@ def test_a_finished_folder_is_refused_under_other_settings_and_keeps_everything(
     }
     process = train(finished, key, OTHER[key])
     assert process.returncode == exits.BAD_INPUT
-    then = read_manifest(finished).config[key]
-    assert f"  {key}: {'(empty)' if then == '' else then} in the folder, {OTHER[key]} now" in process.stderr
+    assert f"  {key}: {read_manifest(finished).config[key]} in the folder, {OTHER[key]} now" in process.stderr
     assert "--fresh" in process.stderr and "Loading dataset" not in process.stdout
     assert {p: p.read_bytes() for p in before} == before
 
@@ -103,7 +91,6 @@ def test_the_same_command_again_trains_nothing_and_passes(finished):
     assert (
         "Note: TRAINER.KDPL.MAX_TEXT_ROWS: 8192 in the folder, 100 now; this moves results by rounding alone" in process.stdout
     )
-    assert read_manifest(finished).environment["earlier"][0]["TRAINER.KDPL.MAX_TEXT_ROWS"] == 8192
 
 
 @pytest.mark.slow
@@ -139,21 +126,6 @@ def test_a_run_starts_over_beside_what_was_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_more_epochs_are_a_change_on_purpose_and_both_values_are_recorded(tmp_path):
-    train(tmp_path, check=True)
-    assert train(tmp_path, "OPTIM.MAX_EPOCH", 3).returncode == exits.BAD_INPUT
-    assert train(tmp_path, "OPTIM.MAX_EPOCH", 1, flags=["--more-epochs"]).returncode == exits.BAD_INPUT, "fewer are not more"
-    process = train(tmp_path, "OPTIM.MAX_EPOCH", 3, flags=["--more-epochs"])
-    assert process.returncode == 0, process.stderr
-    manifest = read_manifest(tmp_path)
-    assert manifest.changes == [{"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}] and manifest.config["OPTIM.MAX_EPOCH"] == 3
-    assert json.loads((tmp_path / "results.json").read_text())["manifest"]["changes"] == manifest.changes
-
-
-# -------------------------------------------------------------------------------------------------------- evaluation
-
-
-@pytest.mark.slow
 def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
     def evaluate(*options, trainer="KDPL_CoOp", flags=()):
         return train(tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new", *options, trainer=trainer,
@@ -164,10 +136,6 @@ def test_prompts_are_evaluated_as_what_they_were_learned_as(finished, tmp_path):
     assert recorded["manifest"]["digest"] == read_manifest(finished).digest and recorded["results"][0]["classes"] == "new"
     for process, text in (
         (evaluate(trainer="CoOp"), "TRAINER.NAME: KDPL_CoOp in the folder, CoOp now"),
-        (
-            evaluate("INPUT.INTERPOLATION", "bilinear"),
-            "INPUT.INTERPOLATION bilinear is not what MODEL.BACKBONE.NAME 'emoji_student' takes",
-        ),
         (evaluate("TRAINER.COOP.CLASS_TOKEN_POSITION", "front"), "CLASS_TOKEN_POSITION: end in the folder, front now"),
         (
             evaluate("MODEL.BACKBONE.NAME", "emoji_teacher"),
@@ -185,25 +153,8 @@ def test_class_specific_contexts_stay_with_their_classes(tmp_path):
     other = build("KDPL_CoOp", tmp_path / "b", *csc)
     first, second, *_ = sorted(other.lab2cname)
     other.lab2cname[first], other.lab2cname[second] = other.lab2cname[second], other.lab2cname[first]
-    with pytest.raises(OtherRunError, match="class names: the same in another order; label 0 is"):
+    with pytest.raises(OtherRunError, match="class names: label 0 is '"):
         other.load_model(str(tmp_path / "a"))
-    new = build("KDPL_CoOp", tmp_path / "c", *csc, "DATASET.SUBSAMPLE_CLASSES", "new")
-    with pytest.raises((OtherRunError, ValueError), match=r"class names|is not one of them"):
-        new.load_model(str(tmp_path / "a"))
     same = build("KDPL_CoOp", tmp_path / "d", *csc)
     same.load_model(str(tmp_path / "a"))
     assert_same(parameters(same), parameters(run))
-
-
-@pytest.mark.slow
-def test_a_foreign_checkpoint_says_that_nothing_is_verified(finished, tmp_path, capsys):
-    (path,) = finished.rglob("model.pth.tar-2")
-    state = load_checkpoint(path)
-    (tmp_path / "prompt_learner").mkdir()
-    torch.save({"state_dict": state["state_dict"], "epoch": 2}, tmp_path / "prompt_learner" / "model.pth.tar-2")
-    run = build("KDPL_CoOp", tmp_path / "out")
-    run.load_model(str(tmp_path), epoch=2)
-    assert (
-        "has no manifest: that it fits this student, these options and class names is not verified" in capsys.readouterr().out
-    )
-    assert run.manifest is None

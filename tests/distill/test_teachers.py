@@ -232,7 +232,7 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
         ((*one, f"{coop} + {coop}"), "has 2 folders for 1 teachers"),
         ((*one, coop, TEMPLATES, "imagenet"), "TEACHER_PROMPTS .* and TEACHER_TEMPLATES 'imagenet' contradict"),
         ((TEACHER, "RN50", PROMPTS, coop), r"do not fit 'RN50': the prompts take images of \(64, 64\)"),
-        ((TEMPLATES, "nowhere.txt"), "TEACHER_TEMPLATES 'nowhere.txt' is neither"),
+        ((TEMPLATES, "nowhere.txt"), "TEACHER_TEMPLATES 'nowhere.txt': expected 'dataset', 'imagenet' or a file"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(tmp_path, *options)

@@ -37,7 +37,7 @@ from kdpl.clip.weights import WeightsError
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.names import Architecture
-from kdpl.config.merging import learner_options
+from kdpl.config.defaults import learner_options
 from kdpl.students import Student
 from kdpl.text.prompts import sentence_features
 

@@ -6,7 +6,7 @@ import pytest
 from support.files import RUN, result
 
 from kdpl.common.environment import git_state, versions
-from kdpl.config.manifest import Manifest, OtherRunError, is_continued
+from kdpl.config.manifest import Manifest, OtherRunError
 from kdpl.training.results import ResultsError, check_result, missing_datasets, read_results, write_results
 
 
@@ -62,16 +62,6 @@ def test_a_result_of_another_run_or_on_other_images_is_refused_before_the_test(t
             check_result(tmp_path, run, result(images=images))
     with pytest.raises(OtherRunError):
         write_results(tmp_path, RUN | {"seed": 2}, result())
-
-
-def test_results_after_fewer_epochs_do_not_stand_beside_those_of_the_continued_run(tmp_path):
-    config, change = {"OPTIM.MAX_EPOCH": 2, "SEED": 1}, {"OPTIM.MAX_EPOCH": [2, 3], "epoch": 2}
-    then, now = Manifest(config, {}), Manifest({**config, "OPTIM.MAX_EPOCH": 3}, {}, changes=[change])
-    assert is_continued(then, now) and is_continued(then, then) and not is_continued(now, then)
-    assert not is_continued(then, Manifest({**now.config, "SEED": 2}, {}, changes=[change]))
-    write_results(tmp_path, RUN | {"epoch": 2, "manifest": then.to_dict()}, result())
-    write_results(tmp_path, RUN | {"epoch": 3, "manifest": now.to_dict()}, result("EmojiVehicles"))
-    assert accuracies(tmp_path) == {("EmojiVehicles", "all"): 50.0}
 
 
 def test_versions_and_commit_are_recorded(tmp_path):

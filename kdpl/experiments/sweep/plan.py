@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
+from kdpl.config.defaults import literal, read_mapping
 from kdpl.config.keys import ConfigError, check_choice
-from kdpl.config.merging import literal, read_mapping
 from kdpl.experiments.sweep.runs import STEPS, Range, Resources, Search, Sweep, runs_of
 
 PROTOCOLS = ("base2new", "xd", "few_shot")

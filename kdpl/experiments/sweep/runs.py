@@ -174,7 +174,6 @@ class Step:
         return not self.stale() and any(not self._without_result(split, None) for split in SPLITS)
 
     def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
-        # Results may have settings other than the folder's, which was continued with more epochs.
         return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains)
 
     def stale(self) -> list[str]:

@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import read_json
+from kdpl.config.defaults import literal
 from kdpl.config.keys import ConfigError
-from kdpl.config.merging import literal
 from kdpl.experiments.sweep.runs import Cell, Range, Run, Search, Sweep, cells_of, runs_of_trial
 from kdpl.training.results import results_or_none
 

@@ -2,7 +2,7 @@
 
 from yacs.config import CfgNode as CN
 
-from kdpl.config.keys import ENGINE, defaults
+from kdpl.config.keys import ENGINE, UNREAD, defaults
 
 
 def get_cfg_default() -> CN:
@@ -16,4 +16,4 @@ def clean_cfg(cfg: CN, trainer: str) -> None:
         del cfg.TRAINER[key]
 
 
-cfg_default = CN(defaults(ENGINE))
+cfg_default = CN(defaults({**ENGINE, **UNREAD}))

@@ -88,7 +88,11 @@ class Logger:
         self.file: IO[str] = open(fpath, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        self.file.write(text)
+        try:
+            self.file.write(text)
+        except OSError as error:  # a full disk, say: a log is not worth a run
+            path, self.file = self.file.name, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            self.console.write(f"'{path}' ends here, because it cannot be written any more: {error}\n")
         return self.console.write(text)
 
     def flush(self) -> None:
