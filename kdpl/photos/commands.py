@@ -14,7 +14,6 @@ from kdpl.common.messages import short_reason
 from kdpl.common.outputs import BUNDLE
 from kdpl.common.safe_text import REJECTED, read_class_names
 from kdpl.common.sources import is_source
-from kdpl.config.checks import one_teacher
 from kdpl.config.command_line import add_learner_flag
 from kdpl.config.keys import ConfigError
 
@@ -84,12 +83,8 @@ def device_type() -> str:
 
 
 def teacher_name(given: str | None) -> str:
-    """Return the teacher of --teacher, by default the one that suits this machine.
-
-    Raises:
-        ValueError: it names several.
-    """
-    return one_teacher(given or (ON_GPU if device_type() == "cuda" else ON_CPU), "--teacher")
+    """Return the teacher of --teacher, by default the one that suits this machine."""
+    return given or (ON_GPU if device_type() == "cuda" else ON_CPU)
 
 
 def with_size(name: str) -> str:
