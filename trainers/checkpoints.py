@@ -120,8 +120,8 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
         ) from error
     inside = f", batch={trainer.first_batch}" if trainer.first_batch else ""
-    print(f"Resume from {path} (epoch={epoch}{inside})")
-    return epoch
+    print(f"Resume from {path} (epoch={state['epoch']}{inside})")
+    return state["epoch"]
 
 
 def newest_state(folder: Path) -> tuple[Path | None, dict[str, Any]]:
