@@ -8,6 +8,7 @@ prepared; and with the digest of all this and of the tensors. Nothing in it can 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -238,7 +239,10 @@ def _bundle(content: Any, parameters: dict[str, Tensor]) -> Bundle:
             f"it is of format {content['format']}, and kdpl {VERSION} reads up to {FORMAT}. Install a newer kdpl, such as "
             f"{content.get('kdpl_version')}, which wrote it."
         )
-    if content.pop("digest", None) != _digest(parameters, content):
+    digest = content.pop("digest", None)
+    if digest is None:
+        print("Note: the prompts carry no digest, so that damage to them is not seen", file=sys.stderr)
+    elif digest != _digest(parameters, content):
         raise ValueError("its tensors, names or settings are not those that were written: it is damaged or was edited")
     facts = {fact.name: content[fact.name] for fact in fields(Bundle) if fact.name in content}
     for name, made in (("preprocessing", checked_preprocessing), ("decision", lambda given: Decision(**given))):

@@ -106,7 +106,6 @@ DAMAGE = {
     "names in another order": lambda tensors, content: content["classnames"].reverse(),
     "another template": lambda tensors, content: content.update(template="a drawing of a {}."),
     "another option": lambda tensors, content: content["options"].update(N_CTX=3),
-    "no digest": lambda tensors, content: content.pop("digest"),
 }
 
 
@@ -114,6 +113,12 @@ DAMAGE = {
 def test_a_bundle_is_refused_if_anything_in_it_is_not_what_was_written(damage, parts, tmp_path):
     DAMAGE[damage](*parts)
     refused(write(tmp_path, *parts, digest=False), "are not those that were written: it is damaged or was edited")
+
+
+def test_a_bundle_without_a_digest_is_read_and_a_line_says_so(parts, tmp_path, capsys):
+    del parts[1]["digest"]
+    assert read_bundle(write(tmp_path, *parts, digest=False)).classnames == ["cat", "hot dog"]
+    assert "carry no digest, so that damage to them is not seen" in capsys.readouterr().err
 
 
 def test_an_output_that_is_not_finite_is_an_error_and_never_a_prediction(parts, tmp_path, capsys):
