@@ -18,7 +18,7 @@ from kdpl.common.environment import dassl_in_use
 from kdpl.config.defaults import node_of
 
 MARK = "  # by kdpl.install"
-PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn"}
+PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn", "pkg_resources": "'setuptools<81'"}
 FOLDERS = ("trainers", "datasets", "clip", "utils")  # of a fork, beside its train.py
 REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
 
@@ -119,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m kdpl.install", description=__doc__.splitlines()[0])
     parser.add_argument("fork", help="folder of a fork of CoOp, with its train.py")
-    parser.add_argument("--dry-run", action="store_true", help="show the changes, make none")
     parser.add_argument("--undo", action="store_true", help="take the changes out again")
     args = parser.parse_args(argv)
     path = Path(args.fork) / "train.py"
@@ -133,9 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         changed = apply_changes(source, changes)
         for line, text in changes:
             print(f"{path}, behind line {line}: {text.strip()}")
-        if not args.dry_run:
-            path.write_bytes(changed)
-            print("Changed; --undo takes the lines out." if changes else f"{path} has all three changes.")
+        path.write_bytes(changed)
+        print("Changed; --undo takes the lines out." if changes else f"{path} has all three changes.")
     except (OSError, ValueError, SyntaxError) as error:
         return exits.report(error, exits.BAD_INPUT)
     for line in report(path.parent):

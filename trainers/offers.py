@@ -24,18 +24,14 @@ def distilled(trainer_class: type | None = None, *, name: str | None = None, tea
 
     Raises:
         TypeError: it is no such trainer, or has no step of its own.
-        ValueError: a fork has a trainer of that name.
     """
     if trainer_class is None:
         return lambda decorated: distilled(decorated, name=name, teacher_view=teacher_view)
     if why := why_not(trainer_class):
         raise TypeError(f"{trainer_class!r} cannot be distilled: {why}.")
     name = name or f"{PREFIX}{trainer_class.__name__}"
-    present = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else DistilledTrainer
-    if is_ours(present) and present is not DistilledTrainer:
+    if name in TRAINER_REGISTRY.registered_names() and is_ours(present := TRAINER_REGISTRY.get(name)):
         return present
-    if not issubclass(present, DistilledTrainer):
-        raise ValueError(f"{name} is a trainer of {present.__module__} already: give the wrapped one another name=.")
     return _made(trainer_class, name, teacher_view)
 
 
@@ -71,13 +67,11 @@ def offer_distilled() -> None:
     """
     import kdpl.datasets  # noqa: F401  behind the fork's own
 
-    names = TRAINER_REGISTRY.registered_names()
-    classes = {name: TRAINER_REGISTRY.get(name) for name in names}
+    classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     offered = {}
     for name, trainer_class in classes.items():
         if not why_not(trainer_class):
-            present = classes.get(f"{PREFIX}{name}")
-            offer = f"{OF_THE_FORK if present is not None and is_ours(present) else PREFIX}{name}"
+            offer = f"{OF_THE_FORK if is_ours(classes.get(f'{PREFIX}{name}', object)) else PREFIX}{name}"
             if issubclass(classes.get(offer, DistilledTrainer), DistilledTrainer):
                 offered[offer] = classes.get(offer) or distilled(trainer_class, name=offer)
     _take_command_line(offered)

@@ -33,6 +33,7 @@ from kdpl.training.seeding import seeded
 Names = tuple[str, ...]
 TRAINED, TESTED = ("train_x", "train_u"), ("val", "test")
 _RAW = {name: vars(Datum)[name] for name in ("label", "classname")}  # the engine's own
+_draw = DatasetBase.generate_fewshot_dataset
 _records: dict[Datum, "Record"] = {}
 
 
@@ -156,23 +157,20 @@ class _Renewal:
                 new = {key: self(x, nested=True) for key, x in value.items()}
                 return new if any(new[key] is not value[key] for key in value) else value
             case [Datum(), *_] if all(isinstance(x, Datum) for x in value):
-                return value if any(value == self.splits[split] for split in TESTED) else type(value)(self._shuffled(value))
+                tested = value in [self.splits[split] for split in TESTED]
+                return value if tested else type(value)(_shuffled(value, self.seed))
             case [list(), *_] if self._is_grouped(groups := dict(enumerate(value))):
                 return type(value)(self._regrouped(groups).values())
             case [int() | np.integer(), *_] | np.ndarray(ndim=1) | Tensor(ndim=1):
                 return self._numbers(value)
         return value
 
-    def _shuffled(self, items: Sequence) -> list:
-        by_path = sorted(items, key=_path)  # the order that they come in may tell the truth
-        return random.Random(self.seed).sample(by_path, len(by_path))
-
     def _numbers(self, value: Any) -> Any:
         """Return labels of a split in a list, array or tensor as the teacher's, in the new order of the images."""
         for split, truth in self.truth.items():
             if truth and len(truth) == len(value) and (value.tolist() if hasattr(value, "tolist") else [*value]) == truth:
                 items = self.splits[split]
-                found = self.classes([item.impath for item in (items if split in TESTED else self._shuffled(items))])
+                found = self.classes([item.impath for item in (items if split in TESTED else _shuffled(items, self.seed))])
                 if isinstance(value, Tensor):
                     return value.new_tensor(found)
                 return np.array(found, value.dtype) if isinstance(value, np.ndarray) else type(value)(found)
@@ -185,7 +183,7 @@ class _Renewal:
 
     def _regrouped(self, groups: Mapping) -> dict[int, list]:
         """Return images by the teacher's class; a class in which it finds none has them all."""
-        images = self._shuffled([x for some in groups.values() for x in some])
+        images = _shuffled([x for some in groups.values() for x in some], self.seed)
         found = self.classes([_path(x) for x in images])
         new = {label: [x for x, c in zip(images, found, strict=True) if c == label] for label in sorted(groups)}
         return {label: some or images for label, some in new.items()}
@@ -195,12 +193,24 @@ def _path(x: Any) -> Any:
     return x.impath if isinstance(x, Datum) else x if isinstance(x, str) else None
 
 
+def _shuffled(items: Sequence, seed: int) -> list:
+    by_path = sorted(items, key=_path)  # the order that they come in may tell the truth
+    return random.Random(seed).sample(by_path, len(by_path))
+
+
+def _drawn(dataset: DatasetBase, *sources: Any, **kwargs: Any) -> Any:
+    """Draw shots as the engine does, in an order that has nothing of the classes: data sets write it into files."""
+    found = _draw(dataset, *sources, **kwargs)
+    return _shuffled(found, at_work[-1].seed) if at_work and all(isinstance(x, Datum) for x in found) else found
+
+
 def _hook() -> None:
     """Let items ask for their labels, and constructors of data sets hand over what they have made."""
     classes = [DatasetBase, *map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())]
     for cls in classes:  # which grows
         classes += (sub for sub in cls.__subclasses__() if sub not in classes)
         _hook_class(cls)
+    DatasetBase.generate_fewshot_dataset = _drawn
     DatasetBase.__init_subclass__ = classmethod(_hook_class)  # those that are defined later
     for name, raw in _RAW.items():
         setattr(Datum, name, property(functools.partial(_read, name), getattr(raw, "__set__", None)))

@@ -1,6 +1,6 @@
-"""Run the trainers of public forks without labels, and write their rows into docs/forks_runs.md.
+"""Run trainers of a public fork without labels; print their rows of docs/forks_runs.md.
 
-    python tests/forks/run.py FORK [FORK ...] [--dassl FOLDER] [--only NAME ...] [--flags ...] [--page FILE]
+    python tests/forks/run.py FORK KDPL_NAME ... [--dassl FOLDER] [--flags JSON] [--before JSON] [--set JSON]
 
 FORK is the folder of a fork's `train.py`, in a Git checkout; nothing in it is changed. Each trainer runs by the fork's own
 main() with the lines of `kdpl.install`, in a process of its own, for a few steps: with a CLIP of the kind and size that the
@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -26,49 +25,54 @@ import types
 from pathlib import Path
 from typing import Any
 
-HEAD = "| fork | commit | Dassl | trainer | settings | without labels | truth permuted | loss, gradients by formula |\n"
-RULE = "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 RESULT = "RESULT "
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("accordion", "airplane", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai", "brain")  # of Caltech101
+NAMES = ("ewer", "gerenuk", "saxophone", "sunflower", "tick")  # base and new classes of Caltech101, of each of which
+NAMES += ("crayfish", "helicopter", "ketch", "mandolin", "metronome")  # the teacher finds drawings
 IMAGES = {"train": 2, "val": 1, "test": 1}  # a class
-BATCH, STEPS, SECONDS, EXACT = 2, 2, 1800, 1e-6
-TRAINS = {"train", "run_epoch", "forward_backward"}  # of a trainer that learns
+BATCH, STEPS, EXACT = 2, 2, 1e-6
 
 
-def write_data(folder: Path, permute: bool) -> Path:
-    """Write drawings under the names of ten classes of Caltech101 as its files and its split file lie on disk.
+def write_data(folder: Path) -> list[Path]:
+    """Write drawings under the names of ten classes of Caltech101, as its files and its split file lie on disk.
 
-    Args:
-        folder: receives them.
-        permute: give the labels of the training images to others, as many of each class, within the base classes and the new.
+    Returns:
+        Two folders: in the second one, the training images have labels of other classes, of the base and the new ones.
     """
+    import torch
+    import torchvision.transforms as T
+
+    from kdpl.clip.loading import load_clip
     from kdpl.common.files import cache_dir
     from kdpl.datasets.emoji.scenes import EmojiMeals, scene_folder
+    from kdpl.training.pixels import read_image
 
-    drawings = sorted(scene_folder(cache_dir(), EmojiMeals.plan_name).rglob("*.png"))
-    data, split = folder / "caltech-101", {}
-    for part, count in IMAGES.items():
-        split[part] = []
-        for label, name in enumerate(NAMES):
-            for number in range(count):
-                image = f"{name}/{part}_{number}.png"
+    clip, half = load_clip("emoji_teacher", device=torch.device("cpu")), len(NAMES) // 2
+    paths, p = sorted(scene_folder(cache_dir(), EmojiMeals.plan_name).rglob("*.png"))[::7], clip.preprocessing
+    transform = T.Compose([*p.resize_steps(), T.ToTensor(), T.Normalize(p.mean, p.std)])
+    with torch.no_grad():
+        text = clip.model.encode_text(clip.tokenizer([f"a photo of a {name}." for name in NAMES]))
+        images = clip.frozen_image_features(torch.stack([transform(read_image(path)) for path in paths]))
+        logits = 100 * images @ torch.nn.functional.normalize(text).t()
+    found = torch.cat([logits[:, :half].softmax(1), logits[:, half:].softmax(1)], 1)  # (drawings, C)
+    for permute in (0, 1):
+        data, split = folder / str(permute) / "caltech-101", {part: [] for part in IMAGES}
+        for c, best in enumerate(found.argsort(0, descending=True).t().tolist()):  # the teacher finds each class
+            for part, number in ((part, n) for part, count in IMAGES.items() for n in range(count)):
+                image = f"{NAMES[c]}/{part}_{number}.png"
+                label = c // half * half + (c + 1 + permute * (part == "train") * (1 + number)) % half  # never the teacher's
                 path = data / "101_ObjectCategories" / image
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(drawings.pop(), path)
-                split[part].append([image, label, name])
-    if permute:
-        half, labels = len(split["train"]) // 2, [row[1] for row in split["train"]]
-        shuffled = [*random.Random(1).sample(labels[:half], half), *random.Random(2).sample(labels[half:], half)]
-        split["train"] = [[image, new, NAMES[new]] for (image, *_), new in zip(split["train"], shuffled, strict=True)]
-    (data / "split_zhou_Caltech101.json").write_text(json.dumps(split), encoding="utf-8")
-    return folder
+                shutil.copy(paths[best[number]], path)
+                split[part].append([image, label, NAMES[label]])
+        (data / "split_zhou_Caltech101.json").write_text(json.dumps(split), encoding="utf-8")
+    return [folder / "0", folder / "1"]
 
 
 # ------------------------------------------------------------------------------------------------- in the fork's process
 
 
-def stand_in(weights: Path) -> None:
+def stand_in() -> None:
     """Let code that asks for a GPU stay where it is, and every copy of OpenAI's `clip` find random weights."""
     import pdb
 
@@ -87,7 +91,7 @@ def stand_in(weights: Path) -> None:
         torch.cuda.empty_cache = lambda: None
         for kind in (Tensor, nn.Module):
             kind.to = _without_cuda(kind.to)
-    sys.meta_path.insert(0, _Downloads(weights))
+    sys.meta_path.insert(0, _Downloads())
 
 
 def compute_in_double() -> None:
@@ -122,25 +126,22 @@ def _without_cuda(to: Any) -> Any:
 class _Downloads:
     """Before each import, gives modules that can download OpenAI's weights the random ones."""
 
-    def __init__(self, weights: Path):
-        self.weights = weights
-
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         for module in list(sys.modules.values()):
             models = vars(module).get("_MODELS") if isinstance(module, types.ModuleType) else None
             if isinstance(models, dict) and "_download" in vars(module):
                 module._download = lambda url, *args, models=models, **kwargs: str(
-                    random_clip(self.weights, next(name for name, known in models.items() if known == url))
+                    random_clip(next(name for name, known in models.items() if known == url))
                 )
 
 
-def random_clip(folder: Path, name: str) -> Path:
-    """Return a file with random weights of one of OpenAI's CLIPs, at its full size, as OpenAI's state dict."""
+def random_clip(name: str) -> Path:
+    """Return a file, which is kept, with random weights of one of OpenAI's CLIPs, at its full size, as OpenAI's state dict."""
     import torch
 
     from kdpl.clip.weights import openai_clip
 
-    path = folder / f"{name.replace('/', '-')}.pt"
+    path = Path(tempfile.gettempdir(), f"random-{name.replace('/', '-')}.pt")
     if not path.is_file():
         layers = {"RN50": (3, 4, 6, 3), "RN101": (3, 4, 23, 3), "ViT-B/16": 12, "ViT-B/32": 12}[name]
         width, patch = (64, None) if name.startswith("RN") else (768, int(name[-2:]))
@@ -154,12 +155,12 @@ def random_clip(folder: Path, name: str) -> Path:
     return path
 
 
-def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
+def inside(trainer: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Let the fork's main() build and train a trainer; put what came of it into `result`."""
     import kdpl.trainers  # noqa: F401  before Dassl
     from kdpl import install
 
-    stand_in(Path(args.weights))
+    stand_in()
     import dassl
     from dassl.engine.trainer import TrainerBase
 
@@ -169,27 +170,14 @@ def inside(args: argparse.Namespace, result: dict[str, Any]) -> None:
     path = Path("train.py").resolve()
     source = path.read_bytes()
     code = compile(install.apply_changes(source, install.missing_changes(source)), str(path), "exec", dont_inherit=True)
-    if args.inside == "list":
-        sys.argv = ["train.py"]
-        exec(code, {"__name__": "listed", "__file__": str(path)})
-        from dassl.engine import TRAINER_REGISTRY
-
-        from kdpl.trainers.offers import is_ours, why_not
-        from kdpl.trainers.wrapped import DistilledTrainer
-
-        classes = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-        classes = {n: c for n, c in classes.items() if not c.__module__.startswith(("dassl.", "kdpl."))}
-        result["trainers"] = [name for name, c in classes.items() if issubclass(c, DistilledTrainer)]
-        result["not"] = {n: why for n, c in classes.items() if TRAINS & set(vars(c)) and not is_ours(c) and (why := why_not(c))
-                         and not issubclass(c, DistilledTrainer)}  # fmt: skip
-        return
     watch(result)
     if args.double:
         compute_in_double()
-    config, settings = configuration(args.inside.partition("_")[2], args.labels)
-    name = args.inside.partition("_")[2] if args.labels else args.inside
-    sys.argv = ["train.py", "--trainer", name, "--seed", "1", "--root", f"{args.root}/", "--output-dir", args.output,
-                "--config-file", config, "--dataset-config-file", str(next(Path("configs").rglob("caltech101.yaml"))),
+    theirs = trainer.partition("_")[2]
+    config, settings = configuration(theirs, args.labels)
+    dataset = next(Path("configs").rglob("datasets/**/caltech101.yaml"))
+    sys.argv = ["train.py", "--trainer", theirs if args.labels else trainer, "--seed", "1", "--root", f"{args.root}/",
+                "--output-dir", args.output, "--config-file", config, "--dataset-config-file", str(dataset),
                 *args.flags, *settings, *args.set, *(("TEST.NO_TEST", "True") if args.untested else ())]  # fmt: skip
     module = types.ModuleType("__main__")
     module.__file__ = str(path)
@@ -281,102 +269,65 @@ def watch(result: dict[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------- the driver's process
 
 
-def trial(fork: Path, trainer: str, args: argparse.Namespace, root: Path, *how: str) -> dict[str, Any]:
+def trial(trainer: str, args: argparse.Namespace, root: Path, *how: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, Path(__file__).resolve(), str(fork), "--inside", trainer, "--root", root, "--output", output,
-                   "--weights", args.weights, *how,
-                   f"--flags={json.dumps(args.flags)}", f"--set={json.dumps(args.set)}"]  # fmt: skip
+        command = [sys.executable, Path(__file__).resolve(), args.fork, trainer, "--inside", "--root", root, "--output", output,
+                   f"--flags={json.dumps(args.flags)}", f"--set={json.dumps(args.set)}", *how]  # fmt: skip
         folders = [args.dassl, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
-        said = {"capture_output": True, "text": True, "errors": "replace"}
-        try:
-            process = subprocess.run([*map(str, command)], cwd=fork, env=env, timeout=SECONDS, check=False, **said)
-        except subprocess.TimeoutExpired:
-            return {"error": f"not over in {SECONDS} s"}
-    if args.log:
-        with Path(args.log).open("a", encoding="utf-8") as file:
-            file.write(f"\n=== {fork} {trainer}\n{process.stdout[-6000:]}\n{process.stderr[-6000:]}\n")
+        process = subprocess.run([*map(str, command)], cwd=args.fork, env=env, stdout=subprocess.PIPE, text=True, check=False)
     line = next((x for x in reversed(process.stdout.splitlines()) if x.startswith(RESULT)), None)
     return json.loads(line.removeprefix(RESULT)) if line else {"error": f"exit status {process.returncode}"}
 
 
-def row(fork: Path, trainer: str, args: argparse.Namespace, data: list[Path]) -> str:
+def row(trainer: str, args: argparse.Namespace, data: list[Path]) -> str:
     """Run one trainer twice, and return its line of the table."""
     for root in data if args.before else ():
-        trial(fork, trainer, argparse.Namespace(**{**vars(args), "flags": args.before}), root)
-    found = trial(fork, trainer, args, data[0])
-    same = exact = ""
+        trial(trainer, argparse.Namespace(**{**vars(args), "set": args.before}), root)
+    found, same, exact = trial(trainer, args, data[0]), "", ""
     if found.get("moved") and "error" not in found:
         result = f"{found['moved']} of {found['learned']} parameters moved; {', '.join(found['said'])}"
-        again = trial(fork, trainer, args, data[1], "--untested")
+        again = trial(trainer, args, data[1], "--untested")
         same = "the same bits" if again.get("digest") == found["digest"] else f"DIFFERS {again.get('error', '')}"
         exact = said(found)
         if max(found.get("differs", [0])) > EXACT:
-            exact += f"; in double precision {said(trial(fork, trainer, args, data[0], '--double'))}"
+            exact += f"; in double precision {said(trial(trainer, args, data[0], '--double'))}"
     else:
-        with_labels = trial(fork, trainer, args, data[0], "--labels")
-        other = "the same error" if with_labels.get("error") == found.get("error") else with_labels.get("error")
-        stops = f"it stops too ({other})" if "error" in with_labels else "it runs"
-        result = f"{found.get('error', 'nothing moved')}; with its labels {stops}"
-    given = " ".join([*(f"first {' '.join(args.before)};" for _ in args.before[:1]), *args.flags, *args.set])
-    return line_of(fork, trainer, result, found.get("dassl", ""), f"`{given}`" if given else "", same, exact)
+        with_labels = trial(trainer, args, data[0], "--labels").get("error")
+        other = (
+            "it runs" if not with_labels else "it stops too" + (f" ({with_labels})" if with_labels != found["error"] else "")
+        )
+        result = f"{found.get('error', 'nothing moved')}; with its labels {other}"
+    git = ["git", "-C", args.fork, "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    name = args.fork.name if (args.fork / ".git").exists() else f"{args.fork.parent.name}/{args.fork.name}"
+    given = " ".join([*(("first", *args.before, "then") if args.before else ()), *args.flags, *args.set])
+    cells = [name, commit, found.get("dassl", ""), trainer, given and f"`{given}`", result, same, exact]
+    return f"| {' | '.join(cell.translate({ord('|'): '/', 10: ' '}).replace(f'{args.fork}/', '') for cell in cells)} |"
 
 
 def said(found: dict[str, Any]) -> str:
     return ", ".join(f"{x:.0e}" for x in found.get("differs", ())) or found.get("error", "-")
 
 
-def line_of(fork: Path, trainer: str, result: str, dassl: str = "", given: str = "", same: str = "", exact: str = "") -> str:
-    cells = [name_of(fork), commit(fork), dassl, trainer, given, result, same, exact]
-    return f"| {' | '.join(cell.translate({ord('|'): '/', 10: ' '}).replace(f'{fork}/', '') for cell in cells)} |{os.linesep}"
-
-
-def name_of(fork: Path) -> str:
-    return fork.resolve().name if (fork / ".git").exists() else f"{fork.resolve().parent.name}/{fork.resolve().name}"
-
-
-def commit(fork: Path) -> str:
-    process = subprocess.run(["git", "-C", fork, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
-    return process.stdout.strip()
-
-
-def write(page: Path, line: str) -> None:
-    """Put a row into the table of a page, in the place of that of the same fork and trainer."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(HEAD + RULE)
-    rows, after = [], rest.splitlines(keepends=True)
-    while after and after[0].startswith("|"):
-        rows.append(after.pop(0))
-
-    def key(row: str) -> list[str]:
-        cells = row.split(" | ")
-        return [cells[0], cells[3]]
-
-    rows = sorted([*(other for other in rows if key(other) != key(line)), line], key=lambda row: list(map(str.lower, key(row))))
-    page.write_text("".join([before, HEAD, RULE, *rows, *after]), encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("forks", nargs="+", type=Path, metavar="FORK")
+    parser.add_argument("fork", type=lambda name: Path(name).resolve())
+    parser.add_argument("trainers", nargs="+", metavar="TRAINER", help="such as KDPL_MMRL, as `kdpl.install` names them")
     parser.add_argument("--dassl", default="", help="folder that `import dassl` is to find, in place of the bundled engine")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trainers alone, as KDPL_MMRL")
     parser.add_argument("--flags", type=json.loads, default=[], help="further flags of the fork's command, a JSON list")
-    parser.add_argument("--before", type=json.loads, default=[], help="flags of a command that prepares, a JSON list")
     parser.add_argument("--set", type=json.loads, default=[], help="settings KEY VALUE, a JSON list")
-    parser.add_argument("--weights", default=tempfile.gettempdir(), help="folder that keeps the random CLIPs")
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--log", default="", help="file that gets what the runs print")
-    for name in ("--inside", "--root", "--output"):
+    parser.add_argument("--before", type=json.loads, default=[], help="settings of a command that prepares, a JSON list")
+    for name in ("--root", "--output"):
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
-    for name in ("--labels", "--double", "--untested"):
+    for name in ("--inside", "--labels", "--double", "--untested"):
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
         sys.path[0] = os.getcwd()
-        sys.path.append(str(ROOT / "tests"))
         result: dict[str, Any] = {}
         try:
-            inside(args, result)
+            inside(args.trainers[0], args, result)
         except (Exception, SystemExit) as error:  # of the fork's own code, of any kind
             traceback.print_exc()
             result["error"] = f"{type(error).__name__}: {str(error).strip()[:160]}"
@@ -384,17 +335,9 @@ def main() -> int:
         sys.__stdout__.flush()
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        data = [write_data(Path(folder, name), permute=name == "permuted") for name in ("true", "permuted")]
-        for fork in args.forks:
-            listed = {"trainers": args.only} if args.only else trial(fork, "list", args, data[0])
-            if "trainers" not in listed:
-                print(f"{fork}: {listed.get('error')}", flush=True)
-            refused = {name: f"not offered: {why}" for name, why in listed.get("not", {}).items()}
-            for name in [*listed.get("trainers", ()), *refused]:
-                line = line_of(fork, name, refused[name]) if name in refused else row(fork, name, args, data)
-                print(line, end="", flush=True)
-                if args.page:
-                    write(args.page, line)
+        data = write_data(Path(folder))
+        for trainer in args.trainers:
+            print(row(trainer, args, data), flush=True)
     return 0
 
 

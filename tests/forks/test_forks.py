@@ -1,38 +1,39 @@
 """Trainers of forks learn without labels, by their own steps: by the formula, and without any way to the truth."""
 
-import copy
 import functools
 import json
+import operator
 import os
 import pickle
 import random
+import sys
+from pathlib import Path
 
+import dassl.engine
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl.data import DataManager
+from dassl.engine import TRAINER_REGISTRY, TrainerX
 from support import RATE, config, fork_styles
-from support.forks import SMALL, build, check_resumed, encode_few_sentences, learned
+from support.forks import SMALL, build, learned
+from support.trainings import stop_after
 
 import kdpl
 import kdpl.trainers
 from kdpl.clip.loading import load_clip
-from kdpl.clip.weights import openai_clip
 from kdpl.text.templates import template_for
+from kdpl.trainers import distilled, offer_distilled
 from kdpl.trainers.wrapped import FILE, DistilledTrainer
 
 ONE_EPOCH = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1)
 CLASSES, SHOTS = 6, 3
 
 
-@pytest.fixture
-def few_sentences(monkeypatch):
-    encode_few_sentences(monkeypatch)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("style", fork_styles.STYLES)
-def test_a_trainer_of_any_style_learns_without_labels_and_says_what_they_were_used_for(style, tmp_path, capsys, few_sentences):
+def test_a_trainer_of_any_style_learns_without_labels_and_says_what_they_were_used_for(style, tmp_path, capsys):
     if style == "StyleViews" and "bundled" in kdpl.dassl_in_use():
         pytest.skip("the bundled engine gives one view of an image")
     trainer = build(f"KDPL_{style}", tmp_path)
@@ -46,46 +47,31 @@ def test_a_trainer_of_any_style_learns_without_labels_and_says_what_they_were_us
     assert record["seed"] == 1 and record["trainer"] == style and record["labels were used for"] in said[0]
 
 
-@pytest.fixture
-def double(monkeypatch):
-    """All computes in double precision, where rounding does not show."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(torch.nn.Module, "float", torch.nn.Module.double)
-    monkeypatch.setattr(openai_clip().model.LayerNorm, "forward", torch.nn.LayerNorm.forward)  # without its cast to fp32
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("style", ["StyleCoOp", "StyleMaPLe"])
-def test_loss_and_gradients_of_what_is_learned_are_those_of_the_formula(style, tmp_path, double):
+def test_loss_and_gradient_of_what_is_learned_are_those_of_the_formula(tmp_path):
     """With a teacher and a loss computed here, from CLIP's own functions."""
-    trainer = build(f"KDPL_{style}", tmp_path)
+    trainer = build("KDPL_StyleCoOp", tmp_path)
     trainer.set_model_mode("train")
     trainer.num_batches, trainer.batch_idx, batch = 100, 0, next(iter(trainer.train_loader_x))
-    teacher, model = load_clip("emoji_teacher", device=trainer.device), trainer.model
-    images = batch["img"].to(trainer.device)
+    teacher, model, images = load_clip("emoji_teacher", device=trainer.device), trainer.model, batch["img"].to(trainer.device)
     with torch.no_grad():
-        sentence, names = template_for("EmojiMeals", ""), trainer.dm.dataset.classnames
-        text = teacher.model.encode_text(teacher.tokenizer([sentence.format(name) for name in names]))
-        t = (F.normalize(teacher.model.encode_image(images)) @ F.normalize(text).t() * model.logit_scale.exp()).double()
-    logits = model.similarity(*model.features(images))
-    s, t = logits.double().log_softmax(1), t.log_softmax(1)
+        sentences = [template_for("EmojiMeals", "").format(name) for name in trainer.dm.dataset.classnames]
+        text = F.normalize(teacher.model.encode_text(teacher.tokenizer(sentences)))
+        t = F.normalize(teacher.model.encode_image(images)) @ text.t() * model.logit_scale.exp()
+    s, t = model(images).double().log_softmax(1), t.double().log_softmax(1)
     expected = 0.5 * (t.exp() * (t - s) + s.exp() * (s - t)).sum(1).mean()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    exact = torch.autograd.grad(expected, parameters)
-    assert trainer.forward_backward(batch)["loss"] == pytest.approx(expected.item(), rel=1e-9)
-    for p, gradient in zip(parameters, exact, strict=True):
-        assert (p.grad - gradient).norm() / gradient.norm() < 1e-9
+    (exact,) = torch.autograd.grad(expected, model.learner.ctx)
+    assert trainer.forward_backward(batch)["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert (model.learner.ctx.grad - exact).norm() / exact.norm() < 1e-5
 
 
 # ------------------------------------------------------------------------------------------------------------- no truth
 
 _kept_by_the_module = []
+_label = operator.attrgetter("label")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def keeping():
     """A data set that keeps its truth in many places; `permute` gives the drawn images other true labels."""
     from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -95,8 +81,8 @@ def keeping():
 
     @functools.lru_cache
     def split(cls):
-        made = EmojiMeals(config("KDPL_CoOp", "emoji_meals", "/tmp/none", *SMALL, "DATASET.NUM_SHOTS", SHOTS + 1))
-        groups = ([d for d in items if d.label < CLASSES] for items in (made.train_x, made.val, made.test))
+        made = EmojiMeals(config("KDPL_CoOp", "emoji_meals", "/tmp/none", *SMALL, "DATASET.NUM_SHOTS", SHOTS))
+        groups = (sorted((d for d in x if d.label < CLASSES), key=_label) for x in (made.train_x, made.val, made.test))
         return *groups, {d.label: d.classname for d in made.train_x if d.label < CLASSES}
 
     class EmojiKeeping(ClassListDataset):
@@ -104,27 +90,22 @@ def keeping():
         targets = None
 
         def __init__(self, cfg):
-            train, val, test, names = split(type(self))
+            *splits, names = split(type(self))
+            if self.permute:  # all labels, or a lookup by path would tell the truth; as many of each class
+                splits = ([Datum(d.impath, c := i % CLASSES, d.domain, names[c]) for i, d in enumerate(x)] for x in splits)
+            train, val, test = splits
             _kept_by_the_module[:] = train  # before the shots are drawn
+            self.file = os.path.join(cfg.OUTPUT_DIR, "items.pkl")
             random.seed(cfg.SEED)
             train = self.generate_fewshot_dataset(train, num_shots=SHOTS)
-            if self.permute:  # all labels, or a lookup by path would tell the truth
-                train, val, test = (
-                    [Datum(d.impath, j := (d.label * 5 + 1) % CLASSES, d.domain, names[j]) for d in items]
-                    for items in (train, val, test)
-                )
-            train.sort(key=lambda d: d.label)  # as Dassl draws: the place in the list tells the class
+            Path(self.file).write_bytes(pickle.dumps(train))
+            train.sort(key=_label)  # the place in the list tells the class
             super().__init__(names, train, val, test)
             self.everything = [*train, *test]
             self.labels = [d.label for d in train]
             self.array = np.array(self.labels)
-            self.by_class = {}
-            for d in train:
-                self.by_class.setdefault(d.label, []).append(d.impath)
+            self.by_class = {c: [d.impath for d in train if d.label == c] for c in range(CLASSES)}
             type(self).targets = torch.tensor(self.labels)
-            self.file = os.path.join(cfg.OUTPUT_DIR, "items.pkl")
-            with open(self.file, "wb") as file:
-                pickle.dump(train, file)
 
     DATASET_REGISTRY.register(EmojiKeeping, force=True)
     return EmojiKeeping
@@ -134,27 +115,16 @@ def _labels_of(items):
     return torch.tensor([item.label for item in items])
 
 
-def _again(trainer):
-    """Return the items of a file that the data set wrote, by path: their order there is the data set's own."""
-    with open(trainer.dm.dataset.file, "rb") as file:
-        return sorted(pickle.load(file), key=lambda item: item.impath)
-
-
-def _manager(trainer):
-    from dassl.data import DataManager
-
-    return DataManager(trainer.cfg)
+def _of_pickle(items):
+    return torch.tensor([item.label * hash(item.impath) % 997 for item in items])
 
 
 PLACES = {
     "train_x": lambda t: _labels_of(t.dm.dataset.train_x),
-    "class names": lambda t: torch.tensor([len(i.classname) for i in t.dm.dataset.train_x]),
     "the place in the list": lambda t: torch.tensor([hash(i.impath) % 997 * n for n, i in enumerate(t.dm.dataset.train_x)]),
     "val": lambda t: _labels_of(t.dm.dataset.val),
     "test": lambda t: _labels_of(t.dm.dataset.test),
-    "the validation loader": lambda t: torch.cat([batch["label"] for batch in t.val_loader]),
     "another list": lambda t: _labels_of(t.dm.dataset.everything),
-    "a copy": lambda t: _labels_of(copy.deepcopy(t.dm.dataset.train_x)),
     "a list of the module": lambda t: _labels_of(_kept_by_the_module),
     "numbers": lambda t: torch.tensor(t.dm.dataset.labels),
     "an array": lambda t: torch.tensor(t.dm.dataset.array),
@@ -162,37 +132,40 @@ PLACES = {
     "paths by class": lambda t: torch.tensor(
         [c * hash(p) % 997 * n for c, paths in t.dm.dataset.by_class.items() for n, p in enumerate(paths)]
     ),
-    "a pickle": lambda t: _labels_of(_again(t)),
-    "another manager": lambda t: torch.cat([b["label"] for b in _manager(t).train_loader_x]),
-    "another data set": lambda t: _labels_of(type(t.dm.dataset)(t.cfg).train_x),
-    "prototypes": lambda t: torch.stack(
-        [torch.tensor([len(i.impath) for i in t.dm.dataset.train_x if i.label == c]).sum() for c in range(CLASSES)]
-    ),
+    "a pickle": lambda t: _of_pickle(pickle.loads(Path(t.dm.dataset.file).read_bytes())),  # as DAPT reads one
+    "another manager": lambda t: torch.cat([b["label"] for b in DataManager(t.cfg).train_loader_x]),
 }
+MADE = ("DATASET.NAME", "EmojiKeeping", "DATASET.TEMPLATE", "a photo of a {}.", *ONE_EPOCH)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_no_place_has_the_truth(place, keeping, tmp_path):
-    """What a trainer finds is the same with other true labels, and what it learns from that is."""
-
-    class Reads(fork_styles.StyleCoOp):
-        def build_model(self):
-            super().build_model()
-            self.found = PLACES[place](self)
-
-    found = []
-    for permute in (False, True):
-        keeping.permute = permute
-        (tmp_path / str(permute)).mkdir()
-        options = ("DATASET.NAME", "EmojiKeeping", "DATASET.TEMPLATE", "a photo of a {}.", *ONE_EPOCH)
-        name = kdpl.trainers.distilled(Reads).__name__
-        found.append(build(name, tmp_path / str(permute), *options, file="KDPL_CoOp").found)
-    assert torch.equal(*found) and len(found[0]) >= CLASSES
+def with_either_truth(keeping, trainer_class, folder, *options):
+    """Yield the trainer without labels on the data set with its labels, and with others."""
+    name = distilled(type(trainer_class.__name__, (trainer_class,), {}), name="KDPL_Made").__name__
+    for keeping.permute in (False, True):
+        (folder / str(keeping.permute)).mkdir()
+        yield build(name, folder / str(keeping.permute), *MADE, *options)
     keeping.permute = False
 
 
-class OneHot(fork_styles.StyleCoOp):
-    """A cross-entropy, and a second loss by hand with one-hot labels."""
+class Reads(fork_styles.StyleCoOp):
+    def build_model(self):
+        super().build_model()
+        self.found = {place: read(self) for place, read in PLACES.items()}
+
+
+@pytest.fixture(scope="module")
+def found(keeping, tmp_path_factory):
+    """What a trainer finds in each place while it is built, with the labels of the data set and with others."""
+    return [trainer.found for trainer in with_either_truth(keeping, Reads, tmp_path_factory.mktemp("places"))]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_place_has_the_truth(place, found):
+    assert torch.equal(found[0][place], found[1][place]) and len(found[0][place]) >= CLASSES
+
+
+class ByHand(fork_styles.StyleCoOp):
+    """A cross-entropy, and one by hand with one-hot labels."""
 
     def step(self, images, labels):
         logits = self.model(images)
@@ -203,7 +176,11 @@ class OneHot(fork_styles.StyleCoOp):
 
 
 class Banked(fork_styles.StyleCoOp):
-    """Prototypes of train_x and a memory of labels, and a test before the training."""
+    """Class counts of train_x, a memory of labels, and batches of a second DataManager."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = DataManager(self.cfg).train_loader_x
 
     def build_model(self):
         super().build_model()
@@ -219,24 +196,43 @@ class Banked(fork_styles.StyleCoOp):
         return loss, logits, labels
 
 
+class TwoBatches(fork_styles.Style, getattr(dassl.engine, "TrainerXU", TrainerX)):
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_u = self.train_loader_x
+
+    def forward_backward(self, batch_x, batch_u):
+        logits = self.model(torch.cat([batch_x["img"], batch_u["img"]]).to(self.device))
+        loss = F.cross_entropy(logits, torch.cat([batch_x["label"], batch_u["label"]]).to(self.device))
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item()}
+
+
+BY_CLASS = ("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", 2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fork_class", [OneHot, Banked, fork_styles.StyleCoOp, fork_styles.StyleProbe, fork_styles.StyleMixup])
-def test_other_true_labels_change_nothing_bit_for_bit(fork_class, keeping, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer_class", "needs_dassl", "options"),
+    [
+        (ByHand, False, ("DATALOADER.NUM_WORKERS", 2)),
+        (Banked, False, ()),
+        (fork_styles.StyleMixup, False, ()),
+        (TwoBatches, True, ("TRAIN.COUNT_ITER", "train_x")),
+        (fork_styles.StyleCoOp, True, BY_CLASS),
+    ],
+)
+def test_other_true_labels_change_nothing_bit_for_bit(trainer_class, needs_dassl, options, keeping, tmp_path):
+    if needs_dassl and "bundled" in kdpl.dassl_in_use():
+        pytest.skip("the bundled engine has neither TrainerXU nor samplers by class")
     results, accuracies = [], []
-    for permute in (False, True):
-        keeping.permute = permute
-        (tmp_path / str(permute)).mkdir()
-        options = ("DATASET.NAME", "EmojiKeeping", "DATASET.TEMPLATE", "a photo of a {}.", "DATALOADER.NUM_WORKERS", 2)
-        name = kdpl.trainers.distilled(type(fork_class.__name__, (fork_class,), {}), name="KDPL_Made").__name__
-        trainer = build(name, tmp_path / str(permute), *options, *ONE_EPOCH, file="KDPL_CoOp")
+    for trainer in with_either_truth(keeping, trainer_class, tmp_path, *options):
         start = learned(trainer)
         trainer.train()
         results.append(learned(trainer))
         accuracies.append(trainer.test())
-        assert [item.label for item in trainer.dm.dataset.test] != [item.label for item in trainer.dm.dataset.val]
     assert all(torch.equal(v, results[0][k]) and not torch.equal(v, start[k]) for k, v in results[1].items())
     assert accuracies[0] != accuracies[1], "a test has the truth"
-    keeping.permute = False
 
 
 @pytest.mark.slow
@@ -271,44 +267,7 @@ def test_random_shots_are_drawn_whatever_the_labels(tmp_path):
     assert len(items) == 60 and len({os.path.basename(os.path.dirname(item.impath)) for item in items}) < 30
 
 
-# ----------------------------------------------------------------------------------- what Dassl alone has, and what is refused
-
-
-def test_a_sampler_by_class_takes_the_teachers_classes(tmp_path):
-    """Also if it finds no image of some class."""
-    samplers = pytest.importorskip("dassl.data.samplers")
-    if not hasattr(samplers, "RandomClassSampler"):
-        pytest.skip("the bundled engine has no RandomClassSampler")
-    options = ("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", 2)
-    trainer = build("KDPL_StyleCoOp", tmp_path, *options, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, *ONE_EPOCH)
-    sampler = trainer.train_loader_x.sampler
-    assert set(sampler.index_dic) == {item.label for item in trainer.dm.dataset.train_x} and len(sampler.index_dic) < 30
-    trainer.train()
-
-
-def test_a_trainer_of_two_batches_has_both_in_its_loss(tmp_path):
-    engine = pytest.importorskip("dassl.engine")
-    if not hasattr(engine, "TrainerXU"):
-        pytest.skip("the bundled engine has no TrainerXU")
-
-    class Both(fork_styles.Style, engine.TrainerXU):
-        def build_data_loader(self):
-            super().build_data_loader()
-            self.train_loader_u = self.train_loader_x
-
-        run_epoch = engine.TrainerXU.run_epoch
-
-        def forward_backward(self, batch_x, batch_u):
-            logits = self.model(torch.cat([batch_x["img"], batch_u["img"]]).to(self.device))
-            loss = F.cross_entropy(logits, torch.cat([batch_x["label"], batch_u["label"]]).to(self.device))
-            self.model_backward_and_update(loss)
-            return {"loss": loss.item()}
-
-    name = kdpl.trainers.distilled(Both).__name__
-    trainer = build(name, tmp_path, *ONE_EPOCH, "TRAIN.COUNT_ITER", "train_x", file="KDPL_CoOp")
-    before = learned(trainer)
-    trainer.train()
-    assert trainer._kdpl_distilled and any(not torch.equal(v, learned(trainer)[k]) for k, v in before.items())
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize(
@@ -317,8 +276,6 @@ def test_a_trainer_of_two_batches_has_both_in_its_loss(tmp_path):
         (("TRAINER.KDPL.TEMPERATURE", 0.0), "TRAINER.KDPL.TEMPERATURE"),
         (("TRAINER.KDPL.CLASS_AGNOSTIC", True), "bound to the class names"),
         (("TEST.FINAL_MODEL", "best_val", "TEST.NO_TEST", False), "chooses by labels of validation images"),
-        (("TRAINER.KDPL.LOSS", "kl"), "TRAINER.KDPL.LOSS 'kl'"),
-        (("TRAINER.KDPL.TEACHER", "ViT-Z"), "ViT-Z"),
     ],
 )
 def test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded(options, message, tmp_path):
@@ -351,8 +308,8 @@ def test_a_test_before_the_last_epoch_is_said_with_its_split(tmp_path, capsys):
             self.test("val")
             super().after_epoch()
 
-    name = kdpl.trainers.distilled(Chooses).__name__
-    trainer = build(name, tmp_path, "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", False, file="KDPL_CoOp")
+    name = distilled(Chooses).__name__
+    trainer = build(name, tmp_path, "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", False)
     trainer.train()
     trainer.test()
     said = capsys.readouterr().out
@@ -378,41 +335,20 @@ def test_a_clip_of_the_forks_own_is_never_the_teachers(tmp_path, monkeypatch):
     assert load_clip("emoji_teacher", device=torch.device("cpu")).frozen_image_features(torch.zeros(1, 3, 64, 64)).dim() == 2
 
 
-def test_logits_of_another_shape_are_refused(tmp_path):
-    trainer = build("KDPL_StyleCoOp", tmp_path)
-    teacher = trainer._kdpl_teacher
-    with pytest.raises(ValueError, match=r"image features \(5, 2, \d+\)"):
-        teacher.logits(torch.zeros(5, 2, teacher.text_features.shape[1]), torch.tensor(1.0))
-
-
 # --------------------------------------------------------------------------------------- registry, decorators, own names
 
 
-def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(monkeypatch, capsys):
-    import sys
-
-    from dassl.engine import TRAINER_REGISTRY, TrainerX
-
-    from kdpl.trainers import distilled, offer_distilled
-
-    offer_distilled()
-    assert {f"KDPL_{style}" for style in fork_styles.STYLES} <= set(TRAINER_REGISTRY.registered_names())
-    assert TRAINER_REGISTRY.get("KDPL_StyleProbe").__mro__[1:3] == (DistilledTrainer, fork_styles.StyleProbe)
-
+def test_kdpls_own_trainers_stay_and_others_are_refused_with_the_reason(monkeypatch):
     class CoOp(fork_styles.StyleCoOp):
         pass
-
-    assert distilled(CoOp) is kdpl.trainers.KDPL_CoOp is TRAINER_REGISTRY.get("KDPL_CoOp")
-    assert distilled(CoOp, name="Wrapped_CoOp").__mro__[2] is CoOp is not TRAINER_REGISTRY.get("KDPL_CoOp")
 
     @distilled(teacher_view=1)
     class Later(fork_styles.StyleViews):
         pass
 
+    assert distilled(CoOp) is kdpl.trainers.KDPL_CoOp is TRAINER_REGISTRY.get("KDPL_CoOp")
+    assert distilled(CoOp, name="Wrapped_CoOp").__mro__[1:3] == (DistilledTrainer, CoOp)
     assert TRAINER_REGISTRY.get("KDPL_Later") is Later and Later.teacher_view == 1
-    TRAINER_REGISTRY.register(type("KDPL_Theirs", (fork_styles.Style,), {}), force=True)
-    with pytest.raises(ValueError, match="KDPL_Theirs is a trainer of"):
-        distilled(type("Theirs", (fork_styles.Style,), {}))
     for wrong in (kdpl.trainers.KDPL_CoOp, Later, TrainerX, str):
         with pytest.raises(TypeError, match="cannot be distilled"):
             distilled(wrong)
@@ -422,8 +358,7 @@ def test_any_registered_name_can_be_asked_for_and_kdpls_own_stay(monkeypatch, ca
         offer_distilled()
 
 
-@pytest.mark.parametrize("warmup", ["constant", "linear"])
-def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatch):
+def test_a_warm_up_works_with_the_trainers_own_code(tmp_path, monkeypatch):
     """Also where the name is bound to a scheduler that stops, as an installed Dassl's does on today's PyTorch."""
     import dassl.optim
 
@@ -432,7 +367,7 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
 
     monkeypatch.setattr(dassl.optim, "build_lr_scheduler", stops)
     monkeypatch.setattr(fork_styles, "build_lr_scheduler", stops)
-    trainer = build("KDPL_StyleCoOp", tmp_path, "OPTIM.WARMUP_TYPE", warmup, "OPTIM.MAX_EPOCH", 3)
+    trainer = build("KDPL_StyleCoOp", tmp_path, "OPTIM.MAX_EPOCH", 3)
     rates = []
     for _ in range(3):
         rates.append(trainer.get_current_lr())
@@ -446,12 +381,15 @@ def test_a_warm_up_works_with_the_trainers_own_code(warmup, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("style", ["StyleCoOp", "StyleMaPLe"])
-def test_a_run_that_stops_after_an_epoch_is_resumed_bit_identical(style, tmp_path):
-    check_resumed(style, tmp_path)
-
-
-TWO = ("TRAINER.KDPL.TEACHER", "emoji_teacher + emoji_student")
+def test_a_run_that_stops_after_an_epoch_is_resumed_bit_identical(tmp_path):
+    unbroken, stopped, resumed = (
+        build("KDPL_StyleCoOp", tmp_path / name, "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1) for name in "abb"
+    )
+    unbroken.train()
+    stop_after(stopped, epoch=1)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert all(torch.equal(v, learned(resumed)[k]) for k, v in learned(unbroken).items())
 
 
 @pytest.mark.slow
@@ -464,18 +402,8 @@ def test_a_run_with_labels_or_of_another_seed_or_teacher_is_not_resumed(tmp_path
     build("KDPL_StyleCoOp", tmp_path / "b", *ONE_EPOCH).train()
     for options, seed, message in (
         ((), 2, "seed 1, now 2"),
-        (TWO, 1, "teacher '"),
+        (("TRAINER.KDPL.TEACHER", "emoji_student"), 1, "teacher '"),
         (("TRAINER.KDPL.TEMPERATURE", 2.0), 1, r"TRAINER.KDPL.TEMPERATURE 1.0, now 2.0"),
     ):
         with pytest.raises(CheckpointError, match=message):
             build("KDPL_StyleCoOp", tmp_path / "b", *ONE_EPOCH, *options, seed=seed).train()
-
-
-@pytest.mark.slow
-def test_a_trainer_learns_from_the_mean_of_several_teachers(tmp_path):
-    trainer = build("KDPL_StyleCoOp", tmp_path, *TWO, "TRAINER.KDPL.TEMPERATURE", 2.0)
-    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)).to(trainer.device)
-    teacher, scale = trainer._kdpl_teacher, trainer._kdpl_log_scale.exp()
-    expected = sum((m.logits(m.image_features(images), scale).double() / 2).softmax(-1) for m in teacher.members) / 2
-    found = (trainer._kdpl_logits(images).double() / 2).softmax(-1)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

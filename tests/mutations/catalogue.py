@@ -36,6 +36,7 @@ GOLDEN = "test_golden::test_losses_logits_and_parameters_are_the_published_ones"
 KILLED = "test_interruption::test_a_run_killed_inside_an_epoch_ends_bit_identical"
 CARD = "test_simulated_card::test_work_on_a_card_is_that_on_the_cpu"
 HEAD = "test_kernel_head::test_"
+PLACE = "test_forks::test_no_place_has_the_truth"
 RESTORE = "lambda f: lambda trainer, path, state, saved: f(trainer, path, {state}, {saved})"
 AFTER = "lambda f: lambda self, *a, **k: (f(self, *a, **k), {change})[0]"  # an __init__, and something behind it
 
@@ -57,7 +58,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
     distill, prompts, checkpoints = "trainers/distill.py", "trainers/prompts.py", "trainers/checkpoints.py"
     blocks, model, src = "kdpl/clip/blocks.py", "kdpl/clip/model.py", "kdpl/students/promptsrc.py"
     head, pseudo, manifest = "kdpl/students/kernel_head.py", "kdpl/distill/pseudo_labels.py", "kdpl/config/manifest.py"
-    compute = "DistillTrainer.compute_loss"
+    labels, compute = "trainers/teacher_labels.py", "DistillTrainer.compute_loss"
     average = "test_trainers::test_gaussian_aggregation_is_the_weighted_sum_over_epochs"
     views = "test_views::test_views_are_augmented_and_differ_between_images_views_and_view_seeds"
     return [
@@ -188,9 +189,32 @@ def _all() -> list[tuple[str, str, str, str, str]]:
         ("the rows of moved labels in another order", pseudo, "_labels",
          "lambda f: lambda v, rows, step: f(v, rows.flip(0), step)",
          "test_pseudo_labels::test_any_sequence_of_moves_keeps_rows_right"),
-        ("a data set left with its truth", "trainers/teacher_labels.py", "TeacherLabels.classes",
+        ("a data set left with its truth", labels, "TeacherLabels.classes",
          "lambda f: lambda self, names, paths: [hash(path) % len(f(self, names, paths)) % 2 for path in paths]",
          "test_forks::test_items_have_the_teachers_class_and_a_test_the_truth"),
+        ("labels as numbers left with the truth", labels, "_Renewal._numbers", "lambda f: lambda self, value: value",
+         f"{PLACE}[numbers]"),
+        ("groups of images left with the truth", labels, "_Renewal._is_grouped", "lambda f: lambda self, groups: False",
+         f"{PLACE}[paths by class]"),
+        ("shots drawn in the order of their classes", labels, "_drawn", "lambda f: _draw", f"{PLACE}[a pickle]"),
+        ("training images in the order of the list", labels, "_shuffled", "lambda f: lambda items, seed: list(items)",
+         f"{PLACE}[the place in the list]"),
+        ("class weights taken", pseudo, "DistilledStep.loss",
+         "lambda f: lambda self, name, input, target, weight=None, *a, **k: f(self, name, input, target, None, *a, **k)",
+         "test_pseudo_labels::test_class_weights_are_refused"),
+        ("label smoothing not said", pseudo, "DistilledStep.note",
+         "lambda f: lambda self, name, what: f(self, name, what) if name != 'label smoothing' else None",
+         "test_pseudo_labels::test_every_way_to_call_it_gives_the_formula"),
+        ("a teacher that is a little off", pseudo, "DistilledStep.__init__",
+         "lambda f: lambda self, t, *a, **k: f(self, t * 1.0001, *a, **k)",
+         "test_forks::test_loss_and_gradient_of_what_is_learned_are_those_of_the_formula"),
+        ("any checkpoint taken for a resume", "trainers/wrapped.py", "DistilledTrainer._kdpl_facts", "lambda f: lambda self: {}",
+         "test_forks::test_a_run_with_labels_or_of_another_seed_or_teacher_is_not_resumed"),
+        ("a trainer without cross-entropy saved", "trainers/wrapped.py", "DistilledTrainer._kdpl_check_distilled",
+         "lambda f: lambda self: None", "test_forks::test_a_trainer_without_cross_entropy_or_images_is_refused"),
+        ("kdpl.extend_cfg in another place", "kdpl/install.py", "_extension",
+         "lambda f: lambda *a: (f(*a)[0] + 1, f(*a)[1])",
+         "test_forks_install::test_the_three_changes_stand_where_the_documentation_says"),
         # placement
         ("the teacher's logits left on the CPU", teacher, "Teacher.logits", "lambda f: lambda self, x, s: f(self, x, s).cpu()",
          f"{CARD}[steps]"),

@@ -1,9 +1,7 @@
 """Supervised Dassl trainers in the styles of public forks, over OpenAI's modules at full length: what `distilled` wraps.
 
-They know nothing of KDPL's trainers, and take their options from the configuration nodes of CoOp, MaPLe and PromptSRC.
+They know nothing of KDPL's trainers.
 """
-
-import copy
 
 import torch
 import torch.nn.functional as F
@@ -16,31 +14,17 @@ from torch.nn.functional import cross_entropy
 from kdpl.clip.loading import load_clip
 
 
-def text_features(clip, tokens, ctx, deep=()):
-    """All 77 positions; `ctx (n, w)` in the places behind SOT, `deep` in the same places of the next layers."""
+def text_features(clip, tokens, ctx):
+    """All 77 positions; `ctx (n, w)` in the places behind SOT."""
     n, classes = len(ctx), len(tokens)
     x = clip.token_embedding(tokens)  # (C, 77, w)
     x = torch.cat([x[:, :1], ctx.expand(classes, -1, -1), x[:, 1 + n :]], 1) + clip.positional_embedding
-    x = x.permute(1, 0, 2)
-    for layer, block in enumerate(clip.transformer.resblocks):
-        if 0 < layer <= len(deep):
-            x = torch.cat([x[:1], deep[layer - 1][:, None].expand(-1, classes, -1), x[1 + n :]])
-        x = block(x)
-    x = clip.ln_final(x.permute(1, 0, 2))
+    x = clip.ln_final(clip.transformer(x.permute(1, 0, 2)).permute(1, 0, 2))
     return F.normalize(x[torch.arange(classes), tokens.argmax(-1)] @ clip.text_projection, dim=-1)
 
 
-def image_features(visual, images, prompts=(), deep=()):
-    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
-    if len(prompts):
-        x = torch.cat([x, prompts.expand(len(x), -1, -1)], 1)
-    x = visual.ln_pre(x).permute(1, 0, 2)
-    for layer, block in enumerate(visual.transformer.resblocks):
-        if 0 < layer <= len(deep):
-            x = torch.cat([x[: -len(prompts)], deep[layer - 1][:, None].expand(-1, x.shape[1], -1)])
-        x = block(x)
-    return F.normalize(visual.ln_post(x[0]) @ visual.proj, dim=-1)
+def image_features(clip, images):
+    return F.normalize(clip.encode_image(images), dim=-1)
 
 
 class StyleModel(nn.Module):
@@ -62,7 +46,7 @@ class StyleModel(nn.Module):
         return self.clip.token_embedding(self.tokens[0, 1 : 1 + n]).detach().clone()
 
     def features(self, images):
-        return image_features(self.clip.visual, images), text_features(self.clip, self.tokens, self.learner.ctx)
+        return image_features(self.clip, images), text_features(self.clip, self.tokens, self.learner.ctx)
 
     def similarity(self, images, text):
         return self.logit_scale.exp() * images @ text.t()
@@ -110,115 +94,6 @@ class StyleCoOp(Style):
     pass
 
 
-@TRAINER_REGISTRY.register()
-class StyleAmp(Style):
-    """Autocast and gradient scaling around nn.CrossEntropyLoss."""
-
-    def build_model(self):
-        super().build_model()
-        self.scaler, self.criterion = torch.amp.GradScaler(self.device.type, init_scale=8.0), nn.CrossEntropyLoss()
-
-    def step(self, images, labels):
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self.model(images)
-            loss = self.criterion(logits, labels)
-        self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        return loss, logits, labels
-
-
-class MaPLeModel(StyleModel):
-    def build(self, cfg):
-        depth, w_t = cfg.TRAINER.MAPLE.PROMPT_DEPTH, self.clip.ln_final.weight.shape[0]
-        w_v = self.clip.visual.conv1.out_channels
-        learner = self.learner
-        learner.ctx, learner.proj = nn.Parameter(self.words(2)), nn.Linear(w_t, w_v)
-        learner.compound_prompts_text = nn.ParameterList(torch.randn(2, w_t) * 0.02 for _ in range(depth - 1))
-        learner.compound_prompt_projections = nn.ModuleList(nn.Linear(w_t, w_v) for _ in range(depth - 1))
-
-    def features(self, images):
-        learner = self.learner
-        deep = list(learner.compound_prompts_text)
-        visual = [proj(prompt) for proj, prompt in zip(learner.compound_prompt_projections, deep, strict=True)]
-        text = text_features(self.clip, self.tokens, learner.ctx, deep)
-        return image_features(self.clip.visual, images, learner.proj(learner.ctx), visual), text
-
-    def forward(self, images, labels=None):
-        """The loss inside the model, while it trains."""
-        logits = super().forward(images)
-        return F.cross_entropy(logits, labels) if self.learner.training else logits
-
-
-@TRAINER_REGISTRY.register()
-class StyleMaPLe(Style):
-    model_class, model_name = MaPLeModel, "MultiModalPromptLearner"
-
-    def step(self, images, labels):
-        loss = self.model(images, labels)
-        self.optim.zero_grad()
-        loss.backward()
-        self.optim.step()
-        return loss, None, labels
-
-
-class PromptSRCModel(StyleModel):
-    def build(self, cfg):
-        from kdpl.text.templates import imagenet_templates
-
-        depth, w_t = cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT, self.clip.ln_final.weight.shape[0]
-        w_v = self.clip.visual.conv1.out_channels
-        self.learner.text = nn.ParameterList([self.words(4), *(torch.randn(4, w_t) * 0.02 for _ in range(depth - 1))])
-        self.learner.visual = nn.ParameterList(torch.randn(4, w_v) * 0.02 for _ in range(depth))
-        tokenize = load_clip(cfg.MODEL.BACKBONE.NAME).tokenizer
-        with torch.no_grad():
-            each = [self.clip.encode_text(tokenize([t.format(n) for t in imagenet_templates(60)])).mean(0) for n in self.names]
-        self.register_buffer("frozen_text", F.normalize(torch.stack(each), dim=-1))
-
-    def features(self, images):
-        (ctx, *deep), (first, *visual) = self.learner.text, self.learner.visual
-        return image_features(self.clip.visual, images, first, visual), text_features(self.clip, self.tokens, ctx, deep)
-
-    def forward(self, images, labels=None):
-        f, g = self.features(images)
-        logits = self.similarity(f, g)
-        if not self.learner.training:
-            return logits
-        with torch.no_grad():
-            f0 = image_features(self.clip.visual, images)
-            logits0 = self.similarity(f0, self.frozen_text)
-        return F.cross_entropy(logits, labels), logits, logits0, F.l1_loss(g, self.frozen_text), F.l1_loss(f, f0)
-
-
-@TRAINER_REGISTRY.register()
-class StylePromptSRC(Style):
-    """A cross-entropy among regularisers, and a weighted average of the epochs, which no checkpoint of Dassl's holds."""
-
-    model_class, model_name = PromptSRCModel, "VLPromptLearner"
-
-    def build_model(self):
-        super().build_model()
-        self.average, self.epochs_seen = None, 0
-
-    def step(self, images, labels):
-        o = self.cfg.TRAINER.PROMPTSRC
-        ce, logits, logits0, text, image = self.model(images, labels)
-        apart = F.kl_div(logits.log_softmax(1), logits0.log_softmax(1), reduction="sum", log_target=True) / logits.numel()
-        loss = ce + o.TEXT_LOSS_WEIGHT * text + o.IMAGE_LOSS_WEIGHT * image + apart
-        self.optim.zero_grad()
-        loss.backward()
-        self.optim.step()
-        if self.batch_idx + 1 == self.num_batches:
-            self.epochs_seen += 1
-            state = copy.deepcopy(self.model.learner.state_dict())
-            weight = self.epochs_seen / sum(range(1, self.max_epoch + 1))
-            self.average = {k: weight * v + (self.average[k] if self.average else 0) for k, v in state.items()}
-            if self.epochs_seen == self.max_epoch:
-                self.model.learner.load_state_dict(self.average)
-        return loss, logits, labels
-
-
 class ProbeModel(StyleModel):
     def build(self, cfg):
         super().build(cfg)
@@ -235,8 +110,23 @@ class ProbeModel(StyleModel):
 
 
 @TRAINER_REGISTRY.register()
-class StyleProbe(StyleMaPLe):
+class StyleProbe(Style):
+    """The loss inside the model, as MaPLe, in automatic mixed precision."""
+
     model_class, model_name = ProbeModel, "PromptLearner"
+
+    def build_model(self):
+        super().build_model()
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=8.0)
+
+    def step(self, images, labels):
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.model(images, labels)
+        self.optim.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        return loss, None, labels
 
 
 @TRAINER_REGISTRY.register()
@@ -266,28 +156,6 @@ class StyleMixup(Style):
 
 
 @TRAINER_REGISTRY.register()
-class StyleSurgery(Style):
-    """The gradient of the loss without its part against another one's, as ProGrad has it."""
-
-    def step(self, images, labels):
-        logits = self.model(images)
-        with torch.no_grad():
-            frozen = self.model.similarity(
-                image_features(self.model.clip.visual, images),
-                F.normalize(self.model.clip.encode_text(self.model.tokens), dim=-1),
-            )
-        main = F.cross_entropy(logits, labels)
-        guide = -(frozen.softmax(1) * logits.log_softmax(1)).sum(1).mean()
-        ctx = self.model.learner.ctx
-        keep, main_grad = (torch.autograd.grad(x, ctx, retain_graph=True)[0] for x in (guide, main))
-        direction = F.normalize(keep.flatten(), dim=0)
-        against = (main_grad.flatten() @ direction).clamp(max=0)
-        ctx.grad = main_grad - (against * direction).view_as(ctx)
-        self.optim.step()
-        return main, logits, labels
-
-
-@TRAINER_REGISTRY.register()
 class StyleViews(Style):
     """Two views of an image, as a list (DATALOADER.K_TRANSFORMS 2)."""
 
@@ -296,10 +164,10 @@ class StyleViews(Style):
 
     def step(self, images, labels):
         logits = self.model(images[0])
-        apart = F.mse_loss(image_features(self.model.clip.visual, images[1]), image_features(self.model.clip.visual, images[0]))
+        apart = F.mse_loss(image_features(self.model.clip, images[1]), image_features(self.model.clip, images[0]))
         loss = nn.CrossEntropyLoss()(logits, labels) + apart
         self.model_backward_and_update(loss)
         return loss, logits, labels
 
 
-STYLES = ("StyleCoOp", "StyleAmp", "StyleMaPLe", "StylePromptSRC", "StyleProbe", "StyleMixup", "StyleSurgery", "StyleViews")
+STYLES = ("StyleCoOp", "StyleProbe", "StyleMixup", "StyleViews")

@@ -97,16 +97,6 @@ class OwnStepScaledWithNoise(OwnStepScaled, OwnStepWithNoise):
     """Both."""
 
 
-@TRAINER_REGISTRY.register()
-class OwnStepByItself(OwnStep):
-    """Steps its optimizer itself, so that no rank knows of the others' gradients."""
-
-    def update(self, loss):
-        self.optim.zero_grad()
-        loss.backward()
-        self.optim.step()
-
-
 if __name__ == "__main__":
     from kdpl.train import main
 
