@@ -208,7 +208,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
         ("a teacher that is a little off", pseudo, "DistilledStep.__init__",
          "lambda f: lambda self, t, *a, **k: f(self, t * 1.0001, *a, **k)",
          "test_forks::test_loss_and_gradient_of_what_is_learned_are_those_of_the_formula"),
-        ("any checkpoint taken for a resume", "trainers/wrapped.py", "DistilledTrainer._kdpl_facts", "lambda f: lambda self: {}",
+        ("any checkpoint resumed", "trainers/wrapped.py", "DistilledTrainer._kdpl_facts", "lambda f: lambda self: {}",
          "test_forks::test_a_run_with_labels_or_of_another_seed_or_teacher_is_not_resumed"),
         ("a trainer without cross-entropy saved", "trainers/wrapped.py", "DistilledTrainer._kdpl_check_distilled",
          "lambda f: lambda self: None", "test_forks::test_a_trainer_without_cross_entropy_or_images_is_refused"),
