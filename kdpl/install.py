@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.report(error, exits.BAD_INPUT)
     for line in report(path.parent):
         print(line)
-    print("Train with the fork's own command: its first step says what was replaced, or why it cannot be.")
+    print("Train with the fork's command; in its scripts only --trainer becomes KDPL_$TRAINER. Step 1 says what is replaced.")
     return 0
 
 
