@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from kdpl.datasets.emoji.scenes import class_names
 from kdpl.photos.fit import refit_main
-from kdpl.photos.pile import Words, begin_pile
+from kdpl.photos.pile import Words, begin_pile, read_pile
 from kdpl.students.kernel_head import agree, solve
 
 PHOTOS, NAMES, WIDTH = (1_000, 5_000, 20_000, 100_000), 100, 512
@@ -73,7 +73,7 @@ def measure_refit(photos: int) -> None:
         folder.mkdir()
         names.write_text("\n".join(class_names("all")[::5][:NAMES]))
         words = Words("emoji_student", "emoji_teacher", "a photo of a {}.")
-        pile = begin_pile(None, words, folder, 1)
+        pile = begin_pile(read_pile(folder), words, folder)
         label = torch.randint(NAMES, (photos,), generator=DRAW)
         seen = {name: features(label, getattr(pile, name).shape[1]).half() for name in ("student", "teacher")}
         paths = [f"{i}.jpg" for i in range(photos)]

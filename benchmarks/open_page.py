@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from kdpl.common.outputs import FIT, take_folder
-from kdpl.photos.pile import Pile, Words, begin_pile, vocabulary_for
+from kdpl.photos.pile import Pile, Words, begin_pile, read_pile, vocabulary_for
 from kdpl.text.vocabulary import load_vocabulary
 
 PICTURES = 50  # different ones: a file system allows some ten thousand links to a file
@@ -47,7 +47,7 @@ def make(root: Path, count: int, names: int) -> list[str]:
         (photos / path).parent.mkdir(exist_ok=True)
         os.link(root / f"{i % PICTURES}.png", photos / path)
     stamps = [[s.st_size, s.st_mtime_ns] for s in (os.stat(photos / path) for path in paths)]
-    none = begin_pile(None, words, photos, 1)
+    none = begin_pile(read_pile(photos), words, photos)
     features = around(words.of_student(chosen, words.template)), around(words.of_teacher(chosen))
     contents = [f"{i:032x}" for i in range(count)]
     take_folder(out, FIT)

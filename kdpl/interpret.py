@@ -9,7 +9,7 @@ from tabulate import tabulate
 from kdpl.common import exits
 from kdpl.common.command import run_command
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.commands import check_sentences, classifier_of
+from kdpl.photos.commands import check_sentence, classifier_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_learner_flag(parser)
     args = parser.parse_args(argv)
     try:
-        check_sentences(*filter(None, [args.template]))
+        check_sentence(*filter(None, [args.template]))
         classifier = classifier_of(args, "cpu")
         from kdpl.classifier.words import context_words, moved_classes
 

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> Found:
     for name, least in _AT_LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
-    check_prompts(args.prompts, args.images)
+    check_prompts(args.prompts)
     found = find(args.images, args.watch)
     check_files([args.csv, args.json, args.html], [*found.images, args.classnames, *args.learner])
     if (args.copy_to or args.link_to or args.move_to or args.keywords) and any(map(is_inside, found.images)):

@@ -147,19 +147,6 @@ def test_what_is_no_matrix_is_refused(clip_file, tmp_path, capsys):
         assert why in capsys.readouterr().err and not head.exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "expected FOLDER, --head FILE, or both"),
-        (["--head", "h", "--half", "--reject"], "are for a FOLDER, and none"),
-    ],
-)
-def test_flags_that_say_nothing_or_too_much_are_refused(flags, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["OUT", *flags])
-    assert end.value.code == exits.BAD_INPUT and message in capsys.readouterr().err
-
-
 def test_without_onnx_no_empty_folder_is_left(clip_file, tmp_path, capsys, monkeypatch):
     load = builtins.__import__
 

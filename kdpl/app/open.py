@@ -15,7 +15,7 @@ from pathlib import Path
 from kdpl.common.outputs import FIT, take_folder
 from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import ConfigError
-from kdpl.photos.commands import add_clip_flags, doing, guarded, teacher_name
+from kdpl.photos.commands import FEATURES, add_clip_flags, doing, guarded, teacher_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,14 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> int:
     """Serve the page until the command is stopped; return the exit status."""
+    args = parse_args(argv)
     for module in ("starlette", "uvicorn"):
         if find_spec(module) is None:
             raise ConfigError(f"kdpl open needs {module}: pip install 'kdpl[app]'")
@@ -55,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
         from kdpl.app.server import serve
         from kdpl.app.session import Session
         from kdpl.app.sorting import Sorter
-        from kdpl.photos.pile import Words, nothing, read_pile
+        from kdpl.photos.pile import Words, read_pile
 
-    output = what if read_pile(what) is not None else Path(args.output or f"{what.resolve().name}.kdpl")
+    output = what if (what / FEATURES).is_file() else Path(args.output or f"{what.resolve().name}.kdpl")
     pile, photos = read_pile(output), what.absolute()
     words = Words(args.student, teacher_name(args.teacher), args.template)
-    if pile is not None:
+    if pile.facts:
         before, words = Path(pile.facts["folder"]), Words(*(pile.facts[key] for key in ("student", "teacher", "template")))
         photos = before if output is what else photos
         if not photos.is_dir():
@@ -76,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             journal.add({"do": "begin", "names": names})
     elif names:
         print(f"'{output}' has names already, which the page shows: '{args.names}' was not read again.", file=sys.stderr)
-    session = Session(photos, output, Sorter(words, pile or nothing()))
+    session = Session(photos, output, Sorter(words, pile))
 
     def ready(address: str) -> None:
         print(address, f"Stop with Ctrl-C; all that the page shows is saved in '{output}'.", sep="\n", flush=True)

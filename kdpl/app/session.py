@@ -23,10 +23,11 @@ from kdpl.classifier.keywords import SidecarError, write_keywords
 from kdpl.common import sources
 from kdpl.common.files import cache_dir
 from kdpl.common.images import list_images, to_rgb
+from kdpl.common.safe_text import REJECTED
 from kdpl.photos.answers import head_bundle
 from kdpl.photos.commands import doing
-from kdpl.photos.evaluate import GIVEN, TRAIN, wilson
-from kdpl.photos.fitting import write_json, write_names, write_records
+from kdpl.photos.evaluate import GIVEN, PHOTOS, wilson
+from kdpl.photos.fitting import write_json, write_names
 from kdpl.photos.pile import Towers, begin_pile, complete
 
 NONE, UNLABELLED = -1, -2  # in place of the number of a name
@@ -139,9 +140,10 @@ class Session:
             decision = Decision(temperature=1.0, classnames=names)
             write_bundle(self.out, head_bundle(self.sorter.words, names, shown.solved, shown.factor, len(pile), decision))
             write_names(self.out, names)
-            write_json(self.out / GIVEN, {digest: names[i] if i >= 0 else "" for digest, i in given.items()})
-            labels = {path: "" for path, digest in zip(pile.paths, pile.contents, strict=True) if digest in given}
-            write_records(self.out, pile, {TRAIN: range(len(pile))}, labels)  # `kdpl eval` leaves these out
+            labels = {digest: names[i] if i >= 0 else "" for digest, i in given.items()}
+            write_json(self.out / GIVEN, labels)
+            known = {digest: name or REJECTED for digest, name in labels.items()}  # `kdpl eval` leaves these out
+            write_json(self.out / PHOTOS, dict.fromkeys(pile.contents, "") | known)
 
     def write_keywords(self) -> None:
         """Write each photo's name into its sidecar; say how far it is."""
@@ -178,7 +180,7 @@ class Session:
         words, pile = self.sorter.words, self.sorter.pile
         self.progressed(f"Loading {words.student_name} and {words.teacher_name}")
         towers = Towers(words)
-        pile = begin_pile(pile, words, self.folder, pile.facts.get("seed", 1))
+        pile = begin_pile(pile, words, self.folder)
         there = [path.relative_to(self.folder).as_posix() for path in list_images(self.folder).images]
         pile = pile.of([path for path in pile.paths if path in set(there)])
         known, bad, began = set(pile.paths), set(), time.monotonic()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.app.journal import Name
-from kdpl.photos.answers import WITHOUT_PHOTO, inside_share, misfit, sentence_share
+from kdpl.photos.answers import WITHOUT_PHOTO, inside_names, misfit, sentence_share
 from kdpl.photos.pile import Pile, Words, vocabulary_for
 from kdpl.students.kernel_head import (
     Solved,
@@ -131,7 +131,8 @@ class Sorter:
         top = (factor * scores).softmax(1).topk(2, dim=1)
         shown = top.values.mul(1e4).round().double()  # to four places
         agreed = float((alone.argmax(1) == sure.argmax(1)).float().mean())
-        reason = misfit(theirs, inside_share(self.pile, facts["teacher_scale"], basis.teacher, texts), count)
+        _, inside = inside_names(self.pile, facts["teacher_scale"], basis.teacher, texts)
+        reason = misfit(theirs, float(inside.float().mean()), count)
         verdict = f"Named as by the teacher: {agreed:.0%} of photos that were left out of the fit. The teacher errs, too."
         if reason:
             verdict = f"These names do not fit these photos: {reason}."

@@ -7,10 +7,10 @@ chosen by some held-out photos and reported on others, so that the choice does n
 
 import random
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +19,19 @@ from torch import Tensor
 
 from kdpl.bundle import Bundle, Decision, inside_score
 from kdpl.common.messages import signed
-from kdpl.photos.evaluate import CHOSEN_BY, REPORTED, TRAIN
 from kdpl.photos.pile import Pile, Words
 from kdpl.students.kernel_head import KernelHead, Solved, agree, fit_factor, solve
 from kdpl.text.templates import BY_DATASET, DEFAULT
 
 SHARE_REPORTED = (0.2, 20, 400)  # photos that the comparison is reported on: share, at least (or a third of all), at most
 SHARE_CHOSEN_BY = (0.1, 10, 200)  # others, by which is chosen
-LEAST_DIFFERENT = 4  # photos: two to learn from, one to choose by and one to report on
 SENTENCE_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1)  # of a sentence's logits, added to the scores of the head
 WITHOUT_PHOTO = 0.5  # a name whose answers over all photos sum to less has no photo
 TEMPLATES = (  # those of the data sets, and the seven that the authors of CLIP found to do as well as their eighty for ImageNet
     *dict.fromkeys([DEFAULT, *BY_DATASET.values()]), "itap of a {}.", "a bad photo of the {}.", "a origami {}.",
     "a photo of the large {}.", "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
 )  # fmt: skip
+HEAD = "head on the photos"
 DOUBTFUL = 4  # photos that a person is asked to look at
 
 ONE_NAME = 0.9  # of the photos: the teacher gives nearly all the same name
@@ -47,9 +46,19 @@ GAIN = 0.25  # share of the others that are rejected, beyond that of the ones in
 MOST = 1000  # photos to fit by
 SAME = 0.999  # cosine of a class name and a name of the background that is the same
 
+Logits = Callable[[Tensor], Tensor]  # (n, C) of the student's unit features (n, d)
 
-def split(photos: Sequence[str], labelled: Mapping[str, str], seed: int) -> dict[str, list[int]]:
-    """Return the rows of the parts of photos; those with a label are learned from and never held out."""
+
+class Parts(NamedTuple):
+    """Rows of a pile: what is learned from, what chooses, and what the comparison is reported on."""
+
+    train: list[int]
+    chosen_by: list[int]
+    reported: list[int]
+
+
+def split(photos: Sequence[str], labelled: Collection[str], seed: int = 1) -> Parts:
+    """Return the parts of photos; those with a label are learned from and never held out."""
     free = [i for i, photo in enumerate(photos) if photo not in labelled]
     random.Random(seed).shuffle(free)
 
@@ -59,7 +68,7 @@ def split(photos: Sequence[str], labelled: Mapping[str, str], seed: int) -> dict
     reported = count(*SHARE_REPORTED, 3)
     held = reported + count(*SHARE_CHOSEN_BY, 6)
     train = [i for i, photo in enumerate(photos) if photo in labelled] + free[held:]
-    return {TRAIN: sorted(train), CHOSEN_BY: free[reported:held], REPORTED: free[:reported]}
+    return Parts(sorted(train), free[reported:held], free[:reported])
 
 
 # -------------------------------------------------------------------------------------------------------------- comparison
@@ -97,8 +106,9 @@ class Row:
 
     label: str
     sentences: list[str]  # that it consists of
-    learned: str  # "head", or the name of a learner; empty: it needs no photo
-    on: dict[str, Measured]  # by CHOSEN_BY and REPORTED
+    learned: bool  # from the photos
+    chosen_by: Measured
+    reported: Measured
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,12 @@ class Fitted:
     solved: Solved
     factor: float  # probabilities are softmax(factor scores)
     teacher: Tensor  # (N, C), its own probabilities
+    inside: Tensor  # (N) bool, photos that it takes for one of the names
+    others: Tensor  # (B) bool, names of the background that are none of the names
     rows: list[Row]  # what is compared, the default sentence first
     used: Row  # the best by the photos for that
     verdict: str
-    parts: dict[str, list[int]]  # rows of the pile
+    parts: Parts
     without_photo: list[str]  # names: the sentence alone speaks for them
     doubtful: list[tuple[str, str, str]]  # paths of photos, each with the two likeliest names
 
@@ -120,16 +132,16 @@ class Fitted:
         """Return the logits `(n, C)` of unit features `(n, d)` of the student."""
         return self.factor * self.solved.scores(features)
 
-    def table(self) -> list[dict[str, Any]]:
+    def comparison(self) -> dict[str, Any]:
         """Return the comparison as the bundle and its card have it."""
-        found = []
+        rows = []
         for row in self.rows:
-            on = row.on[REPORTED]
-            figures = {"agreement": on.agreement, "error": on.error, "divergence": on.divergence}
-            figures["to choose"] = row.on[CHOSEN_BY].agreement
+            figures = {"agreement": row.reported.agreement, "error": row.reported.error, "divergence": row.reported.divergence}
+            figures["to choose"] = row.chosen_by.agreement
             rounded = {name: round(value, 6) for name, value in figures.items()}
-            found.append({"prompts": row.label, **rounded, "used": row is self.used})
-        return found
+            rows.append({"prompts": row.label, **rounded, "used": row is self.used})
+        about = {"photos": len(self.parts.reported), "rows": rows, "verdict": self.verdict}
+        return {**about, "without photo": self.without_photo}
 
     def words(self) -> str:
         """Return all that a person should know, as it is printed."""
@@ -138,19 +150,18 @@ class Fitted:
                 "used" if row["used"] else "", row["prompts"], f"{row['agreement']:.1f} ± {row['error']:.1f}",
                 f"{row['divergence']:.3f}", f"{row['to choose']:.1f}",
             ]
-            for row in self.table()
+            for row in self.comparison()["rows"]
         ]  # fmt: skip
-        reported, chosen = (len(self.parts[part]) for part in (REPORTED, CHOSEN_BY))
+        reported, chosen = len(self.parts.reported), len(self.parts.chosen_by)
         about = f"Did it help? Agreement with the teacher on {reported:,} held-out photos; {chosen:,} others choose the best"
         table = tabulate(cells, ["", "", "same name (%)", "divergence", "to choose (%)"], disable_numparse=True)
         lines = ["", about, "", table, "", paragraph(self.verdict)]
-        if self.used.learned == "head":
+        if self.used.label == HEAD:
             lines += ["", paragraph(f"The head was fitted once more, to all {len(self.teacher):,} photos.")]
         if names := self.without_photo:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            lines.append(
-                paragraph(f"No photo seems to show {len(names)} of the names, for which the sentence speaks: {shown}.")
-            )
+            about = f"No photo seems to show {len(names)} of the names, for which the sentence speaks: {shown}."
+            lines.append(paragraph(about))
         return "\n".join(lines)
 
 
@@ -168,7 +179,7 @@ def misfit(teacher: Tensor, inside: float, names: int) -> str:
         inside: the share of photos that the teacher takes for one of the names rather than for others of a vocabulary.
     """
     share = float(F.one_hot(teacher.argmax(1), names).float().mean(0).max())
-    if share >= ONE_NAME and names > 1:
+    if share >= ONE_NAME:
         return f"the teacher gives one name to {share:.0%} of them"
 
     def entropy(p: Tensor) -> Tensor:
@@ -185,17 +196,14 @@ def misfit(teacher: Tensor, inside: float, names: int) -> str:
 def choose(rows: Sequence[Row]) -> Row:
     """Return the best row by the photos for that; to give every photo one name is no choice."""
     usable = [row for row in rows if row.learned or row.sentences]
-    if usable[0].on[REPORTED].logits.shape[1] == 1:  # of a single name a sentence alone says how much a photo is like it
-        return usable[0]
-    return max(usable, key=lambda row: (row.on[CHOSEN_BY].agreement, -row.on[CHOSEN_BY].divergence))
+    return max(usable, key=lambda row: (row.chosen_by.agreement, -row.chosen_by.divergence))
 
 
 def verdict(rows: Sequence[Row], used: Row, reason: str) -> str:
     """Return in words what is used, what that gains over the best of what needs no photo, and whether it means anything."""
-    plain, learned = [[row for row in rows if bool(row.learned) == kind] for kind in (False, True)]
-    best = max(plain, key=lambda row: row.on[REPORTED].agreement)
-    shown = used if used.learned else max(learned, key=lambda row: row.on[CHOSEN_BY].agreement)
-    before, after = best.on[REPORTED], shown.on[REPORTED]
+    best = max((row for row in rows if not row.learned), key=lambda row: row.reported.agreement)
+    shown = used if used.learned else max((row for row in rows if row.learned), key=lambda row: row.chosen_by.agreement)
+    before, after = best.reported, shown.reported
     gap, n = after.agrees - before.agrees, len(after.agrees)
     mean, error = 100 * float(gap.mean()), 200 * float(gap.std(unbiased=False)) / n**0.5
     if reason:
@@ -225,30 +233,21 @@ def refit(
     words: Words,
     names: Sequence[str],
     labels: Mapping[str, str] | None = None,
-    sentences: Sequence[str] = (),
     seed: int = 1,
-    others: Sequence[Row] = (),
+    others: Mapping[str, Logits] | None = None,
 ) -> Fitted:
     """Return the head that the photos of a pile give for names, from their features alone.
 
     Args:
-        pile: of different photos.
+        pile: of different photos, at least four, three of them without a label.
         labels: the classes that are known, by path.
-        sentences: to compare with, beside the teacher's and those of data sets.
-        others: rows of learners that were trained on the same parts, to compare with.
-
-    Raises:
-        ValueError: there are too few photos.
+        others: what was trained on the same parts, by how it is called, to compare with.
     """
     names, labels = list(names), {path: name for path, name in (labels or {}).items() if path in set(pile.paths)}
-    if len(pile) - len(labels) < LEAST_DIFFERENT - 1 or len(pile) < LEAST_DIFFERENT:
-        raise ValueError(
-            f"There are {len(pile)} different photos, {len(labels)} of them with labels: expected at least {LEAST_DIFFERENT}, "
-            f"and {LEAST_DIFFERENT - 1} without a label, on which the comparison is made."
-        )
     student, seen = pile.unit()
     scales = pile.facts["student_scale"], pile.facts["teacher_scale"]
-    log_p = (scales[1] * seen @ words.of_teacher(names).T).log_softmax(1)  # (N, C)
+    taught = words.of_teacher(names)  # (C, e)
+    log_p = (scales[1] * seen @ taught.T).log_softmax(1)  # (N, C)
     theirs, fixed = log_p.exp(), torch.tensor([path in labels for path in pile.paths])
     known = [names.index(labels[path]) for path in pile.paths if path in labels]
     log_p[fixed] = F.one_hot(torch.tensor(known, dtype=torch.long), len(names)).float().log()
@@ -259,26 +258,30 @@ def refit(
 
     every = answers(slice(None))
     without = [name for name, mass in zip(names, every.sum(0).tolist(), strict=True) if mass < WITHOUT_PHOTO]
-    train = parts[TRAIN]
+    train, chosen = parts.train, parts.chosen_by
     first = solve(student[train], answers(train))
     text = scales[0] * words.of_student(names, words.template)  # (C, d)
-    chosen = parts[CHOSEN_BY]
     share = sentence_share(first.scores(student[chosen]), student[chosen] @ text.T, theirs[chosen].argmax(1), bool(without))
     linear = share * text if share else None
     first = replace(first, linear=linear)
-    held = chosen + parts[REPORTED]
+    held = chosen + parts.reported
     factor = fit_factor(first.scores(student[held]), theirs[held])
 
-    on = {part: (student[parts[part]], theirs[parts[part]]) for part in (CHOSEN_BY, REPORTED)}
-    rows = _sentence_rows(words, names, sentences, scales[0], on, student[train], theirs[train])
-    head = {part: measured(factor * first.scores(features), p) for part, (features, p) in on.items()}
-    rows += [Row("head on the photos", [], "head", head), *others]
+    def row(label: str, sentences: list[str], learned: bool, logits: Logits) -> Row:
+        on = [measured(logits(student[some]), theirs[some]) for some in (chosen, parts.reported)]
+        return Row(label, sentences, learned, *on)
+
+    plain = _plain(words, names, scales[0], student[train], theirs[train])
+    rows = [row(label, sentences, False, logits) for label, sentences, logits in plain]
+    rows.append(row(HEAD, [], True, lambda features: factor * first.scores(features)))
+    rows += [row(label, [], True, logits) for label, logits in (others or {}).items()]
     used = choose(rows)
-    reason = misfit(theirs, inside_share(pile, scales[1], seen, words.of_teacher(names)), len(names))
+    other, inside = inside_names(pile, scales[1], seen, taught)
+    words_of_it = verdict(rows, used, misfit(theirs, float(inside.float().mean()), len(names)))
 
     solved = replace(solve(student, every, first.gamma, first.ridge), linear=linear)
     doubtful = _doubtful(pile.paths, names, (factor * solved.fitted(student, every)).softmax(1), theirs, fixed)
-    return Fitted(names, solved, factor, theirs, rows, used, verdict(rows, used, reason), parts, without, doubtful)
+    return Fitted(names, solved, factor, theirs, inside, other, rows, used, words_of_it, parts, without, doubtful)
 
 
 def sentence_share(head: Tensor, sentence: Tensor, likeliest: Tensor, needed: bool) -> float:
@@ -297,48 +300,43 @@ def sentence_share(head: Tensor, sentence: Tensor, likeliest: Tensor, needed: bo
     return shares[best]
 
 
-def _sentence_rows(
-    words: Words,
-    names: list[str],
-    own: Sequence[str],
-    scale: float,
-    on: Mapping[str, tuple[Tensor, Tensor]],
-    train: Tensor,
-    teacher: Tensor,
-) -> list[Row]:
-    """Return what needs no photo: the default sentence, the user's own, the best one, the mean of all, the most frequent name.
+def _plain(words: Words, names: list[str], scale: float, train: Tensor, teacher: Tensor) -> list[tuple[str, list[str], Logits]]:
+    """Return what needs no photo: the default sentence, the best one, the mean of all, the most frequent name.
 
-    The best sentence is chosen by the photos of the training, of which `train` are features and `teacher` probabilities.
+    Each has a label, the sentences it consists of, and logits. The best sentence is chosen by the photos of the training, of
+    which `train` are features and `teacher` probabilities.
     """
     templates = list(dict.fromkeys([words.template, *TEMPLATES]))
-    texts = {sentence: words.of_student(names, sentence) for sentence in dict.fromkeys([*templates, *own])}
+    texts = {sentence: words.of_student(names, sentence) for sentence in templates}
     likeliest = teacher.argmax(1)
 
-    def row(label: str, sentences: list[str], text: Tensor) -> Row:
-        return Row(label, sentences, "", {part: measured(scale * f @ text.T, p) for part, (f, p) in on.items()})
+    def by(text: Tensor) -> Logits:
+        return lambda features: scale * features @ text.T
 
     on_train = {s: int(((train @ text.T).argmax(1) == likeliest).sum()) for s, text in texts.items()}
     best = max(on_train, key=on_train.get)
-    rows = [row(f'"{words.template}"', [words.template], texts[words.template])]
-    rows += [row(f'"{s}" (yours)', [s], texts[s]) for s in own if s != words.template]
-    if best not in (words.template, *own):
-        rows.append(row(f'"{best}" (best of {len(texts)} sentences on the training photos)', [best], texts[best]))
+    rows = [(f'"{words.template}"', [words.template], by(texts[words.template]))]
+    if best != words.template:
+        rows.append((f'"{best}" (best of {len(texts)} sentences on the training photos)', [best], by(texts[best])))
     mean = F.normalize(torch.stack([texts[t] for t in templates]).mean(0), dim=-1)
-    rows.append(row(f"mean of {len(templates)} sentences", templates, mean))
+    rows.append((f"mean of {len(templates)} sentences", templates, by(mean)))
     often = teacher.mean(0).clamp_min(1e-6).log()
     name = names[int(torch.bincount(likeliest, minlength=len(names)).argmax())]
     always = torch.where(torch.arange(len(names)) == names.index(name), often.max() + 1e-3, often)
-    constant = {part: measured(always.expand(len(p), -1), p) for part, (_, p) in on.items()}
-    return [*rows, Row(f"always '{name}', the most frequent name", [], "", constant)]
+    constant = f"always '{name}', the most frequent name"
+    return [*rows, (constant, [], lambda features: always.expand(len(features), -1))]
 
 
-def inside_share(pile: Pile, scale: float, seen: Tensor, own: Tensor) -> float:
-    """Return the share of photos that the teacher takes for one of the names rather than for others of the vocabulary."""
-    texts = F.normalize(pile.teacher_background.float(), dim=-1)
-    others = texts[(texts @ own.T).max(1).values < SAME]
-    if not len(others):
-        return 1.0
-    return float(((scale * seen @ own.T).logsumexp(1) > (scale * seen @ others.T).logsumexp(1)).float().mean())
+def inside_names(pile: Pile, scale: float, seen: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which names of the background are none of the names `(B)`, and which photos the teacher takes for a name `(N)`.
+
+    Args:
+        scale: of the teacher's logits.
+        seen, taught: its unit features of the photos `(N, e)` and of the names `(C, e)`.
+    """
+    background = F.normalize(pile.teacher_background.float(), dim=-1)
+    other = (background @ taught.T).max(1).values < SAME
+    return other, inside_score(scale * seen @ taught.T, scale * seen @ background[other].T) > 0
 
 
 def _doubtful(
@@ -396,45 +394,23 @@ def fit_threshold(scores: Tensor, inside: Tensor, new_scores: Tensor, new_inside
     value = float(torch.quantile(base.double(), 1 - KEPT))
     kept = float((new_scores[new_inside] >= value).float().mean()) if new_inside.any() else 1.0
     rejected = float((new_scores[~new_inside] < value).float().mean()) if (~new_inside).any() else 0.0
-    fitted, inner, outer = int(inside.sum()), int(new_inside.sum()), int((~new_inside).sum())
-    reason = ""
-    if fitted < ENOUGH_INSIDE:
-        reason = f"the teacher takes {fitted:,} photos alone for one of the names, and {ENOUGH_INSIDE} are needed"
-    elif outer >= ENOUGH and kept + rejected - 1 < GAIN:
-        reason = (
-            f"it would keep {kept:.0%} of the {inner:,} held-out photos that the teacher takes for one of the names, and "
-            f"{1 - rejected:.0%} of the {outer:,} others: the student does not separate them"
-        )
-    if reason:
-        return None, f"None of these: --reject is refused, because {reason}."
-    others = f"and rejects {rejected:.0%} of the {outer:,} others"
-    if outer < ENOUGH:
-        others = f"what it rejects is not known: to the teacher {outer:,} of these photos are none of the names"
-    return value, (
-        f"None of these: with --reject, predict keeps {kept:.0%} of {inner:,} held-out photos that the teacher takes for one "
-        f"of the names; {others}."
+    inner, outer = int(new_inside.sum()), int((~new_inside).sum())
+    line = (
+        f"{kept:.0%} of {inner:,} held-out photos that the teacher takes for one of the names, and rejects {rejected:.0%} of "
+        f"the {outer:,} others"
     )
+    if int(inside.sum()) >= ENOUGH_INSIDE and (outer < ENOUGH or kept + rejected - 1 >= GAIN):
+        return value, f"None of these: with --reject, predict keeps {line}."
+    return None, f"None of these: --reject is refused, since the student does not separate them: it keeps {line}."
 
 
-def decide(
-    pile: Pile, teacher_texts: Tensor, parts: Mapping[str, Sequence[int]], own: Callable[[list[int]], Tensor]
-) -> tuple[Decision, str]:
-    """Return the decision with threshold and background, without them if nothing separates, and a line about it.
-
-    Args:
-        teacher_texts: `(C, e)` of the class names.
-        own: returns the student's logits `(n, C)` of rows of the pile.
-    """
-    student, teacher = pile.unit()
-    mine, theirs = (F.normalize(f.float(), dim=-1) for f in (pile.student_background, pile.teacher_background))
-    other = (theirs @ teacher_texts.T).max(1).values < SAME
-    scores, inside = {}, {}
-    for part in (TRAIN, CHOSEN_BY, REPORTED):
-        rows = list(parts[part])[:MOST]
-        scores[part] = inside_score(own(rows), pile.facts["student_scale"] * student[rows] @ mine[other].T)
-        logits = (pile.facts["teacher_scale"] * teacher[rows] @ texts.T for texts in (teacher_texts, theirs[other]))
-        inside[part] = inside_score(*logits) > 0
-    fitted = [torch.cat([values[TRAIN], values[CHOSEN_BY]]) for values in (scores, inside)]
-    threshold, line = fit_threshold(*fitted, scores[REPORTED], inside[REPORTED])
-    background = [name for name, kept in zip(pile.background, other.tolist(), strict=True) if kept]
+def decide(pile: Pile, fitted: Fitted, logits: Logits) -> tuple[Decision, str]:
+    """Return the decision with threshold and background, without them if nothing separates, and a line about it."""
+    student, scale = pile.unit()[0], pile.facts["student_scale"]
+    others = F.normalize(pile.student_background.float(), dim=-1)[fitted.others]
+    some = [rows[:MOST] for rows in fitted.parts]
+    scores = [inside_score(logits(student[rows]), scale * student[rows] @ others.T) for rows in some]
+    inside = [fitted.inside[rows] for rows in some]
+    threshold, line = fit_threshold(torch.cat(scores[:2]), torch.cat(inside[:2]), scores[2], inside[2])
+    background = [name for name, other in zip(pile.background, fitted.others.tolist(), strict=True) if other]
     return Decision() if threshold is None else Decision(background=background, threshold=threshold), line

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 STUDENT = "ViT-B/32"
 ON_GPU = "ViT-H-14-quickgelu"  # the paper's
-ON_CPU = "ViT-L-14:dfn2b"  # two cores look at a thousand photos in 6 (with bf16) to 11 minutes: benchmarks/fit.py --towers
+ON_CPU = "ViT-L-14:dfn2b"  # two cores look at a thousand photos in 6 (with bf16) to 11 minutes: benchmarks/fit.py
 TEMPLATE = "a photo of a {}."
 HUB = "hf-hub:"
 FEATURES = "features.safetensors"  # of the photos, in the output folder of a fit
+
+Main = Callable[[Sequence[str] | None], int]
 
 
 def doing(what: str, total: int = 0, unit: str = "", quiet: bool = False) -> tqdm:
@@ -37,14 +40,19 @@ def doing(what: str, total: int = 0, unit: str = "", quiet: bool = False) -> tqd
     return tqdm(total=total, unit=unit, desc=what, disable=quiet or not total, mininterval=every, leave=not terminal)
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Return the exit status of a command whose errors are one message."""
-    try:
-        return command()
-    except FloatingPointError as error:
-        return exits.report(error, exits.DIVERGED)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        return exits.report(error, exits.BAD_INPUT)
+def guarded(main: Main) -> Main:
+    """Make a command print an error as one message and return its exit status."""
+
+    @wraps(main)
+    def command(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except FloatingPointError as error:
+            return exits.report(error, exits.DIVERGED)
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            return exits.report(error, exits.BAD_INPUT)
+
+    return command
 
 
 # ------------------------------------------------------------------------------------------------------------------ CLIPs
@@ -52,8 +60,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the commands that look at photos with both CLIPs."""
-    add = parser.add_argument
-    add("--student", default=STUDENT, metavar="CLIP", help=f"the CLIP that is used (default: {STUDENT})")
+    parser.add_argument("--student", default=STUDENT, metavar="CLIP", help=f"the CLIP that is used (default: {STUDENT})")
     add_teacher_flags(parser, "the CLIP it learns from")
 
 
@@ -63,15 +70,15 @@ def add_teacher_flags(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--template", default=TEMPLATE, metavar="S", help=f"the teacher's sentence (default: '{TEMPLATE}')")
 
 
-def check_sentences(*sentences: str) -> None:
-    """Refuse sentences without a place for the name."""
-    for sentence in sentences:
-        if sentence.count("{}") != 1:
-            raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{TEMPLATE}' does.")
+def check_sentence(sentence: str) -> None:
+    """Refuse a sentence without a place for the name."""
+    if sentence.count("{}") != 1:
+        raise ConfigError(f"The sentence '{sentence}' must hold one '{{}}' for the class name, as '{TEMPLATE}' does.")
 
 
-def check_photos(folder: str) -> None:
-    """Refuse what is neither a folder nor another source of photos."""
+def check_photos(folder: str, template: str) -> None:
+    """Refuse what is neither a folder nor another source of photos, and a template that is none."""
+    check_sentence(template)
     if not (os.path.isdir(folder) or is_source(folder)):
         raise ConfigError(f"PHOTOS '{folder}' is not a folder: expected the folder with your photos.")
 
@@ -87,23 +94,6 @@ def teacher_name(given: str | None) -> str:
     return given or (ON_GPU if device_type() == "cuda" else ON_CPU)
 
 
-def with_size(name: str) -> str:
-    """Return the name of a CLIP with the size of its weights, by its parameters unless they are here.
-
-    Raises:
-        ModelNameError: there is no such CLIP.
-    """
-    from kdpl.clip.loading import find_weights, outline_clip
-    from kdpl.clip.names import resolve
-
-    file = find_weights(name)
-    if file is not None:
-        return f"{name} ({file.stat().st_size / 1e6:,.0f} MB, here already)"
-    each = 2 if resolve(name).kind == "openai" else 4  # bytes of a parameter, as published
-    size = each * sum(p.numel() for p in outline_clip(name).model.parameters()) / 1e6
-    return f"{name} ({size:,.0f} MB, will be downloaded)"
-
-
 # ---------------------------------------------------------------------------------------------------------------- prompts
 
 
@@ -116,25 +106,18 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     add_learner_flag(parser)
 
 
-def check_prompts(prompts: str, others: Sequence[str] = ()) -> None:
+def check_prompts(prompts: str) -> None:
     """Refuse prompts that are not there, before anything large is imported.
-
-    Args:
-        others: the other arguments: prompts among them were given in the wrong place.
 
     Raises:
         ConfigError: the message names the file that is expected.
     """
-    if prompts.startswith(HUB) or _has_prompts(prompts):
-        return
-    swapped = next((other for other in others if _has_prompts(other)), None)
-    hint = f" '{swapped}' has prompts: it comes first." if swapped else " A fit or a training writes it when it ends."
-    file = Path(prompts, BUNDLE) if os.path.isdir(prompts) else prompts
-    raise ConfigError(f"There is no '{file}', expected OUT, the output folder of a fit or a training.{hint}")
-
-
-def _has_prompts(path: str) -> bool:
-    return os.path.isfile(Path(path, BUNDLE)) or (os.path.isfile(path) and path.endswith(".safetensors"))
+    file = Path(prompts, BUNDLE) if os.path.isdir(prompts) else Path(prompts)
+    if not prompts.startswith(HUB) and not (file.is_file() and file.suffix == ".safetensors"):
+        raise ConfigError(
+            f"There is no '{file}', expected OUT first, the output folder of a fit or a training, which writes {BUNDLE} when "
+            "it ends."
+        )
 
 
 def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Classifier":
@@ -147,9 +130,15 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
     with doing(f"Loading '{args.prompts}' and its CLIP", quiet=getattr(args, "quiet", False)):
         load_learner(args)
 
+        import torch
+
         from kdpl.classifier.classifier import load
 
-        _check_device(device)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = short_reason(error)
+            raise ConfigError(f"--device '{device}' cannot be used ({reason}): expected a device, cpu or cuda:1 say.") from None
         classifier = load(args.prompts, device, args.backbone)
         if names:
             classifier.classnames = names
@@ -157,10 +146,7 @@ def classifier_of(args: argparse.Namespace, device: str | None = None) -> "Class
     if not names:
         raise ConfigError("The prompts were learned without class names: give yours, one per line, as --classnames FILE.")
     if len(names) == 1 and not args.reject:
-        raise ConfigError(
-            f"There is one class name alone, '{names[0]}', and every image would be it: give more names, or --reject, by "
-            "which images are none of these (`kdpl fit` calibrates it)."
-        )
+        raise ConfigError(f"There is one class name alone, '{names[0]}', and every image would be it: give more, or --reject.")
     if line := classifier.same_names():
         print(f"Warning: {line}", file=sys.stderr)
     return classifier
@@ -172,15 +158,3 @@ def load_learner(args: argparse.Namespace) -> None:
         from kdpl.trainers import load_learners
 
         load_learners(args.learner)
-
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"--device '{device}' cannot be used ({short_reason(error)}): expected a device of this machine, such as "
-            "cpu, cuda or cuda:1."
-        ) from None

@@ -1,4 +1,4 @@
-"""Accuracy on photos whose labels were checked, `kdpl eval OUT --labels labels.csv`; tables of labels and records of a fit."""
+"""Accuracy on photos whose labels were checked: `kdpl eval OUT --labels labels.csv`; tables of labels and records of a fit."""
 
 import argparse
 import csv
@@ -15,18 +15,16 @@ from tabulate import tabulate
 from kdpl.common import exits
 from kdpl.common.files import file_digest
 from kdpl.common.messages import did_you_mean, signed
-from kdpl.common.outputs import check_files, open_output
-from kdpl.common.safe_text import REJECTED, from_cell, read_json, to_cell
-from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, doing
+from kdpl.common.safe_text import REJECTED, from_cell, read_json
+from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, doing, guarded
 
 if TYPE_CHECKING:
     from kdpl.classifier.classifier import Classifier
 
-PHOTOS = "photos.json"  # in the folder of a fit: which photos were for what, with the digests of their contents
-TEACHER = "teacher.json"  # beside it: the name that the teacher sees on each photo, by the digest of its content
-GIVEN = "labels.json"  # of `kdpl open`: the name that a person gave a photo, by the same; "": none of the names
-TRAIN, CHOSEN_BY, REPORTED = "train", "chosen by", "reported"  # the parts of the photos: the last two are held out
-LABELLED = "labelled"  # a part of the first
+# Records of a fit, beside its prompts; by the digest of a photo's content
+PHOTOS = "photos.json"  # what was learned from: the label that was learned, "" of a photo without one
+TEACHER = "teacher.json"  # the name that the teacher sees
+GIVEN = "labels.json"  # of `kdpl open`: the name that a person gave; "": none of the names
 LARGEST_RECORD = 2**31  # bytes
 SHOWN = 10  # confusions, mistakes and unreadable photos
 
@@ -69,7 +67,7 @@ def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
     return list(labels.values())
 
 
-def read_record(prompts: str | os.PathLike, name: str) -> dict:
+def read_record(prompts: str | os.PathLike, name: str) -> dict[str, str]:
     """Return a record of a fit, PHOTOS, TEACHER or GIVEN, beside its prompts; empty for other trainings.
 
     Raises:
@@ -79,16 +77,10 @@ def read_record(prompts: str | os.PathLike, name: str) -> dict:
     path = (folder.parent if folder.is_file() else folder) / name
     if not path.is_file():
         return {}
-    try:
-        found = read_json(path, LARGEST_RECORD)
-        form = {TRAIN: dict, LABELLED: dict} if name == PHOTOS else {}
-        whole = isinstance(found, dict) and all(isinstance(found.get(part), kind) for part, kind in form.items())
-        if whole and all(isinstance(value, dict if form else str) for value in found.values()):
-            return found
-        reason = "it holds something else"
-    except (ValueError, OSError) as error:
-        reason = str(error)
-    raise ValueError(f"'{name}' beside '{prompts}' is not the record of a fit ({reason}): run the fit again to write it.")
+    found = read_json(path, LARGEST_RECORD)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"'{path}' is not the record of a fit: run the fit again to write it.")
+    return found
 
 
 def apart(prompts: str, labels: list[Label]) -> tuple[list[Label], list[Label], str]:
@@ -99,20 +91,20 @@ def apart(prompts: str, labels: list[Label]) -> tuple[list[Label], list[Label], 
     Raises:
         ValueError: none is left.
     """
-    parts = read_record(prompts, PHOTOS)
-    if not parts:
+    learned = read_record(prompts, PHOTOS)
+    if not learned:
         about = "Which photos it was trained on is not recorded here: any that are among these make the accuracy too good."
         return labels, [], about
-    train, labelled = (set(parts[part].values()) for part in (TRAIN, LABELLED))
-    there = [label.path for label in labels if os.path.isfile(label.path)]
-    digest = {path: file_digest(path).hex() for path in there}
-    left = [label for label in labels if digest.get(label.path) not in labelled]
-    line = f"{len(labels) - len(left):,} of the {len(labels):,} photos were learned with their labels"
-    if not left:
+    new, seen = [], []
+    for label in labels:
+        known = learned.get(file_digest(label.path).hex()) if os.path.isfile(label.path) else None
+        if not known:
+            (new if known is None else seen).append(label)
+    out = len(labels) - len(new) - len(seen)
+    line = f"{out:,} of the {len(labels):,} photos were learned with their labels"
+    if not new and not seen:
         raise ValueError(f"{line}: check others, such as new ones.")
-    seen = [label for label in left if digest.get(label.path) in train]
-    new = [label for label in left if digest.get(label.path) not in train]
-    return new, seen, f"{line}; they are left out." if len(left) < len(labels) else ""
+    return new, seen, f"{line}; they are left out." if out else ""
 
 
 class Judged(NamedTuple):
@@ -121,7 +113,6 @@ class Judged(NamedTuple):
     path: str
     label: str  # empty: known only to be none of what was predicted before
     predicted: str
-    probability: float
 
     @property
     def right(self) -> bool:
@@ -132,11 +123,11 @@ def judge(classifier: "Classifier", labels: Sequence[Label], unread: list[str], 
     """Return the photos that can be judged: those that can be read, without a new prediction where another was marked wrong."""
     judged, known = [], {label.path: label for label in labels}
     for answer in classifier.stream(list(known), on_bad=lambda image, error: unread.append(str(error)), reject=reject):
-        values, indices = answer.probabilities.max(dim=1)
-        for path, p, i, out in zip(answer.images, values.tolist(), indices.tolist(), answer.rejected.tolist(), strict=True):
+        likeliest = answer.probabilities.argmax(dim=1).tolist()
+        for path, i, out in zip(answer.images, likeliest, answer.rejected.tolist(), strict=True):
             name = REJECTED if out else classifier.classnames[i]
             if known[path].label or name == known[path].predicted:
-                judged.append(Judged(path, known[path].label, name, p))
+                judged.append(Judged(path, known[path].label, name))
     return judged
 
 
@@ -145,11 +136,10 @@ def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged
     from kdpl.bundle import Decision
     from kdpl.classifier.classifier import Classifier
 
-    with doing(f'Predicting with "{sentence}"'):
-        decision = Decision(sentences=[sentence])
-        bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
-        plain = Classifier(bundle, classifier.device, classifier.clip.name)
-        return judge(plain, [Label(j.path, j.label, "") for j in judged if j.label], [])
+    decision = Decision(sentences=[sentence])
+    bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
+    plain = Classifier(bundle, classifier.device, classifier.clip.name)
+    return judge(plain, [Label(j.path, j.label, "") for j in judged if j.label], [])
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -174,20 +164,6 @@ def _gain(before: Sequence[Judged], judged: Sequence[Judged]) -> str:
     return f"{signed(100 * mean, 1)} ± {100 * error:.1f} points"
 
 
-def _print_mistakes(judged: Sequence[Judged]) -> None:
-    """Print the most frequent confusions and the most confident mistakes."""
-    wrong = [j._replace(label=j.label or "(not known)") for j in judged if not j.right]
-    if not wrong:
-        return
-    confused = Counter((j.label, j.predicted) for j in wrong).most_common(SHOWN)
-    print("", "Most frequent confusions", "", sep="\n")
-    print(tabulate([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True))
-    confident = sorted(wrong, key=lambda j: -j.probability)[:SHOWN]
-    rows = [(f"{j.probability:.2f}", j.predicted, j.label, j.path) for j in confident]
-    print("", "Most confident mistakes", "", sep="\n")
-    print(tabulate(rows, ["probability", "predicted", "label", "photo"], disable_numparse=True))
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="kdpl eval", description="Accuracy of predictions on photos whose labels were checked, as the gallery saves them."
@@ -195,37 +171,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training")
     add("--labels", required=True, metavar="FILE", help="CSV with the columns path and label: labels.csv of the gallery")
-    add("--csv", metavar="FILE", help="also write the whole confusion of classes: label, predicted, photos")
     add("--sentence", metavar="S", help="also the accuracy of this hand-written sentence, 'a photo of a {}.' say")
     add_prompt_flags(parser)
     return parser.parse_args(argv)
 
 
+@guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    args = parse_args(argv)
-    try:
-        return evaluate(args)
-    except (ValueError, OSError) as error:
-        return exits.report(error, exits.BAD_INPUT)
+    """Run `kdpl eval`; return its exit status."""
+    judged, unread = print_accuracy(parse_args(argv))
+    confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right).most_common(SHOWN)
+    if confused:
+        print(
+            "",
+            tabulate([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True),
+            sep="\n",
+        )
+    return exits.SOME_UNREAD if unread else 0
 
 
-def evaluate(args: argparse.Namespace, mistakes: bool = True) -> int:
-    """Evaluate as the command line asks; return the exit status."""
-    unread: list[str] = []
-    check_prompts(args.prompts, [args.labels])
+def print_accuracy(args: argparse.Namespace) -> tuple[list[Judged], list[str]]:
+    """Print the accuracy that the command line asks for; return the judged photos, and why others cannot be read."""
+    check_prompts(args.prompts)
     if not os.path.isfile(args.labels):
         raise FileNotFoundError(f"There is no file of labels '{args.labels}'.")
-    check_files([args.csv], [args.labels, args.classnames, *args.learner])
     classifier = classifier_of(args)
-    given = read_labels(args.labels, classifier.classnames)
-    check_files([args.csv], [label.path for label in given])
-    new, seen, note = apart(args.prompts, given)
+    new, seen, note = apart(args.prompts, read_labels(args.labels, classifier.classnames))
+    unread: list[str] = []
     with doing(f"Predicting {len(new) + len(seen):,} photos"):
         judged_new, judged_seen = (judge(classifier, some, unread, args.reject) for some in (new, seen))
-    judged = judged_new + judged_seen
+    judged, count = judged_new + judged_seen, len(new) + len(seen)
     if not judged:
-        count = len(new) + len(seen)
         raise ValueError(f"None of the {count:,} photos of '{args.labels}' can be judged: {(unread or ['-'])[0]}")
     before = by_sentence(classifier, args.sentence, judged_new or judged_seen) if args.sentence else []
     if note:
@@ -238,17 +214,10 @@ def evaluate(args: argparse.Namespace, mistakes: bool = True) -> int:
         print(f"Accuracy on photos that the fit has seen, without a label: {_share(judged_seen)}")
         print("That is nearer to the teacher's than the accuracy on new photos is.")
     print("It is that of the photos you checked: choose them at random for the accuracy on all photos.")
-    if unknown := len(new) + len(seen) - len(judged) - len(unread):
+    if unknown := count - len(judged) - len(unread):
         print(f"{unknown:,} photos are not judged: their label is not known, and the prediction is another than the marked one")
     for reason in unread[:SHOWN]:
         print(f"left out: {reason}", file=sys.stderr)
     if before:
         print(f"Gain over the sentence: {_gain(before, judged_new or judged_seen)}")
-    if mistakes:
-        _print_mistakes(judged)
-    if args.csv:
-        pairs = Counter((j.label, j.predicted) for j in judged)
-        with open_output(args.csv, "w", newline="") as file:
-            cells = [(*map(to_cell, names), n) for names, n in sorted(pairs.items())]
-            csv.writer(file).writerows([("label", "predicted", "photos"), *cells])
-    return exits.SOME_UNREAD if unread else 0
+    return judged, unread

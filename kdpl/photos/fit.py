@@ -6,18 +6,27 @@ better is what `kdpl predict OUT` uses. What can be checked cheaply is checked h
 """
 
 import argparse
+import csv
+import random
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from kdpl.common import exits
-from kdpl.common.outputs import DEMO, FIT, check_folder
+from kdpl.common.files import atomic_write
+from kdpl.common.outputs import DEMO, FIT, check_folder, take_folder
 from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import ConfigError
-from kdpl.photos.commands import FEATURES, add_clip_flags, check_photos, check_sentences, doing, guarded
+from kdpl.photos.commands import FEATURES, add_clip_flags, check_photos, doing, guarded
 
-DEMO_OUT = "kdpl_demo"
+if TYPE_CHECKING:
+    from kdpl.datasets.emoji.plans import Scene
+
+DEMO_OUT, DEMO_SET, TO_LEARN = "kdpl_demo", "meals", 20  # photos of each class
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +46,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "also train class vectors, class-specific prompts, or shared ones"
     trained.add_argument("--learn", choices=("TaskRes", "CSC", "CoOp"), help=about)
     trained.add_argument("--best", action="store_true", help="also train all three, and use what is best")
-    add("--seed", type=int, default=1, help="of the photos that are held out (default: 1)")
     _add_common(parser)
     args = parser.parse_args(argv)
     if args.demo and (args.photos or args.names):
@@ -49,50 +57,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--sentence", action="append", default=[], metavar="S", help="compare this sentence too; may be repeated")
     add("--labels", metavar="FILE", help="learn these labels, too: labels.csv of the gallery, or columns path and label")
     add("--quiet", action="store_true", help="no progress")
 
 
-def check(args: argparse.Namespace) -> list[str]:
-    """Return the class names, after what needs neither a model nor a photo is checked.
-
-    Raises:
-        ValueError, OSError: the message names what cannot be used.
-    """
-    check_sentences(*args.sentence)
+def names_of(args: argparse.Namespace) -> list[str]:
+    """Return the class names of the command line, of which there are several."""
     names = read_class_names(args.names)
-    if len(names) == 1 and (args.labels or getattr(args, "learn", None) or getattr(args, "best", False)):
-        raise ConfigError(f"'{args.names}' has one class name alone, from which nothing is learned: give more names.")
-    if args.labels and not Path(args.labels).is_file():
-        raise ConfigError(f"There is no file of labels '{args.labels}'.")
+    if len(names) == 1:
+        raise ConfigError(f"'{args.names}' has one class name alone: give two or more, of what else the photos show.")
     return names
 
 
+@guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kdpl fit`; return its exit status."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> int:
-    """Fit as the command line asks; return the exit status."""
-    start, new = time.perf_counter(), "PHOTOS"
-    check_sentences(args.template)
+    args, start, new = parse_args(argv), time.perf_counter(), "PHOTOS"
     if args.demo:
         demo = Path(args.output or DEMO_OUT)
         check_folder(demo, DEMO)
         check_folder(demo / "prompts", FIT)
         with doing("Drawing photos of things that the small model has not seen", quiet=args.quiet):
-            from kdpl.photos.demo import write_demo
-
             args.photos, args.names = map(str, write_demo(demo))
         args.student, args.teacher, args.output = "emoji_student", args.teacher or "emoji_teacher", demo / "prompts"
         new = str(demo / "new_photos")
     if Path(args.names).is_dir() and Path(args.photos).is_file():
         raise ConfigError(f"PHOTOS '{args.photos}' is a file and names.txt '{args.names}' a folder: give the folder first.")
-    check_photos(args.photos)
-    names = check(args)
+    check_photos(args.photos, args.template)
+    names = names_of(args)
     check_folder(args.output, FIT, args.photos)
     with doing("Loading PyTorch", quiet=args.quiet):
         from kdpl.photos import fitting
@@ -107,15 +99,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_accuracy(output: Path, labels: Path, template: str) -> None:
-    """Run `kdpl eval` on the labels of the demo's new photos."""
+    """Print what `kdpl eval` says with the labels of the demo's new photos."""
     from kdpl.photos import evaluate
 
     flags = [str(output), "--labels", str(labels), "--sentence", template]
     about = "The demo has other photos from the same source, with labels:"
     print("", about, "", f"$ kdpl eval {shlex.join(flags)}", "", sep="\n", flush=True)
-    evaluate.evaluate(evaluate.parse_args(flags), mistakes=False)
+    evaluate.print_accuracy(evaluate.parse_args(flags))
 
 
+@guarded
 def refit_main(argv: Sequence[str] | None = None) -> int:
     """Run `kdpl refit`; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -128,13 +121,7 @@ def refit_main(argv: Sequence[str] | None = None) -> int:
     add("-o", "--output", metavar="OUT2", help="folder to write to (default: OUT itself)")
     _add_common(parser)
     args = parser.parse_args(argv)
-    return guarded(lambda: run_refit(args))
-
-
-def run_refit(args: argparse.Namespace) -> int:
-    """Refit as the command line asks; return the exit status."""
-    start, output = time.perf_counter(), Path(args.output or args.fit)
-    names = check(args)
+    start, output, names = time.perf_counter(), Path(args.output or args.fit), names_of(args)
     check_folder(output, FIT)
     if not (features := Path(args.fit, FEATURES)).is_file():
         raise ConfigError(f"'{features}' is missing: expected the output folder of `kdpl fit`.")
@@ -144,3 +131,38 @@ def run_refit(args: argparse.Namespace) -> int:
     print("", f"{count:,} photos, none of which was read, in {time.perf_counter() - start:.1f} s. Next:", "", sep="\n")
     print(f"  kdpl predict {output} PHOTOS")
     return 0
+
+
+# --------------------------------------------------------- the demo: scenes by an artist whom the embedded student has not seen
+
+
+def write_scenes(folder: Path, scenes: Sequence["Scene"]) -> dict[str, str]:
+    """Write scenes in random order, under names that say nothing, unless they are there; return the truth by path."""
+    from kdpl.datasets.emoji.plans import draw
+
+    scenes = list(scenes)
+    random.Random(0).shuffle(scenes)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"IMG_{number:04d}.png" for number in range(1, len(scenes) + 1)]
+    if not all(path.is_file() for path in paths):
+        for path, pixels in zip(paths, draw(scenes), strict=True):
+            Image.fromarray(pixels).save(path)
+    return {str(path): scene.classname for path, scene in zip(paths, scenes, strict=True)}
+
+
+def write_demo(output: Path) -> tuple[Path, Path]:
+    """Write photos to learn from, new ones with their labels in `labels.csv`, and names; return photos and names."""
+    from kdpl.datasets.emoji.plans import class_names, scenes_of
+
+    scenes = [scene for scene in scenes_of(f"photos_{DEMO_SET}") if scene.number < TO_LEARN]
+    take_folder(output, DEMO)
+    names, labels = output / "names.txt", output / "labels.csv"
+    write_scenes(output / "photos", [scene for scene in scenes if scene.split == "train"])
+    truth = write_scenes(output / "new_photos", [scene for scene in scenes if scene.split == "test"])
+    if not names.is_file():  # somebody may have changed them, or corrected labels
+        with atomic_write(names, "w") as file:
+            file.write("\n".join([*class_names(DEMO_SET), ""]))
+    if not labels.is_file():
+        with atomic_write(labels, "w", newline="") as file:
+            csv.writer(file).writerows([("path", "label"), *truth.items()])
+    return output / "photos", names

@@ -6,7 +6,7 @@ taken in a fixed order in batches of a fixed size, so that a pass that was stopp
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,19 +127,11 @@ class Pile:
                 kept.append(i)
         return self.rows(kept)
 
-    def distinct(self, labels: Mapping[str, str] | None = None) -> "Pile":
-        """Return the photos of different content, each once: of copies the one with a label, or the first.
-
-        Raises:
-            ValueError: copies have different labels.
-        """
-        labels, chosen = labels or {}, {}
+    def distinct(self, labels: Collection[str] = ()) -> "Pile":
+        """Return the photos of different content, each once: of copies the last one with a label, or the first."""
+        chosen: dict[str, int] = {}
         for i, (path, content) in enumerate(zip(self.paths, self.contents, strict=True)):
-            first = self.paths[chosen.setdefault(content, i)]
-            if path in labels and labels.get(first, labels[path]) != labels[path]:
-                both = f"'{labels[first]}' and '{labels[path]}'"
-                raise ValueError(f"'{first}' and '{path}' are copies of one photo, with the labels {both}: correct one.")
-            if path in labels and first not in labels:
+            if path in labels or content not in chosen:
                 chosen[content] = i
         return self.rows(sorted(chosen.values())) if len(chosen) < len(self) else self
 
@@ -154,21 +146,16 @@ class Pile:
             file.write(save({name: getattr(self, name).contiguous() for name in TENSORS}, {KEY: text}))
 
 
-def nothing() -> Pile:
-    """Return the pile of which no model has been asked yet."""
-    none = torch.empty(0, 0, dtype=torch.half)
-    return Pile({}, [], [], [], [], none, none, none, none)
-
-
-def read_pile(folder: Path) -> Pile | None:
-    """Return the pile of a fit's folder; None if there is none.
+def read_pile(folder: Path) -> Pile:
+    """Return the pile of a fit's folder; an empty one, without facts, if there is none.
 
     Raises:
         ConfigError: the file is damaged or not of a fit.
     """
     path = folder / FILE
     if not path.is_file():
-        return None
+        none = torch.empty(0, 0, dtype=torch.half)
+        return Pile({}, [], [], [], [], none, none, none, none)
     try:
         with safe_open(path, "pt") as file:
             found = parse_json(file.metadata()[KEY], "its metadata")
@@ -180,8 +167,8 @@ def read_pile(folder: Path) -> Pile | None:
     return pile
 
 
-def begin_pile(before: Pile | None, words: Words, folder: Path, seed: int) -> Pile:
-    """Return the pile that `complete` is called with: the photos of an earlier one whose files are as they were, or none.
+def begin_pile(before: Pile, words: Words, folder: Path) -> Pile:
+    """Return the pile that `complete` is called with: the photos of an earlier one whose files are as they were.
 
     Raises:
         ConfigError: the earlier one is of CLIPs with other weights.
@@ -190,9 +177,9 @@ def begin_pile(before: Pile | None, words: Words, folder: Path, seed: int) -> Pi
     facts = {
         "folder": str(folder), "student": words.student_name, "teacher": words.teacher_name, "template": words.template,
         "student_sha256": student.weights_digest, "teacher_sha256": teacher.weights_digest,
-        "student_scale": float(student.logit_scale), "teacher_scale": float(teacher.logit_scale), "seed": seed,
+        "student_scale": float(student.logit_scale), "teacher_scale": float(teacher.logit_scale),
     }  # fmt: skip
-    if before is not None and before.facts:
+    if before.facts:
         if any(before.facts[name] != facts[name] for name in ("student_sha256", "teacher_sha256")):
             raise ConfigError("The output folder has features of other weights with the same names: choose another one (-o).")
         return replace(before.unchanged(folder), facts=facts)

@@ -7,56 +7,36 @@
 import argparse
 from collections.abc import Sequence
 
-from kdpl.common import exits
-from kdpl.common.images import list_images
 from kdpl.common.outputs import EXPORT, check_files, check_folder, take_folder
 from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, load_learner
-
-CHECKED = 100  # photos on which the model is compared with the classifier, at most
+from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, guarded, load_learner
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `kdpl export`; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="kdpl export",
         usage="%(prog)s OUT [FOLDER] [--head FILE] [options]",
-        description="Write a folder that serves itself (an ONNX model, a page, a Python client), "
-        "the matrix of text features alone, or both.",
+        description="Write a folder that serves itself (an ONNX model, a page, a Python client), the matrix of text features "
+        "alone, or both.",
     )
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training, or prompts.safetensors")
     add("folder", nargs="?", metavar="FOLDER", help="where model, names, page and client are written")
     add("--head", metavar="FILE", help="write text features, names, scale and preprocessing as a safetensors file")
     add("--half", action="store_true", help="weights in half precision: half the size")
-    add("--check", metavar="PHOTOS", help=f"compare the model with kdpl on up to {CHECKED} of these photos")
     add("--no-page", action="store_true", help="the model, its names and the Python client alone")
     add("--runtime", default="", metavar="FILE", help="the npm package onnxruntime-web (default: npm fetches it)")
     add_prompt_flags(parser)
     args = parser.parse_args(argv)
     if not args.folder and not args.head:
         parser.error("expected FOLDER, --head FILE, or both.")
-    if not args.folder and (args.half or args.check or args.no_page or args.runtime or args.reject):
-        parser.error("--half, --check, --no-page, --runtime and --reject are for a FOLDER, and none is given.")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `kdpl export`; return its exit status."""
-    args = parse_args(argv)
-    try:
-        export(args)
-    except (ValueError, OSError, ImportError) as error:
-        return exits.report(error, exits.BAD_INPUT)
-    return 0
-
-
-def export(args: argparse.Namespace) -> None:
-    """Check all that can be checked, then write what is asked for."""
-    check_prompts(args.prompts, [args.folder or ""])
+    check_prompts(args.prompts)
     check_files([args.head], [args.classnames, *args.learner])
     runtime = {}
     if args.folder:
-        check_folder(args.folder, EXPORT, args.check)
+        check_folder(args.folder, EXPORT)
         from kdpl.classifier.serve import require_onnx
 
         require_onnx()
@@ -64,7 +44,6 @@ def export(args: argparse.Namespace) -> None:
             from kdpl.classifier.serve import read_runtime
 
             runtime = read_runtime(args.runtime)
-    photos = [str(p) for p in list_images(args.check).images] if args.check else []
     classifier = classifier_of(args, "cpu")
     if args.head:
         from kdpl.classifier.serve import write_head
@@ -75,25 +54,19 @@ def export(args: argparse.Namespace) -> None:
         tensors = "text_features and logit_scale" if classifier.encoder.compares_texts else "a kernel head"
         print(f"It holds {tensors}; docs/your_photos.md has the lines that give probabilities.")
     if not args.folder:
-        return
-    from kdpl.classifier.serve import agreement, write_folder
+        return 0
+    from kdpl.classifier.serve import write_folder
 
     folder = take_folder(args.folder, EXPORT)
     model = write_folder(classifier, folder, args.reject, args.half, runtime)
     print(f"{model}: {model.stat().st_size / 1e6:.1f} MB, {len(classifier.classnames):,} names")
-    if photos:
-        found = agreement(classifier, folder, photos[:: max(1, len(photos) // CHECKED)][:CHECKED])
-        if found is None:
-            print("Not compared: onnxruntime is not installed (pip install onnxruntime).")
-        else:
-            count, same, difference = found
-            print(f"Of {count:,} photos {same:,} have the same likeliest name as with kdpl.")
-            print(f"No probability differs by more than {difference:.5f}.")
     use = f"Use: python {folder / 'client.py'} PICTURE ..."
     page = f", or for the page: python -m http.server --bind 127.0.0.1 --directory {folder}"
     print(use + page if runtime else use)
+    return 0
 
 
+@guarded
 def push_main(argv: Sequence[str] | None = None) -> int:
     """Run `kdpl push`; return its exit status."""
     parser = argparse.ArgumentParser(prog="kdpl push", description="Upload prompts and their card to the Hugging Face Hub.")
@@ -104,14 +77,11 @@ def push_main(argv: Sequence[str] | None = None) -> int:
     add("--license", default="unknown", metavar="ID", help="licence of the prompts, by the Hub's names (default: unknown)")
     add_learner_flag(parser)
     args = parser.parse_args(argv)
-    try:
-        check_prompts(args.prompts, [args.repository])
-        load_learner(args)
+    check_prompts(args.prompts)
+    load_learner(args)
 
-        from kdpl.bundle.hub import FILE_NAME, PREFIX, push
+    from kdpl.bundle.hub import FILE_NAME, PREFIX, push
 
-        address = push(args.prompts, args.repository, args.private, args.license)
-    except (ValueError, OSError) as error:
-        return exits.report(error, exits.BAD_INPUT)
+    address = push(args.prompts, args.repository, args.private, args.license)
     print(f'{FILE_NAME} and its card are at {address}; use: kdpl.load("{PREFIX}{args.repository}")')
     return 0

@@ -20,7 +20,7 @@ from support import ROOT, processes
 
 from kdpl.app.journal import Journal, replay
 from kdpl.common.safe_text import REJECTED
-from kdpl.photos.demo import write_demo
+from kdpl.photos.fit import write_demo
 
 CHANGE = {"Content-Type": "application/json"}
 FLAGS = ("--no-browser", "--quiet", "--student", "emoji_student", "--teacher", "emoji_teacher")

@@ -66,11 +66,12 @@ def given(tmp_path):
     photos.mkdir()
     image_file(photos / "a.png").rename(photos / "plain")
     image_file(photos / "a.png")
-    for name in ("OUT/prompts.safetensors", "OUT/fit.json", "OUT/photos.json", "names.txt"):
+    for name in ("OUT/prompts.safetensors", "OUT/fit.json", "OUT/photos.json"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
     (tmp_path / "labels.csv").write_text(f"path,label\n{photos / 'a.png'},cat\n")
-    os.link(tmp_path / "labels.csv", tmp_path / "hard_link.csv")
-    (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
+    os.link(tmp_path / "names.txt", tmp_path / "hard_link.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "names.txt")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
     return tmp_path
@@ -79,11 +80,9 @@ def given(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        "eval OUT --labels labels.csv --csv labels.csv",
-        "eval OUT --labels labels.csv --csv link.csv",
-        "eval OUT --labels labels.csv --csv hard_link.csv",
-        "eval OUT --labels labels.csv --csv photos/a.png",
-        "eval OUT --labels labels.csv --csv OUT/photos.json",
+        "predict OUT photos --classnames names.txt --csv link.txt",
+        "predict OUT photos --classnames names.txt --csv hard_link.txt",
+        "predict OUT photos --csv OUT/photos.json",
         "predict OUT photos/plain --csv photos/plain",
         "predict OUT photos --csv OUT/prompts.safetensors",
         "predict OUT photos --html OUT/fit.json",
@@ -111,7 +110,7 @@ def test_a_command_refuses_such_an_output_before_any_work_and_changes_nothing(co
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("predict photos OUT", "There is no 'photos/prompts.safetensors', .* 'OUT' has prompts: it comes first"),
+        ("predict photos OUT", "There is no 'photos/prompts.safetensors', expected OUT first"),
         ("predict nowhere photos", "There is no 'nowhere'"),
         ("predict OUT nowhere.png", "There is no 'nowhere.png'"),
         ("eval photos --labels labels.csv", "There is no 'photos/prompts.safetensors'"),

@@ -11,7 +11,7 @@ import torch
 from support import ROOT
 
 from kdpl.clip import load_clip
-from kdpl.photos.demo import write_demo
+from kdpl.photos.fit import write_demo
 from kdpl.students import CoOp
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import kdpl.trainers
 from kdpl import predict
 from kdpl.datasets.emoji.scenes import class_names, scenes_of
 from kdpl.photos import fit
-from kdpl.photos.demo import write_scenes
+from kdpl.photos.fit import write_scenes
 from kdpl.students import promptsrc
 
 kdpl.trainers.offer_distilled()

@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,23 +284,3 @@ def read_runtime(package: str = "") -> dict[str, bytes]:
                 return {name: archive.extractfile(f"package/dist/{name}").read() for name in RUNTIME}
         except (OSError, tarfile.TarError, KeyError) as error:
             raise OSError(f"'{package}' is not the npm package onnxruntime-web ({error}). {what_to_do}") from error
-
-
-def agreement(classifier: "Classifier", folder: Path, photos: Sequence[str]) -> tuple[int, int, float] | None:
-    """Compare an exported client with its classifier; None where onnxruntime is not installed.
-
-    Returns:
-        How many photos were read, how many of them have the same likeliest name, and the largest difference of a probability.
-    """
-    try:
-        from kdpl.classifier.serve import client
-    except ImportError:
-        return None
-    model, count, same, difference = client.Model(folder), 0, 0, 0.0
-    for answer in classifier.stream(photos, 16, on_bad=lambda *_: None):
-        for path, expected in zip(answer.images, answer.probabilities.numpy(), strict=True):
-            probabilities, _ = model(path)
-            same += int(probabilities.argmax() == expected.argmax())
-            difference = max(difference, float(np.abs(probabilities - expected).max()))
-            count += 1
-    return count, same, difference
