@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_learner_flag(parser)
     args = parser.parse_args(argv)
     try:
-        check_sentence(*filter(None, [args.template]))
+        if args.template:
+            check_sentence(args.template)
         classifier = classifier_of(args, "cpu")
         from kdpl.classifier.words import context_words, moved_classes
 
