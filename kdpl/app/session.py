@@ -231,7 +231,7 @@ class Session:
         path = self._path(number)
         with Image.open(sources.opened(path)) as image:
             kind = SHOWN_BY_BROWSERS.get(image.format or "")
-            if kind and sources.stamp(path).size <= LARGEST:
+            if kind and sources.stamp(path)[0] <= LARGEST:
                 return sources.content(path), kind
             image.draft("RGB", (SIDE, SIDE))
             small = to_rgb(image)

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import NoReturn
 
 from kdpl.common import exits
 from kdpl.common.safe_text import printable
@@ -95,9 +96,6 @@ def _end_if_stopped() -> None:
         raise Interrupted(f"Stopped by {_State.came[0]}: the same command resumes or starts again")
 
 
-# ------------------------------------------------------------------------------------------------------ data-loader workers
-
-
 def _ignore() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -129,38 +127,22 @@ def _end_workers() -> None:
 atexit.register(_end_workers)  # runs before multiprocessing's own handler (imported above), which would wait for ever
 
 
-# --------------------------------------------------------------------------------------------------------------- the entry
-
-
-class _PrintableStream:
-    """A text stream that writes what `printable` returns; in all else it is the stream that it is made from."""
-
-    def __init__(self, stream: IO[str]):
-        self._stream = stream
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names and paths that the terminal cannot show
-
-    def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
-
-    def writelines(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def escape_streams() -> None:
     """Escape control characters, and what the console cannot encode, in all that is printed from now on."""
-    for name in ("stdout", "stderr"):
-        if not isinstance(getattr(sys, name), _PrintableStream):  # an engine's logger may have taken its place
-            setattr(sys, name, _PrintableStream(getattr(sys, name)))
+    for stream in (sys.stdout, sys.stderr):
+        if "write" in vars(stream):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and paths that the terminal cannot show
+        stream.write = partial(_write_printable, stream.write)
+
+
+def _write_printable(write: Callable[[str], int], text: str) -> int:
+    return write(printable(text))
 
 
 def run_command(main: Callable[[], int]) -> int:
     """Return the exit status of a command."""
-    streams = sys.stdout, sys.stderr
     escape_streams()
     try:
         with handled_signals():
@@ -175,5 +157,3 @@ def run_command(main: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return exits.FAILED
-    finally:
-        sys.stdout, sys.stderr = streams

@@ -169,7 +169,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
         )
     if type(error) is ValueError:  # of ours
         return f"{error}."
-    if sources.stamp(path).size == 0:
+    if sources.stamp(path)[0] == 0:
         return "the file is empty."
     if isinstance(error, UnidentifiedImageError):
         missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)

@@ -2,10 +2,6 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from reprlib import Repr
-
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.4) -> str:
@@ -28,4 +24,5 @@ def signed(value: float, digits: int) -> str:
 
 def shorten(value: object) -> str:
     """Return a value from a file as Python writes it, cut to about a line."""
-    return _SHORT.repr(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from kdpl.common import exits
-from kdpl.common.files import PART, RECORD, atomic_write
+from kdpl.common.files import RECORD, atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
 from kdpl.common.sources import SUFFIXES
 
@@ -30,7 +30,6 @@ LOCK, HOLDER = ".run.lock", ".run.json"  # the lock of a run, and which process 
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 _TABLES = frozenset({".csv", ".tsv", ".html", ".json"})  # that `kdpl predict` and `kdpl eval` may have written into our folders
 _RECORDS = frozenset({"fit.json", "photos.json", "teacher.json", "labels.json", "manifest.json", "results.json"})
-_NOBODYS = frozenset({RECORD, LOCK, HOLDER, ".DS_Store", "Thumbs.db", "desktop.ini"})
 _held: dict[str, "BaseFileLock"] = {}  # by folder, for the life of the process
 
 
@@ -64,9 +63,8 @@ def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike
         return
     if there:
         raise OutputError(f"'{folder}' was written by {there}, and {kind} would replace its files: choose another folder.")
-    foreign = (e for e in os.scandir(folder) if e.name not in _NOBODYS and not e.name.endswith(PART))
-    foreign = sorted(e.name for e in foreign if kind != TRAINING or not e.is_dir())  # folders are often of other runs
-    if foreign:
+    foreign = (e for e in os.scandir(folder) if not e.name.startswith(".") and e.name not in ("Thumbs.db", "desktop.ini"))
+    if foreign := sorted(e.name for e in foreign if kind != TRAINING or not e.is_dir()):  # folders are often of other runs
         raise OutputError(
             f"'{folder}' has a file that {kind} did not write, '{foreign[0]}': choose a folder that is new or empty, or one "
             f"that {kind} has written."

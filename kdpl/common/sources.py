@@ -7,6 +7,7 @@ library, which maps it into memory. The names in a shard are names alone: no fil
 
 import importlib
 import io
+import logging
 import os
 import posixpath
 import re
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kdpl.common.messages import short_reason
 
@@ -33,14 +34,6 @@ _PATTERN = re.compile(r"(?:^|(?<=/))[^/]*\{[^/]*\}[^/]*\.tar(?:/|$)")  # photos-
 
 class SourceError(ValueError):
     """Shards or a data set cannot be used; the message says what to do."""
-
-
-class Stamp(NamedTuple):
-    """Numbers that differ once a photo has changed, as in a file's status; of a shard, or standing for a data set."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int = 0
 
 
 Found = tuple[list[Path], dict[Path, str], Counter[str]]  # photos; what cannot be read, with the reasons; others by suffix
@@ -90,10 +83,10 @@ def in_shards(place: Path, shards: Iterable[tuple[Path, str]]) -> Found:
     """Return the photos of shards, given with their names below a place."""
     photos, unreadable, others = [], {}, Counter()
     for shard, name in shards:
-        index = _shard(shard)
-        photos += [place / name / photo for photo in index.photos]
-        unreadable |= {place / name / member: f"'{place / name / member}' {why}" for member, why in index.unreadable.items()}
-        others += index.others
+        inside, problems, rest = _index(os.fspath(shard), *stamp(shard)[:2])
+        photos += [place / name / photo for photo in inside]
+        unreadable |= {place / name / member: f"'{place / name / member}' {why}" for member, why in problems.items()}
+        others += rest
     return photos, unreadable, others
 
 
@@ -128,60 +121,54 @@ def opened(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is a photo, as a file or in a shard or a data set."""
     try:
-        return os.path.isfile(path) or (is_inside(path) and bool(stamp(path)))
+        return bool(stamp(path))
     except (OSError, ValueError):
         return False
 
 
-def stamp(path: str | os.PathLike) -> Stamp:
-    """Return the stamp of a photo; errors as for `content`."""
+def stamp(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Return a photo's size and times of modification and change, the latter of its shard, or a number for its data set.
+
+    Once the photo has changed, they are others. Errors as for `content`.
+    """
     text = os.fspath(path)
-    if not is_inside(path):
-        status = os.stat(path)
-        return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if text.startswith(HUGGING_FACE):
-        return Stamp(-1, int(_table(text.rpartition("/")[0])._fingerprint[:15], 16))
-    shard, (_, size) = _member(text)
-    status = os.stat(shard)
-    return Stamp(size, status.st_mtime_ns, status.st_ctime_ns)
+        return -1, int(_table(text.rpartition("/")[0])._fingerprint[:15], 16), 0
+    file, (_, size) = _member(text) if is_inside(path) else (path, (0, None))
+    status = os.stat(file)
+    return status.st_size if size is None else size, status.st_mtime_ns, status.st_ctime_ns
 
 
 # ---------------------------------------------------------------------------------------------------------------- tar shards
 
 
-class Shard:
-    """The index of a tar file: where the bytes of its photos begin, and how many there are."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.photos: dict[str, tuple[int, int]] = {}
-        self.unreadable: dict[str, str] = {}
-        self.others: Counter[str] = Counter()
-        size = os.path.getsize(path)
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    name = posixpath.normpath(member.name)
-                    suffix = posixpath.splitext(name)[1].lower()
-                    if suffix not in SUFFIXES or posixpath.basename(name).startswith("."):
-                        self.others[suffix] += 1
-                    elif name.startswith(("/", "../")):
-                        self.unreadable[name.lstrip("/.")] = "is not read: its name in the shard leads out of it."
-                    elif not member.isreg() or member.sparse is not None:
-                        self.unreadable[name] = "cannot be read as an image: it is a link, or has no content of its own."
-                    elif name in self.photos:
-                        self.unreadable[f"{name} again"] = "is in its shard twice: the first one counts."
-                    elif member.offset_data + member.size > size:
-                        self.unreadable[name] = "cannot be read as an image: its shard ends in the middle of it."
-                    else:
-                        self.photos[name] = member.offset_data, member.size
-                end = archive.offset
-        except (tarfile.TarError, OSError, ValueError) as error:
-            self.unreadable["."] = f"is not a whole tar file ({error}). A compressed one must be unpacked first."
-            return
+@lru_cache(maxsize=4096)
+def _index(path: str, size: int, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], dict[str, str], Counter[str]]:
+    """Return where the bytes of a tar file's photos begin and how many there are, what cannot be read, and the others."""
+    photos, unreadable, others = {}, {}, Counter()
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                name = posixpath.normpath(member.name)
+                suffix = posixpath.splitext(name)[1].lower()
+                if suffix not in SUFFIXES or posixpath.basename(name).startswith("."):
+                    others[suffix] += 1
+                elif name.startswith(("/", "../")):
+                    unreadable[name.lstrip("/.")] = "is not read: its name in the shard leads out of it."
+                elif not member.isreg() or member.sparse is not None or member.offset_data + member.size > size:
+                    unreadable[name] = "cannot be read as an image: it is a link, or its shard ends in the middle of it."
+                elif name in photos:
+                    unreadable[f"{name} again"] = "is in its shard twice: the first one counts."
+                else:
+                    photos[name] = member.offset_data, member.size
+            end = archive.offset
         with open(path, "rb") as file:
             rest = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
         if rest.strip(b"\0") or len(rest) < tarfile.BLOCKSIZE:  # a tar file ends with blocks of zeros
-            self.unreadable["."] = f"is damaged or cut off at byte {end:,}: what stands behind is not read."
+            unreadable["."] = f"is damaged or cut off at byte {end:,}: what stands behind is not read."
+    except (tarfile.TarError, OSError, ValueError) as error:
+        unreadable["."] = f"is not a whole tar file ({error}). A compressed one must be unpacked first."
+    return photos, unreadable, others
 
 
 def _split(path: str) -> tuple[str, str] | None:
@@ -198,20 +185,10 @@ def _member(path: str) -> tuple[str, tuple[int, int]]:
         FileNotFoundError: it is not there.
     """
     shard, name = _split(path) or ("", "")
-    try:
-        return shard, _shard(shard).photos[name]
-    except (KeyError, FileNotFoundError):
-        raise FileNotFoundError(f"There is no photo '{path}'.") from None
-
-
-def _shard(path: str | os.PathLike) -> Shard:
-    status = os.stat(path)
-    return _indexed(os.fspath(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _indexed(path: str, size: int, mtime_ns: int) -> Shard:
-    return Shard(path)
+    photos = _index(shard, *stamp(shard)[:2])[0] if shard else {}
+    if name not in photos:
+        raise FileNotFoundError(f"There is no photo '{path}'.")
+    return shard, photos[name]
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face datasets
@@ -227,22 +204,19 @@ def _name_and_split(text: str) -> tuple[str, str]:
 def _table(place: str) -> Any:
     """Return the column of images of a data set, whose rows are bytes or paths.
 
-    NAME is a file, such as one of parquet; a folder: saved by `save_to_disk`, of parquet files, or of images; or on the Hub.
+    NAME is a file, such as one of parquet; a folder, saved by `save_to_disk`, or of such files or of images; or on the Hub.
 
     Raises:
         SourceError: there is no such data set, or it has no column of images.
     """
     library, (name, split) = _library("datasets"), _name_and_split(place)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each of its attempts to reach the Hub
     try:
         if os.path.isfile(name):
             data = library.load_dataset(Path(name).suffix.lstrip(".") or "parquet", data_files=name, split=split)
         elif any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")):
             saved = library.load_from_disk(name)
             data = saved[split] if isinstance(saved, dict) else saved
-        elif os.path.isdir(name) and (files := sorted(map(str, Path(name).rglob("*.parquet")))):
-            data = library.load_dataset("parquet", data_files=files, split=split)
-        elif os.path.isdir(name):
-            data = library.load_dataset("imagefolder", data_dir=name, drop_labels=True, split=split)
         else:
             data = library.load_dataset(name, split=split)
     except Exception as error:  # the library's have no common class
@@ -256,19 +230,19 @@ def _table(place: str) -> Any:
 
 
 def _library(name: str) -> Any:
-    """Import a library, though a checkout of KDPL has a folder of the name `datasets`, which comes first where a script runs.
+    """Import a library, though a checkout of KDPL or a fork has a folder of the name `datasets`, where a script runs.
 
     Raises:
         SourceError: it is not installed, or that folder has been imported by its name.
     """
-    checkout, before = Path(__file__).resolve().parents[2], sys.path[:]
+    before = sys.path[:]
     try:
-        sys.path[:] = [entry for entry in before if Path(entry or os.curdir).resolve() != checkout]
+        sys.path[:] = [entry for entry in before if not Path(entry, name).is_dir() or Path(entry).name.endswith("-packages")]
         library = importlib.import_module(name)
     except ImportError as error:
         raise SourceError(f"This needs the package {name} ({error}): pip install 'kdpl[shards]'") from error
     finally:
         sys.path[:] = before
-    if checkout / name == Path(library.__file__ or "").parent:
-        raise SourceError(f"The module '{name}' is KDPL's folder '{checkout / name}' here: import it as kdpl.{name}.")
+    if not hasattr(library, "__version__"):
+        raise SourceError(f"The module '{name}' is the folder {list(library.__path__)} here, not the library.")
     return library

@@ -50,17 +50,19 @@ class FeatureFile:
         self.path = Path(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors")
         self.width, self.dtype = width, dtype
         self.writable, self.hits = True, 0
-        self._added: set[bytes] = set()
         self._saved, self._pause = time.monotonic(), SAVE_EVERY
-        self._use(*self._read())
+        keys, values = self._read()
+        self._blocks, self._unsaved = [values], {}
+        finite = torch.isfinite(values).all(1).tolist()
+        self._place = {key: (0, row) for row, key in enumerate(keys) if finite[row]}  # by key: block, row
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._place
 
     def get(self, keys: Sequence[bytes]) -> Tensor:
         """Return the vectors `(N, d)` of known keys."""
-        self.hits += sum(key not in self._added for key in keys)
         blocks, rows = torch.tensor([self._place[key] for key in keys], dtype=torch.long).view(-1, 2).T
+        self.hits += int((blocks == 0).sum())
         values = torch.empty(len(keys), self.width, dtype=self.dtype)
         for block in blocks.unique().tolist():
             values[blocks == block] = self._blocks[block][rows[blocks == block]]
@@ -73,7 +75,6 @@ class FeatureFile:
         new = {key: (len(self._blocks) - 1, row) for row, key in enumerate(keys) if finite[row]}
         self._place |= new
         self._unsaved |= new
-        self._added |= new.keys()
         if time.monotonic() - self._saved > self._pause:
             self.save()
 
@@ -97,7 +98,7 @@ class FeatureFile:
             self.writable = False
             print(f"Features are not cached from now on: '{self.path}' cannot be written ({error})")
             return
-        self._use(keys, values)
+        self._unsaved = {}
         self._saved = time.monotonic()
         self._pause = max(SAVE_EVERY, 20 * (self._saved - start))
 
@@ -114,12 +115,6 @@ class FeatureFile:
             except (SafetensorError, OSError, ValueError) as error:
                 print(f"'{self.path}' is damaged, and what it had is computed again ({error})")
         return [], torch.empty(0, self.width, dtype=self.dtype)
-
-    def _use(self, keys: list[bytes], values: Tensor) -> None:
-        """Make the vectors of a file the known ones."""
-        finite = torch.isfinite(values).all(1).tolist()
-        self._blocks, self._unsaved = [values], {}
-        self._place = {key: (0, row) for row, key in enumerate(keys) if finite[row]}
 
 
 def file_digests(paths: Sequence[str | os.PathLike], keys: Sequence[bytes] = ()) -> list[bytes]:
