@@ -13,14 +13,14 @@ from yacs.config import CfgNode
 
 from kdpl.bundle.learned import refuse_doubles
 from kdpl.common import distributed, sources
-from kdpl.common.images import BAD_IMAGES, BadImageError, cut_extreme, list_images, open_image, unreadable, write_bad_images
+from kdpl.common.images import BadImageError, cut_extreme, list_images, open_image, unreadable
 from kdpl.common.messages import did_you_mean
 from kdpl.common.safe_text import read_class_names
 from kdpl.config.keys import is_distilled
 from kdpl.datasets.base import ClassListDataset, draw_images, fewshot
 
 LABELLED = ("test", "val")  # folders of the root whose subfolders are classes; the rest is for training
-SHOWN = 10  # unreadable images in the log; the file has all
+SHOWN = 10  # unreadable images in an error; the log has all
 
 
 class Photos(Dataset):
@@ -144,18 +144,16 @@ class ImageFolder(ClassListDataset):
         """Remove unreadable images: those to train on by their headers, those to test on by all they hold."""
         for name, paths in splits.items():
             bad = {**bad, **unreadable(paths, name in LABELLED)}
-        if distributed.is_main():
-            write_bad_images(cfg.OUTPUT_DIR, list(bad.values()))
         if not bad:
             return
-        first = [*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])]
         if cfg.DATASET.ON_BAD_IMAGE == "error":
+            first = [*list(bad.values())[:SHOWN], *(["..."] if len(bad) > SHOWN else [])]
             about = f"Unreadable images in {self.root}: {len(bad):,}"
             raise BadImageError("\n".join([about, *first, "Remove them, or set DATASET.ON_BAD_IMAGE to 'skip'."]))
         for name, paths in splits.items():
             splits[name] = [path for path in paths if path not in bad]
         if distributed.is_main():
-            print(f"Unreadable images, left out: {len(bad):,} (all in {BAD_IMAGES})", *first, sep="\n")
+            print(f"Unreadable images, left out: {len(bad):,}", *bad.values(), sep="\n")
 
     def _labelled(self, split: str, paths: Sequence[Path]) -> list[Datum]:
         """Return the images of a labelled folder, class by class in the order of the names."""

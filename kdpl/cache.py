@@ -11,27 +11,11 @@ and shots read them. Stored features are not computed again: the same command re
 import sys
 
 from tqdm import tqdm
-from yacs.config import CfgNode
 
 from kdpl import train
 from kdpl.common import distributed, exits
 from kdpl.common.command import run_command
 from kdpl.config.keys import ConfigError, is_distilled
-
-
-def check(cfg: CfgNode) -> None:
-    """Refuse a configuration without anything to cache.
-
-    Raises:
-        ConfigError: the trainer has no teacher, or TRAINER.KDPL.VIEWS or CACHE_DIR is not set.
-    """
-    name, options = cfg.TRAINER.NAME, cfg.TRAINER.KDPL
-    if not is_distilled(name):
-        raise ConfigError(f"TRAINER.NAME (--trainer) '{name}' has no teacher: expected one of KDPL, such as KDPL_CoOp.")
-    if options.VIEWS < 1:
-        raise ConfigError(f"TRAINER.KDPL.VIEWS is {options.VIEWS}, expected the number of views per image, 1 or more.")
-    if not options.CACHE_DIR:
-        raise ConfigError("TRAINER.KDPL.CACHE_DIR is not set, expected the folder for the features.")
 
 
 def fill(trainer) -> tuple[int, int]:
@@ -73,24 +57,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = train.parse_args(argv, __doc__.splitlines()[0])
     try:
-        import kdpl.datasets
-        import kdpl.trainers
-        from kdpl.trainers import run
-
-        kdpl.trainers.load_learners(args.learner)
-        cfg = train.build_cfg(args, args.dataset_config_file)
-        check(cfg)
-        run.check_names(cfg)
-
+        cfg, _ = train.configurations(args)
+        views, folder = cfg.TRAINER.KDPL.VIEWS, cfg.TRAINER.KDPL.CACHE_DIR
+        if not is_distilled(cfg.TRAINER.NAME) or views < 1 or not folder:
+            raise ConfigError(
+                f"There is nothing to cache: expected a trainer of KDPL (--trainer; '{cfg.TRAINER.NAME}' here), "
+                f"TRAINER.KDPL.VIEWS of 1 or more ({views}), and a folder as TRAINER.KDPL.CACHE_DIR ('{folder}')."
+            )
         from dassl.engine import build_trainer
         from dassl.utils import set_random_seed
 
+        from kdpl.trainers import run
+
+        run.check_names(cfg)
         distributed.start(cfg.USE_CUDA)
         if cfg.SEED >= 0:
             set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
-        if trainer.train_loader_x is None:
-            raise ConfigError(f"DATASET.NAME '{cfg.DATASET.NAME}' has no training images.")
         trainer.load_for_training()
     except (ValueError, OSError, KeyError, ImportError) as error:
         return exits.report(error, exits.BAD_INPUT)
@@ -100,9 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         return exits.report(error, exits.DIVERGED)
     except (ValueError, OSError) as error:
         return exits.report(error, exits.FAILED)
-    print(
-        f"{cfg.TRAINER.KDPL.CACHE_DIR} has all {total:,} features of {cfg.TRAINER.KDPL.VIEWS} views; {missing:,} were missing"
-    )
+    print(f"{folder} has all {total:,} features of {views} views; {missing:,} were missing")
     return 0
 
 

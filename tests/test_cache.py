@@ -56,9 +56,8 @@ def test_what_ranks_have_filled_is_found_by_variants_and_completed_where_it_was_
 @pytest.mark.parametrize(
     ("trainer", "options", "message"),
     [
-        ("CoOp", (), "TRAINER.NAME (--trainer) 'CoOp' has no teacher"),
-        ("KDPL_CoOp", (), "TRAINER.KDPL.VIEWS is 0, expected the number of views"),
-        ("KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 2), "TRAINER.KDPL.CACHE_DIR is not set"),
+        ("CoOp", (), "expected a trainer of KDPL (--trainer; 'CoOp' here)"),
+        ("KDPL_CoOp", ("TRAINER.KDPL.VIEWS", 2), "a folder as TRAINER.KDPL.CACHE_DIR ('')"),
     ],
 )
 def test_a_configuration_that_keeps_nothing_is_refused(trainer, options, message, capsys):

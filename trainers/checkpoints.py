@@ -9,7 +9,7 @@ import torch
 
 from kdpl.bundle import Bundle
 from kdpl.common import distributed
-from kdpl.common.environment import git_state, processor, versions
+from kdpl.common.environment import git_state, versions
 from kdpl.common.files import file_digest, key_of
 from kdpl.common.messages import short_reason
 from kdpl.config.manifest import (
@@ -189,7 +189,6 @@ def environment_of(trainer: EvaluatedTrainer, node: str) -> dict[str, Any]:
             **versions(),
             "commit": git_state(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "processor": processor(),
             "processes": distributed.world(),
             "threads": torch.get_num_threads(),
             **section(trainer.cfg, "rounds", node, trainer.teacher_name() is not None),

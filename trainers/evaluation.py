@@ -29,7 +29,6 @@ from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common import distributed
 from kdpl.common.command import StopRequest
 from kdpl.common.files import key_of, name_below
-from kdpl.common.images import write_bad_images
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
 from kdpl.config.defaults import is_given
@@ -150,7 +149,6 @@ class EvaluatedTrainer(TrainerX):
         """Print and list the images of a batch that were replaced because they cannot be read, each once."""
         if new := sorted({*reasons} - self.reported_unreadable - {""}):
             self.reported_unreadable |= {*new}
-            write_bad_images(self.cfg.OUTPUT_DIR, new)
             print("Unreadable images, replaced by the next readable one:", *new, sep="\n")
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

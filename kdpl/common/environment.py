@@ -1,7 +1,6 @@
-"""The environment of a result: versions, commit, processor, and which Dassl is in use."""
+"""The environment of a result: versions, commit, and which Dassl is in use."""
 
 import platform
-import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +23,6 @@ def versions() -> dict[str, str | None]:
     dassl = "bundled" if "bundled" in dassl_in_use() else _version_of("dassl")
     found = {name: _version_of(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "kdpl": VERSION, "dassl": dassl, **found}
-
-
-@lru_cache
-def processor() -> str:
-    """Return the kind of CPU, such as "Intel(R) Xeon(R) Platinum 8481C"; empty if the system does not say."""
-    facts = Path("/proc/cpuinfo")
-    line = re.search(r"model name\s*: *(.+)", facts.read_text(errors="replace")) if facts.exists() else None
-    return line[1] if line else platform.processor()
 
 
 @lru_cache

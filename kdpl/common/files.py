@@ -59,8 +59,7 @@ def remove_parts(*folders: str | os.PathLike) -> None:
 def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Rename a finished file, or a folder of any depth, onto `path`; after a crash it is there whole or not at all.
 
-    Raises:
-        OSError: it could not be renamed, or `path` is a folder with files in it; what was there is untouched.
+    A folder with files in it is not replaced.
     """
     if os.path.isdir(source) and hasattr(os, "sync"):
         os.sync()  # one call for all files is far quicker than one per file
@@ -116,18 +115,10 @@ def key_of(*facts: Any) -> bytes:
 
 
 def file_key(path: str | os.PathLike) -> bytes:
-    """Return a key of a file's path, size and times of modification and change; that of change cannot be set back.
-
-    Raises:
-        OSError: it is missing.
-    """
+    """Return a key of a photo's path, size and times of modification and change; that of change cannot be set back."""
     return key_of(os.path.abspath(path), *sources.stamp(path))
 
 
 def file_digest(path: str | os.PathLike) -> bytes:
-    """Return the digest of a file's content.
-
-    Raises:
-        OSError, ValueError: it is missing or cannot be read.
-    """
+    """Return the digest of a photo's or a file's content; errors as for `sources.content`."""
     return hashlib.blake2b(sources.content(path), digest_size=KEY_BYTES).digest()

@@ -6,9 +6,8 @@ FIFOs and unreadable folders stop nothing.
 
 import importlib
 import os
-import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST = 20  # longer edge over shorter: what is longer is cut before it is resized, see `cut_extreme`
-BAD_IMAGES = "bad_images.txt"  # in the output folder: the unreadable images
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -44,28 +42,11 @@ class Listing:
         images: regular files with the suffix of an image, or without a suffix and with the first bytes of a JPEG or PNG.
         unreadable: entries that should be read and cannot be, each with the reason.
         others: how many entries are passed over, by suffix; "" counts hidden ones, and folders of ours or listed already.
-        shards: tar files, which are others if there are images as well.
     """
 
     images: list[Path] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
-    shards: list[Path] = field(default_factory=list)
-
-    def add_file(self, path: Path, entry: os.DirEntry) -> None:
-        suffix, is_image = path.suffix.lower(), path.suffix.lower() in SUFFIXES
-        try:
-            regular, reason = stat.S_ISREG(entry.stat().st_mode), "it is not a regular file"
-        except OSError as error:  # a broken link, or one that leads to itself
-            regular, reason = False, str(error.strerror).lower()
-        if regular and (is_image or (not suffix and _begins_like_an_image(path))):
-            self.images.append(path)
-        elif is_image:
-            self.unreadable[path] = f"'{path}' cannot be read as an image: {reason}."
-        elif suffix == sources.TAR:
-            self.shards.append(path)
-        else:
-            self.others[suffix] += 1
 
 
 def list_images(folder: str | os.PathLike) -> Listing:
@@ -81,7 +62,7 @@ def list_images(folder: str | os.PathLike) -> Listing:
     """
     if sources.is_source(folder):
         return Listing(*sources.photos_of(folder))
-    listing, folder = Listing(), Path(folder)
+    listing, folder, shards = Listing(), Path(folder), []
     seen: set[tuple[int, int]] = set()  # device and inode of the folders
     waiting, links = deque([folder]), deque()  # links last: a folder is listed under its own path
     while waiting or links:
@@ -99,17 +80,23 @@ def list_images(folder: str | os.PathLike) -> Listing:
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
+            path, suffix = current / entry.name, os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 listing.others[""] += 1
             elif os.path.isdir(entry):
-                (links if entry.is_symlink() else waiting).append(current / entry.name)
+                (links if entry.is_symlink() else waiting).append(path)
+            elif os.path.isfile(entry) and (suffix in SUFFIXES or (not suffix and _begins_like_an_image(path))):
+                listing.images.append(path)
+            elif suffix in SUFFIXES:
+                what = "it is not a regular file" if os.path.exists(path) else "it is a link that leads nowhere"
+                listing.unreadable[path] = f"'{path}' cannot be read as an image: {what}."
             else:
-                listing.add_file(current / entry.name, entry)
-    if listing.shards and not listing.images:
-        shards = sorted((path, str(path.relative_to(folder))) for path in listing.shards)
-        images, unreadable, others = sources.in_shards(folder, shards)
+                listing.others[suffix] += 1
+                shards += [path] if suffix == sources.TAR else []
+    if shards and not listing.images:
+        del listing.others[sources.TAR]
+        images, unreadable, others = sources.in_shards(folder, sorted((path, str(path.relative_to(folder))) for path in shards))
         return Listing(images, listing.unreadable | unreadable, listing.others + others)
-    listing.others[sources.TAR] += len(listing.shards)
     listing.images.sort(key=lambda path: path.parts)
     return listing
 
@@ -172,8 +159,8 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
     if sources.stamp(path)[0] == 0:
         return "the file is empty."
     if isinstance(error, UnidentifiedImageError):
-        missing = Path(path).suffix.lower() in HEIF_SUFFIXES and not {"HEIF", "HEIC"} & set(Image.OPEN)
-        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if missing else "unknown image format."
+        needs_heif = Path(path).suffix.lower() in HEIF_SUFFIXES and "HEIF" not in Image.OPEN
+        return "HEIC needs the package pillow-heif (pip install 'kdpl[heic]')." if needs_heif else "unknown image format."
     # Pillow counts the bytes of a truncated file, which would make every one its own kind
     return "the file is truncated." if "truncated" in str(error).lower() else f"{short_reason(error)}."
 
@@ -252,16 +239,17 @@ def as_image(image: "str | os.PathLike | Image.Image | np.ndarray | Tensor") -> 
         layout, array = "(3, H, W)", np.moveaxis(array, 0, -1) if array.ndim == 3 else array  # (C, H, W) to (H, W, C)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{kind} is not an image: expected a path, a PIL image, a NumPy array or a tensor.")
-    if not array.size or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
-        raise BadImageError(f"{kind} of shape {tuple(image.shape)} is not an image: expected {layout}, or 1 or 4 channels.")
-    if np.issubdtype(array.dtype, np.floating):
+    has_shape = array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)))
+    floats = np.issubdtype(array.dtype, np.floating)
+    if not has_shape or not (floats or array.dtype in (np.uint8, np.uint16)):
+        expected = f"expected {layout}, or 1 or 4 channels, of uint8, uint16 or floats"
+        raise BadImageError(f"{kind} of shape {tuple(image.shape)} and type {array.dtype} is not an image: {expected}.")
+    if floats:
         if not (array.min() >= 0 and array.max() <= 1):  # which NaN is not
             raise BadImageError(f"{kind} of floats in {array.min():.4g}..{array.max():.4g} is not an image: expected 0..1.")
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype == np.uint16:
         array = _eight_bits(array)
-    elif array.dtype != np.uint8:
-        raise BadImageError(f"{kind} of type {array.dtype} is not an image: expected uint8, uint16 or floats in 0..1.")
     return to_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)))
 
 
@@ -292,13 +280,3 @@ def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
-
-
-def write_bad_images(folder: str | os.PathLike, reasons: Sequence[str]) -> None:
-    """Add unreadable images to the list in an output folder, one a line, each once."""
-    path, text = Path(folder, BAD_IMAGES), {"encoding": "utf-8", "errors": "surrogateescape"}
-    listed = set(path.read_text(**text).splitlines()) if path.is_file() else set()  # by another or an earlier process
-    if new := [line for line in map(on_one_line, reasons) if line not in listed]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", **text) as file:
-            file.writelines(f"{line}\n" for line in new)

@@ -8,7 +8,6 @@ through, and a link stays: its target is written.
 import json
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ _held: dict[str, "BaseFileLock"] = {}  # by folder, for the life of the process
 
 
 class OutputError(ValueError):
-    """An output would replace something that is not the command's own, or cannot be written."""
+    """An output would replace something that the command has not written, or cannot be written."""
 
 
 class OccupiedError(OutputError):
@@ -72,12 +71,7 @@ def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike
 
 
 def take_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike | None = None) -> Path:
-    """Check a folder, make it, and leave in it the record that it is of a kind of command.
-
-    Raises:
-        OutputError: as `check_folder`.
-        OSError: the folder cannot be made or written to.
-    """
+    """Check a folder, make it, and leave in it the record that it is of a kind of command; errors as for `check_folder`."""
     check_folder(folder, kind, photos)
     record = Path(folder, RECORD)
     if not record.is_file():
@@ -129,9 +123,9 @@ def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[st
         OutputError: the message names the output.
     """
     given = ["-" if path in STANDARD_OUTPUT else os.path.realpath(path) for path in map(os.fspath, filter(None, outputs))]
-    read = {(s.st_dev, s.st_ino) for path in filter(None, inputs) if (s := _status(path))}
+    inputs = [path for path in inputs if path and os.path.exists(path)]
     for path in given:
-        status, name, suffix = _status(path), os.path.basename(path), Path(path).suffix.lower()
+        there, name, suffix = os.path.exists(path), os.path.basename(path), Path(path).suffix.lower()
         ours = kind_of(os.path.dirname(path)) in (FIT, TRAINING) and (name in _RECORDS or suffix not in _TABLES)
         problem = ""
         if given.count(path) > 1 and (path == "-" or is_file(path)):
@@ -144,25 +138,17 @@ def check_files(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[st
             problem = "cannot be written: what should be its folder is a file"
         elif suffix in SUFFIXES:
             problem = "has the name of an image: choose another"
-        elif name in (BUNDLE, RECORD) or (status and ours):
+        elif name in (BUNDLE, RECORD) or (there and ours):
             problem = "is a file of learned prompts or of their training: choose another path"
-        elif status and (status.st_dev, status.st_ino) in read:
+        elif there and any(os.path.samefile(path, other) for other in inputs):
             problem = "is one of the inputs: choose another path"
         if problem:
             raise OutputError(f"The output '{path}' {problem}.")
 
 
-def _status(path: str | os.PathLike) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except (OSError, ValueError):
-        return None
-
-
 def is_file(path: str | os.PathLike) -> bool:
     """Whether a path is a regular file, or nothing yet, so that a finished file may take its place."""
-    status = _status(path)
-    return status is None or stat.S_ISREG(status.st_mode)
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 @contextmanager

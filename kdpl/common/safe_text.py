@@ -18,7 +18,6 @@ _TURNS = [0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070)]
 _ORDERS = [*range(32), *range(127, 160), *_TURNS, *range(0xFFF9, 0xFFFC), *range(0xD800, 0xE000)]
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _ORDERS}
 _ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\t\n\r"}
-_RETURN_INSIDE = re.compile(r"(?<=.)\r(?=[^\n])", re.DOTALL)  # it would let the text behind it overwrite the line
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as a spreadsheet sees one, or one that was defused
 
 
@@ -50,12 +49,7 @@ def read_text(path: str | os.PathLike, limit: int = MAX_BYTES) -> str:
 
 
 def read_json(path: str | os.PathLike, limit: int = MAX_BYTES) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        UnsafeTextError: as `read_text`; or it is not JSON, or nested thousands deep.
-    """
+    """Return the content of a JSON file; errors as for `read_text` and `parse_json`."""
     return parse_json(read_text(path, limit), f"'{path}'")
 
 
@@ -63,13 +57,12 @@ def parse_json(text: str, name: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        UnsafeTextError: see `read_json`; `name` stands for the text in the message.
+        UnsafeTextError: it is not JSON, or nested thousands deep; `name` stands for it in the message.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise UnsafeTextError(f"{name} is not JSON ({reason}).") from None
+        raise UnsafeTextError(f"{name} is not JSON ({str(error).splitlines()[0]}).") from None
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -103,8 +96,8 @@ def on_one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the same of a text of several lines, which may have tabs too, and begin or end with a return, as progress does."""
-    return _RETURN_INSIDE.sub(r"\\r", text.translate(_ESCAPES_BUT_LINES))
+    """Return the same of a text of several lines, which may have tabs and returns too, as progress does."""
+    return text.translate(_ESCAPES_BUT_LINES)
 
 
 def to_cell(text: str) -> str:

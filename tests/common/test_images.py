@@ -182,8 +182,8 @@ def test_odd_entries_are_listed_with_their_reasons_and_stop_nothing(tmp_path):
     assert listing.images == [tmp_path / "photo.png"]
     reasons = {path.name: reason.partition(": ")[2] for path, reason in listing.unreadable.items()}
     assert reasons == {
-        "itself.jpg": "too many levels of symbolic links.",
-        "nowhere.jpg": "no such file or directory.",
+        "itself.jpg": "it is a link that leads nowhere.",
+        "nowhere.jpg": "it is a link that leads nowhere.",
         "pipe.jpg": "it is not a regular file.",
         "device.png": "it is not a regular file.",
     }

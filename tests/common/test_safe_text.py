@@ -35,7 +35,7 @@ def test_what_commands_print_is_escaped(capsys):
 
     def prints():
         print("a\x1b[2Jb\u202ec")
-        print("\r 10%", "name\rforged", sep="")
+        print("\r 10%")
         sys.stdout.writelines(["\x1b[2J", "b\n"])
         sys.stdout = log
         escape_streams()
@@ -45,7 +45,7 @@ def test_what_commands_print_is_escaped(capsys):
     log = io.StringIO()
     assert run_command(prints) == exits.FAILED
     out, err = capsys.readouterr()
-    assert out == "a\\x1b[2Jb\\u202ec\n\r 10%name\\rforged\n\\x1b[2Jb\n" and log.getvalue() == "\\x1b[2J\n"
+    assert out == "a\\x1b[2Jb\\u202ec\n\r 10%\n\\x1b[2Jb\n" and log.getvalue() == "\\x1b[2J\n"
     assert err.endswith("RuntimeError: \\x1b[2J\n")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,16 +15,18 @@ from support.ranks import run_ranks
 from support.trainings import SMALL, assert_same, train
 
 from kdpl.bundle import read_bundle
+from kdpl.common import exits
 from kdpl.common.images import list_images, open_image
 from kdpl.common.sources import SourceError, content, is_source
 from kdpl.datasets.emoji.scenes import draw, scenes_of
 
+NOBODY = "http://127.0.0.1:9"  # nothing listens there
 NAMES = ["amphora", "banana", "pizza", "taxi"]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Forty photos as a folder, as shards of WebDataset and of tar, and as a parquet file; by kind."""
+    """Forty photos as a folder, as shards of WebDataset and of tar, as a parquet file and an image folder; by kind."""
     root = tmp_path_factory.mktemp("places")
     folder, shards, plain = (root / name for name in ("folder", "shards", "plain"))
     for each in (folder, shards, plain):
@@ -52,8 +55,11 @@ def places(tmp_path_factory):
     with tarfile.open(plain / "all.tar", "w") as archive:
         for file in files:
             archive.add(file, f"./deep/{file.name}")
+    for i, file in enumerate(files):  # in folders of classes, as most image folders are
+        (root / "images" / NAMES[i // 10]).mkdir(parents=True, exist_ok=True)
+        (root / "images" / NAMES[i // 10] / file.name).write_bytes(file.read_bytes())
     return {"folder": folder, "shards": shards, "plain": plain / "all.tar", "pattern": shards / "photos-{0000..0003}.tar",
-            "parquet": f"hf:{parquet}"}  # fmt: skip
+            "parquet": f"hf:{parquet}", "images": f"hf:{root / 'images'}"}  # fmt: skip
 
 
 def images_of(place) -> list[Path]:
@@ -62,7 +68,7 @@ def images_of(place) -> list[Path]:
 
 def test_the_photos_of_all_places_are_the_same_in_the_same_order(places):
     expected = [open_image(path).tobytes() for path in images_of(places["folder"])]
-    for kind in ("shards", "plain", "pattern"):
+    for kind in ("shards", "plain", "pattern", "parquet", "images"):
         assert [open_image(path).tobytes() for path in images_of(places[kind])] == expected, kind
     assert images_of(places["shards"])[11] == places["shards"] / "photos-0001.tar" / "0011.png"
     assert list_images(places["shards"]).others == {".txt": 40, ".json": 40}  # captions and facts
@@ -72,7 +78,7 @@ def test_the_photos_of_all_places_are_the_same_in_the_same_order(places):
 def test_a_fit_and_its_predictions_do_not_depend_on_the_place(places, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     fits, tables = {}, {}
-    for kind in ("folder", "shards", "pattern", "parquet"):
+    for kind in ("folder", "shards", "parquet", "images"):
         out, table = tmp_path / kind, tmp_path / f"{kind}.csv"
         flags = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quiet"]
         run("fit", places[kind], tmp_path / "names.txt", "-o", out, *flags)
@@ -88,7 +94,7 @@ def test_a_fit_and_its_predictions_do_not_depend_on_the_place(places, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", mostly_slow(["shards", "parquet"], sample=["shards"]))
+@pytest.mark.parametrize("kind", mostly_slow(["shards", "parquet", "images"], sample=["shards"]))
 def test_a_training_does_not_depend_on_the_place(places, tmp_path, kind):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     learned = [trained(places[each], tmp_path / each, tmp_path / "names.txt") for each in ("folder", kind)]
@@ -96,17 +102,9 @@ def test_a_training_does_not_depend_on_the_place(places, tmp_path, kind):
 
 
 def trained(place, output, names):
-    own = (
-        "DATASET.NAME",
-        "ImageFolder",
-        "DATASET.SUBSAMPLE_CLASSES",
-        "all",
-        "DATASET.NUM_SHOTS",
-        -1,
-        "DATASET.CLASSNAMES",
-        names,
-    )
-    return train("KDPL_CoOp", output, *own, *SMALL, "OPTIM.MAX_EPOCH", 2, "DATASET.ROOT", place)[1]
+    photos = ("DATASET.NAME", "ImageFolder", "DATASET.SUBSAMPLE_CLASSES", "all", "DATASET.NUM_SHOTS", -1)
+    options = (*photos, "DATASET.CLASSNAMES", names, *SMALL, "OPTIM.MAX_EPOCH", 2, "DATASET.ROOT", place)
+    return train("KDPL_CoOp", output, *options)[1]
 
 
 RANK = """if True:
@@ -135,12 +133,22 @@ def test_two_ranks_see_each_photo_once(places, tmp_path):
     assert sorted(seen) == sorted(map(str, images_of(place)))
 
 
-def run(*args):
+def run(*args, status=0, **environment):
     """Run a command from the checkout's root, where a folder `datasets` lies."""
-    command = [sys.executable, "-m", "kdpl", *map(str, args)]
-    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command, env = [sys.executable, "-m", "kdpl", *map(str, args)], {**os.environ, **environment}
+    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == status, done.stderr
     return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": NOBODY}], ids=["offline", "unreachable"])
+def test_a_name_on_the_hub_that_cannot_be_reached_is_one_line(network, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    place = ("fit", "hf:someone/photos:test", tmp_path / "names.txt", "-o", tmp_path / "out", "--quiet")
+    done = run(*place, status=exits.BAD_INPUT, **network)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: 'hf:someone/photos:test' cannot be loaded as a data set (ConnectionError: Couldn't reach")
 
 
 def test_what_is_damaged_is_named_and_names_lead_nowhere(tmp_path):
