@@ -32,7 +32,7 @@ def new_images(folders: Sequence[str], seen: Sequence[str], stopped: Callable[[]
             time.sleep(0.1)
 
 
-def _stamp(path: str) -> sources.Stamp | None:
+def _stamp(path: str) -> tuple[int, int, int] | None:
     try:
         return sources.stamp(path)
     except OSError:  # gone meanwhile
