@@ -62,22 +62,17 @@ def test_every_colour_mode_becomes_rgb(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_transparency_is_laid_on_white(mode, tmp_path):
-    """Left transparent, right opaque black."""
-    path = tmp_path / "image.png"
+    """Left transparent green, right opaque black."""
+    image, flags = Image.new("RGBA", (4, 2), (0, 0, 0, 255)), {}
+    image.paste((0, 255, 0, 0), (0, 0, 2, 2))
     if mode == "P":
-        image = Image.new("P", (4, 2), 1)
+        image, flags = Image.new("P", (4, 2), 1), {"transparency": 0}
         image.putpalette([0, 255, 0, 0, 0, 0])
         image.paste(0, (0, 0, 2, 2))
-        image.save(path, transparency=0)
     elif mode == "RGB":
-        image = Image.new("RGB", (4, 2))
-        image.paste((0, 255, 0), (0, 0, 2, 2))
-        image.save(path, transparency=(0, 255, 0))
-    else:
-        image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
-        image.paste((0, 255, 0, 0), (0, 0, 2, 2))
-        image.convert(mode).save(path)
-    assert pixels(open_image(path)).mean(-1).tolist() == [[255, 255, 0, 0]] * 2
+        flags = {"transparency": (0, 255, 0)}
+    image.convert(mode).save(tmp_path / "image.png", **flags)
+    assert pixels(open_image(tmp_path / "image.png")).mean(-1).tolist() == [[255, 255, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -142,9 +137,7 @@ def test_arrays_and_tensors_of_every_type_and_shape_mean_the_same_image():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((3, 8, 8), np.uint8), r"ndarray of shape \(3, 8, 8\)"),
-        (torch.zeros(8, 8, 3), r"Tensor of shape \(8, 8, 3\) is not an image: expected \(3, H, W\)"),
-        (np.zeros((0, 8, 3), np.uint8), "shape"),
+        (torch.zeros(8, 8, 3), r"Tensor of shape \(8, 8, 3\) and type float32 is not an image: expected \(3, H, W\)"),
         (np.zeros((8, 8), np.int64), "type int64"),
         (RGB.astype(np.float32), r"floats in 0\.\.\d+ "),
         (np.full((4, 4), np.nan), "floats in nan"),
@@ -155,39 +148,25 @@ def test_other_arrays_are_refused(image, message):
         as_image(image)
 
 
-def test_images_are_found_at_any_depth_and_hidden_or_other_files_counted(tmp_path):
-    names = ["b.JPG", "a/c.png", "a/d/e.heic", ".hidden.jpg", ".git/f.png", ".DS_Store", "notes.txt", "a/Thumbs.db"]
+def test_images_are_found_at_any_depth_and_what_is_none_is_counted_or_named(tmp_path):
+    names = ["b.JPG", "a/c.png", "a/d/e.heic", ".hidden.jpg", ".git/f.png", "notes.txt", "a/Thumbs.db", "raw.CR2", "b.cr2"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "back").symlink_to(tmp_path)
-    listing = list_images(tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in listing.images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
-    assert listing.others.total() == 6 and not listing.unreadable  # .git is one, and so is the link that leads back
-
-
-# --------------------------------------------------------------------------------------------- whatever lies in a folder
-
-
-def test_odd_entries_are_listed_with_their_reasons_and_stop_nothing(tmp_path):
-    image_file(tmp_path / "photo.png")
     (tmp_path / "itself.jpg").symlink_to("itself.jpg")
-    (tmp_path / "nowhere.jpg").symlink_to("gone.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "folder.jpg").mkdir()
-    for name in ("raw.CR2", "b.cr2", "film.MOV", "notes.txt"):
-        (tmp_path / name).touch()
     listing = list_images(tmp_path)
-    assert listing.images == [tmp_path / "photo.png"]
-    reasons = {path.name: reason.partition(": ")[2] for path, reason in listing.unreadable.items()}
-    assert reasons == {
+    assert [str(p.relative_to(tmp_path)) for p in listing.images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
+    assert listing.others == {"": 3, ".txt": 1, ".db": 1, ".cr2": 2}  # .git is one, and so is the link that leads back
+    assert others_line(listing.others) == "2 .CR2, 1 .DB, 1 .TXT"
+    assert {path.name: reason.partition(": ")[2] for path, reason in listing.unreadable.items()} == {
         "itself.jpg": "it is a link that leads nowhere.",
-        "nowhere.jpg": "it is a link that leads nowhere.",
         "pipe.jpg": "it is not a regular file.",
         "device.png": "it is not a regular file.",
     }
-    assert others_line(listing.others) == "2 .CR2, 1 .MOV, 1 .TXT"
     for name in ("pipe.jpg", "device.png"):  # opening them would wait for ever, or never end
         with pytest.raises(BadImageError, match="it is not a regular file"):
             open_image(tmp_path / name)
@@ -202,13 +181,6 @@ def test_a_line_of_pixels_is_cut_before_it_is_resized():
     for size in ((LONGEST * 3, 3), (5, 4), (1, 1)):
         image = Image.new("RGB", size)
         assert cut_extreme(image) is image
-
-
-def test_a_pil_image_that_fails_late_is_a_bad_image(tmp_path):
-    path = image_file(tmp_path / "cut.png", 128)
-    path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(BadImageError, match=r"PIL image of \(128, 128\) cannot be read: .*"):
-        as_image(Image.open(path))
 
 
 def test_a_jpeg_is_decoded_at_a_fraction_that_keeps_its_shorter_edge(tmp_path):

@@ -85,16 +85,13 @@ def given(tmp_path):
         "predict OUT photos --csv OUT/photos.json",
         "predict OUT photos/plain --csv photos/plain",
         "predict OUT photos --csv OUT/prompts.safetensors",
-        "predict OUT photos --html OUT/fit.json",
         "predict OUT photos --classnames names.txt --json names.txt",
         "predict OUT photos --json t.csv --csv t.csv",
         "predict OUT photos --csv names.txt/t.csv",
         "predict OUT photos --copy-to photos/sorted",
-        "predict OUT photos --link-to site",
         "export OUT --head OUT/prompts.safetensors",
         "export OUT site --no-page",
         "fit --demo -o site",
-        "fit photos names.txt -o site",
         "fit photos names.txt -o photos/out",
     ],
 )
@@ -113,10 +110,8 @@ def test_a_command_refuses_such_an_output_before_any_work_and_changes_nothing(co
         ("predict photos OUT", "There is no 'photos/prompts.safetensors', expected OUT first"),
         ("predict nowhere photos", "There is no 'nowhere'"),
         ("predict OUT nowhere.png", "There is no 'nowhere.png'"),
-        ("eval photos --labels labels.csv", "There is no 'photos/prompts.safetensors'"),
         ("eval OUT --labels nowhere.csv", "There is no file of labels 'nowhere.csv'"),
         ("export nowhere new", "There is no 'nowhere'"),
-        ("push nowhere someone/something", "There is no 'nowhere'"),
     ],
 )
 def test_what_is_not_there_is_said_before_pytorch_is_imported(command, message, given):
