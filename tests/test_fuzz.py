@@ -38,13 +38,9 @@ def read_features(path):
 
 LOADERS = {
     "names.txt": (lambda path: path.write_text("cat\ndog\n"), read_class_names),
-    "c.yaml": (
-        lambda path: path.write_text("OPTIM:\n  LR: 0.1\n  STEPSIZE: [1, 2]\n"),
-        lambda p: merge_file(merged_cfg((), {}, []), p),
-    ),
+    "c.yaml": (lambda path: path.write_text(YAML), lambda p: merge_file(merged_cfg((), {}, []), p)),
     "manifest.json": (lambda path: path.write_text(json.dumps({"format": 1, "config": {}})), lambda p: read_manifest(p.parent)),
     "results.json": (lambda path: write_results(path.parent, RUN, result()), lambda p: read_results(p.parent)),
-    "photo.png": (lambda path: image_file(path, 24), open_image),
     "photo.jpg": (lambda path: image_file(path, 24), open_image),
     "model.pth.tar-1": (lambda p: torch.save({"state_dict": {"ctx": torch.ones(2, 3)}, "epoch": 1}, p), load_checkpoint),
     "clip.safetensors": (

@@ -7,15 +7,14 @@ import sys
 
 import pytest
 import torch
-from support import ROOT, emoji_args, processes, save_clip
+from support import ROOT, emoji_args, processes
 from support.files import RUN, result
 
 from kdpl.bundle import read_bundle
-from kdpl.clip.loading import load_clip
 from kdpl.common import exits
-from kdpl.text.feature_cache import cached_text_features
+from kdpl.common.files import key_of
+from kdpl.common.tensor_files import FeatureFile
 from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
-from kdpl.training.progress import Progress
 from kdpl.training.results import read_results, write_results
 
 # One process: the limit on the size of files is moved between its runs.
@@ -66,23 +65,16 @@ def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tm
     assert not list(tmp_path.rglob("*.kdpl-part"))
 
 
-@pytest.fixture(scope="module")
-def small_disk(tmp_path_factory):
-    """A file system of 256 kB."""
-    folder = tmp_path_factory.mktemp("disk")
+@pytest.fixture
+def disk(tmp_path):
+    """An empty file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "kdpl-test", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture
-def disk(small_disk):
-    """It, empty."""
-    for path in small_disk.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return small_disk
 
 
 def fill(disk):
@@ -95,18 +87,11 @@ def fill(disk):
             pass
 
 
-def history(rows):
-    full = Progress()
-    full.rows = [{"epoch": i, "loss": 0.5} for i in range(rows)]
-    return full
-
-
 WRITERS = {
     "model.pth.tar-1": lambda folder, size: save_checkpoint(
         {"state_dict": {"ctx": torch.zeros(size)}}, folder, "model.pth.tar-1"
     ),
     "results.json": lambda folder, size: write_results(folder, {**RUN, "config": " " * size}, result()),
-    "history.csv": lambda folder, size: history(size // 8).write(folder),
 }
 
 
@@ -125,14 +110,11 @@ def test_the_previous_version_outlives_a_full_disk(name, disk):
     assert (disk / name).read_bytes() != before
 
 
-def test_features_that_find_no_room_end_the_caching_alone(disk, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("KDPL_CACHE", str(disk))
-    clip = load_clip(save_clip(tmp_path / "s.safetensors", 3, 32, 32, 1, 64, 16, 77, 49408, 64, 1, 1))
+def test_features_that_find_no_room_end_the_caching_alone(disk, tmp_path, capsys):
     fill(disk)
-    features = cached_text_features(clip, ["cat", "dog"], "a photo of a {}.")
+    file = FeatureFile(disk / "features", {}, 4)
+    file.add([key_of("cat")], torch.ones(1, 4))
+    file.save()
     printed = capsys.readouterr().out
     assert "Features are not cached" in printed and "No space left on device" in printed
-    (disk / "filler").unlink()
-    assert torch.equal(cached_text_features(clip, ["cat", "dog"], "a photo of a {}."), features)
-    assert "not cached" not in capsys.readouterr().out
-    assert len([*(disk / "text_features").rglob("*.safetensors")]) == 1
+    assert torch.equal(file.get([key_of("cat")]), torch.ones(1, 4))

@@ -161,7 +161,7 @@ def test_images_are_found_at_any_depth_and_what_is_none_is_counted_or_named(tmp_
     listing = list_images(tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in listing.images] == ["a/c.png", "a/d/e.heic", "b.JPG"]
     assert listing.others == {"": 3, ".txt": 1, ".db": 1, ".cr2": 2}  # .git is one, and so is the link that leads back
-    assert others_line(listing.others) == "2 .CR2, 1 .DB, 1 .TXT"
+    assert others_line(listing.others) == "2 .CR2, 1 .TXT, 1 .DB"
     assert {path.name: reason.partition(": ")[2] for path, reason in listing.unreadable.items()} == {
         "itself.jpg": "it is a link that leads nowhere.",
         "pipe.jpg": "it is not a regular file.",

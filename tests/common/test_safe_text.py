@@ -18,7 +18,7 @@ from kdpl.common.command import escape_streams, run_command
 from kdpl.common.safe_text import from_cell, on_one_line, printable, to_cell
 from kdpl.photos.evaluate import read_labels
 
-ORDERS = ["\x1b[2J", "\x07", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\x85", "\udcff", "\u206a"]
+ORDERS = ["\x1b[2J", "\x9b31m", "\x7f", "\u202e", "\u2028", "\udcff"]
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "-", "\n=1", "\uff1d1", "\uff20SUM(A1)"]
 
 

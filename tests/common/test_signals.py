@@ -73,40 +73,33 @@ def test_a_command_is_stopped_at_any_moment_in_one_line(name, seconds, tmp_path)
     assert "Traceback" not in output.read_text()
 
 
-@pytest.mark.parametrize(
-    ("error", "named"),
-    [
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "DataLoader worker (pid 7) is killed"),
-        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
-        (EOFError(), "end of file"),
-        (RuntimeError("DataLoader worker raised something"), None),
-        (OSError(28, "No space left on device"), None),
-    ],
-)
-def test_a_loader_process_is_known_to_have_died_however_it_shows(error, named):
-    found = lost_worker(error)
-    assert (found is None) == (named is None)
-    assert named is None or (named in str(found) and "lower DATALOADER.NUM_WORKERS" in str(found))
+def test_a_loader_process_is_known_to_have_died_however_it_shows():
+    died = (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(104, "reset"),
+        EOFError(),
+    )
+    assert all("lower DATALOADER.NUM_WORKERS" in str(lost_worker(error)) for error in died)
+    assert lost_worker(OSError(28, "No space left on device")) is None
 
 
-def test_only_our_own_unfinished_files_in_our_own_folders_are_removed(tmp_path):
-    for name in ("prompt_learner", "other_run/prompt_learner"):
-        (tmp_path / name).mkdir(parents=True)
-    parts = [tmp_path / ".results.json.abc.kdpl-part", tmp_path / "prompt_learner" / ".model.pth.tar-1.xyz.kdpl-part"]
-    others = [tmp_path / name for name in (
-        "a.part", ".hidden", "results.json", ".firefox.zip.part", "other_run/.my_movie.mkv.part", "out.csv.kdpl-part",
-        "other_run/.results.json.abc.kdpl-part", "other_run/prompt_learner/.model.pth.tar-1.xyz.kdpl-part",
-    )]  # fmt: skip
+def test_only_unfinished_files_of_ours_directly_in_a_folder_are_removed(tmp_path):
+    (tmp_path / "other_run").mkdir()
+    parts = [tmp_path / ".results.json.abc.kdpl-part"]
+    others = [
+        tmp_path / name for name in ("results.json", ".firefox.part", "o.csv.kdpl-part", "other_run/.x.json.abc.kdpl-part")
+    ]
     for path in (*parts, *others):
         path.touch()
     others.append(tmp_path / ".link.kdpl-part")
     others[-1].symlink_to(tmp_path / "results.json")
-    remove_parts(tmp_path, tmp_path / "prompt_learner", tmp_path / "missing")
-    assert not any(p.exists() for p in parts) and all(p.exists() for p in others)
+    remove_parts(tmp_path, tmp_path / "missing")
+    assert not parts[0].exists() and all(p.exists() for p in others)
     with pytest.raises(KeyError), atomic_write(tmp_path / "x.json") as file:
         (unfinished,) = tmp_path.glob(".x.json.*")
         assert unfinished.name.endswith(".kdpl-part"), "what is written now is known by the name"
         raise KeyError(file)
+    assert not unfinished.exists()
 
 
 def test_a_signal_in_the_first_moments_of_a_worker_does_not_end_it(monkeypatch):

@@ -11,6 +11,7 @@ nothing differs.
 """
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -94,48 +95,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many in all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     args = parser.parse_args()
-    generator, kills, rounds, problems = random.Random(args.seed), 0, 0, []
+    generator, kills, problems = random.Random(args.seed), 0, []
     with tempfile.TemporaryDirectory() as folder:
-        unbroken, seconds, training_seconds = {}, {}, {}
-        for kind in args.kinds:
-            output = Path(folder, f"unbroken {kind}")
-            began = time.monotonic()
+        unbroken, seconds = {}, {}
+        for kind in KINDS:
+            output, began = Path(folder, f"unbroken {kind}"), time.monotonic()
             process = start(kind, output)
             wait_for_training(process, output)
             training = time.monotonic()
             if process.wait() != 0:
                 print((output.parent / f"{output.name}.txt").read_text()[-3000:])
                 return 1
-            unbroken[kind], seconds[kind] = end_state(output), time.monotonic() - began
-            training_seconds[kind] = time.monotonic() - training
-            print(f"{kind}: {seconds[kind]:.0f} s unbroken, {training_seconds[kind]:.1f} s of it training", flush=True)
-        while kills < args.kills:
-            kind = args.kinds[rounds % len(args.kinds)]
-            output = Path(folder, f"round {rounds}")
-            kills_here = 0
-            while True:
+            unbroken[kind], seconds[kind] = end_state(output), (time.monotonic() - began, time.monotonic() - training)
+            print(f"{kind}: {seconds[kind][0]:.0f} s unbroken, {seconds[kind][1]:.1f} s of it training", flush=True)
+        for number, kind in enumerate(itertools.cycle(KINDS)):
+            if kills >= args.kills:
+                break
+            output, status = Path(folder, f"round {number}"), None
+            for kills_here in itertools.count():
                 process = start(kind, output)
-                spared = kills >= args.kills or kills_here >= 8
-                limit = 600.0 if spared else generator.uniform(0, 1.1 * seconds[kind])
-                if not spared and generator.random() < 0.8:
+                limit = generator.uniform(0, 1.1 * seconds[kind][0])
+                if generator.random() < 0.8:
                     wait_for_training(process, output)
-                    limit = generator.uniform(0, 0.4 * training_seconds[kind])
+                    limit = generator.uniform(0, 0.4 * seconds[kind][1])
                 try:
-                    status = process.wait(limit)
+                    status = process.wait(600 if kills >= args.kills or kills_here == 8 else limit)
                     break
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                    kills, kills_here = kills + 1, kills_here + 1
-            rounds += 1
+                    kills += 1
             found = [f"exit status {status}"] if status else differences(end_state(output), unbroken[kind])
-            problems += [f"round {rounds} ({kind}): {what}" for what in found]
-            print(f"round {rounds} ({kind}): {kills_here} kills, {'; '.join(found) or 'the same'}; {kills} in all", flush=True)
+            problems += [f"round {number} ({kind}): {what}" for what in found]
+            print(f"round {number} ({kind}): {kills_here} kills, {'; '.join(found) or 'the same'}; {kills} in all", flush=True)
             if status:
                 print((output.parent / f"{output.name}.txt").read_text()[-3000:])
-    print(f"{kills} kills in {rounds} rounds, {len(problems)} differences", *problems, sep="\n")
+    print(f"{kills} kills, {len(problems)} differences", *problems, sep="\n")
     return 1 if problems else 0
 
 

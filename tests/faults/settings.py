@@ -92,10 +92,6 @@ def quietly() -> Iterator[None]:
         yield
 
 
-class Stopped(BaseException):
-    """Stands for a run that was interrupted."""
-
-
 def interrupt(run, batches: int) -> None:
     """Train until the state inside an epoch is saved after so many batches."""
     step, taken = run.forward_backward, []
@@ -103,42 +99,43 @@ def interrupt(run, batches: int) -> None:
 
     def counted(batch):
         if len(taken) == batches:
-            raise Stopped
+            raise KeyboardInterrupt
         taken.append(None)
         return step(batch)
 
     run.forward_backward = counted
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(KeyboardInterrupt):
         run.train()
 
 
 def outcome(folder: Path, work: Path, key: str, value: object, fresh: dict) -> str:
     """Return what a change does in a copy of a run's folder: "refused: ...", "harmless", "rounds" or "WRONG: ..."."""
-    copy = work / "copy"
+    copy, options = work / "copy", [*RUN, key, value]
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
-    options = [*RUN, key, value]
+    trainer = str(value) if key == "TRAINER.NAME" else TRAINER
     try:
-        with quietly():
-            run = build(TRAINER if key != "TRAINER.NAME" else str(value), copy, *options)
-            run.train()
+        ours = trained(trainer, copy, options)
     except OtherRunError:
         return "refused"
     except (ValueError, KeyError, OSError, AssertionError) as error:
         return f"refused: {str(error).splitlines()[0][:80]}"
     if key not in fresh:
-        with quietly():
-            new = build(TRAINER, work / "fresh", *options)
-            shutil.rmtree(work / "fresh", ignore_errors=True)
-            new.train()
-        fresh[key] = parameters(new)
-    ours = parameters(run)
-    if all(torch.equal(ours[k], v) for k, v in fresh[key].items()):
-        return "harmless"
+        shutil.rmtree(work / "fresh", ignore_errors=True)
+        fresh[key] = trained(TRAINER, work / "fresh", options)
     largest = max((ours[k] - v).abs().max().item() for k, v in fresh[key].items())
+    if largest == 0:
+        return "harmless"
     if influence(key, NODE, True) == "rounds" and largest < ROUNDING:
         return "rounds"
     return f"WRONG: the prompts differ from a fresh run's by {largest:.1e}"
+
+
+def trained(trainer: str, folder: Path, options: list) -> dict[str, torch.Tensor]:
+    with quietly():
+        run = build(trainer, folder, *options)
+        run.train()
+    return parameters(run)
 
 
 def check(keys: list[str]) -> list[str]:
