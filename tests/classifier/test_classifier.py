@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import LEARNERS, config, image_file, mostly_slow
+from support import LEARNERS, config, mostly_slow
 
 import kdpl
 from kdpl.bundle import write_bundle
@@ -176,12 +176,6 @@ def test_the_exported_onnx_gives_the_same_probabilities(trainer, options, learne
     assert clf.classnames == names
 
 
-def test_cocoop_cannot_be_exported(learned, tmp_path):
-    with pytest.raises(ValueError, match="CoCoOp cannot be exported with a fixed list"):
-        kdpl.load(learned("KDPL_CoCoOp")[1]).export_onnx(tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists()
-
-
 @pytest.mark.parametrize(("trainer", "options"), [("CoOp", ("TRAINER.COOP.CSC", True)), ("TaskRes", ())])
 def test_class_specific_prompts_are_used_with_their_own_names_alone(trainer, options, learned):
     run, output = learned(trainer, *options)
@@ -212,11 +206,3 @@ def test_class_names_that_cannot_be_are_refused(names, message, coop):
     with pytest.raises(ValueError, match=message):
         coop[0].classnames = names
     assert coop[0].classnames == before
-
-
-def test_numbers_that_cannot_be_are_refused(coop, tmp_path):
-    path = image_file(tmp_path / "image.png")
-    with pytest.raises(ValueError, match="batch_size 0"):
-        coop[0](path, batch_size=0)
-    with pytest.raises(ValueError, match="workers -1"):
-        next(coop[0].stream(path, workers=-1))

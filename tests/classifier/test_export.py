@@ -5,14 +5,12 @@ onnxruntime for the page comes from npm, once: it stays in pytest's cache betwee
 
 import base64
 import dataclasses
-import io
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from functools import partial
 
@@ -27,7 +25,7 @@ from support import untrained_bundle
 import kdpl
 from kdpl.bundle import Decision, read_bundle, write_bundle
 from kdpl.classifier.decoding import Decoder
-from kdpl.classifier.serve import PAGE, RUNTIME, RUNTIME_VERSION, read_runtime, write_head
+from kdpl.classifier.serve import PAGE, RUNTIME_VERSION, write_head
 from kdpl.clip.model import NotFiniteError
 from kdpl.clip.preprocessing import RESIZE_MODES, Preprocessing
 from kdpl.common import exits
@@ -97,14 +95,17 @@ def exported(prompts, tmp_path_factory):
     return folder
 
 
-def test_the_client_prepares_images_as_predict_does(exported, prompts, photos):
-    model = client.Model(exported)
-    for path, (expected, rejected) in expected_of(prompts, photos).items():
-        probabilities, none = model(path)
-        assert np.abs(probabilities - expected).max() < 1e-5, path
-        assert none == rejected
-    both = {rejected for _, rejected in expected_of(prompts, photos).values()}
-    assert both == {True, False}, "the threshold says something"
+def test_the_client_turns_composes_and_resizes_as_predict_does(exported, prompts, photos):
+    model, expected = client.Model(exported), expected_of(prompts, photos)
+    command = [sys.executable, str(exported / "client.py"), *expected]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    for (path, name, p), (probabilities, rejected) in zip(lines, expected.values(), strict=True):
+        found, none = model(path)
+        assert np.abs(found - probabilities).max() < 1e-5 and none == rejected, path
+        assert name == (REJECTED if rejected else NAMES[probabilities.argmax()])
+        assert abs(float(p) - probabilities.max()) < 1e-4
+    assert {rejected for _, rejected in expected.values()} == {True, False}, "the threshold says something"
 
 
 def drawn(height, width, seed=0):
@@ -157,16 +158,6 @@ def test_half_precision_halves_the_file_and_hardly_changes_a_probability(exporte
     assert 0 < max(np.abs(model(path)[0] - probabilities).max() for path, (probabilities, _) in expected) < 5e-3
 
 
-def test_the_python_client_turns_composes_and_scales_as_predict_does(exported, prompts, photos):
-    expected = expected_of(prompts, photos)
-    command = [sys.executable, str(exported / "client.py"), *expected]
-    process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
-    lines = [line.split("\t") for line in process.stdout.splitlines()]
-    for (path, name, p), (probabilities, rejected) in zip(lines, expected.values(), strict=True):
-        assert name == (REJECTED if rejected else NAMES[probabilities.argmax()]), path
-        assert abs(float(p) - probabilities.max()) < 1e-3
-
-
 def test_weights_that_half_precision_does_not_hold_are_refused_and_nothing_is_written(tmp_path, capsys):
     """Prompts of 70,000 are finite, and the model normalises them; half precision ends at 65,504."""
     folder = untrained_bundle(tmp_path / "vpt", "VPT", NAMES, N_CTX_VISION=16, PROMPT_DEPTH_VISION=1)
@@ -215,26 +206,6 @@ def test_what_cannot_be_exported_is_refused(prompts, tmp_path, capsys):
         first, *rest = map(str, argv)
         assert main([first, str(tmp_path / "folder"), *rest]) == exits.BAD_INPUT
         assert re.search(message, capsys.readouterr().err)
-
-
-def test_the_runtime_of_the_page_is_fetched_by_npm(tmp_path, monkeypatch):
-    """The npm here is a script that packs what the real one would."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OSError, match=r"there is no npm here.*--no-page"):
-        read_runtime()
-    package = tmp_path / "ready.tgz"
-    with tarfile.open(package, "w:gz") as archive:
-        for name in RUNTIME:
-            member = tarfile.TarInfo(f"package/dist/{name}")
-            member.size = len(name)
-            archive.addfile(member, io.BytesIO(name.encode()))
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho no network >&2; exit 1\n")
-    npm.chmod(0o755)
-    with pytest.raises(OSError, match=r"cannot fetch onnxruntime-web \(no network\).*--runtime"):
-        read_runtime()
-    npm.write_text(f'#!/bin/sh\n[ "$1 $2" = "pack onnxruntime-web@{RUNTIME_VERSION}" ] && /bin/cp {package} got.tgz\n')
-    assert read_runtime() == {name: name.encode() for name in RUNTIME}
 
 
 # -------------------------------------------------------------------------------------------------------------- a browser

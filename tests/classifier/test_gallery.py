@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdpl.classifier.gallery import THUMBNAIL, data_url, page_head, page_tail, row_line, thumbnail
+from kdpl.classifier.gallery import data_url, page_head, page_tail, row_line, thumbnail
 from kdpl.common.safe_text import REJECTED
 
 pytestmark = pytest.mark.slow
@@ -54,29 +54,11 @@ def data_lines(html: str) -> list[str]:
     return re.search(r'<script type="application/json" id="data">\n(.*?)\n</script>', html, re.S)[1].splitlines()
 
 
-def test_every_image_is_a_line_of_data_with_its_names_and_a_thumbnail(tmp_path):
-    rows = ordinary_rows(7)
-    head, *lines = data_lines(write(tmp_path / "g.html", rows).read_text("utf-8"))
-    assert json.loads(head) == {"title": "A title"}
-    read = [json.loads(line) for line in lines]
-    assert [(path, [n for n, _ in pairs]) for path, pairs, _ in read] == [(path, names) for path, names, _ in rows]
-    assert all(image.startswith("data:image/webp;base64,") for *_, image in read)
-
-
 def test_hostile_names_are_data_and_nothing_else(tmp_path):
     html = write(tmp_path / "g.html", [(n, [n, "other"], [0.9, 0.1]) for n in HOSTILE]).read_text("utf-8")
     lines = data_lines(html)[1:]
     assert [json.loads(line)[0] for line in lines] == HOSTILE
     assert not any(set(line) & set("<>&") or not line.isascii() for line in lines)
-
-
-def test_thumbnails_keep_their_shape_and_small_images_their_size():
-    import io
-
-    for size, expected in (((1000, 500), (THUMBNAIL, THUMBNAIL // 2)), ((20, 30), (20, 30))):
-        image = picture(0, size)
-        assert Image.open(io.BytesIO(thumbnail(image))).size == expected
-        assert image.size == size
 
 
 # ------------------------------------------------------------------------------------------------------------ a browser
@@ -231,22 +213,6 @@ def test_the_policy_stops_what_got_into_the_page_all_the_same(tmp_path, visit):
     visit.complaints.clear()
 
 
-def test_thousands_of_images_are_as_quick_as_a_few(tmp_path, visit):
-    rows = [(f"{i}.png", [f"name {i % 400}"], [1 - i / 10000]) for i in range(5000)]
-    page = visit(write(tmp_path / "g.html", rows, thumbnail(picture(0))))
-    assert page.locator("#count").text_content() == "5,000 images" and 0 < len(paths(page)) < 60
-    page.keyboard.press("End")
-    assert selected(page) == "4999.png" and len(paths(page)) < 60
-    assert page.locator("#card4999").is_visible()
-
-
-def test_a_gallery_of_nothing_says_so(tmp_path, visit):
-    page = visit(write(tmp_path / "g.html", []))
-    assert page.locator("#none").text_content() == "There is no image."
-    page.keyboard.press("Enter")
-    assert page.locator("dialog[open]").count() == 0
-
-
 # ------------------------------------------------------------------------------------- from kdpl predict, check and correct
 
 
@@ -348,33 +314,6 @@ def test_predictions_are_checked_by_keyboard_and_saved(predicted, browser, monke
         order[3]: (expected[order[3]], "yes", expected[order[3]]),
     }
     page.close()
-
-
-def test_the_page_fits_a_phone_with_buttons_as_large_as_a_finger(predicted, browser, monkeypatch):
-    page = browser.new_page(viewport={"width": 360, "height": 640}, has_touch=True)
-    page.goto(predicted(monkeypatch=monkeypatch).as_uri())
-    page.wait_for_selector(".card")
-    fits = "document.documentElement.scrollWidth <= innerWidth"
-    assert page.evaluate(fits) and page.locator("#grid").bounding_box()["height"] > 300
-    page.tap(".card")
-    page.wait_for_selector("dialog[open]")
-    assert page.evaluate(fits)
-    for button in ("yes", "no", "name", "next", "close"):
-        box = page.locator(f"#{button}").bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["y"] + box["height"] <= 640, button
-    small = "[...document.querySelectorAll('button, input, select')].filter(b => b.checkVisibility() && b.offsetHeight < 44)"
-    assert page.evaluate(f"{small}.length") == 0
-    page.tap("#no")
-    assert page.locator("#save").text_content() == "Save labels.csv (1)"
-    page.close()
-
-
-def test_no_row_of_names_is_cut_in_half(tmp_path, visit):
-    page = visit(write(tmp_path / "g.html", [(f"{i}.png", [f"a longer name {i}"], [0.9]) for i in range(60)]))
-    cut = """() => { const box = document.getElementById("chips").getBoundingClientRect();
-        return [...document.querySelectorAll(".chip")].map(c => c.getBoundingClientRect())
-            .filter(c => c.top < box.bottom && c.bottom > box.bottom).length }"""
-    assert page.locator(".chip").count() > 20 and page.evaluate(cut) == 0
 
 
 def test_a_hundred_thousand_images_are_shown(tmp_path, browser):

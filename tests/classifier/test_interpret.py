@@ -6,7 +6,6 @@ from support import untrained_bundle
 
 from kdpl.classifier.classifier import load
 from kdpl.classifier.words import context_words, moved_classes, nearest_words
-from kdpl.common import exits
 from kdpl.interpret import main
 
 NAMES = ["red apple", "pizza", "croissant"]
@@ -64,14 +63,3 @@ def test_every_variant_shows_what_it_has(variant, options, vectors, moved, bundl
     out = capsys.readouterr().out
     assert sum(line.strip().endswith(")") for line in out.splitlines()) == vectors
     assert ('learned against "an icon of a {}."' in out) == moved
-
-
-def test_what_cannot_work_is_refused(bundles, tmp_path, capsys):
-    nameless = untrained_bundle(tmp_path / "out", "CoOp", [])
-    for command, message in (
-        ([bundles("CoOp"), "--template", "a photo"], "must hold one '{}'"),
-        ([nameless], "give yours, one per line, as --classnames FILE"),
-        ([tmp_path / "nowhere"], "nowhere"),
-    ):
-        assert main(list(map(str, command))) == exits.BAD_INPUT
-        assert message in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """predict.py: any names for any images, checked first, broken ones left out, and whole files or none."""
 
 import csv
-import importlib
 import json
 import os
 import re
@@ -13,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT, image_file, processes, run_train, untrained_bundle
+from support.trainings import build
 
 import kdpl
 from kdpl.common import exits
 from kdpl.common.images import ORIENTATION
 from kdpl.common.safe_text import read_class_names
 from kdpl.datasets.emoji.scenes import draw, scenes_of
+from kdpl.photos.fit import main as fit
 from kdpl.predict import main
 
 NAMES = ["red apple", "pizza", 'curry, "hot"', "🥐 croissant"]
@@ -84,16 +85,10 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
     [
         (["nowhere.jpg"], r"There is no 'nowhere\.jpg' in '.*': expected image files or folders"),
         (["{photos}", "--top", "0"], "--top is 0, expected at least 1"),
-        (["{photos}", "--batch-size", "0"], "--batch-size is 0"),
         (["{photos}", "--workers", "-1"], "--workers is -1, expected at least 0"),
         (["{empty}"], r"holds no images, at any depth \(1 other files\)"),
         (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
-        (["{photos}", "--csv", "{empty}/a", "--json", "{empty}/a"], "is given for two outputs"),
         (["{photos}", "--csv", "{photos}/0.png"], "has the name of an image"),
-        (
-            ["{photos}", "--classnames", "{photos}/no.txt"],
-            r"There is no class-name file '.*no\.txt'\. Did you mean 'notes\.txt'",
-        ),
         (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected a device"),
         (["{photos}", "--prompts", "{empty}"], r"There is no '.*prompts\.safetensors'"),
     ],
@@ -107,12 +102,6 @@ def test_what_cannot_work_is_refused_before_any_image_is_read(flags, message, pr
     out, err = capsys.readouterr()
     assert out == "" and re.search(message, err), err
     assert sorted(p.name for p in empty.iterdir()) == ["notes.txt"]
-
-
-def test_prompts_without_class_names_ask_for_them(photos, tmp_path, capsys):
-    folder = untrained_bundle(tmp_path / "out", "CoOp", [])
-    assert main(["--prompts", str(folder), str(photos)]) == exits.BAD_INPUT
-    assert "give yours, one per line, as --classnames FILE" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, capsys):
@@ -183,44 +172,61 @@ def test_one_name_alone_says_nothing_and_is_refused(prompts, photos, tmp_path, c
     assert "one class name alone, 'pizza', and every image would be it" in capsys.readouterr().err
 
 
+SAME = ["giraffe", "zebra", "chair", "pizza", "banana"]  # the embedded models know the last two
+
+
+def test_words_that_a_clip_does_not_know_are_named_in_training_and_prediction(tmp_path, capsys):
+    prompts = untrained_bundle(tmp_path / "out", "CoOp", SAME)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    assert main([str(prompts), str(tmp_path / "photo.png"), "--csv", str(tmp_path / "p.csv")]) == 0
+    expected = r"Warning: To 'emoji_student' these names are the same, .*: 'giraffe', 'zebra', 'chair'\. Use other words"
+    assert re.search(expected, capsys.readouterr().err)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, scene in enumerate(draw(scenes_of("meals")[:4])):
+        Image.fromarray(scene).save(photos / f"{i}.png")
+    (tmp_path / "names.txt").write_text("\n".join(SAME))
+    folder = ("DATASET.ROOT", photos, "DATASET.CLASSNAMES", tmp_path / "names.txt", "DATASET.NUM_SHOTS", -1)
+    own = ("DATASET.NAME", "ImageFolder", "DATASET.SUBSAMPLE_CLASSES", "all", "TEST.NO_TEST", True)
+    run = build("KDPL_CoOp", tmp_path / "run", *folder, *own)
+    run.load_for_training()
+    out = capsys.readouterr().out
+    assert re.search(expected, out) and re.search(expected.replace("emoji_student", "emoji_teacher"), out)
+
+
+def test_a_fit_of_names_that_are_the_same_to_the_teacher_is_refused(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, scene in enumerate(draw(scenes_of("meals")[:8])):
+        Image.fromarray(scene).save(photos / f"{i}.png")
+    (tmp_path / "names.txt").write_text("\n".join(SAME))
+    models = ["--student", "emoji_student", "--teacher", "emoji_teacher", "--quiet"]
+    assert fit([str(photos), str(tmp_path / "names.txt"), "-o", str(tmp_path / "out"), *models]) == exits.BAD_INPUT
+    assert "To 'emoji_teacher' these names are the same" in capsys.readouterr().err
+    assert not (tmp_path / "out/prompts.safetensors").exists()
+
+
 # -------------------------------------------------------------------------------------- from a folder to predictions
 
 
 def odd_photos(folder):
-    """Write one scene of the embedded benchmark as every kind of file that people have, and what is no image; return how
-    many are images."""
-    (scene,) = draw(scenes_of("meals")[:1])
-    image = Image.fromarray(scene)
-    exif = Image.Exif()
+    """Write one scene as files that people have, and what is no image; return how many are images."""
+    image, exif = Image.fromarray(draw(scenes_of("meals")[:1])[0]), Image.Exif()
     exif[ORIENTATION] = 6
+    (folder / "album, 2024").mkdir(parents=True)
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif)
-    image.convert("L").save(folder / "grey.png")
-    image.convert("P").save(folder / "palette.png")
+    image.save(folder / "album, 2024" / "ordinary.jpg")
     image.convert("CMYK").save(folder / "printed.jpg")
     image.convert("RGBA").save(folder / "alpha.png")
     Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
-    image.save(folder / "Capital.WEBP")
-    (folder / "album, 2024").mkdir()
-    image.save(folder / "album, 2024" / "ordinary.jpg")
-    images = 8
-    try:
-        importlib.import_module("pillow_heif").from_pillow(image).save(folder / "phone.heic")
-        images += 1
-    except ImportError:
-        pass
     (folder / "truncated.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:700])
-    (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("not an image")
     image.save(folder / ".hidden.jpg")
-    (folder / ".thumbnails").mkdir()
-    image.save(folder / ".thumbnails" / "small.png")
-    (folder / "Thumbs.db").write_bytes(b"x")
-    return images
+    return 5
 
 
 @pytest.mark.slow
 def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
     count = odd_photos(tmp_path / "photos")
     (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
     run_train(
@@ -229,19 +235,18 @@ def test_a_folder_of_odd_photos_is_trained_on_and_predicted_in_two_commands(tmp_
         "--config-file", ROOT / "configs/trainers/KDPL_CoOp/emoji.yaml",
         "DATASET.CLASSNAMES", tmp_path / "names.txt", "OPTIM.MAX_EPOCH", 2,
     )  # fmt: skip
-    argv = ["--prompts", str(tmp_path / "out"), str(tmp_path / "photos"), "--top", str(len(NAMES))]
-    assert main([*argv, "--json", str(tmp_path / "p.jsonl")]) == exits.SOME_UNREAD
+    argv = [str(tmp_path / "out"), str(tmp_path / "photos"), "--top", str(len(NAMES)), "--json", str(tmp_path / "p.jsonl")]
+    assert main(argv) == exits.SOME_UNREAD
     err = capsys.readouterr().err
-    assert all(f"{name}.jpg' cannot be read" in err for name in ("truncated", "empty", "text")) and "hidden" not in err
-    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(f"{name}.jpg' cannot be read" in err for name in ("truncated", "text")) and "hidden" not in err
+    rows = {row["path"]: row for row in map(json.loads, (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines())}
     assert len(rows) == count
-
     classifier = kdpl.load(tmp_path / "out")
-    assert classifier.classnames == NAMES
-    expected = classifier([row["path"] for row in rows])
-    found = torch.tensor([[dict(zip(row["names"], row["probabilities"], strict=True))[n] for n in NAMES] for row in rows])
-    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
-    upright, turned = (next(i for i, row in enumerate(rows) if n in row["path"]) for n in ("ordinary", "turned"))
-    (lying,) = classifier(np.asarray(Image.open(rows[turned]["path"])))
-    far, near = ((expected[upright] - other).abs().sum() for other in (lying, expected[turned]))
+    expected = dict(zip(rows, classifier(list(rows)), strict=True))
+    for path, row in rows.items():
+        found = dict(zip(row["names"], row["probabilities"], strict=True))
+        assert torch.allclose(torch.tensor([found[name] for name in NAMES]), expected[path], atol=1e-6, rtol=0)
+    turned, ordinary = (next(path for path in rows if name in path) for name in ("turned", "ordinary"))
+    (lying,) = classifier(np.asarray(Image.open(turned)))
+    far, near = ((expected[ordinary] - other).abs().sum() for other in (lying, expected[turned]))
     assert near < far / 2
