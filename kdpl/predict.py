@@ -8,9 +8,7 @@ import argparse
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from kdpl.classifier.folders import undo
 from kdpl.classifier.predictions import Found, Run, find
@@ -23,8 +21,7 @@ from kdpl.common.sources import is_inside
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of
 from kdpl.photos.evaluate import GIVEN, TEACHER, read_record
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit
-_AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0, "max_pixels": 1}
+_AT_LEAST = {"top": 1, "batch_size": 1, "workers": 0}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,7 +51,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add_prompt_flags(parser)
     add("--no-cache", action="store_true", help="neither read nor write the cache of image features")
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image (default: {MAX_PIXELS:,})")
     args = parser.parse_intermixed_args(argv)
     if args.undo:
         if args.images or args.prompts:
@@ -90,28 +86,12 @@ def check(args: argparse.Namespace) -> Found:
     return found
 
 
-@contextmanager
-def limited_pixels(most: int) -> Iterator[None]:
-    """Refuse images of more pixels inside."""
-    from PIL import Image
-
-    before = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = max(1, most // 2)  # Pillow refuses twice as many, and warns below
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
     if args.undo:
         return undo_moves(args.undo)
-    with limited_pixels(args.max_pixels):
-        return predict(args)
+    return predict(args)
 
 
 def undo_moves(log: str) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
-from kdpl.common.messages import did_you_mean
 from kdpl.experiments.sweep import slurm, work
 from kdpl.experiments.sweep.many import do_here, dry_run, planned, run_sweep
 from kdpl.experiments.sweep.plan import PROTOCOLS, read_sweep, sweep_of
@@ -75,10 +74,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.add_argument("--wait", action="store_true", help="slurm: wait for the runs, then print the report")
         parser.add_argument("--redo", action="store_true", help="do runs again that were made with other settings")
         parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
-    args, unknown = parser.parse_known_args(argv[asks:end])
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
+    args = parser.parse_args(argv[asks:end])
     args.status = asks
     args.options = (*(word for words in args.extra for word in words.split()), *argv[end + 1 :])
     if bool(args.file) == any(getattr(args, key) for key in DESCRIBED):

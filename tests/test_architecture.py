@@ -31,14 +31,9 @@ def layer(module: str) -> int:
 
 
 @cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
 def imports_of(path: Path) -> list[str]:
     """Return the modules of KDPL that a file imports, deferred imports too; those for type checkers alone do not count."""
-    tree = tree_of(path)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     unreal = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     skipped = {child for n in unreal for child in ast.walk(n)}
     found = []
@@ -77,12 +72,3 @@ def test_no_modules_import_each_other_in_a_circle():
 
     for module in graph:
         visit(module, ())
-
-
-def test_the_bottom_needs_no_pytorch_to_be_imported():
-    heavy = {"torch", "torchvision", "open_clip", "clip"}
-    for path in [p for p in FILES if module_of(p).startswith("kdpl.config")]:
-        tree = tree_of(path)
-        names = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
-        names |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
-        assert not names & heavy, path

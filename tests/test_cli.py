@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from support import emoji_args, run_train
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2)
@@ -45,13 +44,3 @@ def test_eval_only_tests_trained_prompts_on_new_classes_and_other_data_sets(trai
         ("EmojiLeisure", "all", 77),
         ("EmojiSky", "all", 39),
     ]
-
-
-@pytest.mark.slow
-def test_the_same_command_again_does_not_train_what_is_trained(trained):
-    folder, _ = trained
-    before = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
-    printed = run_train(*emoji_args("KDPL_CoOp", folder), *TINY).stdout
-    assert "Resume from" in printed and "epoch [1/2]" not in printed
-    after = torch.load(folder / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]
-    assert torch.equal(before["ctx"], after["ctx"])

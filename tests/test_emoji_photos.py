@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 from support import ROOT
 
 import kdpl
@@ -16,7 +15,6 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 
 from kdpl.datasets.emoji import plans, scenes
-from kdpl.experiments.report.cells import Draws
 
 sys.path.insert(0, str(ROOT / "benchmarks/emoji"))
 import photos
@@ -35,14 +33,6 @@ def test_no_photo_is_in_two_splits_and_none_of_another_data_set_is_trained_on():
     names = plans.PLANS.keys() - plans.PHOTOS.keys()
     others = {(s.style, s.thing, s.rendering) for name in names for s in plans.scenes_of(name)}
     assert len(learned) == 567 * 72 and not learned & others, "photos that are a test image elsewhere"
-
-
-def test_a_class_has_64_photos_8_for_validation_and_8_of_the_same_source_for_testing():
-    for name, target in plans.PHOTOS.items():
-        assert scenes.class_names(name) == scenes.class_names(target)
-        listed = [(s.label, s.split) for s in plans.scenes_of(name)]
-        assert {split: listed.count((0, split)) for split in ("train", "val", "test")} == {"train": 64, "val": 8, "test": 8}
-        assert len(listed) == 80 * len(scenes.class_names(name))
 
 
 @pytest.mark.slow
@@ -76,30 +66,3 @@ def test_the_committed_figures_are_of_all_learners_and_five_seeds_and_the_pages_
     for (page, name), block in photos.blocks_of(rows).items():
         text = page.read_text(encoding="utf-8")
         assert run.with_block(text, name, block) == text, "python benchmarks/emoji/photos.py --publish"
-
-
-def test_a_cell_is_computed_once_and_the_share_is_of_the_gap(tmp_path, monkeypatch):
-    """With answers in place of learners: of 4 photos of a name the sentence has 1 right, a learner 2, the teacher 3."""
-    asked = photos.Pool(*(photos.Photos(*torch.zeros(3, n, 1), torch.arange(3).repeat_interleave(n // 3)) for n in (384, 12)),
-                        torch.zeros(3, 1), torch.zeros(3, 1))  # fmt: skip
-    right = {kind: 1 if kind[0] == photos.SENTENCE else 3 if kind[0] == photos.TEACHER else 2 for kind in photos.KINDS}
-    computed = []
-
-    def found(pile, target, asked, test, count, seed):
-        computed.append(torch.bincount(pile.label).tolist())
-        return {"|".join(kind): [n] * 3 for kind, n in right.items()}
-
-    monkeypatch.setattr(photos, "OUTPUT", tmp_path)
-    monkeypatch.setattr(photos, "pool", lambda *_: asked)
-    monkeypatch.setattr(photos, "right", found)
-    cells = photos.cells_of("meals", "4 of each")
-    assert computed == [[4, 4, 4]] * 5
-    rows = photos.rows_of("meals", "4 of each", cells, Draws())
-    assert [(row["accuracy"], row["share"]) for row in rows] == [
-        ("25.00", "0.00"),
-        *[("50.00", "50.00")] * 5,
-        ("75.00", "100.00"),
-    ]
-    assert photos.cells_of("meals", "4 of each") == cells and len(computed) == 5, "from the saved cells"
-    photos.cells_of("meals", photos.MISSING)
-    assert computed[5:] == [[16, 0, 16]] * 5

@@ -2,17 +2,13 @@
 
 import importlib
 import importlib.util
-import io
-import json
 import re
 import shlex
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
-from PIL import Image
 from support import ROOT
 
 from kdpl import train
@@ -51,19 +47,6 @@ def test_every_figure_is_what_its_script_draws():
         for theme, palette in draw.PALETTES.items():
             committed = (DOCS / f"figures/{name}-{theme}.svg").read_text(encoding="utf-8")
             assert committed == figure(palette), f"{name}-{theme}.svg differs: run python docs/figures/draw.py {name}"
-
-
-def test_the_screenshots_are_of_the_present_pages():
-    screenshots = script(ROOT / "tools/screenshots.py")
-    again = "run: python tools/screenshots.py docs/figures"
-    assert screenshots.digests(FIGURES) == json.loads((FIGURES / "screenshots.json").read_text()), again
-    for name in screenshots.digests(FIGURES):
-        for theme in screenshots.THEMES:
-            data = (FIGURES / f"{name}-{theme}.png").read_bytes()
-            assert len(data) <= screenshots.LARGEST
-            picture = Image.open(io.BytesIO(data)).convert("L")
-            assert picture.width == screenshots.SIZE["width"], again
-            assert (np.median(picture) > 128) == (theme == "light"), f"{name}-{theme}.png is not {theme}: {again}"
 
 
 @pytest.fixture
@@ -138,24 +121,17 @@ def test_the_site_builds_without_a_warning_and_every_link_in_it_leads_somewhere(
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_gives_the_figures_that_are_committed(tmp_path):
+def test_the_notebook_runs_and_its_student_closes_half_of_the_gap_without_a_label(tmp_path):
     for name in ("nbformat", "nbclient", "ipykernel", "matplotlib"):
         pytest.importorskip(name, reason=f"the notebook needs {name}: pip install -e '.[test]'")
     import nbformat
     from nbclient import NotebookClient
 
-    committed = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
     run = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
     NotebookClient(run, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    before, after = figures(committed), figures(run)
-    assert before.keys() == after.keys() and len(after) >= 6
-    for name, found in after.items():
-        free = 4.0 if "learned" in name else 0.05  # other machines round otherwise, which moves a training
-        assert before[name] == pytest.approx(found, abs=free), name
+    after = figures(run)
     sentence, teacher, learned = (after[who][0] for who in ("student, a sentence", "teacher, a sentence", LEARNED))
     assert learned > sentence + 0.5 * (teacher - sentence), "at least half of the gap is closed without a label"
-    kinds = [output.output_type for cell in committed.cells for output in cell.get("outputs", [])]
-    assert "error" not in kinds and (DOCS / "tutorial.ipynb").stat().st_size < 400_000
 
 
 LEARNED = "student, learned, no labels"

@@ -150,10 +150,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file."
     if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller, or raise the limit (predict "
-            "--max-pixels; in Python PIL.Image.MAX_IMAGE_PIXELS)."
-        )
+        return f"it claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller."
     if type(error) is ValueError:  # of ours
         return f"{error}."
     if sources.stamp(path)[0] == 0:

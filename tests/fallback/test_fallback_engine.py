@@ -55,17 +55,6 @@ def test_a_run_learns_and_tests(finished):
     assert re.fullmatch(r"Elapsed: \d+:\d\d:\d\d", after[-1])
 
 
-def test_a_checkpoint_holds_all_that_resuming_needs_and_loads_safely(finished):
-    trainer, _ = finished
-    folder = Path(trainer.output_dir, "probe")
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model.pth.tar-3"]
-    assert (folder / "checkpoint").read_text() == "model.pth.tar-3\n"
-    checkpoint = torch.load(folder / "model.pth.tar-3", weights_only=True)
-    assert set(checkpoint) == {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
-    assert checkpoint["epoch"] == 3
-    assert checkpoint["scheduler"]["last_epoch"] == 3
-
-
 def test_a_resumed_run_ends_exactly_where_an_unbroken_one_does(finished, root, tmp_path, capsys):
     class Interrupted(Exception):
         pass
