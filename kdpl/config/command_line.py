@@ -8,7 +8,6 @@ from kdpl.common.environment import PACKAGE
 from kdpl.common.messages import did_you_mean
 from kdpl.config.checks import check_values
 from kdpl.config.defaults import merged_cfg
-from kdpl.config.keys import ConfigError
 
 # Installed, the configurations lie in the package; in a checkout they lie beside it.
 CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir() or p.parent != PACKAGE)
@@ -93,10 +92,5 @@ def find_dataset_config(name: str, dataset_config_file: str) -> str:
     """Return a data set's configuration file from its path or name, searched beside --dataset-config-file first."""
     if name.endswith(".yaml"):
         return name
-    folders = [Path(dataset_config_file).parent] if dataset_config_file else []
-    folders.append(CONFIGS / "datasets")
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return str(folder / f"{name}.yaml")
-    names = [p.stem for folder in folders for p in folder.glob("*.yaml")]
-    raise ConfigError(f"--eval-datasets '{name}' has no configuration file in {folders[0]}.{did_you_mean(name, names)}")
+    beside, ours = (folder / f"{name}.yaml" for folder in (Path(dataset_config_file).parent, CONFIGS / "datasets"))
+    return str(beside if beside.is_file() else ours)

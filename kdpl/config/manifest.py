@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -73,8 +73,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON holds it."""
-        parts = {key: dict(getattr(self, key)) for key in ("config", "facts", "environment")}
-        return {"format": FORMAT, "digest": self.digest, "recipe": self.recipe, **parts}
+        return {"format": FORMAT, "digest": self.digest, "recipe": self.recipe, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: Any) -> "Manifest | None":

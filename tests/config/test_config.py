@@ -1,26 +1,13 @@
 """Configurations merge as the forks' do; a mistake is reported before data or weights are read, with what to do."""
 
 import pytest
-from dassl.config import get_cfg_default
 from support import ROOT, default, emoji_args
-from yacs.config import CfgNode
 
-import kdpl
 from kdpl import train
 from kdpl.common import exits
 from kdpl.config import checks
 from kdpl.config.defaults import leaves, merge_file, merge_options, merged_cfg
 from kdpl.config.keys import KEYS, UNREAD, ConfigError, Range
-
-
-def test_a_forks_own_values_are_kept_and_missing_nodes_added():
-    cfg = get_cfg_default()
-    cfg.TRAINER.COOP = CfgNode({"N_CTX": 7})
-    kdpl.extend_cfg(cfg)
-    assert cfg.TRAINER.COOP.N_CTX == 7
-    assert cfg.TRAINER.COOP.CLASS_TOKEN_POSITION == "end"
-    assert cfg.TRAINER.KDPL.TEACHER == "ViT-H-14-quickgelu"
-    assert cfg.DATASET.SUBSAMPLE_CLASSES == "all"
 
 
 def test_every_key_stands_in_the_table_and_its_default_is_among_its_values():
