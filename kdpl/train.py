@@ -11,6 +11,8 @@ from kdpl.config.checks import check_flags
 from kdpl.config.command_line import build_cfg, find_dataset_config, parse_args
 from kdpl.config.manifest import OtherRunError
 
+LOST_WORKER = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # what PyTorch says of one
+
 
 def configurations(args: argparse.Namespace) -> tuple[CfgNode, list[CfgNode]]:
     """Return the checked configuration of a run, and those of --eval-datasets."""
@@ -41,10 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except OtherRunError as error:
         return exits.report(error, exits.BAD_INPUT)
     except (ValueError, OSError, EOFError, RuntimeError) as error:
-        reason = run.lost_worker(error)
-        if reason is None and not isinstance(error, (ValueError, OSError)):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in LOST_WORKER):
             raise
-        return exits.report(reason or error, exits.FAILED)  # or: an unreadable image, a full disk, prompts that do not fit
+        return exits.report(error, exits.FAILED)  # or: an unreadable image, a full disk, prompts that do not fit
     return 0
 
 

@@ -15,7 +15,6 @@ from support.ranks import environment, run_ranks, start_ranks, torchrun
 
 from kdpl.common import distributed
 from kdpl.common.exits import INTERRUPTED
-from kdpl.students.base import prepare_names
 from kdpl.training.checkpoint import load_checkpoint
 
 # 30 images in batches of 7: a rank of four has 1 or 2 of them. 240 test images in batches of 50, the last of 40.
@@ -132,9 +131,3 @@ def test_ranks_share_items_evenly_and_leave_none_out(count, world, monkeypatch):
     assert [i for share in shares for i in share] == list(range(count))
     assert [len(share) for share in shares] == distributed.share_lengths(count)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_fewer_class_names_than_ranks_cannot_be_shared(monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 3)
-    with pytest.raises(ValueError, match="cannot split 2 class names among 3 processes: set it to False"):
-        prepare_names(None, ["apple", "pear"], shard_classes=True)

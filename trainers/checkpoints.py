@@ -11,10 +11,8 @@ from kdpl.bundle import Bundle
 from kdpl.common import distributed
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import file_digest, key_of
-from kdpl.common.messages import short_reason
 from kdpl.config.manifest import (
     Manifest,
-    OtherRunError,
     as_json,
     compare,
     config_of,
@@ -88,7 +86,7 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
 
     Raises:
         OtherRunError: the state was written with other settings, or by another learner; the message lists what differs.
-        CheckpointError: the state is damaged, or was not written by this version; the message names what to do.
+        CheckpointError: the state was not written by this version; the message names what to do.
     """
     folders = [path.parent for path in saved_states(directory)]  # more than one if learners differ, whose settings do too
     own = directory / trainer.student.model_name
@@ -103,22 +101,14 @@ def resume(trainer: "PromptTrainer", directory: Path) -> int:
             f"Cannot resume from '{path}': it was not written by this version of this trainer. Evaluate it (--eval-only "
             "--model-dir), start a new training from it (MODEL.INIT_WEIGHTS), or choose another --output-dir."
         )
-    try:
-        if trainer.cfg.SEED < 0:  # the run drew one
-            trainer.seed = trainer.train_loader_x.seed = saved["seed"]
-            if trainer.manifest is not None:
-                trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": trainer.seed})
+    if trainer.cfg.SEED < 0:  # the run drew one
+        trainer.seed = trainer.train_loader_x.seed = saved["seed"]
         if trainer.manifest is not None:
-            compare(then, trainer.manifest, f"'{directory}'", WAYS_OUT)
-        trainer.manifest = trainer.manifest or then
-        _restore(trainer, path, state, saved)
-    except (checkpoint.CheckpointError, OtherRunError):
-        raise
-    except Exception as error:  # many kinds, from inside PyTorch: a part of the state is missing or of another type
-        raise checkpoint.CheckpointError(
-            f"Cannot resume from '{path}' ({short_reason(error)}): it is damaged or was written with other settings. Start "
-            "with the settings of that run, delete the file to resume from an earlier one, or choose another --output-dir."
-        ) from error
+            trainer.manifest = replace(trainer.manifest, config={**trainer.manifest.config, "SEED": trainer.seed})
+    if trainer.manifest is not None:
+        compare(then, trainer.manifest, f"'{directory}'", WAYS_OUT)
+    trainer.manifest = trainer.manifest or then
+    _restore(trainer, path, state, saved)
     inside = f", batch={trainer.first_batch}" if trainer.first_batch else ""
     print(f"Resume from {path} (epoch={state['epoch']}{inside})")
     return state["epoch"]

@@ -5,27 +5,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dassl.engine import TrainerX
+import PIL
+import torch
+import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from kdpl.clip.model import Clip
 from kdpl.common import distributed
+from kdpl.common.tensor_files import FeatureFile
 from kdpl.config.checks import check_config
-from kdpl.config.defaults import student_options
-from kdpl.config.keys import BY_TEACHER, ConfigError
+from kdpl.config.keys import BY_TEACHER
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.objective import CrossEntropy, Distillation, Labelled
-from kdpl.distill.views import ViewFeatures, view_features
-from kdpl.text.prompts import warn_of_same_names
+from kdpl.distill.views import ViewFeatures
 from kdpl.text.templates import DEFAULT
 from kdpl.trainers.prompts import PromptTrainer, is_ours
 from kdpl.trainers.teachers import check_teacher, given_file, label_of, load_teacher
 
 STEP = ("forward_backward", "compute_loss", "features", "parse_batch_train")  # what sees a batch in a training step
-Tower = tuple[Clip, Callable[[Tensor], Tensor], str]  # a CLIP, its image features, and a digest of what is learned in them
 
 
 class DistillTrainer(PromptTrainer):
@@ -43,22 +43,10 @@ class DistillTrainer(PromptTrainer):
         super().check_cfg(cfg)
         check_config(cfg, "KDPL")
         check_teacher(cfg)
-        if not cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
-            return
-        from kdpl.text.vocabulary import check_vocabulary
+        if cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+            from kdpl.text.vocabulary import check_vocabulary
 
-        learner = self.student_class
-        check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
-        if learner.is_class_specific(student_options(cfg, learner.node)):
-            raise ValueError(
-                f"TRAINER.KDPL.CLASS_AGNOSTIC True: {learner.__name__} learns {learner.learned_for_each} for each class, and "
-                "the classes are unknown. Set it to False, or choose a learner whose prompts work for any name, such as CoOp "
-                "with CSC False."
-            )
-        if cfg.TEST.LABELS == "teacher":
-            raise ConfigError(
-                "TEST.LABELS teacher: class-agnostic, the teacher knows other names than the test's, expected own."
-            )
+            check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
 
     def teacher_name(self) -> str:
         return label_of(self.cfg)
@@ -71,10 +59,6 @@ class DistillTrainer(PromptTrainer):
         return f"{options.CTX_INIT.replace('_', ' ')} {{}}." if options.CTX_INIT else DEFAULT
 
     # ------------------------------------------------------------------------------------------------------- loading
-
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        check_shots(self)
 
     @property
     def fixed_views(self) -> int:
@@ -98,9 +82,6 @@ class DistillTrainer(PromptTrainer):
         options, names = self.cfg.TRAINER.KDPL, self.training_names
         agnostic = bool(options.CLASS_AGNOSTIC)
         teacher = load_teacher(self.cfg, names, self.template(), self.device, agnostic, self.loaded_teachers)
-        for member in () if agnostic else teacher.members:
-            if len(member.text_features):  # else every image has its own
-                warn_of_same_names(names, member.text_features, member.clip.name)
         if given_file(self.cfg):
             teacher.teacher.check(names, self.keys([item.impath for item in self.train_loader_x.dataset.data_source]))
         return Distillation(
@@ -118,11 +99,32 @@ class DistillTrainer(PromptTrainer):
     def view_features(self) -> list[ViewFeatures]:
         """The features of fixed views by each teacher, and behind them by the frozen student if it is read."""
         members, student = self.objective.teacher.members, self.student
-        towers: list[Tower] = [(m.clip, m.image_features, m.image_prompts) for m in members]
-        towers += [(self.clip, student.frozen_image_features, "")] if student.reads_frozen_image_features else []
-        pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
-        where = self.train_loader_x, self.training_images, self.cfg.TRAINER.KDPL.CACHE_DIR, pixels
-        return [view_features(clip, compute, *where, prompts) for clip, compute, prompts in towers]
+        found = [self._features_of(m.clip, m.image_features, m.image_prompts) for m in members]
+        return [*found, *([self._features_of(self.clip, student.frozen_image_features)] * student.reads_frozen_image_features)]
+
+    def _features_of(self, clip: Clip, compute: Callable[[Tensor], Tensor], prompts: str = "") -> ViewFeatures:
+        """Return a frozen tower's features of the views, those in a cache on disk too; `prompts` is a digest of its own."""
+        autocast, options, loader = clip.frozen_autocast_dtype, self.cfg.TRAINER.KDPL, self.train_loader_x
+        halved = clip.dtype != torch.float32 or autocast is not None
+        dtype = torch.float16 if halved else torch.float32  # exact for fp32, half the size for half precision
+        store = None
+        if options.CACHE_DIR:
+            pixels = [list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD)]
+            meaning = {
+                "weights": clip.digest("image"),
+                "precision": [str(clip.dtype), str(autocast), str(dtype)],
+                "device": clip.device.type,
+                "transform": [repr(loader.dataset.transform), pixels],
+                "views drawn by": loader.seed_of_views,
+                "versions": [PIL.__version__, torchvision.__version__],
+                **({"prompts": prompts} if prompts else {}),
+            }
+            store = FeatureFile(Path(options.CACHE_DIR, "views"), meaning, clip.embed_dim, dtype)
+        chunk = -(-loader.loader.batch_size // self.ranks)
+        found = ViewFeatures(self.training_images, loader.views, clip.embed_dim, dtype, store, compute, chunk, clip.device)
+        if store is not None:
+            print(f"Features of {int(found.known.sum()):,} of {found.known.numel():,} views found for {clip.name}")
+        return found
 
     def load_for_training(self) -> None:
         super().load_for_training()
@@ -198,20 +200,3 @@ class SupervisedTrainer(PromptTrainer):
 def has_own_step(trainer: type[PromptTrainer]) -> bool:
     """Whether a trainer class from outside this package sees the batches of a training: it defines a part of the step."""
     return any(not is_ours(part) for name in STEP if (part := getattr(trainer, name, None)) is not None)
-
-
-def check_shots(trainer: TrainerX) -> None:
-    """Refuse TRAINER.KDPL.SHOTS random for a data set that does not know it.
-
-    Raises:
-        ValueError: the message names the data set and what to do.
-    """
-    if trainer.cfg.TRAINER.KDPL.SHOTS != "random" or trainer.cfg.DATASET.NUM_SHOTS <= 0:
-        return
-    from kdpl.datasets.base import ClassListDataset
-
-    if not isinstance(trainer.dm.dataset, ClassListDataset):
-        raise ValueError(
-            f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
-            "one of kdpl.datasets: set SHOTS to 'class'."
-        )

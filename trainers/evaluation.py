@@ -24,7 +24,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from kdpl.clip.loading import describe
-from kdpl.clip.model import Normalize, NotFiniteError, effective_precision
+from kdpl.clip.model import Normalize, check_finite, effective_precision
 from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common import distributed
 from kdpl.common.command import StopRequest
@@ -77,8 +77,8 @@ class EvaluatedTrainer(TrainerX):
         for name in cfg.INPUT.TRANSFORMS:
             check_choice("INPUT.TRANSFORMS", name, getattr(engine, "AVAILABLE", None) or engine.AVAI_CHOICES)
         template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-        if cfg.TEST.LABELS == "teacher" and not self.distilled:
-            raise ConfigError(f"TEST.LABELS teacher: '{cfg.TRAINER.NAME}' has no teacher, expected own.")
+        if cfg.TEST.LABELS == "teacher" and (not self.distilled or cfg.TRAINER.KDPL.CLASS_AGNOSTIC):
+            raise ConfigError(f"TEST.LABELS teacher: '{cfg.TRAINER.NAME}' has no teacher of the test's names, expected own.")
 
     def follow_model(self, cfg: CfgNode) -> CfgNode:
         """Return the configuration whose INPUT is as the evaluated CLIP takes its images, and remember how.
@@ -97,7 +97,8 @@ class EvaluatedTrainer(TrainerX):
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
         for loader in {self.val_loader, self.test_loader} - {None}:
-            loader.dataset.transform = resized_as(loader.dataset.transform, self.preprocessing)
+            steps = loader.dataset.transform.transforms  # the engine's resizing and centre crop, then others
+            loader.dataset.transform = T.Compose([*self.preprocessing.resize_steps(), *steps[2:]])
         for loader in {self.train_loader_x, self.val_loader, self.test_loader} - {None}:
             if transform := bytes_transform(loader.dataset.transform, mean, std):
                 loader.dataset.transform = transform
@@ -198,11 +199,7 @@ class EvaluatedTrainer(TrainerX):
                 self.evaluator.process(logits, labels)
             found.append(torch.stack([logits.argmax(1).where(logits.isfinite().all(1), -1), labels]))
         predicted, labels = torch.cat(found, dim=1).cpu()  # the evaluation's only wait for the device
-        if (predicted < 0).any():
-            raise NotFiniteError(
-                f"The logits of the {split} images hold NaN or infinite values: there is no accuracy. Weights or prompts are "
-                "damaged, or too large for the precision: load them again, or use PREC fp32."
-            )
+        check_finite(predicted.where(predicted >= 0, torch.nan), f"logits of the {split} images")
         if own_evaluator:
             for some, theirs in zip(predicted.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
                 self.evaluator.process(F.one_hot(some, classes).float(), theirs)
@@ -305,7 +302,7 @@ def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, name: str, of_stu
     """Return the configuration with INPUT.SIZE, INTERPOLATION, PIXEL_MEAN and PIXEL_STD of a CLIP where they were not given.
 
     Args:
-        of_student: else given values are of another CLIP, the student: they are replaced, and printed.
+        of_student: else given values are of another CLIP, the student, and replaced.
 
     Raises:
         ConfigError: a given value is not the CLIP's; both are named, and what to do.
@@ -323,9 +320,6 @@ def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, name: str, of_stu
             f"{'; '.join(both)}. Without these lines in the configuration file INPUT follows the model; or set them on the "
             f"command line: {pairs}"
         )
-    if not of_student:
-        values = ", ".join(f"INPUT.{key} {value}" for key, value in expected.items())
-        print(f"Images are prepared as '{name}' takes them: {values}, resize mode {p.resize_mode}")
     return changed(cfg, "INPUT", **{key: type(node[key])(value) for key, value in different.items()})
 
 
@@ -337,23 +331,6 @@ def changed(cfg: CfgNode, node: str, **values: Any) -> CfgNode:
     if frozen:
         cfg.freeze()
     return cfg
-
-
-def resized_as(transform: object, preprocessing: Preprocessing) -> object:
-    """Return a test transform of the engine's with the resizing of a CLIP that does not cut out the centre.
-
-    Raises:
-        ValueError: the transform does not begin with a resizing and a centre crop.
-    """
-    if preprocessing.resize_mode == "shortest":
-        return transform
-    steps = getattr(transform, "transforms", ())
-    if [type(step) for step in steps[:2]] != [T.Resize, T.CenterCrop]:
-        raise ValueError(
-            f"The test transform {transform} does not begin with Resize and CenterCrop, which this CLIP replaces by resizing "
-            f"to {preprocessing.size}: use the engine's own transform."
-        )
-    return T.Compose([*preprocessing.resize_steps(), *steps[2:]])
 
 
 def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
@@ -369,11 +346,15 @@ def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
             setattr(trainer, key, getattr(dm, key))
         trainer.lab2cname = dm.lab2cname
     if trainer.test_loader is None:
-        if trainer.cfg.TEST.FINAL_MODEL == "best_val":
-            raise ValueError(
-                f"TEST.FINAL_MODEL 'best_val' needs labelled images, and DATASET.NAME '{name}' has none: set it to 'last_step'."
-            )
-        print("There are no labelled test images: no accuracy will be measured")
+        print("There are no labelled test images: no accuracy will be measured, and no epoch chosen by it")
         trainer.cfg = changed(trainer.cfg, "TEST", NO_TEST=True)
+    if trainer.cfg.TRAINER.KDPL.SHOTS == "random" and trainer.cfg.DATASET.NUM_SHOTS > 0:
+        from kdpl.datasets.base import ClassListDataset
+
+        if not isinstance(trainer.dm.dataset, ClassListDataset):
+            raise ValueError(
+                f"TRAINER.KDPL.SHOTS 'random' is not known to the data set {type(trainer.dm.dataset).__name__}, which is not "
+                "one of kdpl.datasets: set SHOTS to 'class'."
+            )
     if trainer.train_loader_x is not None:
         apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)

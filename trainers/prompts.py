@@ -59,9 +59,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.progress, self.stop = Progress(), StopRequest()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
-        self._updates = 0  # calls of `model_update`
-        self._stepped = False  # the last one found finite gradients
-        self._reported_repeat = False
+        self._stepped = False  # the last `model_update` found finite gradients
         if cfg.TRAIN.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -76,16 +74,10 @@ class PromptTrainer(EvaluatedTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse a configuration before data or models are touched."""
         student = self.student_class
-        options = student_options(cfg, student.node)
         super().check_cfg(cfg)
         check_config(cfg, student.node)
         check_schedule(cfg.OPTIM)
-        student.check(options, describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
-        if cfg.TRAINER.KDPL.SHARD_CLASSES and (student.text_depends_on_images or student.is_class_specific(options)):
-            raise ValueError(
-                f"TRAINER.KDPL.SHARD_CLASSES True: {student.__name__} encodes the names again for each image, or learns "
-                f"{student.learned_for_each} for each class, so processes can only share the images. Set it to False."
-            )
+        student.check(student_options(cfg, student.node), describe(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.BACKBONE.NAME)
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
@@ -164,7 +156,6 @@ class PromptTrainer(EvaluatedTrainer):
         """
         loss, terms = self.compute_loss(batch)
         if self.student.closed_form:  # it has taken the batch, and solves after the epoch
-            self._updates += 1
             return terms
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
@@ -187,12 +178,6 @@ class PromptTrainer(EvaluatedTrainer):
             scales.append(self.scaler.get_scale())  # waits for the device, which a step that is not repeated never does
         else:
             self.scaler.update(scales[0])
-        if scales and self._stepped and not self._reported_repeat:
-            self._reported_repeat = True
-            print(
-                f"amp: scaled gradients overflowed, so the backward pass was repeated with smaller loss scales, down to "
-                f"{scales[-1]:g}; no step is lost (printed once)"
-            )
 
     def model_backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, scaled if gradients are; several ranks weight it by their fractions of the batch."""
@@ -207,25 +192,15 @@ class PromptTrainer(EvaluatedTrainer):
         self._stepped = False
         self.scaler.step(self.optim)
         self.scaler.update()
-        self._updates += 1
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
 
     def take_step(self, batch: dict[str, Any]) -> None:
-        """Call `forward_backward` and record the terms it returns.
-
-        Raises:
-            RuntimeError: in a job of several ranks, it did not call `model_backward_and_update` or `model_update`.
-        """
-        lr, updates, several = self.optim.param_groups[0]["lr"], self._updates, self.ranks > 1
-        self.share = batch["counts"][distributed.rank()] / batch["size"] if several else 1.0
+        """Call `forward_backward` and record the terms it returns."""
+        lr = self.optim.param_groups[0]["lr"]
+        self.share = batch["counts"][distributed.rank()] / batch["size"] if self.ranks > 1 else 1.0
         terms = self.forward_backward(batch)
-        if several and self._updates == updates:
-            raise RuntimeError(
-                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
-                "the gradients of several processes: call it there, or start one process."
-            )
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 
     # ----------------------------------------------------------------------------------------------------- an epoch
@@ -328,20 +303,16 @@ class PromptTrainer(EvaluatedTrainer):
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
-    def save_model(
-        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
-    ) -> None:
+    def save_model(self, epoch: int, directory: str, val_result: float | None = None, model_name: str = "") -> None:
         """Write the learned parameters and everything else that an exact resume needs."""
         state = checkpoints.run_state(self, epoch + 1, 0, val_result)
         self.last_saved = time.monotonic()
         if distributed.is_main():
-            folder = f"{directory}/{self.student.model_name}"
-            path = checkpoint.save_checkpoint(state, folder, model_name or f"model.pth.tar-{epoch + 1}")
-            if is_best:
-                checkpoint.save_checkpoint(state, folder, checkpoint.BEST)
+            name = model_name or f"model.pth.tar-{epoch + 1}"
+            path = checkpoint.save_checkpoint(state, Path(directory, self.student.model_name), name)
             print(f"Checkpoint saved to {path}")
 
-    def is_time_to_save(self, steps_are_read: bool = True) -> bool:
+    def is_time_to_save(self, steps_are_read: bool) -> bool:
         """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
         due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
@@ -352,7 +323,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.read_terms()  # raises if the run has diverged, which is not saved
         state = checkpoints.run_state(self, self.epoch, self.batch_idx + 1)
         if distributed.is_main():
-            folder = f"{self.output_dir}/{self.student.model_name}"
+            folder = Path(self.output_dir, self.student.model_name)
             checkpoint.save_checkpoint(state, folder, checkpoints.INSIDE, newest=False)
         self.last_saved = time.monotonic()
         distributed.barrier()

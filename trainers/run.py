@@ -119,17 +119,3 @@ def train_and_test(args: argparse.Namespace, trainer: Any, others: Sequence[CfgN
     for cfg in others:
         trainer.use_dataset(cfg)
         trainer.test()
-
-
-def lost_worker(error: Exception) -> OSError | None:
-    """Return an error that names a data-loader process that died, if that is what PyTorch reports."""
-    lines = str(error).strip().splitlines() or ["end of file"]
-    signs = ("killed by signal", "exited unexpectedly", "shared memory", "</torch_")  # the last two: /dev/shm is full
-    died = any(sign in lines[-1] for sign in signs)
-    if not died and not isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
-        return None
-    return OSError(
-        f"A process that loads images ended ({lines[-1]}). The system may have ended it for want of memory: lower "
-        "DATALOADER.NUM_WORKERS (0 loads in this process), or give the machine or container more memory, or more shared memory "
-        "(--shm-size)."
-    )

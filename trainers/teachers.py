@@ -39,18 +39,11 @@ def check_teacher(cfg: CfgNode) -> None:
     check_teachers(options)
     for name in teacher_names(options.TEACHER):
         describe(name)
-    for source, bundle, values in _learned_prompts(options):
-        where, learner = f"TRAINER.KDPL.TEACHER_PROMPTS '{source}'", bundle.student_class
+    for source, bundle, _ in _learned_prompts(options):
         if bundle.decision.sentences:
             raise ConfigError(
-                f"{where} uses hand-written sentences, which `kdpl fit` found to be better than its learned prompts: write "
-                "them into a file and give that as TEACHER_TEMPLATES."
-            )
-        if options.CLASS_AGNOSTIC and (learner.is_class_specific(values) or learner.text_depends_on_images):
-            raise ConfigError(
-                f"{where} and TRAINER.KDPL.CLASS_AGNOSTIC True: the prompts of {bundle.variant} are class-specific or give "
-                "every image text features of its own, which a whole vocabulary cannot have. Choose prompts of another "
-                "learner, such as CoOp with CSC False, or set CLASS_AGNOSTIC to False."
+                f"TRAINER.KDPL.TEACHER_PROMPTS '{source}' uses hand-written sentences, which `kdpl fit` found to be better "
+                "than its learned prompts: write them into a file and give that as TEACHER_TEMPLATES."
             )
 
 

@@ -26,7 +26,6 @@ from kdpl.distill.loss import mean_logits
 from kdpl.distill.pseudo_labels import DistilledStep, UnsupportedStepError, at_work
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.templates import template_for
-from kdpl.trainers.distill import check_shots
 from kdpl.trainers.evaluation import build_loaders
 from kdpl.trainers.teacher_labels import TeacherLabels
 from kdpl.trainers.teachers import check_teacher, clip_teacher
@@ -90,7 +89,6 @@ class DistilledTrainer:
 
     def build_data_loader(self) -> None:
         build_loaders(self, super().build_data_loader)
-        check_shots(self)
 
     def build_model(self) -> None:
         """Build it with KDPL's schedule: Dassl's warm-up stops on PyTorch 2.7, and no safe loading reads its state."""

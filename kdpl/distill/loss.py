@@ -3,14 +3,12 @@
 import math
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdpl.config.keys import LOSSES
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
-DKD_ALPHA, DKD_BETA = 1.0, 8.0  # of the target's part and of the others', in the code of the paper
 
 
 def check_loss(kind: Loss, temperature: float) -> None:
@@ -23,10 +21,6 @@ def check_loss(kind: Loss, temperature: float) -> None:
         raise ValueError(f"The loss (TRAINER.KDPL.LOSS) is '{kind}', expected a function or one of {', '.join(LOSSES)}.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"The temperature (TRAINER.KDPL.TEMPERATURE) is {temperature}, expected a number above 0.")
-    if callable(kind) and temperature != 1:
-        raise ValueError(
-            f"The temperature is {temperature}, but a loss that is a function divides the logits itself: leave it 1."
-        )
 
 
 def distillation_loss(
@@ -36,8 +30,8 @@ def distillation_loss(
 
     Args:
         student_logits, teacher_logits: `(B, C)`; the softmaxes and the loss are computed in fp32.
-        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S), "reverse" KL(S||T), "dkd" (`decoupled`), "argmax"
-            cross-entropy to the teacher's likeliest name, or a function of both logits that returns a scalar or `(B,)`.
+        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S), "reverse" KL(S||T), "argmax" cross-entropy to
+            the teacher's likeliest name, or a function of both logits that returns a scalar or `(B,)`.
         temperature: divides both logits; the loss is multiplied by its square, which keeps the scale of the gradients
             (Hinton et al., arXiv:1503.02531). "forward" with it is the loss of that paper. "argmax" has none.
 
@@ -45,7 +39,7 @@ def distillation_loss(
         Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`; the last two are sums over C and means over B.
 
     Raises:
-        ValueError: an unknown kind, shapes that disagree, or a function that returns something else.
+        ValueError: an unknown kind, or a function that returns something else.
     """
     forward, reverse = _both_ways(student_logits, teacher_logits, temperature)
     if kind in ("symmetric", "forward", "reverse"):
@@ -79,37 +73,13 @@ def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: Loss = "sy
     return _other(student_logits, teacher_logits, kind, temperature)
 
 
-def decoupled(
-    student_logits: Tensor, teacher_logits: Tensor, alpha: float = DKD_ALPHA, beta: float = DKD_BETA, temperature: float = 4.0
-) -> Tensor:
-    """Return the loss of each row, `(B,)`, of decoupled knowledge distillation (Zhao et al., arXiv:2203.08679).
-
-    The target is the teacher's likeliest name, as there are no labels. The first part compares the probability of the target,
-    the second the distributions over all other names.
-    """
-    log_s, log_t = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (student_logits, teacher_logits))
-    target = teacher_logits.argmax(-1, keepdim=True)  # (B, 1)
-    is_target = torch.zeros_like(log_s, dtype=torch.bool).scatter_(1, target, True)
-    parts = []
-    for log_p in (log_s, log_t):
-        rest = log_p.masked_fill(is_target, -math.inf).logsumexp(-1, keepdim=True)  # log of the others' probability
-        others = (log_p - rest).masked_fill(is_target, 0)  # their distribution; the target adds nothing
-        parts.append((torch.cat([log_p.gather(1, target), rest], dim=-1), others))
-    (two_s, others_s), (two_t, others_t) = parts
-    of_target = (two_t.exp() * (two_t - two_s)).sum(-1)
-    of_others = (others_t.exp() * (others_t - others_s)).sum(-1)
-    return (alpha * of_target + beta * of_others) * temperature**2
-
-
 def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperature: float) -> Tensor:
     """Return the loss of each row, `(B,)`, or of a function what it returns."""
-    if kind == "dkd":
-        return decoupled(student_logits, teacher_logits, temperature=temperature)
     if kind == "argmax":
         return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
     check_loss(kind, temperature)
     assert callable(kind)
-    loss = kind(student_logits, teacher_logits)
+    loss = kind(student_logits / temperature, teacher_logits / temperature) * temperature**2
     if not isinstance(loss, Tensor) or loss.shape not in ((), student_logits.shape[:1]):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
@@ -120,10 +90,6 @@ def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperatu
 
 def _both_ways(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return KL(T||S) and KL(S||T) of each row, `(B,)`."""
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"Student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ."
-        )
     log_s = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     difference = log_t - log_s  # (B, C)

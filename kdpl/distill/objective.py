@@ -80,12 +80,13 @@ class Objective:
         student: the prompt learner.
         names: the class names (C).
         shard_classes: in a job of several ranks, each encodes a share of the names.
+        prepared: the student's constants of all names are computed once; else each batch has names of its own.
     """
 
     selection: SelectionReport | None = None  # counts of the selected names, in class-agnostic training
     lengths_checked = False  # of features that are given
 
-    def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
+    def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False, prepared: bool = True):
         if len(names) < 2:
             raise ValueError(
                 f"Training needs at least 2 class names, got {len(names)}: {list(names)}. Set DATASET.SUBSAMPLE_CLASSES all, "
@@ -97,6 +98,7 @@ class Objective:
                 "trained: register them there in `build`."
             )
         self.student, self.names, self.shard_classes = student, list(names), shard_classes
+        self.prepared = self.prepare(self.names) if prepared else None
 
     def prepare(self, names: Sequence[str]) -> Any:
         """Return the student's constants of class names, of this rank's share if ranks share them."""
@@ -150,7 +152,7 @@ class Distillation(Objective):
         shard_classes: bool = False,
         labelled: Labelled | None = None,
     ):
-        super().__init__(student, names, shard_classes)
+        super().__init__(student, names, shard_classes, prepared=not k_max)
         check_loss(loss, temperature)
         if k_max and student.class_specific:
             raise ValueError(
@@ -168,7 +170,6 @@ class Distillation(Objective):
             raise ValueError(f"The teacher's {len(teacher.names)} names differ from the objective's {len(names)}.")
         self.teacher, self.k_max, self.kind, self.temperature = teacher, k_max, loss, temperature
         self.selection = SelectionReport(self.names) if k_max else None
-        self.prepared = None if k_max else self.prepare(self.names)
         self.labelled = labelled
         if labelled is not None:
             labelled.check(student, bool(k_max))
@@ -233,10 +234,6 @@ class Distillation(Objective):
 
 class CrossEntropy(Objective):
     """Cross-entropy on labels, for the supervised baselines; `loss` includes the student's own regularisers."""
-
-    def __init__(self, student: Student, names: Sequence[str], shard_classes: bool = False):
-        super().__init__(student, names, shard_classes)
-        self.prepared = self.prepare(self.names)
 
     def __call__(self, images: Tensor | None, labels: Tensor, *, frozen_features: Tensor | None = None) -> tuple[Tensor, Terms]:
         """Return the loss of a batch and the terms to report: `loss`, `acc` in percent, and the regularisers.

@@ -99,8 +99,6 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
-        if features.dim() != 2:
-            raise ValueError(f"Teacher '{self.clip.name}' gave image features {tuple(features.shape)}, expected (B, d).")
         scales = {"student": student_scale, "own": self.clip.logit_scale}
         return similarity_logits(scales.get(self.logit_scale, self.logit_scale), features, self.texts_of(features))
 
@@ -177,17 +175,14 @@ class Ensemble:
         members: M of them, at least two.
 
     Raises:
-        ValueError: their names differ, or two have the same weights with the same sentences or prompts.
+        ValueError: their names differ.
     """
 
     def __init__(self, members: Sequence[Teacher]):
         self.members, self.names = tuple(members), members[0].names
-        kinds = [(m.clip.weights_digest, m.templates, m.prompts_digest) for m in members]
-        for i, member in enumerate(members):
+        for member in members:
             if member.names != self.names:
                 raise ValueError(f"The teachers' names differ: {len(self.names)} and {len(member.names)}.")
-            if kinds[i] in kinds[:i]:
-                raise ValueError(f"'{member.clip.name}' is a teacher twice: its distribution counts once. Remove one.")
 
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Return each member's normalised image features `(B, d)`, of images normalised for the student."""

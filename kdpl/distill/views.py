@@ -2,22 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import PIL
 import torch
-import torchvision
 from torch import Tensor
 
-from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import moved
 from kdpl.common import distributed
 from kdpl.common.files import file_key, key_of, name_below
 from kdpl.common.tensor_files import FeatureFile, file_digests
-
-if TYPE_CHECKING:
-    from kdpl.training.batches import EpochLoader
 
 
 class ImageFile(NamedTuple):
@@ -179,45 +172,3 @@ class ViewFeatures:
             counts = [int(part.sum()) for part in missing.split(batch["counts"])]
             on_disk = not distributed.any_rank(replaced)
             self.put(index[missing], view[missing], distributed.gather_rows(features, counts), on_disk)
-
-
-def view_features(
-    clip: Clip,
-    compute: Callable[[Tensor], Tensor],
-    loader: "EpochLoader",
-    images: Sequence[ImageFile],
-    folder: str,
-    pixels: object,
-    prompts: str = "",
-) -> ViewFeatures:
-    """Return a frozen tower's features of a training set's views, including those in a cache on disk.
-
-    Args:
-        clip: the CLIP of the tower.
-        compute: maps normalised images `(n, 3, H, W)` to features `(n, d)`.
-        loader: of the training set, with views.
-        images: of the training set.
-        folder: of the cache; empty: none.
-        pixels: the normalisation of images; features with another one are stored apart.
-        prompts: a digest of learned prompts in the tower; likewise.
-    """
-    autocast = clip.frozen_autocast_dtype
-    halved = clip.dtype != torch.float32 or autocast is not None
-    dtype = torch.float16 if halved else torch.float32  # exact for fp32, half the size for half precision
-    store = None
-    if folder:
-        meaning = {
-            "weights": clip.digest("image"),
-            "precision": [str(clip.dtype), str(autocast), str(dtype)],
-            "device": clip.device.type,
-            "transform": [repr(loader.dataset.transform), pixels],
-            "views drawn by": loader.seed_of_views,
-            "versions": [PIL.__version__, torchvision.__version__],
-        }
-        meaning |= {"prompts": prompts} if prompts else {}
-        store = FeatureFile(Path(folder, "views"), meaning, clip.embed_dim, dtype)
-    chunk = -(-loader.loader.batch_size // distributed.world())
-    features = ViewFeatures(images, loader.views, clip.embed_dim, dtype, store, compute, chunk, clip.device)
-    if store is not None:
-        print(f"Features of {int(features.known.sum()):,} of {features.known.numel():,} views found for {clip.name}")
-    return features

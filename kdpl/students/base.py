@@ -240,16 +240,11 @@ class Shard(NamedTuple):
 def prepare_names(student: Student, names: Sequence[str], shard_classes: bool) -> Any:
     """Return the student's constants of class names; with `shard_classes`, in a job of several ranks, of this rank's share.
 
-    Raises:
-        ValueError: there are fewer names than ranks that share them.
+    Ranks do not share names of which there are fewer, nor those that have parameters of their own or depend on the images.
     """
-    ranks = distributed.world()
-    if not shard_classes or ranks == 1:
+    ranks, own = distributed.world(), student.class_specific or student.text_depends_on_images
+    if not shard_classes or ranks == 1 or own or len(names) < ranks:
         return student.prepare(names)
-    if len(names) < ranks:
-        raise ValueError(
-            f"TRAINER.KDPL.SHARD_CLASSES True cannot split {len(names)} class names among {ranks} processes: set it to False."
-        )
     return Shard(student.prepare(names[distributed.share(len(names))]), distributed.share_lengths(len(names)))
 
 

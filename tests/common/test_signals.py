@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from kdpl.common import command, exits
 from kdpl.common.files import atomic_write, remove_parts
-from kdpl.trainers.run import lost_worker
 from kdpl.training import batches
 
 RUN = (
@@ -71,16 +70,6 @@ def test_a_command_is_stopped_at_any_moment_in_one_line(name, seconds, tmp_path)
     assert process.wait(60) == exits.INTERRUPTED, output.read_text()
     assert output.read_text().strip().splitlines()[-1].startswith(f"Stopped by {name}")
     assert "Traceback" not in output.read_text()
-
-
-def test_a_loader_process_is_known_to_have_died_however_it_shows():
-    died = (
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-        ConnectionResetError(104, "reset"),
-        EOFError(),
-    )
-    assert all("lower DATALOADER.NUM_WORKERS" in str(lost_worker(error)) for error in died)
-    assert lost_worker(OSError(28, "No space left on device")) is None
 
 
 def test_only_unfinished_files_of_ours_directly_in_a_folder_are_removed(tmp_path):

@@ -128,8 +128,6 @@ def test_a_training_without_names_or_test_images_measures_nothing(photos, tmp_pa
         clf(str(photos / "b.png"))
     clf.classnames = NAMES
     assert clf(str(photos / "b.png")).shape == (1, 3)
-    with pytest.raises(ValueError, match="'best_val' needs labelled images"):
-        trainer_of(cfg_of(photos, tmp_path / "out", *agnostic, "TEST.FINAL_MODEL", "best_val"))
     with pytest.raises(ValueError, match="NUM_SHOTS 4 counts images for each class"):
         dataset_of(photos, tmp_path / "out", *agnostic, "DATASET.NUM_SHOTS", 4)
 

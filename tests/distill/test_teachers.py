@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ROOT, mostly_slow, random_clip, untrained_bundle
+from support import mostly_slow, random_clip, untrained_bundle
 from support.trainings import NOUNS, assert_same, build, parameters
 
 import kdpl
@@ -107,15 +107,6 @@ def test_the_trainers_teacher_has_the_sentences_of_its_setting(value, expected, 
     assert torch.equal(teacher.text_features, direct)
 
 
-def test_without_class_names_dataset_is_the_data_sets_sentence_for_the_vocabulary(tmp_path):
-    (tmp_path / "nouns.txt").write_text("\n".join(NOUNS))
-    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", tmp_path / "nouns.txt", "TRAINER.KDPL.K_MAX", 4)
-    agnostic += ("DATASET.TEMPLATE", "an icon of a {}.", *FP32)
-    for value, sentence in (("", "a photo of a {}."), ("dataset", "an icon of a {}.")):
-        run = build("KDPL_CoOp", tmp_path / "out", *agnostic, TEMPLATES, value)
-        assert run.objective.teacher.templates == [sentence] and run.objective.teacher.names == NOUNS
-
-
 # ------------------------------------------------------------------------------------------------------ several teachers
 
 
@@ -152,24 +143,8 @@ def test_names_are_selected_by_the_mean_and_learned_by_the_members_distributions
     torch.testing.assert_close(objective(images)[0].detach(), expected.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_one_member_is_bit_identical_to_a_teacher_alone(clips, student, images):
+def test_members_share_their_names(clips):
     clip = clips["emoji_teacher"]
-    given = (clip, [clip], teacher_of(clip), [teacher_of(clip)])
-    objectives = [Distillation(student, teacher, NAMES, temperature=1.7) for teacher in given]
-    alone = teacher_of(clip).logits(teacher_of(clip).image_features(images), student.logit_scale)
-    logits = student(images, student.prepare(NAMES)).logits
-    expected = distillation_loss(logits, alone, temperature=1.7)["loss"]
-    assert all(isinstance(objective.teacher, Teacher) for objective in objectives)
-    assert all(torch.equal(objective(images)[0], expected) for objective in objectives)
-
-
-def test_members_must_differ_and_share_their_names(clips, student, tmp_path):
-    clip = clips["emoji_teacher"]
-    shutil.copy(ROOT / "datasets/embedded/emoji_teacher.safetensors", tmp_path / "copy.safetensors")
-    with pytest.raises(ValueError, match=r"copy.safetensors' is a teacher twice"):
-        Distillation(student, [clip, load_clip(f"openai:{tmp_path / 'copy.safetensors'}")], NAMES)
-    with pytest.raises(ValueError, match="'emoji_teacher' is a teacher twice"):
-        Distillation(student, [clip, clip], NAMES)
     assert len(Ensemble([teacher_of(clip), teacher_of(clip, THREE)]).members) == 2
     with pytest.raises(ValueError, match="names differ: 4 and 2"):
         Ensemble([teacher_of(clip), teacher_of(clips["emoji_student"], names=["a", "b"])])
@@ -236,13 +211,6 @@ def test_prompts_that_cannot_be_used_are_refused_before_anything_is_loaded(tmp_p
     ):
         with pytest.raises(ConfigError, match=message):
             check(tmp_path, *options)
-    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True)
-    check(tmp_path, *one, coop, *agnostic)
-    for variant, options in (("CoCoOp", {}), ("CoOp", {"CSC": True})):
-        folder = moved(tmp_path / f"{variant}{len(options)}", variant, **options)
-        check(tmp_path, *one, folder)
-        with pytest.raises(ConfigError, match=f"CLASS_AGNOSTIC True: the prompts of {variant} are class-specific or"):
-            check(tmp_path, *one, folder, *agnostic)
 
 
 # ------------------------------------------------------------------------------------------------------------ the caches

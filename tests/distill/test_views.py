@@ -14,7 +14,6 @@ from support.trainings import assert_same, build, parameters
 
 from kdpl.clip.model import Normalize
 from kdpl.common.tensor_files import FeatureFile
-from kdpl.config.keys import ConfigError
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ImageFile, ViewFeatures
 from kdpl.students import Student
@@ -132,13 +131,6 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, 
             assert known() == [0, 0]
     assert known() == [teacher, student]
     assert ImageFile("a", "2").key(0) != ImageFile("a", "3").key(0) != ImageFile("a", "3").key(1)
-
-
-def test_a_cache_folder_without_views_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="has nothing to store with VIEWS 0"):
-        build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.CACHE_DIR", tmp_path)
-    with pytest.raises(ConfigError, match="VIEWS is -1, expected 0 or more"):
-        build("KDPL_CoOp", tmp_path, "TRAINER.KDPL.VIEWS", -1)
 
 
 @settings(max_examples=30, deadline=None)

@@ -106,10 +106,8 @@ def test_prompts_are_not_evaluated_with_another_sentence_or_other_classes(tmp_pa
             build("KDPL_TaskRes", tmp_path / "b", *IN_PROCESS, *options).load_model(str(tmp_path / "a"))
 
 
-def test_classes_must_be_known_and_are_not_shared_by_ranks(tmp_path):
-    with pytest.raises(ValueError, match="CLASS_AGNOSTIC True: TaskRes learns a vector for each class"):
-        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True)
-    with pytest.raises(ValueError, match="SHARD_CLASSES True: TaskRes learns a vector for each class"):
-        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.SHARD_CLASSES", True)
+def test_classes_must_be_known(tmp_path):
+    with pytest.raises(ValueError, match="TaskRes has class-specific prompts, which cannot be learned for names that change"):
+        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True).load_for_training()
     with pytest.raises(ValueError, match=r"RESIDUAL_SCALE is 0\.0"):
         build("KDPL_TaskRes", tmp_path, "TRAINER.TASKRES.RESIDUAL_SCALE", 0.0)

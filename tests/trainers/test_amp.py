@@ -6,7 +6,7 @@ A scale is a power of 2, so in fp32 the repeated step is that of a run without s
 import pytest
 import torch
 from support import mostly_slow
-from support.trainings import EVERY_STEP, SMALL, Killed, assert_same, build, die_at, history, parameters, trained
+from support.trainings import SMALL, assert_same, build, history, parameters, trained
 
 from kdpl.clip import model as clip_model
 
@@ -21,20 +21,18 @@ def own(output, name, *options):
 
 
 @pytest.mark.parametrize("name", mostly_slow(["OwnStepScaled", "OwnStepScaledWithNoise"], sample=("OwnStepScaledWithNoise",)))
-def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_randomness(name, tmp_path, capsys):
+def test_a_step_whose_gradients_overflow_is_repeated_with_the_same_batch_and_randomness(name, tmp_path):
     """The step of the subclass is called once for a batch: neither images nor random numbers are drawn again."""
     plain = trained(own(tmp_path / "plain", name.replace("Scaled", "")))
-    assert "amp:" not in capsys.readouterr().out
     run = own(tmp_path / "scaled", name)
     assert_same(trained(run), plain)
     assert run.steps == sum(run.passes) == STEPS and run.pixels == [6] * STEPS
     assert len(run.passes) > 2 * STEPS - 2, "the scale grows after each step, until it is too large again"
     assert [row["lr"] for row in history(tmp_path / "scaled")] == [row["lr"] for row in history(tmp_path / "plain")]
-    assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
 
 
 @pytest.mark.slow
-def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp_path, capsys):
+def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp_path):
     run = own(tmp_path, "OwnStepScaled")
     run.scaler = torch.amp.GradScaler(run.device.type, init_scale=2.0**10)
     run.load_for_training()
@@ -44,31 +42,13 @@ def test_gradients_that_no_scale_helps_are_left_out_and_halve_the_scale_once(tmp
     run.take_step(batch)
     assert_same(parameters(run), before)
     assert run.steps == 0 and run.scaler.get_scale() == 2.0**9
-    assert "no step is lost" not in capsys.readouterr().out
     run.update = update
     run.take_step(batch)
     assert run.steps == 1 and run.scaler.get_scale() == 2.0**9
 
 
-@pytest.mark.slow
-def test_a_killed_run_that_repeats_steps_ends_bit_identical_and_at_the_same_scale(tmp_path):
-    step = 7
-    unbroken = own(tmp_path / "unbroken", "OwnStepScaled", *EVERY_STEP)
-    expected = trained(unbroken)
-    broken = own(tmp_path / "broken", "OwnStepScaled", *EVERY_STEP)
-    die_at(broken, step)
-    with pytest.raises(Killed):
-        broken.train()
-    last = own(tmp_path / "broken", "OwnStepScaled")
-    assert_same(trained(last), expected)
-    assert (broken.steps, last.steps) == (step, STEPS - step)
-    assert broken.passes + last.passes == unbroken.passes, "the first scale is not searched for again"
-    assert last.scaler.state_dict() == unbroken.scaler.state_dict()
-    assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
-
-
 @pytest.mark.parametrize("learner", mostly_slow(["VPT", "PromptSRC"], sample=("VPT",)))
-def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, capsys):
+def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch):
     """The gradients of these learners overflow at the scaler's first scale, and two epochs are too short to lose steps."""
     monkeypatch.setattr(clip_model, "FP32_ON_CPU", ())
     ends, steps, starts = {}, [], None
@@ -79,6 +59,5 @@ def test_a_short_run_under_amp_ends_as_in_fp32(learner, tmp_path, monkeypatch, c
         starts = torch.cat([p.flatten() for p in parameters(run).values()])
         ends[value] = torch.cat([p.flatten() for p in trained(run).values()]), run.progress.rows[-1]["loss"]
     assert steps == ["fp32"] * 10 + ["amp"] * 10
-    assert capsys.readouterr().out.count("amp: scaled gradients overflowed") == 1
     assert ends["amp"][1] == pytest.approx(ends["fp32"][1], rel=3e-3)
     assert (ends["amp"][0] - ends["fp32"][0]).norm() < 0.02 * (ends["fp32"][0] - starts).norm()

@@ -73,16 +73,6 @@ def test_it_is_resumed_bit_identical(folder, trained):
 
 
 @pytest.mark.slow
-def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
-    args = ["--eval-only", "--model-dir", trained, *emoji_args(TRAINER, folder / "new"), *TINY]
-    run_train("--learner", "my_learner.py", *args, "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
-    (result,) = json.loads((folder / "new" / "results.json").read_text())["results"]
-    assert (result["classes"], result["num_classes"]) == ("new", 30)
-    run_train("--learner", "my_learner.py", *emoji_args("MyLearner", folder / "supervised"), *TINY, cwd=folder)
-    assert json.loads((folder / "supervised" / "results.json").read_text())["teacher"] is None
-
-
-@pytest.mark.slow
 def test_its_bundle_is_loaded_with_the_flag_and_refused_without(folder, trained):
     image_file(folder / "photo.png")
 
@@ -111,10 +101,6 @@ BROKEN = {
         "from kdpl.students import CoOp as Parent\nfrom kdpl.trainers import prompt_learner\n"
         "@prompt_learner\nclass CoOp(Parent):\n    pass",
         "A prompt learner 'CoOp' exists already",
-    ),
-    "node": (
-        "from kdpl.students import CoOp\nclass Mine(CoOp):\n    defaults = {'N_CTX': 4, 'W': 1.0}",
-        "TRAINER.COOP are the options of a learner of KDPL: give yours a `node` of its own",
     ),
 }
 

@@ -75,31 +75,6 @@ def test_it_is_called_on_an_installed_dassl(tmp_path):
 # -------------------------------------------------------------------------------------------------------- gradient scaling
 
 
-def scaled(run, scale=2.0**14):
-    """Return the run with the gradient scaling that PREC amp has on a GPU."""
-    run.scaler = torch.amp.GradScaler(run.device.type, init_scale=scale, enabled=True)
-    return run
-
-
-@pytest.mark.parametrize("name", mostly_slow(["OwnStep", "OwnStepInParts"], "OwnStepInParts", sample=()))
-def test_its_gradients_are_scaled_and_unscaled(name, tmp_path):
-    """Both are multiplications by a power of 2, so that the prompts are those of a run without."""
-    plain = trained(own(tmp_path / "plain", name=name))
-    run, seen = scaled(own(tmp_path / "scaled", name=name)), []
-    forward_backward = run.forward_backward
-
-    def record(batch):
-        terms = forward_backward(batch)
-        seen.append(run.student.learned.ctx.grad.abs().max().item())  # unscaled by the step
-        return terms
-
-    run.forward_backward = record
-    sizes = []
-    run.student.learned.ctx.register_hook(lambda gradient: sizes.append(gradient.abs().max().item()))
-    assert_same(trained(run), plain)
-    assert sizes == [size * 2.0**14 for size in seen], "the backward pass ran on the scaled loss"
-
-
 # ----------------------------------------------------------------------------------------------------------- several ranks
 
 

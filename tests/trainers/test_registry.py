@@ -62,15 +62,3 @@ def test_a_name_that_a_fork_holds_stays_the_forks(tmp_path):
     )
     assert printed.splitlines()[0].split() == ["CoOp", *(f"KDPL_{n}" for n in sorted(LEARNERS))]
     assert printed.splitlines()[1].split() == ["__main__", "kdpl.trainers.learners"]
-
-
-@pytest.mark.slow
-def test_an_installed_dassl_wins_over_the_bundled_one(tmp_path):
-    (tmp_path / "dassl").mkdir()
-    (tmp_path / "dassl" / "__init__.py").write_text("")
-    code = """
-        import sys; sys.path.insert(0, "")
-        import kdpl, dassl
-        print(kdpl.dassl_in_use())
-        """
-    assert run(code, tmp_path).strip() == f"Dassl: installed, {tmp_path / 'dassl'}"

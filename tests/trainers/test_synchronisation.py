@@ -86,12 +86,6 @@ def test_no_step_waits(trainer, tmp_path):
     assert second_step(build(trainer, tmp_path, *SMALL, "DATALOADER.NUM_WORKERS", 0, *sgd)) == {}
 
 
-@pytest.mark.parametrize("learner", ["KgCoOp"])
-def test_nor_does_a_step_whose_text_is_split(learner, tmp_path):
-    options = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.MAX_TEXT_ROWS", 100)
-    assert second_step(build(f"KDPL_{learner}", tmp_path, *SMALL, *options)) == {}
-
-
 def test_a_class_agnostic_step_reads_the_selected_names_once(tmp_path):
     """They become texts, which the CPU prepares; the prompts of new names are sent to the device."""
     vocabulary = ("TRAINER.KDPL.VOCABULARY", ROOT / "tests/golden/vocab120.txt", "TRAINER.KDPL.K_MAX", 20)
