@@ -15,8 +15,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+FORMATS = (".csv", ".npz", ".safetensors")
 PREFIX = "probabilities:"  # of TRAINER.KDPL.TEACHER, before a file
 SUM = 1e-3  # by which the probabilities of an image may add up to something else than 1
 LEAST = 1e-30  # a probability below is taken for this, whose logarithm is finite
@@ -121,14 +123,15 @@ def read_probabilities(path: str | os.PathLike) -> Probabilities:
 
     - `.csv`: a header `path,NAME,NAME,...`, and a row for each image.
     - `.npz`: arrays `paths (N)`, `names (C)` and `probabilities (N, C)`.
+    - `.safetensors`: a tensor `probabilities (N, C)`, and in the metadata `paths` and `names` as JSON lists.
 
     Raises:
         ValueError, OSError: the message names the file and what is wrong with it.
     """
     path = Path(path).expanduser()
     where = f"'{path}'"
-    if not path.is_file() or path.suffix not in (".csv", ".npz"):
-        raise ValueError(f"There is no table of probabilities {where}: expected a file .csv or .npz.")
+    if not path.is_file() or path.suffix not in FORMATS:
+        raise ValueError(f"There is no table of probabilities {where}: expected a file {', '.join(FORMATS)}.")
     try:
         if path.suffix == ".csv":
             with open(path, newline="", encoding="utf-8-sig") as file:
@@ -137,11 +140,15 @@ def read_probabilities(path: str | os.PathLike) -> Probabilities:
                 raise ValueError("expected a header 'path,NAME,NAME,...' and as many cells in each row")
             names, keys, cells = head[1:], [row[0] for row in rows], [[float(cell) for cell in row[1:]] for row in rows]
             values = torch.tensor(cells, dtype=torch.float64)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                names, keys = (json.loads((file.metadata() or {})[name]) for name in ("names", "paths"))
+                values = file.get_tensor("probabilities")
         else:
             with np.load(path, allow_pickle=False) as file:
                 names, keys = ([str(text) for text in file[name]] for name in ("names", "paths"))
                 values = torch.from_numpy(file["probabilities"].astype(np.float64))
         return Probabilities(names, keys, values, where)
-    except (KeyError, TypeError, EOFError, BadZipFile, RuntimeError, ValueError) as error:
+    except (KeyError, TypeError, EOFError, BadZipFile, RuntimeError, SafetensorError, ValueError) as error:
         text = str(error)
         raise ValueError(text if text.startswith(where) else f"{where} cannot be read as a table ({text}).") from error

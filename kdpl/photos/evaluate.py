@@ -15,7 +15,8 @@ from tabulate import tabulate
 from kdpl.common import exits
 from kdpl.common.files import file_digest
 from kdpl.common.messages import did_you_mean, signed
-from kdpl.common.safe_text import REJECTED, from_cell, read_json
+from kdpl.common.outputs import check_files, open_output
+from kdpl.common.safe_text import REJECTED, from_cell, read_json, to_cell
 from kdpl.photos.commands import add_prompt_flags, check_prompts, classifier_of, doing, guarded
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("prompts", metavar="OUT", help="output folder of a fit or a training")
     add("--labels", required=True, metavar="FILE", help="CSV with the columns path and label: labels.csv of the gallery")
+    add("--csv", metavar="FILE", help="also write the whole confusion of classes: label, predicted, photos")
     add("--sentence", metavar="S", help="also the accuracy of this hand-written sentence, 'a photo of a {}.' say")
     add_prompt_flags(parser)
     return parser.parse_args(argv)
@@ -179,14 +181,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kdpl eval`; return its exit status."""
-    judged, unread = print_accuracy(parse_args(argv))
-    confused = Counter((j.label or "(not known)", j.predicted) for j in judged if not j.right).most_common(SHOWN)
+    args = parse_args(argv)
+    check_files([args.csv], [args.labels])
+    judged, unread = print_accuracy(args)
+    counts = Counter((j.label or "(not known)", j.predicted) for j in judged)
+    confused = [(n, *pair) for pair, n in counts.most_common() if pair[0] != pair[1]][:SHOWN]
     if confused:
-        print(
-            "",
-            tabulate([(n, *pair) for pair, n in confused], ["photos", "label", "predicted"], disable_numparse=True),
-            sep="\n",
-        )
+        print("", tabulate(confused, ["photos", "label", "predicted"], disable_numparse=True), sep="\n")
+    if args.csv:
+        with open_output(args.csv, "w", newline="") as file:
+            rows = ((to_cell(label), to_cell(predicted), n) for (label, predicted), n in sorted(counts.items()))
+            csv.writer(file).writerows([("label", "predicted", "photos"), *rows])
     return exits.SOME_UNREAD if unread else 0
 
 

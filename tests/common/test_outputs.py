@@ -80,6 +80,8 @@ def given(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
+        "eval OUT --labels labels.csv --csv labels.csv",
+        "eval OUT --labels labels.csv --csv photos/a.png",
         "predict OUT photos --classnames names.txt --csv link.txt",
         "predict OUT photos --classnames names.txt --csv hard_link.txt",
         "predict OUT photos --csv OUT/photos.json",

@@ -1,8 +1,11 @@
 """Teachers that are no CLIP: a table of probabilities, and any object with names and logits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdpl.clip.loading import load_clip
 from kdpl.distill.given import Probabilities, read_probabilities
@@ -18,12 +21,14 @@ def write(path, values=P, names=NAMES, paths=PATHS):
         head = ",".join(["path", *(f'"{name}"' for name in names)])
         rows = [",".join([p, *(f"{float(x):.9g}" for x in row)]) for p, row in zip(paths, values, strict=True)]
         path.write_text("\n".join([head, *rows]), encoding="utf-8")
+    elif path.suffix == ".safetensors":
+        save_file({"probabilities": values}, path, {"names": json.dumps(names), "paths": json.dumps(paths)})
     else:
         np.savez(path, names=names, paths=paths, probabilities=values.numpy())
     return path
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "safetensors"])
 def test_a_table_gives_each_image_its_own_distribution_in_any_order(tmp_path, kind):
     table = read_probabilities(write(tmp_path / f"p.{kind}"))
     assert table.names == NAMES
@@ -58,7 +63,7 @@ def test_other_names_another_order_and_missing_images_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2", b"path,cat\nx", b"path,cat,dog\nx,a,b"])
 def test_a_file_that_is_no_table_is_named(tmp_path, content):
-    for name in ("p.csv", "p.npz"):
+    for name in ("p.csv", "p.npz", "p.safetensors"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}' cannot be read as a table"):
             read_probabilities(tmp_path / name)

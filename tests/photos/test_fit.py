@@ -452,7 +452,12 @@ def test_eval_judges_what_was_checked(fitted, tmp_path, capsys):
     rows += [(path, "", "no", name) for path, name in zip(paths[18:], other[18:], strict=True)]  # an older one was wrong
     with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
-    assert evaluate([str(folder), "--labels", str(tmp_path / "labels.csv")]) == 0
+    os.mkfifo(tmp_path / "fifo")  # written through
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE, text=True) as reader:
+        argv = ["--labels", str(tmp_path / "labels.csv"), "--csv", str(tmp_path / "fifo")]
+        assert evaluate([str(folder), *argv]) == 0
+        counts = [int(row["photos"]) for row in csv.DictReader(reader.communicate()[0].splitlines())]
+    assert sum(counts) == 18 and (tmp_path / "fifo").is_fifo()
     out = capsys.readouterr().out
     low, high = wilson(12, 18)
     assert f"Accuracy: 66.7 % of 18 photos (95 % interval: {low:.1f} to {high:.1f} %)" in out
