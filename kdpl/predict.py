@@ -89,19 +89,15 @@ def check(args: argparse.Namespace) -> Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(argv)
-    if args.undo:
-        return undo_moves(args.undo)
-    return predict(args)
+    return undo_moves(args.undo) if args.undo else predict(args)
 
 
 def undo_moves(log: str) -> int:
     """Move photos back by a log; return the exit status."""
     try:
         back, left = undo(log)
-    except ValueError as error:
-        return report(error, exits.BAD_INPUT)
-    except OSError as error:
-        return report(error, exits.FAILED)
+    except (ValueError, OSError) as error:
+        return report(error, exits.BAD_INPUT if isinstance(error, ValueError) else exits.FAILED)
     print(f"{back:,} photos are back where they were")
     for photo in left:
         print(f"left: '{photo}', since there is a file where it was", file=sys.stderr)
@@ -125,12 +121,10 @@ def predict(args: argparse.Namespace) -> int:
             stop.install()
             print(f"Watching {', '.join(args.images)}; Ctrl-C ends it", file=sys.stderr, flush=True)
         run(new_images(args.images, found.images, lambda: stop.signal is not None) if args.watch else ())
-    except ValueError as error:  # a class name too long for the text tower
-        return report(error, exits.BAD_INPUT)
     except BrokenPipeError:  # the reader of a FIFO or of the standard output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        return report(error, exits.FAILED)
+    except (ValueError, OSError) as error:  # a class name too long for the text tower, a full disk
+        return report(error, exits.BAD_INPUT if isinstance(error, ValueError) else exits.FAILED)
     for line in run.summary(time.perf_counter() - start):
         print(line, file=sys.stderr)
     return exits.SOME_UNREAD if run.unread or run.without_keyword else 0

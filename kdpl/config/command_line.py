@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 from kdpl.common.environment import PACKAGE
@@ -11,8 +12,6 @@ from kdpl.config.defaults import merged_cfg
 
 # Installed, the configurations lie in the package; in a checkout they lie beside it.
 CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir() or p.parent != PACKAGE)
-
-
 DESCRIPTION = "Train and evaluate prompt learners, with the flags of CoOp and its forks."
 
 
@@ -48,17 +47,14 @@ def parse_args(argv: list[str] | None = None, description: str = DESCRIPTION) ->
         help="data sets to test on in the same process after the run: names or paths of data set configurations",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="single settings")
-    args, unknown = parser.parse_known_args(argv)
+    # A list of a flag would take every word up to the next flag, so the pairs are kept from it.
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = next((i for i, word in enumerate(words) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word)), len(words))
+    args, unknown = parser.parse_known_args(words[:end])
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0], flags)}")
-    for name in ("eval_datasets", "source_domains", "target_domains", "transforms"):
-        # argparse gives a list every word up to the next flag: the KEY VALUE pairs among them go back to opts.
-        values = getattr(args, name) or []
-        first = next((i for i, v in enumerate(values) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", v)), None)
-        if first is not None:
-            setattr(args, name, values[:first])
-            args.opts = values[first:] + args.opts
+    args.opts += words[end:]
     return args
 
 
