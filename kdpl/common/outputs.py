@@ -55,8 +55,9 @@ def check_folder(folder: str | os.PathLike, kind: str, photos: str | os.PathLike
     folder = Path(folder)
     if photos is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(photos)):
         raise OutputError(f"The output folder '{folder}' is inside the photos' folder '{photos}': choose one outside of it.")
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"The output folder '{folder}' is a file: choose another path.")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise OutputError(f"The output folder '{folder}' cannot be made: '{nearest}' is a file. Choose another path.")
     there = kind_of(folder)
     if there == kind or not folder.is_dir():
         return

@@ -142,7 +142,7 @@ MISTAKES = [
     (["--fresh", "--eval-only", "--model-dir", f"{ROOT}/docs", "--output-dir", str(ROOT)], "the prompts of", "choose another"),
     (["--eval-only", "--no-train"], "--eval-only and --no-train contradict each other", "Drop one"),
     (["--resume", "/nowhere"], "RESUME (--resume) '/nowhere' is not a folder", "expected the output folder of a run"),
-    (["--output-dir", f"{ROOT}/README.md"], f"'{ROOT}/README.md' is a file", "choose another"),
+    (["--output-dir", f"{ROOT}/README.md/run"], f"'{ROOT}/README.md' is a file", "Choose another"),
 ]
 
 
