@@ -1,13 +1,7 @@
 """One residual attention block of a CLIP tower, taken apart so that prompted passes can run it piece by piece, and the causal
-attention of prompts that lie packed in one matrix.
+attention of prompts that lie packed in one matrix: the prefix that all share, then each prompt's own suffix.
 
-`Block` works on the blocks of OpenAI's CLIP and of open_clip, and on the patched blocks that forks of MaPLe and PromptSRC have,
-since it calls their submodules and never their `forward`.
-
-Packed prompts are rows of one matrix: the prefix that all share, then each prompt's own suffix. A CPU and a card want their
-attention differently. On a CPU the arithmetic counts: suffixes of one length make a group, no padding is computed, and only
-the suffixes' queries attend. On a card the number of launches counts: all suffixes are gathered into one padded size, which is
-one attention call over whole prompts, under the causal mask that needs no tensor.
+On a CPU arithmetic counts, on a card the number of launches: docs/text_pass.md says what follows from that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +29,8 @@ def on_cpu(x: Tensor) -> bool:
 
 class Block:
     """A view of one frozen residual attention block: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
+
+    It calls the block's submodules and never its `forward`, which forks of MaPLe and PromptSRC replace.
 
     Args:
         block: a `ResidualAttentionBlock` of OpenAI's CLIP or of open_clip.

@@ -37,15 +37,12 @@ def facts_of(name: str) -> list[str]:
     """Return pixels, parameters in millions, the learners that a model takes as the student, and its file if it is here."""
     try:
         a, file = describe(name), find_weights(name)
-        count = sum(value.numel() for value in outline_clip(name).model.parameters())
-    except ModelNameError:  # no weights are published
-        return ["", "", "write MODEL:FILE", ""]
-    except WeightsError:  # its tokenizer needs a package or files
-        return ["", "", "needs pip install 'kdpl[hf]', or its tokenizer's files (docs/models.md)", ""]
-    some = "all with prompts at depth 1" if a.no_deep_text else "all"
-    learners = some if a.is_vit else f"those of text: {', '.join(text_learners())}"
-    here = f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""
-    return [str(a.resolution), f"{count / 1e6:,.0f}", "teacher only" if a.no_text_context else learners, here]
+    except (ModelNameError, WeightsError) as error:  # no weights are published; its tokenizer needs a package or files
+        return ["", "", "write MODEL:FILE" if isinstance(error, ModelNameError) else "needs files (docs/models.md)", ""]
+    count = sum(value.numel() for value in outline_clip(name).model.parameters())
+    learners = f"those of text: {', '.join(text_learners())}" if not a.is_vit else "all"
+    learners = "teacher only" if a.no_text_context else "all with prompts at depth 1" if a.no_deep_text else learners
+    return [f"{a.resolution}", f"{count / 1e6:,.0f}", learners, f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = named(words)
         if not found:
-            return exits.report(ValueError(f"No model or tag has {' and '.join(words)} in its name."), exits.BAD_INPUT)
+            raise ModelNameError(f"No model or tag has {' and '.join(words)} in its name.")
         if len(found) <= MOST_BUILT:
             names = [name for model, tags in found.items() for name in ([f"{model}:{tag}" for tag in tags] or [model])]
             heads = ["name", "pixels", "million parameters", "student of", "weights"]

@@ -49,7 +49,7 @@ def load_clip(
     return clip
 
 
-def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | None = None) -> Clip:
+def outline_clip(name: str) -> Clip:
     """Build a CLIP on the meta device, with shapes and types in place of weights; nothing is downloaded.
 
     Raises:
@@ -58,13 +58,10 @@ def outline_clip(name: str, precision: str = "fp32", frozen_precision: str | Non
     source = resolve(name)
     if source.kind == "file":
         state = {key: torch.empty_like(value, device="meta") for key, value in read_state_dict(Path(source.path)).items()}
-        clip = build_openai(name, state)
-    else:
-        if source.kind == "openai":  # open_clip has the same models
-            source = Source("open_clip", name.removesuffix("px").translate(str.maketrans("/@", "--")), "openai")
-        clip = load_open_clip(name, source, precision == "fp16", weights=False)
-    set_precision(clip, precision, frozen_precision)
-    return clip
+        return build_openai(name, state)
+    if source.kind == "openai":  # open_clip has the same models
+        source = Source("open_clip", name.removesuffix("px").translate(str.maketrans("/@", "--")), "openai")
+    return load_open_clip(name, source, half=False, weights=False)
 
 
 def find_weights(name: str) -> Path | None:
@@ -74,10 +71,10 @@ def find_weights(name: str) -> Path | None:
         ModelNameError: as `load_clip`.
     """
     source = resolve(name)
-    if source.kind == "openai":
-        file = openai_file(name)[1]
-        return file if file.is_file() else None
-    return Path(source.path) if source.kind == "file" else find_open_clip(name, source)
+    if source.kind not in ("openai", "file"):
+        return find_open_clip(name, source)
+    file = openai_file(name)[1] if source.kind == "openai" else Path(source.path)
+    return file if file.is_file() else None
 
 
 def describe(name: str) -> Architecture:

@@ -20,12 +20,6 @@ from kdpl.clip.text_tower import HubText, TextTower, WholeText
 from kdpl.clip.vision_tower import TimmViT, VisionTower
 
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}  # for a PREC
-SHOWN_BY_WEIGHTS = frozenset(  # and by tokenizer and preprocessing; of a configuration
-    (
-        "layers", "width", "patch_size", "image_size", "context_length", "vocab_size", "hf_model_pretrained",
-        "timm_model_pretrained", "hf_tokenizer_name",
-    )
-)  # fmt: skip
 AT_ONCE = 2**28  # bytes that are copied from a GPU together
 FP32_ON_CPU = ("fp16", "amp")  # slow on a CPU; tests empty this, and PyTorch computes them there as on a GPU
 
@@ -41,7 +35,7 @@ class Clip:
         tokenizer: how a sentence becomes token ids.
         autocast_dtype: of the passes with learned prompts; None: the precision of the weights.
         frozen_autocast_dtype: of the passes in which nothing is learned.
-        config: what it was built from, as open_clip's configurations have it, without open_clip's defaults.
+        config: what it was built from, as open_clip's configurations have it, without its defaults and what weights show.
     """
 
     model: nn.Module
@@ -84,7 +78,8 @@ class Clip:
 
     def autocast(self, frozen: bool = False) -> torch.autocast:
         """Return the context that a pass with learned prompts, or a frozen one, runs in."""
-        return autocast(self.device, self.frozen_autocast_dtype if frozen else self.autocast_dtype)
+        dtype = self.frozen_autocast_dtype if frozen else self.autocast_dtype
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,9 +148,8 @@ class Clip:
         """What changes its features and is not in its weights, in words, by name; names begin with the tower's."""
         p, design = self.preprocessing, {}
         for tower, part in (("image", "vision_cfg"), ("text", "text_cfg")):
-            options = {key: value for key, value in self.config.get(part, {}).items() if key not in SHOWN_BY_WEIGHTS}
             design[f"{tower} activation"] = "QuickGELU" if self.config.get("quick_gelu") else "GELU"
-            design[f"{tower} options"] = json.dumps(options, sort_keys=True, default=str)
+            design[f"{tower} options"] = json.dumps(self.config.get(part, {}), sort_keys=True, default=str)
         design["image resizing"] = f"{p.size[0]} x {p.size[1]}, {p.interpolation}, {p.resize_mode}"
         for name, values in (("mean", p.mean), ("std", p.std)):
             design[f"image {name}"] = ", ".join(f"{value:.6g}" for value in values)
@@ -234,11 +228,6 @@ def similarity_logits(scale: Tensor | float, image_features: Tensor, text_featur
     Returns:
         Logits `(B, C)`.
     """
-    if image_features.dim() != 2 or text_features.dim() not in (2, 3):
-        raise ValueError(
-            f"Features {tuple(image_features.shape)} of images and {tuple(text_features.shape)} of texts do not give logits "
-            "(B, C): expected (B, d), and (C, d) or (B, C, d)."
-        )
     with torch.autocast(image_features.device.type, enabled=False):
         if text_features.dim() == 2:
             return scale * image_features.float() @ text_features.float().T
@@ -259,11 +248,6 @@ def effective_precision(value: str, device_type: str, frozen: bool = False) -> s
     if value in FP32_ON_CPU and device_type == "cpu":
         return "bf16" if frozen and cpu_has_bf16() else "fp32"
     return value
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return the context of one precision, whatever the one around it; None: that of the weights."""
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 class NotFiniteError(ValueError):

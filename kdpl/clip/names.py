@@ -18,7 +18,6 @@ from pathlib import Path
 
 from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common.messages import did_you_mean, short_reason
-from kdpl.common.safe_text import UnsafeTextError, read_json
 
 EMBEDDED = ("emoji_student", "emoji_teacher")
 DEFAULT_TAGS = {"ViT-H-14-quickgelu": "dfn5b"}  # the paper's teacher
@@ -151,14 +150,9 @@ def _of_open_clip(name: str, architecture: str, rest: str) -> Source:
 
 def _in_folder(folder: Path, repository: str = "") -> Source:
     """Return the source of a folder with a configuration."""
-    if (folder / HUB_CONFIG).is_file():
-        return Source("folder", path=str(folder), repository=repository)
-    try:
-        content = read_json(folder / TRANSFORMERS_CONFIG)
-    except (OSError, UnsafeTextError):
-        content = None
-    if isinstance(content, dict) and "model_type" in content:
-        return Source("transformers", path=str(folder), repository=repository)
+    for kind, config in (("folder", HUB_CONFIG), ("transformers", TRANSFORMERS_CONFIG)):
+        if (folder / config).is_file():
+            return Source(kind, path=str(folder), repository=repository)
     raise ModelNameError(
         f"The folder '{folder}' has no {HUB_CONFIG}, and no {TRANSFORMERS_CONFIG} of transformers: expected the files of an "
         "open_clip model or of a CLIPModel as the Hugging Face hub has them. For weights alone write 'MODEL:TAG:FILE'."

@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ WEIGHTS_FILES = (  # of a folder, and of a repository on the hub
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
+
+SHOWN = ("layers", "width", "patch_size", "image_size", "context_length", "vocab_size", "hf_tokenizer_name")
+SHOWN += ("hf_model_pretrained", "timm_model_pretrained")  # of a configuration, by weights, tokenizer or preprocessing
 
 
 class Recipe(NamedTuple):
@@ -87,17 +90,18 @@ def load_open_clip(name: str, source: Source, half: bool, weights: bool = True) 
         _load_weights(model, find_open_clip(name, source) or _download(name, source, recipe.published), source)
     else:
         model = model.to("meta")
-    return Clip(model, name, recipe.preprocessing, tokenizer, config=_without_defaults(recipe.config))
+    return Clip(model, name, recipe.preprocessing, tokenizer, config=_own_options(recipe.config))
 
 
-def _without_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what open_clip has by default, so that equal models have equal ones."""
+def _own_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says beyond open_clip's defaults, weights, tokenizer and preprocessing."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    kept = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
+    options: dict[str, Any] = {"quick_gelu": config["quick_gelu"]}
     for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
-        kept[part] = {key: value for key, value in config[part].items() if value != getattr(defaults, key, None)}
-    return kept
+        own = {key: value for key, value in config[part].items() if value != getattr(defaults, key, None)}
+        options[part] = {key: value for key, value in own.items() if key not in SHOWN}
+    return options
 
 
 def _build(name: str, recipe: Recipe, half: bool) -> nn.Module:
@@ -107,41 +111,36 @@ def _build(name: str, recipe: Recipe, half: bool) -> nn.Module:
         WeightsError: its text tower needs a package or a configuration that is not here.
         ModelNameError: open_clip cannot build it.
     """
-    hub_text = recipe.config["text_cfg"].get("hf_model_name") or ""
-    try:
-        model = _create(recipe, "fp16" if half and _has_own_half(recipe.config) else "fp32")
-    except Exception as error:  # of many kinds, from deep inside
-        if hub_text and (isinstance(error, OSError) or find_spec("transformers") is None):
-            raise missing_part(name, "text tower", hub_text, error) from error
-        raise ModelNameError(f"open_clip cannot build '{name}' ({short_reason(error)}): choose another CLIP.") from error
-    for scalar in (model.logit_scale, model.logit_bias):
-        if scalar is not None:
-            scalar.data = scalar.data.float()  # it multiplies features in fp32
-    return model.requires_grad_(False).eval()
-
-
-def _create(recipe: Recipe, precision: str) -> nn.Module:
     import open_clip
 
     sizes = recipe.config if recipe.base == PLAIN else {}
+    hub_text = recipe.config["text_cfg"].get("hf_model_name") or ""
 
     def create() -> nn.Module:
         return open_clip.create_model(
-            recipe.base, load_weights=False, precision=precision, device=None, pretrained_text=False,
-            force_quick_gelu=recipe.config["quick_gelu"], **copy.deepcopy(sizes),
+            recipe.base, load_weights=False, precision="fp16" if half and _has_own_half(recipe.config) else "fp32",
+            device=None, pretrained_text=False, force_quick_gelu=recipe.config["quick_gelu"], **copy.deepcopy(sizes),
         )  # fmt: skip
 
     logging.disable(logging.WARNING)  # that the model has no weights yet
     try:
-        with _empty_parameters():
+        try:
+            with _empty_parameters():
+                model = create()
+        except RuntimeError:  # some image towers run their stem once to learn its size, which needs values
             model = create()
         if any(value.is_meta for name, value in model.named_buffers()):  # computed on the device of a parameter
-            raise RuntimeError("a buffer has no values")
-        return model
-    except RuntimeError:  # some image towers run their stem once to learn its size, which needs values
-        return create()
+            model = create()
+    except Exception as error:  # of many kinds, from deep inside
+        if hub_text and (isinstance(error, OSError) or find_spec("transformers") is None):
+            raise missing_part(name, "text tower", hub_text, error) from error
+        raise ModelNameError(f"open_clip cannot build '{name}' ({short_reason(error)}): choose another CLIP.") from error
     finally:
         logging.disable(logging.NOTSET)
+    for scalar in (model.logit_scale, model.logit_bias):
+        if scalar is not None:
+            scalar.data = scalar.data.float()  # it multiplies features in fp32
+    return model.requires_grad_(False).eval()
 
 
 @contextmanager
@@ -175,8 +174,6 @@ def _has_own_half(config: dict[str, Any]) -> bool:
 
 def find_open_clip(name: str, source: Source) -> Path | None:
     """Return the file of a CLIP's weights if it is here; nothing is downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
     if source.kind == "open_clip" and source.path:
         return Path(source.path)
     if source.path and not source.repository:
@@ -188,35 +185,35 @@ def find_open_clip(name: str, source: Source) -> Path | None:
     if "hf_hub" not in published:
         file = Path("~/.cache/clip", os.path.basename(published["url"])).expanduser()  # open_clip's own place
         return file if file.is_file() else None
-    repository, revision, files = _on_hub(published)
-    cached = (try_to_load_from_cache(repository, file, revision=revision) for file in files)
-    return next((Path(path) for path in cached if isinstance(path, str)), None)
+    with suppress(OSError):
+        return _on_hub(published, cached=True)
+    return None
 
 
-def _on_hub(published: dict) -> tuple[str, str | None, list[str]]:
-    """Return repository, revision, and the names that the file may have."""
+def _on_hub(published: dict, cached: bool = False) -> Path:
+    """Return the file of weights of a repository, downloaded unless it is in the cache."""
+    from huggingface_hub import snapshot_download
+
     repository, file = os.path.split(published["hf_hub"])
     repository, _, revision = repository.partition("@")
-    return repository, revision or None, [file] if file else [f for f in WEIGHTS_FILES if not f.endswith(".json")]
+    files = [file] if file else [f for f in WEIGHTS_FILES if not f.endswith(".json")]
+    for file in files:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[file], local_files_only=cached)
+        if (path := Path(folder, file)).is_file():
+            return path
+    raise FileNotFoundError(f"'{repository}' has none of {', '.join(files)}")
 
 
 def _download(name: str, source: Source, published: dict) -> Path:
     import open_clip
-    from huggingface_hub import hf_hub_url, snapshot_download
+    from huggingface_hub import hf_hub_url
 
-    url = published.get("url", "")
     try:
-        if "hf_hub" not in published:
-            return Path(open_clip.download_pretrained(published))
-        repository, revision, files = _on_hub(published)
-        url = hf_hub_url(repository, files[0] if len(files) == 1 else "open_clip_pytorch_model.bin")
-        for file in files:
-            path = Path(snapshot_download(repository, revision=revision, allow_patterns=[file]), file)
-            if path.is_file():
-                return path
-        raise FileNotFoundError(f"'{repository}' has none of {', '.join(files)}")
+        return _on_hub(published) if "hf_hub" in published else Path(open_clip.download_pretrained(published))
     except (OSError, RuntimeError, ValueError) as error:
-        file = url.rpartition("/")[2]
+        repository, file = os.path.split(published.get("hf_hub") or published["url"])
+        file = file or "open_clip_pytorch_model.bin"
+        url = hf_hub_url(repository.partition("@")[0], file) if "hf_hub" in published else published["url"]
         way = f"put it anywhere, and write '{source.architecture}:{source.tag}:/path/{file}' in place of the name."
         if source.repository:
             way = f"put it into '{source.path}', and write that folder in place of the name."

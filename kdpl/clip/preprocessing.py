@@ -92,7 +92,7 @@ def index_on(device: torch.device, values: Sequence) -> Tensor:
 class Tokenizer:
     """Sentences to token ids `[*sot, ..., *eot, pad, pad, ...]` of one length.
 
-    Subclasses give `encode`, `decode` and, if the ids of a whole sentence are more than that, `__call__`.
+    Subclasses give `encode` and `decode`.
 
     Attributes:
         context_length: ids of a sentence.
@@ -117,24 +117,11 @@ class Tokenizer:
         """Return the text of one id."""
         raise NotImplementedError
 
-    def vocabulary(self) -> Mapping[str, int]:
-        """Return the ids of its pieces of text, as far as they are known."""
-        return {}
-
     @cached_property
     def digest(self) -> str:
-        """A digest of the ids that it gives: those of all pieces it knows, and of texts that show how it prepares them."""
-        special = {*self.sot, *self.eot, *self.special}
-        pieces = sorted((piece, number) for piece, number in self.vocabulary().items() if number not in special)
-        texts = [self.encode(text) for text in PROBES]
-        facts = [self.context_length, self.sot, self.eot, self.pad, self.stripped, texts, pieces]
+        """A digest of the ids that it gives to texts that tokenizers prepare in different ways."""
+        facts = [self.context_length, self.sot, self.eot, self.pad, self.stripped, *map(self.encode, PROBES)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def check_length(self, text: str, tokens: int) -> None:
-        """Raise a ValueError if a text of so many ids, `sot` and `eot` among them, is longer than the context."""
-        tokens += self.stripped
-        if tokens > self.context_length:
-            raise ValueError(f"'{text}' has {tokens} tokens, the text tower takes {self.context_length}: shorten it.")
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the ids `(N, context_length)` of sentences.
@@ -145,7 +132,8 @@ class Tokenizer:
         ids = torch.full((len(texts), self.context_length), self.pad, dtype=torch.long)
         for i, text in enumerate(texts):
             tokens = [*self.sot, *self.encode(text), *self.eot]
-            self.check_length(text, len(tokens))
+            if (count := len(tokens) + self.stripped) > self.context_length:
+                raise ValueError(f"'{text}' has {count} tokens, the text tower takes {self.context_length}: shorten it.")
             ids[i, : len(tokens)] = torch.tensor(tokens)
         return ids
 
@@ -170,9 +158,6 @@ class BytePairs(Tokenizer):
 
     def decode(self, token: int) -> str:
         return self.simple.decode([token]).strip()
-
-    def vocabulary(self) -> Mapping[str, int]:
-        return self.simple.encoder
 
 
 class HubTokenizer(Tokenizer):
@@ -210,14 +195,6 @@ class HubTokenizer(Tokenizer):
 
     def decode(self, token: int) -> str:
         return self._inner.decode([token]).strip()
-
-    def vocabulary(self) -> Mapping[str, int]:
-        return self._inner.get_vocab()
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        for text in texts:
-            self.check_length(text, len(self.sot) + len(self.encode(text)) + len(self.eot))
-        return torch.as_tensor(self._tokenizer(texts))
 
 
 _hub_tokenizer = lru_cache(maxsize=8)(HubTokenizer)

@@ -3,7 +3,7 @@
 `PromptLayout` is for causal towers (packed rows, a shared prefix), `DenseLayout` for towers that read whole prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -40,6 +40,8 @@ class Layout:
 
     prefix: int
     size: int
+    _own_rows: Callable[[int], int]  # of a prompt, behind the prefix
+    _part: Callable[[Sequence[Sequence[int]]], "Layout"]  # the layout of some prompts
 
     def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], length: int, class_specific: bool):
         if not prompts:
@@ -115,13 +117,6 @@ class Layout:
             spans = zip(starts, [*starts[1:], len(self)], strict=True)
             self._parts = {(max_rows, apart): [(a, self._part(self.prompts[a:b])) for a, b in spans]}
         return self._parts[max_rows, apart]
-
-    def _own_rows(self, c: int) -> int:
-        """Return the number of rows of prompt `c` behind the prefix."""
-        raise NotImplementedError
-
-    def _part(self, prompts: Sequence[Sequence[int]]) -> "Layout":
-        raise NotImplementedError
 
 
 class PromptLayout(Layout):

@@ -1,15 +1,9 @@
 """The text pass: features of many prompts that share their beginning, without wasted work and without approximation.
 
-Under the causal mask of CLIP's text tower a position depends on earlier positions only. So nothing is computed after the
-end-of-text token (EOT); the tokens that all prompts begin with are run once, and every prompt's own tokens attend to
-their keys and values; and the last layer computes queries and MLP for the EOT positions alone.
-
-All prompts of a class list lie packed in one matrix, the shared prefix first and the suffixes sorted by length behind it, so
-that projections and MLPs are single large matrix products. Attention (kdpl/clip/blocks.py) takes few calls.
-
-Other towers (without a causal mask, pooled at a fixed place, with a class token, or of the Hugging Face hub) have positions
-that may depend on every other, the padding among them. `WholeText` and `HubText` run prompts at the length that the model was
-trained with, exactly as its own forward pass has it; only the last layer's positions that nobody reads are saved.
+Under the causal mask of CLIP's text tower a position depends on earlier ones only: nothing is computed after the end-of-text
+token (EOT), what all prompts begin with is run once, and the last layer computes queries and MLP for the EOT positions alone
+(docs/text_pass.md). `WholeText` and `HubText` run other towers, whose positions may depend on every other, at the length that
+the model was trained with, exactly as its own forward pass has it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +30,11 @@ class PromptedText:
 
     no_deep = ""  # why vectors cannot be put in at later layers; empty if they can
     max_rows = 0
-    depth: int
+    depth: int  # layers
+    width: int  # w, of token embeddings
+    embed_dim: int  # d, of the features
+    context_length: int  # ids of a prompt at most
+    vocabulary: int  # token ids that it knows
 
     def __call__(
         self,
@@ -111,6 +109,8 @@ class PromptedText:
 class TransformerText(PromptedText):
     """The text transformer of OpenAI's CLIP and of open_clip.
 
+    A causal one is read at a prompt's end, and no position depends on later ones.
+
     Args:
         model: a CLIP, or its text tower.
 
@@ -128,16 +128,15 @@ class TransformerText(PromptedText):
                 "of open_clip that gives one feature: it can be a teacher, not a student."
             )
         self.blocks = [Block(b) for b in text.transformer.resblocks]
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether a prompt is read at its end, and no position depends on later ones."""
-        causal = getattr(self._text, "attn_mask", True) is not None  # OpenAI's has its mask in the blocks
-        return causal and not self.has_class_token and self.pool in ("argmax", "eos")
-
-    @property
-    def has_class_token(self) -> bool:
-        return getattr(self._text, "cls_emb", None) is not None
+        self.has_class_token = getattr(text, "cls_emb", None) is not None
+        causal = getattr(text, "attn_mask", True) is not None  # OpenAI's has its mask in the blocks
+        self.is_causal = causal and not self.has_class_token and self.pool in ("argmax", "eos")
+        length, self.width = text.positional_embedding.shape
+        self.context_length, self.depth = length - self.has_class_token, len(self.blocks)
+        self.vocabulary = text.token_embedding.num_embeddings
+        projection = text.text_projection
+        made = self.width if projection is None else projection.shape[1] if isinstance(projection, Tensor) else 0
+        self.embed_dim = made or projection.out_features
 
     @property
     def device(self) -> torch.device:
@@ -147,31 +146,6 @@ class TransformerText(PromptedText):
     def dtype(self) -> torch.dtype:
         """The precision of the residual stream: that of the projections' weights."""
         return self.blocks[0].attn.in_proj_weight.dtype
-
-    @property
-    def context_length(self) -> int:
-        return len(self._text.positional_embedding) - self.has_class_token
-
-    @property
-    def width(self) -> int:
-        return self._text.positional_embedding.shape[1]
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids that it knows."""
-        return self._text.token_embedding.num_embeddings
-
-    @property
-    def embed_dim(self) -> int:
-        """Width d of the text features."""
-        projection = self._text.text_projection
-        if projection is None:
-            return self.width
-        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
     def norm(self, layer: int, x: Tensor) -> Tensor:
         """Return rows `(..., w)` behind the first layer norm of a block, which is what its attention sees."""
@@ -302,28 +276,13 @@ class HubText(PromptedText):
     def __init__(self, text: nn.Module, context_length: int):
         self._text, self.context_length = text, context_length
         self._embedding = text.transformer.get_input_embeddings()
-        config = text.config
-        self.depth = next(
-            getattr(config, key) for key in ("num_hidden_layers", "encoder_layers", "num_layers") if hasattr(config, key)
-        )
+        self.vocabulary, self.width = self._embedding.weight.shape
+        self.embed_dim, depths = text.output_dim, ("num_hidden_layers", "encoder_layers", "num_layers")
+        self.depth = next(getattr(text.config, key) for key in depths if hasattr(text.config, key))
 
     @property
     def device(self) -> torch.device:
         return self._embedding.weight.device
-
-    @property
-    def width(self) -> int:
-        return self._embedding.weight.shape[1]
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids that it knows."""
-        return len(self._embedding.weight)
-
-    @property
-    def embed_dim(self) -> int:
-        """Width d of the text features."""
-        return self._text.output_dim
 
     def layout(self, prompts: Sequence[Sequence[int]], pad: int, class_specific: bool = False) -> DenseLayout:
         longest = min(max(map(len, prompts), default=0), self.context_length)

@@ -61,9 +61,9 @@ def read_transformers(name: str, folder: Path) -> tuple[dict[str, Any], dict[str
         OSError, ValueError, TypeError, KeyError, AttributeError: a file is missing or damaged.
     """
     config = read_json(folder / TRANSFORMERS_CONFIG)
-    if config["model_type"] != "clip":
+    if config.get("model_type") != "clip":
         raise ModelNameError(
-            f"'{name}' is a {shorten(config['model_type'])} of transformers, of whose formats only CLIP ('clip') is read. "
+            f"'{name}' is a {shorten(config.get('model_type'))} of transformers, of whose formats only CLIP ('clip') is read. "
             "Of siglip and siglip2 open_clip has the same weights: kdpl models siglip lists them."
         )
     text, vision = (_tower(name, config, part) for part in _TOWERS)

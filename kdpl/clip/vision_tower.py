@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside, on_cpu
 
 _TIMM = ("timm.models.vision_transformer.VisionTransformer", "timm.models.eva.Eva")  # the trunks that `TimmViT` runs
+NEEDED = "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
 CACHE = 12 * 2**20  # bytes for a layer's widest matrix, on a CPU
 
 
@@ -22,6 +23,7 @@ class PromptedVision:
     """A ViT image tower that takes learned tokens. It holds references, no copies."""
 
     blocks: list
+    width: int  # w, of its tokens
 
     @property
     def depth(self) -> int:
@@ -79,16 +81,11 @@ class VisionTower(PromptedVision):
         missing = [name for name in needed if not hasattr(visual, name)]
         if missing or getattr(visual, "pool_type", "tok") == "none":
             raise UnsupportedTowerError(
-                f"The image tower {type(visual).__name__} (missing {missing}) is not a ViT that gives one feature: "
-                "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
+                f"The image tower {type(visual).__name__} (missing {missing}) is not a ViT that gives one feature: {NEEDED}"
             )
         self.visual = visual
         self._at_class_token = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
-        self.blocks = [Block(b) for b in visual.transformer.resblocks]
-
-    @property
-    def width(self) -> int:
-        return self.visual.class_embedding.shape[0]
+        self.blocks, self.width = [Block(b) for b in visual.transformer.resblocks], len(visual.class_embedding)
 
     def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # which would make the number of images a constant
@@ -154,15 +151,10 @@ class TimmViT(PromptedVision):
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(trunk).__mro__}
         if not kinds.intersection(_TIMM) or getattr(trunk, "rope_mixed", False) or getattr(trunk, "dynamic_img_size", False):
             raise UnsupportedTowerError(
-                f"The image tower {type(trunk).__name__} of timm is not a ViT that takes learned tokens: "
-                "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
+                f"The image tower {type(trunk).__name__} of timm is not a ViT that takes learned tokens: {NEEDED}"
             )
         self.visual, self._trunk = visual, trunk
-        self.blocks = list(trunk.blocks)
-
-    @property
-    def width(self) -> int:
-        return self._trunk.embed_dim
+        self.blocks, self.width = list(trunk.blocks), trunk.embed_dim
 
     def norm(self, layer: int, x: Tensor) -> Tensor:
         norm = self.blocks[layer].norm1

@@ -1,8 +1,8 @@
 """A cache of text features by class name: a teacher's over a vocabulary, and a student's prompt ensembles.
 
-On disk there is one file (kdpl/common/features.py) below `text_features` in the cache folder for each text tower (architecture
-and weights) and list of templates. Features are stored in fp32, so that a run that reads them gets bit-identical values; half
-precision would move the published losses by more than 1e-4.
+On disk there is one `FeatureFile` below `text_features` in the cache folder for each text tower (architecture and weights) and
+list of templates. Features are stored in fp32, so that a run that reads them gets bit-identical values; half precision would
+move the published losses by more than 1e-4.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ from kdpl.common.files import cache_dir, key_of
 from kdpl.common.tensor_files import FeatureFile
 from kdpl.text.prompts import SENTENCES_AT_ONCE, ensemble_features
 
-NAMES_AT_ONCE = 1000  # features are copied from the device for so many names, so that a step does not wait for it
-
 
 def _file(clip: Clip, templates: Sequence[str], among: Sequence[str] = (), normalize: bool = False) -> FeatureFile:
     meaning = {"weights": clip.digest("text"), "templates": list(templates), "among": list(among)}
@@ -29,7 +27,7 @@ def _file(clip: Clip, templates: Sequence[str], among: Sequence[str] = (), norma
 class TextFeatures:
     """The normalised mean over templates of a frozen CLIP's text features, not normalised before, by class name.
 
-    Features are computed at first use, and written now and then and at `flush`.
+    Features are computed at first use, and written at `flush`.
 
     Args:
         clip: the frozen CLIP; the features are on its device, in fp32.
@@ -39,10 +37,9 @@ class TextFeatures:
     def __init__(self, clip: Clip, templates: Sequence[str]):
         self.clip, self.templates = clip, list(templates)
         self._row_of: dict[str, int] = {}  # of the table, by name
-        self._table = torch.empty(0)  # (capacity, d) fp32; grown by doubling
+        self._table = torch.empty(0)  # (N, d) fp32, on the device
         self._file: FeatureFile | None = None
-        self._not_in_file: list[str] = []
-        self._last: tuple[list[str], Tensor] | None = None  # the names of the last call and their rows, on the device
+        self._last: tuple[list[str], Tensor] | None = None  # the names of the last call and their rows
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Return the features `(C, d)` of these names, in fp32."""
@@ -56,32 +53,20 @@ class TextFeatures:
         if new := [n for n in dict.fromkeys(names) if n not in self._row_of]:
             with torch.autocast(self.clip.device.type, enabled=False):  # independent of the caller's autocast
                 self._add(new, ensemble_features(self.clip, new, self.templates, normalize=False))
-            self._not_in_file += new
-            if len(self._not_in_file) >= NAMES_AT_ONCE:
-                self._add_to_file()
-        rows = index_on(self._table.device, [self._row_of[n] for n in names])
-        self._last = list(names), rows
-        return self._table[rows]
+        self._last = list(names), index_on(self._table.device, [self._row_of[n] for n in names])
+        return self._table[self._last[1]]
+
+    def _add(self, names: Sequence[str], features: Tensor) -> None:
+        self._row_of.update((name, row) for row, name in enumerate(names, len(self._table)))
+        self._table = torch.cat([self._table, features])
 
     def flush(self) -> None:
         """Write the features that are not on disk yet; if they cannot be written, that is printed."""
-        if self._file is not None:
-            self._add_to_file()
-            self._file.save()
-
-    def _add_to_file(self) -> None:
-        names, self._not_in_file = self._not_in_file, []
-        if names:
-            self._file.add([key_of(n) for n in names], self._table[[self._row_of[n] for n in names]])
-
-    def _add(self, names: Sequence[str], features: Tensor) -> None:
-        first, last = len(self._row_of), len(self._row_of) + len(names)
-        if last > len(self._table):
-            grown = self._table.new_empty(max(last, 2 * len(self._table)), self._table.shape[1])
-            grown[:first] = self._table[:first]
-            self._table = grown
-        self._table[first:last] = features
-        self._row_of.update(zip(names, range(first, last), strict=True))
+        if self._file is None:
+            return
+        if new := [name for name in self._row_of if key_of(name) not in self._file]:
+            self._file.add([key_of(name) for name in new], self._table[[self._row_of[name] for name in new]])
+        self._file.save()
 
 
 def cached_text_features(clip: Clip, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:

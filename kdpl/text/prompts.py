@@ -113,9 +113,7 @@ def sentence_features(clip: Clip, sentences: Sequence[str], normalize: bool = Tr
 
 def template_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Return the normalised text features `(C, d)` of names in a sentence, or the mean over several: CLIP's ensembling."""
-    if len(templates) == 1:
-        return sentence_features(clip, fill(templates[0], names))
-    return ensemble_features(clip, names, templates)
+    return ensemble_features(clip, names, templates, normalize=len(templates) > 1)
 
 
 @torch.no_grad()
@@ -141,15 +139,14 @@ def same_names(names: Sequence[str], features: Tensor, clip: str) -> str:
         same = features[start : start + SENTENCES_AT_ONCE].float() @ features.float().T > SAME  # (n, C)
         for row, first in enumerate(same.byte().argmax(1).tolist(), start):  # of equal values the first
             groups.setdefault(first, []).append(names[row])
-    lists = [
-        ", ".join(f"'{name}'" for name in some[:5]) + ", ..." * (len(some) > 5) for some in groups.values() if len(some) > 1
-    ]
-    more = f"; and {len(lists) - 3} more groups" if len(lists) > 3 else ""
-    if not lists:
+    same = [group for group in groups.values() if len(group) > 1]
+    if not same:
         return ""
+    shown = "; ".join(", ".join(f"'{name}'" for name in group[:5]) for group in same[:3])
+    more = ", ..." if len(same) > 3 or max(map(len, same)) > 5 else ""
     return (
         f"To '{clip}' these names are the same, so that nothing can tell them apart (it may not know their words): "
-        f"{'; '.join(lists[:3])}{more}. Use other words for them, or another CLIP."
+        f"{shown}{more}. Use other words for them, or another CLIP."
     )
 
 

@@ -22,10 +22,10 @@ from kdpl.common.tensor_files import TensorFileError, check_tensors, load_torch
 NEWEST = "checkpoint"
 BEST = "model-best.pth.tar"
 
-# Published checkpoints hold schedulers, and the optimizers inside them, as pickled objects. These are replaced by inert
-# stand-ins; any other object, and so any code, is refused.
-_IGNORED_OBJECTS = ("torch.optim.", "dassl.optim.")
-_PLAIN_DICTS = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
+# Published checkpoints hold schedulers, and the optimizers inside them, as pickled objects. Nothing reads them: they become
+# empty. Any other object, and so any code, is refused.
+_UNUSED = ("torch.optim.", "dassl.optim.")
+_DICTIONARIES = ("collections.defaultdict", "builtins.dict", "__builtin__.dict")  # of an optimizer's state
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEARNED = re.compile(r"(^|\.)(ctx|VPT\w*|meta_net\..+|proj\.(weight|bias)|compound_prompt\w*\..+)$")
 
@@ -44,12 +44,11 @@ def checkpoint_path(folder: str | os.PathLike, model_name: str, epoch: int | Non
     path = folder / (BEST if epoch is None else f"model.pth.tar-{epoch}")
     if epoch is None and not path.is_file():
         path = newest_checkpoint(folder) or path
-    if not os.path.isfile(path):  # also False for an impossible file name, for which Path.is_file raises
-        present = sorted(p.name for p in folder.glob("model*")) if folder.is_dir() else []
-        what = f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it."
-        if present:
-            what = f"Its folder has {', '.join(present)}: choose one with --load-epoch."
-        raise CheckpointError(f"No model at '{str(path)[:1000]}'. {what}")
+    if not path.is_file():
+        present = ", ".join(sorted(p.name for p in folder.glob("model*")))
+        what = f"Its folder has {present}: choose one with --load-epoch."
+        expected = f"Expected the output folder of a run in --model-dir, with '{model_name}/model.pth.tar-<epoch>' in it."
+        raise CheckpointError(f"No model at '{path}'. {what if present else expected}")
     return path
 
 
@@ -100,20 +99,15 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
 
 
-def _stand_in(name: str) -> type | Callable | None:
-    if name in _PLAIN_DICTS:
-        return lambda *args: {}
-    return _Ignored if name.startswith(_IGNORED_OBJECTS) else None
+def _stand_in(name: str) -> Callable | None:
+    return (lambda *_: {}) if name in _DICTIONARIES else _Unused if name.startswith(_UNUSED) else None
 
 
-class _Ignored:
-    """Replaces an unused object of a published checkpoint."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
+class _Unused:
+    def __init__(self, *_: Any):
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+    __setstate__ = __init__
 
 
 def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str | os.PathLike) -> None:
@@ -137,14 +131,13 @@ def load_learned(module: nn.Module, state_dict: dict[str, Tensor], source: str |
             problems.append(f"{k} {tuple(v.shape)} has no place in this model")
         elif v.shape != wanted[k].shape or v.dtype not in _FLOATS:
             problems.append(f"{k} is {tuple(v.shape)} in {v.dtype}, {tuple(wanted[k].shape)} in this model")
+        elif not torch.isfinite(v).all():
+            problems.append(f"{k} holds NaN or infinite values")
     if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise CheckpointError(
-            f"'{source}' does not fit: {shown}. Choose the trainer, MODEL.BACKBONE.NAME, context length and prompt depth "
-            "that it was trained with."
+            f"'{source}' does not fit: {'; '.join(problems[:4])}{'; ...' if len(problems) > 4 else ''}. Choose the trainer, "
+            "MODEL.BACKBONE.NAME, context length and prompt depth that it was trained with, or another epoch."
         )
-    if broken := [k for k in wanted if not torch.isfinite(there[k]).all()]:
-        raise CheckpointError(f"'{source}' holds NaN or infinite values in {', '.join(broken)}: choose an earlier epoch.")
     with torch.no_grad():
         for key, parameter in wanted.items():
             parameter.copy_(there[key])

@@ -7,8 +7,9 @@ import csv
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,22 +24,17 @@ class DivergenceError(FloatingPointError):
     """A loss or a learned parameter became NaN or infinite."""
 
 
-class Step(NamedTuple):
-    """A training step that was read, with the means of its terms over the epoch so far."""
+@dataclass
+class Step:
+    """A training step."""
 
     batch: int  # in the epoch, from 0
     lr: float  # learning rate of this step
-    means: dict[str, float]
-    line: str = ""  # to be printed
-
-
-class _Waiting(NamedTuple):
-    batch: int
-    lr: float
-    paths: Sequence[str]
-    names: tuple[str, ...]
+    paths: Sequence[str]  # of the batch's images
+    names: tuple[str, ...]  # of its terms
     values: Tensor  # on the device
-    line: str = ""  # to be printed, with {} for the terms
+    line: str = ""  # to be printed, with {} for the terms until they are read
+    means: dict[str, float] = field(default_factory=dict)  # of the terms over the epoch so far, once they are read
 
 
 class Progress:
@@ -50,7 +46,7 @@ class Progress:
 
     def __init__(self):
         self.rows: list[dict[str, float]] = []
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Step] = []  # whose terms are not read
         self._count = 0  # steps of the current epoch that were read
         self._sums: dict[str, float] = {}
         self._times: list[tuple[float, float]] = []  # seconds of data and of whole steps since the epoch or the process began
@@ -73,7 +69,7 @@ class Progress:
         device = next((term.device for term in terms.values() if isinstance(term, Tensor)), None)
         values = [torch.as_tensor(term, dtype=torch.float32, device=device).detach() for term in terms.values()]
         values = torch.stack(values) if values else torch.empty(0)
-        self._waiting.append(_Waiting(batch, lr, paths, tuple(terms), values * share))
+        self._waiting.append(Step(batch, lr, paths, tuple(terms), values * share))
 
     def time(self, data: float, whole: float) -> None:
         """Add the seconds that a step took, and the part of them spent waiting for data."""
@@ -91,7 +87,7 @@ class Progress:
         mean_data, mean = (sum(times) / count for times in zip(*self._times, strict=True))
         eta = timedelta(seconds=int(mean * steps_left))
         line = f"{where} time {whole:.3f} ({mean:.3f}) data {data:.3f} ({mean_data:.3f}) {{}} lr {lr:.4e} eta {eta}"
-        self._waiting[-1] = self._waiting[-1]._replace(line=line)
+        self._waiting[-1].line = line
 
     def read(self) -> list[Step]:
         """Return the steps since the last call, in one transfer.
@@ -99,27 +95,21 @@ class Progress:
         Raises:
             DivergenceError: a term is NaN or infinite; the message names the first such step and its images.
         """
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return []
-        steps = []
-        numbers = iter(distributed.total(torch.cat([step.values for step in waiting])).tolist())
-        for step in waiting:
+        steps, self._waiting = self._waiting, []
+        numbers = iter(distributed.total(torch.cat([step.values for step in steps])).tolist() if steps else ())
+        for step in steps:
             values = {name: next(numbers) for name in step.names}
-            broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-            if broken:
-                about = f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}."
-                what_to_do = (
-                    "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
+            if broken := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+                raise DivergenceError(
+                    f"The training diverged at batch {step.batch + 1} of the epoch: {', '.join(broken)}. Images of the batch:\n"
+                    + "".join(f"  {path}\n" for path in step.paths)
+                    + "Check these images and the class names; else lower OPTIM.LR, lengthen the warm-up, or set PREC fp32."
                 )
-                paths = [f"  {path}" for path in step.paths]
-                raise DivergenceError("\n".join([f"{about} Images of the batch:", *paths, what_to_do]))
             self._count += 1
             for name, value in {"lr": step.lr, **values}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
-            means = {name: self._sums[name] / self._count for name in values}
-            terms = " ".join(f"{name} {value:.4f} ({means[name]:.4f})" for name, value in values.items())
-            steps.append(Step(step.batch, step.lr, means, step.line.format(terms)))
+            step.means = {name: self._sums[name] / self._count for name in values}
+            step.line = step.line.format(" ".join(f"{k} {value:.4f} ({step.means[k]:.4f})" for k, value in values.items()))
         return steps
 
     def end_epoch(self, epoch: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from kdpl.common.environment import git_state, versions
 from kdpl.common.files import atomic_write
 from kdpl.common.safe_text import UnsafeTextError, read_json
-from kdpl.config.manifest import Manifest, OtherRunError, compare_settings, found_differences
+from kdpl.config.manifest import Manifest, OtherRunError, found_differences
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -112,43 +112,6 @@ def results_or_none(folder: str | os.PathLike) -> dict[str, Any] | None:
         return None
 
 
-def missing_datasets(
-    folder: str | os.PathLike,
-    datasets: Sequence[str],
-    classes: str = "all",
-    split: str = "test",
-    model_dir: str | os.PathLike | None = None,
-    settings: Mapping[str, Any] | None = None,
-    domains: Sequence[str] | None = None,
-) -> list[str]:
-    """Return which of the data sets have no result in a run's folder.
-
-    Args:
-        datasets: DATASET.NAME ("EmojiSky") or the stem of its configuration file ("emoji_sky").
-        classes, split, domains: which result; None: of whichever DATASET.TARGET_DOMAINS.
-        model_dir: the folder of the training run that was tested; results of other prompts than it has now do not count.
-        settings: the manifest's configuration (`kdpl.config.manifest.config_of`) that the results must have been made with.
-    """
-    run = results_or_none(folder)
-    if run is None or (model_dir is not None and are_of_other_prompts(folder, model_dir)):
-        return list(datasets)
-    if settings is not None and compare_settings((run["manifest"] or {}).get("config") or {}, settings):
-        return list(datasets)
-    there = {
-        _plain(entry["dataset"])
-        for entry in run["results"]
-        if (entry["classes"], entry["split"]) == (classes, split)
-        and (domains is None or list(entry["target_domains"]) == list(domains))
-    }
-    return [name for name in datasets if _plain(name) not in there]
-
-
-def are_of_other_prompts(folder: str | os.PathLike, model_dir: str | os.PathLike) -> bool:
-    """Return whether the results in a folder are of other prompts than the training in `model_dir` has now."""
-    tested, trained = results_or_none(folder), results_or_none(model_dir)
-    return bool(tested and trained) and tested["prompts"] != trained["prompts"]
-
-
 def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the results that the file holds already, none if there is no file.
 
@@ -174,8 +137,3 @@ def _earlier_results(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]
 def _test_of(entry: Mapping[str, Any]) -> str:
     """Return what a result is of, data set, split, classes and domains, so that it can be compared."""
     return json.dumps([entry[key] for key in _TEST])
-
-
-def _plain(name: str) -> str:
-    plain = name.replace("_", "").replace("-", "").lower()
-    return "describabletextures" if plain == "dtd" else plain

@@ -1,5 +1,6 @@
 """Sweeps from a file or from flags: keys and values, commands and folders, and real runs on this machine."""
 
+import json
 import os
 import re
 import signal
@@ -505,6 +506,17 @@ def test_runs_of_other_options_are_listed_never_reported_and_redone_when_asked_t
     assert main([str(file), "--dry-run", "--redo"]) == 0
     commands = capsys.readouterr().out.splitlines()
     assert "--fresh" in commands[1] and "OPTIM.LR 0.02" in commands[1], commands
+
+
+def test_a_test_of_other_prompts_than_the_training_has_now_is_done_again(tmp_path):
+    keys = {"trainers": "[CoOp]", "seeds": "[1]", "data": "", "output": str(tmp_path / "out")}
+    train, test = runs_of(read_sweep(sweep_file(tmp_path, **keys)))[0].steps
+    for step in (train, test):
+        finish(step)
+    assert not test.missing()
+    file = test.folder / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prompts": "others"}))
+    assert test.missing() == ["emoji_meals"] and "--fresh" in test.command()
 
 
 def test_a_new_learner_with_labels_takes_the_settings_of_its_twin_unless_it_has_its_own(tmp_path, monkeypatch):

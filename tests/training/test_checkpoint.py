@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
         ({"ctx": torch.zeros(16, 8)}, r"ctx is \(16, 8\) in torch.float32, \(4, 8\) in this model"),
         ({"prompt_learner.ctx": torch.zeros(2, 8)}, r"ctx \(4, 8\) is missing; prompt_learner.ctx \(2, 8\) has no place"),
         ({"ctx": torch.zeros(4, 8), "meta_net.x.weight": torch.zeros(2, 8)}, r"meta_net.x.weight \(2, 8\) has no place"),
-        ({"ctx": torch.full((4, 8), float("nan"))}, "holds NaN or infinite values in ctx"),
+        ({"ctx": torch.full((4, 8), float("nan"))}, "ctx holds NaN or infinite values"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused_with_both_shapes(state, message):

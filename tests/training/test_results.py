@@ -6,8 +6,8 @@ import pytest
 from support.files import RUN, result
 
 from kdpl.common.environment import git_state, versions
-from kdpl.config.manifest import Manifest, OtherRunError
-from kdpl.training.results import ResultsError, check_result, missing_datasets, read_results, write_results
+from kdpl.config.manifest import OtherRunError
+from kdpl.training.results import ResultsError, check_result, read_results, results_or_none, write_results
 
 
 def accuracies(folder) -> dict[tuple[str, str], float]:
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_named_and_stays(tmp_path, damage, complaint):
     for call, args in ((read_results, ()), (check_result, (RUN, result())), (write_results, (RUN, result()))):
         with pytest.raises(ResultsError, match=complaint):
             call(tmp_path, *args)
-    assert path.read_bytes() == damage and missing_datasets(tmp_path, ["emoji_meals"]) == ["emoji_meals"]
+    assert path.read_bytes() == damage and results_or_none(tmp_path) is None
 
 
 def test_a_result_of_another_run_or_on_other_images_is_refused_before_the_test(tmp_path):
@@ -70,25 +70,3 @@ def test_versions_and_commit_are_recorded(tmp_path):
     content = read_results(write_results(tmp_path, RUN, result()))
     assert content["versions"] == versions() and {"python", "torch", "kdpl", "dassl"} <= set(content["versions"])
     assert content["git"] == git_state()
-
-
-def test_the_missing_data_sets_are_named(tmp_path):
-    for change in ({"classes": "base"}, {"split": "val"}, {"dataset": "DescribableTextures"}, {"target_domains": ["noto"]}):
-        write_results(tmp_path, RUN, result(**change))
-    assert missing_datasets(tmp_path, ["dtd", "emoji_meals", "sun397"], classes="base") == ["dtd", "sun397"]
-    assert missing_datasets(tmp_path, ["dtd", "emoji_meals", "EmojiMeals", "emoji_meal"]) == ["emoji_meal"]
-    assert missing_datasets(tmp_path, ["emoji_meals"], domains=["noto"]) == []
-    assert missing_datasets(tmp_path, ["emoji_meals"], domains=[]) == ["emoji_meals"]
-
-
-def test_a_test_of_other_prompts_than_the_training_has_now_is_not_done(tmp_path):
-    manifest = Manifest({"SEED": 1}, {}).to_dict()
-
-    def missing(trained, tested):
-        for folder, run in (("train", trained), ("test", tested)):
-            (tmp_path / folder / "results.json").unlink(missing_ok=True)
-            write_results(tmp_path / folder, RUN | run, result(classes="new"))
-        return missing_datasets(tmp_path / "test", ["emoji_meals"], "new", model_dir=tmp_path / "train")
-
-    same, other = {"prompts": "a", "manifest": manifest}, {"prompts": "b", "manifest": manifest}
-    assert missing(same, same) == [] and missing(same, other) == ["emoji_meals"]

@@ -17,7 +17,7 @@ from kdpl.config.checks import check_config
 from kdpl.config.command_line import CONFIGS, build_cfg, parse_args
 from kdpl.config.defaults import node_of
 from kdpl.config.keys import BY_TEACHER, SPLITS, ConfigError, check_choice
-from kdpl.training.results import are_of_other_prompts, missing_datasets, results_or_none
+from kdpl.training.results import results_or_none
 
 STEPS = ("train", "test", "test_base")
 TRIALS = "trials"  # the folder of a search in that of its sweep
@@ -174,7 +174,20 @@ class Step:
         return not self.stale() and any(not self._without_result(split, None) for split in SPLITS)
 
     def _without_result(self, split: str, domains: list[str] | None) -> list[str]:
-        return missing_datasets(self.folder, self.datasets, self.classes, split, self.model_dir, self.settings, domains)
+        results = results_or_none(self.folder)
+        if results is None or self.has_other_prompts():
+            return list(self.datasets)
+        there = {
+            _plain(entry["dataset"])
+            for entry in results["results"]
+            if (entry["classes"], entry["split"]) == (self.classes, split) and domains in (None, entry["target_domains"])
+        }
+        return [name for name in self.datasets if _plain(name) not in there]
+
+    def has_other_prompts(self) -> bool:
+        """Return whether its results are of other prompts than the training has now."""
+        tested, trained = results_or_none(self.folder), self.training and results_or_none(self.training.folder)
+        return bool(tested and trained) and tested["prompts"] != trained["prompts"]
 
     def stale(self) -> list[str]:
         """Return in what the settings differ from those that the folder's run was made with."""
@@ -188,8 +201,7 @@ class Step:
 
     def command(self) -> list[str]:
         """Return the command line of `train.py` for what is missing; a folder that was made otherwise starts over."""
-        others = self.training and are_of_other_prompts(self.folder, self.training.folder)
-        fresh = ["--fresh"] if others or self.stale() else []
+        fresh = ["--fresh"] if self.has_other_prompts() or self.stale() else []
         return [sys.executable, *TRAIN, *fresh, *self.arguments(self.missing() or self.datasets)]
 
     def arguments(self, datasets: Sequence[str]) -> list[str]:
@@ -227,6 +239,12 @@ class Run:
     def stale(self) -> list[str]:
         """Return in what the settings differ from those that its results were made with."""
         return list(dict.fromkeys(text for step in self.steps for text in step.stale()))
+
+
+def _plain(name: str) -> str:
+    """Return a DATASET.NAME and the stem of its configuration file, "EmojiSky" and "emoji_sky", in one spelling."""
+    plain = name.replace("_", "").replace("-", "").lower()
+    return "describabletextures" if plain == "dtd" else plain
 
 
 def cells_of(sweep: Sweep) -> list[Cell]:
