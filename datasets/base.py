@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from kdpl.config.keys import SUBSAMPLES, check_choice, is_distilled
 from kdpl.distill.pseudo_labels import at_work
-from kdpl.training.seeding import seeded
+from kdpl.training.batches import seeded
 
 MAX_VAL_SHOTS = 4
 

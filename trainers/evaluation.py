@@ -37,8 +37,7 @@ from kdpl.config.manifest import Manifest
 from kdpl.distill.views import ImageFile, image_files, images_digest
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
-from kdpl.training.batches import loaded
-from kdpl.training.pixels import ReadableImages, apply_crop_scale, bytes_transform
+from kdpl.training.batches import apply_crop_scale, bytes_transform, loaded
 from kdpl.training.results import check_result, write_results
 
 AT_ONCE = 10_000  # images whose predictions an evaluator takes in together
@@ -223,7 +222,7 @@ class EvaluatedTrainer(TrainerX):
         """Yield the logits `(B, C)` and labels `(B,)` of all batches; ranks share the work and all yield all batches."""
         batches, n, rank = list(loader.batch_sampler), distributed.world(), distributed.rank()
         bar = tqdm(range(0, len(batches), n), desc=split, leave=False, disable=None if distributed.is_main() else True)
-        with loaded(ReadableImages(loader.dataset), batches[rank::n], loader, report=self.report_unreadable) as shares:
+        with loaded(loader.dataset, batches[rank::n], loader, self.report_unreadable) as shares:
             for start in bar:
                 # After the last epoch all is saved; before, the next step saves.
                 if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):

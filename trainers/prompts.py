@@ -30,10 +30,9 @@ from kdpl.text.templates import fill
 from kdpl.trainers import checkpoints
 from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.training import checkpoint
-from kdpl.training.batches import EpochLoader
+from kdpl.training.batches import SEEDS, EpochLoader
 from kdpl.training.progress import DivergenceError, Progress
 from kdpl.training.schedule import EpochSchedule, check_schedule
-from kdpl.training.seeding import SEEDS
 
 LEAST_LOSS_SCALE = 2**-8  # the scale starts at 2**16 and is halved by every step with non-finite gradients
 LEAST_STEPS = 10  # between two reads of the terms from a GPU, unless TRAIN.PRINT_FREQ is more
@@ -233,10 +232,8 @@ class PromptTrainer(EvaluatedTrainer):
                 started = time.perf_counter()
                 self.save_inside_epoch()
             end = time.perf_counter()
-        for batch in loader.last() if self.student.closed_form else ():  # no photo is left out
-            self.compute_loss(batch)
-        for batch in loader.rest() if loader.views else ():  # so that all features are known after one pass over the views
-            self.features(batch)
+        for batch in loader.left_out() if self.student.closed_form or loader.views else ():  # of them all is known, too
+            (self.compute_loss if self.student.closed_form else self.features)(batch)
         for features in self.view_features if loader.views else ():
             features.save()
         self.first_batch = 0

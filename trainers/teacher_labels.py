@@ -27,8 +27,7 @@ from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.text.prompts import check_names
 from kdpl.text.templates import template_for
 from kdpl.trainers.teachers import load_teacher
-from kdpl.training.pixels import read_image
-from kdpl.training.seeding import seeded
+from kdpl.training.batches import read_image, seeded
 
 Names = tuple[str, ...]
 TRAINED, TESTED = ("train_x", "train_u"), ("val", "test")

@@ -29,9 +29,9 @@ from kdpl.text.templates import template_for
 from kdpl.trainers.evaluation import build_loaders
 from kdpl.trainers.teacher_labels import TeacherLabels
 from kdpl.trainers.teachers import check_teacher, clip_teacher
+from kdpl.training.batches import SEEDS, epoch_seed
 from kdpl.training.checkpoint import CheckpointError
 from kdpl.training.schedule import EpochSchedule, check_schedule
-from kdpl.training.seeding import SEEDS, epoch_seed
 
 FILE = "kdpl.json"  # beside a trainer's own checkpoints
 LARGEST_LOG_SCALE = 10.0  # CLIP's logit_scale is 4.6 at most: a larger one is the scale itself

@@ -41,7 +41,7 @@ def facts_of(name: str) -> list[str]:
         return ["", "", "write MODEL:FILE" if isinstance(error, ModelNameError) else "needs files (docs/models.md)", ""]
     count = sum(value.numel() for value in outline_clip(name).model.parameters())
     learners = f"those of text: {', '.join(text_learners())}" if not a.is_vit else "all"
-    learners = "teacher only" if a.no_text_context else "all with prompts at depth 1" if a.no_deep_text else learners
+    learners = "all with prompts at depth 1" if a.no_deep_text else learners
     return [f"{a.resolution}", f"{count / 1e6:,.0f}", learners, f"{file.stat().st_size / 1e6:,.0f} MB here" if file else ""]
 
 

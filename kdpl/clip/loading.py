@@ -83,6 +83,7 @@ def describe(name: str) -> Architecture:
     Raises:
         ModelNameError: as `load_clip`.
         WeightsError: as `load_clip`, of a file; or its tokenizer needs a package or files that are not here.
+        UnsupportedTowerError: its text tower takes no prompts, as that of no published CLIP.
     """
     source = resolve(name)
     if source.kind == "openai":
@@ -93,16 +94,11 @@ def describe(name: str) -> Architecture:
 
 @lru_cache(maxsize=32)  # asked for by every part of a run that checks something
 def _described(name: str, files: tuple) -> Architecture:
-    clip = outline_clip(name)
-    no_context = no_deep = ""
-    text_depth = vision_depth = 0
-    try:
-        text_depth, no_deep = clip.text.depth, clip.text.no_deep
-    except UnsupportedTowerError as error:
-        no_context = str(error)
+    clip, vision_depth = outline_clip(name), 0
     with suppress(UnsupportedTowerError):  # then it takes no learned tokens
         vision_depth = clip.vision.depth
-    return Architecture(clip.preprocessing, vision_depth, text_depth, clip.tokenizer.context_length, no_context, no_deep)
+    text, length = clip.text, clip.tokenizer.context_length
+    return Architecture(clip.preprocessing, vision_depth, text.depth, length, text.no_deep)
 
 
 def build_openai(name: str, state: dict[str, Tensor]) -> Clip:

@@ -61,7 +61,7 @@ class Clip:
 
     @cached_property
     def text(self) -> TextTower | WholeText | HubText:
-        """Its text tower for prompts with learned vectors; UnsupportedTowerError if it takes none."""
+        """Its text tower for prompts with learned vectors."""
         if type(getattr(self.model, "text", None)).__name__ == "HFTextEncoder":
             return HubText(self.model.text, self.tokenizer.context_length)
         tower = TextTower(self.model)
@@ -73,8 +73,7 @@ class Clip:
 
     def bound_text(self, max_rows: int) -> None:
         """Bound the tokens of learned prompts in flight at a time; 0: no bound."""
-        with suppress(UnsupportedTowerError):  # then there are no learned prompts
-            self.text.max_rows = max_rows
+        self.text.max_rows = max_rows
 
     def autocast(self, frozen: bool = False) -> torch.autocast:
         """Return the context that a pass with learned prompts, or a frozen one, runs in."""
@@ -94,13 +93,10 @@ class Clip:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    @cached_property
+    @property
     def embed_dim(self) -> int:
         """Width d of its features."""
-        try:
-            return self.text.embed_dim
-        except UnsupportedTowerError:
-            return self.encode_text(self.tokenizer(["a"]).to(self.device)).shape[1]
+        return self.text.embed_dim
 
     @property
     def logit_scale(self) -> Tensor:

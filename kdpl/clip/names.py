@@ -1,15 +1,13 @@
-"""The names of CLIPs, and what is known of a model by its name alone. A name is one of
+"""The names of CLIPs (docs/models.md), and what is known of a model by its name alone. A name is one of
 
-- an OpenAI model: "ViT-B/32", "RN50", ...: downloaded and checksummed by OpenAI's `clip` package;
-- an embedded model: "emoji_student", "emoji_teacher" (docs/benchmark.md);
-- an open_clip architecture with a weights tag, "ViT-L-14:laion2b_s32b_b82k"; the tag may be left out if there is one choice;
-- the same with a file of these weights, "ViT-L-14:laion2b_s32b_b82k:/path/open_clip_pytorch_model.bin"; an architecture without
-  published weights has no tag;
+- an OpenAI model, "ViT-B/32", or an embedded one, "emoji_student";
+- an open_clip architecture with a weights tag, and a file of these weights, "ViT-L-14:laion2b_s32b_b82k:/path/weights.bin"; the
+  tag may be left out if there is one choice, or none is published;
 - "openai:/path/weights.pt", a file of OpenAI's design in any size: QuickGELU, heads of 64, OpenAI's preprocessing;
 - a folder with the configuration of open_clip or transformers and weights, "./clip" or "local-dir:clip";
 - "hf-hub:OWNER/NAME", such a folder on the Hugging Face hub.
 
-The name of a model is that model, whatever folder is called so: write "./ViT-L-14" for a folder.
+The name of a model is that model, whatever folder is called so.
 """
 
 import importlib.util
@@ -54,15 +52,13 @@ class Source:
 class Architecture:
     """What must be known of a CLIP before it is loaded; the vision depth of a tower that takes no learned tokens is 0.
 
-    `no_text_context` and `no_deep_text` say why its text tower takes no learned context, at its input or at later layers;
-    empty if it does.
+    `no_deep_text` says why its text tower takes no learned vectors at later layers; empty if it does.
     """
 
     preprocessing: Preprocessing
     vision_depth: int = 0
     text_depth: int = 12
     context_length: int = 77
-    no_text_context: str = ""
     no_deep_text: str = ""
 
     @property

@@ -125,7 +125,7 @@ class TransformerText(PromptedText):
         if missing or self.pool not in POOLS:
             raise UnsupportedTowerError(
                 f"The text tower {type(text).__name__} (missing {missing}, pooling '{self.pool}') is not a text transformer "
-                "of open_clip that gives one feature: it can be a teacher, not a student."
+                "of open_clip that gives one feature: choose another CLIP."
             )
         self.blocks = [Block(b) for b in text.transformer.resblocks]
         self.has_class_token = getattr(text, "cls_emb", None) is not None

@@ -97,8 +97,8 @@ class Student(nn.Module):
     @classmethod
     def check(cls, options: Mapping[str, Any], architecture: Architecture, name: str) -> None:
         """Raise a ValueError that names both values if these options do not fit the CLIP `name`."""
-        no_text = architecture.no_text_context or architecture.no_deep_text
-        if ("text" in cls.beside_blocks and no_text) or ("image" in cls.beside_blocks and not architecture.is_vit):
+        no_text = "text" in cls.beside_blocks and architecture.no_deep_text
+        if no_text or ("image" in cls.beside_blocks and not architecture.is_vit):
             raise ValueError(
                 f"TRAINER.{cls.node} adds to the blocks of {' and '.join(cls.beside_blocks)} tower, which MODEL.BACKBONE.NAME "
                 f"'{name}' does not allow: choose a plain ViT CLIP, such as 'ViT-B/32'."

@@ -119,11 +119,6 @@ def check_context(node: str, key: str, length: int, architecture: Architecture, 
         raise ValueError(f"{node}.{key} is {length}, expected at least 1 token.")
     if key.endswith("VISION"):
         return
-    if architecture.no_text_context:
-        raise ValueError(
-            f"{node} learns text context, {key} {length}, which MODEL.BACKBONE.NAME '{name}' cannot take: "
-            f"{architecture.no_text_context} Choose the trainer VPT, or another CLIP, such as 'ViT-B/32'."
-        )
     if not words and length >= architecture.context_length - 2:
         raise ValueError(
             f"{node}.{key} is {length}, but MODEL.BACKBONE.NAME '{name}' takes {architecture.context_length} "

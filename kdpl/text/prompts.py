@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdpl.clip.blocks import UnsupportedTowerError
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import BytePairs, Tokenizer
 from kdpl.clip.prompt_layout import slot
@@ -94,11 +93,7 @@ def sentence_features(clip: Clip, sentences: Sequence[str], normalize: bool = Tr
     Raises:
         ValueError: a sentence is longer than the text tower's context.
     """
-    features = []
-    try:
-        tower = clip.text
-    except UnsupportedTowerError:
-        tower = None
+    features, tower = [], clip.text
     for start in range(0, len(sentences), SENTENCES_AT_ONCE):
         ids = clip.tokenizer(list(sentences[start : start + SENTENCES_AT_ONCE]))  # (N, context_length)
         if not isinstance(tower, TextTower):

@@ -17,7 +17,6 @@ from kdpl.text.prompts import encode
 VOCABULARIES = ("imagenet21k", "openimages")
 OPENIMAGES_URL = "https://storage.googleapis.com/openimages/v7/oidv7-class-descriptions.csv"
 COLUMNS = ("ClassName", "DisplayName")  # of a CSV file; Open Images uses the second
-MAX_NAMES = 200_000  # more than WordNet's nouns; a teacher would encode a longer list for hours
 LONGEST = 53  # tokens of a name: of 77 the rest is for start, end, full stop, and 16 context vectors or a sentence
 _TIMEOUT = 30  # seconds without a response
 
@@ -55,15 +54,12 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), longest: int = LONGE
         longest: tokens that a name may have, see `Student.longest_name`.
 
     Raises:
-        VocabularyError: an unknown name, or a file without usable names or with more than `MAX_NAMES`; the message says
-            where and why.
+        VocabularyError: an unknown name, or a file without usable names; the message says where and why.
     """
     check_vocabulary(name)
     spelled: dict[str, str] = {}
     for each in map(_normalized, _names_of(name)):
         spelled.setdefault(each.lower(), each)
-    if len(spelled) > MAX_NAMES:
-        raise VocabularyError(f"Vocabulary '{name}' holds more than {MAX_NAMES:,} names, the maximum: shorten it.")
     by_ids: dict[tuple[int, ...], str] = {}
     try:
         for each in spelled.values():
@@ -72,8 +68,7 @@ def load_vocabulary(name: str, exclude: Sequence[str] = (), longest: int = LONGE
         raise VocabularyError(f"Vocabulary '{name}': {error}") from None
     by_ids.pop((), None)
     if too_long := [each for ids, each in by_ids.items() if len(ids) > longest]:
-        shown = too_long[0] if len(too_long[0]) <= 60 else f"{too_long[0][:57]}..."
-        print(f"Vocabulary '{name}': left out {len(too_long):,} names of more than {longest} tokens, such as '{shown}'")
+        print(f"Vocabulary '{name}': left out {len(too_long):,} names of more than {longest} tokens: {too_long[0][:60]}, ...")
     short = {ids: each for ids, each in by_ids.items() if len(ids) <= longest}
     own = {tuple(encode(_normalized(each))) for each in exclude} & short.keys()
     if exclude:

@@ -1,20 +1,73 @@
-"""The batches of a training set, a function of only the run's seed and the epoch."""
+"""The batches of a training set, a function of only the run's seed and the epoch, and the images in them.
 
-import contextlib
+The order of an epoch's batches is drawn from generators seeded for that epoch, and an image's augmentation from generators
+seeded for that image: a resumed run sees the same images as an uninterrupted one, with any number of workers. Images are moved
+as bytes, a quarter of the size of floats, and normalised on the device.
+"""
+
+import hashlib
+import os
+import random
+import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+import torchvision.transforms as T
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl.common import distributed
 from kdpl.common.command import leave_signals_to_the_parent, starting_workers
-from kdpl.training.pixels import ReadableImages
-from kdpl.training.seeding import SEEDS, SeededIndex, epoch_seed, seeded, view_seed
+from kdpl.common.messages import short_reason
 
+SEEDS = 2**31  # seeds lie below this: NumPy's are 32 bits wide
 Wanted = Callable[[Tensor, Tensor], Tensor]
 Report = Callable[[Sequence[str]], None]
+
+
+class SeededIndex(int):
+    """An index into a data set, with the seed of the image's augmentation."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int):
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return int(self), self.seed  # for pickling to a worker process
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU generators of Python, NumPy and PyTorch inside the block, then restore their states."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch, counted from 0, in a run with `seed`."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % SEEDS
+
+
+def view_seed(seed: int, image: str, view: int) -> int:
+    """Return the seed of a fixed augmented view of an image, identified by its name."""
+    digest = hashlib.blake2b(f"{seed}\0{view}\0{image}".encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % SEEDS
 
 
 class EpochLoader:
@@ -62,18 +115,12 @@ class EpochLoader:
             generator = torch.Generator().manual_seed(int(torch.randint(SEEDS, (1,))))
         return [[self._seeded_index(i, generator) for i in batch] for batch in batches]
 
-    def rest(self) -> Iterator[dict[str, Any]]:
-        """Return batches of the wanted images that the epoch leaves out (its last, incomplete batch)."""
-        return self.wanted_of(self._left_out(), self.loader.batch_size)
-
-    def last(self) -> Iterator[dict[str, Any]]:
+    def left_out(self) -> Iterator[dict[str, Any]]:
         """Return the batch of the images that the epoch leaves out, if there are as many as ranks."""
-        left, generator = self._left_out(), torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        return self._load([[self._seeded_index(i, generator) for i in left]] if len(left) >= distributed.world() else [])
-
-    def _left_out(self) -> list[int]:
-        seen = {int(i) for batch in self.batches() for i in batch}
-        return [i for i in range(len(self.dataset)) if i not in seen]
+        seen, generator = {int(i) for batch in self.batches() for i in batch}, torch.Generator()
+        generator.manual_seed(epoch_seed(self.seed, self.epoch))
+        left = [self._seeded_index(i, generator) for i in range(len(self.dataset)) if i not in seen]
+        return self._load([left] if len(left) >= distributed.world() else [])
 
     def wanted_of(self, images: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
         """Return batches of `size` of those `images` whose pixels are wanted in this epoch's view."""
@@ -93,7 +140,7 @@ class EpochLoader:
         shares = [batch[distributed.share(len(batch))] for batch in batches]
         facts = [{"size": len(batch), "counts": distributed.share_lengths(len(batch))} for batch in batches]
         if not self.views:
-            with self._loaded(shares) as all_images:
+            with loaded(self.dataset, shares, self.loader, self.report) as all_images:
                 for images, fact in zip(all_images, facts, strict=True):
                     yield {**images, **fact}
             return
@@ -107,27 +154,14 @@ class EpochLoader:
             views = {"view": self._view(index), "all_index": everyone, "all_view": self._view(everyone)}
             plan.append({**fact, **views, "index": index, "rows": rows, "impath": paths})
         wanted = [[own[r] for r in item["rows"].tolist()] for own, item in zip(shares, plan, strict=True)]
-        with self._loaded([own for own in wanted if own]) as all_images:
+        with loaded(self.dataset, [own for own in wanted if own], self.loader, self.report) as all_images:
             for item in plan:
                 yield {**(next(all_images) if len(item["rows"]) else {}), **item}
 
-    def _loaded(self, batches: list[list[SeededIndex]]) -> contextlib.AbstractContextManager[Iterator[dict[str, Any]]]:
-        return loaded(
-            _SeededImages(self.dataset),
-            batches,
-            self.loader,
-            generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
-            report=self.report,
-        )
 
-
-@contextlib.contextmanager
+@contextmanager
 def loaded(
-    dataset: Dataset,
-    batches: list[list[int]],
-    like: DataLoader,
-    generator: torch.Generator | None = None,
-    report: Report | None = None,
+    dataset: Dataset, batches: list[list[int]], like: DataLoader, report: Report | None = None
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Load the given batches as the loader `like` does: with its workers, its collation and its pinned memory.
 
@@ -138,13 +172,13 @@ def loaded(
         yield iter(())
         return
     loader = DataLoader(
-        dataset,
+        ReadableImages(dataset),
         batch_sampler=batches,
         num_workers=min(like.num_workers, len(batches)),
         collate_fn=like.collate_fn,
         pin_memory=like.pin_memory,
         worker_init_fn=leave_signals_to_the_parent,
-        generator=generator,
+        generator=torch.Generator(),  # for the workers' own seeds, on which nothing depends
     )
     with starting_workers():
         iterator = iter(loader)
@@ -160,9 +194,71 @@ def _reported(batches: Iterator[dict[str, Any]], report: Report) -> Iterator[dic
         yield batch
 
 
-class _SeededImages(ReadableImages):
-    """A data set whose augmentation uses generators seeded by the index."""
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Return the image of a file as an RGB PIL image.
 
-    def __getitem__(self, index: SeededIndex) -> dict[str, Any]:
-        with seeded(index.seed):
-            return super().__getitem__(int(index))
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        OSError: the file is empty, damaged, implausibly large or of a format that Pillow does not read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for, for ever
+            raise OSError("it is not a regular file")
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No image at '{path}'. Check DATASET.ROOT and the data set's folder.") from None
+    except Exception as error:  # Pillow's decoders share no base exception
+        reason = "the file is empty" if os.path.isfile(path) and not os.path.getsize(path) else short_reason(error)
+        raise OSError(f"'{path}' cannot be read as an image ({reason}). Extract or download it again.") from error
+
+
+class ReadableImages(Dataset):
+    """A Dassl data set whose images are read by `read_image`, with an augmentation seeded by the index if that has a seed.
+
+    In many versions Dassl's own reader retries a damaged file for ever, and in none does it name the file.
+
+    Args:
+        dataset: a `DatasetWrapper`, or an object like it.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        module = sys.modules[type(self.dataset).__module__]
+        if getattr(module, "read_image", read_image) is not read_image:
+            module.read_image = read_image
+        with seeded(index.seed) if isinstance(index, SeededIndex) else nullcontext():
+            return self.dataset[int(index)]
+
+
+def bytes_transform(transform: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable | None:
+    """Return the same transform with uint8 output, which `Normalize` turns into bit-identical floats.
+
+    Args:
+        transform: from a PIL image to a normalised tensor (3, H, W).
+        mean, std: of RGB in 0..1, what it normalises with.
+
+    Returns:
+        A transform to a uint8 tensor (3, H, W); None where `transform` does something between the conversion to a tensor and
+        the normalisation, or after it, so that only floats can carry the result.
+    """
+    if not isinstance(transform, T.Compose) or len(transform.transforms) < 2:
+        return None
+    *steps, to_tensor, normalize = transform.transforms
+    if type(to_tensor) is not T.ToTensor or type(normalize) is not T.Normalize:
+        return None
+    if tuple(normalize.mean) != tuple(mean) or tuple(normalize.std) != tuple(std):
+        return None
+    return T.Compose([*steps, T.PILToTensor()])
+
+
+def apply_crop_scale(transform: Any, scale: tuple[float, float]) -> None:
+    """Let the random resized crops of a transform, in place, have INPUT.RRCROP_SCALE, which an older Dassl does not read."""
+    for step in getattr(transform, "transforms", ()):
+        if isinstance(step, T.RandomResizedCrop):
+            step.scale = tuple(scale)

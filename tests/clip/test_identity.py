@@ -10,15 +10,14 @@ import torch
 import yaml
 from dassl.engine import build_trainer
 from safetensors.torch import save_file
-from support import config, default, emoji_settings, image_file, mostly_slow, random_clip
+from support import config, emoji_settings, mostly_slow, random_clip
 from support.trainings import TINY
 
 import kdpl
 from kdpl.bundle import BundleError
 from kdpl.clip import load_clip
 from kdpl.clip.names import resolve
-from kdpl.config.defaults import merge_options
-from kdpl.config.manifest import OtherRunError, compare_settings, read_manifest, section
+from kdpl.config.manifest import OtherRunError, read_manifest
 from kdpl.trainers.teachers import load_towers
 
 MODEL = {
@@ -118,7 +117,7 @@ def run_of(output, student, teacher="emoji_teacher", *options):
     return build_trainer(cfg)
 
 
-@pytest.mark.parametrize("flip", mostly_slow(["activation", "mean", "tokenizer"], sample=("mean", "activation")))
+@pytest.mark.parametrize("flip", mostly_slow(["activation", "mean"], sample=("mean",)))
 def test_a_student_or_teacher_of_another_design_is_refused_everywhere(flip, clip, tmp_path):
     run_of(tmp_path / "a", clip).train()
     run_of(tmp_path / "b", "emoji_student", clip).train()
@@ -151,19 +150,3 @@ def test_where_a_clip_lies_does_not_matter(clip, tmp_path, monkeypatch):
         run.train()
         assert run.manifest.digest == digest
     kdpl.load(tmp_path / "a", "cpu", backbone=str(tmp_path / "moved"))
-
-
-def test_a_file_of_published_weights_may_move(tmp_path, monkeypatch):
-    key, file = "MODEL.BACKBONE.NAME", image_file(tmp_path / "weights.bin.png")
-    monkeypatch.chdir(tmp_path)
-
-    def recorded(name):
-        cfg = default()
-        merge_options(cfg, [key, str(name)])
-        return {key: section(cfg, "matters", "COOP", True)[key]}
-
-    published = recorded(f"ViT-L-14:laion2b_s32b_b82k:{file}")
-    assert published == recorded("ViT-L-14:laion2b_s32b_b82k:weights.bin.png")
-    assert published == {key: "ViT-L-14:laion2b_s32b_b82k:a file"} and recorded("ViT-B/32") == {key: "ViT-B/32"}
-    assert not compare_settings(published, recorded("RN50")), "what the file holds is not known before it is read"
-    assert compare_settings(recorded("ViT-B/32"), recorded("RN50"))

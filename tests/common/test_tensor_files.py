@@ -19,8 +19,8 @@ from kdpl.common.files import file_digest, key_of
 from kdpl.common.safe_text import UnsafeTextError, read_text
 from kdpl.common.tensor_files import FeatureFile, TensorFileError, file_digests, load_torch
 from kdpl.config.manifest import read_manifest
+from kdpl.training.batches import read_image
 from kdpl.training.checkpoint import CheckpointError, load_checkpoint
-from kdpl.training.pixels import read_image
 from kdpl.training.results import ResultsError, read_results
 
 KEYS = [key_of(name) for name in "abc"]

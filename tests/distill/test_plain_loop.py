@@ -8,7 +8,7 @@ import torch
 from support import ROOT, config
 
 from kdpl.distill import Distillation
-from kdpl.training.pixels import read_image
+from kdpl.training.batches import read_image
 
 pytestmark = pytest.mark.slow
 DATASET = "emoji_leisure"

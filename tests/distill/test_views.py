@@ -17,7 +17,7 @@ from kdpl.common.tensor_files import FeatureFile
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ImageFile, ViewFeatures
 from kdpl.students import Student
-from kdpl.training.pixels import bytes_transform
+from kdpl.training.batches import bytes_transform
 
 VIEWS = ("TRAINER.KDPL.VIEWS", 2, "OPTIM.MAX_EPOCH", 4, "TEST.NO_TEST", True)
 

@@ -45,7 +45,7 @@ def write_data(folder: Path) -> list[Path]:
     from kdpl.clip.loading import load_clip
     from kdpl.common.files import cache_dir
     from kdpl.datasets.emoji.scenes import EmojiMeals, scene_folder
-    from kdpl.training.pixels import read_image
+    from kdpl.training.batches import read_image
 
     clip, half = load_clip("emoji_teacher", device=torch.device("cpu")), len(NAMES) // 2
     paths, p = sorted(scene_folder(cache_dir(), EmojiMeals.plan_name).rglob("*.png"))[::7], clip.preprocessing

@@ -241,7 +241,7 @@ def test_items_have_the_teachers_class_and_a_test_the_truth(tmp_path):
     from dassl.data.transforms import build_transform
 
     from kdpl.datasets.emoji.scenes import EmojiMeals
-    from kdpl.training.pixels import read_image
+    from kdpl.training.batches import read_image
 
     trainer = build("KDPL_StyleCoOp", tmp_path, "DATALOADER.NUM_WORKERS", 2)
     dataset, transform = trainer.dm.dataset, build_transform(trainer.cfg, is_train=False)

@@ -9,11 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Learners whose vectors are taken from their parameters here, by what is published of them.
-KNOWN = ("CoOp", "CoCoOp", "KgCoOp", "TaskRes", "VPT", "MaPLe", "PromptSRC", "IVLP")
 Prompts = Sequence[Sequence[int]]  # token ids, and -1 - i for the learned vector i
 
 
@@ -113,51 +110,6 @@ def _before(stack: ExitStack, module: nn.Module, change: Callable[[Tensor], Tens
     stack.enter_context(module.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:])))
 
 
-def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a student's normalised image features `(B, d)` and text features `(C, d)` or `(B, C, d)`, computed by the library.
-
-    Args:
-        model: of open_clip, with the weights of the student's CLIP.
-    """
-    if type(student).__name__ not in KNOWN:
-        return through_the_library(model, student, names, images)
-    learned, node, tokenizer = student.learned, student.node, student.clip.tokenizer
-    visual: list[Tensor] = []
-    deep: list[Tensor] = []
-    if node == "MAPLE":
-        learner = learned.prompt_learner
-        ctx, deep = learner.ctx, list(learner.compound_prompts_text)
-        projections = [learner.proj, *learner.compound_prompt_projections]
-        visual = [project(prompt) for project, prompt in zip(projections, [ctx, *deep], strict=True)]
-    elif node in ("IVLP", "PROMPTSRC"):
-        (ctx, *deep), visual = student.text_prompts, list(student.visual_prompts)
-    elif node == "VPT":
-        visual = list(student.visual_prompts)
-    elif node != "TASKRES":
-        ctx = learned.ctx
-    if visual:
-        image = prompted_image(model, images, visual[0], visual[1:])
-    else:
-        with torch.no_grad():
-            image = model.encode_image(images, normalize=False)
-    image = F.normalize(image, dim=-1)
-    if node in ("VPT", "TASKRES"):
-        sentence = student.sentence if node == "VPT" else student.template
-        ids = student.clip.tokenizer([sentence.replace("{}", name.replace("_", " ")) for name in names])
-        with torch.no_grad():
-            text = model.encode_text(ids, normalize=False)
-        if node == "TASKRES":
-            text = text + student.options.RESIDUAL_SCALE * learned.text_feature_residuals
-        return image, F.normalize(text, dim=-1)
-
-    def encode(ctx: Tensor) -> Tensor:
-        prompts, ordinary = student.prepare(names).prompts, tokenizer.encode("a")[-1]
-        return prompted_text(model, prompts, ctx, deep, tokenizer.context_length, tokenizer.pad, ordinary)
-
-    text = torch.stack([encode(ctx + shift) for shift in learned.meta_net(image)]) if node == "COCOOP" else encode(ctx)
-    return image, F.normalize(text, dim=-1)
-
-
 class LibraryTowers:
     """A CLIP of ours whose passes are the library's own, with the vectors that they are given."""
 
@@ -199,8 +151,12 @@ class _Tower:
         return getattr(self.tower, name)
 
 
-def through_the_library(model: nn.Module, student: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `student_output` does for any learner: its own code, over the library's passes."""
+def student_output(model: nn.Module, student: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a student's normalised image features `(B, d)` and text features `(C, d)` or `(B, C, d)`, computed by the library.
+
+    Args:
+        model: of open_clip, with the weights of the student's CLIP.
+    """
     prepared, clip = student.prepare(names), student.clip
     student.clip = LibraryTowers(clip, model)
     try:

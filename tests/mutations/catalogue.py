@@ -178,7 +178,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
         ("views keyed without their number", "kdpl/distill/views.py", "ImageFile.key",
          "lambda f: lambda self, view: f(self, 0)",
          "test_views::test_other_weights_transforms_and_changed_images_do_not_find_them"),
-        ("all views drawn alike", "kdpl/training/seeding.py", "view_seed",
+        ("all views drawn alike", "kdpl/training/batches.py", "view_seed",
          "lambda f: lambda seed, image, view: f(0, '', 0)", views),
         # forks
         ("the teacher's rows in another order", pseudo, "DistilledStep.__init__",

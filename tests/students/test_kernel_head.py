@@ -15,7 +15,7 @@ from kdpl.bundle import read_bundle
 from kdpl.clip.loading import load_clip
 from kdpl.students import KernelHead, kernel_head
 from kdpl.students.kernel_head import RIDGES, agree, choose_gamma, fit_factor, kernel_scores, left_out, solve
-from kdpl.training.pixels import read_image
+from kdpl.training.batches import read_image
 
 
 def pile(n=300, names=12, width=32, seed=0):

@@ -98,6 +98,9 @@ class Handler(BaseHTTPRequestHandler):
             self.resolve(repository, parts[3], "/".join(parts[4:]))
         elif self.command == "GET":
             files = repository.commits.get(repository.refs.get("main", ""), {})
+            if "tree" in parts:
+                listed = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files.items()]
+                return self.answer(200, listed)
             siblings = [{"rfilename": file} for file in (".gitattributes", *files)]
             about = {"_id": "1", "id": name, "sha": repository.refs.get("main"), "private": repository.private}
             self.answer(200, {**about, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0})

@@ -5,19 +5,16 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support import ROOT, SHARED, config, mostly_slow
 from support.trainings import build_student
 
 from kdpl.clip.loading import load_clip
-from kdpl.common.files import key_of
 from kdpl.distill.loss import distillation_loss
 from kdpl.distill.selection import COLUMNS, SelectionReport, select_names
 from kdpl.distill.teacher import Teacher
 from kdpl.text.feature_cache import cached_text_features
-from kdpl.text.prompts import context_prompts, sentence_features
-from kdpl.text.templates import DEFAULT, fill, imagenet_templates
-from kdpl.text.vocabulary import VocabularyError, load_vocabulary
+from kdpl.text.templates import DEFAULT
+from kdpl.text.vocabulary import load_vocabulary
 
 EMBEDDED = ROOT / "datasets" / "embedded" / "vocabulary.txt"
 
@@ -41,14 +38,8 @@ def cache(tmp_path_factory, monkeypatch):
     return folder / "text_features"
 
 
-TEMPLATES = imagenet_templates(60)  # PromptSRC's
-
-
 def images(batch=4, seed=0):
     return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-
-
-# -------------------------------------------------------------------------------------------------------- the objective
 
 
 @pytest.mark.parametrize("learner", mostly_slow(SHARED, "CoOp", "CoCoOp"))
@@ -76,48 +67,6 @@ def test_a_step_is_the_class_aware_step_over_the_names_that_were_selected(clips,
         assert torch.allclose(a, b, rtol=1e-2, atol=1e-5 + 1e-3 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("learner", SHARED)
-def test_names_of_a_step_are_in_the_order_in_which_they_were_selected(clips, vocabulary, learner):
-    student, names = build_student(learner, clips[0]), vocabulary[:12]
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
-    with torch.no_grad():
-        whole = student(images(), student.prepare(names)).logits
-        permuted = student(images(), student.prepare([names[i] for i in order])).logits
-    assert torch.allclose(permuted, whole[:, order], atol=1e-3)
-
-
-# ------------------------------------------------------------------------------------------- what is computed only once
-
-
-def test_prompts_that_were_tokenised_before_are_the_same(vocabulary):
-    first = context_prompts(vocabulary, 4, "a photo of a")
-    assert context_prompts(vocabulary, 4, "a photo of a") == first
-    assert context_prompts(vocabulary[::-1], 4, "a photo of a") == first[::-1]
-    assert context_prompts(vocabulary, 4, "a drawing of a") == first  # the learned vectors take the words' place
-    assert context_prompts(vocabulary, 3, "a photo of a") != first
-    assert context_prompts(vocabulary, 4, "a photo of a", "front") != first
-
-
-def test_vpts_fixed_text_is_that_of_its_sentences_and_is_encoded_once(clips, vocabulary, cache):
-    student = build_student("VPT", clips[0])
-    names = vocabulary[:10]
-    expected = sentence_features(clips[0], fill(DEFAULT, names))
-    assert torch.allclose(student.prepare(names[:6]), expected[:6], atol=1e-6)
-    assert torch.allclose(student.prepare(names[::-1]), expected.flip(0), atol=1e-6)
-    student.end_epoch(0, 2)
-    assert names_on_disk(cache, names) == sorted(names)
-
-
-def names_on_disk(cache, names):
-    """Return those of the names that have a row in the cache, as many times as they have."""
-    by_key = {key_of(name): name for name in names}
-    found = [row for file in cache.glob("*.safetensors") for row in load_file(file)["keys"].tolist()]
-    return sorted(by_key[bytes(row)] for row in found)
-
-
-# ------------------------------------------------------------------------------------------------- selected_classes.csv
-
-
 def read(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -137,28 +86,6 @@ def test_the_report_counts_what_was_selected_and_orders_it(tmp_path):
         ("1", "0.5000"),
     ]
     assert [float(r["mean_probability"]) for r in rows] == pytest.approx([0.4, 0.5, 0.25], abs=1e-6)
-
-
-def test_a_report_that_is_taken_up_again_ends_as_an_uninterrupted_one(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    batches = [select_names(torch.randn(4, 30, generator=generator), 7) for _ in range(6)]
-    names = [f"name {i}" for i in range(30)]
-    whole, first, second = (SelectionReport(names) for _ in range(3))
-    for batch in batches:
-        whole.add(*batch)
-    for batch in batches[:3]:
-        first.add(*batch)
-    torch.save(first.state_dict(), tmp_path / "state")
-    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    first.add(*batches[0])  # the state is a copy
-    for batch in batches[3:]:
-        second.add(*batch)
-    for report in (whole, second):
-        report.write(tmp_path / f"{id(report)}.csv")
-    assert (tmp_path / f"{id(whole)}.csv").read_bytes() == (tmp_path / f"{id(second)}.csv").read_bytes()
-
-
-# ------------------------------------------------------------------------------------------------------- whole trainers
 
 
 def options(tmp_path, vocabulary, *more):
@@ -194,9 +121,3 @@ def test_every_variant_trains_on_the_vocabulary_and_is_evaluated_on_the_real_nam
     assert {r["name"] for r in rows} <= set(vocabulary)
     assert len(rows) >= 10 and max(float(r["share_of_batches"]) for r in rows) <= 1
     assert sum(int(r["times_selected"]) for r in rows) == 10 * trainer.objective.selection.batches
-
-
-def test_a_bad_vocabulary_is_refused_before_any_model_is_loaded(tmp_path, vocabulary, capsys):
-    with pytest.raises(VocabularyError, match="Did you mean 'openimages'"):
-        build("CoOp", tmp_path, vocabulary, "TRAINER.KDPL.VOCABULARY", "openimage")
-    assert "Loading student" not in capsys.readouterr().out

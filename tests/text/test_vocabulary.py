@@ -24,9 +24,6 @@ def error_of(path, **kwargs):
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------------- built in
-
-
 @pytest.mark.slow
 def test_imagenet21k_is_about_twenty_thousand_distinct_nouns_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setenv("KDPL_CACHE", str(tmp_path / "cache"))
@@ -75,25 +72,14 @@ def test_openimages_is_downloaded_once(open_images):
 
 @pytest.mark.parametrize(
     ("content", "announced", "why"),
-    [(b"<html>please log in</html>", 0, "not a table"), (TABLE[:30], len(TABLE), "30 of"), (b"", 0, "not a table")],
+    [(b"<html>please log in</html>", 0, "not a table"), (TABLE[:30], len(TABLE), "30 of")],
 )
 def test_an_answer_that_is_not_the_table_is_not_kept(open_images, content, announced, why):
     open_images.content, open_images.announced = content, announced
     message = error_of("openimages")
     assert why in message or "IncompleteRead" in message
     assert not open_images.cached.exists()
-
-
-def test_offline_openimages_names_the_address_and_the_place_for_the_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDPL_CACHE", str(tmp_path))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(vocabulary, "OPENIMAGES_URL", "http://127.0.0.1:9/oidv7-class-descriptions.csv")
-    message = error_of("openimages")
-    assert "http://127.0.0.1:9/oidv7-class-descriptions.csv" in message
-    assert str(tmp_path / "vocabularies") in message
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
+    assert vocabulary.OPENIMAGES_URL in message and str(open_images.cached.parent) in message, "where it may be put by hand"
 
 
 def test_a_text_file_holds_one_name_a_line(tmp_path):
@@ -136,12 +122,9 @@ def test_names_too_long_for_a_prompt_are_left_out_and_counted(tmp_path, capsys):
     ("content", "name", "part"),
     [
         ("\n \n", "v.txt", "holds no name"),
-        ("", "v.csv", "no column ClassName"),
-        ("ClassName\n", "v.csv", "holds no name"),
         ("id,label\n1,fox\n", "v.csv", "no column ClassName in its header"),
         ('ClassName\nfox\n"open\n', "v.csv", "unexpected end of data"),
         (b"fox\ncaf\xe9\n", "v.txt", "not UTF-8"),
-        ("fox\n".encode("utf-16-le"), "v.txt", "not UTF-8"),
         ("n01440764\ttench\n", "v.txt", "tabs or binary data"),
         ("fox\n<|endoftext|>\n", "v.txt", "'<|endoftext|>' contains CLIP's start or end token"),
     ],
@@ -159,13 +142,3 @@ def test_an_unknown_vocabulary_is_refused_with_the_closest_before_anything_is_re
             check_vocabulary(str(name))
     check_vocabulary("openimages")
     check_vocabulary(names_file(tmp_path, b"\xff"))
-
-
-@pytest.mark.slow
-def test_lists_that_no_teacher_would_encode_are_refused_but_repetitions_are_not_counted(tmp_path):
-    many = "\n".join(map(str, range(300_000)))
-    assert f"{vocabulary.MAX_NAMES:,}" in error_of(names_file(tmp_path, many))
-    assert len(load_vocabulary(names_file(tmp_path, "fox\nFOX\ndog\n" * 300_000))) == 2
-    with (tmp_path / "huge.txt").open("wb") as file:
-        file.truncate(2**30)  # a sparse gigabyte of zeros in one line
-    assert "bytes" in error_of(str(tmp_path / "huge.txt"))

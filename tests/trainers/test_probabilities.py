@@ -27,7 +27,7 @@ def data(tmp_path_factory):
     """Keys and class names of the training images, and the zero-shot teacher's probabilities of the images as they are."""
     run = build(tmp_path_factory.mktemp("run"), "")
     items, transform = run.train_loader_x.dataset.data_source, run.test_loader.dataset.transform
-    from kdpl.training.pixels import read_image
+    from kdpl.training.batches import read_image
 
     images = run.normalize(torch.stack([transform(read_image(item.impath)) for item in items]))
     teacher = run.objective.teacher

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from kdpl.training.batches import EpochLoader
-from kdpl.training.seeding import epoch_seed, seeded
+from kdpl.training.batches import EpochLoader, epoch_seed, seeded
 
 
 class Numbers(Dataset):

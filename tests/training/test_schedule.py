@@ -45,13 +45,6 @@ def test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_
     assert [rate(e, optim(), 0.002) for e in range(50)] == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_scheduler_sets_the_rates_of_the_formula_in_every_group():
-    sgd = optimizer(0.002, 0.0002)
-    seen = rates_in_use(EpochSchedule(sgd, optim()), sgd, 50)
-    assert seen[0] == [1e-5, 1e-5]
-    assert seen == [[rate(e, optim(), 0.002), rate(e, optim(), 0.0002)] for e in range(50)]
-
-
 def test_linear_warm_up_rises_to_the_base_rate_and_counts_as_epochs_unless_recounted():
     cfg = optim(WARMUP_EPOCH=4, WARMUP_TYPE="linear", WARMUP_MIN_LR=1e-6)
     assert [rate(e, cfg, cfg.LR) for e in range(5)] == pytest.approx([1e-6, 0.0005, 0.001, 0.0015, 0.002])
@@ -65,7 +58,6 @@ def test_linear_warm_up_rises_to_the_base_rate_and_counts_as_epochs_unless_recou
     [
         ("single_step", (10,), {0: 2e-3, 9: 2e-3, 10: 2e-4, 19: 2e-4, 20: 2e-5}),
         ("single_step", (-1,), {0: 2e-3, 49: 2e-3, 50: 2e-4}),  # below one it is the whole training
-        ("single_step", 0, {0: 2e-3, 49: 2e-3, 50: 2e-4}),
         ("multi_step", (10, 30), {9: 2e-3, 10: 2e-4, 29: 2e-4, 30: 2e-5}),
     ],
 )
@@ -74,10 +66,11 @@ def test_steps_fall_where_stepsize_says(kind, stepsize, expected):
     assert [rate(epoch, cfg, cfg.LR) for epoch in expected] == pytest.approx(list(expected.values()))
 
 
-def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
+def test_the_scheduler_sets_the_rates_of_every_group_and_a_restored_one_goes_on_where_it_stopped():
     sgd = optimizer(0.002, 0.0002)
     schedule = EpochSchedule(sgd, optim())
-    rates_in_use(schedule, sgd, 7)
+    expected = [[rate(epoch, optim(), 0.002), rate(epoch, optim(), 0.0002)] for epoch in range(7)]
+    assert rates_in_use(schedule, sgd, 7) == expected and expected[0] == [1e-5, 1e-5]
     file = io.BytesIO()
     torch.save({"optimizer": sgd.state_dict(), "scheduler": schedule.state_dict()}, file)
     file.seek(0)
@@ -94,11 +87,7 @@ def test_a_restored_scheduler_goes_on_where_the_saved_one_stopped():
     ("changes", "message"),
     [
         ({"LR_SCHEDULER": "cosin"}, "OPTIM.LR_SCHEDULER 'cosin' .* Did you mean 'cosine'"),
-        ({"WARMUP_TYPE": "lineer"}, "OPTIM.WARMUP_TYPE 'lineer' .* Did you mean 'linear'"),
         ({"WARMUP_EPOCH": 51}, "OPTIM.MAX_EPOCH is 50, expected .* the 51 of OPTIM.WARMUP_EPOCH"),
-        ({"MAX_EPOCH": 0}, "OPTIM.MAX_EPOCH is 0"),
-        ({"LR_SCHEDULER": "multi_step"}, "OPTIM.STEPSIZE"),
-        ({"STEPSIZE": (2.5,)}, "OPTIM.STEPSIZE"),
         ({"STEPSIZE": ()}, "OPTIM.STEPSIZE"),
     ],
 )

@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 
 from kdpl.common.messages import did_you_mean
 from kdpl.config.keys import check_choice
+from kdpl.training.batches import read_image  # noqa: F401  part of the interface
 from kdpl.training.checkpoint import load_checkpoint  # noqa: F401  part of the interface
-from kdpl.training.pixels import read_image  # noqa: F401  part of the interface
 
 
 class Registry:

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.transforms import build_transform
 from kdpl.config.keys import check_choice
-from kdpl.training.pixels import read_image
+from kdpl.training.batches import read_image
 
 Transform = Callable[[Image.Image], Any]
 SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}

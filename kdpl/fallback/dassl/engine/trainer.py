@@ -16,8 +16,8 @@ from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.utils import Registry, build_registered, set_random_seed
 from kdpl.config.keys import SPLITS, check_choice, check_key
+from kdpl.training.batches import epoch_seed
 from kdpl.training.checkpoint import BEST, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
-from kdpl.training.seeding import epoch_seed
 
 TRAINER_REGISTRY = Registry("TRAINER")
 Names = str | list[str] | None
