@@ -83,7 +83,9 @@ def browser():
     installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     with playwright.sync_playwright() as p:
         try:
-            browser = p.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+            browser = p.chromium.launch(
+                executable_path=installed, args=["--no-sandbox", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+            )
         except playwright.Error as error:
             pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
         yield browser

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from kdpl.app.journal import ChangeError, Journal, replay
-from kdpl.app.sorting import Sorter
+from kdpl.app.sorting import NONE, UNLABELLED, Sorter
 from kdpl.bundle import Decision, write_bundle
 from kdpl.classifier.gallery import read_thumbnail
 from kdpl.classifier.keywords import SidecarError, write_keywords
@@ -30,7 +30,6 @@ from kdpl.photos.evaluate import GIVEN, PHOTOS, wilson
 from kdpl.photos.fitting import write_json, write_names
 from kdpl.photos.pile import Towers, begin_pile, complete
 
-NONE, UNLABELLED = -1, -2  # in place of the number of a name
 SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 LARGEST = 25 * 2**20  # bytes of a picture that is sent as it is
 SIDE = 2400  # longest side of one that is not

@@ -28,9 +28,10 @@ from kdpl.students.kernel_head import (
 from kdpl.text.feature_cache import cached_text_features
 from kdpl.text.vocabulary import load_vocabulary
 
+NONE, UNLABELLED = -1, -2  # in place of the place of a name
 LANDMARKS = 1_000
 JITTER = 1e-5  # of the landmarks' kernel: with less, coefficients are so large that their rounding shows
-GROUPS = 60  # more are too many to look through
+GROUPS = 100  # more are too many to look through
 SMALLEST = 2  # photos of a group
 STEPS = 20
 EXAMPLES = 20_000  # photos by which the centres of groups are found
@@ -40,7 +41,7 @@ EXAMPLES = 20_000  # photos by which the centres of groups are found
 class Sorted:
     """How a pile is sorted; lists by photo."""
 
-    best: list[int]  # place of the likeliest name; -1: there are no names
+    best: list[int]  # place of the likeliest name; UNLABELLED: there are no names
     p: list[float]  # its probability
     margin: list[float]  # to the second
     verdict: str = ""
@@ -101,12 +102,12 @@ class Sorter:
 
         Args:
             names: each with the words that were merged into it, whose probabilities add up.
-            labels: by photo, the place of a name; -1: none of them.
+            labels: by photo, the place of a name, or NONE.
         """
         n, count, facts = len(self.pile), len(names), self.pile.facts
         if not n or count < 2:
             alone = "One name alone: every photo is it. Add another." if count else ""
-            return Sorted([count - 1] * n, [float(count)] * n, [float(count)] * n, alone)
+            return Sorted([0 if count else UNLABELLED] * n, [float(count)] * n, [float(count)] * n, alone)
         basis, first = self.basis, [each.name for each in names]
         texts = self.words.of_teacher([word for each in names for word in each.words])
         place = torch.tensor([i for i, each in enumerate(names) for _ in each.words])
@@ -163,12 +164,12 @@ class Sorter:
 def cluster(features: Tensor) -> Tensor:
     """Return the group of each photo, `(N,)`, of unit features `(N, d)`: k-means by cosine, from centres far from each other.
 
-    Nothing is random: the same photos have the same groups, about the square root of their number.
+    Nothing is random: the same photos have the same groups, about three times the square root of their number.
     """
     some = features[:: max(1, len(features) // EXAMPLES)]
     chosen = [int((some @ some.mean(0)).argmax())]
     nearest = some @ some[chosen[0]]  # (n), similarity to the nearest centre
-    for _ in range(min(GROUPS, round(len(some) ** 0.5)) - 1):
+    for _ in range(min(GROUPS, round(3 * len(some) ** 0.5)) - 1):
         chosen.append(int(nearest.argmin()))
         nearest = torch.maximum(nearest, some @ some[chosen[-1]])
     centres = some[chosen]  # (K, d)

@@ -2,7 +2,7 @@
 import {Grid, Viewer, byText, counted, element, percent, photoCard} from "./parts.js";
 
 const $ = id => document.getElementById(id);
-const NONE = -1, UNLABELLED = -2, NOBODY = "(none of these)";
+const NONE = -1, UNLABELLED = -2, NOBODY = "(none of these)", TYPICAL = 3;
 let state = {version: -1, names: [], best: [], label: []}, paths = [], groups = null, renaming = null;
 const chosen = new Set(); // ids of the names that are shown alone
 
@@ -98,7 +98,8 @@ function showNames() {
 // ------------------------------------------------------------------------------------------------------------------- the grid
 
 const grid = new Grid($("grid"), {card, head, open: i => viewer.open(i)});
-const viewer = new Viewer(grid, {describe, key: byKey});
+const viewer = new Viewer(grid, {describe, key: byKey, more: [element("div", {className: "row"},
+  element("button", {onclick: () => confirmed()}, "Right as it is (y)"), element("button", {onclick: () => label(null)}, "None of these (n)"))]});
 const labelled = i => state.label[i] !== UNLABELLED;
 const placeOf = i => labelled(i) ? state.label[i] : state.best[i]; // a label counts for more than a guess
 const nameOf = place => place === NONE ? NOBODY : state.names[place]?.name ?? "";
@@ -121,13 +122,16 @@ function card(i) {
   return {node, label: [about.name, labelled(i) ? "your label" : about.name && percent(state.p[i]), about.path].filter(Boolean).join(", ")};
 }
 
+// A group's most typical photos get its name as a label, from which the others follow if they are like them: some may be others.
+const accept = some => send({do: "label", each: some.map(([name, photos]) => [photos.slice(0, TYPICAL), name])});
+
 function head(section) {
   const count = element("data", {}, counted.format(section.items.length));
   if (section.away === undefined) return element("div", {className: "head", role: "presentation"}, element("bdi", {}, section.title), count);
   const input = element("input", {value: section.title, "aria-label": "Name of this group"});
-  const use = () => { $("grid").focus(); if (input.value.trim()) send({do: "label", each: [[section.items, input.value.trim()]]}); };
+  const use = async () => { $("grid").focus(); if (input.value.trim() && await accept([[input.value.trim(), section.items]])) section.away(); };
   input.onkeydown = event => { event.stopPropagation(); if (event.key === "Enter") use(); };
-  return element("div", {className: "head"}, input, count, element("button", {onclick: use}, "Use this name"),
+  return element("div", {className: "head"}, input, count, element("button", {onclick: use, "aria-label": `Use this name for ${section.title}`}, "Use"),
     element("button", {onclick: section.away}, "Not a group"));
 }
 
@@ -139,12 +143,15 @@ const orders = {
 
 async function show() {
   if ($("grid").contains(document.activeElement) && document.activeElement.matches("input")) return; // a group's name is being written
-  const words = $("filter").value.trim().toLocaleLowerCase(), view = state.names.length ? $("view").value : "groups";
+  const words = $("filter").value.trim().toLocaleLowerCase(), view = state.names.length ? $("view").value : $("view").value = "groups"; // where it stays while names are chosen
   const all = [...state.best.keys()].filter(i => (!chosen.size || chosen.has(state.names[placeOf(i)]?.id ?? NONE)) &&
     (!words || (paths[i] ?? "").toLocaleLowerCase().includes(words)) && (view === "names" || labelled(i) === (view === "labelled")));
+  $("useall").hidden = view !== "groups";
   if (view === "groups") {
     if (!groups && state.best.length) { groups = []; groups = await fetch("api/groups").then(answer => answer.json()).catch(() => null); }
-    const left = new Set(all), shown = (groups ?? []).map(([title, items]) => [title, items.filter(i => left.has(i))]).filter(([, items]) => items.length);
+    const left = new Set(all), known = new Set(state.names.map(({name}) => name));
+    const shown = (groups ?? []).map(([title, items]) => [title, items.filter(i => left.has(i))]).filter(([title, items]) => items.length && !known.has(title));
+    $("useall").onclick = async () => { if (await accept(shown)) { $("view").value = "names"; show(); } };
     grid.show(shown.map(([title, items]) => ({key: title, title, items, away: () => { groups = groups.filter(([other]) => other !== title); show(); }})));
   } else if (view === "doubtful") {
     grid.show([{key: 0, items: all.sort(orders.doubtful)}]);
