@@ -5,13 +5,11 @@ It listens on 127.0.0.1. Everything lies below a token in the address, which no 
 """
 
 import asyncio
-import html
 import json
-import mimetypes
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,15 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from kdpl.app.session import ChangeError, Session
+from kdpl.classifier import gallery
 
-PAGE, SHARED = files("kdpl.app") / "page", files("kdpl.classifier.gallery")
-PARTS = {name: PAGE / name for name in ("app.js", "app.css", "icon.svg")} | {
-    name: SHARED / name for name in ("parts.js", "parts.css")
-}
+PAGE, SHARED = Path(__file__).parent / "page", Path(gallery.__file__).parent
 WAITS = 200  # tenths of a second that a question for news waits for some
 HEADERS = {
     "Content-Security-Policy": (
@@ -45,17 +42,6 @@ HEADERS = {
 
 def make_app(session: Session, token: str, port: int, stopping: Callable[[], bool]) -> Starlette:
     """Return the application that shows a session below `/TOKEN/` on a port; no answer waits once it is `stopping`."""
-
-    async def page(request: Request) -> Response:
-        text = (PAGE / "index.html").read_text(encoding="utf-8").replace("@TITLE@", html.escape(session.folder.name))
-        return Response(text, media_type="text/html")
-
-    async def part(request: Request) -> Response:
-        name = request.path_params["part"]
-        if name not in PARTS:
-            return Response(status_code=404)
-        kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
-        return Response(PARTS[name].read_bytes(), media_type=kind)
 
     async def state(request: Request) -> Response:
         since, paths = (int(request.query_params.get(key, -1)) for key in ("since", "paths"))
@@ -76,24 +62,21 @@ def make_app(session: Session, token: str, port: int, stopping: Callable[[], boo
         except (ChangeError, ValueError) as error:
             return JSONResponse({"error": str(error)}, 400)
 
-    def picture(make: Callable[[int], tuple[bytes, str]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            try:
-                content, kind = await run_in_threadpool(make, request.path_params["number"])
-            except (IndexError, OSError, ValueError):
-                return Response(status_code=404)
-            return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
-
-        return answer
+    async def picture(request: Request) -> Response:
+        try:
+            content = await run_in_threadpool(session.picture, request.path_params["number"], "large" in request.query_params)
+        except (IndexError, OSError, ValueError):
+            return Response(status_code=404)
+        return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})
 
     routes = [
-        Route("/", page),
         Route("/api/state", state),
         Route("/api/groups", groups),
         Route("/api/change", change, methods=["POST"]),
-        Route("/thumb/{number:int}", picture(session.thumbnail)),
-        Route("/photo/{number:int}", picture(session.photo)),
-        Route("/{part}", part),
+        Route("/photo/{number:int}", picture),
+        Route("/parts.js", lambda _: FileResponse(SHARED / "parts.js")),
+        Route("/parts.css", lambda _: FileResponse(SHARED / "parts.css")),
+        Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
@@ -121,18 +104,16 @@ def serve(session: Session, port: int, ready: Callable[[str], None]) -> None:
         ready: called with the address, once it answers.
     """
     token = secrets.token_urlsafe(24)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready(f"http://127.0.0.1:{port}/{token}/")
+
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         port = listener.getsockname()[1]
         app = make_app(session, token, port, lambda: server.should_exit)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-
-        async def run() -> None:
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.02)
-            ready(f"http://127.0.0.1:{port}/{token}/")
-            await serving
-
-        asyncio.run(run())
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server.run(sockets=[listener])

@@ -4,8 +4,6 @@ Two things change it: the pass over the photos, in a thread of its own, and chan
 again and the bundle in OUT is written, so that `kdpl predict OUT` gives what the page shows.
 """
 
-import io
-import os
 import random
 import sys
 import threading
@@ -13,16 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kdpl.app.journal import ChangeError, Journal, replay
 from kdpl.app.sorting import NONE, UNLABELLED, Sorter
 from kdpl.bundle import Decision, write_bundle
-from kdpl.classifier.gallery import read_thumbnail
+from kdpl.classifier.gallery import THUMBNAIL, read_thumbnail
 from kdpl.classifier.keywords import SidecarError, write_keywords
-from kdpl.common import sources
 from kdpl.common.files import cache_dir
-from kdpl.common.images import list_images, to_rgb
+from kdpl.common.images import list_images
 from kdpl.common.safe_text import REJECTED
 from kdpl.photos.answers import head_bundle
 from kdpl.photos.commands import doing
@@ -30,9 +25,7 @@ from kdpl.photos.evaluate import GIVEN, PHOTOS, wilson
 from kdpl.photos.fitting import write_json, write_names
 from kdpl.photos.pile import Towers, begin_pile, complete
 
-SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-LARGEST = 25 * 2**20  # bytes of a picture that is sent as it is
-SIDE = 2400  # longest side of one that is not
+SIDE = 1600  # longest side of a picture that is shown alone
 FIRST = 64  # photos after which something is shown; then, whenever there are a third more
 
 
@@ -61,6 +54,7 @@ class Session:
             shown, decided = self._sorted, self._decided
             checked, right = len(decided.checks), sum(decided.checks.values())
             return {
+                "title": self.folder.name,
                 "version": self.version,
                 "doing": self.doing,
                 "seen": len(self.sorter.pile),
@@ -208,40 +202,23 @@ class Session:
         none = "" if len(pile) else f"There is no photo that can be read in '{self.folder}'."
         self.progressed(f"{len(bad):,} photos could not be read" if bad else none)
 
-    def thumbnail(self, number: int) -> tuple[bytes, str]:
-        """Return a small WebP picture of a photo, made when it is first needed, outside the folder of the photos.
+    def picture(self, number: int, large: bool) -> bytes:
+        """Return a photo as a WebP picture; a small one is kept once it was needed, outside the folder of the photos.
 
         Raises:
             IndexError: there is no such photo.
-            OSError, ValueError: it cannot be read.
+            OSError, ValueError: it cannot be read, or has become a link to somewhere else.
         """
-        digest, path = self.sorter.pile.contents[number], self._path(number)
-        file = cache_dir() / "thumbnails" / digest[:2] / f"{digest}.webp"
-        if not file.exists():
-            content = read_thumbnail(path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
-            part.write_bytes(content)
-            part.replace(file)
-        return file.read_bytes(), "image/webp"
-
-    def photo(self, number: int) -> tuple[bytes, str]:
-        """Return a photo as browsers show it: as it is, or as a JPEG; errors as for `thumbnail`."""
-        path = self._path(number)
-        with Image.open(sources.opened(path)) as image:
-            kind = SHOWN_BY_BROWSERS.get(image.format or "")
-            if kind and sources.stamp(path)[0] <= LARGEST:
-                return sources.content(path), kind
-            image.draft("RGB", (SIDE, SIDE))
-            small = to_rgb(image)
-        small.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        small.save(file, "jpeg", quality=88)
-        return file.getvalue(), "image/jpeg"
-
-    def _path(self, number: int) -> Path:
-        """Return the file of a photo; one that has become a link to somewhere else is none."""
-        path = self.folder / self.sorter.pile.paths[number]
+        digest, path = self.sorter.pile.contents[number], self.folder / self.sorter.pile.paths[number]
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"'{path}' leads out of the folder of the photos.")
-        return path
+        file = cache_dir() / "thumbnails" / digest[:2] / f"{digest}.webp"
+        if large or not file.exists():
+            content = read_thumbnail(path, SIDE if large else THUMBNAIL)
+            if large:
+                return content
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(f".{threading.get_ident()}")
+            part.write_bytes(content)
+            part.replace(file)
+        return file.read_bytes()

@@ -149,7 +149,7 @@ def test_nothing_is_sent_to_others_and_no_file_outside_the_photos(demo, tmp_path
             assert ask(address, f"{root}api/change", "POST", evil, **CHANGE, **headers)[0] == 403
         assert ask(address, f"{root}api/change", "POST", evil, **{"Content-Type": "text/plain"})[0] == 415
         assert change(address, do="label", each=[[[10**6], "x"]])[0] == 400
-        ways = ["../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "%2e%2e%2fsecret.txt", "thumb/..%2fsecret.txt"]
+        ways = ["../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "%2e%2e%2fsecret.txt", "photo/..%2fsecret.txt"]
         ways += [
             "photo/../../secret.txt",
             f"photo/{tmp_path}/secret.txt",
@@ -181,7 +181,7 @@ def test_nothing_is_sent_to_others_and_no_file_outside_the_photos(demo, tmp_path
 def test_a_page_of_another_origin_gets_nothing_in_chromium(demo, tmp_path, browser):
     with opened(*demo, "-o", tmp_path / "out") as (_, address):
         state(address, 150)
-        evil = f"""<title>evil</title><img src="{address}thumb/0" onload="got.push('image')"><script>window.got = [];</script>
+        evil = f"""<title>evil</title><img src="{address}photo/0" onload="got.push('image')"><script>window.got = [];</script>
         <script src="{address}parts.js" onload="got.push('script')"></script>
         <link rel="stylesheet" href="{address}app.css" onload="got.push('style')">
         <form id="form" method="post" enctype="text/plain" action="{address}api/change" target="frame">

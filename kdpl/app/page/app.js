@@ -48,6 +48,7 @@ function take(news) {
   if (news.best.length !== state.best.length) groups = null;
   state = news;
   for (const id of chosen) if (id !== NONE && !state.names.some(name => name.id === id)) chosen.delete(id);
+  document.title = $("title").textContent = state.title;
   $("progress").hidden = !state.doing;
   $("bar").max = state.total || 1;
   $("bar").value = state.seen;
@@ -108,7 +109,7 @@ function describe(i) {
   const name = labelled(i) || state.names.length ? nameOf(placeOf(i)) : "";
   const names = !name ? [] : labelled(i) ? [[`✓ ${name}`, null]] : [[name, state.p[i]]];
   const note = labelled(i) && state.best[i] >= 0 ? ["Your label. Without it: ", element("bdi", {}, nameOf(state.best[i])), `, ${percent(state.p[i])}`] : [];
-  return {name, full: `photo/${i}`, image: `thumb/${i}`, path: paths[i] ?? "", names, note};
+  return {name, full: `photo/${i}?large`, image: `photo/${i}`, path: paths[i] ?? "", names, note};
 }
 
 function card(i) {
@@ -206,7 +207,7 @@ function ask() { // about the next of the photos that are drawn at random
   $("asked").textContent = there ? paths[photo] : state.names.length ? "All photos have a label or have been checked." : "There are no names yet.";
   for (const id of ["sample", "right", "wrong", "righter"]) $(id).hidden = !there;
   $("question").replaceChildren(...there ? ["Is this ", element("b", {}, element("bdi", {}, nameOf(state.best[photo]))), "?"] : []);
-  if (there) $("sample").src = `photo/${photo}`;
+  if (there) $("sample").src = `photo/${photo}?large`;
   $("righter").value = "";
   (there ? $("right") : $("enough")).focus();
 }

@@ -72,21 +72,21 @@ def _line(value: object) -> str:
     return json.dumps(value).translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}) + "\n"
 
 
-def read_thumbnail(path: str | os.PathLike) -> bytes:
+def read_thumbnail(path: str | os.PathLike, side: int = THUMBNAIL) -> bytes:
     """Return the thumbnail of an image file; a large JPEG is decoded at a fraction of its size, which is much quicker.
 
     Raises:
         OSError, ValueError: the file cannot be read.
     """
     with Image.open(sources.opened(path)) as image:
-        image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-        return thumbnail(cut_extreme(to_rgb(image)))
+        image.draft("RGB", (2 * side, 2 * side))
+        return thumbnail(cut_extreme(to_rgb(image)), side)
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """Return an RGB image as a WebP file whose longest side is at most `THUMBNAIL` pixels."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL) -> bytes:
+    """Return an RGB image as a WebP file whose longest side is at most `side` pixels."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, "webp", quality=75, method=2)
     return file.getvalue()
