@@ -19,10 +19,7 @@ from kdpl.config.keys import ConfigError, is_distilled
 
 
 def fill(trainer) -> tuple[int, int]:
-    """Compute and store the missing features of a KDPL trainer's views; several ranks share the images.
-
-    Args:
-        trainer: a `DistillTrainer` with views, after `load_for_training`.
+    """Compute and store the missing features of a KDPL trainer's views, whose images several ranks share.
 
     Returns:
         The number of features that were missing, and of all features.
@@ -79,10 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         return exits.report(error, exits.BAD_INPUT)
     try:
         missing, total = fill(trainer)
-    except FloatingPointError as error:
-        return exits.report(error, exits.DIVERGED)
-    except (ValueError, OSError) as error:
-        return exits.report(error, exits.FAILED)
+    except (FloatingPointError, ValueError, OSError) as error:
+        return exits.report(error, exits.DIVERGED if isinstance(error, FloatingPointError) else exits.FAILED)
     print(f"{folder} has all {total:,} features of {views} views; {missing:,} were missing")
     return 0
 

@@ -14,7 +14,7 @@ from kdpl.classifier.folders import undo
 from kdpl.classifier.predictions import Found, Run, find
 from kdpl.classifier.watch import new_images
 from kdpl.common import exits
-from kdpl.common.command import StopRequest, run_command
+from kdpl.common.command import run_command, saves_first, stop_signal
 from kdpl.common.exits import report
 from kdpl.common.outputs import SORTED, check_files, check_folder
 from kdpl.common.sources import is_inside
@@ -115,12 +115,14 @@ def predict(args: argparse.Namespace) -> int:
         return report(error, exits.BAD_INPUT)
     for reason in found.unreadable.values():
         print(f"left out: {reason}", file=sys.stderr)
-    start, stop = time.perf_counter(), StopRequest()
+    start = time.perf_counter()
     try:
         if args.watch:
-            stop.install()
             print(f"Watching {', '.join(args.images)}; Ctrl-C ends it", file=sys.stderr, flush=True)
-        run(new_images(args.images, found.images, lambda: stop.signal is not None) if args.watch else ())
+            with saves_first():
+                run(new_images(args.images, found.images, stop_signal))
+        else:
+            run(())
     except BrokenPipeError:  # the reader of a FIFO or of the standard output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:  # a class name too long for the text tower, a full disk

@@ -27,7 +27,7 @@ from kdpl.clip.loading import describe
 from kdpl.clip.model import Normalize, check_finite, effective_precision
 from kdpl.clip.preprocessing import Preprocessing
 from kdpl.common import distributed
-from kdpl.common.command import StopRequest
+from kdpl.common.command import leave, stop_signal
 from kdpl.common.files import key_of, name_below
 from kdpl.common.tensor_files import update_digest
 from kdpl.config.checks import check_extended, check_values
@@ -55,7 +55,6 @@ class EvaluatedTrainer(TrainerX):
     manifest: Manifest | None = None  # of the run whose prompts are evaluated
     last_result: Mapping[str, Any] | None = None  # of the last test
     command: Mapping[str, Any] = MappingProxyType({})  # config_name and model_dir of the command line, for results.json
-    stop = StopRequest()  # which never comes, unless a training installs its own
 
     def __init__(self, cfg: CfgNode):
         check_extended(cfg)
@@ -225,8 +224,8 @@ class EvaluatedTrainer(TrainerX):
         with loaded(loader.dataset, batches[rank::n], loader, self.report_unreadable) as shares:
             for start in bar:
                 # After the last epoch all is saved; before, the next step saves.
-                if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(self.stop.signal)):
-                    self.stop.leave()
+                if self.finished_epochs == self.max_epoch and distributed.any_rank(bool(stop_signal())):
+                    leave()
                 counts = [len(batch) for batch in batches[start : start + n]]
                 counts += [0] * (n - len(counts))
                 if counts[rank]:

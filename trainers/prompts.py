@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from kdpl.bundle import write_bundle
 from kdpl.clip.loading import describe, load_clip
 from kdpl.common import distributed
-from kdpl.common.command import StopRequest
+from kdpl.common.command import leave, saves_first, stop_signal
 from kdpl.common.outputs import occupy
 from kdpl.config.checks import check_config, check_extended
 from kdpl.config.defaults import student_options
@@ -55,7 +55,7 @@ class PromptTrainer(EvaluatedTrainer):
         check_extended(cfg)
         self.first_batch = 0  # of the current epoch: a resumed run may begin inside one
         self.share = 1.0  # this rank's fraction of the current batch
-        self.progress, self.stop = Progress(), StopRequest()
+        self.progress = Progress()
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
         self._stepped = False  # the last `model_update` found finite gradients
@@ -283,11 +283,10 @@ class PromptTrainer(EvaluatedTrainer):
         self.load_for_training()
         if distributed.is_main():
             occupy(self.output_dir)
-        self.stop.install()
         try:
-            super().train()
+            with saves_first():
+                super().train()
         finally:
-            self.stop.uninstall()
             self.close_writer()
 
     def after_train(self) -> None:
@@ -312,7 +311,7 @@ class PromptTrainer(EvaluatedTrainer):
     def is_time_to_save(self, steps_are_read: bool) -> bool:
         """Whether a signal or the clock asks for a save; several ranks agree on it, only when steps are read."""
         minutes = self.cfg.TRAIN.CHECKPOINT_EVERY_MINUTES
-        due = bool(self.stop.signal) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+        due = bool(stop_signal()) or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
         return due if self.ranks == 1 else steps_are_read and distributed.any_rank(due)
 
     def save_inside_epoch(self) -> None:
@@ -324,8 +323,8 @@ class PromptTrainer(EvaluatedTrainer):
             checkpoint.save_checkpoint(state, folder, checkpoints.INSIDE, newest=False)
         self.last_saved = time.monotonic()
         distributed.barrier()
-        if distributed.any_rank(bool(self.stop.signal)):
-            self.stop.leave()
+        if distributed.any_rank(bool(stop_signal())):
+            leave()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the newest state in `directory`, if there is one; return the number of finished epochs."""

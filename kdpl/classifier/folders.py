@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdpl.common.files import PART, atomic_write, sync_folder
+from kdpl.common.files import PART, atomic_write
 from kdpl.common.outputs import SORTED, take_folder
 
 LOG = "moved.jsonl"  # in the folder of the folders: a line for each photo, [[from, to], ...], written before it is moved
@@ -113,7 +113,7 @@ def _move(moves: Moves) -> bool:
         except OSError:  # to another disk
             _copy(source, target)
             source.unlink()
-        sync_folder(target.parent)
+        sync(target.parent)
     return all(os.path.lexists(target) and not os.path.lexists(source) for source, target in moves)
 
 

@@ -38,31 +38,29 @@ class _State:
     """What the handler knows."""
 
     came: tuple[str, float] | None = None  # the signal that ends this process, and when it came
-    saving: "StopRequest | None" = None  # the training that saves before the process ends
+    saving = False  # whether a training saves before the process ends
 
 
-class StopRequest:
-    """Records the signal that asks a training to stop, between `install` and `uninstall`: it saves, and calls `leave`."""
+def stop_signal() -> str | None:
+    """Return the signal that asks a training inside `saves_first` to stop: it saves, and calls `leave`."""
+    return _State.came[0] if _State.came else None
 
-    def __init__(self):
-        self.signal: str | None = None
-        self._handlers = contextlib.ExitStack()
 
-    def install(self) -> None:
-        if _State.saving is not self:
-            _State.saving = self
-            self._handlers.enter_context(handled_signals())
+def leave() -> NoReturn:
+    """End a training, whose state is saved."""
+    print(f"Stopped by {stop_signal() or 'a signal'} after saving: the same command resumes the run", flush=True)
+    raise Interrupted
 
-    def uninstall(self) -> None:
-        """Leave signals to what handled them before; after one has come the process is about to end, and stays protected."""
-        if _State.saving is self and self.signal is None:
-            _State.saving = None
-            self._handlers.close()
 
-    def leave(self) -> NoReturn:
-        """End the training, whose state is saved."""
-        print(f"Stopped by {self.signal or 'a signal'} after saving: the same command resumes the run", flush=True)
-        raise Interrupted
+@contextlib.contextmanager
+def saves_first() -> Iterator[None]:
+    """Let the training inside save before a signal ends the process, which stays protected from then on."""
+    with handled_signals():
+        _State.saving = True
+        try:
+            yield
+        finally:
+            _State.saving = _State.came is not None
 
 
 @contextlib.contextmanager
@@ -81,18 +79,16 @@ def handled_signals() -> Iterator[None]:
 
 
 def _take(number: int, frame: FrameType | None) -> None:
-    name, now = signal.Signals(number).name, time.monotonic()
     if _State.came is None:
-        _State.came = name, now
+        _State.came = signal.Signals(number).name, time.monotonic()
         _end_if_stopped()
-        _State.saving.signal = name
-    elif now - _State.came[1] > REPEATED_S:
+    elif time.monotonic() - _State.came[1] > REPEATED_S:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
 
 def _end_if_stopped() -> None:
-    if _State.came is not None and _State.saving is None:
+    if _State.came and not _State.saving:
         raise Interrupted(f"Stopped by {_State.came[0]}: the same command resumes or starts again")
 
 

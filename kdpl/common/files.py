@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -63,34 +62,19 @@ def replace(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """
     if os.path.isdir(source) and hasattr(os, "sync"):
         os.sync()  # one call for all files is far quicker than one per file
-    else:
-        _sync(source)
+    sync(source)
     os.replace(source, path)
-    sync_folder(Path(path).parent)
+    sync(Path(path).parent)
 
 
-def sync_folder(folder: str | os.PathLike) -> None:
-    """Sync a folder's entries to disk, if the operating system and the file system support it."""
-    with contextlib.suppress(OSError):
-        _sync(folder)
-
-
-def _sync(path: str | os.PathLike) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_torch(state: Any, path: str | os.PathLike) -> None:
-    """Save `state` with `torch.save`, atomically; errors as for `atomic_write`."""
-    import torch
-
-    content = io.BytesIO()  # torch.save would hide the error of a failing file, and the states are small
-    torch.save(state, content)
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
+def sync(path: str | os.PathLike) -> None:
+    """Sync a file, or the entries of a folder, to disk; of a folder, if the system supports it."""
+    with contextlib.suppress(OSError) if os.path.isdir(path) else contextlib.nullcontext():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def name_below(path: str | os.PathLike, root: str | os.PathLike) -> str:

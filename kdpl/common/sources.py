@@ -42,8 +42,7 @@ Found = tuple[list[Path], dict[Path, str], Counter[str]]  # photos; what cannot 
 def is_source(place: str | os.PathLike) -> bool:
     """Whether photos are asked for in shards or a data set: `x.tar`, `x-{0..3}.tar`, `hf:NAME[:SPLIT]`."""
     text = os.fspath(place)
-    is_pattern = _PATTERN.search(text) and text.endswith(TAR)
-    return text.startswith(HUGGING_FACE) or bool(is_pattern) or (text.endswith(TAR) and os.path.isfile(text))
+    return text.startswith(HUGGING_FACE) or (text.endswith(TAR) and bool(_PATTERN.search(text) or os.path.isfile(text)))
 
 
 def is_inside(path: str | os.PathLike) -> bool:
@@ -62,11 +61,7 @@ def absolute(place: str | os.PathLike) -> Path:
 
 
 def photos_of(place: str | os.PathLike) -> Found:
-    """Return the photos of a source.
-
-    Raises:
-        SourceError: there are no such shards, or no such data set.
-    """
+    """Return the photos of a source; a SourceError names it if there is none."""
     text = os.fspath(place)
     if text.startswith(HUGGING_FACE):
         place = absolute(text)
@@ -179,11 +174,7 @@ def _split(path: str) -> tuple[str, str] | None:
 
 
 def _member(path: str) -> tuple[str, tuple[int, int]]:
-    """Return the file of a shard, and where in it a photo is.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
+    """Return the file of a shard, and where in it a photo is; a FileNotFoundError if it is not there."""
     shard, name = _split(path) or ("", "")
     photos = _index(shard, *stamp(shard)[:2])[0] if shard else {}
     if name not in photos:
@@ -230,11 +221,7 @@ def _table(place: str) -> Any:
 
 
 def _library(name: str) -> Any:
-    """Import a library, though a checkout of KDPL or a fork has a folder of the name `datasets`, where a script runs.
-
-    Raises:
-        SourceError: it is not installed, or that folder has been imported by its name.
-    """
+    """Import a library, though a checkout of KDPL or a fork has a folder of the name `datasets` where a script runs."""
     before = sys.path[:]
     try:
         sys.path[:] = [entry for entry in before if not Path(entry, name).is_dir() or Path(entry).name.endswith("-packages")]

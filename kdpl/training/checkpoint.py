@@ -4,6 +4,7 @@ The layout is that of the forks: `<folder>/<model name>/model.pth.tar-<epoch>` h
 `optimizer`, `scheduler` and `val_result`, and the text file `checkpoint` beside it names the newest one.
 """
 
+import io
 import os
 import random
 import re
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdpl.common.files import atomic_write, write_torch
+from kdpl.common.files import atomic_write
 from kdpl.common.messages import short_reason
 from kdpl.common.tensor_files import TensorFileError, check_tensors, load_torch
 
@@ -68,7 +69,10 @@ def save_checkpoint(state: dict[str, Any], folder: str | os.PathLike, name: str,
         OSError: the file could not be written; its previous version is untouched.
     """
     path = Path(folder, name)
-    write_torch(state, path)
+    content = io.BytesIO()  # torch.save would hide the error of a failing file, and the states are small
+    torch.save(state, content)
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
     if newest and name != BEST:
         with atomic_write(path.with_name(NEWEST), "w") as file:
             file.write(name + "\n")
