@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdpl.common.files import PART, atomic_write
+from kdpl.common.files import PART, atomic_write, sync
 from kdpl.common.outputs import SORTED, take_folder
 
 LOG = "moved.jsonl"  # in the folder of the folders: a line for each photo, [[from, to], ...], written before it is moved
