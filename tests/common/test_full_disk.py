@@ -1,21 +1,15 @@
 """A full disk, or a limit on the size of files: the previous version stays, and the message names the file and what to do."""
 
 import json
-import shutil
-import subprocess
 import sys
 
 import pytest
-import torch
 from support import ROOT, emoji_args, processes
-from support.files import RUN, result
 
 from kdpl.bundle import read_bundle
 from kdpl.common import exits
-from kdpl.common.files import key_of
-from kdpl.common.tensor_files import FeatureFile
-from kdpl.training.checkpoint import load_checkpoint, save_checkpoint
-from kdpl.training.results import read_results, write_results
+from kdpl.training.checkpoint import load_checkpoint
+from kdpl.training.results import read_results
 
 # One process: the limit on the size of files is moved between its runs.
 STORY = """
@@ -63,58 +57,3 @@ def test_a_run_that_cannot_write_fails_by_name_and_goes_on_once_there_is_room(tm
     assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == read_bundle(tmp_path).epoch == 2
     assert len(read_results(tmp_path)["results"]) == 1
     assert not list(tmp_path.rglob("*.kdpl-part"))
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """An empty file system of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "kdpl-test", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk):
-    """Leave no room for another page."""
-    with open(disk / "filler", "wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
-
-
-WRITERS = {
-    "model.pth.tar-1": lambda folder, size: save_checkpoint(
-        {"state_dict": {"ctx": torch.zeros(size)}}, folder, "model.pth.tar-1"
-    ),
-    "results.json": lambda folder, size: write_results(folder, {**RUN, "config": " " * size}, result()),
-}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_the_previous_version_outlives_a_full_disk(name, disk):
-    write = WRITERS[name]
-    write(disk, 10)
-    before = (disk / name).read_bytes()
-    fill(disk)
-    with pytest.raises(OSError, match=rf"No space left on device: '.*{name}'"):
-        write(disk, 50_000)
-    assert (disk / name).read_bytes() == before
-    assert not list(disk.glob(".*"))
-    (disk / "filler").unlink()
-    write(disk, 10_000)
-    assert (disk / name).read_bytes() != before
-
-
-def test_features_that_find_no_room_end_the_caching_alone(disk, tmp_path, capsys):
-    fill(disk)
-    file = FeatureFile(disk / "features", {}, 4)
-    file.add([key_of("cat")], torch.ones(1, 4))
-    file.save()
-    printed = capsys.readouterr().out
-    assert "Features are not cached" in printed and "No space left on device" in printed
-    assert torch.equal(file.get([key_of("cat")]), torch.ones(1, 4))

@@ -51,12 +51,3 @@ def test_it_ends_as_a_new_one_does(name):
     new, forked = both("-c", code, env={**os.environ, "PYTHONUNBUFFERED": ""})
     assert new[2] == forked[2] == status
     assert new[0] == forked[0] and new[1].splitlines()[-1:] == forked[1].splitlines()[-1:]
-
-
-def test_a_session_of_its_own_gets_the_signals_of_its_group():
-    command = [sys.executable, "-c", "import os, time; os.fork(); os.write(1, b'up\\n'); time.sleep(60)"]
-    with processes.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
-        assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.stdout.read() == "" and process.wait(60) == -signal.SIGTERM, "both have ended"

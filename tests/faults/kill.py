@@ -112,7 +112,7 @@ def main() -> int:
         for number, kind in enumerate(itertools.cycle(KINDS)):
             if kills >= args.kills:
                 break
-            output, status = Path(folder, f"round {number}"), None
+            output = Path(folder, f"round {number}")
             for kills_here in itertools.count():
                 process = start(kind, output)
                 limit = generator.uniform(0, 1.1 * seconds[kind][0])

@@ -1,4 +1,4 @@
-"""Change every key of the configuration, one at a time, in a finished and in an interrupted folder.
+"""Change every key of the configuration, one at a time, in the folder of a finished run.
 
     python tests/faults/settings.py
     python tests/faults/settings.py --keys OPTIM. TRAINER.KDPL.
@@ -92,27 +92,11 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def interrupt(run, batches: int) -> None:
-    """Train until the state inside an epoch is saved after so many batches."""
-    step, taken = run.forward_backward, []
-    run.is_time_to_save = lambda *_: len(taken) == batches
-
-    def counted(batch):
-        if len(taken) == batches:
-            raise KeyboardInterrupt
-        taken.append(None)
-        return step(batch)
-
-    run.forward_backward = counted
-    with contextlib.suppress(KeyboardInterrupt):
-        run.train()
-
-
-def outcome(folder: Path, work: Path, key: str, value: object, fresh: dict) -> str:
+def outcome(work: Path, key: str, value: object) -> str:
     """Return what a change does in a copy of a run's folder: "refused: ...", "harmless", "rounds" or "WRONG: ..."."""
     copy, options = work / "copy", [*RUN, key, value]
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
+    shutil.copytree(work / "finished", copy)
     trainer = str(value) if key == "TRAINER.NAME" else TRAINER
     try:
         ours = trained(trainer, copy, options)
@@ -120,10 +104,8 @@ def outcome(folder: Path, work: Path, key: str, value: object, fresh: dict) -> s
         return "refused"
     except (ValueError, KeyError, OSError, AssertionError) as error:
         return f"refused: {str(error).splitlines()[0][:80]}"
-    if key not in fresh:
-        shutil.rmtree(work / "fresh", ignore_errors=True)
-        fresh[key] = trained(TRAINER, work / "fresh", options)
-    largest = max((ours[k] - v).abs().max().item() for k, v in fresh[key].items())
+    shutil.rmtree(work / "fresh", ignore_errors=True)
+    largest = max((ours[k] - v).abs().max().item() for k, v in trained(TRAINER, work / "fresh", options).items())
     if largest == 0:
         return "harmless"
     if influence(key, NODE, True) == "rounds" and largest < ROUNDING:
@@ -140,24 +122,20 @@ def trained(trainer: str, folder: Path, options: list) -> dict[str, torch.Tensor
 
 def check(keys: list[str]) -> list[str]:
     """Print a line for each key that begins with one of `keys`; return those that were neither refused nor harmless."""
-    wrong, fresh = [], {}
+    wrong = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / "names.txt").write_text("cat\ndog\n")
         with quietly():
             finished = build(TRAINER, work / "finished", *RUN)
             finished.train()
-            interrupt(build(TRAINER, work / "interrupted", *RUN), 3)
         shutil.copy(next((work / "finished").rglob("model.pth.tar-1")), work / "weights.pth.tar")
         for key, value in leaves(finished.cfg):
-            if key in LEFT_OUT or not key.startswith(tuple(keys)):
-                continue
-            other = other_value(key, value, work)
-            found = {state: outcome(work / state, work, key, other, fresh) for state in ("finished", "interrupted")}
-            print(
-                f"{key}: {value!r} -> {other!r}: " + "; ".join(f"{state} {what}" for state, what in found.items()), flush=True
-            )
-            wrong += [f"{key} ({state}): {what}" for state, what in found.items() if what.startswith("WRONG")]
+            if key not in LEFT_OUT and key.startswith(tuple(keys)):
+                other = other_value(key, value, work)
+                line = f"{key}: {value!r} -> {other!r}: {outcome(work, key, other)}"
+                print(line, flush=True)
+                wrong += [line] if "WRONG" in line else []
     return wrong
 
 
