@@ -1,11 +1,10 @@
-"""A whole use on a GPU as on the CPU, on the embedded benchmark: resuming, several ranks, views, predicting, ONNX.
+"""A run on a GPU as on the CPU, on the embedded benchmark: resuming and several ranks.
 
 Most of these tests run on the CPU too, where all of this is tested at more places. `scripts/gpu_check.sh` runs them on a GPU,
 and steps at the sizes of real models.
 """
 
 import csv
-import json
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from support.devices import DEVICES, on, precisions_as_asked  # noqa: F401  a fi
 from support.ranks import run_ranks
 from support.trainings import EVERY_STEP, SMALL, TINY, Killed, assert_same, build, die_at, parameters
 
-import kdpl
-from kdpl import predict
 from kdpl.training.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("precisions_as_asked", "deterministic_again")]
@@ -67,43 +64,3 @@ def test_two_ranks_on_one_device_train_as_one_does(device, tmp_path):
         ends[ranks] = load_checkpoint(tmp_path / str(ranks) / "prompt_learner/model.pth.tar-2")["state_dict"]["ctx"]
     torch.testing.assert_close(ends[1], ends[2], atol=1e-5, rtol=1e-4)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-4)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_views_that_are_known_give_the_losses_of_those_computed_afresh(device, tmp_path):
-    cached = ("TRAIN.DETERMINISTIC", True, "TRAINER.KDPL.VIEWS", 2, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
-    cached += ("OPTIM.MAX_EPOCH", 2)
-    ends = []
-    for name in ("cold", "warm"):
-        run = build("KDPL_CoOp", tmp_path / name, *SMALL, *IN_PROCESS, *cached, *on(device))
-        known = [bool(features.known.all()) for features in run.view_features]
-        assert known == [name == "warm"] * 2
-        run.train()
-        ends.append(parameters(run))
-    assert_same(*ends)
-    assert losses(tmp_path / "cold") == losses(tmp_path / "warm")
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_prompts_are_predicted_with_and_exported(device, tmp_path):
-    """Probabilities in fp32: on the device, on the CPU and by ONNX Runtime."""
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    exact = ("TRAINER.MAPLE.PREC", "fp32", "TRAINER.KDPL.PREC", "fp32")
-    run = build("KDPL_MaPLe", tmp_path / "out", *SMALL, *IN_PROCESS, *exact, "OPTIM.MAX_EPOCH", 1, *on(device))
-    run.train()
-    photos = [item.impath for item in run.dm.dataset.test[:6]]
-    assert predict.main([str(tmp_path / "out"), *photos, "--json", str(tmp_path / "rows.json"), "--device", device]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
-    here, there = (kdpl.load(tmp_path / "out", device=where) for where in (device, "cpu"))
-
-    def probabilities(classifier, images):
-        return torch.cat([answer.probabilities for answer in classifier.stream(images)])
-
-    expected = probabilities(there, photos)
-    torch.testing.assert_close(probabilities(here, photos), expected, atol=1e-4, rtol=0)
-    assert [row["probabilities"][0] for row in rows] == pytest.approx(expected.amax(1).tolist(), abs=1e-4)
-    session = runtime.InferenceSession(str(here.export_onnx(tmp_path / "model.onnx")), providers=["CPUExecutionProvider"])
-    pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    (exported,) = session.run(["probabilities"], {"pixels": (pixels / 255).numpy()})
-    torch.testing.assert_close(torch.from_numpy(exported), probabilities(here, list(pixels)), atol=1e-4, rtol=0)

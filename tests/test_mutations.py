@@ -42,7 +42,7 @@ import sys; sys.path.insert(0, "tests/mutations")
 import run
 from catalogue import MUTATIONS, Mutation
 test = ("test_distill::test_the_loss_is_the_mean_of_both_divergences",)
-harmless = Mutation("harmless", "kdpl/distill/loss.py", "_combine", "lambda f: f", test)
+harmless = Mutation("harmless", "kdpl/distill/loss.py", "_both_ways", "lambda f: f", test)
 absent = Mutation("absent", "kdpl/distill/loss.py", "no_such_name", "lambda f: f", test)
 run.MUTATIONS = [m for m in MUTATIONS if m.name == "half of the divergence"] + [harmless, absent]
 sys.exit(run.main([]))

@@ -1,4 +1,4 @@
-"""README's loop without a framework, run as printed, reaches the accuracy and the divergence of the trainer."""
+"""README's loop without a framework, run as printed, learns as much as the trainer."""
 
 import re
 import shutil
@@ -25,21 +25,20 @@ def loop() -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """KDPL_CoOp after a training with the settings of the loop, and its accuracy."""
+    """KDPL_CoOp after a training with the settings of the loop."""
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
 
     run = build_trainer(config("KDPL_CoOp", DATASET, tmp_path_factory.mktemp("run"), "--seed", 1, *SETTINGS))
     set_random_seed(1)
     run.train()
-    return run, run.last_result["accuracy"]
+    return run
 
 
 @pytest.fixture(scope="module")
 def photos(trained, tmp_path_factory):
     """A folder with the trainer's training images, without their labels, and its class names."""
-    run, _ = trained
-    folder = tmp_path_factory.mktemp("loop")
+    run, folder = trained, tmp_path_factory.mktemp("loop")
     (folder / "photos" / "unlabelled").mkdir(parents=True)
     for i, item in enumerate(run.dm.dataset.train_x):
         shutil.copy(item.impath, folder / "photos" / "unlabelled" / f"{i}.png")
@@ -54,26 +53,9 @@ def images_of(run) -> torch.Tensor:
 
 
 @torch.no_grad()
-def hits(student, run) -> torch.Tensor:
-    """Return which of the trainer's test images a student classifies correctly, `(N,)`."""
-    logits = student(images_of(run), student.prepare(run.class_names)).logits
-    return logits.argmax(1) == torch.tensor([item.label for item in run.dm.dataset.test])
-
-
-@torch.no_grad()
 def divergence(student, run) -> float:
     """Return a student's divergence from the teacher on the trainer's test images."""
     return Distillation(student, run.objective.teacher, run.class_names)(images_of(run))[0].item()
-
-
-def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two accuracies on the same images differ by more than sampling error (McNemar, three standard errors).
-
-    Only the images that one student gets right and the other wrong count. If both are equally good, each such image favours
-    either with probability 1/2, so the difference of the two counts has mean 0 and the sum of the counts as its variance.
-    """
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return abs(only_a - only_b) > 3 * (only_a + only_b) ** 0.5
 
 
 def run_lines(lines: str, photos, monkeypatch):
@@ -86,12 +68,9 @@ def run_lines(lines: str, photos, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_lines_reach_the_accuracy_of_the_trainer(trained, photos, monkeypatch):
-    run, accuracy = trained
-    expected = hits(run.student, run)
-    assert 100 * expected.float().mean() == pytest.approx(accuracy), "measured as the trainer does"
-    student = run_lines(loop(), photos, monkeypatch)
-    assert not differ(hits(student, run), expected)
-    untrained = divergence(run_lines(loop().replace("in range(20)", "in range(0)"), photos, monkeypatch), run)
-    learned = untrained - divergence(run.student, run)
-    assert untrained - divergence(student, run) == pytest.approx(learned, rel=0.25) and learned > 0.05 * untrained
+def test_the_lines_learn_as_much_as_the_trainer(trained, photos, monkeypatch):
+    """Of what it can learn: the teacher's distribution on the test images."""
+    untrained = divergence(run_lines(loop().replace("in range(20)", "in range(0)"), photos, monkeypatch), trained)
+    learned = untrained - divergence(trained.student, trained)
+    assert learned > 0.05 * untrained
+    assert untrained - divergence(run_lines(loop(), photos, monkeypatch), trained) == pytest.approx(learned, rel=0.25)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.trainings import build
 
 from kdpl import students
 from kdpl.clip import load_clip
@@ -67,11 +66,3 @@ def test_a_plain_loop_of_promptsrc_averages_or_says_what_is_missing(clips, capsy
     with torch.no_grad():
         student(images, student.prepare(NAMES))
     assert "call student.end_epoch(epoch, epochs) after each epoch" in capsys.readouterr().out
-
-
-def test_class_agnostic_training_leaves_out_what_the_student_cannot_read(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_text("\n".join(["cat", "dog", "sea turtle", " ".join(["cat"] * 40)]))
-    agnostic = ("TRAINER.KDPL.CLASS_AGNOSTIC", True, "TRAINER.KDPL.VOCABULARY", path, "TRAINER.COOP.N_CTX", 40)
-    run = build("KDPL_CoOp", tmp_path / "out", *agnostic, "TRAINER.COOP.CTX_INIT", "")
-    assert run.training_names == ["cat", "dog", "sea turtle"]

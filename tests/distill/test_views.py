@@ -13,7 +13,6 @@ from support import mostly_slow
 from support.trainings import assert_same, build, parameters
 
 from kdpl.clip.model import Normalize
-from kdpl.common.tensor_files import FeatureFile
 from kdpl.distill.teacher import Teacher
 from kdpl.distill.views import ImageFile, ViewFeatures
 from kdpl.students import Student
@@ -131,30 +130,6 @@ def test_other_weights_transforms_and_changed_images_do_not_find_them(tmp_path, 
             assert known() == [0, 0]
     assert known() == [teacher, student]
     assert ImageFile("a", "2").key(0) != ImageFile("a", "3").key(0) != ImageFile("a", "3").key(1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_a_store_gives_back_what_was_put_in_whoever_wrote_it(tmp_path_factory, data):
-    images, views, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
-    dtype = data.draw(st.sampled_from([torch.float16, torch.float32]))
-    folder = tmp_path_factory.mktemp("store")
-    files = [ImageFile(f"image {i}", str(i)) for i in range(images)]
-    values = torch.randn(images, views, width).to(dtype)
-    pairs = [(i, v) for i in range(images) for v in range(views)]
-    written = set()
-    for _ in range(data.draw(st.integers(1, 3))):  # processes, one after the other
-        table = ViewFeatures(files, views, width, dtype, FeatureFile(folder, {}, width, dtype))
-        assert {(i, v) for i, v in pairs if table.known[i, v]} == written
-        new = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=4))
-        if new:
-            index, view = torch.tensor(new).T
-            table.put(index, view, values[index, view].float())
-            table.save()
-        written |= set(new)
-        if written:
-            index, view = torch.tensor(sorted(written)).T
-            assert torch.equal(table.get(index, view), values[index, view])
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,9 +13,6 @@ from support.trainings import Killed, build, die_at, history, parameters
 import kdpl
 import kdpl.trainers
 from kdpl import predict
-from kdpl.datasets.emoji.scenes import class_names, scenes_of
-from kdpl.photos import fit
-from kdpl.photos.fit import write_scenes
 from kdpl.students import promptsrc
 
 kdpl.trainers.offer_distilled()
@@ -101,16 +98,6 @@ def test_evaluation_and_prediction(tmp_path):
     there, here = (kdpl.load(tmp_path / "cuda", device=device) for device in ("cuda", "cpu"))
     torch.testing.assert_close(there(photos), here(photos), **BOUND)
     assert predict.main([str(tmp_path / "cuda"), *photos, "--device", "cuda", "--json", str(tmp_path / "rows.json")]) == 0
-
-
-def test_fit(tmp_path):
-    """The command for photos of one's own."""
-    write_scenes(tmp_path / "photos", [s for s in scenes_of("leisure") if s.split == "train" and s.label < 4])
-    (tmp_path / "names.txt").write_text("\n".join(class_names("leisure")[:4]), encoding="utf-8")
-    paths = map(str, (tmp_path / "photos", tmp_path / "names.txt"))
-    clips = ("--student", "emoji_student", "--teacher", "emoji_teacher", "--quiet")
-    assert fit.main([*paths, "-o", str(tmp_path / "out"), *clips]) == 0
-    assert kdpl.load(tmp_path / "out").device.type == "cuda"
 
 
 @pytest.mark.parametrize("style", ["StyleCoOp", "StyleMixup"])

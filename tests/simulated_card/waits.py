@@ -1,21 +1,15 @@
-"""Waits of the host for the simulated card, by the line that causes them, and launches of an optimiser:
+"""Waits of the host for the simulated card, by the line that causes them:
 tests/trainers/test_synchronisation.py runs these tests on one."""
 
 import re
 from collections import Counter
 
 import pytest
-import torch
-import torch.nn.functional as F
-from dassl.config import get_cfg_default
-from dassl.optim import build_optimizer
 from support import ROOT
 from support.devices import on
 from support.trainings import SMALL, build
 
 import simulated_card
-from kdpl.config.keys import OPTIMIZERS
-from kdpl.distill.pseudo_labels import DistilledStep
 
 IN_PROCESS = ("DATALOADER.NUM_WORKERS", 0, "TRAINER.KDPL.PREC", "fp32", "TRAINER.COOP.PREC", "fp32")
 
@@ -67,18 +61,6 @@ def test_views_written_cold(epochs, tmp_path):
     assert not any(features.unknown for features in run.view_features)
 
 
-def test_views_of_a_replaced_image_stay_in_memory(tmp_path):
-    run = build("KDPL_CoOp", tmp_path, *SMALL, *IN_PROCESS, *on("cuda"), "TRAINER.KDPL.VIEWS", 1,
-                "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")  # fmt: skip
-    run.load_for_training()
-    for unreadable, written in ((["a.png"], 0), ([""], 6)):
-        batch = next(iter(run.train_loader_x)) | {"unreadable": unreadable}
-        features = run.view_features[bool(written)]
-        features(batch, run.parse_batch_train(batch))
-        features.settle()
-        assert features.known.sum() == 6 and len(features.store._added) == written
-
-
 @pytest.mark.parametrize("learner", ["CoOp", "KgCoOp"])
 def test_class_agnostic_steps_read_the_selected_names(learner, epochs, tmp_path):
     """Once a step; the prompts of new names go to the card through pinned memory."""
@@ -106,40 +88,3 @@ def test_an_evaluation(evaluator, tmp_path):
         reads |= {("copy to the CPU", "kdpl/fallback/dassl/evaluation.py"): 2} if evaluator == "other" else {}
         assert files(counts.waits) == (reads if device == "cuda" else {})
     assert results[0] == results[1] and results[0]["num_images"] == 60
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimiser_launches_as_many_kernels_for_all_parameters(name):
-    """PyTorch's own, in its form for many tensors at once."""
-    cfg, found = get_cfg_default(), []
-    cfg.OPTIM.NAME = name
-    for count in (2, 40):
-        parameters = [torch.ones(4, device="cuda").requires_grad_() for _ in range(count)]
-        optimiser = build_optimizer(parameters, cfg.OPTIM)
-        for _ in range(2):
-            for p in parameters:
-                p.grad = torch.ones_like(p)
-            with simulated_card.counted() as counts:
-                optimiser.step()
-        found.append(counts.kernels)
-    assert found[0] == found[1] < 20
-
-
-def test_a_cross_entropy_with_labels_that_know_their_images_waits_for_nothing():
-    step = DistilledStep(torch.randn(6, 5, device="cuda"))
-    labels, logits = torch.zeros(6, dtype=torch.long, device="cuda"), torch.randn(6, 5, device="cuda", requires_grad=True)
-    with simulated_card.counted() as counts:
-        (F.cross_entropy(logits, labels) + F.cross_entropy(logits, step.labels(labels))).backward()
-    assert step.distilled and not counts.waits
-
-
-def test_digests_at_the_start(tmp_path):
-    """Weights are read before they are moved; the digest of a tower copies them together."""
-    with simulated_card.counted() as counts:
-        run = build("KDPL_CoOp", tmp_path, *SMALL, *IN_PROCESS, *on("cuda"), "TRAINER.KDPL.VIEWS", 1,
-                    "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")  # fmt: skip
-        run.load_for_training()
-    reads = [count for (kind, line), count in counts.waits.items() if kind == "copy to the CPU" and "clip/model" in line]
-    assert sum(reads) == 2
-    cpu = build("KDPL_CoOp", tmp_path / "cpu", *SMALL, *IN_PROCESS, *on("cpu"))
-    assert run.clip.weights_digest == cpu.clip.weights_digest and run.clip.digest("image") == cpu.clip.digest("image")

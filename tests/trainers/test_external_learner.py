@@ -1,8 +1,5 @@
 """The learner of docs/new_student.md in a file named by `--learner`: its whole life in real processes."""
 
-import csv
-import importlib
-import json
 import os
 import re
 import sys
@@ -40,20 +37,6 @@ def trained(folder):
 def prompts(output, epoch=3):
     path = output / "prompt_learner" / f"model.pth.tar-{epoch}"
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]["ctx"]
-
-
-@pytest.mark.slow
-def test_it_trains_with_its_own_option_and_loss(trained):
-    assert (
-        "  MYLEARNER:\n    CTX_INIT: a photo of a\n    N_CTX: 4\n    PREC: fp16\n    W: 0.5\n"
-        in (trained / "log.txt").read_text()
-    )
-    results = json.loads((trained / "results.json").read_text())
-    assert results["trainer"] == TRAINER and results["learned_parameters"] == 4 * 128
-    with open(trained / "history.csv", newline="") as file:
-        *_, last = csv.DictReader(file)
-    assert float(last["loss_norm"]) > 0
-    assert float(last["loss_total"]) == pytest.approx(float(last["loss"]) + float(last["loss_norm"]), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -116,35 +99,3 @@ def test_a_file_that_defines_no_learner_is_refused_in_one_line(case, tmp_path, c
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith(f"error: --learner '{path}' ") and message in line
     assert not (tmp_path / "out").exists()
-
-
-def test_a_module_that_the_file_imports_belongs_to_the_learner(tmp_path, monkeypatch):
-    """At its top, in a function, or by another one; modules of packages do not."""
-    from kdpl.config.manifest import learner_file
-
-    texts = {
-        "own_helper": "import json\nimport torch\nfrom own_part import two\n",
-        "own_part": "two = 2\n",
-        "own_late": "three = 3\n",
-    }
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    (tmp_path / "own_learner.py").write_text(
-        "import yaml\nimport kdpl.students\nfrom own_helper import two\n\n\nclass OwnLearner:\n"
-        "    def late(self):\n        import own_late\n\n        return own_late.three\n"
-    )
-    learner = importlib.import_module("own_learner").OwnLearner
-    learner().late()
-    before = learner_file(learner)
-    assert set(before["learner's modules"]) == set(texts)
-    for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(f"{text}# another\n")
-        after = learner_file(learner)
-        assert after["learner's file"] == before["learner's file"]
-        modules = before["learner's modules"]
-        assert {key for key, digest in after["learner's modules"].items() if modules[key] != digest} == {name}
-        (tmp_path / f"{name}.py").write_text(text)
-    for name in (*texts, "own_learner"):
-        del sys.modules[name]

@@ -131,17 +131,3 @@ def test_a_squashed_students_evaluation_and_bundle_see_the_whole_image(models, p
     classifier = kdpl.load(tmp_path, "cpu")
     theirs = trainer.model_inference(normalised(trainer))
     torch.testing.assert_close(classifier.logits(image)[0], theirs[0].cpu(), atol=1e-4, rtol=1e-4)
-
-
-def test_the_zero_shot_teacher_prepares_images_its_own_way(models, photos, tmp_path):
-    published = f"{ROOT}/configs/trainers/KDPL_CoOp/emoji.yaml"
-    trainer, cfg = build(
-        "ZeroshotTeacher", tmp_path, photos, "emoji_student", published, "TRAINER.KDPL.TEACHER", models["squashed"]
-    )
-    assert values(cfg) == ((48, 48), "bicubic", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-    image = Image.open(photos / "test" / NAMES[0] / "0.png")
-    reference = image_transform_v2(PreprocessCfg(size=48, **SQUASHED), is_train=False)(image)
-    ours = trainer.teacher.image_features(normalised(trainer))[0]
-    theirs = torch.nn.functional.normalize(trainer.towers[0].model.encode_image(reference[None].to(trainer.device)), dim=-1)[0]
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    trainer.test()

@@ -8,11 +8,10 @@ import sys
 
 import pytest
 import torch
-from support import RATE, ROOT, emoji_args, mostly_slow, processes, run_train
+from support import ROOT, emoji_args, mostly_slow, processes, run_train
 from support.trainings import EVERY_STEP, NOUNS, SMALL, Killed, assert_same, build, die_at, parameters
 
 from kdpl.common import exits
-from kdpl.config.manifest import OtherRunError
 from kdpl.training.checkpoint import load_checkpoint
 from kdpl.training.progress import DivergenceError
 
@@ -69,23 +68,6 @@ def test_an_unseeded_run_goes_on_with_the_seed_that_it_drew(tmp_path):
     assert other.seed != run.seed
     other.train()
     assert other.seed == run.seed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (("SEED", 2), "SEED: 1 in the folder, 2 now"),
-        (("OPTIM.LR", 0.5), f"OPTIM.LR: {RATE} in the folder, 0.5 now"),
-    ],
-)
-def test_a_run_is_not_gone_on_with_under_other_settings(option, message, tmp_path):
-    run = build("KDPL_CoOp", tmp_path, *SMALL, *EVERY_STEP)
-    die_at(run, 3)
-    with pytest.raises(Killed):
-        run.train()
-    with pytest.raises(OtherRunError, match=message):
-        build("KDPL_CoOp", tmp_path, *SMALL, *option).train()
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

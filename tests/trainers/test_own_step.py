@@ -99,15 +99,6 @@ def test_ranks_sum_its_gradients_by_their_shares(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ views, resume
 
 
-def test_with_views_all_its_pixels_arrive_when_all_features_are_known_too(tmp_path):
-    views = ("TRAINER.KDPL.VIEWS", 1, "OPTIM.MAX_EPOCH", 5, "TRAINER.KDPL.CACHE_DIR", tmp_path / "cache")
-    plain = trained(build("KDPL_CoOp", tmp_path / "plain", *IN_PROCESS, *views))
-    run = own(tmp_path / "own", *views)
-    assert_same(trained(run), plain)
-    assert run.pixels == [6] * 25
-    assert run.known == [True] * 25, "the first run cached the features of all images"
-
-
 @pytest.mark.parametrize("with_scaling", mostly_slow([False, True], sample=(True,)))
 def test_a_run_killed_between_its_steps_ends_bit_identical(with_scaling, tmp_path):
     unbroken, broken = (own(tmp_path / folder, *EVERY_STEP, name="OwnStepInParts") for folder in ("unbroken", "broken"))
