@@ -22,11 +22,6 @@ class UnsupportedTowerError(ValueError):
 _QUICK_GELU = 1.702  # x * sigmoid(1.702 x), the activation of OpenAI's models
 
 
-def on_cpu(x: Tensor) -> bool:
-    """Return whether to take a CPU's way, where arithmetic counts and launches do not."""
-    return x.device.type == "cpu"
-
-
 class Block:
     """A view of one frozen residual attention block: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
 
@@ -81,7 +76,7 @@ class Block:
         # matrix behind it, so that the wide one is passed over once.
         rows = x.flatten(0, -2)
         hidden = torch.addmm(_QUICK_GELU * self.c_fc.bias, rows, self.c_fc.weight.t(), alpha=_QUICK_GELU)  # (N, 4 w)
-        if not on_cpu(x):  # one launch for three
+        if not x.is_cpu:  # one launch for three
             return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.t(), alpha=1 / _QUICK_GELU).view_as(x)
         out = F.linear(F.silu(hidden), self.c_proj.weight) * (1 / _QUICK_GELU)
         return (out + self.c_proj.bias).view_as(x)
@@ -92,12 +87,10 @@ class Block:
 Beside = Mapping[int, Callable[[Tensor, Tensor], Tensor]]
 
 
-def add_beside(beside: Beside, layer: int, x: Tensor, out: Tensor) -> Tensor:
-    """Return the output of a layer with what its function adds, if it has one."""
-    if layer not in beside:
-        return out
+def with_beside(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, out: Tensor) -> Tensor:
+    """Return the output of a layer with what its function adds."""
     given = (x, out) if torch.is_autocast_enabled(x.device.type) else (x.float(), out.float())
-    return out + beside[layer](*given).to(out.dtype)
+    return out + function(*given).to(out.dtype)
 
 
 def check_beside(beside: Beside, depth: int, tower: str) -> None:

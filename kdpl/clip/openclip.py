@@ -30,8 +30,6 @@ WEIGHTS_FILES = (  # of a folder, and of a repository on the hub
     "open_clip_pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
 )
 
 SHOWN = ("layers", "width", "patch_size", "image_size", "context_length", "vocab_size", "hf_tokenizer_name")
@@ -201,7 +199,7 @@ def _on_hub(published: dict, cached: bool = False) -> Path:
 
     repository, file = os.path.split(published["hf_hub"])
     repository, _, revision = repository.partition("@")
-    files = [file] if file else [f for f in WEIGHTS_FILES if not f.endswith(".json")]
+    files = [file] if file else WEIGHTS_FILES
     for file in files:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=[file], local_files_only=cached)
         if (path := Path(folder, file)).is_file():

@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpl.clip.blocks import GroupedAttention, PaddedAttention, on_cpu
+from kdpl.clip.blocks import GroupedAttention, PaddedAttention
 from kdpl.clip.preprocessing import index_on
 
 
 def slot(index: int) -> int:
     """Return the entry that stands in a prompt for the learned context vector `index`, where others are token ids."""
     return -1 - index
+
+
+def on_cpu(rows: Tensor) -> bool:
+    """Return whether to take a CPU's way, where arithmetic counts and launches do not; tests take the other."""
+    return rows.is_cpu
 
 
 class Layout:
@@ -40,7 +45,7 @@ class Layout:
 
     prefix: int
     size: int
-    _own_rows: Callable[[int], int]  # of a prompt, behind the prefix
+    longest: int  # rows of a prompt behind the prefix, at most
     _part: Callable[[Sequence[Sequence[int]]], "Layout"]  # the layout of some prompts
 
     def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], length: int, class_specific: bool):
@@ -108,14 +113,9 @@ class Layout:
         """
         if (max_rows, apart) not in self._parts:
             counted = self.apart if apart else self
-            starts, rows = [0], counted.prefix
-            for c in range(len(self)):
-                rows += counted._own_rows(c)
-                if rows > max_rows and c > starts[-1]:
-                    starts.append(c)
-                    rows = counted.prefix + counted._own_rows(c)
-            spans = zip(starts, [*starts[1:], len(self)], strict=True)
-            self._parts = {(max_rows, apart): [(a, self._part(self.prompts[a:b])) for a, b in spans]}
+            count = max(1, (max_rows - counted.prefix) // counted.longest)
+            spans = range(0, len(self), count)
+            self._parts = {(max_rows, apart): [(start, self._part(self.prompts[start : start + count])) for start in spans]}
         return self._parts[max_rows, apart]
 
 
@@ -128,7 +128,7 @@ class PromptLayout(Layout):
         self.order = sorted(range(len(prompts)), key=lambda c: len(prompts[c]))
         lengths = [len(prompts[c]) - n for c in self.order]
         ends = list(accumulate(lengths, initial=n))
-        self.size = ends[-1]
+        self.size, self.longest = ends[-1], lengths[-1]
         self.eot = self._tensor([end - 1 for end in ends[1:]])  # (C,) row of each prompt's EOT, in packed order
         self.starts = dict(zip(self.order, ends, strict=False))  # first row of each prompt's suffix
         self.original_order = self._tensor(sorted(range(len(self.order)), key=self.order.__getitem__))
@@ -175,11 +175,8 @@ class PromptLayout(Layout):
         shared, rows = self.prefix - self.first_slot, list(range(self.first_slot))
         for i, c in enumerate(self.order):
             copy, own = self.first_slot + i * shared, self.starts[c] + (len(self) - 1) * shared
-            rows += [*range(copy, copy + shared), *range(own, own + self._own_rows(c))]
+            rows += [*range(copy, copy + shared), *range(own, own + len(self.prompts[c]) - self.prefix)]
         return self._tensor(rows)
-
-    def _own_rows(self, c: int) -> int:
-        return len(self.prompts[c]) - self.prefix
 
     def _part(self, prompts: Sequence[Sequence[int]]) -> "PromptLayout":
         return PromptLayout(self.tower, prompts, self.class_specific)
@@ -204,7 +201,7 @@ class DenseLayout(Layout):
 
     def __init__(self, tower: Any, prompts: Sequence[Sequence[int]], pad: int, length: int, class_specific: bool = False):
         super().__init__(tower, prompts, length, class_specific)
-        self.pad, self.length, self.size = pad, length, length * len(prompts)
+        self.pad, self.length, self.size, self.longest = pad, length, length * len(prompts), length
         filled = [[*prompt, *[pad] * (length - len(prompt))] for prompt in prompts]
         # A row for each different entry at a position; learned vectors of a class's own are different for each class.
         found: dict[tuple[int, int, int], int] = {}
@@ -216,9 +213,6 @@ class DenseLayout(Layout):
         self.ids = self._tensor([[max(e, 0) for e in entries] for entries in filled])  # (C, L), 0 in slots
         self.is_slot = self._tensor([[e < 0 for e in entries] for entries in filled]).bool()  # (C, L)
         self._embed_entries(list(found))
-
-    def _own_rows(self, c: int) -> int:
-        return self.length
 
     def _part(self, prompts: Sequence[Sequence[int]]) -> "DenseLayout":
         return DenseLayout(self.tower, prompts, self.pad, self.length, self.class_specific)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside
+from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, cast_together, check_beside, with_beside
 from kdpl.clip.prompt_layout import DenseLayout, Layout, PromptLayout
 
 POOLS = ("first", "last", "argmax", "eos")  # how a text transformer is read at one position
@@ -65,7 +65,8 @@ class PromptedText:
         beside = beside or {}
         if (deep or beside) and self.no_deep:
             raise UnsupportedTowerError(self.no_deep)
-        check_beside(beside, self.depth, "text tower")
+        if beside:
+            check_beside(beside, self.depth, "text tower")
         for layer, vectors in deep.items():
             self._check_deep(layout, layer, vectors)
         per_image = ctx is not None and ctx.dim() == 3 and not layout.class_specific
@@ -177,7 +178,8 @@ class TextTower(TransformerText):
 
     def _encode(self, layout: PromptLayout, ctx: Tensor | None, deep: Mapping[int, Tensor], beside: Beside) -> Tensor:
         x = layout.embed(ctx)  # (P, N, w)
-        deep = dict(zip(deep, cast_together(tuple(deep.values()), x.dtype), strict=True))
+        if deep:
+            deep = dict(zip(deep, cast_together(tuple(deep.values()), x.dtype), strict=True))
         for l, block in enumerate(self.blocks):
             if l in deep:
                 layout, x = layout.replace(x, deep[l])
@@ -187,7 +189,7 @@ class TextTower(TransformerText):
                 attended = layout.attention.attend_last(block, x, layout.eot)
                 x = x.index_select(1, layout.eot)
                 out = block.finish(x, attended)  # (P, C, w)
-            x = add_beside(beside, l, x, out)
+            x = with_beside(beside[l], x, out) if l in beside else out
         x = self._project(self._text.ln_final(x))
         return x if layout.sorted else x.index_select(1, layout.original_order)
 
@@ -216,7 +218,7 @@ class WholeText(TransformerText):
                 one = None if mask is None else mask[classes, :, read].unsqueeze(2)  # (C, 1, 1, L)
                 x = x[:, classes, read].unsqueeze(2)
                 out = block.finish(x, _attend(q[:, classes, read].unsqueeze(2), k, v, one))
-            x = add_beside(beside, l, x, out)
+            x = with_beside(beside[l], x, out) if l in beside else out
         return self._project(self._text.ln_final(x.squeeze(2)))  # (P, C, d)
 
     def _read(self, layout: DenseLayout) -> Tensor:

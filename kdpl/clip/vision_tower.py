@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, add_beside, cast_together, check_beside, on_cpu
+from kdpl.clip.blocks import Beside, Block, UnsupportedTowerError, cast_together, check_beside, with_beside
 
 _TIMM = ("timm.models.vision_transformer.VisionTransformer", "timm.models.eva.Eva")  # the trunks that `TimmViT` runs
 NEEDED = "VPT, MaPLe, PromptSRC and IVLP need one, such as 'ViT-B/32'; CoOp and CoCoOp run on any CLIP."
@@ -23,11 +23,8 @@ class PromptedVision:
     """A ViT image tower that takes learned tokens. It holds references, no copies."""
 
     blocks: list
+    depth: int  # layers
     width: int  # w, of its tokens
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
 
     def __call__(
         self, images: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = (), beside: Beside | None = None
@@ -48,7 +45,8 @@ class PromptedVision:
                 f"{len(deep)} deep prompts do not fit a vision tower of {self.depth} layers: expected fewer than it has, "
                 "behind prompts at the input."
             )
-        check_beside(beside or {}, self.depth, "vision tower")
+        if beside:
+            check_beside(beside, self.depth, "vision tower")
         return self._features(images, prompts, deep, beside or {})
 
     def norm(self, layer: int, x: Tensor) -> Tensor:
@@ -85,20 +83,17 @@ class VisionTower(PromptedVision):
             )
         self.visual = visual
         self._at_class_token = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
-        self.blocks, self.width = [Block(b) for b in visual.transformer.resblocks], len(visual.class_embedding)
+        self.blocks = [Block(b) for b in visual.transformer.resblocks]
+        self.depth, self.width = len(self.blocks), len(visual.class_embedding)
 
     def _features(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # which would make the number of images a constant
-        if not traced and on_cpu(images) and not torch.is_grad_enabled():
-            size = self._at_once(len(images))
-            return torch.cat([self._encode(part, prompts, deep, beside) for part in images.split(size)])
-        return self._encode(images, prompts, deep, beside)
-
-    def _at_once(self, images: int) -> int:
-        """Return how many images fit a CPU's cache: a divisor of their number, so that all are computed the same way."""
-        tokens, width = self.visual.positional_embedding.shape
-        fit = max(1, CACHE // (4 * 4 * width * tokens))
-        return next(n for n in range(min(fit, images), 0, -1) if images % n == 0)
+        if traced or not images.is_cpu or torch.is_grad_enabled():
+            return self._encode(images, prompts, deep, beside)
+        # As many at once as fit a CPU's cache: a divisor of their number, so that all are computed the same way.
+        count, fit = len(images), max(1, CACHE // (4 * 4 * self.visual.positional_embedding.numel()))
+        size = next(n for n in range(min(fit, count), 0, -1) if count % n == 0)
+        return torch.cat([self._encode(part, prompts, deep, beside) for part in images.split(size)])
 
     def _encode(self, images: Tensor, prompts: Tensor | None, deep: Sequence[Tensor], beside: Beside) -> Tensor:
         v = self.visual
@@ -108,17 +103,19 @@ class VisionTower(PromptedVision):
             x = torch.cat([cls, x], dim=1) + v.positional_embedding.to(x.dtype)  # (B, 1 + grid * grid, w)
         own, rows = x.shape[1], None  # the image's own rows, if x is these and learned tokens behind them
         x = v.ln_pre(put_behind(x, prompts))  # (B, L, w)
-        deep = cast_together(deep, x.dtype)
+        deep = cast_together(deep, x.dtype) if deep else ()
         for l, block in enumerate(self.blocks):
             if l == self.depth - 1 and self._at_class_token:  # no other position of the last layer is needed
                 q, kv = block.q_kv(x, torch.zeros(1, dtype=torch.long, device=x.device))
-                x = add_beside(beside, l, x[:, :1], block.finish(x[:, :1], _attend_one(q, *kv.unbind(2))))
+                attended, x = _attend_one(q, *kv.unbind(2)), x[:, :1]
             else:
                 q, k, v_ = block.qkv(x).unbind(2)  # (B, L, heads, head_dim)
                 if l < len(deep) or l == self.depth - 1:  # the prompts' outputs are replaced, or nobody reads them
                     x, q = x[:, :own] if rows is None else rows, q[:, :own]
-                x = add_beside(beside, l, x, block.finish(x, _attention(q, k, v_)))
-                rows, x = (x, put_behind(x, deep[l])) if l < len(deep) else (None, x)
+                attended = _attention(q, k, v_)
+            out = block.finish(x, attended)
+            x = with_beside(beside[l], x, out) if l in beside else out
+            rows, x = (x, put_behind(x, deep[l])) if l < len(deep) else (None, x)
         x = v.ln_post(x[:, 0]) if self._at_class_token else v._pool(x)[0]  # (B, w)
         return x @ v.proj if v.proj is not None else x
 
@@ -154,7 +151,7 @@ class TimmViT(PromptedVision):
                 f"The image tower {type(trunk).__name__} of timm is not a ViT that takes learned tokens: {NEEDED}"
             )
         self.visual, self._trunk = visual, trunk
-        self.blocks, self.width = list(trunk.blocks), trunk.embed_dim
+        self.blocks, self.depth, self.width = list(trunk.blocks), len(trunk.blocks), trunk.embed_dim
 
     def norm(self, layer: int, x: Tensor) -> Tensor:
         norm = self.blocks[layer].norm1
@@ -173,7 +170,8 @@ class TimmViT(PromptedVision):
         for l, block in enumerate(self.blocks):
             if 0 < l <= len(deep):
                 x = put_behind(x[:, :own], deep[l - 1])
-            x = add_beside(beside, l, x, block(x, **where))
+            out = block(x, **where)
+            x = with_beside(beside[l], x, out) if l in beside else out
         x = trunk.forward_head(trunk.norm(x[:, :own]))
         return self.visual.head(x)
 

@@ -10,7 +10,6 @@ from types import ModuleType
 from torch import Tensor
 
 from kdpl.common.messages import short_reason
-from kdpl.common.safe_text import read_json
 from kdpl.common.tensor_files import check_tensors, load_torch
 
 
@@ -19,14 +18,8 @@ class WeightsError(OSError):
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive.
-
-    An index of transformers, `*.index.json`, stands for the files beside it that it names.
-    """
+    """Read the tensors of a checkpoint: safetensors, a PyTorch state dict (also under "state_dict"), or a JIT archive."""
     try:
-        if path.suffix == ".json":
-            parts = sorted({Path(str(part)).name for part in read_json(path)["weight_map"].values()} - {path.name})
-            return {key: value for part in parts for key, value in read_state_dict(path.parent / part).items()}
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -38,8 +31,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"it holds a {type(state).__name__}, not a state dict of tensors")
         check_tensors(state.items())
         return {str(key).removeprefix("module."): value for key, value in state.items()}
-    except WeightsError:
-        raise
     except Exception as error:  # of many kinds, from inside the unpickler
         raise WeightsError(
             f"'{path}' cannot be read as a CLIP checkpoint ({short_reason(error)}). "

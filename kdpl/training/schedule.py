@@ -62,17 +62,12 @@ def _cosine(n: int, optim_cfg: CfgNode) -> float:
 
 
 def _single_step(n: int, optim_cfg: CfgNode) -> float:
-    step = _steps(optim_cfg)[-1]
+    step = optim_cfg.STEPSIZE[-1]
     return optim_cfg.GAMMA ** (n // (step if step > 0 else optim_cfg.MAX_EPOCH))
 
 
 def _multi_step(n: int, optim_cfg: CfgNode) -> float:
-    return optim_cfg.GAMMA ** bisect_right(sorted(_steps(optim_cfg)), n)
-
-
-def _steps(optim_cfg: CfgNode) -> list[int]:
-    steps = optim_cfg.STEPSIZE
-    return list(steps) if isinstance(steps, list | tuple) else [steps]
+    return optim_cfg.GAMMA ** bisect_right(sorted(optim_cfg.STEPSIZE), n)
 
 
 _FACTORS: dict[str, Callable] = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
@@ -82,8 +77,8 @@ def check_schedule(optim_cfg: CfgNode) -> None:
     """Raise a ValueError that names the key if a key of the schedule has an invalid value."""
     for key in ("LR_SCHEDULER", "WARMUP_TYPE"):
         check_key(f"OPTIM.{key}", optim_cfg[key])
-    steps, least = _steps(optim_cfg), 1 if optim_cfg.LR_SCHEDULER == "multi_step" else -math.inf
-    if not steps or not all(isinstance(step, int) and step >= least for step in steps):
+    steps, least = optim_cfg.STEPSIZE, 1 if optim_cfg.LR_SCHEDULER == "multi_step" else -math.inf
+    if not isinstance(steps, list | tuple) or not steps or not all(isinstance(step, int) and step >= least for step in steps):
         raise ValueError(
             f"OPTIM.STEPSIZE is {optim_cfg.STEPSIZE}, expected epochs after which the rate falls, such as (30,) or (30, 60)."
         )
