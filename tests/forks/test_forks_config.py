@@ -2,7 +2,7 @@
 
 import pytest
 from dassl.config import get_cfg_default
-from support import ROOT, config
+from support import ROOT
 from yacs.config import CfgNode as CN
 
 import kdpl
@@ -38,14 +38,6 @@ def test_keys_that_a_fork_has_added_to_a_node_are_not_options_of_kdpls_learner()
     """KgCoOp's and TCP's W and ALPHA are in the node of CoOp."""
     options = student_options(fork_cfg(W=8.0, ALPHA=1.0), "COOP")
     assert learner_options("COOP", options) == options and "W" not in options and options.N_CTX == 16
-
-
-def test_a_negative_checkpoint_frequency_saves_the_last_epoch_only(tmp_path):
-    from dassl.engine import build_trainer
-
-    options = ("TRAIN.CHECKPOINT_FREQ", -1, "OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "TEST.NO_TEST", True)
-    build_trainer(config("KDPL_CoOp", "emoji_meals", tmp_path, *options)).train()
-    assert [p.name for p in sorted((tmp_path / "prompt_learner").iterdir())] == ["checkpoint", "model.pth.tar-2"]
 
 
 def test_a_configuration_without_kdpls_nodes_is_named_by_every_trainer(tmp_path):
