@@ -18,7 +18,7 @@ from kdpl.common.environment import dassl_in_use
 from kdpl.config.defaults import node_of
 
 MARK = "  # by kdpl.install"
-PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn", "pkg_resources": "'setuptools<81'"}
+PACKAGES = {"cv2": "opencv-python", "ot": "pot", "sklearn": "scikit-learn", "pkg_resources": "'setuptools<70'"}
 FOLDERS = ("trainers", "datasets", "clip", "utils")  # of a fork, beside its train.py
 REGISTRY, STEP = "TRAINER_REGISTRY", "forward_backward"
 
