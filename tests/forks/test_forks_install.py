@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from dassl.utils import set_random_seed, setup_logger
+from dassl.utils import load_checkpoint, set_random_seed, setup_logger
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 import trainers.styles  # a comment
@@ -59,7 +59,8 @@ def main():
     setup_logger(cfg.OUTPUT_DIR)
     trainer = build_trainer(cfg)
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=1)
+        for name, model in trainer._models.items():  # Dassl's own load_model takes no checkpoint without a validation result
+            model.load_state_dict(load_checkpoint(f"{args.model_dir}/{name}/model.pth.tar-1")["state_dict"])
         trainer.test()
     else:
         trainer.train()
