@@ -1,6 +1,5 @@
 """`kdpl export OUT --head FILE`: the lines of docs/your_photos.md give the probabilities of kdpl, without kdpl."""
 
-import builtins
 import dataclasses
 import json
 import re
@@ -76,7 +75,6 @@ def lines_of(library, kernel=False):
 
 
 KINDS = {
-    "TaskRes": ("TaskRes", {"PREC": "fp16"}, Decision()),
     "kernel head": ("KernelHead", {"PREC": "fp16"}, Decision()),
     "CoOp": ("CoOp", {"N_CTX": 2}, Decision()),
     "CoOp, class-specific": ("CoOp", {"N_CTX": 2, "CSC": True}, Decision(temperature=2.0)),
@@ -145,17 +143,3 @@ def test_what_is_no_matrix_is_refused(clip_file, tmp_path, capsys):
         out = prompts(tmp_path / variant, clip_file, variant, **options)
         assert main([str(out), "--head", str(head)]) == exits.BAD_INPUT
         assert why in capsys.readouterr().err and not head.exists()
-
-
-def test_without_onnx_no_empty_folder_is_left(clip_file, tmp_path, capsys, monkeypatch):
-    load = builtins.__import__
-
-    def without(name, *rest):
-        if name == "onnx":
-            raise ImportError(name)
-        return load(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    out = prompts(tmp_path / "out", clip_file)
-    assert main([str(out), str(tmp_path / "site")]) == exits.BAD_INPUT
-    assert "pip install 'kdpl[onnx]'" in capsys.readouterr().err and not (tmp_path / "site").exists()

@@ -94,7 +94,12 @@ def describe(name: str) -> Architecture:
 
 @lru_cache(maxsize=32)  # asked for by every part of a run that checks something
 def _described(name: str, files: tuple) -> Architecture:
-    clip, vision_depth = outline_clip(name), 0
+    return architecture_of(outline_clip(name))
+
+
+def architecture_of(clip: Clip) -> Architecture:
+    """Return the architecture of a CLIP."""
+    vision_depth = 0
     with suppress(UnsupportedTowerError):  # then it takes no learned tokens
         vision_depth = clip.vision.depth
     text, length = clip.text, clip.tokenizer.context_length

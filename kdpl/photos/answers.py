@@ -207,11 +207,8 @@ def verdict(rows: Sequence[Row], used: Row, reason: str) -> str:
     gap, n = after.agrees - before.agrees, len(after.agrees)
     mean, error = 100 * float(gap.mean()), 200 * float(gap.std(unbiased=False)) / n**0.5
     if reason:
-        return (
-            f"The names do not fit these photos: {reason}. That the {shown.label} agrees with it on {after.agreement:.1f} % of "
-            f"{n:,} held-out photos, and {best.label} on {before.agreement:.1f} %, says nothing then. Use other names (kdpl "
-            "names PHOTOS proposes some), or other photos."
-        )
+        what = f"The names do not fit these photos: {reason}. How often the head agrees with it says nothing then"
+        return f"{what}: use other names (kdpl names PHOTOS proposes some), or other photos."
     change = f"agreement {before.agreement:.1f} -> {after.agreement:.1f} % ({signed(mean, 1)} ± {error:.1f} points)"
     against = f"on {n:,} held-out photos, against the best of what needs no photo, {best.label}."
     what = "sentence" if len(used.sentences) == 1 else "mean of sentences"
@@ -280,7 +277,8 @@ def refit(
     words_of_it = verdict(rows, used, misfit(theirs, float(inside.float().mean()), len(names)))
 
     solved = replace(solve(student, every, first.gamma, first.ridge), linear=linear)
-    doubtful = _doubtful(pile.paths, names, (factor * solved.fitted(student, every)).softmax(1), theirs, fixed)
+    sure = (torch.cat([used.chosen_by.logits, used.reported.logits]).softmax(1) + theirs[held]) / 2
+    doubtful = _doubtful([pile.paths[i] for i in held], names, sure)
     return Fitted(names, solved, factor, theirs, inside, other, rows, used, words_of_it, parts, without, doubtful)
 
 
@@ -339,16 +337,12 @@ def inside_names(pile: Pile, scale: float, seen: Tensor, taught: Tensor) -> tupl
     return other, inside_score(scale * seen @ taught.T, scale * seen @ background[other].T) > 0
 
 
-def _doubtful(
-    paths: Sequence[str], names: Sequence[str], head: Tensor, teacher: Tensor, fixed: Tensor
-) -> list[tuple[str, str, str]]:
-    """Return photos on which head and teacher together are least sure, of different names, with the two likeliest ones."""
-    top = ((head + teacher) / 2).topk(min(2, len(names)), dim=1)
-    doubt = (top.values[:, 0] - top.values[:, -1] + 2.0 * fixed).tolist()
-    found: dict[int, tuple[str, str, str]] = {}
-    for i in sorted(range(len(paths)), key=lambda i: (doubt[i], i)):
-        first, second = top.indices[i, 0].item(), top.indices[i, -1].item()
-        if not fixed[i] and first not in found and len(found) < DOUBTFUL:
+def _doubtful(paths: Sequence[str], names: Sequence[str], p: Tensor) -> list[tuple[str, str, str]]:
+    """Return photos whose probabilities `(n, C)` are least sure, of different names, with the two likeliest ones."""
+    top, found = p.topk(2, dim=1), {}
+    for i in (top.values[:, 0] - top.values[:, 1]).argsort(stable=True).tolist():
+        first, second = top.indices[i].tolist()
+        if first not in found and len(found) < DOUBTFUL:
             found[first] = (paths[i], names[first], names[second])
     return list(found.values())
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +32,14 @@ FEATURES = "features.safetensors"  # of the photos, in the output folder of a fi
 Main = Callable[[Sequence[str] | None], int]
 
 
-def doing(what: str, total: int = 0, unit: str = "", quiet: bool = False) -> tqdm:
-    """Print on stderr what is being done, so that stdout holds results alone; return a bar, shown if there is a total."""
+def doing(what: str, total: int = 0, unit: str = "", quiet: bool = False) -> AbstractContextManager:
+    """Print on stderr what is being done, so that stdout holds results alone; of units return a bar."""
     if not quiet:
         print(f"{what} ...", file=sys.stderr, flush=True)
     terminal = sys.stderr.isatty()
     every = 0.1 if terminal else 6.0
-    return tqdm(total=total, unit=unit, desc=what, disable=quiet or not total, mininterval=every, leave=not terminal)
+    bar = {"total": total, "unit": unit, "desc": what, "mininterval": every, "leave": not terminal}
+    return tqdm(**bar, disable=quiet or not total) if unit else nullcontext()
 
 
 def guarded(main: Main) -> Main:

@@ -31,11 +31,15 @@ SHOWN = 10  # confusions, mistakes and unreadable photos
 
 
 class Label(NamedTuple):
-    """What is known of a photo: its class; or, with an empty label, that `predicted` is wrong."""
+    """What is known of a photo: its class; or, with an empty label, that what was predicted is wrong."""
 
     path: str
     label: str
     predicted: str
+
+    @property
+    def right(self) -> bool:
+        return self.label == self.predicted
 
 
 def read_labels(path: str | os.PathLike, names: list[str]) -> list[Label]:
@@ -108,19 +112,7 @@ def apart(prompts: str, labels: list[Label]) -> tuple[list[Label], list[Label], 
     return new, seen, f"{line}; they are left out." if out else ""
 
 
-class Judged(NamedTuple):
-    """A photo with its label and what was predicted."""
-
-    path: str
-    label: str  # empty: known only to be none of what was predicted before
-    predicted: str
-
-    @property
-    def right(self) -> bool:
-        return self.label == self.predicted
-
-
-def judge(classifier: "Classifier", labels: Sequence[Label], unread: list[str], reject: bool = False) -> list[Judged]:
+def judge(classifier: "Classifier", labels: Sequence[Label], unread: list[str], reject: bool = False) -> list[Label]:
     """Return the photos that can be judged: those that can be read, without a new prediction where another was marked wrong."""
     judged, known = [], {label.path: label for label in labels}
     for answer in classifier.stream(list(known), on_bad=lambda image, error: unread.append(str(error)), reject=reject):
@@ -128,11 +120,11 @@ def judge(classifier: "Classifier", labels: Sequence[Label], unread: list[str], 
         for path, i, out in zip(answer.images, likeliest, answer.rejected.tolist(), strict=True):
             name = REJECTED if out else classifier.classnames[i]
             if known[path].label or name == known[path].predicted:
-                judged.append(Judged(path, known[path].label, name))
+                judged.append(known[path]._replace(predicted=name))
     return judged
 
 
-def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged]) -> list[Judged]:
+def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Label]) -> list[Label]:
     """Return what the same CLIP says of the photos that are known to be of a class, by a hand-written sentence."""
     from kdpl.bundle import Decision
     from kdpl.classifier.classifier import Classifier
@@ -140,7 +132,7 @@ def by_sentence(classifier: "Classifier", sentence: str, judged: Sequence[Judged
     decision = Decision(sentences=[sentence])
     bundle = dataclasses.replace(classifier.bundle, decision=decision, classnames=classifier.classnames)
     plain = Classifier(bundle, classifier.device, classifier.clip.name)
-    return judge(plain, [Label(j.path, j.label, "") for j in judged if j.label], [])
+    return judge(plain, [label for label in judged if label.label], [])
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -150,13 +142,13 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, 100 * (middle - half) / (1 + spread)), min(100.0, 100 * (middle + half) / (1 + spread))
 
 
-def _share(judged: Sequence[Judged]) -> str:
+def _share(judged: Sequence[Label]) -> str:
     right = sum(j.right for j in judged)
     low, high = wilson(right, len(judged))
     return f"{100 * right / len(judged):.1f} % of {len(judged):,} photos (95 % interval: {low:.1f} to {high:.1f} %)"
 
 
-def _gain(before: Sequence[Judged], judged: Sequence[Judged]) -> str:
+def _gain(before: Sequence[Label], judged: Sequence[Label]) -> str:
     """Return the gain over a sentence on the same photos."""
     after = {j.path: j.right for j in judged}
     gap = [after[j.path] - j.right for j in before]
@@ -195,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exits.SOME_UNREAD if unread else 0
 
 
-def print_accuracy(args: argparse.Namespace) -> tuple[list[Judged], list[str]]:
+def print_accuracy(args: argparse.Namespace) -> tuple[list[Label], list[str]]:
     """Print the accuracy that the command line asks for; return the judged photos, and why others cannot be read."""
     check_prompts(args.prompts)
     if not os.path.isfile(args.labels):

@@ -81,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.photos, args.names = map(str, write_demo(demo))
         args.student, args.teacher, args.output = "emoji_student", args.teacher or "emoji_teacher", demo / "prompts"
         new = str(demo / "new_photos")
-    if Path(args.names).is_dir() and Path(args.photos).is_file():
-        raise ConfigError(f"PHOTOS '{args.photos}' is a file and names.txt '{args.names}' a folder: give the folder first.")
     check_photos(args.photos, args.template)
     names = names_of(args)
     check_folder(args.output, FIT, args.photos)

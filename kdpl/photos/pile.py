@@ -159,12 +159,9 @@ def read_pile(folder: Path) -> Pile:
     try:
         with safe_open(path, "pt") as file:
             found = parse_json(file.metadata()[KEY], "its metadata")
-            pile = Pile(**found, **{name: file.get_tensor(name) for name in TENSORS})
-        if {len(pile.paths), len(pile.contents), len(pile.stamps), len(pile.student)} != {len(pile.teacher)}:
-            raise ValueError("its parts are of different lengths")
+            return Pile(**found, **{name: file.get_tensor(name) for name in TENSORS})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"'{path}' is not the file of a fit's photos ({error}): remove it, or choose another -o.") from None
-    return pile
 
 
 def begin_pile(before: Pile, words: Words, folder: Path) -> Pile:

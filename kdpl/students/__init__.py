@@ -14,20 +14,8 @@ from kdpl.students.taskres import TaskRes
 from kdpl.students.tcp import TCP
 from kdpl.students.vpt import VPT
 
-LEARNERS: tuple[type[Student], ...] = (
-    CoOp,
-    CoCoOp,
-    VPT,
-    MaPLe,
-    PromptSRC,
-    IVLP,
-    KgCoOp,
-    TaskRes,
-    TCP,
-    KernelHead,
-    MMA,
-    CLIPAdapter,
-)
+Learners = tuple[type[Student], ...]
+LEARNERS: Learners = (CoOp, CoCoOp, VPT, MaPLe, PromptSRC, IVLP, KgCoOp, TaskRes, TCP, KernelHead, MMA, CLIPAdapter)
 STEPPED = tuple(learner for learner in LEARNERS if not learner.closed_form)  # those that are learned in steps along a gradient
 
 __all__ = [

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from kdpl.clip.loading import architecture_of
 from kdpl.clip.model import Clip, similarity_logits
 from kdpl.clip.names import Architecture
 from kdpl.common import distributed
+from kdpl.common.messages import shorten
 from kdpl.config.defaults import add_learner, learner_options
 from kdpl.students.pieces import check_context, check_depth
 from kdpl.text.feature_cache import TextFeatures
@@ -45,6 +47,7 @@ class Student(nn.Module):
 
     Raises:
         ConfigError: an option is unknown or has a value of another type.
+        ValueError: the options do not fit the CLIP, see `check`.
     """
 
     known: ClassVar[dict[str, type["Student"]]] = {}  # all learners by class name, including external ones
@@ -81,7 +84,7 @@ class Student(nn.Module):
         self.template = template
         self.learned = nn.Module()
         self._ensembles: dict[tuple[str, ...], TextFeatures] = {}
-        self._check_depths()
+        self.check(self.options, architecture_of(clip), clip.name)
         self.build(names)
 
     def build(self, names: Sequence[str]) -> None:
@@ -108,18 +111,6 @@ class Student(nn.Module):
                 check_depth(f"TRAINER.{cls.node}", key, value, architecture, name)
             elif key.startswith("N_CTX"):
                 check_context(f"TRAINER.{cls.node}", key, value, architecture, name, bool(options.get("CTX_INIT")))
-
-    def _check_depths(self) -> None:
-        """Refuse more layers with prompts than the CLIP has, as `check` does by its name."""
-        for key in (key for key in self.options if key.startswith("PROMPT_DEPTH")):
-            towers: list[Any] = [] if key.endswith("TEXT") else [self.clip.vision]
-            towers += [] if key.endswith("VISION") else [self.clip.text]
-            layers = min(getattr(tower, "depth", self.options[key]) for tower in towers)
-            if not 1 <= self.options[key] <= layers:
-                raise ValueError(
-                    f"TRAINER.{self.node}.{key} is {self.options[key]}, but '{self.clip.name}' has {layers} layers: "
-                    f"expected 1 to {layers}."
-                )
 
     @property
     def longest_name(self) -> int:
@@ -149,13 +140,10 @@ class Student(nn.Module):
         keys = [name.replace("_", " ") for name in names]
         other = [name for name, key in zip(names, keys, strict=True) if key not in rows]
         if other or len(rows) < len(self.names):
-            why = f"'{other[0]}' is not one of them" if other else "some of which are the same"
-            more = f", nor are {len(other) - 1} more" if len(other) > 1 else ""
-            shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+            why = f"{shorten(other)} are not among them" if other else "some of them are the same"
             raise ValueError(
                 f"{type(self).__name__} is class-specific: it learned {self.learned_for_each} for each of {len(self.names)} "
-                f"names ({shown}); {why}{more}. Use learned names alone (--classnames), or train a learner whose prompts work "
-                "for any name, such as CoOp."
+                f"names, and {why}. Use learned names alone (--classnames), or a learner for any name, such as CoOp."
             )
         return [rows[key] for key in keys]
 

@@ -43,18 +43,6 @@ class Solved:
         """Return the scores `(B, C)` of unit features `(B, d)` in fp32; without `linear` they are near probabilities."""
         return kernel_scores(features, self.centres, self.coefficients, self.mean, self.gamma, self.linear)
 
-    def fitted(self, features: Tensor, answers: Tensor) -> Tensor:
-        """Return the scores `(N, C)` of the photos that were solved for, with their answers.
-
-        If each is a centre no kernel is needed: (K + ridge N / w) a = answers - mean gives K a + mean.
-        """
-        n = len(features)
-        if len(self.centres) < n:
-            return self.scores(features)
-        q = answers.double()
-        scores = (q - self.ridge * n / photo_weights(q)[:, None] * self.coefficients).float()
-        return scores if self.linear is None else scores + features @ self.linear.T
-
 
 def kernel(x: Tensor, centres: Tensor, gamma: float | Tensor) -> Tensor:
     """Return exp(gamma (cos - 1)) of features `(B, d)` and `(M, d)`, `(B, M)`; in fp64, as gamma multiplies rounding."""

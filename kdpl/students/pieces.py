@@ -11,7 +11,6 @@ from kdpl.clip.prompt_layout import Layout
 from kdpl.text.prompts import context_prompts, encode
 
 INIT_STD = 0.02  # of randomly initialised prompts
-normalized_text = normalized  # under which learners outside this package may import it
 
 
 class TextContext:

@@ -186,7 +186,7 @@ def test_class_specific_prompts_are_used_with_their_own_names_alone(trainer, opt
     names, features = clf.classnames, clf.text_features
     clf.classnames = names[::-1][:4]
     assert torch.allclose(clf.text_features, features.flip(0)[:4], atol=1e-6), "looked up by name"
-    with pytest.raises(ValueError, match=r"is class-specific: .* for each of .*; 'yak' is not one of them, nor are 1 more"):
+    with pytest.raises(ValueError, match=r"is class-specific: .* for each of .*'yak', 'gnu'. are not among them"):
         clf.classnames = [*names[:2], "yak", "gnu"]
     assert clf.classnames == names[::-1][:4]
 

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -22,13 +21,12 @@ from PIL import Image
 from support import ROOT, image_file, processes
 
 import kdpl
-from kdpl.bundle import BundleError, inside_score, read_bundle
+from kdpl.bundle import BundleError, read_bundle
 from kdpl.common import exits
 from kdpl.common.files import file_digest
 from kdpl.datasets.emoji.scenes import class_names, scenes_of
 from kdpl.photos.answers import Measured, Row, fit_threshold, misfit, split, verdict
 from kdpl.photos.evaluate import main as evaluate
-from kdpl.photos.evaluate import read_labels, wilson
 from kdpl.photos.fit import main as fit
 from kdpl.photos.fit import refit_main as refit
 from kdpl.photos.fit import write_scenes
@@ -173,8 +171,7 @@ def test_a_fit_for_other_names_in_the_same_folder_says_so_and_photos_added_since
     assert len(read_pile(tmp_path / "out")) == 196 and read_bundle(tmp_path / "out").classnames == NAMES[:8]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_fit_that_is_stopped_ends_with_75_and_resumes_to_the_same_bits(name, fitted, photos, tmp_path):
+def test_a_fit_that_is_stopped_ends_with_75_and_resumes_to_the_same_bits(fitted, photos, tmp_path):
     line = [sys.executable, "-m", "kdpl", "fit", *command(photos, tmp_path / "out")]
     line.remove("--quiet")
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
@@ -183,7 +180,7 @@ def test_a_fit_that_is_stopped_ends_with_75_and_resumes_to_the_same_bits(name, f
         for text in process.stderr:
             if said in text:
                 break
-        process.send_signal(getattr(signal, name))
+        process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=240)
         assert process.returncode == exits.INTERRUPTED and "Traceback" not in error, (said, process.returncode, error)
         assert not (tmp_path / "out" / "prompts.safetensors").exists()
@@ -224,15 +221,12 @@ def test_a_pass_that_was_killed_resumes_in_the_middle(fitted, photos, tmp_path, 
             ["{empty}", "{names}", "-o", "{out}"],
             "has 0 different photos that can be read, 0 without a label",
         ),
-        (["nowhere", "{names}", "-o", "{out}"], "PHOTOS 'nowhere' is not a folder"),
-        (["{names}", "{photos}", "-o", "{out}"], "give the folder first"),
         (["{photos}", "{names}", "-o", "{out}", "--template", "a photo"], "must hold one '{}'"),
         (["{photos}", "{one}", "-o", "{out}"], "has one class name alone: give two or more"),
         (["{photos}", "{names}", "-o", "{out}", "--student", "ViT-B/33"], "ViT-B/32"),
         (["{photos}", "{names}", "-o", "{photos}/out"], "is inside the photos' folder"),
         (["{photos}", "{names}", "-o", "{others}"], "a file that kdpl fit did not write, 'index.html'"),
         (["--demo", "-o", "{others}"], "did not write, 'index.html'"),
-        (["{photos}", "{names}", "-o", "{out}", "--labels", "{labels}"], "'no name' is not one of the class names"),
         (["{photos}", "{names}", "-o", "{out}", "--labels", "{elsewhere}"], "has no label of a photo in"),
     ],
 )
@@ -248,7 +242,6 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded_or_written(
         "photos": photos / "photos", "names": photos / "names.txt", "out": tmp_path / "out", "empty": tmp_path / "empty",
         "one": names_file(tmp_path / "one.txt", ["cat"]), "same": names_file(tmp_path / "same.txt", ["tennis", "Tennis"]),
         "others": tmp_path / "others", "elsewhere": labels_file(tmp_path / "e.csv", [("nowhere.png", NAMES[0])]),
-        "labels": labels_file(tmp_path / "l.csv", [(str(photos / "photos" / "IMG_0001.png"), "no name")]),
     }  # fmt: skip
     models = [] if {"--student", "--demo"} & set(argv) else EMBEDDED[:4]
     assert fit([*(word if word == "a photo" else word.format(**paths) for word in argv), *models]) == exits.BAD_INPUT
@@ -321,15 +314,6 @@ def test_the_verdict_compares_with_the_best_of_what_needs_no_photo():
     assert "-40.0 ±" in verdict(worse, worse[0], "")
 
 
-def test_teacher_and_student_that_are_the_same_are_said_before_anything_runs(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("kdpl.photos.pile.load_clip", None)
-    argv = command(photos, tmp_path / "out")
-    argv[argv.index("emoji_student")] = "emoji_teacher"
-    with pytest.raises(TypeError):
-        fit(argv)
-    assert "Student and teacher are the same CLIP" in capsys.readouterr().out
-
-
 # ------------------------------------------------------------------------------------- labels, learners, none of these
 
 
@@ -387,7 +371,8 @@ def test_none_of_these_is_said_of_what_is_not_among_the_names(photos, tmp_path, 
     argv = command(photos, tmp_path / "out")
     argv[argv.index("emoji_student")] = "emoji_teacher"
     assert fit(argv) == exits.SOME_UNREAD
-    assert "None of these: with --reject, predict keeps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Student and teacher are the same CLIP" in printed and "None of these: with --reject, predict keeps" in printed
     shares = {}
     for name, classes in (("leisure", 12), ("mammals", 8)):
         write_photos(tmp_path / name, name, classes, "test")
@@ -409,12 +394,6 @@ def test_the_threshold_is_measured_on_other_photos_than_it_is_fitted_on():
     assert fit_threshold(scores, torch.arange(150) < 4, new, torch.arange(120) < 60)[0] is None, (
         "4 photos are too few to fit by"
     )
-
-
-def test_the_score_is_the_log_odds_of_a_softmax_over_both():
-    a, b = torch.randn(5, 3), torch.randn(5, 7)
-    p = torch.cat([a, b], 1).softmax(1)[:, :3].sum(1)
-    assert torch.allclose(inside_score(a, b), torch.log(p / (1 - p)), atol=1e-5)
 
 
 @given(st.integers(4, 5000), st.integers(0, 50))
@@ -459,8 +438,7 @@ def test_eval_judges_what_was_checked(fitted, tmp_path, capsys):
         counts = [int(row["photos"]) for row in csv.DictReader(reader.communicate()[0].splitlines())]
     assert sum(counts) == 18 and (tmp_path / "fifo").is_fifo()
     out = capsys.readouterr().out
-    low, high = wilson(12, 18)
-    assert f"Accuracy: 66.7 % of 18 photos (95 % interval: {low:.1f} to {high:.1f} %)" in out
+    assert "Accuracy: 66.7 % of 18 photos (95 % interval: 43.7 to 83.7 %)" in out  # Wilson's, from R's prop.test
     assert "2 photos are not judged" in out
     confused = re.findall(r"^(\d+) +(.*\S) {2,}(.*\S)$", out, re.M)
     assert sum(int(n) for n, *_ in confused) == 6 and {label for _, label, _ in confused} <= {*NAMES, "(not known)"}
@@ -498,7 +476,6 @@ def test_the_gallery_knows_what_the_teacher_sees(fitted, photos, tmp_path):
         ("path,label\na.png,", "line 2: there is no label"),
         (f"path,label\na.png,{NAMES[0]}\n./x/../a.png,{NAMES[1]}", "has two labels"),
         (f"file,label\na.png,{NAMES[0]}", "the columns path and label"),
-        ("path,label\n", "has no rows"),
         (f"path,label\ngone.png,{NAMES[0]}", "None of the 1 photos .* no such file"),
     ],
 )
@@ -506,21 +483,3 @@ def test_labels_that_cannot_be_are_refused(text, message, fitted, tmp_path, caps
     (tmp_path / "l.csv").write_text(text)
     assert evaluate([str(fitted[0]), "--labels", str(tmp_path / "l.csv")]) == exits.BAD_INPUT
     assert re.search(message, capsys.readouterr().err)
-
-
-def test_a_photo_under_two_paths_is_one_photo(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "linked").symlink_to(tmp_path)
-    paths = ["a.png", "./a.png", str(tmp_path / "a.png"), "linked/a.png", "b.png"]
-    rows = [(path, NAMES[0]) for path in paths]
-    assert [label.path for label in read_labels(labels_file(tmp_path / "l.csv", rows), NAMES)] == ["a.png", "b.png"]
-
-
-@given(st.integers(1, 500), st.floats(0, 1))
-def test_wilsons_interval_holds_the_share_and_shrinks(count, share):
-    right = round(share * count)
-    low, high = wilson(right, count)
-    assert 0 <= low <= 100 * right / count + 1e-9 and 100 * right / count - 1e-9 <= high <= 100
-    wider = wilson(right * 4, count * 4)
-    assert wider[1] - wider[0] <= high - low + 1e-9
-    assert math.isfinite(low)

@@ -75,21 +75,14 @@ def test_before_the_first_step_it_is_zero_shot_clip_exactly(tmp_path):
     assert torch.equal(run.model_inference(images), zero_shot.model_inference(images))
 
 
-def test_a_step_runs_no_text_tower(tmp_path, monkeypatch):
-    run = build("KDPL_TaskRes", tmp_path, *SMALL, *IN_PROCESS, "OPTIM.MAX_EPOCH", 1)
-    run.load_for_training()
-    monkeypatch.setattr(type(run.clip.text), "__call__", lambda *_: pytest.fail("a text pass"))
-    run.train()
-
-
 def test_names_that_were_learned_are_looked_up_in_any_order_and_others_are_refused(clip):
     student = moved(clip)
     whole = student.text_features(student.prepare(NAMES))
     some = student.text_features(student.prepare(["banana", "hot dog"]))
     assert torch.equal(some, whole[[2, 1]])
-    with pytest.raises(ValueError, match=r"TaskRes is class-specific: it learned a vector for each of 3 names.*'sushi' is not"):
+    with pytest.raises(ValueError, match=r"TaskRes is class-specific: it learned a vector for each of 3 .*'sushi'. are not"):
         student.prepare(["pizza", "sushi"])
-    with pytest.raises(ValueError, match="some of which are the same"):
+    with pytest.raises(ValueError, match="some of them are the same"):
         moved(clip, ["pizza", "hot dog", "hot_dog"]).prepare(["pizza"])
     with pytest.raises(ValueError, match="needs their names"):
         TaskRes(clip)
