@@ -8,23 +8,17 @@ from tabulate import tabulate
 
 from kdpl.common import exits
 from kdpl.common.command import run_command
-from kdpl.config.command_line import add_learner_flag
-from kdpl.photos.commands import check_sentence, classifier_of
+from kdpl.photos.commands import add_prompt_flags, check_sentence, classifier_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="kdpl interpret",
-        description="Print the words nearest to learned vectors, and the classes that moved most from a sentence.",
-    )
+    about = "Print the words nearest to learned vectors, and the classes that moved most from a sentence."
+    parser = argparse.ArgumentParser(prog="kdpl interpret", description=about)
     parser.add_argument("prompts", metavar="OUT", help="output folder of a training, or prompts.safetensors")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="words per vector (default: 5)")
     parser.add_argument("--template", help='hand-written sentence, "an icon of a {}." (default: that of the teacher)')
-    parser.add_argument("--classnames", metavar="FILE", help="other class names, one per line (default: those of the training)")
-    parser.add_argument("--backbone", metavar="CLIP", help="the training's CLIP, if it has another name or path here")
-    parser.set_defaults(reject=False)
-    add_learner_flag(parser)
+    add_prompt_flags(parser)
     args = parser.parse_args(argv)
     try:
         if args.template:

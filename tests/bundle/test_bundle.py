@@ -10,7 +10,6 @@ from support import config, processes, save_clip
 
 import kdpl
 from kdpl.bundle import CARD_NAME, FILE_NAME, BundleError, read_bundle, write_bundle
-from kdpl.bundle.card import model_card
 
 TINY = ("DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1000)
 TINY += ("DATASET.SOURCE_DOMAINS", "noto", "DATASET.TARGET_DOMAINS", "twemoji")
@@ -58,12 +57,6 @@ def test_the_card_tells_what_was_measured_and_invents_nothing(trained, tmp_path)
     assert "Not measured" in card and "accuracy (%)" not in card
     assert "<script" not in card.replace("\\<", "") and "\n# c" not in card and "[x]" not in card
     assert read_bundle(tmp_path).classnames == names
-
-
-def test_the_card_of_a_head_says_what_a_head_is(trained):
-    card = model_card(dataclasses.replace(read_bundle(trained[1]), variant="KernelHead", options={}, dataset="1,200 photos"))
-    assert "# Head for emoji\\_student" in card and "kernel ridge regression" in card and "epochs" not in card
-    assert "agree with the teacher on 1,200 photos" in card and "It knows these class names alone" in card
 
 
 @pytest.mark.slow

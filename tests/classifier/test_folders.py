@@ -146,10 +146,13 @@ def test_a_kill_between_a_copy_to_another_disk_and_the_end_loses_and_doubles_not
     assert undo(tmp_path / "sorted") == (1, []) and (photos / "img_0.png").read_bytes() == original
 
 
-@pytest.mark.parametrize("flags", [["--copy-to", "x"], ["--html", "x.html"], ["--undo", "x"]])
-def test_what_contradicts_moving_is_refused(flags, prompts, photos, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [["--move-to", "d", "--copy-to", "x"], ["--move-to", "d", "--html", "x.html"], ["--undo", "x"], ["--watch", "--html", "x"]],
+)
+def test_flags_that_contradict_each_other_are_refused(flags, prompts, photos, capsys):
     with pytest.raises(SystemExit):
-        main([prompts, str(photos), "--move-to", str(tmp_path / "sorted"), *flags])
+        main([prompts, str(photos), *flags])
     assert main([prompts, str(photos), "--move-to", str(photos / "sorted")]) == exits.BAD_INPUT
     assert "is inside the photos' folder" in capsys.readouterr().err and len(content(photos)) == 6
 
@@ -243,10 +246,3 @@ def test_new_photos_are_named_as_they_come_one_that_is_being_written_when_it_is_
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "7 images in" in err and "left out" not in err and "Traceback" not in err, err
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 8
-
-
-@pytest.mark.parametrize("flags", [["--html", "x.html"], ["-"]])
-def test_what_cannot_be_watched_is_refused(flags, prompts, photos, capsys):
-    with pytest.raises(SystemExit):
-        main([prompts, str(photos), "--watch", *flags])
-    assert "--watch is for folders" in capsys.readouterr().err

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT, image_file, processes, run_train, untrained_bundle
-from support.trainings import build
 
 import kdpl
 from kdpl.common import exits
@@ -141,57 +140,35 @@ def test_files_of_class_names_are_read_as_people_write_them(tmp_path):
         (b"\n \n", "is empty"),
         (b"caf\xe9\n", "not UTF-8 text"),
         ("cat\ndog\n".encode("utf-16-le"), "it has null characters.*save it as UTF-8"),
-        (b"\xff\xfec", "not UTF-8 text"),
         (b"# my classes\ncat\n", "has the comment '# my classes': remove it"),
     ):
         file.write_bytes(text)
         with pytest.raises(ValueError, match=message):
             read_class_names(file)
     for encoding in ("utf-8-sig", "utf-16"):
-        file.write_bytes("chat\nécureuil\nlabel\n".encode(encoding))
-        assert read_class_names(file) == ["chat", "écureuil", "label"]
-    file.write_bytes("salt, pepper\n👩\u200d🚀 astronaut\n".encode())
-    assert read_class_names(file) == ["salt, pepper", "👩\u200d🚀 astronaut"]
+        file.write_bytes("salt, pepper\nécureuil\n👩\u200d🚀 astronaut\n".encode(encoding))
+        assert read_class_names(file) == ["salt, pepper", "écureuil", "👩\u200d🚀 astronaut"]
 
 
-def test_names_that_are_the_same_to_clip_are_refused_with_both_spellings(prompts, photos, tmp_path, capsys):
+def test_names_of_which_one_says_nothing_are_refused(prompts, photos, tmp_path, capsys):
     for names, message in (
-        ("Ice_Hockey\nice hockey\n", r"'ice hockey' twice \('Ice_Hockey'\)|'ice hockey' and 'Ice_Hockey', which are the same"),
         ("tennis\nTennis\n", "has 'Tennis' and 'tennis', which are the same words to CLIP"),
-        ("ice hockey\nice  Hockey\n", "has 'ice  Hockey' and 'ice hockey', which are the same words"),
         ("cafe &amp; bar\nCafe & Bar\n", "which are the same words"),
+        ("pizza\n", "one class name alone, 'pizza', and every image would be it"),
     ):
         (tmp_path / "names.txt").write_text(names, encoding="utf-8")
-        assert main(["--prompts", str(prompts), str(photos), "--classnames", str(tmp_path / "names.txt")]) == exits.BAD_INPUT
+        assert main([str(prompts), str(photos), "--classnames", str(tmp_path / "names.txt")]) == exits.BAD_INPUT
         assert re.search(message, capsys.readouterr().err)
-
-
-def test_one_name_alone_says_nothing_and_is_refused(prompts, photos, tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("pizza\n")
-    assert main(["--prompts", str(prompts), str(photos), "--classnames", str(tmp_path / "names.txt")]) == exits.BAD_INPUT
-    assert "one class name alone, 'pizza', and every image would be it" in capsys.readouterr().err
 
 
 SAME = ["giraffe", "zebra", "chair", "pizza", "banana"]  # the embedded models know the last two
 
 
-def test_words_that_a_clip_does_not_know_are_named_in_training_and_prediction(tmp_path, capsys):
+def test_words_that_a_clip_does_not_know_are_named(tmp_path, capsys):
     prompts = untrained_bundle(tmp_path / "out", "CoOp", SAME)
-    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
-    assert main([str(prompts), str(tmp_path / "photo.png"), "--csv", str(tmp_path / "p.csv")]) == 0
+    assert main([str(prompts), str(image_file(tmp_path / "photo.png"))]) == 0
     expected = r"Warning: To 'emoji_student' these names are the same, .*: 'giraffe', 'zebra', 'chair'\. Use other words"
     assert re.search(expected, capsys.readouterr().err)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for i, scene in enumerate(draw(scenes_of("meals")[:4])):
-        Image.fromarray(scene).save(photos / f"{i}.png")
-    (tmp_path / "names.txt").write_text("\n".join(SAME))
-    folder = ("DATASET.ROOT", photos, "DATASET.CLASSNAMES", tmp_path / "names.txt", "DATASET.NUM_SHOTS", -1)
-    own = ("DATASET.NAME", "ImageFolder", "DATASET.SUBSAMPLE_CLASSES", "all", "TEST.NO_TEST", True)
-    run = build("KDPL_CoOp", tmp_path / "run", *folder, *own)
-    run.load_for_training()
-    out = capsys.readouterr().out
-    assert re.search(expected, out) and re.search(expected.replace("emoji_student", "emoji_teacher"), out)
 
 
 def test_a_fit_of_names_that_are_the_same_to_the_teacher_is_refused(tmp_path, capsys):
