@@ -135,6 +135,6 @@ def test_an_evaluation_of_weights_that_overflow_has_no_accuracy(tmp_path):
     run = build("KDPL_CoOp", tmp_path, *SMALL)
     with torch.no_grad():
         next(run.student.learned.parameters()).fill_(3e38)
-    with pytest.raises(NotFiniteError, match=r"logits of the test images hold NaN .* there is no accuracy"):
+    with pytest.raises(NotFiniteError, match="logits of the test images hold NaN"):
         run.test()
     assert not (tmp_path / "results.json").exists()
