@@ -62,14 +62,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"TRAINER.KDPL.VIEWS of 1 or more ({views}), and a folder as TRAINER.KDPL.CACHE_DIR ('{folder}')."
             )
         from dassl.engine import build_trainer
-        from dassl.utils import set_random_seed
 
         from kdpl.trainers import run
 
         run.check_names(cfg)
         distributed.start(cfg.USE_CUDA)
-        if cfg.SEED >= 0:
-            set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
         trainer.load_for_training()
     except (ValueError, OSError, KeyError, ImportError) as error:

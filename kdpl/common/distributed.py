@@ -29,11 +29,15 @@ def start(use_cuda: bool) -> None:
     cards = torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
     if cards:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    # NCCL refuses several ranks on one GPU, gloo does not.
-    dist.init_process_group("cuda:nccl,cpu:gloo" if local_ranks <= cards else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(_backend(cards), timeout=TIMEOUT)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process lives
+
+
+def _backend(cards: int) -> str:
+    """Return what the ranks exchange tensors through; NCCL refuses several ranks on one GPU, gloo does not."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    return "cuda:nccl,cpu:gloo" if local_ranks <= cards else "gloo"
 
 
 def rank() -> int:

@@ -7,12 +7,12 @@ FIFOs and unreadable folders stop nothing.
 import importlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -129,19 +129,16 @@ def open_image(path: str | os.PathLike, least: int = 0) -> Image.Image:
             reason.
     """
 
-    def take(image: Image.Image) -> Image.Image:
-        if least:
-            image.draft(None, (least, least))
-        return to_rgb(image)
-
-    return _read(path, take)
+    return _read(path, least)
 
 
-def _read(path: str | os.PathLike, take: Callable[[Image.Image], Any]) -> Any:
+def _read(path: str | os.PathLike, least: int = 0, decode: bool = True) -> Image.Image | None:
     _register_heif()
     try:
         with Image.open(sources.opened(path)) as image:
-            return take(image)
+            if least:
+                image.draft(None, (least, least))
+            return to_rgb(image) if decode else None
     except Exception as error:  # Pillow's decoders share no base exception
         raise BadImageError(f"'{on_one_line(str(path))}' cannot be read as an image: {_reason(path, error)}") from error
 
@@ -270,7 +267,7 @@ def unreadable(paths: Iterable[Path], decode: bool) -> dict[Path, str]:
 
     def reason(path: Path) -> str:
         try:
-            _read(path, to_rgb if decode else Image.Image.getbands)
+            _read(path, decode=decode)
         except BadImageError as error:
             return str(error)
         return ""

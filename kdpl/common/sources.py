@@ -134,9 +134,6 @@ def stamp(path: str | os.PathLike) -> tuple[int, int, int]:
     return status.st_size if size is None else size, status.st_mtime_ns, status.st_ctime_ns
 
 
-# ---------------------------------------------------------------------------------------------------------------- tar shards
-
-
 @lru_cache(maxsize=4096)
 def _index(path: str, size: int, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], dict[str, str], Counter[str]]:
     """Return where the bytes of a tar file's photos begin and how many there are, what cannot be read, and the others."""
@@ -180,9 +177,6 @@ def _member(path: str) -> tuple[str, tuple[int, int]]:
     if name not in photos:
         raise FileNotFoundError(f"There is no photo '{path}'.")
     return shard, photos[name]
-
-
-# ------------------------------------------------------------------------------------------------------ Hugging Face datasets
 
 
 def _name_and_split(text: str) -> tuple[str, str]:

@@ -136,9 +136,6 @@ def file_digests(paths: Sequence[str | os.PathLike], keys: Sequence[bytes] = ())
     return [bytes(row) for row in known.get(keys).tolist()]
 
 
-# -------------------------------------------------------------------------------------------- checkpoints from elsewhere
-
-
 class TensorFileError(ValueError):
     """A file is not a tensor file, is damaged, or is refused."""
 
