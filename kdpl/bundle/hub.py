@@ -137,7 +137,7 @@ def _one_line(name: str, repository: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:  # of many kinds: the HTTP clients of huggingface_hub's versions differ
-        if getattr(error, "errno", None) in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             error.filename = error.filename or constants.HF_HUB_CACHE
             raise
         kinds = [kind.__name__ for kind in type(error).__mro__]

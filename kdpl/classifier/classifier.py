@@ -234,12 +234,12 @@ class Classifier:
         computed = self.encoder.image_features(self._normalize(stacked_pixels(new).to(self.device))) if new else None
         if known is None:
             return computed
-        if keyed := [row for row, item in enumerate(new) if item.key is not None]:
-            known.add([new[row].key for row in keyed], computed[keyed])
+        if computed is not None and (keys := {row: item.key for row, item in enumerate(new) if item.key is not None}):
+            known.add([*keys.values()], computed[[*keys]])
         if len(new) == len(batch):
             return computed
         rows = iter(computed) if new else iter(())
-        found = iter(known.get([item.key for item in batch if item.pixels is None]).to(self.device))
+        found = iter(known.get([item.key or b"" for item in batch if item.pixels is None]).to(self.device))
         return torch.stack([next(found if item.pixels is None else rows) for item in batch])
 
     def use_cache(self) -> None:

@@ -53,8 +53,8 @@ def _classes() -> dict[str, tuple[str, dict[str, Any]]]:
     """Read `node` and `defaults` of the classes in kdpl/students from their source: importing them would import PyTorch."""
     found = {}
     for path in sorted(_STUDENTS.glob("*.py")):
-        for definition in ast.parse(path.read_text(encoding="utf-8")).body:
-            assigned = [n for n in getattr(definition, "body", ()) if isinstance(n, ast.Assign)]
+        for definition in [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]:
+            assigned = [n for n in definition.body if isinstance(n, ast.Assign)]
             values = {n.targets[0].id: n.value for n in assigned if isinstance(n.targets[0], ast.Name)}
             if "defaults" in values:
                 options = {"PREC": "fp16", **ast.literal_eval(values["defaults"])}

@@ -222,7 +222,8 @@ class Distillation(Objective):
                 output = student(images, prepared, frozen=frozen)
             else:  # behind the batch
                 few, batch = self.labelled.features.to(frozen), len(frozen)
-                output = student(images, prepared, frozen=torch.cat([frozen, few]))  # of B + L images
+                joined = torch.cat([frozen, few])  # type: ignore[list-item]  # `Labelled.check` asks for a frozen tower
+                output = student(images, prepared, frozen=joined)  # of B + L images
                 own["loss_labels"] = self.labelled.loss(output.logits[batch:])
                 output = output._replace(logits=output.logits[:batch], image_features=output.image_features[:batch])
             target = mean_logits(target, self.temperature) if target.dim() == 3 else target

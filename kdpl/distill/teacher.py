@@ -99,7 +99,7 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
-        scales = {"student": student_scale, "own": self.clip.logit_scale}
+        scales: dict[str | float, Tensor | float] = {"student": student_scale, "own": self.clip.logit_scale}
         return similarity_logits(scales.get(self.logit_scale, self.logit_scale), features, self.texts_of(features))
 
 

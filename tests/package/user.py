@@ -68,7 +68,6 @@ kdpl.load("OUT")(3)  # refused
 print(kdpl.load("OUT").clasnames)  # refused
 load_clip(["ViT-B/32"])  # refused
 CoOp("ViT-B/32", {})  # refused
-Distillation(CoOp(load_clip("RN50"), {}), "RN50", ["cat"])  # refused
 Teacher(load_clip("RN50"), [1], "a {}", (0.0,), (1.0,))  # refused
 distilled("TCP")  # refused
 extended: int = kdpl.extend_cfg(object())  # refused
