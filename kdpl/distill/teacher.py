@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
-        scales: dict[str | float, Tensor | float] = {"student": student_scale, "own": self.clip.logit_scale}
+        scales: dict[str | float, Any] = {"student": student_scale, "own": self.clip.logit_scale}
         return similarity_logits(scales.get(self.logit_scale, self.logit_scale), features, self.texts_of(features))
 
 
