@@ -209,7 +209,6 @@ def print_accuracy(args: argparse.Namespace) -> tuple[list[Label], list[str]]:
         print(f"Accuracy: {_share(judged_new)}")
     if judged_seen:
         print(f"Accuracy on photos that the fit has seen, without a label: {_share(judged_seen)}")
-        print("That is nearer to the teacher's than the accuracy on new photos is.")
     print("It is that of the photos you checked: choose them at random for the accuracy on all photos.")
     if unknown := count - len(judged) - len(unread):
         print(f"{unknown:,} photos are not judged: their label is not known, and the prediction is another than the marked one")

@@ -26,6 +26,7 @@ BLOCK = 10_000  # photos among which neighbours are searched
 ROWS = 2_000  # photos of a sum that are in memory at once
 PANEL = 500  # rows of a symmetric matrix of which the other half is not computed
 SHARPNESS = 20.0  # of the neighbours' weights, softmax(SHARPNESS cos)
+PULL, STEPS = 4.0, 10  # of the neighbours' answers, and how often they are asked
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,6 @@ def solve(
     answers: Tensor,
     gamma: float | None = None,
     ridge: float | None = None,
-    landmarks: int | None = None,
 ) -> Solved:
     """Return the kernel ridge regression from unit features `(N, d)` to answers `(N, C)`, probabilities or one-hot labels.
 
@@ -144,7 +144,6 @@ def solve(
     Args:
         gamma: of the kernel exp(gamma (cos - 1)); None: from the features.
         ridge: None: by the closed-form error of leaving each photo out, see `left_out`.
-        landmarks: the number of centres, spread over the photos (Nystroem); None: all photos up to EXACT, else LANDMARKS.
 
     Raises:
         ValueError: there are no photos, or not as many answers.
@@ -157,13 +156,12 @@ def solve(
     ridge = left_out(features, answers, gamma)[0] if ridge is None else ridge
     q = answers.double()
     w, mean = photo_weights(q), q.mean(0)
-    if landmarks is None and n <= EXACT:
+    if n <= EXACT:
         centres, k = features, lower_kernel(features, gamma)
         k.diagonal().add_(ridge * n / w)
         a = solve_by(cholesky_(k), q - mean)
     else:
-        chosen = spread_rows(n, LANDMARKS if landmarks is None else landmarks).to(features.device)
-        centres = features[chosen]
+        centres = features[spread_rows(n, LANDMARKS).to(features.device)]  # Nystroem
         a = _solve_for_landmarks(features, centres, q - mean, w, gamma, ridge)
     return Solved(centres.clone(), a.float(), mean.float(), float(gamma), float(ridge))
 
@@ -197,12 +195,10 @@ def agree(
     features: Tensor,
     log_p: Tensor,
     k: int = 5,
-    pull: float = 4.0,
-    steps: int = 10,
     fixed: Tensor | None = None,
     near: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return answers `(N, C)` that photos have agreed on with their neighbours: q_i = softmax(log p_i + pull sum_j w_ij q_j).
+    """Return answers `(N, C)` that photos have agreed on with their neighbours: q_i = softmax(log p_i + PULL sum_j w_ij q_j).
 
     Neighbours are the k nearest photos, weighted by softmax(SHARPNESS cos). Past BLOCK photos they are searched among every
     second, third, ... photo, so that time grows with the number of photos.
@@ -219,10 +215,10 @@ def agree(
     if not k:
         return given
     w = (SHARPNESS * cos).softmax(-1).to(q.dtype)
-    for _ in range(steps):
+    for _ in range(STEPS):
         pulled = log_p.clone()
         for column in range(k):
-            pulled.add_(q[near[:, column]].mul_(w[:, column, None]), alpha=pull)
+            pulled.add_(q[near[:, column]].mul_(w[:, column, None]), alpha=PULL)
         q = pulled.softmax(-1)
         if fixed is not None:
             q = torch.where(fixed[:, None], given, q)

@@ -278,13 +278,6 @@ def test_noise_is_no_gain(tmp_path, capsys):
     assert words.startswith("The names do not fit these photos: ") and "+" not in words
 
 
-def test_names_of_something_else_are_no_gain(fitted, tmp_path):
-    names = names_file(tmp_path / "n.txt", class_names("mammals")[:20])
-    assert refit([str(fitted[0]), names, "-o", str(tmp_path / "out")]) == 0
-    words = read_bundle(tmp_path / "out").comparison["verdict"]
-    assert words.startswith("The names do not fit these photos: the teacher takes ")
-
-
 def test_answers_without_information_are_a_misfit():
     sure = torch.eye(10).repeat(5, 1)
     assert not misfit(sure, 0.9, 10) and "takes 10% of them" in misfit(sure, 0.1, 10)

@@ -10,8 +10,7 @@ from support.trainings import SMALL, Killed, assert_same, build, die_at, paramet
 
 import kdpl
 from kdpl.bundle import read_bundle
-from kdpl.clip.loading import load_clip
-from kdpl.students import KernelHead, kernel_head
+from kdpl.students import kernel_head
 from kdpl.students.kernel_head import RIDGES, agree, choose_gamma, fit_factor, kernel_scores, left_out, solve
 from kdpl.training.batches import read_image
 
@@ -46,13 +45,14 @@ def test_scores_are_those_of_the_formula(n, names):
     closest(solved.scores(new), in_numpy(x, log_p.exp(), new, solved.gamma, solved.ridge))
 
 
-def test_names_without_a_photo_and_repeated_photos_have_scores():
+def test_names_without_a_photo_and_repeated_photos_have_scores(monkeypatch):
     x, log_p, new = pile(60)
     labels = F.one_hot(log_p.argmax(-1) % 5, 12).float()  # of twelve names, seven have no photo
     x, labels = x.repeat(4, 1), labels.repeat(4, 1)
     solved = solve(x, labels)
     closest(solved.scores(new), in_numpy(x, labels, new, solved.gamma, solved.ridge))
-    closest(solve(x, labels, landmarks=len(x)).scores(new), solved.scores(new))
+    monkeypatch.setattr(kernel_head, "EXACT", 0)
+    closest(solve(x, labels).scores(new), solved.scores(new))
 
 
 def test_landmarks_in_chunks_are_exact_where_each_photo_is_one(monkeypatch):
@@ -61,12 +61,11 @@ def test_landmarks_in_chunks_are_exact_where_each_photo_is_one(monkeypatch):
     monkeypatch.setattr(kernel_head, "ROWS", 70)
     monkeypatch.setattr(kernel_head, "PANEL", 90)
     closest(solve(x, log_p.exp(), ridge=1e-3).coefficients, exact.coefficients)
-    closest(solve(x, log_p.exp(), ridge=1e-3, landmarks=len(x)).scores(new), exact.scores(new))
-    few = solve(x, log_p.exp(), ridge=1e-3, landmarks=100)
-    assert few.centres.shape == (100, 32) and 1e-5 < (few.scores(new) - exact.scores(new)).abs().max() < 0.3
     monkeypatch.setattr(kernel_head, "EXACT", 200)
+    closest(solve(x, log_p.exp(), ridge=1e-3).scores(new), exact.scores(new))
     monkeypatch.setattr(kernel_head, "LANDMARKS", 100)
-    assert torch.equal(solve(x, log_p.exp(), ridge=1e-3).coefficients, few.coefficients)
+    few = solve(x, log_p.exp(), ridge=1e-3)
+    assert few.centres.shape == (100, 32) and 1e-5 < (few.scores(new) - exact.scores(new)).abs().max() < 0.3
 
 
 def test_left_out_scores_are_those_of_a_fit_without_the_photo():
@@ -189,10 +188,3 @@ def test_two_ranks_learn_what_one_does(tmp_path):
         new = F.normalize(torch.randn(9, 128, generator=torch.Generator().manual_seed(0)), dim=-1)
         scores.append(kernel_scores(new, *(p[n] for n in ("centres", "coefficients", "mean", "gamma"))))
     closest(scores[0], scores[1], 1e-4)
-
-
-def test_classes_must_be_known(tmp_path):
-    with pytest.raises(ValueError, match="CLASS_AGNOSTIC True: KernelHead learns scores for each class"):
-        build("KDPL_KernelHead", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True)
-    with pytest.raises(ValueError, match="needs their names"):
-        KernelHead(load_clip("emoji_student"))

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kdpl.clip import load_clip
-from kdpl.clip.prompt_layout import PromptLayout
 from kdpl.students import MMA
-from kdpl.text.prompts import context_prompts
 
 NAMES = ["pizza", "hot_dog", "ice cream cone", "a rather long name of a dish"]
 SCALE, FIRST = 0.5, 2  # layers from 1, as published
@@ -72,11 +70,3 @@ def test_loss_and_gradients_of_mma_are_those_of_the_published_code(max_rows):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
     for (name, _), a, b in zip(student.learned.named_parameters(), ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm() > 0, name
-
-
-def test_a_layer_that_a_tower_does_not_have_is_refused():
-    clip = load_clip("emoji_student")
-    layout = PromptLayout(clip.text, context_prompts(NAMES, 0, "a photo of a"))
-    for run in (lambda f: clip.text(layout, beside={4: f}), lambda f: clip.vision(torch.randn(1, 3, 64, 64), beside={4: f})):
-        with pytest.raises(ValueError, match=r"'beside' has functions for layers .4., which a .* of 4 layers does not have"):
-            run(lambda x, out: x)

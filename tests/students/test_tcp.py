@@ -71,3 +71,8 @@ def test_other_names_have_vectors_of_their_own(clip):
         both = student.text_features(student.prepare([*NAMES, "yak"]))
         one = student.text_features(student.prepare(["yak"]))
     torch.testing.assert_close(both[3:], one, atol=1e-5, rtol=1e-5)
+
+
+def test_more_layers_than_a_loaded_clip_has_are_refused(clip):
+    with pytest.raises(ValueError, match=r"TRAINER.TCP.PROMPT_DEPTH_TEXT is 99, but .* 'emoji_student' has 4 layers"):
+        student_of(clip, PROMPT_DEPTH_TEXT=99)
