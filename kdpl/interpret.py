@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         classifier = classifier_of(args, "cpu")
         from kdpl.classifier.words import context_words, moved_classes
 
-        words = context_words(classifier, max(1, args.top))
-        student, template = classifier.student, args.template or classifier.bundle.template
+        words, student = context_words(classifier, max(1, args.top)), classifier.student
+        template = args.template or classifier.bundle.template
         has_text = words or (student.class_specific and classifier.encoder.compares_texts)
         moved = moved_classes(classifier, template) if has_text and not student.text_depends_on_images else []
     except (ValueError, OSError, ImportError) as error:

@@ -137,8 +137,8 @@ def test_what_is_no_matrix_is_refused(clip_file, tmp_path, capsys):
     head = tmp_path / "head.safetensors"
     for variant, options, why in (
         ("CoCoOp", {"N_CTX": 2}, "CoCoOp has no matrix of its class names"),
-        ("VPT", {"PROMPT_DEPTH_VISION": 1}, "VPT has learned prompts in the image tower"),
-        ("IVLP", {"PROMPT_DEPTH_VISION": 1, "PROMPT_DEPTH_TEXT": 1}, "IVLP has learned prompts in the image tower"),
+        ("VPT", {"PROMPT_DEPTH_VISION": 1}, "VPT has more than a head"),
+        ("IVLP", {"PROMPT_DEPTH_VISION": 1, "PROMPT_DEPTH_TEXT": 1}, "IVLP has more than a head"),
     ):
         out = prompts(tmp_path / variant, clip_file, variant, **options)
         assert main([str(out), "--head", str(head)]) == exits.BAD_INPUT

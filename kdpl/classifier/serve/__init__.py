@@ -79,25 +79,18 @@ def write_head(classifier: "Classifier", path: str | os.PathLike) -> Path:
         ValueError: the text depends on the image, the image tower has prompts, or a value is NaN or infinite.
         OSError: the file could not be written.
     """
-    variant = classifier.bundle.variant
-    classifier.refuse_conditional("has no matrix of its class names")
-    if not classifier.encoder.images_are_frozen:
+    encoder, plain = classifier.encoder, in_fp32(classifier)
+    if not encoder.images_are_frozen or not (encoder.compares_texts or plain.student.closed_form):
         raise ValueError(
-            f"{variant} has learned prompts in the image tower, so that its image features are not those of the plain "
-            "CLIP, and a matrix alone would give wrong probabilities. Export the whole model (kdpl export OUT FOLDER), or "
-            "train a learner that leaves the image tower as it is, such as CoOp or TaskRes."
+            f"{classifier.bundle.variant} has more than a head: what it learned is in the image tower or in layers over its "
+            "features. Export the whole model (kdpl export OUT FOLDER), or train a learner such as CoOp or TaskRes."
         )
-    plain = in_fp32(classifier)
-    if classifier.encoder.compares_texts:
+    classifier.refuse_conditional("has no matrix of its class names")
+    if encoder.compares_texts:
         text = plain.text_features.float().contiguous()
         tensors = {"text_features": text, "logit_scale": plain.student.logit_scale.float().cpu() / plain.temperature}
-    elif plain.student.closed_form:
-        tensors = plain.student.head_of(plain.classnames)
     else:
-        raise ValueError(
-            f"{variant} learns layers over the image features, which no matrix is: export the whole model (kdpl export "
-            "OUT FOLDER), or train a learner such as CoOp or TaskRes."
-        )
+        tensors = plain.student.head_of(plain.classnames)
     with atomic_write(path) as file:
         file.write(save({name: check_finite(value, name).clone() for name, value in tensors.items()}, facts_of(classifier)))
     return Path(path)
