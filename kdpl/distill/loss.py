@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdpl.config.keys import LOSSES
 
+DKD_ALPHA, DKD_BETA = 1.0, 8.0  # of the target's part and of the others', in the code of the paper
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -30,8 +31,8 @@ def distillation_loss(
 
     Args:
         student_logits, teacher_logits: `(B, C)`; the softmaxes and the loss are computed in fp32.
-        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S), "reverse" KL(S||T), "argmax" cross-entropy to
-            the teacher's likeliest name, or a function of both logits that returns a scalar or `(B,)`.
+        kind: "symmetric" 0.5 KL(T||S) + 0.5 KL(S||T), "forward" KL(T||S), "reverse" KL(S||T), "dkd" (`decoupled`), "argmax"
+            cross-entropy to the teacher's likeliest name, or a function of both logits that returns a scalar or `(B,)`.
         temperature: divides both logits; the loss is multiplied by its square, which keeps the scale of the gradients
             (Hinton et al., arXiv:1503.02531). "forward" with it is the loss of that paper. "argmax" has none.
 
@@ -73,8 +74,32 @@ def divergences(student_logits: Tensor, teacher_logits: Tensor, kind: Loss = "sy
     return _other(student_logits, teacher_logits, kind, temperature)
 
 
+def decoupled(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = DKD_ALPHA, beta: float = DKD_BETA, temperature: float = 4.0
+) -> Tensor:
+    """Return the loss of each row, `(B,)`, of decoupled knowledge distillation (Zhao et al., arXiv:2203.08679).
+
+    The target is the teacher's likeliest name, as there are no labels. The first part compares the probability of the target,
+    the second the distributions over all other names.
+    """
+    log_s, log_t = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (student_logits, teacher_logits))
+    target = teacher_logits.argmax(-1, keepdim=True)  # (B, 1)
+    is_target = torch.zeros_like(log_s, dtype=torch.bool).scatter_(1, target, True)
+    parts = []
+    for log_p in (log_s, log_t):
+        rest = log_p.masked_fill(is_target, -math.inf).logsumexp(-1, keepdim=True)  # log of the others' probability
+        others = (log_p - rest).masked_fill(is_target, 0)  # their distribution; the target adds nothing
+        parts.append((torch.cat([log_p.gather(1, target), rest], dim=-1), others))
+    (two_s, others_s), (two_t, others_t) = parts
+    of_target = (two_t.exp() * (two_t - two_s)).sum(-1)
+    of_others = (others_t.exp() * (others_t - others_s)).sum(-1)
+    return (alpha * of_target + beta * of_others) * temperature**2
+
+
 def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperature: float) -> Tensor:
     """Return the loss of each row, `(B,)`, or of a function what it returns."""
+    if kind == "dkd":
+        return decoupled(student_logits, teacher_logits, temperature=temperature)
     if kind == "argmax":
         return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
     check_loss(kind, temperature)

@@ -10,7 +10,7 @@ from kdpl.clip.loading import load_clip
 from kdpl.clip.model import Clip
 from kdpl.clip.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from kdpl.config.keys import ConfigError
-from kdpl.distill.loss import distillation_loss
+from kdpl.distill.loss import decoupled, distillation_loss, divergences
 from kdpl.distill.objective import Distillation
 from kdpl.distill.selection import select_names
 from kdpl.distill.teacher import Teacher
@@ -29,6 +29,22 @@ def test_the_loss_is_the_mean_of_both_divergences(student, teacher):
     torch.testing.assert_close(terms["loss"], (terms["loss_kl_forward"] + terms["loss_kl_reverse"]) / 2)
     swapped = distillation_loss(teacher, student)
     torch.testing.assert_close(terms["loss"], swapped["loss"], atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(student=logits, teacher=logits)
+def test_dkd_and_argmax_are_those_of_their_papers(student, teacher):
+    t, alpha, beta = 4.0, 1.0, 8.0
+    target = F.one_hot(teacher.argmax(-1), 7).bool()
+    p, q = (teacher / t).softmax(-1), (student / t).softmax(-1)
+    two = [torch.stack([x[target], 1 - x[target]], -1) for x in (p, q)]
+    rest = [(x / t)[~target].view(3, 6).softmax(-1) for x in (teacher, student)]
+    kl = [(a * (a / b).log()).sum(-1) for a, b in (two, rest)]
+    expected = t**2 * (alpha * kl[0] + beta * kl[1])
+    torch.testing.assert_close(decoupled(student, teacher), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(distillation_loss(student, teacher, "dkd", t)["loss"], expected.mean(), atol=1e-4, rtol=1e-3)
+    hard = -student.log_softmax(-1)[target]
+    torch.testing.assert_close(divergences(student, teacher, "argmax"), hard, atol=1e-4, rtol=1e-3)
 
 
 def test_a_loss_may_be_a_function_of_the_logits_of_student_and_teacher():

@@ -79,6 +79,8 @@ def _all() -> list[tuple[str, str, str, str, str]]:
         ("the squared temperature forgotten", loss, "distillation_loss",
          'lambda f: lambda s, t, k="symmetric", T=1.0: {name: v / T**2 for name, v in f(s, t, k, T).items()}',
          "test_distill::test_temperature_flattens_both_and_keeps_the_size_of_gradients"),
+        ("the target left in the others of dkd", loss, "decoupled", "lambda f: lambda s, t, **k: f(s, t.flip(1), **k)",
+         "test_distill::test_dkd_and_argmax_are_those_of_their_papers"),
         ("the student's scale not used", teacher, "Teacher.logits",
          "lambda f: lambda self, x, s: f(self, x, self.clip.logit_scale)",
          "test_distill::test_the_teacher_uses_the_students_scale_its_own_or_a_number"),
