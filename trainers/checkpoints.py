@@ -22,7 +22,7 @@ from kdpl.config.manifest import (
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.teacher import Ensemble, Teacher
 from kdpl.distill.views import ImageFile, images_digest
-from kdpl.trainers.evaluation import EvaluatedTrainer, on_main
+from kdpl.trainers.evaluation import EvaluatedTrainer
 from kdpl.training import checkpoint
 from kdpl.training.progress import DivergenceError
 
@@ -168,7 +168,7 @@ def manifest_of(trainer: "PromptTrainer") -> Manifest:
         return found
 
     config = {**config_of(cfg, node, distilled), "SEED": trainer.seed}
-    return Manifest(config, on_main(facts), environment_of(trainer, node))
+    return Manifest(config, distributed.from_main(facts() if distributed.is_main() else None), environment_of(trainer, node))
 
 
 def environment_of(trainer: EvaluatedTrainer, node: str) -> dict[str, Any]:

@@ -188,7 +188,8 @@ class EvaluatedTrainer(TrainerX):
         self.set_model_mode("eval")
         self.evaluator.reset()
         run, result = self._run(), self._result(split, loader)
-        on_main(lambda: check_result(self.cfg.OUTPUT_DIR, run, result))
+        if distributed.is_main():
+            check_result(self.cfg.OUTPUT_DIR, run, result)
         print(f"Evaluate on the *{split}* set")
         # The engine's own evaluator looks at the largest logit alone, but reads it for each batch.
         own_evaluator, found = type(self.evaluator) is Classification, []
@@ -241,8 +242,8 @@ class EvaluatedTrainer(TrainerX):
         """Return what a result is of; the digests of the images are the main rank's on all ranks."""
         dataset, items = self.cfg.DATASET, loader.dataset.data_source
         if split not in self._tested_images:
-            files = [item.impath for item in items]
-            self._tested_images[split] = on_main(lambda: images_digest(items, image_files(files, self.root), True))
+            files = image_files([item.impath for item in items], self.root) if distributed.is_main() else ()
+            self._tested_images[split] = distributed.from_main(files and images_digest(items, files, True))
         return {
             "dataset": dataset.NAME,
             "split": split,
@@ -282,18 +283,6 @@ class EvaluatedTrainer(TrainerX):
         """Open the TensorBoard log, on the main rank."""
         if distributed.is_main():
             super().init_writer(log_dir)
-
-
-def on_main(compute: Callable[[], Any]) -> Any:
-    """Return what the main rank computes, on all ranks; its error is raised on all."""
-    try:
-        found = compute() if distributed.is_main() else None
-    except (OSError, ValueError) as error:  # every rank ends
-        found = error
-    found = distributed.from_main(found)
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def as_model_takes(cfg: CfgNode, preprocessing: Preprocessing, name: str, of_student: bool = True) -> CfgNode:

@@ -41,6 +41,9 @@ class Teacher:
         ValueError: `logit_scale` is none of these.
     """
 
+    prompts_digest = ""  # of learned prompts
+    image_prompts = ""  # the same, if the image features depend on them
+
     def __init__(
         self,
         clip: Clip,
@@ -79,16 +82,6 @@ class Teacher:
         """Return the normalised image features `(B, d)` in fp32 of images normalised for the student."""
         return self.clip.frozen_image_features(self.adapt(images))
 
-    @property
-    def prompts_digest(self) -> str:
-        """A digest of the learned prompts; empty without them."""
-        return ""
-
-    @property
-    def image_prompts(self) -> str:
-        """A digest of the learned prompts if the image features depend on them; else empty."""
-        return ""
-
     def texts_of(self, features: Tensor) -> Tensor:
         """Return the normalised text features `(C, d)`, or `(B, C, d)` if they depend on the images' features `(B, d)`."""
         return self.text_features
@@ -100,8 +93,10 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
-        scales: dict[str | float, Any] = {"student": student_scale, "own": self.clip.logit_scale}
-        return similarity_logits(scales.get(self.logit_scale, self.logit_scale), features, self.texts_of(features))
+        scale: Any = self.logit_scale
+        if isinstance(scale, str):
+            scale = student_scale if scale == "student" else self.clip.logit_scale
+        return similarity_logits(scale, features, self.texts_of(features))
 
 
 class PromptedTeacher(Teacher):
