@@ -110,6 +110,10 @@ def fit(args: argparse.Namespace, names: list[str]) -> bool:
         pile.write(output)  # what this fit was of, which a refit reads
     if unread:
         print(f"{len(unread):,} photos could not be read")
+    whole, pile = pile, pile.distinct(labels)  # what is held out must not be a copy of what is learned from
+    check_count(pile.paths, labels, photos)
+    if len(pile) < len(whole):
+        print(f"{len(whole) - len(pile):,} photos are copies of others: each counts once", flush=True)
     learners = LEARNERS if args.best else [args.learn] if args.learn else []
     conclude(output, pile, words, names, labels, learners, args.quiet)
     return not unread
@@ -121,18 +125,21 @@ def refit_in(source: Path, output: Path, args: argparse.Namespace, names: list[s
     Raises:
         ValueError, OSError: the message names what cannot be used.
     """
-    pile = read_pile(source)
-    facts = pile.facts
+    whole = read_pile(source)
+    facts = whole.facts
     refuse_doubles(names, f"'{args.names}'")
     check_folder(output, FIT, facts["folder"])
-    labels = labels_of(args.labels, names, Path(facts["folder"]), set(pile.paths))
+    labels = labels_of(args.labels, names, Path(facts["folder"]), set(whole.paths))
+    pile = whole.distinct(labels)
+    check_count(pile.paths, labels, facts["folder"])
     words = Words(facts["student"], facts["teacher"], facts["template"])
     refuse_same(words, names)
     take_folder(output, FIT)
     occupy(output)
     if output.resolve() != source.resolve():
-        pile.write(output)
-    return conclude(output, pile, words, names, labels, quiet=args.quiet)
+        whole.write(output)
+    conclude(output, pile, words, names, labels, quiet=args.quiet)
+    return len(pile)
 
 
 def conclude(
@@ -143,15 +150,11 @@ def conclude(
     labels: Mapping[str, str],
     learners: Collection[str] = (),
     quiet: bool = False,
-) -> int:
-    """Learn names from a pile, print whether that helped, and write what is used; return how many photos there were.
+) -> None:
+    """Learn names from different photos, print whether that helped, and write what is used.
 
     Written are bundle and card, the names, and records: what was learned from, and what the teacher sees.
     """
-    whole, pile = pile, pile.distinct(labels)  # what is held out must not be a copy of what is learned from
-    check_count(pile.paths, labels, pile.facts["folder"])
-    if len(pile) < len(whole):
-        print(f"{len(whole) - len(pile):,} photos are copies of others: each counts once", flush=True)
     train_rows = split(pile.paths, labels).train
     trained = {
         LEARNERS[key][0]: train(key, output / "learned" / key, pile, train_rows, names, labels, words) for key in learners
@@ -183,7 +186,6 @@ def conclude(
     write_json(output / TEACHER, dict(zip(pile.contents, seen, strict=True)))
     write_names(output, names)
     write_bundle(output, replace(bundle, comparison=fitted.comparison()))
-    return len(pile)
 
 
 def check_count(paths: Collection[str], labels: Mapping[str, str], folder: str | Path) -> None:
