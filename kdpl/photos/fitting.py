@@ -110,12 +110,8 @@ def fit(args: argparse.Namespace, names: list[str]) -> bool:
         pile.write(output)  # what this fit was of, which a refit reads
     if unread:
         print(f"{len(unread):,} photos could not be read")
-    whole, pile = pile, pile.distinct(labels)  # what is held out must not be a copy of what is learned from
-    check_count(pile.paths, labels, photos)
-    if len(pile) < len(whole):
-        print(f"{len(whole) - len(pile):,} photos are copies of others: each counts once", flush=True)
     learners = LEARNERS if args.best else [args.learn] if args.learn else []
-    conclude(output, pile, words, names, labels, learners, args.quiet)
+    conclude(output, different(pile, labels), words, names, labels, learners, args.quiet)
     return not unread
 
 
@@ -130,8 +126,7 @@ def refit_in(source: Path, output: Path, args: argparse.Namespace, names: list[s
     refuse_doubles(names, f"'{args.names}'")
     check_folder(output, FIT, facts["folder"])
     labels = labels_of(args.labels, names, Path(facts["folder"]), set(whole.paths))
-    pile = whole.distinct(labels)
-    check_count(pile.paths, labels, facts["folder"])
+    pile = different(whole, labels)
     words = Words(facts["student"], facts["teacher"], facts["template"])
     refuse_same(words, names)
     take_folder(output, FIT)
@@ -186,6 +181,15 @@ def conclude(
     write_json(output / TEACHER, dict(zip(pile.contents, seen, strict=True)))
     write_names(output, names)
     write_bundle(output, replace(bundle, comparison=fitted.comparison()))
+
+
+def different(whole: Pile, labels: Mapping[str, str]) -> Pile:
+    """Return the different photos of a pile: what is held out must not be a copy of what is learned from."""
+    pile = whole.distinct(labels)
+    check_count(pile.paths, labels, whole.facts["folder"])
+    if len(pile) < len(whole):
+        print(f"{len(whole) - len(pile):,} photos are copies of others: each counts once", flush=True)
+    return pile
 
 
 def check_count(paths: Collection[str], labels: Mapping[str, str], folder: str | Path) -> None:
