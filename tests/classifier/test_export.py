@@ -113,7 +113,7 @@ def drawn(height, width, seed=0):
     return 255 * np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype=np.uint8)
 
 
-SIZES = [(48, 48), (210, 100), (100, 210), (9, 300), (331, 47), (1, 60), (60, 1), (600, 450), (97, 1203)]
+SIZES = [(48, 48), (49, 48), (48, 51), (210, 100), (100, 210), (9, 300), (331, 47), (1, 60), (60, 1), (600, 450), (97, 1203)]
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,6 @@ def test_a_run_that_fails_leaves_the_previous_files(prompts, photos, tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
 def test_a_reader_that_leaves_and_a_name_that_is_not_text_stop_nothing(prompts, tmp_path):
     folder = tmp_path / "photos"
     for i in range(3):

@@ -91,7 +91,6 @@ def test_links_are_followed_and_stay(prompts, photos, tmp_path):
     assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == ["real.csv"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="devices of POSIX")
 def test_devices_are_written_through_and_never_replaced(prompts, photos, tmp_path, capsys):
     before = os.stat("/dev/null")
     assert main([prompts, str(photos), "--csv", "/dev/null", "--html", "/dev/null"]) == 0
