@@ -13,6 +13,7 @@ import torch
 from support import ROOT, emoji_args, mostly_slow, run_train
 from support.ranks import environment, run_ranks, start_ranks, torchrun
 
+from kdpl.common import distributed
 from kdpl.common.exits import INTERRUPTED
 from kdpl.training.checkpoint import load_checkpoint
 
@@ -103,3 +104,30 @@ def test_a_signal_stops_all_ranks_after_saving_and_a_lost_rank_ends_the_job(tmp_
     process = train(2, "KDPL_CoOp", output, *options)
     assert "Resume from" in process.stdout
     assert_close(output, tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "here", "cards", "backend"),
+    [
+        (2, 2, 0, "gloo"), (2, 2, 1, "gloo"), (2, 2, 2, "cuda:nccl,cpu:gloo"), (8, 4, 4, "cuda:nccl,cpu:gloo"),
+        (8, 4, 2, "gloo"), (2, None, 1, "gloo"),
+    ],
+)  # fmt: skip
+def test_ranks_that_share_a_gpu_exchange_through_gloo(ranks, here, cards, backend, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert distributed._backend(cards) == backend
+
+
+@pytest.mark.parametrize(("count", "world"), [(10, 4), (2, 3), (7, 1)])
+def test_ranks_share_items_evenly_and_leave_none_out(count, world, monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(range(count))[distributed.share(count)])
+    assert [i for share in shares for i in share] == list(range(count))
+    assert [len(share) for share in shares] == distributed.share_lengths(count)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

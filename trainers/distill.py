@@ -16,7 +16,8 @@ from kdpl.clip.model import Clip
 from kdpl.common import distributed
 from kdpl.common.tensor_files import FeatureFile
 from kdpl.config.checks import check_config
-from kdpl.config.keys import BY_TEACHER
+from kdpl.config.defaults import student_options
+from kdpl.config.keys import BY_TEACHER, ConfigError
 from kdpl.distill.given import GivenTeacher
 from kdpl.distill.loss import mean_logits
 from kdpl.distill.objective import CrossEntropy, Distillation, Labelled
@@ -47,6 +48,12 @@ class DistillTrainer(PromptTrainer):
             from kdpl.text.vocabulary import check_vocabulary
 
             check_vocabulary(cfg.TRAINER.KDPL.VOCABULARY)
+            learner = self.student_class
+            if learner.is_class_specific(student_options(cfg, learner.node)):
+                raise ConfigError(
+                    f"TRAINER.KDPL.CLASS_AGNOSTIC True: {learner.__name__} learns something for each class, and the classes "
+                    "are unknown. Set it to False, or choose a learner of prompts for any name, such as CoOp with CSC False."
+                )
 
     def teacher_name(self) -> str:
         return label_of(self.cfg)

@@ -59,6 +59,7 @@ class PromptTrainer(EvaluatedTrainer):
         self.last_saved = time.monotonic()
         self.evaluation_text: Tensor | None = None
         self._stepped = False  # the last `model_update` found finite gradients
+        self._updates = 0  # calls of `model_update`
         if cfg.TRAIN.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -155,6 +156,7 @@ class PromptTrainer(EvaluatedTrainer):
         """
         loss, terms = self.compute_loss(batch)
         if self.student.closed_form:  # it has taken the batch, and solves after the epoch
+            self._updates += 1
             return terms
         self.model_backward_and_update(loss)
         if self.batch_idx + 1 == self.num_batches:
@@ -191,15 +193,25 @@ class PromptTrainer(EvaluatedTrainer):
         self._stepped = False
         self.scaler.step(self.optim)
         self.scaler.update()
+        self._updates += 1
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
 
     def take_step(self, batch: dict[str, Any]) -> None:
-        """Call `forward_backward` and record the terms it returns."""
-        lr = self.optim.param_groups[0]["lr"]
+        """Call `forward_backward` and record the terms it returns.
+
+        Raises:
+            RuntimeError: in a job of several ranks, it did not call `model_update`, which sums their gradients.
+        """
+        lr, updates = self.optim.param_groups[0]["lr"], self._updates
         self.share = batch["counts"][distributed.rank()] / batch["size"] if self.ranks > 1 else 1.0
         terms = self.forward_backward(batch)
+        if self.ranks > 1 and self._updates == updates:
+            raise RuntimeError(
+                f"{type(self).__name__}.forward_backward took no step through model_backward_and_update(loss), which sums "
+                "the gradients of several processes: call it there, or start one process."
+            )
         self.progress.add(self.batch_idx, lr, batch["impath"], terms, self.share)
 
     # ----------------------------------------------------------------------------------------------------- an epoch
@@ -299,12 +311,14 @@ class PromptTrainer(EvaluatedTrainer):
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
-    def save_model(self, epoch: int, directory: str, val_result: float | None = None, model_name: str = "") -> None:
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
         """Write the learned parameters and everything else that an exact resume needs."""
         state = checkpoints.run_state(self, epoch + 1, 0, val_result)
         self.last_saved = time.monotonic()
         if distributed.is_main():
-            name = model_name or f"model.pth.tar-{epoch + 1}"
+            name = model_name or (checkpoint.BEST if is_best else f"model.pth.tar-{epoch + 1}")
             path = checkpoint.save_checkpoint(state, Path(directory, self.student.model_name), name)
             print(f"Checkpoint saved to {path}")
 

@@ -65,12 +65,15 @@ class Probabilities:
         where: it is from, for messages.
 
     Raises:
-        ValueError: a row is no distribution.
+        ValueError: a key is there twice, or a row is no distribution.
     """
 
     def __init__(self, names: Sequence[str], keys: Sequence[str], values: Tensor, where: str = "The table of probabilities"):
         self.names, self.where = list(names), where
         self.rows = {key: row for row, key in enumerate(keys)}
+        if len(self.rows) < len(keys):
+            twice = next(key for row, key in enumerate(keys) if self.rows[key] != row)
+            raise ValueError(f"{where} has the image '{twice}' twice: remove one of its rows.")
         values = values.double().reshape(len(keys), len(self.names))
         sums = values.sum(1)
         wrong = ~((sums - 1).abs() <= SUM) | (values < 0).any(1)  # NaN is wrong, too

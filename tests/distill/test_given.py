@@ -41,6 +41,7 @@ def test_a_table_gives_each_image_its_own_distribution_in_any_order(tmp_path, ki
         ({"values": P * 2}, r"'a/1.jpg' add up to 2 .* Logits become probabilities by a softmax"),
         ({"values": P.masked_fill(P == 0.8, float("nan"))}, "'a/2.jpg' add up to nan"),
         ({"values": torch.tensor([[1.5, -0.5, 0.0]]).expand(3, 3)}, r"least -0\.5"),
+        ({"paths": ["a/1.jpg", "a/2.jpg", "a/1.jpg"]}, "'a/1.jpg' twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_distribution_is_refused_by_the_name_of_the_image(tmp_path, change, message):

@@ -100,7 +100,7 @@ def test_prompts_are_not_evaluated_with_another_sentence_or_other_classes(tmp_pa
 
 
 def test_classes_must_be_known(tmp_path):
-    with pytest.raises(ValueError, match="TaskRes has class-specific prompts, which cannot be learned for names that change"):
-        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True).load_for_training()
+    with pytest.raises(ValueError, match="CLASS_AGNOSTIC True: TaskRes learns something for each class"):
+        build("KDPL_TaskRes", tmp_path, "TRAINER.KDPL.CLASS_AGNOSTIC", True)
     with pytest.raises(ValueError, match=r"RESIDUAL_SCALE is 0\.0"):
         build("KDPL_TaskRes", tmp_path, "TRAINER.TASKRES.RESIDUAL_SCALE", 0.0)

@@ -1,5 +1,6 @@
 """The learner of docs/new_student.md in a file named by `--learner`: its whole life in real processes."""
 
+import json
 import os
 import re
 import sys
@@ -99,3 +100,13 @@ def test_a_file_that_defines_no_learner_is_refused_in_one_line(case, tmp_path, c
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith(f"error: --learner '{path}' ") and message in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_and_has_a_supervised_baseline(folder, trained):
+    args = ["--eval-only", "--model-dir", trained, *emoji_args(TRAINER, folder / "new"), *TINY]
+    run_train("--learner", "my_learner.py", *args, "DATASET.SUBSAMPLE_CLASSES", "new", cwd=folder)
+    (result,) = json.loads((folder / "new" / "results.json").read_text())["results"]
+    assert (result["classes"], result["num_classes"]) == ("new", 30)
+    run_train("--learner", "my_learner.py", *emoji_args("MyLearner", folder / "supervised"), *TINY, cwd=folder)
+    assert json.loads((folder / "supervised" / "results.json").read_text())["teacher"] is None

@@ -168,3 +168,34 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, scaled, tm
     again = build(trainer, tmp_path, *options)
     again.train()
     assert again.finished_epochs == 3
+
+
+@pytest.mark.slow
+def test_a_damaged_state_inside_an_epoch_costs_the_epoch_not_the_run(tmp_path, capsys):
+    unbroken = build("KDPL_CoOp", tmp_path / "unbroken", *SMALL)
+    unbroken.train()
+    broken = build("KDPL_CoOp", tmp_path / "broken", *SMALL, *EVERY_STEP, "TRAIN.CHECKPOINT_FREQ", 1)
+    die_at(broken, 7)
+    with pytest.raises(Killed):
+        broken.train()
+    (state,) = (tmp_path / "broken").rglob("resume*")
+    state.write_bytes(state.read_bytes()[:500])
+    capsys.readouterr()
+    last = build("KDPL_CoOp", tmp_path / "broken", *SMALL)
+    last.train()
+    assert "The run resumes from the last whole epoch" in capsys.readouterr().out
+    assert_same(parameters(last), parameters(unbroken))
+
+
+@pytest.mark.slow
+def test_a_diverging_run_names_the_images_keeps_the_last_good_state_and_fails(tmp_path):
+    output = tmp_path / "run"
+    options = (*LONG, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR", 1e38, "OPTIM.WARMUP_EPOCH", 2)
+    process = run_train(*emoji_args("KDPL_CoOp", output), *options, check=False)
+    assert process.returncode == exits.DIVERGED == 3, process.stderr
+    assert "The training diverged at batch" in process.stderr and "Traceback" not in process.stderr
+    images = [line.strip() for line in process.stderr.splitlines() if line.startswith("  ")]
+    assert len(images) == 12 and all(os.path.isfile(path) for path in images)
+    (newest,) = output.rglob("checkpoint")
+    kept = load_checkpoint(newest.parent / newest.read_text().strip())
+    assert kept["epoch"] == 2 and all(torch.isfinite(v).all() for v in kept["state_dict"].values())
