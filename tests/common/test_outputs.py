@@ -7,7 +7,6 @@ import sys
 import threading
 
 import pytest
-from PIL import Image
 from support import ROOT, image_file, processes, release
 
 from kdpl.__main__ import main
@@ -48,14 +47,6 @@ def test_what_a_command_has_written_below_photos_are_no_photos(tmp_path):
     photo = image_file(tmp_path / "a.png")
     image_file(tmp_path / "gallery_files" / "b.webp")
     assert list_images(tmp_path).images == [photo] and len(list_images(tmp_path / "gallery_files").images) == 1
-
-
-def test_photos_of_every_suffix_and_without_one_are_listed(tmp_path):
-    for name in ("a.mpo", "b.jp2", "c.JPG"):
-        (tmp_path / name).touch()
-    Image.new("RGB", (8, 8)).save(tmp_path / "IMG_0001", "jpeg")
-    (tmp_path / "README").write_text("no photo")
-    assert [path.name for path in list_images(tmp_path).images] == ["IMG_0001", "a.mpo", "b.jp2", "c.JPG"]
 
 
 @pytest.fixture
