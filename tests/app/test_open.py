@@ -169,7 +169,8 @@ def test_nothing_is_sent_to_others_and_no_file_outside_the_photos(demo, tmp_path
         upgrade += "\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
         assert raw(address, upgrade).split()[1] == b"403"
         link.unlink()
-        link.symlink_to(tmp_path / "secret.txt")
+        shutil.copy(photos / "IMG_0002.png", tmp_path / "private.png")
+        link.symlink_to(tmp_path / "private.png")
         number = paths_of(address).index("IMG_0001.png")
         assert ask(address, f"{root}photo/{number}")[0] == 404
         assert "evil" not in Journal(tmp_path / "out").path.read_text()
