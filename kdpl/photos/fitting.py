@@ -30,6 +30,7 @@ from kdpl.config.checks import check_values
 from kdpl.config.command_line import CONFIGS
 from kdpl.config.defaults import merged_cfg, node_of
 from kdpl.config.keys import ConfigError
+from kdpl.config.manifest import OtherRunError
 from kdpl.distill.objective import Labelled
 from kdpl.distill.views import ViewFeatures
 from kdpl.photos.answers import Logits, decide, head_bundle, paragraph, refit, split
@@ -287,7 +288,11 @@ def train(
             trainer.loaded_teachers = [words.teacher]
             trainer.labelled = Labelled(pile.unit()[0][known], classes) if known else None
             trainer.view_features = _known_features(trainer, pile)
-            trainer.train()
+            try:
+                trainer.train()
+            except OtherRunError:
+                what = "has what was trained for other photos, names or labels"
+                raise ConfigError(f"'{folder}' {what}: choose another folder (-o).") from None
     bundle = replace(read_bundle(folder), classnames=names, decision=Decision(), comparison={})
     classifier = Classifier(bundle, words.student.device)
     return bundle, lambda features: torch.cat([classifier.logits_of(x) for x in features.to(classifier.device).split(64)])

@@ -353,6 +353,9 @@ def test_a_trained_learner_is_compared_and_resumes_after_a_stop(photos, tmp_path
     _, error = process.communicate(timeout=240)
     assert process.returncode == exits.INTERRUPTED and "Traceback" not in error, error
     assert processes.run(line, cwd=ROOT, env=env, capture_output=True, check=False).returncode == exits.SOME_UNREAD
+    line[line.index(str(photos / "names.txt"))] = names_file(tmp_path / "some.txt", NAMES[:8])
+    other = processes.run(line, cwd=ROOT, env=env, capture_output=True, check=False, text=True)
+    assert other.returncode == exits.BAD_INPUT and "trained for other photos, names or labels: choose another" in other.stderr
     labels = [row["prompts"] for row in read_bundle(tmp_path / "out").comparison["rows"]]
     assert labels[-2:] == ["head on the photos", "class vectors"]
     rows = labels_file(tmp_path / "l.csv", [(str(path), NAMES[0]) for path in (photos / "photos").glob("IMG_000?.png")])
