@@ -7,13 +7,7 @@ from torch import Tensor
 from kdpl.clip.model import normalized
 from kdpl.clip.prompt_layout import Layout
 from kdpl.students.base import Student
-from kdpl.students.pieces import (
-    TextContext,
-    VisualPrompts,
-    deep_visual_prompts,
-    put_parameter,
-    random_prompts,
-)
+from kdpl.students.pieces import TextContext, VisualPrompts, deep_visual_prompts, put_parameter, random_prompts
 
 
 class IVLP(VisualPrompts, Student):

@@ -61,11 +61,6 @@ def lower_kernel(x: Tensor, gamma: float) -> Tensor:
     return k.T
 
 
-def cholesky_(k: Tensor) -> Tensor:
-    """Replace the lower triangle of a symmetric matrix by its Cholesky factor."""
-    return torch.linalg.cholesky(k, out=k)
-
-
 def solve_by(factor: Tensor, y: Tensor) -> Tensor:
     """Return (L L^T)^-1 y."""
     half = torch.linalg.solve_triangular(factor, y, upper=False)
@@ -159,7 +154,7 @@ def solve(
     if n <= EXACT:
         centres, k = features, lower_kernel(features, gamma)
         k.diagonal().add_(ridge * n / w)
-        a = solve_by(cholesky_(k), q - mean)
+        a = solve_by(torch.linalg.cholesky(k, out=k), q - mean)
     else:
         centres = features[spread_rows(n, LANDMARKS).to(features.device)]  # Nystroem
         a = _solve_for_landmarks(features, centres, q - mean, w, gamma, ridge)
@@ -183,11 +178,11 @@ def _solve_for_landmarks(x: Tensor, centres: Tensor, y: Tensor, w: Tensor, gamma
     gram = gram.triu_().add_(gram.triu(1).T)
     own = lower_kernel(centres, gamma)
     own.diagonal().add_(1e-8)  # photos that are the same make it singular
-    factor = cholesky_(own)  # L
+    factor = torch.linalg.cholesky(own, out=own)  # L
     half = torch.linalg.solve_triangular(factor, gram, upper=False)  # L^-1 gram
     system = torch.linalg.solve_triangular(factor, half.T, upper=False)  # L^-1 gram L^-T, as gram is symmetric
     system.diagonal().add_(ridge * n)
-    b = solve_by(cholesky_(system), torch.linalg.solve_triangular(factor, target, upper=False))
+    b = solve_by(torch.linalg.cholesky(system, out=system), torch.linalg.solve_triangular(factor, target, upper=False))
     return torch.linalg.solve_triangular(factor.T, b, upper=True)
 
 
