@@ -166,10 +166,6 @@ class Run:
             classifier.bundle.decision.check_reject(self.names)
         folders = (("copy", args.copy_to), ("link", args.link_to), ("move", args.move_to))
         self.sorters = [Sorter(folder, how, self.names) for how, folder in folders if folder]
-        if args.html:
-            from kdpl.classifier.gallery import thumbnails_folder
-
-            thumbnails_folder(args.html, len(found.images))  # refused before the first image
         self.prints = not args.quiet and not {args.csv, args.json, args.html} & STANDARD_OUTPUT
         if not args.no_cache:
             classifier.use_cache()

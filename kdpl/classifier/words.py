@@ -1,7 +1,4 @@
-"""Learned prompts in words: the words nearest to their vectors, and the classes that they moved.
-
-Words are compared by the Euclidean distance between token embeddings, as in CoOp's table 4 (arXiv:2109.01134).
-"""
+"""Learned prompts in words, by the distance between token embeddings as in CoOp's table 4 (arXiv:2109.01134); moved classes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -23,7 +23,7 @@ from PIL import Image
 from kdpl.common import sources
 from kdpl.common.files import file_digest
 from kdpl.common.images import cut_extreme, to_rgb
-from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, check_folder, is_file, take_folder
+from kdpl.common.outputs import GALLERY, STANDARD_OUTPUT, is_file, take_folder
 
 if TYPE_CHECKING:
     from kdpl.classifier.predictions import Row
@@ -122,6 +122,9 @@ class GalleryWriter:
         unread: the images that cannot be read, with the reasons; it may grow until `finish`.
         top, workers: names shown of each image, and threads that make thumbnails.
         teacher: what a teacher sees on images, by the digests of their contents; where it differs, a label is worth most.
+
+    Raises:
+        OutputError: the folder of the thumbnails has files of others.
     """
 
     def __init__(
@@ -139,9 +142,9 @@ class GalleryWriter:
         self.file, self.unread, self.top = file, unread, top
         self._page = Path(os.path.realpath(path))
         self._teacher = {digest: name for digest, name in teacher.items() if name in set(names)}
-        if (folder := thumbnails_folder(path, total)) is not None:
-            take_folder(folder, GALLERY)
-        self._folder = folder
+        self._folder = None
+        if total > INSIDE and path not in STANDARD_OUTPUT and is_file(self._page):
+            self._folder = take_folder(self._page.with_name(f"{self._page.stem}_files"), GALLERY)
         self._pool = ThreadPoolExecutor(max(1, workers), "thumbnails")
         self._written = 0
         self.file.write(page_head({"title": title, "names": list(names), "order": "random", "seed": 1}))
@@ -175,20 +178,6 @@ class GalleryWriter:
     def finish(self) -> None:
         self._pool.shutdown()
         self.file.write(page_tail(self.unread))
-
-
-def thumbnails_folder(path: str, total: int) -> Path | None:
-    """Return the folder of the thumbnails of a page of so many images; None: they are inside the page.
-
-    Raises:
-        OutputError: it has files of others.
-    """
-    page = Path(os.path.realpath(path))
-    if total <= INSIDE or path in STANDARD_OUTPUT or not is_file(page):
-        return None
-    folder = page.with_name(f"{page.stem}_files")
-    check_folder(folder, GALLERY)
-    return folder
 
 
 def _thumbnail(path: str) -> bytes:
