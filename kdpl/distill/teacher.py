@@ -137,7 +137,7 @@ class PromptedTeacher(Teacher):
             return torch.cat([self.prompts.text_features(part).float() for part in parts])
 
     @cached_property
-    def prompts_digest(self) -> str:
+    def prompts_digest(self) -> str:  # type: ignore[override]
         learner = self.prompts
         options = {key: value for key, value in learner.options.items() if key != "PREC"}
         facts = [type(learner).__name__, options, learner_file(type(learner))]
@@ -146,7 +146,7 @@ class PromptedTeacher(Teacher):
         return digest.hexdigest()
 
     @property
-    def image_prompts(self) -> str:
+    def image_prompts(self) -> str:  # type: ignore[override]
         return "" if self.prompts.image_features_are_frozen else self.prompts_digest
 
     def image_features(self, images: Tensor) -> Tensor:
