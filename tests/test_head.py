@@ -105,6 +105,48 @@ def test_five_lines_with_open_clip_give_the_probabilities(kind, clip_file, photo
     assert_same(lines, out, photo, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_lines_with_transformers_give_the_probabilities(kind, clip_file, photo, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="pip install 'kdpl[hf]'")
+    out = exported(tmp_path, clip_file, kind)
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 1}
+    vision = {**tower, "image_size": SIDE, "patch_size": 8, "hidden_act": "quick_gelu"}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=tower, projection_dim=24)
+    model = transformers.CLIPModel(config)
+    missing = model.load_state_dict(as_transformers_has_them(load_file(clip_file)), strict=False).missing_keys
+    assert not [name for name in missing if name.startswith("vis")], missing
+    model.save_pretrained(tmp_path / "model")
+    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(tmp_path / "model")
+    lines = lines_of("transformers", kind == "kernel head").replace("openai/clip-vit-base-patch32", str(tmp_path / "model"))
+    assert_same(lines, out, photo, tmp_path, monkeypatch)
+
+
+def as_transformers_has_them(state):
+    """The image tower of a state dict of OpenAI's, under transformers' names."""
+    found = {"visual_projection.weight": state["visual.proj"].T.contiguous()}
+    whole = {
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "conv1.weight": "embeddings.patch_embedding.weight",
+        **{
+            f"ln_{a}.{p}": f"{b}.{p}"
+            for a, b in (("pre", "pre_layrnorm"), ("post", "post_layernorm"))
+            for p in ("weight", "bias")
+        },
+    }
+    found |= {f"vision_model.{new}": state[f"visual.{old}"] for old, new in whole.items()}
+    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    parts["attn.out_proj"] = "self_attn.out_proj"
+    for layer in range(2):
+        old, new = f"visual.transformer.resblocks.{layer}", f"vision_model.encoder.layers.{layer}"
+        for p in ("weight", "bias"):
+            found |= {f"{new}.{b}.{p}": state[f"{old}.{a}.{p}"] for a, b in parts.items()}
+            three = state[f"{old}.attn.in_proj_{p}"].chunk(3)
+            found |= {f"{new}.self_attn.{n}_proj.{p}": value for n, value in zip("qkv", three, strict=True)}
+    return found
+
+
 def assert_same(lines, out, photo, tmp_path, monkeypatch):
     lines = lines.replace("head.safetensors", str(tmp_path / "head.safetensors")).replace("photo.png", str(photo))
     assert "kdpl" not in lines
