@@ -396,7 +396,7 @@ def test_photos_of_one_folder_are_not_taken_for_those_of_another(demo, tmp_path)
     with opened(folders[0], "-o", tmp_path / "out") as (_, address):
         state(address, 1)
     command = [sys.executable, "-m", "kdpl", "open", *map(str, (folders[1], "-o", tmp_path / "out")), *FLAGS]
-    process = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
     assert process.returncode == 2 and re.search("is of the photos in '.*/a/photos'", process.stderr)
     shutil.move(folders[0], tmp_path / "moved")  # to another place, or another machine
     with opened(tmp_path / "moved", "-o", tmp_path / "out") as (_, address):
