@@ -344,4 +344,4 @@ def build_loaders(trainer: TrainerX, build: Callable[[], None]) -> None:
                 "one of kdpl.datasets: set SHOTS to 'class'."
             )
     if trainer.train_loader_x is not None:
-        apply_crop_scale(trainer.train_loader_x.dataset.transform, trainer.cfg.INPUT.RRCROP_SCALE)
+        apply_crop_scale(getattr(trainer.train_loader_x.dataset, "transform", None), trainer.cfg.INPUT.RRCROP_SCALE)

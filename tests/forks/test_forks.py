@@ -286,7 +286,7 @@ def test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded(o
 
 
 @pytest.mark.parametrize(("frequency", "epoch"), [(0, 1), (1, 0)])
-def test_a_trainer_without_cross_entropy_or_images_is_refused(frequency, epoch, tmp_path, capsys):
+def test_a_trainer_without_cross_entropy_is_refused(frequency, epoch, tmp_path, capsys):
     trainer = build("KDPL_StyleCoOp", tmp_path, "TRAIN.CHECKPOINT_FREQ", frequency)
 
     def by_hand(images, labels):
@@ -300,8 +300,16 @@ def test_a_trainer_without_cross_entropy_or_images_is_refused(frequency, epoch, 
         trainer.train()
     assert "No cross-entropy with the batch's labels in this step" in capsys.readouterr().out
     assert trainer.epoch == epoch and not (tmp_path / "prompt_learner").exists(), "an error comes before anything is saved"
-    with pytest.raises(ValueError, match="trains on batches without 'img' and 'label'"):
-        trainer.forward_backward({"text": torch.zeros(1)})
+
+
+def test_a_trainer_of_sentences_alone_is_refused_in_its_first_step(tmp_path):
+    class OfSentences(fork_styles.StyleCoOp):
+        def build_data_loader(self):
+            super().build_data_loader()
+            self.train_loader_x = torch.utils.data.DataLoader([{"input_text": "a photo", "output_text": "a drawing"}])
+
+    with pytest.raises(ValueError, match="OfSentences trains on batches without 'img' and 'label'"):
+        build(distilled(OfSentences).__name__, tmp_path, *ONE_EPOCH).train()
 
 
 def test_a_test_before_the_last_epoch_is_said_with_its_split(tmp_path, capsys):

@@ -213,7 +213,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
         ("any checkpoint resumed", "trainers/wrapped.py", "DistilledTrainer._kdpl_facts", "lambda f: lambda self: {}",
          "test_forks::test_a_run_with_labels_or_of_another_seed_or_teacher_is_not_resumed"),
         ("a trainer without cross-entropy saved", "trainers/wrapped.py", "DistilledTrainer._kdpl_check_distilled",
-         "lambda f: lambda self: None", "test_forks::test_a_trainer_without_cross_entropy_or_images_is_refused"),
+         "lambda f: lambda self: None", "test_forks::test_a_trainer_without_cross_entropy_is_refused"),
         ("best_val taken", "trainers/wrapped.py", "DistilledTrainer.check_cfg",
          "lambda f: lambda self, cfg: (c := cfg.clone(), c.defrost(), setattr(c.TEST, 'FINAL_MODEL', ''), f(self, c))[-1]",
          "test_forks::test_what_a_wrapped_trainer_cannot_do_is_refused_before_anything_is_loaded"
