@@ -37,7 +37,7 @@ def fill(trainer) -> tuple[int, int]:
     with tqdm(total=missing, unit="feature", disable=None if distributed.is_main() else True) as progress:
         for view in range(loader.views):
             loader.epoch = view
-            for batch in loader.wanted_of(range(len(loader.dataset)), size * distributed.world()):
+            for batch in loader.all_wanted(size * distributed.world()):
                 trainer.features(batch)
                 progress.update(missing - sum(f.unknown for f in features) - progress.n)
             for f in features:

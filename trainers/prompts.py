@@ -100,7 +100,7 @@ class PromptTrainer(EvaluatedTrainer):
         frozen = self.effective_precision(key, options.PREC, True) if student_class.reads_frozen_image_features else ""
         print(f"Loading student CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         self.clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision, self.device, frozen)
-        self.clip.bound_text(cfg.TRAINER.KDPL.MAX_TEXT_ROWS)
+        self.clip.text.max_rows = cfg.TRAINER.KDPL.MAX_TEXT_ROWS
         if cfg.TRAINER.KDPL.COMPILE:
             self.clip.compile()
         self.student = student_class(self.clip, options, self.class_names, self.template())

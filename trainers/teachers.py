@@ -11,12 +11,12 @@ from kdpl.bundle.hub import read
 from kdpl.bundle.learned import fitting_options, learned_student
 from kdpl.clip.loading import describe, load_clip
 from kdpl.clip.model import Clip, effective_precision
-from kdpl.config.checks import check_teachers, prompt_sources, teacher_label, teacher_names
+from kdpl.config.checks import DATASET, IMAGENET, check_teachers, prompt_sources, read_sentences, teacher_label, teacher_names
 from kdpl.config.keys import ConfigError
 from kdpl.distill.given import PREFIX, GivenTeacher, read_probabilities
 from kdpl.distill.teacher import Ensemble, PromptedTeacher, Teacher
 from kdpl.students import Student
-from kdpl.text.templates import teacher_templates, template_for
+from kdpl.text.templates import imagenet_templates, template_for
 
 
 def check_teacher(cfg: CfgNode) -> None:
@@ -81,7 +81,7 @@ def load_towers(cfg: CfgNode, precision: str, device: torch.device) -> list[Clip
     clips = [load_clip(name, precision, device) for name in teacher_names(options.TEACHER)]
     way_out = "Set TRAINER.KDPL.TEACHER to that CLIP, or choose TEACHER_PROMPTS that were learned for this one."
     for clip in clips if prompts else ():
-        clip.bound_text(options.MAX_TEXT_ROWS)
+        clip.text.max_rows = options.MAX_TEXT_ROWS
     pairs = zip(prompts, clips, strict=False)
     return [learned_student(bundle, clip, values, clip.name, way_out) for (_, bundle, values), clip in pairs] or clips
 
@@ -101,9 +101,11 @@ def teacher_over(
         template: the sentence of TEACHER_TEMPLATES "".
         logit_scale, cached: as `Teacher` takes them.
     """
-    pixels = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
-    dataset_sentence = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
-    templates = teacher_templates(cfg.TRAINER.KDPL.TEACHER_TEMPLATES, template, dataset_sentence)
+    pixels, value = (tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)), cfg.TRAINER.KDPL.TEACHER_TEMPLATES
+    if value in ("", DATASET):
+        templates = [template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE) if value else template]
+    else:
+        templates = imagenet_templates() if value == IMAGENET else read_sentences(value)
     members = [
         Teacher(tower, names, templates, *pixels, logit_scale, cached)
         if isinstance(tower, Clip)

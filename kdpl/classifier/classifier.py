@@ -94,7 +94,7 @@ class Classifier:
         precision = options.get("PREC", "fp32")
         # On a CPU in fp32, also where a training took bf16 for a frozen tower: a head for other programs gives the same.
         self.clip = load_clip(name, effective_precision(precision, self.device.type), self.device)
-        self.clip.bound_text(KDPL["MAX_TEXT_ROWS"])
+        self.clip.text.max_rows = KDPL["MAX_TEXT_ROWS"]
         what_to_do = "Give the file with the same weights as `backbone` (--backbone)."
         self.student = learned_student(bundle, self.clip, options, name, what_to_do)
         self.encoder = NameEncoder(self.student, bundle.decision.sentences)

@@ -71,10 +71,6 @@ class Clip:
         """Return the constants of a list of prompts, ready for `text`."""
         return self.text.layout(prompts, self.tokenizer.pad, class_specific)
 
-    def bound_text(self, max_rows: int) -> None:
-        """Bound the tokens of learned prompts in flight at a time; 0: no bound."""
-        self.text.max_rows = max_rows
-
     def autocast(self, frozen: bool = False) -> torch.autocast:
         """Return the context that a pass with learned prompts, or a frozen one, runs in."""
         dtype = self.frozen_autocast_dtype if frozen else self.autocast_dtype

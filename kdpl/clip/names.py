@@ -35,17 +35,13 @@ class Source:
     Attributes:
         kind: "openai"; "file", of OpenAI's design; "open_clip"; "folder", with open_clip's configuration; "transformers", a
             folder with that of transformers.
-        architecture: of open_clip.
-        tag: of its weights; empty if none are published.
-        path: file or folder; empty: to be downloaded.
-        repository: on the Hugging Face hub, of a folder whose weights may have to be downloaded.
     """
 
     kind: str
-    architecture: str = ""
-    tag: str = ""
-    path: str = ""
-    repository: str = ""
+    architecture: str = ""  # of open_clip
+    tag: str = ""  # of its weights; empty if none are published
+    path: str = ""  # file or folder; empty: to be downloaded
+    repository: str = ""  # on the Hugging Face hub, of a folder whose weights may have to be downloaded
 
 
 @dataclass(frozen=True)

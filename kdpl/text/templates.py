@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from kdpl.config.checks import DATASET, IMAGENET, read_sentences
-
 DEFAULT = "a photo of a {}."
 
 # The teacher's sentence for each data set, as published (CoOp, arXiv:2109.01134, and KDPL, arXiv:2407.03056).
@@ -32,24 +30,6 @@ def template_for(dataset: str, override: str = "") -> str:
 def fill(template: str, names: Sequence[str]) -> list[str]:
     """Put each class name into a template; underscores become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in names]
-
-
-def teacher_templates(value: str, sentence: str, dataset_sentence: str) -> list[str]:
-    """Return the sentences of a teacher by TRAINER.KDPL.TEACHER_TEMPLATES.
-
-    Args:
-        value: "" for `sentence`, "dataset" for `dataset_sentence`, "imagenet" for OpenAI's 80, or a file of sentences.
-        sentence: the teacher's single one: the data set's, or in class-agnostic training one about any name.
-        dataset_sentence: the data set's hand-written one, of `template_for`.
-
-    Raises:
-        ConfigError: as `read_sentences`.
-    """
-    if not value:
-        return [sentence]
-    if value == DATASET:
-        return [dataset_sentence]
-    return imagenet_templates() if value == IMAGENET else read_sentences(value)
 
 
 def imagenet_templates(count: int | None = None) -> list[str]:

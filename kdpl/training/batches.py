@@ -26,8 +26,7 @@ from kdpl.common.command import leave_signals_to_the_parent, starting_workers
 from kdpl.common.messages import short_reason
 
 SEEDS = 2**31  # seeds lie below this: NumPy's are 32 bits wide
-Wanted = Callable[[Tensor, Tensor], Tensor]
-Report = Callable[[Sequence[str]], None]
+Report = Callable[[Sequence[str]], None]  # of reasons why images were replaced
 
 
 class SeededIndex(int):
@@ -94,7 +93,7 @@ class EpochLoader:
         self.loader = loader
         self.seed, self.views, self.seed_of_views, self.images = seed, views, seed_of_views, images
         self.epoch = self.start = 0
-        self.wanted: Wanted | None = None  # maps index and view (B,) to a mask of needed pixels; None: all
+        self.wanted: Callable[[Tensor, Tensor], Tensor] | None = None  # of index and view (B,) which pixels; None: all
         self.report: Report | None = None  # gets the reasons why images of a batch were replaced
 
     def __len__(self) -> int:
@@ -122,10 +121,10 @@ class EpochLoader:
         left = [self._seeded_index(i, generator) for i in range(len(self.dataset)) if i not in seen]
         return self._load([left] if len(left) >= distributed.world() else [])
 
-    def wanted_of(self, images: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-        """Return batches of `size` of those `images` whose pixels are wanted in this epoch's view."""
-        index = torch.tensor(images, dtype=torch.long)
-        index = index[self.wanted(index, self._view(index))] if self.wanted and len(index) else index[:0]
+    def all_wanted(self, size: int) -> Iterator[dict[str, Any]]:
+        """Return batches of `size` of all images whose pixels are wanted in this epoch's view."""
+        index = torch.arange(len(self.dataset))
+        index = index[self.wanted(index, self._view(index))]
         return self._load([[self._seeded_index(i, None) for i in chunk.tolist()] for chunk in index.split(size) if len(chunk)])
 
     def _seeded_index(self, index: int, generator: torch.Generator | None) -> SeededIndex:

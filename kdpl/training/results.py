@@ -93,10 +93,9 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         if content["schema"] != SCHEMA or not isinstance(content["trainer"], str):
             raise ValueError(f"'schema' is {content['schema']!r}, 'trainer' {content['trainer']!r}")
         for entry in content["results"]:
-            if lacking := [key for key in _RESULT if key not in entry]:
-                raise ValueError(f"a result lacks {', '.join(lacking)}")
-            if not 0 <= entry["accuracy"] <= 100:  # NaN is not either
-                raise ValueError(f"an accuracy is {entry['accuracy']!r}, expected a number in percent")
+            lacking = [key for key in _RESULT if key not in entry]
+            if lacking or not 0 <= entry["accuracy"] <= 100:  # NaN is not either
+                raise ValueError(f"a result lacks {', '.join(lacking) or 'an accuracy in percent'}")
         return {**_RUN, **content}
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no '{path}': no test of this run has finished.") from None

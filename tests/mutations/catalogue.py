@@ -145,7 +145,7 @@ def _all() -> list[tuple[str, str, str, str, str]]:
          AFTER.format(change="[p.requires_grad_() or self.optim.add_param_group({'params': [p]}) for p in "
                       "[next(self.clip.model.visual.parameters())]]"),
          "test_frozen::test_nothing_but_the_learned_prompts_has_a_gradient_or_moves[VPT]"),
-        ("a schedule an epoch ahead", "kdpl/training/schedule.py", "_cosine", "lambda f: lambda n, o: f(n + 1, o)",
+        ("a schedule an epoch ahead", "kdpl/training/schedule.py", "rate", "lambda f: lambda epoch, o, lr: f(epoch + 1, o, lr)",
          "test_schedule::test_the_published_schedule_is_one_warm_up_epoch_and_a_cosine_from_the_base_rate"),
         ("labels of other images", "trainers/distill.py", "SupervisedTrainer.parse_batch_train",
          "lambda f: lambda self, batch: (lambda x, y: (x, y.roll(1)))(*f(self, batch))", f"{GOLDEN}[CoOp-cpu]"),
