@@ -7,10 +7,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdpl.common.files import PART, atomic_write, sync
+from kdpl.common.files import PART, sync
 from kdpl.common.outputs import SORTED, take_folder
 
 LOG = "moved.jsonl"  # in the folder of the folders: a line for each photo, [[from, to], ...], written before it is moved
@@ -50,7 +49,9 @@ class Sorter:
                 )
         self.root, self.how = take_folder(root, SORTED), how
         if how == "move":
-            _finish_last(self.root / LOG)
+            for moves in _logged(self.root / LOG)[-1:]:  # the last one of a run that was killed
+                if os.path.lexists(moves[0][1]):
+                    _move(moves)
 
     def add(self, path: str, name: str) -> None:
         """Sort one photo in.
@@ -64,7 +65,9 @@ class Sorter:
             target = folder / (source.name if number == 1 else f"{source.stem} ({number}){source.suffix}")
             if not os.path.lexists(target):
                 break
-            if self.how != "move" and (_is_copy_of if self.how == "copy" else _is_link_to)(target, source):
+            if self.how == "copy" and _is_copy_of(target, source):
+                return
+            if self.how == "link" and target.is_symlink() and os.readlink(target) == str(source):
                 return
             number += 1
         if self.how == "link":
@@ -79,10 +82,6 @@ class Sorter:
             moves = [(str(a), str(b.absolute())) for a, b in files]
             _append(self.root / LOG, moves)
             _move(moves)
-
-
-def _is_link_to(target: Path, source: Path) -> bool:
-    return target.is_symlink() and os.readlink(target) == str(source)
 
 
 def _is_copy_of(target: Path, source: Path) -> bool:
@@ -118,38 +117,27 @@ def _move(moves: Moves) -> bool:
 
 
 def _append(log: Path, moves: Moves) -> None:
-    with open(log, "a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read(1) not in (b"", b"\n")  # by a kill: what that line was about has not been moved
-        file.write(b"\n" * torn + json.dumps(moves).encode() + b"\n")
+    with open(log, "ab") as file:
+        file.write(b"\n" + json.dumps(moves).encode())  # the line before may be torn by a kill: its files have not been moved
         file.flush()
         os.fsync(file.fileno())
 
 
-def _logged(log: Path) -> Iterator[Moves]:
-    for line in log.read_bytes().splitlines():
+def _logged(log: Path) -> list[Moves]:
+    """Return the moves of a log; the last one to a place counts, as an earlier one has not been finished or was undone."""
+    found: dict[str, Moves] = {}
+    for line in log.read_bytes().splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError):
-            yield [(source, target) for source, target in json.loads(line)]
-
-
-def _finish_last(log: Path) -> None:
-    """Finish the last move of a run that was killed, or forget it if its photo has not arrived: it is sorted again."""
-    logged = list(_logged(log)) if log.is_file() else []
-    if logged and os.path.lexists(logged[-1][0][1]):
-        _move(logged[-1])
-    elif logged:
-        _write_log(log, logged[:-1])
-
-
-def _write_log(log: Path, logged: Sequence[Moves]) -> None:
-    with atomic_write(log) as file:
-        file.writelines(json.dumps(moves).encode() + b"\n" for moves in logged)
+            moves = [(source, target) for source, target in json.loads(line)]
+            found.pop(moves[0][1], None)
+            found[moves[0][1]] = moves
+    return list(found.values())
 
 
 def undo(log: str | os.PathLike) -> tuple[int, list[str]]:
     """Move photos back to where they were, the last one first, never over a file that is there.
 
-    What is back leaves the log; the log and folders that are empty then are removed. It may be stopped and started again.
+    Folders that are empty then are removed, and the log if all are back. It may be stopped and started again.
 
     Args:
         log: the file `LOG`, or its folder.
@@ -167,16 +155,14 @@ def undo(log: str | os.PathLike) -> tuple[int, list[str]]:
             f"There is no log '{log}': expected the file {LOG} in a folder that photos were moved to, or the folder."
         )
     back, left = 0, []
-    for moves in reversed(list(_logged(log))):
+    for moves in reversed(_logged(log)):
         there = [(target, source) for source, target in moves if os.path.lexists(target)]
         if there and _move(there):
             back += 1
         elif there:
-            left.append(moves)
+            left.append(moves[0][1])
         with contextlib.suppress(OSError):  # not empty, or gone
             Path(moves[0][1]).parent.rmdir()
-    if left:
-        _write_log(log, left[::-1])
-    else:
+    if not left:
         log.unlink()
-    return back, [moves[0][1] for moves in left]
+    return back, left

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from kdpl.common.files import atomic_write
 
-RDF, DC, X = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/", "adobe:ns:meta/"
-OWN = "urn:kdpl:keywords/"
-LARGEST = 16 * 2**20  # bytes of a sidecar
+RDF, DC, OWN = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/", "urn:kdpl:keywords/"
+PREFIXES = {"x": "adobe:ns:meta/", "rdf": RDF, "dc": DC, "kdpl": OWN}
+EMPTY = f'<x:xmpmeta xmlns:x="{PREFIXES["x"]}"><r:RDF xmlns:r="{RDF}"><r:Description r:about=""/></r:RDF></x:xmpmeta>'
 
 
 class SidecarError(ValueError):
@@ -38,8 +38,8 @@ def write_keywords(photo: str | os.PathLike, keywords: Sequence[str]) -> Path:
     path = sidecar_of(photo)
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise SidecarError(f"'{path}' is not a regular file: nothing was written there. Move it away first.")
-    root, description = _read(path) if path.exists() else _empty()
-    subjects, ours = _bag(root, description, f"{{{DC}}}subject"), _bag(root, description, f"{{{OWN}}}subject")
+    root = _read(path)
+    subjects, ours = _bag(root, f"{{{DC}}}subject"), _bag(root, f"{{{OWN}}}subject")
     before = {item.text for item in ours}
     for bag in (subjects, ours):
         for item in list(bag):
@@ -51,42 +51,30 @@ def write_keywords(photo: str | os.PathLike, keywords: Sequence[str]) -> Path:
             for bag in (subjects, ours):
                 ET.SubElement(bag, f"{{{RDF}}}li").text = word
     with atomic_write(path, "wb") as file:
-        file.write(b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n')
-        file.write(ET.tostring(root, encoding="utf-8"))
-        file.write(b'\n<?xpacket end="w"?>\n')
+        ET.ElementTree(root).write(file, "utf-8", xml_declaration=True)
     return path
 
 
-def _empty() -> tuple[ET.Element, ET.Element]:
-    ET.register_namespace("x", X)
-    root = ET.Element(f"{{{X}}}xmpmeta")
-    return root, ET.SubElement(ET.SubElement(root, f"{{{RDF}}}RDF"), f"{{{RDF}}}Description", {f"{{{RDF}}}about": ""})
-
-
-def _read(path: Path) -> tuple[ET.Element, ET.Element]:
-    """Return the root of a sidecar and its first description."""
-    content = path.read_bytes()
-    if len(content) > LARGEST or re.search(rb"<!(DOCTYPE|ENTITY)", content, re.I):
-        raise SidecarError(f"'{path}' is too large for a sidecar, or holds a DOCTYPE: nothing was written there.")
+def _read(path: Path) -> ET.Element:
+    """Return the root of a sidecar, which has a description; of none that of an empty one."""
+    content = path.read_bytes() if path.exists() else EMPTY.encode()
+    for prefix, uri in PREFIXES.items():
+        ET.register_namespace(prefix, uri)
     try:
         for _, (prefix, uri) in ET.iterparse(io.BytesIO(content), ["start-ns"]):
             if not re.fullmatch(r"ns\d+", prefix):
                 ET.register_namespace(prefix, uri)  # so that others find their own prefixes
-        builder = ET.TreeBuilder(insert_comments=True, insert_pis=False)
-        root = ET.fromstring(content, ET.XMLParser(target=builder))
+        root = ET.fromstring(content, ET.XMLParser(target=ET.TreeBuilder(insert_comments=True)))
     except (ET.ParseError, ValueError) as error:
         raise SidecarError(f"'{path}' is not XMP ({error}): nothing was written there. Move it away or mend it.") from error
-    description = root.find(f".//{{{RDF}}}Description")
-    if description is None:
+    if root.find(f".//{{{RDF}}}Description") is None:
         raise SidecarError(f"'{path}' is not XMP (no rdf:Description): nothing was written there.")
-    return root, description
+    return root
 
 
-def _bag(root: ET.Element, description: ET.Element, tag: str) -> ET.Element:
-    """Return the bag of a property of any description, which is added to this one if there is none."""
-    for kind, uri in (("rdf", RDF), ("dc", DC), ("kdpl", OWN)):
-        ET.register_namespace(kind, uri)
+def _bag(root: ET.Element, tag: str) -> ET.Element:
+    """Return the bag of a property of any description, which is added to the first one if there is none."""
     found = root.find(f".//{tag}")
-    found = ET.SubElement(description, tag) if found is None else found
+    found = ET.SubElement(root.find(f".//{{{RDF}}}Description"), tag) if found is None else found
     bag = next((child for child in found if child.tag in (f"{{{RDF}}}Bag", f"{{{RDF}}}Seq")), None)
     return ET.SubElement(found, f"{{{RDF}}}Bag") if bag is None else bag

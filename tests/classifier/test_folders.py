@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_between_two_moves_resumes_and_all_goes_back(at, be
     killed = processes.run([sys.executable, "-c", KILLED.format(at=at, before=before), *command], check=False)
     assert killed.returncode == -signal.SIGKILL and (target / LOG).is_file()
     with open(target / LOG, "a") as log:
-        log.write('[["torn')
+        log.write('\n[["torn')
     assert len(content(photos)) + len(content(target)) == len(everything) + 1
     assert main(command) == 0
     assert not content(photos) and len(content(target)) == len(everything) + 1
