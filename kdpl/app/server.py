@@ -101,19 +101,15 @@ def serve(session: Session, port: int, ready: Callable[[str], None]) -> None:
 
     Args:
         port: 0 for a free one.
-        ready: called with the address, once it answers.
+        ready: called with the address, which answers from now on.
     """
     token = secrets.token_urlsafe(24)
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            ready(f"http://127.0.0.1:{port}/{token}/")
-
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # who comes before the server is ready waits
         port = listener.getsockname()[1]
         app = make_app(session, token, port, lambda: server.should_exit)
-        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        ready(f"http://127.0.0.1:{port}/{token}/")
         server.run(sockets=[listener])

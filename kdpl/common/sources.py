@@ -224,6 +224,4 @@ def _library(name: str) -> Any:
         raise SourceError(f"This needs the package {name} ({error}): pip install 'kdpl[shards]'") from error
     finally:
         sys.path[:] = before
-    if not hasattr(library, "__version__"):
-        raise SourceError(f"The module '{name}' is the folder {list(library.__path__)} here, not the library.")
     return library

@@ -55,14 +55,10 @@ export class Grid {
     const there = new Set(this.order);
     for (const item of this.selected) if (!there.has(item)) this.selected.delete(item);
     if (!there.has(this.active)) this.active = this.order[Math.min(Math.max(at, 0), this.order.length - 1)] ?? null;
-    this.clear();
+    this.space.replaceChildren();
+    this.made.clear();
     this.layOut();
     this.onselect();
-  }
-
-  clear() {
-    for (const {node} of this.made.values()) node.remove();
-    this.made.clear();
   }
 
   layOut() {
@@ -85,11 +81,8 @@ export class Grid {
 
   draw() {
     const from = this.host.scrollTop - this.height, to = this.host.scrollTop + this.host.clientHeight + this.height;
-    let low = 0, high = this.rows.length;
-    while (low < high) { const middle = (low + high) >> 1; if (this.rows[middle].top + this.height < from) low = middle + 1; else high = middle; }
     const wanted = new Map();
-    for (let i = low; i < this.rows.length && this.rows[i].top < to; i++) {
-      const row = this.rows[i];
+    for (const row of this.rows.filter(({top}) => top + this.height >= from && top < to)) {
       if (row.section) wanted.set("head " + row.section.key, [row.top, MARGIN, row.section]);
       else row.items.forEach((item, column) => wanted.set(item, [row.top, MARGIN + column * (this.cell + GAP), null, row.at + column]));
     }
