@@ -97,8 +97,12 @@ class Session:
             self.write_keywords()
             return self.state()
         with self._lock:
-            if "each" in wanted:
-                wanted = {**wanted, "each": self._by_digest(wanted["each"])}
+            contents = dict(enumerate(self.sorter.pile.contents))
+            try:
+                if "each" in wanted:
+                    wanted = {**wanted, "each": [[[contents[i] for i in photos], name] for photos, name in wanted["each"]]}
+            except (KeyError, TypeError, ValueError):
+                raise ChangeError("There is no photo with this number: reload the page.") from None
             self._journal.add(wanted)
             try:
                 self.refresh()
@@ -107,14 +111,6 @@ class Session:
                 self.refresh()
                 raise ChangeError(str(error)) from error
             return self.state()
-
-    def _by_digest(self, each: Any) -> list[list[Any]]:
-        """Return photos and their names with the digests of the photos for their numbers."""
-        digests = dict(enumerate(self.sorter.pile.contents))
-        try:
-            return [[[digests[number] for number in photos], name] for photos, name in each]
-        except (KeyError, TypeError, ValueError):
-            raise ChangeError("There is no photo with this number: reload the page.") from None
 
     def refresh(self) -> None:
         """Read what was decided, sort the pile by it, and write the bundle."""
