@@ -48,6 +48,7 @@ def run_state(trainer: "PromptTrainer", epochs: int, batches: int, val_result: f
     Raises:
         DivergenceError: a learned parameter is not finite.
     """
+    trainer.student.write_features()
     learned, selection = trainer.student.learned.state_dict(), trainer.objective.selection
     broken = [name for name, value in learned.items() if not torch.isfinite(value).all()]
     if broken:

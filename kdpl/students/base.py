@@ -207,6 +207,10 @@ class Student(nn.Module):
 
     def end_epoch(self, epoch: int, max_epoch: int) -> None:
         """Finish epoch number `epoch`, counted from 0."""
+        self.write_features()
+
+    def write_features(self) -> None:
+        """Write the frozen text features that are known to the cache: a run that resumes from now on reads all of them."""
         for ensemble in self._ensembles.values():
             ensemble.flush()
 
