@@ -95,7 +95,12 @@ class EvaluatedTrainer(TrainerX):
         mean, std = tuple(self.cfg.INPUT.PIXEL_MEAN), tuple(self.cfg.INPUT.PIXEL_STD)
         self.normalize = Normalize(mean, std)
         for loader in {self.val_loader, self.test_loader} - {None}:
-            steps = loader.dataset.transform.transforms  # the engine's resizing and centre crop, then others
+            steps = loader.dataset.transform.transforms
+            if [type(step) for step in steps[:2]] != [T.Resize, T.CenterCrop]:
+                raise ValueError(
+                    f"The test transform {loader.dataset.transform} does not begin with Resize and CenterCrop, which those of "
+                    "the CLIP replace: use the engine's own transform."
+                )
             loader.dataset.transform = T.Compose([*self.preprocessing.resize_steps(), *steps[2:]])
         for loader in {self.train_loader_x, self.val_loader, self.test_loader} - {None}:
             if transform := bytes_transform(loader.dataset.transform, mean, std):

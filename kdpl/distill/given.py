@@ -65,7 +65,7 @@ class Probabilities:
         where: it is from, for messages.
 
     Raises:
-        ValueError: a key is there twice, or a row is no distribution.
+        ValueError: a key is there twice, shapes disagree, or a row is no distribution.
     """
 
     def __init__(self, names: Sequence[str], keys: Sequence[str], values: Tensor, where: str = "The table of probabilities"):
@@ -74,7 +74,9 @@ class Probabilities:
         if len(self.rows) < len(keys):
             twice = next(key for row, key in enumerate(keys) if self.rows[key] != row)
             raise ValueError(f"{where} has the image '{twice}' twice: remove one of its rows.")
-        values = values.double().reshape(len(keys), len(self.names))
+        values = values.double()
+        if values.shape != (len(keys), len(self.names)):
+            raise ValueError(f"{where} has values {tuple(values.shape)} for {len(keys)} images and {len(self.names)} names.")
         sums = values.sum(1)
         wrong = ~((sums - 1).abs() <= SUM) | (values < 0).any(1)  # NaN is wrong, too
         if wrong.any():
@@ -142,7 +144,7 @@ def read_probabilities(path: str | os.PathLike) -> Probabilities:
             if not head or head[0] != "path" or any(len(row) != len(head) for row in rows):
                 raise ValueError("expected a header 'path,NAME,NAME,...' and as many cells in each row")
             names, keys, cells = head[1:], [row[0] for row in rows], [[float(cell) for cell in row[1:]] for row in rows]
-            values = torch.tensor(cells, dtype=torch.float64)
+            values = torch.tensor(cells, dtype=torch.float64).reshape(len(keys), len(names))
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 names, keys = (json.loads((file.metadata() or {})[name]) for name in ("names", "paths"))

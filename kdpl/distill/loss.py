@@ -41,7 +41,7 @@ def distillation_loss(
         Scalars `loss`, `loss_kl_forward`, `loss_kl_reverse`; the last two are sums over C and means over B.
 
     Raises:
-        ValueError: an unknown kind, or a function that returns something else.
+        ValueError: an unknown kind, shapes that disagree, or a function that returns something else.
     """
     forward, reverse = _both_ways(student_logits, teacher_logits, temperature)
     if kind in ("symmetric", "forward", "reverse"):
@@ -116,6 +116,10 @@ def _other(student_logits: Tensor, teacher_logits: Tensor, kind: Loss, temperatu
 
 def _both_ways(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return KL(T||S) and KL(S||T) of each row, `(B,)`."""
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"Student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ."
+        )
     log_s = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     difference = log_t - log_s  # (B, C)

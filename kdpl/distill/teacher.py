@@ -93,6 +93,8 @@ class Teacher:
         Args:
             student_scale: exp(logit_scale) of the student, used if `logit_scale` is "student".
         """
+        if features.dim() != 2:
+            raise ValueError(f"Teacher '{self.clip.name}' gave image features {tuple(features.shape)}, expected (B, d).")
         scale: Any = self.logit_scale
         if isinstance(scale, str):
             scale = student_scale if scale == "student" else self.clip.logit_scale

@@ -174,7 +174,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kdpl eval`; return its exit status."""
     args = parse_args(argv)
-    check_files([args.csv], [args.labels])
+    check_files([args.csv], [args.labels, args.classnames, *args.learner])
     judged, unread = print_accuracy(args)
     counts = Counter((j.label or "(not known)", j.predicted) for j in judged)
     confused = [(n, *pair) for pair, n in counts.most_common() if pair[0] != pair[1]][:SHOWN]

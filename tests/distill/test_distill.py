@@ -140,3 +140,8 @@ def test_teacher_text_features_are_those_of_its_sentences(teacher_clip):
     ids = teacher_clip.tokenizer(["a photo of a pizza.", "a photo of a hot dog."])
     expected = F.normalize(teacher_clip.model.encode_text(ids), dim=-1)
     torch.testing.assert_close(make_teacher(teacher_clip).text_features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_of_other_shapes_are_refused_and_not_broadcast():
+    with pytest.raises(ValueError, match=r"\(3, 7\) and teacher logits \(1, 7\) differ"):
+        distillation_loss(torch.zeros(3, 7), torch.zeros(1, 7))

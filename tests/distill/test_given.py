@@ -89,3 +89,8 @@ def test_any_object_with_names_and_logits_is_a_teacher_of_images(golden_clips):
         Distillation(student, Colours(), NAMES)(images)
     with pytest.raises(ValueError, match="names differ"):
         Distillation(student, Colours(), ["cat", "dog", "cow"])
+
+
+def test_values_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"values \(9, 1\) for 3 images and 3 names"):
+        Probabilities(NAMES, PATHS, torch.full((9, 1), 1 / 3))

@@ -251,3 +251,8 @@ def test_zeroshot_teacher_evaluates_the_configured_teacher(kind, tmp_path):
     shared = [key for key in trained.manifest.facts if key.startswith("teacher's")]
     assert {key: run.manifest.facts[key] for key in shared} == {key: trained.manifest.facts[key] for key in shared}
     assert run.manifest.facts["clip"] == trained.manifest.facts["teacher"] and len(shared) == (kind != "several")
+
+
+def test_features_of_another_shape_are_no_ensemble(clips):
+    with pytest.raises(ValueError, match=r"gave image features \(5, 2, 128\), expected \(B, d\)"):
+        teacher_of(clips["emoji_teacher"]).logits(torch.zeros(5, 2, 128), torch.ones(()))
